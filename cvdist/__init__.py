@@ -1,0 +1,3 @@
+"""cvdist: distributed training of image classifiers on clusters."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,137 @@
+"""Command lines: a recipe's name, flags that override its fields, and errors of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from cvdist import config as configs
+from cvdist import log, recipes
+from cvdist.config import GROUPS, TrainConfig
+from cvdist.errors import EXIT_USER_ERROR, UserError
+
+_GENERAL = {
+    "--help": "this text; after a recipe's name, all its settings",
+    "--show-config": "print the configuration as JSON and stop",
+    "--debug": "more log, and a traceback with every error",
+}
+
+
+def parse_train(arguments: Sequence[str]) -> TrainConfig | None:
+    """Configuration from `RECIPE [--field value ...]`; None if only help or the configuration was asked for.
+
+    Raises:
+        UserError: for an unknown recipe or flag (with the nearest names), or a value of the wrong type.
+    """
+    words = [word for word in arguments if word != "--debug"]
+    show = "--show-config" in words
+    words = [word for word in words if word != "--show-config"]
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return None
+    if words[0].startswith("-"):
+        raise UserError(
+            f"the first argument is a recipe, not {words[0]}: one of {', '.join(recipes.names())}"
+        )
+    config = recipes.find(words[0])
+    _require_known(words[1:])
+    config = _override(config, words)
+    if show:
+        print(json.dumps(configs.to_dict(config), indent=2))
+        return None
+    return config
+
+
+def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
+    """Run a job and return its exit code; what the user can mend is one line on standard error."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    log.setup(debug=debug)
+    try:
+        return job(words) or 0
+    except UserError as error:
+        logging.getLogger("cvdist").debug("", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        first = next(iter(str(error).strip().splitlines()), "")
+        print(f"error: {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _override(config: TrainConfig, words: Sequence[str]) -> TrainConfig:
+    import tyro
+
+    # Without the field `recipe`, which the first argument has set.
+    fields = [(name, cls, dataclasses.field(default=getattr(config, name))) for name, cls in GROUPS.items()]
+    settings = dataclasses.make_dataclass("Settings", fields, frozen=True)
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output):
+            chosen = tyro.cli(
+                settings,
+                prog=f"train.py {words[0]}",
+                description=f"Recipe {words[0]}: {recipes.names()[words[0]]}",
+                args=list(words[1:]),
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_one_line(output.getvalue())) from None
+    return dataclasses.replace(config, **{name: getattr(chosen, name) for name in GROUPS})
+
+
+def _require_known(words: Sequence[str]) -> None:
+    fields = [field for cls in GROUPS.values() for field in dataclasses.fields(cls)]
+    names = [field.name.replace("_", "-") for field in fields]
+    switches = [name for name, field in zip(names, fields, strict=True) if field.type == "bool"]
+    known = {f"--{name}" for name in names} | {f"--no-{name}" for name in switches} | set(_GENERAL)
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            near = difflib.get_close_matches(flag, sorted(known), n=2, cutoff=0.6)
+            hint = f"did you mean {' or '.join(near)}?" if near else "--help after the recipe lists all"
+            raise UserError(f"unknown flag {flag}: {hint}")
+
+
+def _one_line(box: str) -> str:
+    """Tyro's framed message without the frame and the help below it."""
+    lines = [re.sub(r"^[│|]|[│|]$", "", line.strip()).strip() for line in box.splitlines()]
+    lines = [line for line in lines if line and line[0] not in "╭╰─┌└"]
+    text = []
+    for line in lines:
+        if line.startswith(("Argument helptext", "For full helptext", "Similar", "---")):
+            break
+        text.append(line)
+    return " ".join(text) or "the arguments could not be read: --help shows them"
+
+
+def _overview() -> str:
+    width = max(map(len, [*recipes.names(), *_GENERAL]))
+    lines = ["usage: python jobs/train.py RECIPE [--field value ...]", "", "recipes:"]
+    lines += [f"  {name:{width}}  {what}" for name, what in recipes.names().items()]
+    lines += ["", "options:"]
+    lines += [f"  {flag:{width}}  {what}" for flag, what in _GENERAL.items()]
+    lines += [
+        "",
+        "Every setting of a recipe is a flag: --epochs 3 --lr 0.05 --workers 4 --name my-run.",
+        "python jobs/train.py RECIPE --help lists them with their values.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,304 @@
+"""Every setting of a training job, with its one default.
+
+A recipe (`cvdist.recipes`) is a function that returns a `TrainConfig`; the command line overrides single
+fields of it by their flat names (`--lr`, `--batch-size`, ...), so a field name is unique over all groups.
+This module imports neither torch nor ray nor mlflow: reading a command line costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cvdist.errors import UserError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
+Runtime = Literal["auto", "ray", "torchrun", "inline"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from."""
+
+    dataset: Literal["digits", "mnist"] = "digits"
+    """`digits`: 5,000 real MNIST digits that come with a package, no network needed. `mnist`: all 70,000."""
+    data: str = ""
+    """Folder of the data set; `mnist` is downloaded into it when absent. Empty: `<storage>/data`."""
+    valid_fraction: float = 0.2
+    """Share held back for validation, stratified by class, where a data set has no split of its own."""
+    split_seed: int = 0
+    """Seed of that split: apart from `--seed`, so that repeats with other seeds validate on the same data."""
+    horizontal_flip: float = 0.0
+    """Training only: probability that a picture is mirrored."""
+    rotation: float = 0.0
+    """Training only: each picture is turned by up to this many degrees to either side."""
+    translation: float = 0.0
+    """Training only: each picture is moved by up to this fraction of its width and height."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained."""
+
+    model: str = "scratch-cnn"
+    """Name in the registry (`cvdist.models`)."""
+    dropout: float = 0.5
+    """Probability that an activation is dropped in training."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights move. The book's values: SGD, lr 0.01, momentum 0.5."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`sgd` (with `--momentum`) or `adamw`."""
+    lr: float = 0.01
+    """Peak learning rate."""
+    momentum: float = 0.5
+    """Of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of SGD's momentum."""
+    weight_decay: float = 0.0
+    """L2 penalty for `sgd`, decoupled decay for `adamw`; biases and norms are left out."""
+    lr_scheduler: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does after warm-up."""
+    lr_warmup_epochs: float = 0.0
+    """Epochs (fractions allowed) in which the learning rate grows linearly to its peak."""
+    label_smoothing: float = 0.0
+    """Share of each target spread evenly over all classes, in training only."""
+    clip_grad_norm: float = 0.0
+    """Largest L2 norm of all gradients together. 0: no clipping."""
+    model_ema_decay: float = 0.0
+    """Decay a step of the weights' exponential moving average, which is then what is validated and logged.
+    0: none."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, in which portions and with which arithmetic."""
+
+    epochs: int = 20
+    """Passes over the training data."""
+    batch_size: int = 32
+    """Pictures a step, over all workers together: the learning rate need not change with their number."""
+    accumulate_steps: int = 1
+    """Each worker computes its share of a batch in this many portions. Saves memory, same gradients."""
+    valid_batch_size: int = 1000
+    """Pictures a forward pass in validation, on each worker."""
+    precision: Precision = "auto"
+    """`auto`: bfloat16 autocast where the processor computes it natively, else float32."""
+    channels_last: bool = True
+    """Memory layout NHWC, which convolutions are fastest with."""
+    compile: bool = False
+    """Run the model through `torch.compile` (needs a C++ compiler on CPUs)."""
+    seed: int = 0
+    """Of weights, order, augmentation and dropout."""
+    log_every_steps: int = 50
+    """Steps between two points of the `step/` metrics."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What survives a crash, and where."""
+
+    name: str = ""
+    """Name of the run. A name that exists is continued from its last checkpoint. Empty: a new name."""
+    storage: str = ""
+    """Folder or URI (s3://bucket/path) that holds each run's checkpoints and, by default, the MLflow store.
+    Empty: $CVDIST_STORAGE, else ./runs."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints inside an epoch. 0: at each epoch's end only."""
+    keep_checkpoints: int = 2
+    """How many of the best checkpoints are kept, besides the latest."""
+    resume: str = ""
+    """Folder or URI of one checkpoint to start a new run from."""
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where it runs."""
+
+    runtime: Runtime = "auto"
+    """`auto`: torchrun's environment if started by it, else Ray. `inline`: in this process, one worker."""
+    workers: int = 2
+    """Ray workers, one process each. (torchrun's own --nproc-per-node counts instead, under torchrun.)"""
+    device: Device = "auto"
+    """`auto`: GPUs where every worker can have one, else CPUs."""
+    cpus_per_worker: int = 1
+    """CPU cores that Ray reserves for each worker."""
+    max_failures: int = 3
+    """How often Ray restarts the workers from the last checkpoint before it gives up."""
+    resource_timeout: float = 0.0
+    """Seconds to wait for the cluster to have the CPUs and GPUs asked for (an autoscaler adds nodes). 0: fail
+    at once."""
+    start_timeout: float = 300.0
+    """Seconds that the worker processes may take to start."""
+    collective_timeout: float = 300.0
+    """Seconds that one worker waits for the others in a collective operation before it fails."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where the results are shown."""
+
+    tracking: Literal["required", "none"] = "required"
+    """`none`: do not use MLflow at all."""
+    tracking_uri: str = ""
+    """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
+    experiment: str = "cvdist"
+    """MLflow experiment."""
+    system_metrics: bool = True
+    """Log CPU, memory, disk, network and GPU use of every node."""
+    log_model: bool = True
+    """Log the best model, ready to load and to serve."""
+    tracking_timeout: float = 10.0
+    """Seconds that the MLflow server may take to answer at the start."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training job, whole. `recipe` names the function in `cvdist.recipes` that it began from."""
+
+    recipe: str = ""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+GROUPS: dict[str, type] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "optimizer": OptimizerConfig,
+    "loop": LoopConfig,
+    "checkpoint": CheckpointConfig,
+    "runtime": RuntimeConfig,
+    "tracking": TrackingConfig,
+}
+
+
+def replace(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """Copy of `config` with fields changed by their flat names, e.g. `replace(c, lr=0.1, epochs=3)`.
+
+    Raises:
+        TypeError: for a name that no group has.
+    """
+    groups = {}
+    for name, cls in GROUPS.items():
+        mine = {f.name: changes.pop(f.name) for f in dataclasses.fields(cls) if f.name in changes}
+        if mine:
+            groups[name] = dataclasses.replace(getattr(config, name), **mine)
+    if "recipe" in changes:
+        groups["recipe"] = changes.pop("recipe")
+    if changes:
+        raise TypeError(f"no such fields: {', '.join(changes)}")
+    return dataclasses.replace(config, **groups)
+
+
+def flat(config: TrainConfig) -> Iterator[tuple[str, Any]]:
+    """Each field as (`group.name`, value), in the order of their definition."""
+    yield "recipe", config.recipe
+    for group in GROUPS:
+        for name, value in dataclasses.asdict(getattr(config, group)).items():
+            yield f"{group}.{name}", value
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain nested dictionary, for JSON and for Ray's `train_loop_config`."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> TrainConfig:
+    """Inverse of `to_dict`."""
+    groups = {name: cls(**values[name]) for name, cls in GROUPS.items()}
+    return TrainConfig(recipe=values["recipe"], **groups)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse values that no run can work with, before anything is started.
+
+    Raises:
+        UserError: one line that names the flag and what it takes.
+    """
+    at_least = {
+        "epochs": 1,
+        "batch_size": 1,
+        "accumulate_steps": 1,
+        "valid_batch_size": 1,
+        "log_every_steps": 1,
+        "checkpoint_every": 0,
+        "keep_checkpoints": 1,
+        "workers": 1,
+        "cpus_per_worker": 1,
+        "max_failures": 0,
+        "lr": 0,
+        "weight_decay": 0,
+        "lr_warmup_epochs": 0,
+        "clip_grad_norm": 0,
+        "rotation": 0,
+        "resource_timeout": 0,
+        "start_timeout": 1,
+        "collective_timeout": 1,
+        "tracking_timeout": 0.1,
+    }
+    # (lowest, highest, whether the highest itself is allowed)
+    between: dict[str, tuple[float, float, bool]] = {
+        "momentum": (0, 1, False),
+        "label_smoothing": (0, 1, False),
+        "model_ema_decay": (0, 1, False),
+        "dropout": (0, 1, False),
+        "horizontal_flip": (0, 1, True),
+        "translation": (0, 1, True),
+    }
+    for path, value in flat(config):
+        name = path.rpartition(".")[2]
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{flag} is {value}: it takes a finite number")
+        if name in at_least and value < at_least[name]:
+            raise UserError(f"{flag} is {value}: it takes {at_least[name]} or more")
+        if name in between:
+            low, high, closed = between[name]
+            if value < low or value > high or (value == high and not closed):
+                bracket = "]" if closed else ")"
+                raise UserError(f"{flag} is {value}: it takes a number in [{low}, {high}{bracket}")
+    if not 0 < config.data.valid_fraction < 1:
+        raise UserError(f"--valid-fraction is {config.data.valid_fraction}: it takes a number in (0, 1)")
+    if config.optimizer.nesterov and config.optimizer.momentum == 0:
+        raise UserError("--nesterov needs a --momentum above 0")
+    if config.optimizer.lr_warmup_epochs >= config.loop.epochs:
+        raise UserError(
+            f"--lr-warmup-epochs is {config.optimizer.lr_warmup_epochs} of {config.loop.epochs} epochs: "
+            "nothing would be left to train at the full rate"
+        )
+    if config.checkpoint.name and not re.fullmatch(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.checkpoint.name
+    ):
+        raise UserError(
+            f"--name {config.checkpoint.name!r}: a name is 1 to 128 letters, digits, dots, hyphens, underscores"
+        )
+
+
+def storage_root(config: TrainConfig) -> str:
+    """Folder (absolute) or URI under which every run keeps its files.
+
+    A job submitted with `ray job submit --working-dir` runs in a copy of that folder, which Ray deletes
+    afterwards; there the default is in the home folder instead.
+    """
+    root = config.checkpoint.storage or os.environ.get("CVDIST_STORAGE", "")
+    if not root:
+        in_ray_copy = "_ray_pkg_" in str(Path.cwd())
+        root = str(Path.home() / "cvdist-runs") if in_ray_copy else "runs"
+    if "://" in root:
+        return root.rstrip("/")
+    return str(Path(root).expanduser().resolve())

@@ -1,0 +1,55 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cvdist.config import TrainConfig, storage_root
+from cvdist.data import digits, mnist
+from cvdist.data.augment import Augmentation
+from cvdist.data.dataset import Batch, DatasetInfo, Loader, Split
+from cvdist.data.in_memory import InMemoryLoader
+from cvdist.errors import UserError
+
+__all__ = ["Batch", "DatasetInfo", "Loader", "Split", "open_loader", "prepare"]
+
+
+def prepare(config: TrainConfig) -> None:
+    """Bring the data onto this node where that has to happen once a node: call it on one worker of each.
+
+    Raises:
+        UserError: if the data can't be had.
+    """
+    if config.data.dataset == "mnist":
+        mnist.fetch(_folder(config))
+
+
+def open_loader(config: TrainConfig, device: torch.device) -> Loader:
+    """The configured data set, on `device`.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    if config.data.dataset == "mnist":
+        info, train, valid = mnist.load(_folder(config))
+    else:
+        info, train, valid = digits.load(config.data)
+    return InMemoryLoader(
+        info,
+        train,
+        valid,
+        device=device,
+        augmentation=Augmentation.from_config(config.data, config.loop.seed),
+        channels_last=config.loop.channels_last,
+    )
+
+
+def _folder(config: TrainConfig) -> Path:
+    if config.data.data:
+        return Path(config.data.data).expanduser().resolve()
+    root = storage_root(config)
+    if "://" in root:
+        raise UserError("--data is needed: the storage is a URI, and the data set has to be in a folder")
+    return Path(root) / "data"

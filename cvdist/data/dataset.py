@@ -1,0 +1,79 @@
+"""What the training loop knows of data: a description, and batches that are ready to compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from cvdist.data.sampler import EpochOrder
+
+Split = Literal["train", "valid"]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Description of a data set.
+
+    mean, std: of the training pictures by channel, for pixels in [0, 1].
+    """
+
+    name: str
+    source: str
+    classes: tuple[str, ...]
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_size: int
+    valid_size: int
+
+    def __str__(self) -> str:
+        """One line for logs and reports."""
+        return (
+            f"{self.name}: {self.train_size:,} training and {self.valid_size:,} validation pictures, "
+            f"{len(self.classes)} classes, {self.channels}x{self.height}x{self.width} ({self.source})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One worker's share of a step, on the device.
+
+    images: float32 (n, C, H, W), normalised and, in training, augmented; n may be 0.
+    labels: int64 (n,).
+    indices: int64 (n,) on the CPU, rows of the split.
+    global_size: samples in this step over all workers.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    global_size: int
+
+
+class Loader(Protocol):
+    """A data set that hands out batches on one device."""
+
+    info: DatasetInfo
+
+    def train_batches(
+        self, order: EpochOrder, rank: int, world_size: int, position: int = 0
+    ) -> Iterator[Batch]:
+        """This worker's share of each step of an epoch, from `position` (in samples) on."""
+        ...
+
+    def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
+        """This worker's part of the validation data, each sample once, never padded."""
+        ...
+
+    def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
+        """Original pixels, uint8 (n, C, H, W) on the CPU, and class names, of some rows of a split."""
+        ...
+
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of all that the data set holds."""
+        ...

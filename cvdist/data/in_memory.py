@@ -1,0 +1,113 @@
+"""Small data sets: one uint8 tensor on the device, gathered, normalised and augmented by batch.
+
+Nothing is done a picture at a time. Several steps' shares are gathered and normalised in one go: for digits, a
+tensor operation's fixed cost is a good part of a step, and so it is paid once for many steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cvdist.data.augment import Augmentation
+from cvdist.data.dataset import Batch, DatasetInfo, Split
+from cvdist.data.sampler import EpochOrder, Share, deal
+
+# Float pixels gathered at once: large enough to spread an operation's fixed cost over many small steps,
+# small enough to stay in a processor's cache until the steps have used them.
+_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures uint8 (N, C, H, W) and labels int64 (N,), on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class InMemoryLoader:
+    """Batches of a data set that fits in memory (`cvdist.data.dataset.Loader`)."""
+
+    def __init__(
+        self,
+        info: DatasetInfo,
+        train: Labelled,
+        valid: Labelled,
+        *,
+        device: torch.device,
+        augmentation: Augmentation | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        """Move the whole data set to `device`."""
+        self.info = info
+        self.device = device
+        self.augmentation = augmentation
+        self._splits: dict[Split, Labelled] = {
+            "train": Labelled(train.images.to(device), train.labels.to(device)),
+            "valid": Labelled(valid.images.to(device), valid.labels.to(device)),
+        }
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        shape = (1, info.channels, 1, 1)
+        std = torch.tensor(info.std, device=device).view(shape)
+        # (pixel / 255 - mean) / std as one multiplication and one addition.
+        self._scale = 1 / (255 * std)
+        self._shift = -torch.tensor(info.mean, device=device).view(shape) / std
+
+    def train_batches(
+        self, order: EpochOrder, rank: int, world_size: int, position: int = 0
+    ) -> Iterator[Batch]:
+        """See `Loader.train_batches`."""
+        picture_bytes = 4 * self.info.channels * self.info.height * self.info.width
+        steps = max(1, _CHUNK_BYTES * world_size // (order.batch_size * picture_bytes))
+        shares = order.shares(rank, world_size, position)
+        while chunk := list(itertools.islice(shares, steps)):
+            yield from self._gather("train", chunk, self._draws(chunk, order.epoch))
+
+    def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
+        """See `Loader.valid_batches`."""
+        mine = deal(self.info.valid_size, rank, world_size)
+        for start in range(mine.start, mine.stop, batch_size):
+            indices = torch.arange(start, min(start + batch_size, mine.stop))
+            yield from self._gather("valid", [Share(indices, start, 0, len(indices))], None)
+
+    def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
+        """See `Loader.pictures`."""
+        rows = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
+        data = self._splits[split]
+        names = [self.info.classes[label] for label in data.labels[rows].tolist()]
+        return data.images[rows].cpu(), names
+
+    def digest(self) -> str:
+        """See `Loader.digest`."""
+        sha = hashlib.sha256()
+        for data in self._splits.values():
+            for tensor in (data.images, data.labels):
+                sha.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+                sha.update(tensor.cpu().numpy().data)
+        return sha.hexdigest()
+
+    def _draws(self, chunk: list[Share], epoch: int) -> Tensor | None:
+        if self.augmentation is None:
+            return None
+        draws = [self.augmentation.draw(share, epoch) for share in chunk]
+        return torch.cat(draws).to(self.device, non_blocking=True)
+
+    def _gather(self, split: Split, chunk: list[Share], draws: Tensor | None) -> Iterator[Batch]:
+        data = self._splits[split]
+        indices = torch.cat([share.indices for share in chunk])
+        rows = indices.to(self.device, non_blocking=True)
+        images = data.images.index_select(0, rows).float()
+        if self.augmentation is not None and draws is not None:
+            images = self.augmentation.apply(images, draws)
+        images = images.mul_(self._scale).add_(self._shift).contiguous(memory_format=self._layout)
+        labels = data.labels.index_select(0, rows)
+        sizes = [len(share.indices) for share in chunk]
+        parts = zip(images.split(sizes), labels.split(sizes), indices.split(sizes), chunk, strict=True)
+        for part_images, part_labels, part_indices, share in parts:
+            yield Batch(part_images, part_labels, part_indices, share.global_size)

@@ -1,0 +1,17 @@
+"""The one kind of error that is the user's to mend."""
+
+
+class UserError(Exception):
+    """A mistake or a missing thing that the user can mend.
+
+    The message is one line that names the file or flag and the fix. Jobs print it without a traceback
+    and exit with `EXIT_USER_ERROR`; `--debug` shows the traceback as well.
+    """
+
+    def __init__(self, message: str, *, on_all_workers: bool = False) -> None:
+        """`on_all_workers`: every worker of the run raises it at the same place, so none waits for another."""
+        super().__init__(message)
+        self.on_all_workers = on_all_workers
+
+
+EXIT_USER_ERROR = 2

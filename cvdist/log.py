@@ -1,0 +1,63 @@
+"""Log lines and progress that a person can follow, on a terminal and in a file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+
+def setup(*, debug: bool = False) -> None:
+    """Send the package's log to standard error, a time and a message a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger = logging.getLogger("cvdist")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.propagate = False
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `3:05` (minutes) or `2:03:05` (hours)."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+
+
+def percent(correct: int, total: int) -> str:
+    """`98.94% (9894/10000)`."""
+    return f"{100 * correct / total if total else float('nan'):.2f}% ({correct}/{total})"
+
+
+class ProgressLine:
+    """One line that is rewritten on a terminal; in a log file, a new line every few seconds."""
+
+    def __init__(self, logger: logging.Logger, *, enabled: bool, every: float = 5.0) -> None:
+        """`every`: seconds between two lines in a log file."""
+        self._logger = logger
+        self._enabled = enabled
+        self._terminal = sys.stderr.isatty()
+        self._every = 0.2 if self._terminal else every
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether enough time has passed for another line."""
+        return self._enabled and time.monotonic() - self._last >= self._every
+
+    def show(self, text: str) -> None:
+        """Show `text` as the present state."""
+        self._last = time.monotonic()
+        if self._terminal:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+        else:
+            self._logger.info("%s", text)
+
+    def clear(self) -> None:
+        """Make room on a terminal for an ordinary line."""
+        if self._enabled and self._terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

@@ -1,0 +1,95 @@
+"""Models by name, each with the input that it expects."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from cvdist.config import ModelConfig
+from cvdist.errors import UserError
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Shape of one picture; height and width in pixels."""
+
+    channels: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.channels}x{self.height}x{self.width}"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model that can be built.
+
+    summary: one line for listings.
+    default_input: what it was designed for; `check` says what else it takes.
+    smallest_side: the least height and width, in pixels, that its convolutions leave something of.
+    build: makes it from (input, number of classes, settings), with weights on the default device. It takes
+        float (n, channels, height, width), n may be 0, and returns log-probabilities (n, number of classes).
+    """
+
+    name: str
+    summary: str
+    default_input: InputSpec
+    smallest_side: int
+    build: Callable[[InputSpec, int, ModelConfig], nn.Module]
+
+    def check(self, input: InputSpec) -> None:
+        """Refuse pictures that the model can't be built for.
+
+        Raises:
+            UserError: one line that says what the model takes.
+        """
+        if min(input.height, input.width) < self.smallest_side:
+            raise UserError(
+                f"--model {self.name} takes pictures of {self.smallest_side}x{self.smallest_side} pixels or "
+                f"more, these are {input.height}x{input.width}: use larger pictures or another model"
+            )
+
+
+_MODELS: dict[str, ModelSpec] = {}
+
+
+def register(spec: ModelSpec) -> None:
+    """Make a model known under its name."""
+    if spec.name in _MODELS:
+        raise ValueError(f"a model named {spec.name!r} is registered already")
+    _MODELS[spec.name] = spec
+
+
+def names() -> dict[str, str]:
+    """Each model's name and summary."""
+    return {name: spec.summary for name, spec in _MODELS.items()}
+
+
+def find(name: str) -> ModelSpec:
+    """The model called `name`.
+
+    Raises:
+        UserError: if there is none; the message has the nearest names, and all of them.
+    """
+    if name not in _MODELS:
+        near = difflib.get_close_matches(name, _MODELS, n=2, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError(f"unknown model {name!r}: {hint}--model takes: {', '.join(_MODELS)}")
+    return _MODELS[name]
+
+
+def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn.Module:
+    """The model that `settings` name, new, for pictures shaped like `input`.
+
+    Its random weights come from torch's global generator: seed that first.
+
+    Raises:
+        UserError: if there is no such model, or it can't work with such pictures.
+    """
+    spec = find(settings.model)
+    spec.check(input)
+    return spec.build(input, num_classes, settings)

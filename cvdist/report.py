@@ -1,0 +1,44 @@
+"""What a finished job prints: what it did, and what to do next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cvdist import log
+
+if TYPE_CHECKING:
+    from cvdist.runtime.launch import Finished
+
+
+def table(finished: Finished) -> str:
+    """A table of two columns, and the next command below it."""
+    summary, run = finished.summary, finished.run
+    rows = [
+        ("run", finished.name),
+        ("data", summary.data),
+        ("model", summary.model),
+        ("workers", f"{summary.workers} on {summary.hardware}"),
+        ("epochs", str(summary.epochs)),
+        (
+            "best accuracy",
+            f"{log.percent(summary.best_correct, summary.valid_total)} at epoch {summary.best_epoch}",
+        ),
+        (
+            "time",
+            f"{log.duration(finished.seconds)} in all, first step after "
+            f"{finished.seconds_to_first_step:.1f} s, {log.duration(summary.train_seconds)} of training",
+        ),
+        ("speed", f"{summary.samples_per_second:,.0f} samples/s"),
+        ("checkpoints", f"{finished.storage}/{finished.name}"),
+    ]
+    if run is not None:
+        rows.append(("MLflow", run.page if run.tracking_uri.startswith("http") else run.tracking_uri))
+    width = max(len(name) for name, _ in rows)
+    lines = ["", *(f"  {name:{width}}  {value}" for name, value in rows), ""]
+    if run is None:
+        lines.append("next: the same with MLflow, to see curves, mistakes and the model: --tracking required")
+    elif run.tracking_uri.startswith("http"):
+        lines.append(f"next: open {run.page}")
+    else:
+        lines.append(f"next: make ui   then open http://localhost:5000/{run.page}")
+    return "\n".join(lines)

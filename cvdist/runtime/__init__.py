@@ -1,0 +1,1 @@
+"""How worker processes start, and what they offer to the loop."""

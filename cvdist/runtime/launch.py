@@ -1,0 +1,151 @@
+"""From a configuration to a finished run: choose the runtime, open the MLflow run, train, end the run."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from cvdist import config as configs
+from cvdist import storage, tracking
+from cvdist.config import TrainConfig, storage_root
+from cvdist.errors import UserError
+from cvdist.runtime import processes
+from cvdist.tracking import RunRef, environment, open_tracker, run_page
+from cvdist.training.collectives import gather, together
+from cvdist.training.loop import Summary, TrainingLoop
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: what the loop says of it, where it is, and seconds from start to end."""
+
+    name: str
+    summary: Summary
+    run: RunRef | None
+    storage: str
+    seconds: float
+    seconds_to_first_step: float
+
+
+def launch(config: TrainConfig) -> Finished | None:
+    """Run a training job. Under torchrun, None on all workers but the first.
+
+    Raises:
+        UserError: for all that the user can mend, as early as it can be found.
+        SystemExit: on SIGTERM, after the MLflow run was ended as killed.
+    """
+    started = time.time()
+    configs.check(config)
+    runtime = config.runtime.runtime
+    if runtime == "auto":
+        runtime = "torchrun" if processes.started_by_torchrun() else "ray"
+    with _sigterm_raises():
+        finished = _on_ray(config) if runtime == "ray" else _in_processes(config)
+    if finished is None:
+        return None
+    name, summary, run = finished
+    first_step = summary.first_step_at - started if summary.first_step_at else 0.0
+    return Finished(name, summary, run, storage_root(config), time.time() - started, first_step)
+
+
+def _on_ray(config: TrainConfig) -> tuple[str, Summary, RunRef | None]:
+    """This process is the driver: it owns the MLflow run, the workers fill it."""
+    if importlib.util.find_spec("ray") is None:
+        raise UserError(
+            "Ray is not installed: start with torchrun --nproc-per-node N jobs/train.py ..., or use "
+            "--runtime inline"
+        )
+    config = _named(config)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        # Ray takes seconds to start and so does MLflow: side by side.
+        opening = pool.submit(_open, config)
+        from cvdist.runtime import ray_cluster
+
+        nodes = ray_cluster.connect(config)
+        store = opening.result()
+    run = _start(config, store)
+    with tracking.ended(run):
+        if run is not None:
+            run.require_reachable_from(nodes)
+        summary = ray_cluster.fit(config, run)
+        _describe(run, summary)
+    return config.checkpoint.name, summary, run
+
+
+def _in_processes(config: TrainConfig) -> tuple[str, Summary, RunRef | None] | None:
+    """This process is a worker; the first one owns the MLflow run as well."""
+    with processes.joined(config) as place:
+        config = configs.replace(config, name=gather(_named(config).checkpoint.name)[0])
+        worker = place.worker(config)
+        run: RunRef | None = None
+        with together():
+            if worker.rank == 0:
+                run = _start(config, _open(config))
+        run = gather(run)[0]
+        with tracking.ended(run if worker.rank == 0 else None):
+            tracker = open_tracker(run, worker.rank, worker.local_rank, worker.node)
+            try:
+                summary = TrainingLoop(config, worker, tracker).run()
+            finally:
+                tracker.close()
+            if worker.rank == 0:
+                _describe(run, summary)
+    return (config.checkpoint.name, summary, run) if worker.rank == 0 else None
+
+
+def _named(config: TrainConfig) -> TrainConfig:
+    if config.checkpoint.name:
+        return config
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return configs.replace(
+        config, name=f"{config.recipe or config.model.model}-{stamp}-{secrets.token_hex(2)}"
+    )
+
+
+def _open(config: TrainConfig) -> tracking.Store | None:
+    """Reach all that results are written to."""
+    storage.check_writable(storage_root(config))
+    return tracking.open_store(config)
+
+
+def _start(config: TrainConfig, store: tracking.Store | None) -> RunRef | None:
+    root, name = storage_root(config), config.checkpoint.name
+    continued = storage.exists(f"{root}/{name}")
+    logger.info(
+        "run        %s%s, checkpoints in %s/%s", name, " (continued)" if continued else "", root, name
+    )
+    if store is None:
+        return None
+    run = tracking.start_run(config, store, continued=continued)
+    logger.info("tracking   %s, %s", tracking.redact(run.tracking_uri), run.page)
+    return run
+
+
+def _describe(run: RunRef | None, summary: Summary) -> None:
+    if run is not None:
+        tracking.describe(run, run_page.description(summary, environment.command()))
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Kubernetes, `ray job stop` and torchrun stop a job by SIGTERM: let `finally` clauses run."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,33 @@
+"""MLflow: one run for one training job, filled by one process, off the training's path."""
+
+from __future__ import annotations
+
+from cvdist.tracking.run import RunRef, Store, describe, ended, open_store, redact, start_run
+from cvdist.tracking.tracker import NoTracker, Tracker
+
+__all__ = [
+    "NoTracker",
+    "RunRef",
+    "Store",
+    "Tracker",
+    "describe",
+    "ended",
+    "open_store",
+    "open_tracker",
+    "redact",
+    "start_run",
+]
+
+
+def open_tracker(ref: RunRef | None, rank: int, local_rank: int, node: str) -> Tracker:
+    """What worker `rank` reports to: rank 0 fills the run, one worker of each node its system metrics."""
+    if ref is None:
+        return NoTracker()
+    # Imported here: the worker that logs is the only one to pay for it.
+    from cvdist.tracking.mlflow_tracker import MlflowTracker, SystemMetricsTracker
+
+    if rank == 0:
+        return MlflowTracker(ref, node)
+    if local_rank == 0 and ref.system_metrics:
+        return SystemMetricsTracker(ref, node)
+    return NoTracker()

@@ -1,0 +1,90 @@
+"""Where, from what and by which command a job was started."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cvdist
+
+_PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy")
+# `ray job submit` tells the job's id to the driver here.
+_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def installed(package: str) -> bool:
+    """Whether `package` can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
+def facts() -> dict[str, str]:
+    """MLflow tags, by MLflow's own names where it has one."""
+    tags = {
+        "mlflow.source.name": " ".join(sys.argv[:1]),
+        "mlflow.source.type": "JOB",
+        "cvdist.command": command(),
+        "cvdist.version": cvdist.__version__,
+        "version.python": platform.python_version(),
+        "host.name": platform.node(),
+        "host.os": platform.platform(),
+    }
+    for package in _PACKAGES:
+        if installed(package):
+            tags[f"version.{package}"] = importlib.metadata.version(package)
+    if commit := git_commit():
+        tags["mlflow.source.git.commit"] = commit
+    if job := ray_job_id():
+        tags["ray.job_id"] = job
+    return tags
+
+
+def command() -> str:
+    """The command that reproduces the job, ready to paste; credentials in it are masked."""
+    from cvdist.tracking.run import redact
+
+    words = [redact(word) for word in sys.argv]
+    script = Path(words[0])
+    if script.is_absolute() and script.is_relative_to(Path.cwd()):
+        words[0] = str(script.relative_to(Path.cwd()))
+    return shlex.join(["python", *words])
+
+
+def git_commit() -> str:
+    """Commit of the code, with `-dirty` where files differ from it; empty outside a checkout.
+
+    In an image without git, $CVDIST_COMMIT stands for it.
+    """
+    if commit := os.environ.get("CVDIST_COMMIT"):
+        return commit
+    here = Path(__file__).parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git(here, "status", "--porcelain", "-uno") else commit
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def ray_job_id() -> str:
+    """Submission id under `ray job submit`, Ray's own job id under any other Ray, else empty."""
+    try:
+        metadata = json.loads(os.environ.get(_RAY_JOB, "{}")).get("metadata", {})
+        if submitted := metadata.get("job_submission_id"):
+            return str(submitted)
+    except ValueError:
+        pass
+    ray = sys.modules.get("ray")
+    return str(ray.get_runtime_context().get_job_id()) if ray is not None and ray.is_initialized() else ""
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=5, check=True
+    )
+    return done.stdout.strip()

@@ -1,0 +1,199 @@
+"""A run's results on their way to MLflow: a queue, and a thread that empties it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from cvdist.tracking.run import RunRef, client_of, log_params
+from cvdist.tracking.tracker import NoTracker
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+
+    from cvdist.data.dataset import DatasetInfo
+    from cvdist.training.checkpoint import ModelIdentity
+
+logger = logging.getLogger(__name__)
+
+_FLUSH_SECONDS = 2.0
+_METRICS_A_CALL = 1000  # MLflow's own limit
+_CLOSE_SECONDS = 120.0
+
+Action = Callable[["MlflowClient"], None]
+
+
+class MlflowTracker:
+    """Fills one run (`cvdist.tracking.tracker.Tracker`). Calls return at once; a thread talks to MLflow."""
+
+    def __init__(self, ref: RunRef, node: str) -> None:
+        """`node` names this machine's system metrics."""
+        self._ref = ref
+        self._node = node
+        self._queue: queue.Queue[Any] = queue.Queue()
+        self._lost = 0
+        self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """See `Tracker`."""
+        copied = dict(values)
+        self._queue.put(lambda client: log_params(client, self._ref.run_id, copied))
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """See `Tracker`."""
+        self._queue.put((dict(values), step, int(time.time() * 1000)))
+
+    def dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
+        """See `Tracker`."""
+        self._queue.put(lambda client: _log_dataset(client, self._ref.run_id, info, digest()))
+
+    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
+        """See `Tracker`."""
+        self._queue.put(lambda client: _log_figure(client, self._ref.run_id, name, draw()))
+
+    def text(self, name: str, content: str) -> None:
+        """See `Tracker`."""
+        self._queue.put(lambda client: client.log_text(self._ref.run_id, content, name))
+
+    def model(self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor) -> None:
+        """See `Tracker`."""
+        if not self._ref.log_model:
+            return
+        from cvdist.tracking.model import log_model
+
+        log_model(self._ref, model, identity, info, example)
+
+    def close(self) -> None:
+        """See `Tracker`. Waits two minutes at most."""
+        self._queue.put(None)
+        self._thread.join(_CLOSE_SECONDS)
+        if self._thread.is_alive():
+            logger.warning("MLflow did not take the last results within %g s: they are lost", _CLOSE_SECONDS)
+        if self._lost:
+            logger.warning("%d results could not be delivered to MLflow", self._lost)
+
+    def _deliver(self) -> None:
+        client = client_of(self._ref.tracking_uri)
+        monitor = start_system_metrics(self._ref, self._node) if self._ref.system_metrics else None
+        pending: list[tuple[dict[str, float], int, int]] = []
+        open_ = True
+        while open_:
+            deadline = time.monotonic() + _FLUSH_SECONDS
+            actions: list[Action] = []
+            while open_ and (left := deadline - time.monotonic()) > 0:
+                try:
+                    item = self._queue.get(timeout=left)
+                except queue.Empty:
+                    break
+                if item is None:
+                    open_ = False
+                elif isinstance(item, tuple):
+                    pending.append(item)
+                else:
+                    actions.append(item)
+            if pending:
+                batch, pending = pending, []
+                actions.insert(0, lambda client, batch=batch: _log_metrics(client, self._ref.run_id, batch))
+            for action in actions:
+                self._attempt(action, client)
+        if monitor is not None:
+            monitor.finish()
+
+    def _attempt(self, action: Action, client: MlflowClient) -> None:
+        try:
+            action(client)
+        except Exception as error:  # a lost picture or metric must not cost the training
+            self._lost += 1
+            logger.warning("not delivered to MLflow: %s", str(error).strip().splitlines()[:1])
+            logger.debug("", exc_info=True)
+
+
+class SystemMetricsTracker(NoTracker):
+    """Only this node's system metrics; for the first worker of every node that does not hold rank 0."""
+
+    def __init__(self, ref: RunRef, node: str) -> None:
+        """Start measuring, in a thread."""
+        self._monitor: Any = None
+        self._thread = threading.Thread(target=self._start, args=(ref, node), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop measuring."""
+        self._thread.join(_CLOSE_SECONDS)
+        if self._monitor is not None:
+            self._monitor.finish()
+
+    def _start(self, ref: RunRef, node: str) -> None:
+        client_of(ref.tracking_uri)
+        self._monitor = start_system_metrics(ref, node)
+
+
+def start_system_metrics(ref: RunRef, node: str) -> Any:
+    """MLflow's own monitor; its metrics are named `system/NODE/...`. None if it can't run here."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    try:
+        monitor = SystemMetricsMonitor(
+            ref.run_id, resume_logging=True, node_id=node, tracking_uri=ref.tracking_uri
+        )
+        monitor.start()
+    except Exception as error:  # nice to have
+        logger.warning("no system metrics of %s: %s", node, error)
+        return None
+    return monitor
+
+
+def _log_metrics(client: MlflowClient, run_id: str, batch: list[tuple[dict[str, float], int, int]]) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [
+        Metric(name, float(value), timestamp, step)
+        for values, step, timestamp in batch
+        for name, value in values.items()
+    ]
+    for start in range(0, len(metrics), _METRICS_A_CALL):
+        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_CALL])
+
+
+def _log_figure(client: MlflowClient, run_id: str, name: str, figure: Figure) -> None:
+    from cvdist.figures.style import save_png
+
+    with tempfile.TemporaryDirectory(prefix="cvdist-figure-") as folder:
+        path = Path(folder) / f"{name}.png"
+        save_png(figure, path)
+        client.log_artifact(run_id, str(path), "figures")
+
+
+def _log_dataset(client: MlflowClient, run_id: str, info: DatasetInfo, digest: str) -> None:
+    import json
+
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+    schema = {
+        "mlflow_tensorspec": {
+            "features": f"uint8 {info.channels}x{info.height}x{info.width}",
+            "targets": f"int64, {len(info.classes)} classes",
+        }
+    }
+    profile = {"train": info.train_size, "valid": info.valid_size, "classes": list(info.classes)}
+    dataset = Dataset(
+        name=info.name,
+        digest=digest[:36],  # as much as MLflow's column takes
+        source_type="local",
+        source=json.dumps({"uri": info.source}),
+        schema=json.dumps(schema),
+        profile=json.dumps(profile),
+    )
+    context = InputTag("mlflow.data.context", "training and validation")
+    client.log_inputs(run_id, [DatasetInput(dataset, [context])])
+    client.log_batch(run_id, params=[Param("data.sha256", digest)])

@@ -1,0 +1,67 @@
+"""The best model as an MLflow model: loads and serves without this package, and without pickle."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.metadata
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cvdist.models.servable import ServableClassifier
+from cvdist.tracking.run import RunRef, client_of
+
+if TYPE_CHECKING:
+    from cvdist.data.dataset import DatasetInfo
+    from cvdist.training.checkpoint import ModelIdentity
+
+logger = logging.getLogger(__name__)
+
+
+def log_model(
+    ref: RunRef, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor
+) -> None:
+    """Log `model` with signature and input example under the name `model`, once a run.
+
+    example: uint8 (n, C, H, W), n >= 2. Stored in PyTorch's `pt2` format (an exported graph and tensors, no
+    pickle); the model's metadata says which architecture the weights belong to, and the classes' names.
+    """
+    client = client_of(ref.tracking_uri)
+    if client.get_run(ref.run_id).outputs.model_outputs:
+        return  # a finished run that was started again
+    import mlflow
+    from mlflow.models import infer_signature
+
+    servable = ServableClassifier(copy.deepcopy(model).cpu(), info.mean, info.std).eval()
+    # Exporting records the layout, and callers pass ordinary tensors.
+    servable = servable.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    with torch.inference_mode():
+        output = servable(example).numpy()
+    pixels = np.ascontiguousarray(example.numpy())
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(ref.tracking_uri)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mlflow.start_run(run_id=ref.run_id)
+            mlflow.pytorch.log_model(
+                servable,
+                name="model",
+                serialization_format="pt2",
+                signature=infer_signature(pixels, output),
+                input_example=pixels,
+                # Named here, or MLflow would load the model once more to find out.
+                pip_requirements=[
+                    f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy")
+                ],
+                metadata={"cvdist": dataclasses.asdict(identity) | {"mean": info.mean, "std": info.std}},
+            )
+    finally:
+        # Not the end of the run: whoever started the job ends it.
+        mlflow.end_run("RUNNING")
+        mlflow.set_tracking_uri(before)

@@ -1,0 +1,292 @@
+"""Opening and ending the MLflow run of a job. The process that starts a job owns its run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cvdist import config as configs
+from cvdist.config import TrainConfig, storage_root
+from cvdist.errors import UserError
+from cvdist.tracking import environment
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+NAME_TAG = "cvdist.name"
+_PARAMS_A_CALL = 100  # MLflow's own limit
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """Enough for any process to find the run."""
+
+    tracking_uri: str
+    experiment_id: str
+    run_id: str
+    system_metrics: bool
+    log_model: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """For another process: `RunRef(**values)`."""
+        return dataclasses.asdict(self)
+
+    @property
+    def page(self) -> str:
+        """The run's address in the MLflow UI, from `#` on where no server is known."""
+        path = f"#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{redact(self.tracking_uri)}/{path}" if self.tracking_uri.startswith("http") else path
+
+    def require_reachable_from(self, nodes: int) -> None:
+        """Refuse a store in a file for a cluster of several machines.
+
+        Raises:
+            UserError: naming the setting.
+        """
+        if nodes > 1 and not self.tracking_uri.startswith("http"):
+            raise UserError(
+                f"the MLflow store {redact(self.tracking_uri)} is a file of this machine and the cluster has "
+                f"{nodes} nodes: name a server with --tracking-uri or MLFLOW_TRACKING_URI"
+            )
+
+
+@dataclass(frozen=True)
+class Store:
+    """A tracking store that has answered, and the experiment in it."""
+
+    tracking_uri: str
+    experiment_id: str
+
+
+def client_of(tracking_uri: str) -> MlflowClient:
+    """An MLflow client; MLflow is imported on the first call."""
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git in a container is no reason to warn
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri)
+
+
+def open_store(config: TrainConfig) -> Store | None:
+    """Reach the tracking store and find or make the experiment. None with `--tracking none`.
+
+    Raises:
+        UserError: if the store can't be reached or written; at the latest after `--tracking-timeout`.
+    """
+    tracking = config.tracking
+    if tracking.tracking == "none":
+        return None
+    if not environment.installed("mlflow"):
+        raise UserError("MLflow is not installed: pip install mlflow, or train without: --tracking none")
+    uri = _tracking_uri(config)
+    artifacts = None
+    if uri.startswith("http"):
+        _require_answer(uri, tracking.tracking_timeout)
+    elif uri.startswith("sqlite:///"):
+        artifacts = _make_room(Path(uri.removeprefix("sqlite:///")))
+    try:
+        with _short_retries(tracking.tracking_timeout):
+            client = client_of(uri)
+            return Store(uri, _experiment(client, tracking.experiment, artifacts))
+    except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
+        raise UserError(
+            f"the MLflow store {redact(uri)} refused: {_first_line(error)}. Mend it, name another one with "
+            "--tracking-uri, or train without: --tracking none"
+        ) from error
+
+
+def start_run(config: TrainConfig, store: Store, *, continued: bool) -> RunRef:
+    """The run of this job: a new one, or, where a job of this name is `continued`, the one it had.
+
+    Logs the whole configuration, and where and from what the job was started.
+    """
+    client = client_of(store.tracking_uri)
+    name = config.checkpoint.name
+    run = _find(client, store.experiment_id, name) if continued else None
+    if run is None:
+        tags = {NAME_TAG: name, "cvdist.recipe": config.recipe}
+        run = client.create_run(store.experiment_id, run_name=name, tags=tags)
+    else:
+        client.update_run(run.info.run_id, status="RUNNING")
+    ref = RunRef(
+        tracking_uri=store.tracking_uri,
+        experiment_id=store.experiment_id,
+        run_id=run.info.run_id,
+        system_metrics=config.tracking.system_metrics,
+        log_model=config.tracking.log_model,
+    )
+    log_params(client, ref.run_id, dict(configs.flat(config)))
+    for key, value in environment.facts().items():
+        client.set_tag(ref.run_id, key, value)
+    return ref
+
+
+def log_params(client: MlflowClient, run_id: str, values: Mapping[str, object]) -> None:
+    """Log parameters; one that a continued run has with another value becomes the tag `changed.NAME`."""
+    from mlflow.entities import Param, RunTag
+
+    present = client.get_run(run_id).data.params
+    texts = {key: str(value) for key, value in values.items()}
+    new = [Param(key, text) for key, text in texts.items() if key not in present]
+    changed = [RunTag(f"changed.{k}", text) for k, text in texts.items() if present.get(k, text) != text]
+    for start in range(0, len(new), _PARAMS_A_CALL):
+        client.log_batch(run_id, params=new[start : start + _PARAMS_A_CALL])
+    if changed:
+        client.log_batch(run_id, tags=changed)
+
+
+@contextmanager
+def ended(ref: RunRef | None) -> Iterator[None]:
+    """Whatever becomes of the block, the run gets its end: finished, failed or killed.
+
+    A small process waits for this one to end, and ends the run if this one no longer could.
+    """
+    if ref is None:
+        yield
+        return
+    watchdog = subprocess.Popen(
+        [sys.executable, "-m", "cvdist.tracking.watchdog", ref.tracking_uri, ref.run_id],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # outlives a Ctrl-C and a killed process group
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    status = "FINISHED"
+    try:
+        yield
+    except Exception:
+        status = "FAILED"
+        raise
+    except BaseException:
+        status = "KILLED"
+        raise
+    finally:
+        end_run(ref.tracking_uri, ref.run_id, status)
+        try:
+            watchdog.communicate(b"ended\n", timeout=10)
+        except (subprocess.TimeoutExpired, BrokenPipeError):
+            watchdog.kill()
+
+
+def end_run(tracking_uri: str, run_id: str, status: str) -> None:
+    """Give the run its final status. A store that is away is logged, not raised: the job's result stands."""
+    try:
+        client_of(tracking_uri).set_terminated(run_id, status)
+    except Exception as error:  # see above
+        logger.warning("the MLflow run %s could not be ended as %s: %s", run_id, status, _first_line(error))
+
+
+def describe(ref: RunRef, markdown: str) -> None:
+    """Put `markdown` on top of the run's page."""
+    try:
+        client_of(ref.tracking_uri).set_tag(ref.run_id, "mlflow.note.content", markdown)
+    except Exception as error:  # the job's result stands
+        logger.warning("the run's description was not delivered to MLflow: %s", _first_line(error))
+
+
+def redact(uri: str) -> str:
+    """`uri` without user name and password."""
+    parts = urllib.parse.urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _tracking_uri(config: TrainConfig) -> str:
+    uri = config.tracking.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri:
+        return uri.rstrip("/")
+    root = storage_root(config)
+    if "://" in root:
+        raise UserError(
+            f"--storage {root} is a URI: name an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI, or "
+            "train without: --tracking none"
+        )
+    return f"sqlite:///{root}/mlflow.db"
+
+
+def _make_room(database: Path) -> str:
+    """Create the folder of an sqlite store; returns where its experiments keep their artifacts."""
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--tracking-uri: {database.parent} can't be created: {error.strerror}") from error
+    return (database.parent.resolve() / "mlartifacts").as_uri()
+
+
+def _require_answer(uri: str, timeout: float) -> None:
+    # MLflow's own client would retry for minutes.
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=timeout):
+            return
+    except urllib.error.HTTPError:
+        return  # it answers; what it refuses, the first real call says better
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"no MLflow server answers at {redact(uri)} within {timeout:g} s (--tracking-timeout): {reason}. "
+            "Start it, correct --tracking-uri or MLFLOW_TRACKING_URI, or train without: --tracking none"
+        ) from error
+
+
+@contextmanager
+def _short_retries(timeout: float) -> Iterator[None]:
+    limits = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, int(timeout))),
+    }
+    before = {key: os.environ.get(key) for key in limits}
+    os.environ.update(limits)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifacts and f"{artifacts}/{name}")
+        except MlflowException:
+            # Another job that starts at the same moment was first.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise UserError(f"the experiment {name!r} is deleted: restore it, or name another with --experiment")
+    return str(found.experiment_id)
+
+
+def _find(client: MlflowClient, experiment_id: str, name: str) -> Any:
+    found = client.search_runs([experiment_id], f"tags.`{NAME_TAG}` = '{name}'", max_results=1)
+    return found[0] if found else None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return redact_all(text.splitlines()[0][:300])
+
+
+def redact_all(text: str) -> str:
+    """`text` with the credentials of every URI in it removed."""
+    return " ".join(redact(word) if "://" in word else word for word in text.split(" "))

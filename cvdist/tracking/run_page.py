@@ -1,0 +1,117 @@
+"""What a run's page in MLflow shows: metric names, figures, the description on top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from cvdist import log
+from cvdist.data.dataset import Loader
+from cvdist.seeding import generator
+from cvdist.tracking.tracker import Tracker
+from cvdist.training.evaluation import Evaluation
+from cvdist.training.history import EpochRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from cvdist.training.checkpoint import Progress
+    from cvdist.training.loop import Summary
+
+FIGURES = {
+    "samples": "training pictures with their labels",
+    "loss": "loss of both phases by epoch",
+    "accuracy": "accuracy of both phases by epoch",
+    "confusion_matrix": "which class was taken for which, at the best epoch",
+    "most_wrong": "the validation pictures that were wrong with most confidence",
+}
+
+
+def epoch_metrics(record: EpochRecord, peak_memory: int) -> dict[str, float]:
+    """The metrics of an epoch, grouped by their prefixes."""
+    return {
+        "train/loss": record.train_loss,
+        "train/accuracy": record.train_accuracy,
+        "train/correct": record.train_correct,
+        "train/total": record.train_total,
+        "train/learning_rate": record.learning_rate,
+        "valid/loss": record.valid_loss,
+        "valid/accuracy": record.valid_accuracy,
+        "valid/correct": record.valid_correct,
+        "valid/total": record.valid_total,
+        "speed/epoch_seconds": record.seconds,
+        "speed/samples_per_second": record.samples_per_second,
+        "memory/peak_mb": peak_memory / 2**20,
+    }
+
+
+def samples_figure(loader: Loader) -> Callable[[], Figure]:
+    """Draws 32 training pictures, the same for every run on the data."""
+
+    def draw() -> Figure:
+        from cvdist.figures.pictures import picture_grid
+
+        count = min(32, loader.info.train_size)
+        rows = torch.randperm(loader.info.train_size, generator=generator("samples"))[:count].tolist()
+        images, labels = loader.pictures("train", rows)
+        return picture_grid(images, labels, title=f"{loader.info.name}: training pictures")
+
+    return draw
+
+
+def log_figures(tracker: Tracker, loader: Loader, progress: Progress, best: Evaluation) -> None:
+    """The figures of a finished run."""
+
+    def confusion() -> Figure:
+        from cvdist.figures.confusion import confusion_matrix
+
+        return confusion_matrix(best.confusion, loader.info.classes)
+
+    def loss() -> Figure:
+        from cvdist.figures.curves import loss_curves
+
+        return loss_curves(progress.history)
+
+    def accuracy() -> Figure:
+        from cvdist.figures.curves import accuracy_curves
+
+        return accuracy_curves(progress.history)
+
+    def wrong() -> Figure:
+        from cvdist.figures.pictures import wrong_grid
+
+        classes = loader.info.classes
+        images, true = loader.pictures("valid", [mistake.index for mistake in best.mistakes])
+        return wrong_grid(
+            images,
+            true,
+            [classes[mistake.predicted] for mistake in best.mistakes],
+            [mistake.confidence for mistake in best.mistakes],
+            title=f"Most confidently wrong of {best.total - best.correct} mistakes in {best.total}",
+        )
+
+    tracker.figure("loss", loss)
+    tracker.figure("accuracy", accuracy)
+    tracker.figure("confusion_matrix", confusion)
+    tracker.figure("most_wrong", wrong)
+
+
+def description(summary: Summary, command: str) -> str:
+    """Markdown for the top of the run's page."""
+    figures = "\n".join(f"- `figures/{name}.png`: {what}" for name, what in FIGURES.items())
+    return f"""### {log.percent(summary.best_correct, summary.valid_total)} at epoch {summary.best_epoch}
+
+{summary.model} on {summary.data}; {summary.epochs} epochs on {summary.workers} workers
+({summary.hardware}), {summary.samples_per_second:,.0f} samples/s, {log.duration(summary.train_seconds)}.
+
+```
+{command}
+```
+
+Artifacts:
+{figures}
+
+The model of the best epoch takes uint8 pictures (n, C, H, W) and returns probabilities.
+"""

@@ -1,0 +1,71 @@
+"""What the training loop tells about a run. Nothing here waits for a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from cvdist.data.dataset import DatasetInfo
+    from cvdist.training.checkpoint import ModelIdentity
+
+
+class Tracker(Protocol):
+    """Takes a run's results. One process of a run has a real one, the others `NoTracker`."""
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Facts that hold for the whole run."""
+        ...
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Measured values at `step`, by names such as `train/loss`."""
+        ...
+
+    def dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
+        """What the run learns from; `digest` is called off the training's path."""
+        ...
+
+    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
+        """A picture for the artifacts, drawn off the training's path."""
+        ...
+
+    def text(self, name: str, content: str) -> None:
+        """A text file for the artifacts."""
+        ...
+
+    def model(self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: object) -> None:
+        """The trained model, ready to serve; `example`: uint8 pictures (n, C, H, W), n >= 2. Waits."""
+        ...
+
+    def close(self) -> None:
+        """Deliver what is left. Waits, for a bounded time."""
+        ...
+
+
+class NoTracker:
+    """Takes everything and keeps nothing."""
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """See `Tracker`."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """See `Tracker`."""
+
+    def dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
+        """See `Tracker`."""
+
+    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
+        """See `Tracker`."""
+
+    def text(self, name: str, content: str) -> None:
+        """See `Tracker`."""
+
+    def model(self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: object) -> None:
+        """See `Tracker`."""
+
+    def close(self) -> None:
+        """See `Tracker`."""

@@ -1,0 +1,178 @@
+"""What a run needs to go on as if it had never stopped, as a folder of two files.
+
+`state.pt` holds tensors only (weights, their moving average, optimiser, random states) and is read with
+`weights_only=True`; `checkpoint.json` holds the rest and can be read by a person. `checkpoint.json` is written
+last: a folder without it is not a checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cvdist.errors import UserError
+from cvdist.training.evaluation import Evaluation, Mistake
+from cvdist.training.history import EpochRecord
+
+FORMAT = 1
+_STATE, _META = "state.pt", "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What has to agree for weights to fit."""
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        """As error messages name it."""
+        return f"{self.name} ({len(self.classes)} classes, {self.channels}x{self.height}x{self.width})"
+
+
+@dataclass(frozen=True)
+class OrderIdentity:
+    """What has to agree for a position within an epoch to mean the same samples."""
+
+    train_size: int
+    batch_size: int
+    seed: int
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    epoch: epochs finished; position: samples of the next epoch already trained on, over all workers;
+    loss_sum, correct: over those samples; best_epoch: 1-based, 0 before the first validation;
+    seconds: of training so far, in all attempts.
+    """
+
+    epoch: int = 0
+    position: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    best_epoch: int = 0
+    seconds: float = 0.0
+    history: list[EpochRecord] = field(default_factory=list)
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The record of the best epoch."""
+        return next((record for record in self.history if record.epoch == self.best_epoch), None)
+
+
+@dataclass
+class Checkpoint:
+    """The contents of the two files. `best`: the evaluation of the best epoch so far."""
+
+    model: ModelIdentity
+    order: OrderIdentity
+    progress: Progress
+    best: Evaluation | None
+    state: dict[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` into `folder`, which exists and is empty."""
+    best = checkpoint.best
+    confusion = best.confusion if best else None
+    torch.save({**checkpoint.state, "confusion": confusion}, folder / _STATE)
+    meta = {
+        "format": FORMAT,
+        "model": dataclasses.asdict(checkpoint.model),
+        "order": dataclasses.asdict(checkpoint.order),
+        "progress": dataclasses.asdict(checkpoint.progress),
+        "best": best and dataclasses.asdict(dataclasses.replace(best, confusion=None)),
+    }
+    (folder / _META).write_text(json.dumps(meta, indent=1))
+
+
+def load(folder: Path, *, map_location: str | torch.device = "cpu", name: str = "") -> Checkpoint:
+    """Read a checkpoint; `name` stands for it in messages.
+
+    Raises:
+        UserError: if it is incomplete, damaged or of an unknown format.
+    """
+    name = name or str(folder)
+    meta = read_meta(folder, name)
+    try:
+        # No pickle from storage: weights_only refuses anything but tensors and plain containers.
+        state = torch.load(folder / _STATE, map_location=map_location, weights_only=True)
+        return Checkpoint(
+            model=_model_identity(meta),
+            order=OrderIdentity(**meta["order"]),
+            progress=_progress(meta["progress"]),
+            best=_evaluation(meta["best"], state.pop("confusion")),
+            state=state,
+        )
+    except Exception as error:  # damaged bytes raise all sorts of things
+        raise UserError(f"checkpoint {name} is damaged ({type(error).__name__}): name another one") from error
+
+
+def read_meta(folder: Path, name: str = "") -> dict[str, Any]:
+    """`checkpoint.json` of a checkpoint.
+
+    Raises:
+        UserError: if it is missing, unreadable or of an unknown format.
+    """
+    name = name or str(folder)
+    path = folder / _META
+    if not path.is_file():
+        raise UserError(f"{name} is no checkpoint: it has no {_META}")
+    try:
+        meta = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"checkpoint {name} is damaged ({error}): name another one") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise UserError(f"checkpoint {name} has a format that this version does not read (it reads {FORMAT})")
+    return meta
+
+
+def require_fit(checkpoint: Checkpoint, model: ModelIdentity, order: OrderIdentity, name: str) -> None:
+    """Refuse a checkpoint of another model, or a position that would mean other samples.
+
+    Raises:
+        UserError: saying what differs and what to do.
+    """
+    if checkpoint.model != model:
+        raise UserError(
+            f"checkpoint {name} is of model {checkpoint.model}, this run trains {model}: "
+            "start it under another --name, or with the checkpoint's --model and data"
+        )
+    if checkpoint.progress.position and checkpoint.order != order:
+        raise UserError(
+            f"checkpoint {name} lies within an epoch of {checkpoint.order}, this run has {order}: "
+            "set --batch-size, --seed and the data as they were"
+        )
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors under their own names, without those that wrappers add."""
+    return {name.removeprefix("module."): tensor for name, tensor in model.state_dict().items()}
+
+
+def _model_identity(meta: dict[str, Any]) -> ModelIdentity:
+    values = meta["model"]
+    return ModelIdentity(**{**values, "classes": tuple(values["classes"])})
+
+
+def _progress(values: dict[str, Any]) -> Progress:
+    history = [EpochRecord(**record) for record in values["history"]]
+    return Progress(**{**values, "history": history})
+
+
+def _evaluation(values: dict[str, Any] | None, confusion: Tensor | None) -> Evaluation | None:
+    if values is None:
+        return None
+    mistakes = [Mistake(**mistake) for mistake in values["mistakes"]]
+    return Evaluation(**{**values, "mistakes": mistakes, "confusion": confusion.cpu()})

@@ -1,0 +1,31 @@
+"""The record of a run, epoch by epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """Exact results of one epoch; `epoch` counts from 1, losses are means, seconds hold both phases."""
+
+    epoch: int
+    train_loss: float
+    train_correct: int
+    train_total: int
+    valid_loss: float
+    valid_correct: int
+    valid_total: int
+    learning_rate: float
+    seconds: float
+    samples_per_second: float
+
+    @property
+    def train_accuracy(self) -> float:
+        """Fraction in [0, 1]."""
+        return self.train_correct / self.train_total
+
+    @property
+    def valid_accuracy(self) -> float:
+        """Fraction in [0, 1]."""
+        return self.valid_correct / self.valid_total

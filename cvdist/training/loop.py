@@ -1,0 +1,416 @@
+"""The training loop, the same under every runtime.
+
+Reads from top to bottom: set up, go on from a checkpoint if there is one, then for each epoch train, validate
+and save. Each worker computes its share of every global batch; DistributedDataParallel averages the gradients.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cvdist import data, log, models
+from cvdist.config import TrainConfig
+from cvdist.data.sampler import EpochOrder
+from cvdist.errors import UserError
+from cvdist.runtime.worker import Worker
+from cvdist.seeding import mix
+from cvdist.tracking import run_page
+from cvdist.tracking.tracker import Tracker
+from cvdist.training import checkpoint as ckpt
+from cvdist.training import precision
+from cvdist.training.checkpoint import Checkpoint, ModelIdentity, OrderIdentity, Progress
+from cvdist.training.collectives import gather, together
+from cvdist.training.device import describe, peak_memory, random_state, set_random_state
+from cvdist.training.evaluation import Evaluation, evaluate
+from cvdist.training.history import EpochRecord
+from cvdist.training.meter import Meter
+from cvdist.training.optimizer import build_optimizer, learning_rate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run reports to the person who started it."""
+
+    data: str
+    model: str
+    workers: int
+    hardware: str
+    epochs: int
+    best_epoch: int
+    best_correct: int
+    valid_total: int
+    samples_per_second: float
+    train_seconds: float
+    first_step_at: float
+    """Seconds since 1970 when the first step was done; 0 if the run had nothing left to do."""
+
+
+class TrainingLoop:
+    """One worker's part of a run."""
+
+    def __init__(self, config: TrainConfig, worker: Worker, tracker: Tracker) -> None:
+        """Load data, build the model, and go on from the latest checkpoint if there is one.
+
+        Raises:
+            UserError: on every worker, if data, model or checkpoint are not what the configuration says.
+        """
+        self.config, self.worker, self.tracker = config, worker, tracker
+        self.main = worker.rank == 0
+        self.line = log.ProgressLine(logger, enabled=self.main)
+        self.arithmetic = precision.choose(config.loop.precision, worker.device)
+        with together():
+            if worker.local_rank == 0:
+                data.prepare(config)
+        with together():
+            self.loader = data.open_loader(config, worker.device)
+            self.info = self.loader.info
+            self.model = self._build_model()
+        self.identity = ModelIdentity(
+            config.model.model, self.info.classes, self.info.channels, self.info.height, self.info.width
+        )
+        self.order = OrderIdentity(self.info.train_size, config.loop.batch_size, config.loop.seed)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.ema = self._build_average()
+        self.progress = Progress()
+        self.best: Evaluation | None = None
+        self.resumed = ""
+        # Each worker drops other activations; the weights above were drawn from a stream that all share.
+        torch.manual_seed(mix("dropout", config.loop.seed, worker.rank))
+        with together():
+            self._restore()
+        self.replica = self._replicate()
+        self.first_step_at = 0.0
+
+    # ---------------------------------------------------------------------------------------------- the run
+
+    def run(self) -> Summary:
+        """Train until all epochs are done, then log figures and the best model."""
+        self._announce()
+        self.tracker.dataset(self.info, self.loader.digest)
+        self.tracker.figure("samples", run_page.samples_figure(self.loader))
+        for epoch in range(self.progress.epoch + 1, self.config.loop.epochs + 1):
+            started = time.monotonic()
+            train_loss, train_correct, speed = self._train_epoch(epoch)
+            result = self._validate()
+            seconds = time.monotonic() - started
+            record = EpochRecord(
+                epoch=epoch,
+                train_loss=train_loss,
+                train_correct=train_correct,
+                train_total=self.info.train_size,
+                valid_loss=result.loss,
+                valid_correct=result.correct,
+                valid_total=result.total,
+                learning_rate=self._learning_rate(epoch, 0),
+                seconds=seconds,
+                samples_per_second=speed,
+            )
+            self._finish_epoch(record, result)
+            self._save(f"epoch-{epoch:04}", score=self._score(record))
+        self._log_results()
+        return self._summary()
+
+    def _train_epoch(self, epoch: int) -> tuple[float, int, float]:
+        """One pass over the training data, from where the last checkpoint left it.
+
+        Returns the mean loss, the number of correct predictions and samples a second, over all workers.
+        """
+        config, worker, progress = self.config, self.worker, self.progress
+        order = EpochOrder(self.info.train_size, config.loop.batch_size, seed=config.loop.seed, epoch=epoch)
+        steps = order.steps()
+        step = steps - order.steps(progress.position)
+        meter = Meter(worker.device)
+        began, began_at = time.monotonic(), progress.position
+        batches = self.loader.train_batches(order, worker.rank, worker.world_size, progress.position)
+        self.replica.train()
+        for batch in batches:
+            rate = self._learning_rate(epoch - 1, progress.position)
+            self._step(batch, rate, meter)
+            step += 1
+            progress.position += batch.global_size
+            if not self.first_step_at:
+                self.first_step_at = time.time()
+            save_now = config.checkpoint.checkpoint_every and step % config.checkpoint.checkpoint_every == 0
+            if step % config.loop.log_every_steps == 0 or step == steps or save_now:
+                self._log_step(epoch, step, steps, rate, meter)
+            if save_now and step < steps:
+                self._save(f"epoch-{epoch:04}-step-{step:06}", score=-1.0)
+            if self.line.due():
+                self._show_progress(epoch, step, steps, progress.position - began_at, began)
+        self.line.clear()
+        speed = (progress.position - began_at) / max(time.monotonic() - began, 1e-9)
+        return progress.loss_sum / self.info.train_size, progress.correct, speed
+
+    def _step(self, batch: data.Batch, rate: float, meter: Meter) -> None:
+        """Forward, backward, update."""
+        optimizer, config = self.optimizer, self.config.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        portions = list(self._portions(batch))
+        for last, images, labels in portions:
+            # Gradients are averaged over the workers once a step, after the last portion.
+            waiting = isinstance(self.replica, DistributedDataParallel) and not last
+            with self.replica.no_sync() if waiting else nullcontext():  # type: ignore[operator]
+                with self.arithmetic.autocast():
+                    scores = self.replica(images)
+                scores = scores.float()
+                loss = F.cross_entropy(
+                    scores, labels, reduction="sum", label_smoothing=config.label_smoothing
+                )
+                # The gradient is to be that of the mean over the *global* batch. Shares may differ in size,
+                # and DDP divides by the number of workers, not by samples.
+                (loss * (self.worker.world_size / batch.global_size)).backward()
+            meter.add(loss.detach(), scores.detach(), labels)
+        if config.clip_grad_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+
+    def _portions(self, batch: data.Batch) -> Iterator[tuple[bool, Tensor, Tensor]]:
+        """A share cut into `--accumulate-steps` parts of about equal size (fewer if it is smaller than that).
+
+        An empty share is one empty portion: the worker still takes part in averaging the gradients.
+        """
+        parts = max(1, min(self.config.loop.accumulate_steps, len(batch.labels)))
+        if parts == 1:
+            yield True, batch.images, batch.labels
+            return
+        cut = zip(batch.images.tensor_split(parts), batch.labels.tensor_split(parts), strict=True)
+        for number, (images, labels) in enumerate(cut, start=1):
+            yield number == parts, images, labels
+
+    def _validate(self) -> Evaluation:
+        worker = self.worker
+        batches = self.loader.valid_batches(worker.rank, worker.world_size, self.config.loop.valid_batch_size)
+        result = evaluate(
+            self._validated_model(), batches, len(self.info.classes), worker.device, self.arithmetic
+        )
+        if result.total != self.info.valid_size:
+            raise RuntimeError(f"validated {result.total} of {self.info.valid_size} samples")
+        return result
+
+    # ------------------------------------------------------------------------------------------- setting up
+
+    def _build_model(self) -> nn.Module:
+        torch.manual_seed(mix("weights", self.config.loop.seed))
+        shape = models.InputSpec(self.info.channels, self.info.height, self.info.width)
+        model = models.build_model(self.config.model, shape, len(self.info.classes))
+        if self.config.loop.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.to(self.worker.device)
+
+    def _build_average(self) -> AveragedModel | None:
+        decay = self.config.optimizer.model_ema_decay
+        if not decay:
+            return None
+        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def _replicate(self) -> nn.Module:
+        """The model as the training step calls it. Its parameters are those of `self.model`."""
+        if self.config.loop.compile:
+            self.model.compile()
+        if self.worker.world_size == 1:
+            return self.model
+        device_ids = [self.worker.device] if self.worker.device.type == "cuda" else None
+        return DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+    def _validated_model(self) -> nn.Module:
+        return self.ema.module if self.ema is not None else self.model
+
+    def _learning_rate(self, epochs_done: int, position: int) -> float:
+        epoch = epochs_done + position / self.info.train_size
+        return learning_rate(self.config.optimizer, epoch, self.config.loop.epochs)
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+
+    def _restore(self) -> None:
+        resume = self.config.checkpoint.resume
+        with self.worker.latest_checkpoint() as folder:
+            if folder is not None:
+                self._load(folder, "of this run")
+            elif resume:
+                self._load(Path(resume), resume)
+
+    def _load(self, folder: Path, name: str) -> None:
+        saved = ckpt.load(folder, map_location=self.worker.device, name=name)
+        ckpt.require_fit(saved, self.identity, self.order, name)
+        self.model.load_state_dict(saved.state["model"])
+        self.optimizer.load_state_dict(saved.state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(saved.state.get("ema") or self.ema.state_dict())
+        states: list[dict[str, Tensor]] = saved.state["rng"]
+        if len(states) == self.worker.world_size:
+            set_random_state(states[self.worker.rank], self.worker.device)
+        self.progress = saved.progress
+        self.best = saved.best
+        if not self.main:
+            # These are sums over all workers, and are going to be summed over them again.
+            self.progress.loss_sum, self.progress.correct = 0.0, 0
+        self.resumed = f"epoch {saved.progress.epoch + 1}, sample {saved.progress.position}"
+
+    def _save(self, name: str, score: float) -> None:
+        """Checkpoint; all workers call it."""
+        random_states = gather(random_state(self.worker.device))
+        if not self.main:
+            self.worker.report(name, score, None)
+            return
+        state = {
+            "model": ckpt.model_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "rng": random_states,
+        }
+        with tempfile.TemporaryDirectory(prefix="cvdist-checkpoint-") as folder:
+            ckpt.save(Path(folder), Checkpoint(self.identity, self.order, self.progress, self.best, state))
+            self.worker.report(name, score, Path(folder))
+
+    @staticmethod
+    def _score(record: EpochRecord) -> float:
+        """Validation accuracy; of equals the earlier one is better."""
+        return record.valid_accuracy - 1e-9 * record.epoch
+
+    # ------------------------------------------------------------------------------------- telling about it
+
+    def _announce(self) -> None:
+        if not self.main:
+            return
+        config, worker = self.config, self.worker
+        hardware = describe(worker.device)
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        shares = [
+            len(range(config.loop.batch_size)[r :: worker.world_size]) for r in range(worker.world_size)
+        ]
+        each = str(shares[0]) if min(shares) == max(shares) else f"{min(shares)} to {max(shares)}"
+        order = EpochOrder(self.info.train_size, config.loop.batch_size, seed=0, epoch=0)
+        logger.info("data       %s", self.info)
+        logger.info("model      %s, %s trained parameters", self.identity, f"{trained:,}")
+        logger.info("workers    %d on %s", worker.world_size, hardware)
+        logger.info("arithmetic %s (%s)", self.arithmetic.name, self.arithmetic.reason)
+        logger.info(
+            "batch      %d = %s on each of %d worker%s; %d steps an epoch, %d epochs",
+            config.loop.batch_size,
+            each,
+            worker.world_size,
+            "s" if worker.world_size > 1 else "",
+            order.steps(),
+            config.loop.epochs,
+        )
+        if self.resumed:
+            logger.info("resuming   at %s, %d epochs done", self.resumed, self.progress.epoch)
+        self.tracker.params(
+            {
+                "run.world_size": worker.world_size,
+                "run.hardware": hardware,
+                "run.precision": self.arithmetic.name,
+                "run.parameters": trained,
+                "data.classes": len(self.info.classes),
+                "data.mean": self.info.mean,
+                "data.std": self.info.std,
+            }
+        )
+
+    def _log_step(self, epoch: int, step: int, steps: int, rate: float, meter: Meter) -> None:
+        """Reduce what has been measured since the last call, and refuse to go on with a broken loss."""
+        loss, correct, count, seconds = meter.take()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss} at or before step {step} of epoch {epoch}: lower --lr, set "
+                "--clip-grad-norm, or use --precision float32",
+                on_all_workers=True,
+            )
+        self.progress.loss_sum += loss
+        self.progress.correct += correct
+        values = {
+            "step/loss": loss / count,
+            "step/accuracy": correct / count,
+            "step/correct": correct,
+            "step/total": count,
+            "step/learning_rate": rate,
+            "step/samples_per_second": count / seconds,
+        }
+        self.tracker.metrics(values, step=(epoch - 1) * steps + step)
+
+    def _show_progress(self, epoch: int, step: int, steps: int, samples: int, began: float) -> None:
+        rate = samples / (time.monotonic() - began)
+        left = (steps - step) * self.config.loop.batch_size
+        left += (self.config.loop.epochs - epoch) * self.info.train_size
+        self.line.show(
+            f"epoch {epoch}/{self.config.loop.epochs}  step {step}/{steps}  "
+            f"{rate:,.0f} samples/s  about {log.duration(left / rate)} left"
+        )
+
+    def _finish_epoch(self, record: EpochRecord, result: Evaluation) -> None:
+        """Note an epoch's results."""
+        progress = self.progress
+        improved = self.best is None or result.correct > self.best.correct
+        if improved:
+            progress.best_epoch, self.best = record.epoch, result
+        progress.history.append(record)
+        progress.epoch, progress.position = record.epoch, 0
+        progress.loss_sum, progress.correct = 0.0, 0
+        progress.seconds += record.seconds
+        if self.main:
+            logger.info(
+                "epoch %d/%d  train loss %.4f, %s  valid loss %.4f, %s%s  %s, %s samples/s",
+                record.epoch,
+                self.config.loop.epochs,
+                record.train_loss,
+                log.percent(record.train_correct, record.train_total),
+                record.valid_loss,
+                log.percent(record.valid_correct, record.valid_total),
+                " (best)" if improved else "",
+                log.duration(record.seconds),
+                f"{record.samples_per_second:,.0f}",
+            )
+        self.tracker.metrics(run_page.epoch_metrics(record, peak_memory(self.worker.device)), record.epoch)
+
+    def _log_results(self) -> None:
+        """Figures and the best model, by rank 0; the other workers are done."""
+        if not self.main:
+            return
+        assert self.best is not None
+        model = self._validated_model()
+        with self.worker.best_checkpoint() as folder:
+            if folder is not None:
+                state = ckpt.load(folder, map_location=self.worker.device).state
+                ema = state["ema"] if self.ema is not None else None
+                (self.ema if self.ema is not None and ema else self.model).load_state_dict(
+                    ema or state["model"]
+                )
+        run_page.log_figures(self.tracker, self.loader, self.progress, self.best)
+        example, _ = self.loader.pictures("valid", range(min(4, self.info.valid_size)))
+        self.tracker.model(model, self.identity, self.info, example)
+
+    def _summary(self) -> Summary:
+        history, best = self.progress.history, self.progress.best
+        assert best is not None
+        return Summary(
+            data=str(self.info),
+            model=str(self.identity),
+            workers=self.worker.world_size,
+            hardware=describe(self.worker.device),
+            epochs=self.progress.epoch,
+            best_epoch=best.epoch,
+            best_correct=best.valid_correct,
+            valid_total=best.valid_total,
+            samples_per_second=sum(r.samples_per_second for r in history) / len(history),
+            train_seconds=self.progress.seconds,
+            first_step_at=self.first_step_at,
+        )

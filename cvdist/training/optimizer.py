@@ -1,0 +1,42 @@
+"""The optimiser and the learning rate's way through a run."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from cvdist.config import OptimizerConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW over the parameters that are trained; weight decay for matrices and kernels only."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    # Fused: one kernel updates all tensors, where a small network's update is mostly fixed costs.
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
+    )
+
+
+def learning_rate(config: OptimizerConfig, epoch: float, epochs: int) -> float:
+    """The rate after `epoch` epochs (a fraction within an epoch) of `epochs`.
+
+    Linear warm-up, then constant or half a cosine down to 0 (Loshchilov and Hutter 2017, arXiv:1608.03983,
+    without restarts). A pure function of progress: there is no schedule state to save or to lose.
+    """
+    if epoch < config.lr_warmup_epochs:
+        # Not from 0: the very first step would be wasted.
+        return config.lr * max(epoch / config.lr_warmup_epochs, 0.01)
+    if config.lr_scheduler == "constant":
+        return config.lr
+    progress = (epoch - config.lr_warmup_epochs) / (epochs - config.lr_warmup_epochs)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -1,0 +1,30 @@
+"""Train an image classifier: `python jobs/train.py RECIPE [--field value ...]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# The package beside this file is the one that runs: in a clone, in the image, and in the folder that
+# `ray job submit --working-dir .` uploads, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cvdist import cli
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, train, report."""
+    config = cli.parse_train(arguments)
+    if config is None:
+        return
+    from cvdist import report  # only now: help and errors need not wait for torch
+    from cvdist.runtime.launch import launch
+
+    finished = launch(config)
+    if finished is not None:
+        print(report.table(finished))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(main))

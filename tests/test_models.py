@@ -1,0 +1,293 @@
+"""Models: what the registry finds, and what the scratch CNN computes."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cvdist import models
+from cvdist.config import ModelConfig
+from cvdist.errors import UserError
+from cvdist.models import InputSpec, registry
+
+DIGITS = InputSpec(channels=1, height=28, width=28)
+PHOTOS = InputSpec(channels=3, height=224, width=224)
+
+
+def build(name="scratch-cnn", shape=DIGITS, num_classes=10, dropout=0.5):
+    torch.manual_seed(0)
+    return models.build_model(ModelConfig(model=name, dropout=dropout), shape, num_classes)
+
+
+def build_without_memory(*args, **kwargs):
+    """The same on the meta device, shapes without values: the photo model has 28 million weights."""
+    with torch.device("meta"):
+        return build(*args, **kwargs)
+
+
+def batch(n, shape=DIGITS):
+    return torch.randn(
+        n, shape.channels, shape.height, shape.width, generator=torch.Generator().manual_seed(1)
+    )
+
+
+def outputs_of(model, layer, images):
+    """What the layer of that name returns in a forward pass."""
+    seen = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda _module, _args, out: seen.append(out))
+    try:
+        model(images)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+# ---------------------------------------------------------------------------------------------- the registry
+
+
+def test_each_model_takes_the_input_that_it_names():
+    assert {name: models.find(name).default_input for name in models.names()} == {
+        "scratch-cnn": DIGITS,
+        "scratch-cnn-photo": PHOTOS,
+    }
+    for name in models.names():
+        shape = models.find(name).default_input
+        model = build_without_memory(name, shape, num_classes=7)
+        assert model(batch(2, shape).to("meta")).shape == (2, 7)
+
+
+def test_summaries_are_one_line():
+    for summary in models.names().values():
+        assert summary.strip()
+        assert "\n" not in summary
+
+
+def test_unknown_name_suggests_the_nearest_and_lists_all():
+    with pytest.raises(UserError) as error:
+        models.find("scrach-cnn")
+    assert str(error.value) == (
+        "unknown model 'scrach-cnn': did you mean scratch-cnn or scratch-cnn-photo? "
+        "--model takes: scratch-cnn, scratch-cnn-photo"
+    )
+
+
+def test_unknown_name_like_no_other_lists_all():
+    with pytest.raises(UserError) as error:
+        build("zzz")
+    assert str(error.value) == "unknown model 'zzz': --model takes: scratch-cnn, scratch-cnn-photo"
+
+
+def test_a_registered_model_is_built_with_what_was_asked_for(monkeypatch):
+    monkeypatch.setattr(registry, "_MODELS", {})
+    spec = models.ModelSpec(
+        name="linear",
+        summary="one linear layer, without pixels beyond the first row",
+        default_input=DIGITS,
+        smallest_side=1,
+        build=lambda shape, num_classes, config: nn.Sequential(
+            nn.Dropout(config.dropout), nn.Linear(shape.width, num_classes)
+        ),
+    )
+    models.register(spec)
+    model = build("linear", InputSpec(1, 1, 6), num_classes=3, dropout=0.125)
+    assert (model[0].p, model[1].in_features, model[1].out_features) == (0.125, 6, 3)
+    with pytest.raises(ValueError, match="'linear' is registered already"):
+        models.register(spec)
+
+
+# ------------------------------------------------------------------------------------- sizes, worked by hand
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "flattened", "linear_sizes"),
+    [
+        # 28 -conv-> 24 -pool-> 12 -conv-> 8 -pool-> 4; 20 channels x 4 x 4 = 320
+        ("scratch-cnn", DIGITS, 320, [(320, 50), (50, 10)]),
+        # 224 -> 220 -> 110 -> 106 -> 53; 20 x 53 x 53 = 56180
+        ("scratch-cnn-photo", PHOTOS, 56180, [(56180, 500), (500, 50), (50, 10)]),
+        # 33 -> 29 -> 14 -> 10 -> 5 and 40 -> 36 -> 18 -> 14 -> 7; 20 x 5 x 7 = 700
+        ("scratch-cnn", InputSpec(2, 33, 40), 700, [(700, 50), (50, 10)]),
+    ],
+)
+def test_flattened_size(name, shape, flattened, linear_sizes):
+    model = build_without_memory(name, shape)
+    assert outputs_of(model, "flatten", batch(2, shape).to("meta")).shape == (2, flattened)
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == linear_sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "num_classes", "expected"),
+    [
+        # conv1 10*(1*25)+10 = 260; conv2 20*(10*25)+20 = 5020; fc1 320*50+50 = 16050; fc2 50*10+10 = 510
+        ("scratch-cnn", DIGITS, 10, 21_840),
+        # conv1 10*(3*25)+10 = 760; conv2 5020; fc1 56180*500+500 = 28090500; fc2 500*50+50 = 25050;
+        # fc3 50*2+2 = 102
+        ("scratch-cnn-photo", PHOTOS, 2, 28_121_432),
+    ],
+)
+def test_parameter_count(name, shape, num_classes, expected):
+    model = build_without_memory(name, shape, num_classes)
+    assert sum(p.numel() for p in model.parameters()) == expected
+
+
+def test_layers_have_the_books_order_and_names():
+    photo = build_without_memory("scratch-cnn-photo", PHOTOS)
+    convolutions = ["conv1", "conv1_pool", "conv1_relu", "conv2", "conv2_dropout", "conv2_pool", "conv2_relu"]
+    linear = ["fc1", "fc1_relu", "fc1_dropout", "fc2"]
+    assert [name for name, _ in build().named_children()] == [
+        *convolutions, "flatten", *linear, "log_softmax"
+    ]  # fmt: skip
+    assert [name for name, _ in photo.named_children()] == [
+        *convolutions, "flatten", *linear, "fc2_relu", "fc2_dropout", "fc3", "log_softmax"
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- any input, any classes
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    channels=st.integers(1, 5),
+    height=st.integers(16, 40),
+    width=st.integers(16, 40),
+    num_classes=st.integers(1, 12),
+    n=st.integers(0, 3),
+)
+def test_any_size_channels_and_classes(channels, height, width, num_classes, n):
+    shape = InputSpec(channels, height, width)
+    for name in ("scratch-cnn", "scratch-cnn-photo"):
+        probabilities = build(name, shape, num_classes)(batch(n, shape)).exp()
+        assert probabilities.shape == (n, num_classes)
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(n))
+
+
+@pytest.mark.parametrize("shape", [InputSpec(1, 15, 28), InputSpec(1, 28, 15), InputSpec(3, 4, 4)], ids=str)
+@pytest.mark.parametrize("name", ["scratch-cnn", "scratch-cnn-photo"])
+def test_a_picture_that_is_too_small_is_refused_with_the_smallest_that_works(name, shape):
+    with pytest.raises(UserError) as error:
+        build(name, shape)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith(f"--model {name} takes pictures of 16x16 pixels or more, ")
+    assert f"these are {shape.height}x{shape.width}:" in message
+
+
+def test_the_smallest_picture_leaves_one_pixel():
+    # 16 -> 12 -> 6 -> 2 -> 1, while 15 -> 11 -> 5 -> 1 -> 0
+    shape = InputSpec(1, 16, 16)
+    assert outputs_of(build(shape=shape), "conv2_pool", batch(2, shape)).shape == (2, 20, 1, 1)
+    with pytest.raises(RuntimeError, match=re.escape("Output size is too small")):
+        build(shape=shape)(batch(2, InputSpec(1, 15, 15)))
+
+
+# ------------------------------------------------------------------------------------------------- dropout
+
+
+def test_evaluation_is_deterministic_and_training_is_not():
+    model, images = build(), batch(8)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+def test_no_dropout_is_the_same_in_training_and_evaluation():
+    model, images = build(dropout=0.0), batch(8)
+    assert torch.equal(model.train()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.8])
+def test_dropout_drops_at_the_rate_asked_for(rate):
+    photo = build_without_memory("scratch-cnn-photo", PHOTOS, dropout=rate)
+    dropouts = {name: layer for name, layer in photo.named_children() if "dropout" in name}
+    assert list(dropouts) == ["conv2_dropout", "fc1_dropout", "fc2_dropout"]
+    torch.manual_seed(0)
+    for layer in dropouts.values():
+        # Of 10,000 draws: four standard deviations of the mean are 4 * sqrt(0.8 * 0.2 / 10,000) = 0.016.
+        dropped = layer(torch.ones(500, 20, 2, 2))[:, :, 0, 0] == 0
+        assert dropped.float().mean().item() == pytest.approx(rate, abs=0.016)
+
+
+def test_convolutions_lose_whole_channels_and_the_others_are_scaled_up():
+    model, images = build(dropout=0.75), batch(50)
+    before = outputs_of(model, "conv2", images)
+    after = outputs_of(model, "conv2_dropout", images)
+    kept = after.flatten(2).ne(0).all(2)
+    dropped = after.flatten(2).eq(0).all(2)
+    assert (kept | dropped).all()
+    assert 0 < kept.sum() < kept.numel() / 2
+    # What is kept is divided by 1 - 0.75, so that the sum to expect is the same as without dropout.
+    torch.testing.assert_close(after[kept], before[kept] * 4)
+
+
+# ------------------------------------------------------------------------------- other ways of running it
+
+
+def test_bfloat16_autocast_returns_log_probabilities_in_float32():
+    model, images = build().eval(), batch(16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(images)
+    assert half.dtype == torch.float32
+    # In bfloat16 the sum would be wrong by up to 2^-8.
+    torch.testing.assert_close(half.exp().sum(1), torch.ones(16), rtol=0, atol=1e-6)
+    torch.testing.assert_close(half, model(images), rtol=0, atol=0.05)
+
+
+def test_float64_keeps_its_precision():
+    assert build().double()(batch(2).double()).dtype == torch.float64
+
+
+def test_channels_last_computes_the_same():
+    model, images = build("scratch-cnn", InputSpec(3, 28, 28)).eval(), batch(4, InputSpec(3, 28, 28))
+    expected = model(images)
+    model.to(memory_format=torch.channels_last)
+    actual = model(images.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(actual, expected)
+
+
+def test_compiles_without_a_graph_break():
+    model, images = build().eval(), batch(4)
+    # The eager backend needs no C++ compiler; what fails here fails with any backend.
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), model(images))
+
+
+def test_exports_with_any_batch_size():
+    model = build().eval()
+    program = torch.export.export(model, (batch(4),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    for n in (1, 5):
+        torch.testing.assert_close(program.module()(batch(n)), model(batch(n)))
+
+
+def test_a_worker_without_samples_has_zero_gradients():
+    model = build()
+    model(batch(0)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+def test_hooks_see_both_sides_of_a_relu():
+    model, images = build().eval(), batch(4)
+    before = outputs_of(model, "conv1_pool", images)
+    after = outputs_of(model, "conv1_relu", images)
+    assert before.min() < 0
+    assert after.min() == 0
+    assert torch.equal(after, before.clamp(min=0))
+
+
+def test_learns_to_tell_two_patterns_apart():
+    images = torch.zeros(20, 1, 28, 28)
+    images[:10, :, :14] = 1
+    images[10:, :, :, :14] = 1
+    labels = torch.tensor([0] * 10 + [1] * 10)
+    model = build(num_classes=2, dropout=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.nll_loss(model(images), labels).backward()
+        optimizer.step()
+    assert torch.equal(model.eval()(images).argmax(1), labels)
