@@ -12,6 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from cvdist import config as configs
 from cvdist import log, recipes
@@ -38,9 +39,7 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig | None:
         print(_overview())
         return None
     if words[0].startswith("-"):
-        raise UserError(
-            f"the first argument is a recipe, not {words[0]}: one of {', '.join(recipes.names())}"
-        )
+        raise UserError(f"the first argument is a recipe, not {words[0]}: one of {', '.join(recipes.names())}")
     config = recipes.find(words[0])
     _require_known(words[1:])
     config = _override(config, words)
@@ -84,7 +83,7 @@ def _override(config: TrainConfig, words: Sequence[str]) -> TrainConfig:
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            chosen = tyro.cli(
+            chosen: Any = tyro.cli(
                 settings,
                 prog=f"train.py {words[0]}",
                 description=f"Recipe {words[0]}: {recipes.names()[words[0]]}",

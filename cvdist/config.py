@@ -281,9 +281,7 @@ def check(config: TrainConfig) -> None:
             f"--lr-warmup-epochs is {config.optimizer.lr_warmup_epochs} of {config.loop.epochs} epochs: "
             "nothing would be left to train at the full rate"
         )
-    if config.checkpoint.name and not re.fullmatch(
-        r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.checkpoint.name
-    ):
+    if config.checkpoint.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.checkpoint.name):
         raise UserError(
             f"--name {config.checkpoint.name!r}: a name is 1 to 128 letters, digits, dots, hyphens, underscores"
         )

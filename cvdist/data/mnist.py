@@ -44,9 +44,7 @@ def load(root: Path) -> tuple[DatasetInfo, Labelled, Labelled]:
         UserError: if files are missing or damaged.
     """
     if not _complete(root):
-        raise UserError(
-            f"--data {root} holds no MNIST: expected {root}/MNIST/raw/train-images-idx3-ubyte, ..."
-        )
+        raise UserError(f"--data {root} holds no MNIST: expected {root}/MNIST/raw/train-images-idx3-ubyte, ...")
     train, valid = _part(root, train=True), _part(root, train=False)
     info = DatasetInfo(
         name="mnist",

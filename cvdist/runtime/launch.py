@@ -108,9 +108,7 @@ def _named(config: TrainConfig) -> TrainConfig:
     if config.checkpoint.name:
         return config
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return configs.replace(
-        config, name=f"{config.recipe or config.model.model}-{stamp}-{secrets.token_hex(2)}"
-    )
+    return configs.replace(config, name=f"{config.recipe or config.model.model}-{stamp}-{secrets.token_hex(2)}")
 
 
 def _open(config: TrainConfig) -> tracking.Store | None:
@@ -122,9 +120,7 @@ def _open(config: TrainConfig) -> tracking.Store | None:
 def _start(config: TrainConfig, store: tracking.Store | None) -> RunRef | None:
     root, name = storage_root(config), config.checkpoint.name
     continued = storage.exists(f"{root}/{name}")
-    logger.info(
-        "run        %s%s, checkpoints in %s/%s", name, " (continued)" if continued else "", root, name
-    )
+    logger.info("run        %s%s, checkpoints in %s/%s", name, " (continued)" if continued else "", root, name)
     if store is None:
         return None
     run = tracking.start_run(config, store, continued=continued)

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from cvdist import config as configs
@@ -76,14 +76,14 @@ def connect(config: TrainConfig) -> int:
     Raises:
         UserError: if there is no cluster at RAY_ADDRESS, or it is too small for the configuration.
     """
-    # Workers' output is the job's output; their every line twice (once by Ray's own log) helps nobody.
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
             ray.init(address=address, **options)
         else:
-            ray.init(address="local", include_dashboard=False, **options)
+            # Ray Train asks the dashboard's state API whether its controller lives; without one it complains.
+            ray.init(address="local", include_dashboard=True, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -112,6 +112,7 @@ def fit(config: TrainConfig, ref: RunRef | None) -> Summary:
         run_config=RunConfig(
             name=config.checkpoint.name,
             storage_path=storage_root(config),
+            logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(
                 max_failures=runtime.max_failures, controller_failure_limit=runtime.max_failures
             ),
@@ -183,6 +184,7 @@ def _lacking(config: TrainConfig, cpus: float, gpus: float, use_gpu: bool) -> st
 def _work(values: dict[str, Any]) -> Summary | str:
     """What each Ray worker runs. What no restart would mend is returned as a message instead of raised."""
     log.setup()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # not a line for each checkpoint of each rank
     config = configs.from_dict(values["config"])
     context = ray.train.get_context()
     worker = RayWorker(

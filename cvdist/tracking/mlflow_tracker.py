@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import queue
 import tempfile
@@ -65,13 +67,15 @@ class MlflowTracker:
         """See `Tracker`."""
         self._queue.put(lambda client: client.log_text(self._ref.run_id, content, name))
 
-    def model(self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor) -> None:
+    def model(
+        self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
+    ) -> None:
         """See `Tracker`."""
         if not self._ref.log_model:
             return
         from cvdist.tracking.model import log_model
 
-        log_model(self._ref, model, identity, info, example)
+        log_model(self._ref, model, identity, info, example, step)
 
     def close(self) -> None:
         """See `Tracker`. Waits two minutes at most."""
@@ -102,8 +106,8 @@ class MlflowTracker:
                 else:
                     actions.append(item)
             if pending:
-                batch, pending = pending, []
-                actions.insert(0, lambda client, batch=batch: _log_metrics(client, self._ref.run_id, batch))
+                actions.insert(0, functools.partial(_log_metrics, self._ref.run_id, pending))
+                pending = []
             for action in actions:
                 self._attempt(action, client)
         if monitor is not None:
@@ -153,7 +157,7 @@ def start_system_metrics(ref: RunRef, node: str) -> Any:
     return monitor
 
 
-def _log_metrics(client: MlflowClient, run_id: str, batch: list[tuple[dict[str, float], int, int]]) -> None:
+def _log_metrics(run_id: str, batch: list[tuple[dict[str, float], int, int]], client: MlflowClient) -> None:
     from mlflow.entities import Metric
 
     metrics = [
@@ -175,8 +179,6 @@ def _log_figure(client: MlflowClient, run_id: str, name: str, figure: Figure) ->
 
 
 def _log_dataset(client: MlflowClient, run_id: str, info: DatasetInfo, digest: str) -> None:
-    import json
-
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     schema = {

@@ -24,22 +24,23 @@ logger = logging.getLogger(__name__)
 
 
 def log_model(
-    ref: RunRef, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor
+    ref: RunRef, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
 ) -> None:
-    """Log `model` with signature and input example under the name `model`, once a run.
+    """Log `model`, that of epoch `step`, with signature and input example under the name `model`.
 
     example: uint8 (n, C, H, W), n >= 2. Stored in PyTorch's `pt2` format (an exported graph and tensors, no
     pickle); the model's metadata says which architecture the weights belong to, and the classes' names.
     """
     client = client_of(ref.tracking_uri)
-    if client.get_run(ref.run_id).outputs.model_outputs:
-        return  # a finished run that was started again
+    outputs = client.get_run(ref.run_id).outputs
+    if outputs and any(output.step == step for output in outputs.model_outputs):
+        return  # a finished run that was started again and had nothing left to do
     import mlflow
     from mlflow.models import infer_signature
 
     servable = ServableClassifier(copy.deepcopy(model).cpu(), info.mean, info.std).eval()
     # Exporting records the layout, and callers pass ordinary tensors.
-    servable = servable.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    servable = servable.to(memory_format=torch.contiguous_format)
     with torch.inference_mode():
         output = servable(example).numpy()
     pixels = np.ascontiguousarray(example.numpy())
@@ -52,13 +53,12 @@ def log_model(
             mlflow.pytorch.log_model(
                 servable,
                 name="model",
+                step=step,
                 serialization_format="pt2",
                 signature=infer_signature(pixels, output),
                 input_example=pixels,
                 # Named here, or MLflow would load the model once more to find out.
-                pip_requirements=[
-                    f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy")
-                ],
+                pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy")],
                 metadata={"cvdist": dataclasses.asdict(identity) | {"mean": info.mean, "std": info.std}},
             )
     finally:

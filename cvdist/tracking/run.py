@@ -74,10 +74,10 @@ class Store:
 def client_of(tracking_uri: str) -> MlflowClient:
     """An MLflow client; MLflow is imported on the first call."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git in a container is no reason to warn
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    for noisy in ("mlflow", "alembic"):  # after the import, which sets up MLflow's own logging
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,8 +37,10 @@ class Tracker(Protocol):
         """A text file for the artifacts."""
         ...
 
-    def model(self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: object) -> None:
-        """The trained model, ready to serve; `example`: uint8 pictures (n, C, H, W), n >= 2. Waits."""
+    def model(
+        self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
+    ) -> None:
+        """The model of epoch `step`, ready to serve. Waits. `example`: uint8 pictures (n, C, H, W), n >= 2."""
         ...
 
     def close(self) -> None:
@@ -64,7 +66,9 @@ class NoTracker:
     def text(self, name: str, content: str) -> None:
         """See `Tracker`."""
 
-    def model(self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: object) -> None:
+    def model(
+        self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
+    ) -> None:
         """See `Tracker`."""
 
     def close(self) -> None:

@@ -84,15 +84,15 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` into `folder`, which exists and is empty."""
-    best = checkpoint.best
-    confusion = best.confusion if best else None
+    best = dataclasses.asdict(checkpoint.best) if checkpoint.best else None
+    confusion = best.pop("confusion") if best else None
     torch.save({**checkpoint.state, "confusion": confusion}, folder / _STATE)
     meta = {
         "format": FORMAT,
         "model": dataclasses.asdict(checkpoint.model),
         "order": dataclasses.asdict(checkpoint.order),
         "progress": dataclasses.asdict(checkpoint.progress),
-        "best": best and dataclasses.asdict(dataclasses.replace(best, confusion=None)),
+        "best": best,
     }
     (folder / _META).write_text(json.dumps(meta, indent=1))
 
@@ -112,7 +112,7 @@ def load(folder: Path, *, map_location: str | torch.device = "cpu", name: str = 
             model=_model_identity(meta),
             order=OrderIdentity(**meta["order"]),
             progress=_progress(meta["progress"]),
-            best=_evaluation(meta["best"], state.pop("confusion")),
+            best=_evaluation(meta["best"], state.pop("confusion")) if meta["best"] else None,
             state=state,
         )
     except Exception as error:  # damaged bytes raise all sorts of things
@@ -171,8 +171,6 @@ def _progress(values: dict[str, Any]) -> Progress:
     return Progress(**{**values, "history": history})
 
 
-def _evaluation(values: dict[str, Any] | None, confusion: Tensor | None) -> Evaluation | None:
-    if values is None:
-        return None
+def _evaluation(values: dict[str, Any], confusion: Tensor) -> Evaluation:
     mistakes = [Mistake(**mistake) for mistake in values["mistakes"]]
-    return Evaluation(**{**values, "mistakes": mistakes, "confusion": confusion.cpu()})
+    return Evaluation(**{**values, "mistakes": mistakes}, confusion=confusion.cpu())

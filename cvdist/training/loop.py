@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -161,17 +162,14 @@ class TrainingLoop:
         optimizer, config = self.optimizer, self.config.optimizer
         for group in optimizer.param_groups:
             group["lr"] = rate
-        portions = list(self._portions(batch))
-        for last, images, labels in portions:
+        for last, images, labels in self._portions(batch):
             # Gradients are averaged over the workers once a step, after the last portion.
-            waiting = isinstance(self.replica, DistributedDataParallel) and not last
-            with self.replica.no_sync() if waiting else nullcontext():  # type: ignore[operator]
+            alone = isinstance(self.replica, DistributedDataParallel) and not last
+            with cast(DistributedDataParallel, self.replica).no_sync() if alone else nullcontext():
                 with self.arithmetic.autocast():
                     scores = self.replica(images)
                 scores = scores.float()
-                loss = F.cross_entropy(
-                    scores, labels, reduction="sum", label_smoothing=config.label_smoothing
-                )
+                loss = F.cross_entropy(scores, labels, reduction="sum", label_smoothing=config.label_smoothing)
                 # The gradient is to be that of the mean over the *global* batch. Shares may differ in size,
                 # and DDP divides by the number of workers, not by samples.
                 (loss * (self.worker.world_size / batch.global_size)).backward()
@@ -213,7 +211,7 @@ class TrainingLoop:
         shape = models.InputSpec(self.info.channels, self.info.height, self.info.width)
         model = models.build_model(self.config.model, shape, len(self.info.classes))
         if self.config.loop.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         return model.to(self.worker.device)
 
     def _build_average(self) -> AveragedModel | None:
@@ -277,9 +275,11 @@ class TrainingLoop:
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "rng": random_states,
         }
-        with tempfile.TemporaryDirectory(prefix="cvdist-checkpoint-") as folder:
-            ckpt.save(Path(folder), Checkpoint(self.identity, self.order, self.progress, self.best, state))
-            self.worker.report(name, score, Path(folder))
+        with tempfile.TemporaryDirectory(prefix="cvdist-checkpoint-") as private:
+            folder = Path(private) / name
+            folder.mkdir()  # with ordinary permissions, which the copies inherit
+            ckpt.save(folder, Checkpoint(self.identity, self.order, self.progress, self.best, state))
+            self.worker.report(name, score, folder)
 
     @staticmethod
     def _score(record: EpochRecord) -> float:
@@ -294,9 +294,7 @@ class TrainingLoop:
         config, worker = self.config, self.worker
         hardware = describe(worker.device)
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        shares = [
-            len(range(config.loop.batch_size)[r :: worker.world_size]) for r in range(worker.world_size)
-        ]
+        shares = [len(range(config.loop.batch_size)[r :: worker.world_size]) for r in range(worker.world_size)]
         each = str(shares[0]) if min(shares) == max(shares) else f"{min(shares)} to {max(shares)}"
         order = EpochOrder(self.info.train_size, config.loop.batch_size, seed=0, epoch=0)
         logger.info("data       %s", self.info)
@@ -396,7 +394,7 @@ class TrainingLoop:
                 )
         run_page.log_figures(self.tracker, self.loader, self.progress, self.best)
         example, _ = self.loader.pictures("valid", range(min(4, self.info.valid_size)))
-        self.tracker.model(model, self.identity, self.info, example)
+        self.tracker.model(model, self.identity, self.info, example, step=self.progress.best_epoch)
 
     def _summary(self) -> Summary:
         history, best = self.progress.history, self.progress.best

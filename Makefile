@@ -1,0 +1,49 @@
+# Every target makes what it needs: `make demo` and `make test` work in a fresh clone with Python >= 3.11.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+# Where runs, their MLflow store and downloaded data are kept.
+export CVDIST_STORAGE ?= $(CURDIR)/runs
+
+.PHONY: help demo test lint bench ui clean lock
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(STAMP): requirements-dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@echo "installing into $(VENV): a few minutes and 7 GB, once"
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.lock
+	touch $@
+
+demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few minutes
+	$(PY) jobs/train.py digits-cnn
+
+test: $(STAMP)  ## all tests
+	$(PY) -m pytest
+
+lint: $(STAMP)  ## style and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(STAMP)  ## all benchmarks, or ONLY=name; fails where a ratio falls short
+	$(PY) benchmarks/run.py $(ONLY)
+
+ui: $(STAMP)  ## the MLflow UI on the runs in ./runs, at http://localhost:5000
+	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(CVDIST_STORAGE)/mlflow.db --port 5000
+
+lock: $(STAMP)  ## write the lock files anew after a change of pyproject.toml
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  pyproject.toml -o requirements.lock
+	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+
+clean:  ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

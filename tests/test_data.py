@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import v2
+
+from cvdist import config as configs
+from cvdist import recipes
+from cvdist.config import DataConfig
+from cvdist.data import open_loader
+from cvdist.data.augment import Augmentation
+from cvdist.data.dataset import DatasetInfo
+from cvdist.data.in_memory import InMemoryLoader, Labelled
+from cvdist.data.sampler import EpochOrder, Share
+from cvdist.data.split import stratified
+from cvdist.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def make_loader(train: int, valid: int, size: int = 6, channels: int = 1, **options) -> InMemoryLoader:
+    generator = torch.Generator().manual_seed(0)
+
+    def part(count):
+        images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+        return Labelled(images, torch.arange(count) % 3)
+
+    info = DatasetInfo(
+        "test", "made up", ("a", "b", "c"), channels, size, size, (0.4,) * channels, (0.2,) * channels, train, valid
+    )
+    return InMemoryLoader(info, part(train), part(valid), device=CPU, **options)
+
+
+# ------------------------------------------------------------------------------------------------ in memory
+
+
+@settings(deadline=None)
+@given(st.integers(1, 90), st.integers(1, 40), st.integers(1, 5), st.integers(0, 80))
+def test_batches_are_the_order_normalised(train, batch_size, world, position):
+    loader = make_loader(train, 5)
+    position = position // batch_size * batch_size
+    order = EpochOrder(train, batch_size, seed=1, epoch=1)
+    for rank in range(world):
+        shares = list(order.shares(rank, world, position))
+        got = list(loader.train_batches(order, rank, world, position))
+        assert [batch.indices.tolist() for batch in got] == [share.indices.tolist() for share in shares]
+        for batch, share in zip(got, shares, strict=True):
+            raw = loader._splits["train"].images[share.indices]
+            expected = (raw.float() / 255 - 0.4) / 0.2
+            torch.testing.assert_close(batch.images, expected)
+            assert batch.labels.tolist() == (share.indices % 3).tolist()
+            assert batch.global_size == share.global_size
+
+
+@settings(deadline=None)
+@given(st.integers(0, 50), st.integers(1, 20), st.integers(1, 6))
+def test_validation_reads_each_sample_once(valid, batch_size, world):
+    loader = make_loader(3, valid)
+    rows = [
+        row
+        for rank in range(world)
+        for batch in loader.valid_batches(rank, world, batch_size)
+        for row in batch.indices.tolist()
+    ]
+    assert rows == list(range(valid))
+
+
+def test_pictures_are_the_original_pixels():
+    loader = make_loader(10, 4)
+    images, names = loader.pictures("train", [7, 2])
+    assert torch.equal(images, loader._splits["train"].images[[7, 2]])
+    assert names == ["b", "c"]
+    assert loader.pictures("valid", [])[0].shape == (0, 1, 6, 6)
+
+
+def test_digest_notices_a_changed_pixel_and_a_changed_label():
+    loaders = [make_loader(10, 4) for _ in range(4)]
+    loaders[1]._splits["valid"].images[3, 0, 5, 5] ^= 1
+    loaders[2]._splits["train"].labels[0] = 2
+    digests = [loader.digest() for loader in loaders]
+    assert digests[0] == digests[3]
+    assert len(set(digests)) == 3
+
+
+# --------------------------------------------------------------------------------------------- augmentation
+
+
+def augment(images, draws, **settings):
+    options = {"horizontal_flip": 0.0, "rotation": 0.0, "translation": 0.0, **settings}
+    return Augmentation(**options, seed=0).apply(images.clone(), torch.tensor([draws]))
+
+
+def test_flip_mirrors_exactly_with_and_without_resampling():
+    images = torch.rand(1, 3, 8, 8)
+    assert torch.equal(augment(images, [0.0, 0.5, 0.5, 0.5], horizontal_flip=1.0), images.flip(-1))
+    resampled = augment(images, [0.0, 0.5, 0.5, 0.5], horizontal_flip=1.0, rotation=10.0)
+    torch.testing.assert_close(resampled, images.flip(-1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (20, 36)])
+def test_rotation_is_in_degrees_and_keeps_shapes(height, width):
+    images = torch.zeros(1, 1, height, width)
+    images[..., height // 4 : -height // 4, width // 4 : -width // 4] = 255
+    images[..., height // 4 : height // 2, width // 4 : width // 2] = 100
+    ours = augment(images, [0.5, 1.0, 0.5, 0.5], rotation=15.0)
+    # Positive angles are clockwise here, counter-clockwise in torchvision.
+    candidates = [
+        v2.functional.rotate(images, angle, interpolation=v2.InterpolationMode.BILINEAR) for angle in (15.0, -15.0)
+    ]
+    assert min((ours - other).abs().mean().item() for other in candidates) < 1.0
+    assert (ours - images).abs().mean() > 5
+
+
+def test_translation_moves_by_the_fraction_and_fills_with_black():
+    images = torch.full((1, 1, 10, 10), 7.0)
+    moved = augment(images, [0.5, 0.5, 1.0, 0.5], translation=0.2)  # looks up 2 pixels to the right
+    torch.testing.assert_close(moved[..., :8], images[..., :8])
+    assert moved[..., 8:].abs().max() < 1e-4
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(1, 3))
+def test_augmentation_does_not_depend_on_workers_or_interruptions(world, stopped_after):
+    augmentation = Augmentation(0.5, 20.0, 0.1, seed=3)
+    loader = make_loader(40, 4, augmentation=augmentation)
+    order = EpochOrder(40, 8, seed=0, epoch=2)
+    alone = torch.cat([batch.images for batch in loader.train_batches(order, 0, 1)])
+    parts = [list(loader.train_batches(order, rank, world)) for rank in range(world)]
+    together = torch.cat([batch.images for step in zip(*parts, strict=True) for batch in step])
+    torch.testing.assert_close(together, alone)
+    rest = torch.cat([batch.images for batch in loader.train_batches(order, 0, 1, stopped_after * 8)])
+    torch.testing.assert_close(rest, alone[stopped_after * 8 :])
+    another_epoch = next(iter(loader.train_batches(EpochOrder(40, 8, seed=0, epoch=3), 0, 1)))
+    assert not torch.equal(another_epoch.images, alone[:8])
+
+
+def test_flip_probability_is_met():
+    augmentation = Augmentation.from_config(DataConfig(horizontal_flip=0.3), seed=0)
+    draws = augmentation.draw(Share(torch.arange(20_000), 0, 0, 20_000), epoch=1)
+    images = torch.arange(2.0).repeat(20_000, 1)[:, None, None]
+    flipped = (augmentation.apply(images, draws)[:, 0, 0, 0] == 1).float().mean()
+    assert abs(flipped - 0.3) < 0.02
+
+
+def test_validation_is_not_augmented():
+    plain, augmented = make_loader(4, 9), make_loader(4, 9, augmentation=Augmentation(1.0, 90.0, 0.5, seed=0))
+    for one, other in zip(plain.valid_batches(0, 1, 4), augmented.valid_batches(0, 1, 4), strict=True):
+        assert torch.equal(one.images, other.images)
+
+
+# -------------------------------------------------------------------------------------------------- digits
+
+
+@given(st.lists(st.integers(0, 4), min_size=60, max_size=200), st.integers(0, 9))
+def test_stratified_split_is_a_partition_in_proportion(labels, seed):
+    tensor = torch.tensor(labels)
+    if tensor.bincount().max() < 3 or 0 < tensor.bincount()[tensor.bincount() > 0].min() < 3:
+        return
+    train, valid = stratified(tensor, 0.4, seed)
+    assert sorted(train.tolist() + valid.tolist()) == list(range(len(labels)))
+    for label in tensor.unique():
+        whole, part = (tensor == label).sum().item(), (tensor[valid] == label).sum().item()
+        assert part == round(0.4 * whole)
+
+
+def test_a_class_too_small_to_split_is_named():
+    with pytest.raises(UserError, match=r"--valid-fraction 0.1 leaves class 1 \(2 pictures\)"):
+        stratified(torch.tensor([0] * 50 + [1] * 2), 0.1, 0)
+
+
+def test_digits_are_balanced_real_and_split_by_their_own_seed():
+    loader = open_loader(recipes.find("digits-cnn"), CPU)
+    assert (loader.info.train_size, loader.info.valid_size) == (4000, 1000)
+    _, names = loader.pictures("valid", range(1000))
+    assert {names.count(str(digit)) for digit in range(10)} == {100}
+    other_run = open_loader(configs.replace(recipes.find("digits-cnn"), seed=5), CPU)
+    assert other_run.digest() == loader.digest()
+    other_split = open_loader(configs.replace(recipes.find("digits-cnn"), split_seed=5), CPU)
+    assert other_split.digest() != loader.digest()
+    ones = next(i for i, name in enumerate(names) if name == "1")
+    picture = loader.pictures("valid", [ones])[0][0, 0]
+    assert picture.max() > 200 and (picture == 0).float().mean() > 0.5  # white ink on black
+
+
+# --------------------------------------------------------------------------------------------------- MNIST
+
+
+def mnist(folder):
+    return configs.replace(recipes.find("mnist-cnn"), data=str(folder))
+
+
+def test_mnist_is_complete_and_normalised_by_its_own_mean_and_deviation(shared_data):
+    loader = open_loader(mnist(shared_data / "mnist"), CPU)
+    assert (loader.info.train_size, loader.info.valid_size) == (60_000, 10_000)
+    pixels = loader._splits["train"].images.double() / 255
+    assert round(pixels.mean().item(), 4) == loader.info.mean[0] == 0.1307
+    assert round(pixels.std().item(), 4) == loader.info.std[0] == 0.3081
+
+
+def test_truncated_mnist_is_named(shared_data, tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in (shared_data / "mnist" / "MNIST" / "raw").glob("*ubyte"):
+        (raw / file.name).write_bytes(file.read_bytes())
+    images = raw / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:1_000_000])
+    with pytest.raises(UserError, match=r"MNIST/raw/train-\* is truncated or damaged .* delete the folder MNIST"):
+        open_loader(mnist(tmp_path), CPU)

@@ -1,0 +1,270 @@
+"""The loop alone, in this process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from cvdist import config as configs
+from cvdist import recipes
+from cvdist.config import OptimizerConfig
+from cvdist.errors import UserError
+from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
+from cvdist.tracking import NoTracker
+from cvdist.training import checkpoint as ckpt
+from cvdist.training.loop import TrainingLoop
+from cvdist.training.optimizer import build_optimizer, learning_rate
+
+
+class Recorder(NoTracker):
+    """Keeps the metrics."""
+
+    def __init__(self):
+        self.steps, self.epochs = [], []
+
+    def metrics(self, values, step):
+        (self.steps if "step/loss" in values else self.epochs).append((step, dict(values)))
+
+
+def make_loop(folder, recorder=None, **changes):
+    """A short run: 4,000 digits in 20 steps an epoch."""
+    defaults = {
+        "name": "run",
+        "storage": str(folder),
+        "batch_size": 200,
+        "epochs": 1,
+        "lr_scheduler": "constant",
+        "lr_warmup_epochs": 0.0,
+        "rotation": 0.0,
+        "translation": 0.0,
+        "log_every_steps": 1,
+    }
+    config = configs.replace(recipes.find("digits-cnn"), **{**defaults, **changes})
+    kept = CheckpointFolder(folder / config.checkpoint.name, config.checkpoint.keep_checkpoints)
+    worker = ProcessWorker(0, 1, 0, "here", torch.device("cpu"), kept)
+    return TrainingLoop(config, worker, recorder or Recorder())
+
+
+def losses(folder, **changes):
+    recorder = Recorder()
+    loop = make_loop(folder, recorder, **changes)
+    loop.run()
+    return [values["step/loss"] for _, values in recorder.steps], loop
+
+
+def test_learns_and_reports_exact_counts(tmp_path):
+    recorder = Recorder()
+    loop = make_loop(tmp_path, recorder, epochs=2, batch_size=32)
+    summary = loop.run()
+    assert summary.best_correct > 900 and summary.valid_total == 1000
+    assert [step for step, _ in recorder.epochs] == [1, 2]
+    assert [step for step, _ in recorder.steps] == list(range(1, 251))
+    for _, values in recorder.epochs:
+        assert values["train/total"] == 4000 and values["valid/total"] == 1000
+        assert values["valid/accuracy"] == values["valid/correct"] / 1000
+    # The epoch's figures are the sums of its steps'.
+    first = [values for _, values in recorder.steps[:125]]
+    assert sum(values["step/correct"] for values in first) == recorder.epochs[0][1]["train/correct"]
+    mean = sum(values["step/loss"] * values["step/total"] for values in first) / 4000
+    assert mean == pytest.approx(recorder.epochs[0][1]["train/loss"], rel=1e-9)
+
+
+def test_same_seed_same_run_other_seed_other_run(tmp_path):
+    one, _ = losses(tmp_path / "a")
+    same, _ = losses(tmp_path / "b")
+    other, _ = losses(tmp_path / "c", seed=1)
+    assert one == same
+    assert one != other
+
+
+def test_accumulation_gives_the_same_gradients(tmp_path):
+    whole, _ = losses(tmp_path / "a", dropout=0.0, batch_size=190)
+    parts, _ = losses(tmp_path / "b", dropout=0.0, batch_size=190, accumulate_steps=4)
+    assert parts == pytest.approx(whole, rel=2e-4)
+
+
+@pytest.mark.parametrize("stop", [7, 13])
+def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path, stop):
+    """Dropout, momentum, moving average, augmentation and schedule on; stopped between two checkpoints."""
+    changes = {
+        "epochs": 2,
+        "checkpoint_every": 5,
+        "model_ema_decay": 0.9,
+        "dropout": 0.5,
+        "rotation": 10.0,
+        "lr_scheduler": "cosine",
+        "log_every_steps": 3,
+    }
+    whole = make_loop(tmp_path / "whole", **changes)
+    whole.run()
+
+    class Killed(Exception):
+        pass
+
+    loop = make_loop(tmp_path / "parts", **changes)
+    step = loop._step
+    taken = []
+
+    def dying_step(*arguments):
+        if len(taken) == 20 + stop:
+            raise Killed
+        taken.append(1)
+        step(*arguments)
+
+    loop._step = dying_step
+    with pytest.raises(Killed):
+        loop.run()
+    rest = make_loop(tmp_path / "parts", **changes)
+    assert (rest.progress.epoch, rest.progress.position) == (1, stop // 5 * 5 * 200)
+    rest.run()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, rest.model.state_dict()[name]), name
+    for one, other in zip(whole.progress.history, rest.progress.history, strict=True):
+        assert (one.train_correct, one.valid_correct) == (other.train_correct, other.valid_correct)
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-12)
+        assert one.valid_loss == other.valid_loss
+
+
+def test_a_finished_run_started_again_has_nothing_to_do(tmp_path):
+    first = make_loop(tmp_path).run()
+    again = make_loop(tmp_path).run()
+    assert (again.best_correct, again.epochs) == (first.best_correct, 1)
+    assert again.first_step_at == 0
+    longer = make_loop(tmp_path, epochs=2).run()
+    assert longer.epochs == 2
+
+
+def test_best_and_latest_checkpoints_are_kept(tmp_path):
+    folder = CheckpointFolder(tmp_path / "run", keep=2)
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, score in [("a", 0.5), ("b", 0.9), ("c", 0.7), ("d", 0.1), ("e", 0.2)]:
+        (source / "which").write_text(name)
+        folder.add(name, score, source)
+    assert folder.best() == tmp_path / "run" / "b"
+    assert folder.latest() == tmp_path / "run" / "e"
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"b", "c", "e", "index.json"}
+
+
+def test_best_model_is_the_best_epochs(tmp_path):
+    logged = []
+
+    class Keeper(Recorder):
+        def model(self, model, identity, info, example, step):
+            logged.append((step, {k: v.clone() for k, v in model.state_dict().items()}))
+
+    # The third epoch's rate ruins the model: the second is the best.
+    recorder = Keeper()
+    loop = make_loop(tmp_path, recorder, epochs=3)
+    rates = loop._learning_rate
+    loop._learning_rate = lambda done, position: rates(done, position) if done < 2 else 3.0
+    loop.run()
+    ((step, state),) = logged
+    assert step == loop.progress.best_epoch == 2
+    best = ckpt.load(tmp_path / "run" / "epoch-0002")
+    assert all(torch.equal(state[name], tensor) for name, tensor in best.state["model"].items())
+
+
+def test_broken_loss_stops_with_step_and_advice(tmp_path):
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) at or before step \d+ of epoch 1: lower --lr"):
+        make_loop(tmp_path, lr=1e9).run()
+    assert not (tmp_path / "run" / "epoch-0001").exists()
+
+
+def test_moving_average_is_validated_and_logged(tmp_path):
+    loop = make_loop(tmp_path, model_ema_decay=0.99)
+    loop.run()
+    averaged, trained = loop.ema.module.state_dict(), loop.model.state_dict()
+    assert any(not torch.equal(averaged[name], trained[name]) for name in trained)
+    assert loop.best.correct == loop._validate().correct
+
+
+def test_bfloat16_autocast_learns(tmp_path):
+    loop = make_loop(tmp_path, precision="bfloat16", batch_size=64, epochs=1, channels_last=True)
+    assert loop.run().best_correct > 700
+    assert next(loop.model.parameters()).dtype == torch.float32
+
+
+# --------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    make_loop(tmp_path).run()
+    saved = ckpt.load(tmp_path / "run" / "epoch-0001")
+    other = ckpt.ModelIdentity("scratch-cnn", ("cat", "dog"), 3, 224, 224)
+    with pytest.raises(UserError, match=r"is of model scratch-cnn \(10 classes, 1x28x28\), this run trains"):
+        ckpt.require_fit(saved, other, saved.order, "x")
+
+
+def test_position_in_another_order_is_refused(tmp_path):
+    loop = make_loop(tmp_path, checkpoint_every=7)
+    loop._finish_epoch = None  # ends the run after its steps
+    with pytest.raises(TypeError):
+        loop.run()
+    with pytest.raises(UserError, match="within an epoch .* set --batch-size, --seed and the data as they were"):
+        make_loop(tmp_path, batch_size=100)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "no meta", "meta not json", "other format"])
+def test_damaged_checkpoints_are_named_and_run_no_code(tmp_path, damage):
+    make_loop(tmp_path).run()
+    folder = tmp_path / "run" / "epoch-0001"
+    state, meta = folder / "state.pt", folder / "checkpoint.json"
+    if damage == "truncated":
+        state.write_bytes(state.read_bytes()[:1000])
+    elif damage == "pickle":
+        torch.save({"model": Bomb(tmp_path / "ran")}, state)
+    elif damage == "no meta":
+        meta.unlink()
+    elif damage == "meta not json":
+        meta.write_text("{")
+    else:
+        meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 99}))
+    with pytest.raises(UserError, match="of this run"):
+        make_loop(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+class Bomb:
+    """What a hostile file would do when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+# ----------------------------------------------------------------------------------------------- optimiser
+
+
+def test_schedule_by_hand():
+    warm = OptimizerConfig(lr=0.4, lr_scheduler="cosine", lr_warmup_epochs=2.0)
+    assert learning_rate(warm, 0.0, 10) == pytest.approx(0.004)
+    assert learning_rate(warm, 1.0, 10) == pytest.approx(0.2)
+    assert learning_rate(warm, 2.0, 10) == pytest.approx(0.4)
+    assert learning_rate(warm, 6.0, 10) == pytest.approx(0.2)  # half of the cosine
+    assert learning_rate(warm, 10.0, 10) == pytest.approx(0.0)
+    assert learning_rate(OptimizerConfig(lr=0.1), 7.5, 10) == 0.1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_biases_are_not_decayed(name):
+    layer = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(layer, OptimizerConfig(optimizer=name, weight_decay=0.5, lr=0.1))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay[id(layer.weight)] == 0.5
+    assert decay[id(layer.bias)] == 0.0
+
+
+def test_sgd_step_by_hand():
+    weight = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(weight.weight, 1.0)
+    optimizer = build_optimizer(weight, OptimizerConfig(lr=0.1, momentum=0.5))
+    for _ in range(2):  # the gradient is 2 each time: 1 - 0.1 * 2 = 0.8, then 0.8 - 0.1 * (2 + 0.5 * 2)
+        optimizer.zero_grad()
+        weight(torch.tensor([[2.0]])).sum().backward()
+        optimizer.step()
+    assert weight.weight.item() == pytest.approx(0.5)
