@@ -276,11 +276,6 @@ def check(config: TrainConfig) -> None:
         raise UserError(f"--valid-fraction is {config.data.valid_fraction}: it takes a number in (0, 1)")
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")
-    if config.optimizer.lr_warmup_epochs >= config.loop.epochs:
-        raise UserError(
-            f"--lr-warmup-epochs is {config.optimizer.lr_warmup_epochs} of {config.loop.epochs} epochs: "
-            "nothing would be left to train at the full rate"
-        )
     if config.checkpoint.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.checkpoint.name):
         raise UserError(
             f"--name {config.checkpoint.name!r}: a name is 1 to 128 letters, digits, dots, hyphens, underscores"

@@ -64,7 +64,7 @@ def digits_cnn() -> TrainConfig:
         momentum=0.9,
         lr=0.02,
         lr_scheduler="cosine",
-        lr_warmup_epochs=1.0,
+        lr_warmup_epochs=0.5,
         dropout=0.25,
         rotation=10.0,
         translation=0.08,

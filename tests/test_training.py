@@ -247,6 +247,8 @@ def test_schedule_by_hand():
     assert learning_rate(warm, 2.0, 10) == pytest.approx(0.4)
     assert learning_rate(warm, 6.0, 10) == pytest.approx(0.2)  # half of the cosine
     assert learning_rate(warm, 10.0, 10) == pytest.approx(0.0)
+    assert learning_rate(warm, 1.0, 2) == pytest.approx(0.2)  # a run that is shorter than its warm-up
+    assert learning_rate(warm, 2.0, 2) == pytest.approx(0.4)
     assert learning_rate(OptimizerConfig(lr=0.1), 7.5, 10) == 0.1
 
 

@@ -184,7 +184,7 @@ def _lacking(config: TrainConfig, cpus: float, gpus: float, use_gpu: bool) -> st
 def _work(values: dict[str, Any]) -> Summary | str:
     """What each Ray worker runs. What no restart would mend is returned as a message instead of raised."""
     log.setup()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # not a line for each checkpoint of each rank
+    logging.getLogger().setLevel(logging.WARNING)  # not two lines of Ray for each checkpoint of each rank
     config = configs.from_dict(values["config"])
     context = ray.train.get_context()
     worker = RayWorker(

@@ -36,5 +36,5 @@ def learning_rate(config: OptimizerConfig, epoch: float, epochs: int) -> float:
         return config.lr * max(epoch / config.lr_warmup_epochs, 0.01)
     if config.lr_scheduler == "constant":
         return config.lr
-    progress = (epoch - config.lr_warmup_epochs) / (epochs - config.lr_warmup_epochs)
+    progress = (epoch - config.lr_warmup_epochs) / max(epochs - config.lr_warmup_epochs, 1e-9)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -1,0 +1,268 @@
+"""The confusion matrix, drawn so that its mistakes are seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, PowerNorm, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cvdist.figures import style
+
+_WIDTH = 9.0
+# Up to so many classes the cells hold their counts; up to so many the axes hold the classes' names.
+_MOST_CLASSES_WITH_COUNTS = 20
+_MOST_CLASSES_WITH_NAMES = 30
+# A cell needs about 4 pixels to be seen. Beyond this many, cells are drawn together.
+_MOST_CELLS = 150
+_PAIRS = 16
+_WIDEST_NAME = 1.3  # inches
+_RIGHT_TINT = "#E4E4E4"
+_MISTAKES = LinearSegmentedColormap.from_list("mistakes", ["#FDE6D6", style.VERMILLION, "#7A3300"])
+_MISTAKES.set_bad("white")
+
+
+def confusion_matrix(matrix: Tensor | NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """Which class was taken for which.
+
+    Colour shows mistakes only, as a share of their true class; what is right has a neutral tint and no part
+    in the colour scale, which it would leave no room on. Up to 20 classes, each cell holds its count and
+    those of the diagonal the recall of their class; beyond, the pairs confused most often are listed.
+
+    Args:
+        matrix: int64 (C, C), rows are true classes, columns predicted ones.
+        classes: C names.
+
+    Raises:
+        ValueError: if the shape of `matrix` is another one.
+    """
+    counts = np.asarray(matrix, dtype=np.int64)
+    if counts.shape != (len(classes), len(classes)):
+        raise ValueError(f"a matrix of shape {counts.shape} for {len(classes)} classes")
+    if len(classes) <= _MOST_CLASSES_WITH_COUNTS:
+        return _with_counts(counts, classes)
+    return _with_pairs(counts, classes)
+
+
+def most_confused(counts: NDArray[np.int64], limit: int) -> list[tuple[int, int, int]]:
+    """(count, true class, predicted class) of the `limit` most frequent mistakes, most frequent first."""
+    mistakes = counts.copy()
+    np.fill_diagonal(mistakes, 0)
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
+    pairs = [divmod(int(place), len(counts)) for place in order]
+    return [(int(mistakes[pair]), *pair) for pair in pairs if mistakes[pair]]
+
+
+def _with_counts(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    names = [style.elide(name, _WIDEST_NAME, style.TEXT_SIZE) for name in classes]
+    widest = max(style.text_width(name, style.TEXT_SIZE) for name in names)
+    left, right = widest + 0.7, 1.2
+    side = min(max(1.1 * len(names), 3.6), 6.2, _WIDTH - left - right)
+    turned = widest > 0.9 * side / len(names)
+    bottom = (widest if turned else 0.2) + 0.55
+    figure = style.new_figure(max(left + side + right, 7.0), bottom + side + _top())
+    axes = style.add_axes(figure, left, bottom, side, side)
+    rates = _mistake_rates(counts)
+    norm = _draw(axes, rates)
+    _name_axes(axes, names, style.TEXT_SIZE, turned=turned)
+    _write_counts(axes, counts, rates, norm, side / len(names))
+    _add_color_bar(figure, norm, rates, (left + side + 0.25, bottom, 0.16, side), "vertical")
+    _add_title(figure, counts)
+    return figure
+
+
+def _with_pairs(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    named = len(classes) <= _MOST_CLASSES_WITH_NAMES
+    names = [style.elide(name, 0.9, style.SMALL_SIZE) for name in classes] if named else []
+    widest = max((style.text_width(name, style.SMALL_SIZE) for name in names), default=0.3)
+    left = bottom = widest + 0.6
+    list_width = 3.35
+    side = _WIDTH - left - list_width - 0.5
+    figure = style.new_figure(_WIDTH, bottom + side + _top())
+    axes = style.add_axes(figure, left, bottom, side, side)
+    rates = _mistake_rates(counts)
+    norm = _draw(axes, rates)
+    if named:
+        _name_axes(axes, names, style.SMALL_SIZE, turned=True)
+    else:
+        _number_axes(axes)
+    list_left = _WIDTH - list_width - style.MARGIN
+    _add_color_bar(figure, norm, rates, (list_left + 0.1, bottom, list_width - 0.4, 0.13), "horizontal")
+    _list_pairs(figure, counts, classes, list_left, list_width, bottom + side)
+    _add_title(figure, counts)
+    return figure
+
+
+def _top() -> float:
+    return style.TITLE_HEIGHT + style.SUBTITLE_HEIGHT + 0.15
+
+
+def _add_title(figure: Figure, counts: NDArray[np.int64]) -> None:
+    correct, total = int(counts.trace()), int(counts.sum())
+    share = f"{correct / total:.2%}" if total else "no samples"
+    style.add_title(
+        figure,
+        f"Confusion matrix: {correct}/{total} ({share}) correct",
+        "grey: correct, with the class's recall;  colour: mistakes, as a share of their true class"
+        if len(counts) <= _MOST_CLASSES_WITH_COUNTS
+        else "grey: correct;  colour: mistakes, as a share of their true class" + _grouping(len(counts)),
+    )
+
+
+def _mistake_rates(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Each mistake's share of its row, float64 (C, C); 0 on the diagonal and in rows without samples."""
+    rates = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    np.fill_diagonal(rates, 0.0)
+    return rates
+
+
+def _draw(axes: Axes, rates: NDArray[np.float64]) -> PowerNorm:
+    """Draw mistakes in colour and the diagonal in grey; returns the colour scale."""
+    size, group = len(rates), _group(len(rates))
+    # The square root spreads the small rates, which are most of them, over more of the colours.
+    norm = PowerNorm(0.5, vmin=0.0, vmax=rates.max() or 1.0)
+    cells = _greatest_of_groups(rates, group)
+    reach = group * len(cells) - 0.5
+    place = {"extent": (-0.5, reach, reach, -0.5), "interpolation": "nearest"}
+    if group == 1:
+        diagonal = np.ma.masked_equal(np.eye(size), 0)
+        axes.imshow(diagonal, cmap=ListedColormap([_RIGHT_TINT]), zorder=1.5, **place)
+    else:
+        axes.plot([-0.5, size - 0.5], [-0.5, size - 0.5], color="#BBBBBB", linewidth=0.6)
+    axes.imshow(np.ma.masked_equal(cells, 0), cmap=_MISTAKES, norm=norm, **place)
+    axes.set_xlim(-0.5, size - 0.5)
+    axes.set_ylim(size - 0.5, -0.5)
+    axes.spines[:].set(visible=True, color=style.GRID)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    return norm
+
+
+def _group(classes: int) -> int:
+    """How many classes are drawn as one row of cells."""
+    return math.ceil(classes / _MOST_CELLS)
+
+
+def _grouping(classes: int) -> str:
+    group = _group(classes)
+    return f";  a cell shows the greatest of {group} × {group} classes" if group > 1 else ""
+
+
+def _greatest_of_groups(rates: NDArray[np.float64], group: int) -> NDArray[np.float64]:
+    """The maximum of each group × group block: a mean, or pixels left out, would hide single mistakes."""
+    rows = math.ceil(len(rates) / group)
+    missing = rows * group - len(rates)
+    padded = np.pad(rates, ((0, missing), (0, missing)))
+    return padded.reshape(rows, group, rows, group).max(axis=(1, 3))
+
+
+def _name_axes(axes: Axes, names: Sequence[str], size: float, *, turned: bool) -> None:
+    places = range(len(names))
+    turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+    axes.set_xticks(places, names, size=size, parse_math=False, **turn)
+    axes.set_yticks(places, names, size=size, parse_math=False)
+    axes.tick_params(length=0)
+    borders = [place - 0.5 for place in places]
+    axes.set_xticks(borders, minor=True)
+    axes.set_yticks(borders, minor=True)
+    axes.tick_params(which="minor", length=0)
+    axes.grid(which="minor", color=style.GRID, linewidth=0.8)
+    axes.set_axisbelow(False)  # lines over the cells
+
+
+def _number_axes(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set_xlabel("predicted class (its number)")
+    axes.set_ylabel("true class (its number)")
+
+
+def _write_counts(
+    axes: Axes, counts: NDArray[np.int64], rates: NDArray[np.float64], norm: PowerNorm, cell: float
+) -> None:
+    """Counts in the cells of `cell` inches; a cell of 0 stays empty."""
+    widest = style.text_width(str(counts.max()), 10)
+    size = min(13.0, 10 * 0.84 * cell / widest, 72 * cell / 2.9)
+    for true, predicted in np.argwhere(counts):
+        count = str(counts[true, predicted])
+        if true == predicted:
+            recall = f"{counts[true, true] / counts[true].sum():.1%}"
+            small = min(0.75 * size, 10 * 0.88 * cell / style.text_width("100.0%", 10))
+            _write(axes, true, predicted, f"{count}", size, style.INK, va="bottom")
+            _write(axes, true, predicted, recall, small, style.MUTED, va="top")
+        else:
+            color = _legible_on(_MISTAKES(norm(rates[true, predicted]))[:3])
+            _write(axes, true, predicted, count, size, color, va="center")
+
+
+def _write(axes: Axes, row: int, column: int, text: str, size: float, color: str, *, va: str) -> None:
+    axes.text(column, row, text, size=size, color=color, ha="center", va=va)
+
+
+def _legible_on(background: tuple[float, float, float]) -> str:
+    """White or ink, whichever has more contrast (relative luminance as in WCAG 2.2)."""
+    ink, paper = _luminance(to_rgb(style.INK)), _luminance(background)
+    return "white" if 1.05 / (paper + 0.05) > (paper + 0.05) / (ink + 0.05) else style.INK
+
+
+def _luminance(color: tuple[float, float, float]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _add_color_bar(
+    figure: Figure,
+    norm: PowerNorm,
+    rates: NDArray[np.float64],
+    place: tuple[float, float, float, float],
+    orientation: str,
+) -> None:
+    if not rates.any():
+        return
+    axes = style.add_axes(figure, *place)
+    bar = figure.colorbar(ScalarMappable(norm, _MISTAKES), cax=axes, orientation=orientation)
+    bar.locator = MaxNLocator(nbins=4)
+    bar.formatter = FuncFormatter(style.percent_tick)
+    bar.outline.set_visible(False)
+    bar.update_ticks()
+
+
+def _list_pairs(
+    figure: Figure,
+    counts: NDArray[np.int64],
+    classes: Sequence[str],
+    left: float,
+    width: float,
+    top: float,
+) -> None:
+    """A table of the most frequent mistakes, its upper left corner at (`left`, `top`) inches."""
+    room = (width - 0.65) / 2
+    columns = (left + 0.5, left + 0.65, left + 0.65 + room)
+
+    def write(row: float, cells: tuple[str, str, str], colors: tuple[str, str, str], weight: str) -> None:
+        figure_width, figure_height = figure.get_size_inches()
+        for x, cell, color, ha in zip(columns, cells, colors, ("right", "left", "left"), strict=True):
+            figure.text(
+                x / figure_width,
+                (top - row * 0.22) / figure_height,
+                style.elide(cell, room - 0.1, style.SMALL_SIZE, weight=weight),
+                size=style.SMALL_SIZE,
+                color=color,
+                weight=weight,
+                ha=ha,
+                va="top",
+                parse_math=False,
+            )
+
+    pairs = most_confused(counts, _PAIRS)
+    colors = (style.INK, style.GREEN, style.VERMILLION)
+    write(0, ("count", "true class", "predicted") if pairs else ("", "no mistakes", ""), colors, "bold")
+    for row, (count, true, predicted) in enumerate(pairs, start=1):
+        write(row, (str(count), classes[true], classes[predicted]), (style.INK,) * 3, "normal")

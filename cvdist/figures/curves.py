@@ -1,0 +1,185 @@
+"""Loss and accuracy by epoch, both phases on one axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from cvdist import log
+from cvdist.figures import style
+from cvdist.training.history import EpochRecord
+
+_WIDTH, _HEIGHT = 8.0, 4.8
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.95, 1.15, 0.7, 0.95
+_LINE_WIDTH = 2.0
+# Up to so many epochs each one has its dot. Beyond, a dot is as small as the line is wide: it shows only
+# where an epoch has no neighbour to draw a line to.
+_DOTTED_EPOCHS = 30
+# From this ratio of the greatest to the least loss on, a linear axis shows only the first epochs.
+_LOG_SCALE_FROM = 50.0
+_LEAST_ACCURACY_SPAN = 0.002
+# The smallest distance of the two labels at the lines' ends, as a fraction of the axis.
+_LABEL_GAP = 0.13
+
+
+def loss_curves(history: Sequence[EpochRecord]) -> Figure:
+    """Training and validation loss; the epoch of least validation loss (the first of equals) is marked.
+
+    The loss axis is logarithmic where the losses span more than a factor of 50. Values that aren't finite
+    leave gaps.
+
+    Raises:
+        ValueError: if `history` is empty.
+    """
+    train = [_finite(record.train_loss) for record in history]
+    valid = [_finite(record.valid_loss) for record in history]
+    figure, axes = _draw_lines("Loss by epoch", history, train, valid)
+    axes.set_ylabel("loss")
+    shown = [loss for loss in train + valid if not math.isnan(loss)]
+    if shown and min(shown) > 0 and max(shown) / min(shown) >= _LOG_SCALE_FROM:
+        axes.set_ylabel("loss (logarithmic)")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
+    _label_ends(axes, train, valid, _loss)
+    measured = [at for at, loss in enumerate(valid) if not math.isnan(loss)]
+    if measured:
+        best = min(measured, key=lambda at: valid[at])
+        epoch = history[best].epoch
+        _mark_best(axes, epoch, valid[best], f"least validation loss {_loss(valid[best])} at epoch {epoch}")
+    return figure
+
+
+def accuracy_curves(history: Sequence[EpochRecord]) -> Figure:
+    """Training and validation accuracy; the epoch of best validation accuracy (the first of equals) is marked.
+
+    Training accuracy is that of the pictures as the model saw them while it learned, so with augmentation
+    or dropout it may well lie below validation accuracy.
+
+    Raises:
+        ValueError: if `history` is empty.
+    """
+    train = [record.train_accuracy for record in history]
+    valid = [record.valid_accuracy for record in history]
+    figure, axes = _draw_lines("Accuracy by epoch", history, train, valid)
+    axes.set_ylabel("accuracy")
+    axes.set_ylim(*_accuracy_limits(train + valid))
+    axes.yaxis.set_major_formatter(FuncFormatter(style.percent_tick))
+    _label_ends(axes, train, valid, lambda accuracy: f"{accuracy:.2%}")
+    best = max(history, key=lambda record: record.valid_accuracy)
+    text = f"best validation {log.percent(best.valid_correct, best.valid_total)} at epoch {best.epoch}"
+    _mark_best(axes, best.epoch, best.valid_accuracy, text)
+    return figure
+
+
+def _draw_lines(
+    title: str, history: Sequence[EpochRecord], train: list[float], valid: list[float]
+) -> tuple[Figure, Axes]:
+    if not history:
+        raise ValueError("a history without epochs can't be drawn")
+    epochs = [record.epoch for record in history]
+    figure = style.new_figure(_WIDTH, _HEIGHT)
+    style.add_title(figure, title)
+    axes = style.add_axes(figure, _LEFT, _BOTTOM, _WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM - _TOP)
+    axes.grid(color=style.GRID)
+    for name, values, color in (("train", train, style.TRAIN), ("valid", valid, style.VALID)):
+        axes.plot(
+            epochs,
+            values,
+            label=name,
+            color=color,
+            linewidth=_LINE_WIDTH,
+            marker="o",
+            markersize=5 if len(epochs) <= _DOTTED_EPOCHS else _LINE_WIDTH,
+            clip_on=False,  # a line along 100% keeps its width
+        )
+    air = max(0.5, 0.02 * (epochs[-1] - epochs[0]))
+    axes.set_xlim(epochs[0] - air, epochs[-1] + air)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda epoch, _: f"{epoch:.0f}"))
+    return figure, axes
+
+
+def _accuracy_limits(accuracies: list[float]) -> tuple[float, float]:
+    """Around the values, within [0, 1]; never so close that noise fills the axis."""
+    low, high = min(accuracies), max(accuracies)
+    air = 0.06 * max(high - low, _LEAST_ACCURACY_SPAN)
+    low, high = max(low - air, 0.0), min(high + air, 1.0)
+    missing = max(_LEAST_ACCURACY_SPAN - (high - low), 0.0)
+    high = min(high + missing / 2, 1.0)
+    return max(min(low, high - _LEAST_ACCURACY_SPAN), 0.0), max(high, _LEAST_ACCURACY_SPAN)
+
+
+def _label_ends(axes: Axes, train: list[float], valid: list[float], show: Callable[[float], str]) -> None:
+    """Name each line and its last value, right of the axes, at the height where the line ends."""
+    lines = [("train", train, style.TRAIN), ("valid", valid, style.VALID)]
+    ends = [
+        next((value for value in reversed(values) if not math.isnan(value)), None) for _, values, _ in lines
+    ]
+    heights = _apart(*(_height(axes, end) for end in ends))
+    for (name, _, color), end, height in zip(lines, ends, heights, strict=True):
+        value = "no value" if end is None else show(end)
+        place = {"transform": axes.transAxes, "color": color, "clip_on": False}
+        axes.text(1.02, height, name, size=style.LABEL_SIZE, weight="bold", va="bottom", **place)
+        axes.text(1.02, height, value, size=style.TEXT_SIZE, va="top", **place)
+
+
+def _height(axes: Axes, value: float | None) -> float:
+    """Where `value` is on the axis, as a fraction of the axis."""
+    if value is None:
+        return 0.5
+    pixels = axes.transData.transform((axes.get_xlim()[0], value))
+    return float(axes.transAxes.inverted().transform(pixels)[1])
+
+
+def _apart(first: float, second: float) -> tuple[float, float]:
+    """Two heights moved apart to the least gap, around their middle."""
+    missing = max(_LABEL_GAP - abs(first - second), 0.0) / 2
+    return (first + missing, second - missing) if first > second else (first - missing, second + missing)
+
+
+def _mark_best(axes: Axes, epoch: int, value: float, text: str) -> None:
+    """A ring on the validation line; `text` above the axes, where no line runs, over the ring."""
+    low, high = axes.get_ylim()
+    axes.vlines(epoch, value, high, color=style.MUTED, linewidth=1, linestyle=":", zorder=1)
+    axes.set_ylim(low, high)
+    axes.plot(
+        [epoch],
+        [value],
+        label="best",
+        linestyle="none",
+        marker="o",
+        markersize=11,
+        markerfacecolor="none",
+        markeredgecolor=style.VALID,
+        markeredgewidth=2,
+        clip_on=False,
+    )
+    left, right = axes.get_xlim()
+    across = (epoch - left) / (right - left)
+    axes.text(
+        epoch,
+        1.03,
+        text,
+        transform=axes.get_xaxis_transform(),
+        size=style.TEXT_SIZE,
+        weight="bold",
+        color=style.VALID,
+        ha="left" if across < 0.35 else "right" if across > 0.65 else "center",
+        va="bottom",
+    )
+
+
+def _finite(value: float) -> float:
+    """`value`, or NaN in place of an infinite one, which no axis can show."""
+    return value if math.isfinite(value) else math.nan
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4g}"

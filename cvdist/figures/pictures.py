@@ -1,0 +1,178 @@
+"""Pictures of a data set with their labels, and those a model got wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor, uint8
+
+from cvdist.figures import style
+
+_WIDTH = 8.6  # of a full row, inches
+_GAP = 0.12
+_WIDEST_TILE = 2.0
+_LINE_HEIGHT = 0.18
+# Up to this side, in pixels, each pixel is shown as a square; larger pictures are photographs, shown smooth.
+_CRISP_SIDE = 64
+_MOST_COLUMNS = 8
+_MOST_COLUMNS_WRONG = 6
+
+# Text, colour and weight of a piece of a caption.
+_Piece = tuple[str, str, str]
+
+
+def picture_grid(images: Tensor, titles: Sequence[str], *, title: str, columns: int | None = None) -> Figure:
+    """Pictures in rows, each with its title below it; a title too long for its picture is cut.
+
+    Args:
+        images: uint8 (N, C, H, W), C is 1 (grey) or 3 (RGB).
+        titles: N of them.
+        title: of the figure.
+        columns: by default 8, or fewer if that makes rows of more equal length.
+
+    Raises:
+        ValueError: if the images are of another type or shape, or another number than the titles.
+    """
+    captions = [[[(text, style.INK, "normal")]] for text in titles]
+    return _grid(images, captions, title, columns or _even_columns(len(titles), _MOST_COLUMNS))
+
+
+def wrong_grid(
+    images: Tensor,
+    true: Sequence[str],
+    predicted: Sequence[str],
+    confidence: Sequence[float],
+    *,
+    title: str,
+    total: int | None = None,
+) -> Figure:
+    """Pictures that were classified wrongly: what they are, what they were read as, and how surely.
+
+    Args:
+        images: uint8 (N, C, H, W), C is 1 (grey) or 3 (RGB). With N = 0 the figure says that all is right.
+        true: N names of classes.
+        predicted: N names of classes.
+        confidence: N probabilities of the predicted classes, in [0, 1].
+        title: of the figure.
+        total: how many pictures were classified.
+
+    Raises:
+        ValueError: if the images are of another type or shape, or another number than the captions.
+    """
+    if not true:
+        return _nothing_wrong(title, total)
+    columns = _even_columns(len(true), _MOST_COLUMNS_WRONG)
+    sentences = [
+        [
+            (name, style.GREEN, "bold"),
+            (" read as ", style.MUTED, "normal"),
+            (taken_for, style.VERMILLION, "bold"),
+            (f", {_confidence(sure)}", style.MUTED, "normal"),
+        ]
+        for name, taken_for, sure in zip(true, predicted, confidence, strict=True)
+    ]
+    room = _tile_width(columns)
+    one_line = all(_width(sentence) <= room for sentence in sentences)
+    captions = [[sentence] if one_line else _in_three_lines(sentence) for sentence in sentences]
+    return _grid(images, captions, title, columns)
+
+
+def _nothing_wrong(title: str, total: int | None) -> Figure:
+    figure = style.new_figure(_WIDTH, 2.0)
+    style.add_title(figure, title)
+    text = "no mistakes" if total is None else f"no mistakes: all {total}/{total} right"
+    figure.text(0.5, 0.4, text, size=18, color=style.GREEN, ha="center", va="center")
+    return figure
+
+
+def _grid(images: Tensor, captions: Sequence[Sequence[Sequence[_Piece]]], title: str, columns: int) -> Figure:
+    """One picture a tile and below it its caption, a sequence of lines of pieces."""
+    pixels = _pixels(images)
+    if len(pixels) != len(captions):
+        raise ValueError(f"{len(pixels)} images for {len(captions)} captions")
+    rows = math.ceil(len(pixels) / columns)
+    width = _tile_width(columns)
+    height = width * pixels.shape[1] / pixels.shape[2]
+    pitch = height + _LINE_HEIGHT * max((len(caption) for caption in captions), default=0) + 2 * _GAP
+    figure = style.new_figure(
+        max(columns * (width + _GAP) - _GAP + 2 * style.MARGIN, 4.0),
+        style.TITLE_HEIGHT + 0.1 + rows * pitch,
+    )
+    style.add_title(figure, title)
+    axes = _inches(figure)
+    top_of_grid = figure.get_size_inches()[1] - style.TITLE_HEIGHT - 0.1
+    interpolation = "nearest" if max(pixels.shape[1:3]) <= _CRISP_SIDE else "lanczos"
+    for number, (picture, caption) in enumerate(zip(pixels, captions, strict=True)):
+        row, column = divmod(number, columns)
+        left, top = style.MARGIN + column * (width + _GAP), top_of_grid - row * pitch
+        axes.imshow(
+            picture,
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+            interpolation=interpolation,
+            extent=(left, left + width, top - height, top),
+            aspect="auto",
+        )
+        for line, pieces in enumerate(caption):
+            _write_line(axes, pieces, left, top - height - 0.06 - line * _LINE_HEIGHT, width)
+    axes.set(xlim=(0, figure.get_size_inches()[0]), ylim=(0, figure.get_size_inches()[1]))
+    return figure
+
+
+def _pixels(images: Tensor) -> NDArray[np.uint8]:
+    """(N, H, W) of grey, (N, H, W, 3) of RGB pictures."""
+    if images.dtype != uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images must be uint8 (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")
+    pixels: NDArray[np.uint8] = images.cpu().permute(0, 2, 3, 1).numpy()
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
+def _inches(figure: Figure) -> Axes:
+    """Axes over the whole figure, invisible, whose coordinates are inches once their limits are set."""
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    return axes
+
+
+def _even_columns(count: int, most: int) -> int:
+    """The columns that make as few rows as `most` would, of lengths as equal as can be."""
+    rows = math.ceil(count / most)
+    return math.ceil(count / max(rows, 1)) or 1
+
+
+def _tile_width(columns: int) -> float:
+    return min((_WIDTH - 2 * style.MARGIN + _GAP) / columns - _GAP, _WIDEST_TILE)
+
+
+def _in_three_lines(sentence: Sequence[_Piece]) -> list[list[_Piece]]:
+    name, read_as, taken_for, (sure, color, weight) = sentence
+    return [[name], [(read_as[0].lstrip(), *read_as[1:]), taken_for], [(sure.lstrip(", "), color, weight)]]
+
+
+def _width(pieces: Iterable[_Piece]) -> float:
+    return sum(style.text_width(text, style.SMALL_SIZE, weight=weight) for text, _, weight in pieces)
+
+
+def _write_line(axes: Axes, pieces: Sequence[_Piece], left: float, top: float, room: float) -> None:
+    """Write the pieces one after another; the one that no longer fits is cut, and ends the line."""
+    for text, color, weight in pieces:
+        shown = (
+            text
+            if _width([(text, color, weight)]) <= room
+            else style.elide(text, room, style.SMALL_SIZE, weight=weight)
+        )
+        axes.text(
+            left, top, shown, size=style.SMALL_SIZE, color=color, weight=weight, va="top", parse_math=False
+        )
+        left, room = left + _width([(shown, color, weight)]), room - _width([(shown, color, weight)])
+
+
+def _confidence(probability: float) -> str:
+    """`99.7%`. What would be rounded to 100% is shown as `>99.9%`: no model is that sure."""
+    return ">99.9%" if probability >= 0.9995 else f"{probability:.1%}"

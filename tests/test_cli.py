@@ -1,0 +1,101 @@
+"""The command line as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cvdist import cli, recipes
+from cvdist import config as configs
+from cvdist.errors import UserError
+from tests.jobs import ROOT
+
+
+def parse(*words):
+    return cli.parse_train(words)
+
+
+def test_flags_override_a_recipe():
+    config = parse("mnist-cnn", "--epochs", "3", "--lr", "0.5", "--compile", "--no-channels-last", "--name", "x")
+    assert (config.recipe, config.loop.epochs, config.optimizer.lr) == ("mnist-cnn", 3, 0.5)
+    assert config.loop.compile and not config.loop.channels_last
+    assert config.optimizer.momentum == 0.5
+
+
+def test_the_books_settings():
+    config = recipes.find("mnist-cnn")
+    assert (config.optimizer.optimizer, config.optimizer.lr, config.optimizer.momentum) == ("sgd", 0.01, 0.5)
+    assert (config.loop.batch_size, config.loop.epochs, config.model.dropout) == (32, 20, 0.5)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_recipes_are_valid_and_survive_json(name):
+    config = recipes.find(name)
+    configs.check(config)
+    assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
+
+
+def test_field_names_are_unique_over_groups():
+    names = [path.rpartition(".")[2] for path, _ in configs.flat(configs.TrainConfig())]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["digit-cnn"], "unknown recipe 'digit-cnn': did you mean digits-cnn"),
+        (["--epochs", "3"], "the first argument is a recipe, not --epochs: one of mnist-cnn"),
+        (["mnist-cnn", "--learning-rat", "1"], "unknown flag --learning-rat: "),
+        (["mnist-cnn", "--epoch", "1"], "unknown flag --epoch: did you mean --epochs"),
+        (["mnist-cnn", "--epochs", "three"], "--epochs: invalid literal for int"),
+        (["mnist-cnn", "--dataset", "cifar"], "invalid choice 'cifar' for argument '--dataset'"),
+        (["mnist-cnn", "stray"], "stray"),
+    ],
+)
+def test_mistakes_are_one_line(words, message):
+    with pytest.raises(UserError) as caught:
+        parse(*words)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 0, "--epochs is 0: it takes 1 or more"),
+        ("batch_size", -4, "--batch-size is -4"),
+        ("dropout", 1.0, r"--dropout is 1.0: it takes a number in [0, 1)"),
+        ("lr", float("nan"), "--lr is nan: it takes a finite number"),
+        ("valid_fraction", 1.0, "--valid-fraction is 1.0"),
+        ("name", "../up", "--name '../up'"),
+    ],
+)
+def test_impossible_values_name_the_flag(field, value, message):
+    with pytest.raises(UserError) as caught:
+        configs.check(configs.replace(recipes.find("mnist-cnn"), **{field: value}))
+    assert message in str(caught.value)
+
+
+def job(*words):
+    return subprocess.run(
+        [sys.executable, "jobs/train.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_and_configuration_are_printed():
+    overview = job("--help")
+    assert overview.returncode == 0 and "digits-cnn" in overview.stdout
+    settings = job("mnist-cnn", "--help")
+    assert settings.returncode == 0 and "--lr-scheduler" in settings.stdout
+    shown = job("mnist-cnn", "--epochs", "7", "--show-config")
+    assert json.loads(shown.stdout)["loop"]["epochs"] == 7
+
+
+def test_an_error_is_one_line_and_debug_shows_where():
+    plain = job("mnist-cnn", "--epoch", "7")
+    assert (plain.returncode, plain.stdout) == (2, "")
+    assert plain.stderr.startswith("error: unknown flag --epoch") and plain.stderr.count("\n") == 1
+    assert "Traceback" in job("mnist-cnn", "--epoch", "7", "--debug").stderr
