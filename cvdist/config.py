@@ -135,6 +135,8 @@ class RuntimeConfig:
     """CPU cores that Ray reserves for each worker."""
     max_failures: int = 3
     """How often Ray restarts the workers from the last checkpoint before it gives up."""
+    connect_timeout: float = 10.0
+    """Seconds that the cluster at $RAY_ADDRESS may take to answer."""
     resource_timeout: float = 0.0
     """Seconds to wait for the cluster to have the CPUs and GPUs asked for (an autoscaler adds nodes). 0: fail
     at once."""
@@ -246,6 +248,7 @@ def check(config: TrainConfig) -> None:
         "lr_warmup_epochs": 0,
         "clip_grad_norm": 0,
         "rotation": 0,
+        "connect_timeout": 0.1,
         "resource_timeout": 0,
         "start_timeout": 1,
         "collective_timeout": 1,

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +27,84 @@ def shared_data() -> Path:
     if not folder:
         pytest.skip("CVDIST_TEST_DATA is not set: no folder with real data sets")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real Ray cluster of one node with two CPUs, for the whole session.
+
+    Yields the environment variables that make a process use it.
+    """
+    ports = {name: free_port() for name in ("gcs", "dashboard", "agent", "metrics", "client")}
+    folder = tmp_path_factory.mktemp("ray")
+    log, token = folder / "log", folder / "token"
+    token.write_text(secrets.token_hex(32))
+    # As on a real cluster, nobody without the token gets in.
+    authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    with log.open("w") as output:
+        head = subprocess.Popen(
+            [
+                *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2"),
+                *("--disable-usage-stats", "--node-ip-address=127.0.0.1", f"--port={ports['gcs']}"),
+                *("--dashboard-host=127.0.0.1", f"--dashboard-port={ports['dashboard']}"),
+                *(
+                    f"--dashboard-agent-listen-port={ports['agent']}",
+                    f"--metrics-export-port={ports['metrics']}",
+                ),
+                f"--ray-client-server-port={ports['client']}",
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={
+                **{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+                **authentication,
+                # Jobs say `python` and mean the one that runs the tests.
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
+        )
+    try:
+        wait_until(
+            lambda: head.poll() is not None or answers(f"http://127.0.0.1:{ports['dashboard']}/api/version"),
+            90,
+            "the Ray dashboard answers",
+        )
+        assert head.poll() is None, log.read_text()
+        yield {
+            "RAY_ADDRESS": f"127.0.0.1:{ports['gcs']}",
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard']}",
+            **authentication,
+        }
+    finally:
+        head.terminate()  # `ray start --block` takes its processes with it
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    """Whether a server says anything at all at `url`."""
+    try:
+        urllib.request.urlopen(url, timeout=2)
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Poll `condition` until it is true; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds:g} s in vain until {what}")
+        time.sleep(0.2)

@@ -19,7 +19,9 @@ def parse(*words):
 
 
 def test_flags_override_a_recipe():
-    config = parse("mnist-cnn", "--epochs", "3", "--lr", "0.5", "--compile", "--no-channels-last", "--name", "x")
+    config = parse(
+        "mnist-cnn", "--epochs", "3", "--lr", "0.5", "--compile", "--no-channels-last", "--name", "x"
+    )
     assert (config.recipe, config.loop.epochs, config.optimizer.lr) == ("mnist-cnn", 3, 0.5)
     assert config.loop.compile and not config.loop.channels_last
     assert config.optimizer.momentum == 0.5
@@ -81,7 +83,12 @@ def test_impossible_values_name_the_flag(field, value, message):
 
 def job(*words):
     return subprocess.run(
-        [sys.executable, "jobs/train.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "jobs/train.py", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 

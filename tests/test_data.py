@@ -28,7 +28,16 @@ def make_loader(train: int, valid: int, size: int = 6, channels: int = 1, **opti
         return Labelled(images, torch.arange(count) % 3)
 
     info = DatasetInfo(
-        "test", "made up", ("a", "b", "c"), channels, size, size, (0.4,) * channels, (0.2,) * channels, train, valid
+        "test",
+        "made up",
+        ("a", "b", "c"),
+        channels,
+        size,
+        size,
+        (0.4,) * channels,
+        (0.2,) * channels,
+        train,
+        valid,
     )
     return InMemoryLoader(info, part(train), part(valid), device=CPU, **options)
 
@@ -107,7 +116,8 @@ def test_rotation_is_in_degrees_and_keeps_shapes(height, width):
     ours = augment(images, [0.5, 1.0, 0.5, 0.5], rotation=15.0)
     # Positive angles are clockwise here, counter-clockwise in torchvision.
     candidates = [
-        v2.functional.rotate(images, angle, interpolation=v2.InterpolationMode.BILINEAR) for angle in (15.0, -15.0)
+        v2.functional.rotate(images, angle, interpolation=v2.InterpolationMode.BILINEAR)
+        for angle in (15.0, -15.0)
     ]
     assert min((ours - other).abs().mean().item() for other in candidates) < 1.0
     assert (ours - images).abs().mean() > 5
@@ -206,5 +216,7 @@ def test_truncated_mnist_is_named(shared_data, tmp_path):
         (raw / file.name).write_bytes(file.read_bytes())
     images = raw / "train-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:1_000_000])
-    with pytest.raises(UserError, match=r"MNIST/raw/train-\* is truncated or damaged .* delete the folder MNIST"):
+    with pytest.raises(
+        UserError, match=r"MNIST/raw/train-\* is truncated or damaged .* delete the folder MNIST"
+    ):
         open_loader(mnist(tmp_path), CPU)

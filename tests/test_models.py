@@ -29,9 +29,7 @@ def build_without_memory(*args, **kwargs):
 
 
 def batch(n, shape=DIGITS):
-    return torch.randn(
-        n, shape.channels, shape.height, shape.width, generator=torch.Generator().manual_seed(1)
-    )
+    return torch.randn(n, shape.channels, shape.height, shape.width, generator=torch.Generator().manual_seed(1))
 
 
 def outputs_of(model, layer, images):

@@ -67,7 +67,14 @@ def test_neither_ray_nor_mlflow_is_imported(tmp_path):
 def test_one_workers_mistake_ends_all_at_once(tmp_path):
     """MNIST is missing and can't be fetched: every worker stops, one line says why."""
     done = torchrun(
-        2, "mnist-cnn", "--data", tmp_path, "--tracking", "none", storage=tmp_path, https_proxy="http://127.0.0.1:9"
+        2,
+        "mnist-cnn",
+        "--data",
+        tmp_path,
+        "--tracking",
+        "none",
+        storage=tmp_path,
+        https_proxy="http://127.0.0.1:9",
     )
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

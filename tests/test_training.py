@@ -168,7 +168,9 @@ def test_best_model_is_the_best_epochs(tmp_path):
 
 
 def test_broken_loss_stops_with_step_and_advice(tmp_path):
-    with pytest.raises(UserError, match=r"the loss became (nan|inf) at or before step \d+ of epoch 1: lower --lr"):
+    with pytest.raises(
+        UserError, match=r"the loss became (nan|inf) at or before step \d+ of epoch 1: lower --lr"
+    ):
         make_loop(tmp_path, lr=1e9).run()
     assert not (tmp_path / "run" / "epoch-0001").exists()
 
@@ -203,7 +205,9 @@ def test_position_in_another_order_is_refused(tmp_path):
     loop._finish_epoch = None  # ends the run after its steps
     with pytest.raises(TypeError):
         loop.run()
-    with pytest.raises(UserError, match="within an epoch .* set --batch-size, --seed and the data as they were"):
+    with pytest.raises(
+        UserError, match=r"within an epoch .* set --batch-size, --seed and the data as they were"
+    ):
         make_loop(tmp_path, batch_size=100)
 
 

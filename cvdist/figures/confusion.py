@@ -23,10 +23,10 @@ _MOST_CLASSES_WITH_NAMES = 30
 # A cell needs about 4 pixels to be seen. Beyond this many, cells are drawn together.
 _MOST_CELLS = 150
 _PAIRS = 16
+_TINY_SIZE = 8  # points: the largest that 30 names in a column leave room for
 _WIDEST_NAME = 1.3  # inches
 _RIGHT_TINT = "#E4E4E4"
-_MISTAKES = LinearSegmentedColormap.from_list("mistakes", ["#FDE6D6", style.VERMILLION, "#7A3300"])
-_MISTAKES.set_bad("white")
+_MISTAKES = LinearSegmentedColormap.from_list("mistakes", ["#FDE6D6", "#EE9A5E", style.VERMILLION, "#A84300"])
 
 
 def confusion_matrix(matrix: Tensor | NDArray[np.int64], classes: Sequence[str]) -> Figure:
@@ -65,13 +65,13 @@ def _with_counts(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     widest = max(style.text_width(name, style.TEXT_SIZE) for name in names)
     left, right = widest + 0.7, 1.2
     side = min(max(1.1 * len(names), 3.6), 6.2, _WIDTH - left - right)
-    turned = widest > 0.9 * side / len(names)
-    bottom = (widest if turned else 0.2) + 0.55
+    turned = 45 if widest > 0.9 * side / len(names) else 0
+    bottom = (0.75 * widest if turned else 0.1) + 0.6
     figure = style.new_figure(max(left + side + right, 7.0), bottom + side + _top())
     axes = style.add_axes(figure, left, bottom, side, side)
     rates = _mistake_rates(counts)
     norm = _draw(axes, rates)
-    _name_axes(axes, names, style.TEXT_SIZE, turned=turned)
+    _name_axes(axes, names, style.TEXT_SIZE, turned)
     _write_counts(axes, counts, rates, norm, side / len(names))
     _add_color_bar(figure, norm, rates, (left + side + 0.25, bottom, 0.16, side), "vertical")
     _add_title(figure, counts)
@@ -80,22 +80,23 @@ def _with_counts(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
 
 def _with_pairs(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     named = len(classes) <= _MOST_CLASSES_WITH_NAMES
-    names = [style.elide(name, 0.9, style.SMALL_SIZE) for name in classes] if named else []
-    widest = max((style.text_width(name, style.SMALL_SIZE) for name in names), default=0.3)
-    left = bottom = widest + 0.6
-    list_width = 3.35
-    side = _WIDTH - left - list_width - 0.5
+    names = [style.elide(name, 1.0, _TINY_SIZE) for name in classes] if named else []
+    widest = max((style.text_width(name, _TINY_SIZE) for name in names), default=0.0)
+    left, list_width = max(widest, 0.3) + 0.6, 3.3
+    side = _WIDTH - left - list_width - 0.45
+    turned = 90 if named and widest > 0.9 * side / len(names) else 0
+    bottom = (widest if turned else 0.1) + 0.6
     figure = style.new_figure(_WIDTH, bottom + side + _top())
     axes = style.add_axes(figure, left, bottom, side, side)
     rates = _mistake_rates(counts)
     norm = _draw(axes, rates)
     if named:
-        _name_axes(axes, names, style.SMALL_SIZE, turned=True)
+        _name_axes(axes, names, _TINY_SIZE, turned)
     else:
         _number_axes(axes)
     list_left = _WIDTH - list_width - style.MARGIN
     _add_color_bar(figure, norm, rates, (list_left + 0.1, bottom, list_width - 0.4, 0.13), "horizontal")
-    _list_pairs(figure, counts, classes, list_left, list_width, bottom + side)
+    _list_pairs(figure, counts, classes, (list_left, bottom + side), list_width, (side - 0.45) / (_PAIRS + 1))
     _add_title(figure, counts)
     return figure
 
@@ -106,13 +107,14 @@ def _top() -> float:
 
 def _add_title(figure: Figure, counts: NDArray[np.int64]) -> None:
     correct, total = int(counts.trace()), int(counts.sum())
-    share = f"{correct / total:.2%}" if total else "no samples"
+    result = f"{correct}/{total} ({correct / total:.2%}) correct" if total else "no samples"
+    recall = ", with the class's recall" if len(counts) <= _MOST_CLASSES_WITH_COUNTS else ""
+    group = _group(len(counts))
+    grouping = f"; each cell: the largest of {group} × {group} classes" if group > 1 else ""
     style.add_title(
         figure,
-        f"Confusion matrix: {correct}/{total} ({share}) correct",
-        "grey: correct, with the class's recall;  colour: mistakes, as a share of their true class"
-        if len(counts) <= _MOST_CLASSES_WITH_COUNTS
-        else "grey: correct;  colour: mistakes, as a share of their true class" + _grouping(len(counts)),
+        f"Confusion matrix: {result}",
+        f"grey: correct{recall}; colour: mistakes, as a share of their true class{grouping}",
     )
 
 
@@ -126,17 +128,19 @@ def _mistake_rates(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 def _draw(axes: Axes, rates: NDArray[np.float64]) -> PowerNorm:
     """Draw mistakes in colour and the diagonal in grey; returns the colour scale."""
     size, group = len(rates), _group(len(rates))
-    # The square root spreads the small rates, which are most of them, over more of the colours.
-    norm = PowerNorm(0.5, vmin=0.0, vmax=rates.max() or 1.0)
+    # The exponent gives the small rates, which are most of them, more of the colours.
+    norm = PowerNorm(0.7, vmin=0.0, vmax=rates.max() or 1.0)
     cells = _greatest_of_groups(rates, group)
     reach = group * len(cells) - 0.5
-    place = {"extent": (-0.5, reach, reach, -0.5), "interpolation": "nearest"}
+    extent = (-0.5, reach, reach, -0.5)
     if group == 1:
         diagonal = np.ma.masked_equal(np.eye(size), 0)
-        axes.imshow(diagonal, cmap=ListedColormap([_RIGHT_TINT]), zorder=1.5, **place)
+        tint = ListedColormap([_RIGHT_TINT])
+        axes.imshow(diagonal, cmap=tint, extent=extent, interpolation="nearest", zorder=0.5)
     else:
         axes.plot([-0.5, size - 0.5], [-0.5, size - 0.5], color="#BBBBBB", linewidth=0.6)
-    axes.imshow(np.ma.masked_equal(cells, 0), cmap=_MISTAKES, norm=norm, **place)
+    mistakes = np.ma.masked_equal(cells, 0)
+    axes.imshow(mistakes, cmap=_MISTAKES, norm=norm, extent=extent, interpolation="nearest")
     axes.set_xlim(-0.5, size - 0.5)
     axes.set_ylim(size - 0.5, -0.5)
     axes.spines[:].set(visible=True, color=style.GRID)
@@ -150,11 +154,6 @@ def _group(classes: int) -> int:
     return math.ceil(classes / _MOST_CELLS)
 
 
-def _grouping(classes: int) -> str:
-    group = _group(classes)
-    return f";  a cell shows the greatest of {group} × {group} classes" if group > 1 else ""
-
-
 def _greatest_of_groups(rates: NDArray[np.float64], group: int) -> NDArray[np.float64]:
     """The maximum of each group × group block: a mean, or pixels left out, would hide single mistakes."""
     rows = math.ceil(len(rates) / group)
@@ -163,10 +162,12 @@ def _greatest_of_groups(rates: NDArray[np.float64], group: int) -> NDArray[np.fl
     return padded.reshape(rows, group, rows, group).max(axis=(1, 3))
 
 
-def _name_axes(axes: Axes, names: Sequence[str], size: float, *, turned: bool) -> None:
+def _name_axes(axes: Axes, names: Sequence[str], size: float, turned: int) -> None:
+    """Write the names at both axes, below turned by `turned` degrees; draw the cells' borders."""
     places = range(len(names))
-    turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-    axes.set_xticks(places, names, size=size, parse_math=False, **turn)
+    axes.set_xticks(places, names, size=size, parse_math=False, rotation=turned, rotation_mode="anchor")
+    for label in axes.get_xticklabels() if turned else ():
+        label.set(ha="right", va="center" if turned == 90 else "top")
     axes.set_yticks(places, names, size=size, parse_math=False)
     axes.tick_params(length=0)
     borders = [place - 0.5 for place in places]
@@ -187,19 +188,20 @@ def _number_axes(axes: Axes) -> None:
 def _write_counts(
     axes: Axes, counts: NDArray[np.int64], rates: NDArray[np.float64], norm: PowerNorm, cell: float
 ) -> None:
-    """Counts in the cells of `cell` inches; a cell of 0 stays empty."""
-    widest = style.text_width(str(counts.max()), 10)
-    size = min(13.0, 10 * 0.84 * cell / widest, 72 * cell / 2.9)
-    for true, predicted in np.argwhere(counts):
-        count = str(counts[true, predicted])
-        if true == predicted:
-            recall = f"{counts[true, true] / counts[true].sum():.1%}"
-            small = min(0.75 * size, 10 * 0.88 * cell / style.text_width("100.0%", 10))
-            _write(axes, true, predicted, f"{count}", size, style.INK, va="bottom")
-            _write(axes, true, predicted, recall, small, style.MUTED, va="top")
-        else:
-            color = _legible_on(_MISTAKES(norm(rates[true, predicted]))[:3])
-            _write(axes, true, predicted, count, size, color, va="center")
+    """Counts in the cells of `cell` inches, recall on the diagonal; where no mistake is, nothing."""
+    size = min(13.0, 72 * cell / 2.9, _size_to_fit(str(counts.max()), 0.84 * cell))
+    small = min(0.75 * size, _size_to_fit("100.0%", 0.88 * cell))
+    for true, predicted in np.argwhere(rates):
+        color = _legible_on(_MISTAKES(norm(rates[true, predicted]))[:3])
+        _write(axes, true, predicted, str(counts[true, predicted]), size, color, va="center")
+    for place, (correct, total) in enumerate(zip(counts.diagonal(), counts.sum(axis=1), strict=True)):
+        _write(axes, place, place, str(correct), size, style.INK, va="bottom")
+        _write(axes, place, place, f"{correct / total:.1%}" if total else "–", small, style.MUTED, va="top")
+
+
+def _size_to_fit(text: str, room: float) -> float:
+    """Points at which `text` is `room` inches wide."""
+    return 10 * room / style.text_width(text, 10)
 
 
 def _write(axes: Axes, row: int, column: int, text: str, size: float, color: str, *, va: str) -> None:
@@ -238,21 +240,22 @@ def _list_pairs(
     figure: Figure,
     counts: NDArray[np.int64],
     classes: Sequence[str],
-    left: float,
+    corner: tuple[float, float],
     width: float,
-    top: float,
+    line_height: float,
 ) -> None:
-    """A table of the most frequent mistakes, its upper left corner at (`left`, `top`) inches."""
-    room = (width - 0.65) / 2
-    columns = (left + 0.5, left + 0.65, left + 0.65 + room)
+    """A table of the most frequent mistakes, `width` inches wide, its upper left corner at `corner`."""
+    left, top = corner
+    room = (width - 0.55) / 2
+    columns = (left + 0.42, left + 0.55, left + 0.55 + room)
 
     def write(row: float, cells: tuple[str, str, str], colors: tuple[str, str, str], weight: str) -> None:
         figure_width, figure_height = figure.get_size_inches()
         for x, cell, color, ha in zip(columns, cells, colors, ("right", "left", "left"), strict=True):
             figure.text(
                 x / figure_width,
-                (top - row * 0.22) / figure_height,
-                style.elide(cell, room - 0.1, style.SMALL_SIZE, weight=weight),
+                (top - row * line_height) / figure_height,
+                style.elide(cell, room - 0.08, style.SMALL_SIZE, weight=weight),
                 size=style.SMALL_SIZE,
                 color=color,
                 weight=weight,

@@ -21,7 +21,8 @@ _LINE_WIDTH = 2.0
 _DOTTED_EPOCHS = 30
 # From this ratio of the greatest to the least loss on, a linear axis shows only the first epochs.
 _LOG_SCALE_FROM = 50.0
-_LEAST_ACCURACY_SPAN = 0.002
+# Closer together, a difference of a few samples would fill the axis.
+_LEAST_ACCURACY_SPAN = 0.005
 # The smallest distance of the two labels at the lines' ends, as a fraction of the axis.
 _LABEL_GAP = 0.13
 
@@ -39,13 +40,7 @@ def loss_curves(history: Sequence[EpochRecord]) -> Figure:
     valid = [_finite(record.valid_loss) for record in history]
     figure, axes = _draw_lines("Loss by epoch", history, train, valid)
     axes.set_ylabel("loss")
-    shown = [loss for loss in train + valid if not math.isnan(loss)]
-    if shown and min(shown) > 0 and max(shown) / min(shown) >= _LOG_SCALE_FROM:
-        axes.set_ylabel("loss (logarithmic)")
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
+    _scale_losses(axes, [loss for loss in train + valid if not math.isnan(loss)])
     _label_ends(axes, train, valid, _loss)
     measured = [at for at, loss in enumerate(valid) if not math.isnan(loss)]
     if measured:
@@ -69,6 +64,7 @@ def accuracy_curves(history: Sequence[EpochRecord]) -> Figure:
     figure, axes = _draw_lines("Accuracy by epoch", history, train, valid)
     axes.set_ylabel("accuracy")
     axes.set_ylim(*_accuracy_limits(train + valid))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(style.percent_tick))
     _label_ends(axes, train, valid, lambda accuracy: f"{accuracy:.2%}")
     best = max(history, key=lambda record: record.valid_accuracy)
@@ -98,50 +94,72 @@ def _draw_lines(
             markersize=5 if len(epochs) <= _DOTTED_EPOCHS else _LINE_WIDTH,
             clip_on=False,  # a line along 100% keeps its width
         )
-    air = max(0.5, 0.02 * (epochs[-1] - epochs[0]))
-    axes.set_xlim(epochs[0] - air, epochs[-1] + air)
+    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda epoch, _: f"{epoch:.0f}"))
     return figure, axes
 
 
+def _scale_losses(axes: Axes, losses: list[float]) -> None:
+    if not losses:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "no finite loss", transform=axes.transAxes, size=18, color=style.MUTED, ha="center")
+    elif min(losses) > 0 and max(losses) / min(losses) >= _LOG_SCALE_FROM:
+        axes.set_ylabel("loss (logarithmic)")
+        axes.set_yscale("log")
+        # Over many decades the locator would drop 1, 2, 5 altogether, and with them all labels.
+        steps = (1, 2, 5) if max(losses) / min(losses) < 1e3 else (1,)
+        axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=9))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
+    else:
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0))
+
+
 def _accuracy_limits(accuracies: list[float]) -> tuple[float, float]:
-    """Around the values, within [0, 1]; never so close that noise fills the axis."""
+    """A little more than the values take, within [0, 1]."""
     low, high = min(accuracies), max(accuracies)
-    air = 0.06 * max(high - low, _LEAST_ACCURACY_SPAN)
-    low, high = max(low - air, 0.0), min(high + air, 1.0)
-    missing = max(_LEAST_ACCURACY_SPAN - (high - low), 0.0)
-    high = min(high + missing / 2, 1.0)
-    return max(min(low, high - _LEAST_ACCURACY_SPAN), 0.0), max(high, _LEAST_ACCURACY_SPAN)
+    air = max(0.06 * (high - low), (_LEAST_ACCURACY_SPAN - (high - low)) / 2)
+    return max(low - air, 0.0), min(high + air, 1.0)
 
 
 def _label_ends(axes: Axes, train: list[float], valid: list[float], show: Callable[[float], str]) -> None:
     """Name each line and its last value, right of the axes, at the height where the line ends."""
     lines = [("train", train, style.TRAIN), ("valid", valid, style.VALID)]
-    ends = [
-        next((value for value in reversed(values) if not math.isnan(value)), None) for _, values, _ in lines
-    ]
+    ends = [_last(values) for _, values, _ in lines]
     heights = _apart(*(_height(axes, end) for end in ends))
     for (name, _, color), end, height in zip(lines, ends, heights, strict=True):
-        value = "no value" if end is None else show(end)
-        place = {"transform": axes.transAxes, "color": color, "clip_on": False}
-        axes.text(1.02, height, name, size=style.LABEL_SIZE, weight="bold", va="bottom", **place)
-        axes.text(1.02, height, value, size=style.TEXT_SIZE, va="top", **place)
+        value = "no value" if math.isnan(end) else show(end)
+        for text, size, weight, va in (
+            (name, style.LABEL_SIZE, "bold", "bottom"),
+            (value, style.TEXT_SIZE, "normal", "top"),
+        ):
+            axes.text(
+                1.025, height, text, transform=axes.transAxes, size=size, weight=weight, color=color, va=va
+            )
 
 
-def _height(axes: Axes, value: float | None) -> float:
-    """Where `value` is on the axis, as a fraction of the axis."""
-    if value is None:
+def _last(values: list[float]) -> float:
+    """The last value that is one; NaN if none is."""
+    return next((value for value in reversed(values) if not math.isnan(value)), math.nan)
+
+
+def _height(axes: Axes, value: float) -> float:
+    """Where `value` is on the axis, as a fraction of the axis; NaN has its place in the middle."""
+    if math.isnan(value):
         return 0.5
     pixels = axes.transData.transform((axes.get_xlim()[0], value))
     return float(axes.transAxes.inverted().transform(pixels)[1])
 
 
 def _apart(first: float, second: float) -> tuple[float, float]:
-    """Two heights moved apart to the least gap, around their middle."""
-    missing = max(_LABEL_GAP - abs(first - second), 0.0) / 2
-    return (first + missing, second - missing) if first > second else (first - missing, second + missing)
+    """Two heights moved apart to the least gap, without leaving the axis."""
+    middle = min(max((first + second) / 2, _LABEL_GAP), 1 - _LABEL_GAP)
+    if abs(first - second) >= _LABEL_GAP:
+        return first, second
+    half = _LABEL_GAP / 2
+    return (middle + half, middle - half) if first > second else (middle - half, middle + half)
 
 
 def _mark_best(axes: Axes, epoch: int, value: float, text: str) -> None:

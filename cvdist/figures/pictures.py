@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,17 +14,26 @@ from torch import Tensor, uint8
 
 from cvdist.figures import style
 
-_WIDTH = 8.6  # of a full row, inches
+_WIDTH = 9.0  # of a full row, inches
 _GAP = 0.12
 _WIDEST_TILE = 2.0
 _LINE_HEIGHT = 0.18
+_SPACE = 0.04
 # Up to this side, in pixels, each pixel is shown as a square; larger pictures are photographs, shown smooth.
 _CRISP_SIDE = 64
 _MOST_COLUMNS = 8
 _MOST_COLUMNS_WRONG = 6
 
-# Text, colour and weight of a piece of a caption.
-_Piece = tuple[str, str, str]
+
+class _Piece(NamedTuple):
+    """A part of a caption's line; a space stands between two of them."""
+
+    text: str
+    color: str = style.MUTED
+    weight: str = "normal"
+
+
+_Caption = Sequence[Sequence[_Piece]]  # lines of pieces
 
 
 def picture_grid(images: Tensor, titles: Sequence[str], *, title: str, columns: int | None = None) -> Figure:
@@ -38,7 +48,7 @@ def picture_grid(images: Tensor, titles: Sequence[str], *, title: str, columns: 
     Raises:
         ValueError: if the images are of another type or shape, or another number than the titles.
     """
-    captions = [[[(text, style.INK, "normal")]] for text in titles]
+    captions = [[[_Piece(text, style.INK)]] for text in titles]
     return _grid(images, captions, title, columns or _even_columns(len(titles), _MOST_COLUMNS))
 
 
@@ -67,19 +77,34 @@ def wrong_grid(
     if not true:
         return _nothing_wrong(title, total)
     columns = _even_columns(len(true), _MOST_COLUMNS_WRONG)
-    sentences = [
-        [
-            (name, style.GREEN, "bold"),
-            (" read as ", style.MUTED, "normal"),
-            (taken_for, style.VERMILLION, "bold"),
-            (f", {_confidence(sure)}", style.MUTED, "normal"),
-        ]
-        for name, taken_for, sure in zip(true, predicted, confidence, strict=True)
-    ]
-    room = _tile_width(columns)
-    one_line = all(_width(sentence) <= room for sentence in sentences)
-    captions = [[sentence] if one_line else _in_three_lines(sentence) for sentence in sentences]
+    mistakes = list(zip(true, predicted, map(_confidence, confidence), strict=True))
+    for lay_out in (_in_one_line, _in_two_lines, _in_three_lines):
+        captions = [lay_out(*mistake) for mistake in mistakes]
+        if all(_width(line) <= _tile_width(columns) for caption in captions for line in caption):
+            break
     return _grid(images, captions, title, columns)
+
+
+def _in_one_line(true: str, predicted: str, confidence: str) -> _Caption:
+    """`8 read as 3, 99.7%`."""
+    return [[_true(true), _Piece("read as"), _wrong(f"{predicted},"), _Piece(confidence)]]
+
+
+def _in_two_lines(true: str, predicted: str, confidence: str) -> _Caption:
+    return [[_true(true), _Piece("read as"), _wrong(predicted)], [_Piece(confidence)]]
+
+
+def _in_three_lines(true: str, predicted: str, confidence: str) -> _Caption:
+    """A whole line for each name."""
+    return [[_true(true)], [_Piece(f"read as ({confidence})")], [_wrong(predicted)]]
+
+
+def _true(name: str) -> _Piece:
+    return _Piece(name, style.GREEN, "bold")
+
+
+def _wrong(name: str) -> _Piece:
+    return _Piece(name, style.VERMILLION, "bold")
 
 
 def _nothing_wrong(title: str, total: int | None) -> Figure:
@@ -90,7 +115,7 @@ def _nothing_wrong(title: str, total: int | None) -> Figure:
     return figure
 
 
-def _grid(images: Tensor, captions: Sequence[Sequence[Sequence[_Piece]]], title: str, columns: int) -> Figure:
+def _grid(images: Tensor, captions: Sequence[_Caption], title: str, columns: int) -> Figure:
     """One picture a tile and below it its caption, a sequence of lines of pieces."""
     pixels = _pixels(images)
     if len(pixels) != len(captions):
@@ -100,7 +125,7 @@ def _grid(images: Tensor, captions: Sequence[Sequence[Sequence[_Piece]]], title:
     height = width * pixels.shape[1] / pixels.shape[2]
     pitch = height + _LINE_HEIGHT * max((len(caption) for caption in captions), default=0) + 2 * _GAP
     figure = style.new_figure(
-        max(columns * (width + _GAP) - _GAP + 2 * style.MARGIN, 4.0),
+        max(columns * (width + _GAP) - _GAP + 2 * style.MARGIN, min(style.title_width(title), _WIDTH)),
         style.TITLE_HEIGHT + 0.1 + rows * pitch,
     )
     style.add_title(figure, title)
@@ -150,27 +175,26 @@ def _tile_width(columns: int) -> float:
     return min((_WIDTH - 2 * style.MARGIN + _GAP) / columns - _GAP, _WIDEST_TILE)
 
 
-def _in_three_lines(sentence: Sequence[_Piece]) -> list[list[_Piece]]:
-    name, read_as, taken_for, (sure, color, weight) = sentence
-    return [[name], [(read_as[0].lstrip(), *read_as[1:]), taken_for], [(sure.lstrip(", "), color, weight)]]
+def _width(line: Sequence[_Piece]) -> float:
+    words = [style.text_width(piece.text, style.SMALL_SIZE, weight=piece.weight) for piece in line]
+    return sum(words) + (len(words) - 1) * _SPACE
 
 
-def _width(pieces: Iterable[_Piece]) -> float:
-    return sum(style.text_width(text, style.SMALL_SIZE, weight=weight) for text, _, weight in pieces)
-
-
-def _write_line(axes: Axes, pieces: Sequence[_Piece], left: float, top: float, room: float) -> None:
-    """Write the pieces one after another; the one that no longer fits is cut, and ends the line."""
-    for text, color, weight in pieces:
-        shown = (
-            text
-            if _width([(text, color, weight)]) <= room
-            else style.elide(text, room, style.SMALL_SIZE, weight=weight)
-        )
+def _write_line(axes: Axes, line: Sequence[_Piece], left: float, top: float, room: float) -> None:
+    """Write the pieces one after another; the last one is cut if it doesn't fit."""
+    end = left + room
+    for piece in line:
         axes.text(
-            left, top, shown, size=style.SMALL_SIZE, color=color, weight=weight, va="top", parse_math=False
+            left,
+            top,
+            style.elide(piece.text, end - left, style.SMALL_SIZE, weight=piece.weight),
+            size=style.SMALL_SIZE,
+            color=piece.color,
+            weight=piece.weight,
+            va="top",
+            parse_math=False,
         )
-        left, room = left + _width([(shown, color, weight)]), room - _width([(shown, color, weight)])
+        left += style.text_width(piece.text, style.SMALL_SIZE, weight=piece.weight) + _SPACE
 
 
 def _confidence(probability: float) -> str:

@@ -79,6 +79,11 @@ def add_title(figure: Figure, title: str, subtitle: str = "") -> None:
         top -= TITLE_HEIGHT - MARGIN
 
 
+def title_width(title: str) -> float:
+    """Inches that a figure has to be wide to show all of `title`."""
+    return text_width(title, TITLE_SIZE, weight="bold") + 2 * MARGIN
+
+
 def text_width(text: str, size: float, *, weight: str = "normal") -> float:
     """Inches that one line of `text` takes at `size` points."""
     font = FontProperties(size=size, weight=weight)
@@ -98,7 +103,7 @@ def elide(text: str, room: float, size: float, *, weight: str = "normal") -> str
             fits = middle
         else:
             too_long = middle
-    return text[:fits].rstrip() + "…"
+    return text[:fits].rstrip(" ,") + "…"
 
 
 def percent_tick(fraction: float, _position: int | None = None) -> str:

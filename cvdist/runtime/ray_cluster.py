@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +81,7 @@ def connect(config: TrainConfig) -> int:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            _require_listener(address, config.runtime.connect_timeout)
             ray.init(address=address, **options)
         else:
             # Ray Train asks the dashboard's state API whether its controller lives; without one it complains.
@@ -90,6 +92,24 @@ def connect(config: TrainConfig) -> int:
         raise UserError(f"could not connect to {where}: {first}") from error
     require_resources(config)
     return sum(node["Alive"] for node in ray.nodes())
+
+
+def _require_listener(address: str, timeout: float) -> None:
+    """Ray itself would try for minutes to reach a cluster that is not there.
+
+    Raises:
+        UserError: naming the address and the setting.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return  # `auto`, `local`: Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} within {timeout:g} s (--connect-timeout): "
+            f"{error.strerror or error}. Correct it, or unset it to use this machine alone"
+        ) from error
 
 
 def fit(config: TrainConfig, ref: RunRef | None) -> Summary:

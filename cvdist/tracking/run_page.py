@@ -89,7 +89,8 @@ def log_figures(tracker: Tracker, loader: Loader, progress: Progress, best: Eval
             true,
             [classes[mistake.predicted] for mistake in best.mistakes],
             [mistake.confidence for mistake in best.mistakes],
-            title=f"Most confidently wrong of {best.total - best.correct} mistakes in {best.total}",
+            title=f"Most confidently wrong: {best.total - best.correct} mistakes in {best.total}",
+            total=best.total,
         )
 
     tracker.figure("loss", loss)

@@ -1,0 +1,221 @@
+"""Jobs on a real Ray cluster, submitted as users submit them, read back from a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import requests
+import torch
+from mlflow import MlflowClient
+
+from cvdist import recipes
+from cvdist.data import open_loader
+from tests.conftest import answers, free_port, wait_until
+from tests.jobs import run, the_error, train
+
+RAY = Path(sys.executable).parent / "ray"
+
+
+def submit(cluster, storage, *arguments, wait=True, **environment):
+    """`ray job submit --working-dir . -- python jobs/train.py ...`."""
+    runtime = {"env_vars": {"CVDIST_STORAGE": str(storage), "CVDIST_COMMIT": "abc123", **environment}}
+    return run(
+        *(RAY, "job", "submit", "--working-dir", ".", "--runtime-env-json", json.dumps(runtime)),
+        *([] if wait else ["--no-wait"]),
+        *("--", "python", "jobs/train.py", *arguments),
+        storage=storage,
+        timeout=240,
+        **cluster,
+    )
+
+
+def ask(cluster, path):
+    """The cluster's REST API."""
+    token = Path(cluster["RAY_AUTH_TOKEN_PATH"]).read_text()
+    url = cluster["RAY_API_SERVER_ADDRESS"] + path
+    answer = requests.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def the_run(storage):
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    (found,) = client.search_runs([client.get_experiment_by_name("cvdist").experiment_id])
+    return client, found
+
+
+@pytest.fixture(scope="module")
+def submitted(ray_cluster, tmp_path_factory):
+    """A finished job: its output and its storage."""
+    storage = tmp_path_factory.mktemp("storage")
+    done = submit(
+        *(ray_cluster, storage, "digits-cnn", "--epochs", "4", "--batch-size", "64", "--name", "submitted"),
+        MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="1",
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout, storage
+
+
+def test_submitted_job_prints_its_plan_and_its_result(submitted):
+    output, _ = submitted
+    assert "batch      64 = 32 on each of 2 workers; 63 steps an epoch, 4 epochs" in output
+    assert re.search(r"best accuracy  9\d\.\d\d% \(\d+/1000\) at epoch \d", output)
+    assert re.search(r"next: make ui   then open http://localhost:5000/#/experiments/1/runs/\w{32}", output)
+
+
+def test_the_run_tells_everything(submitted):
+    output, storage = submitted
+    client, found = the_run(storage)
+    assert found.info.status == "FINISHED" and found.info.run_name == "submitted"
+    metrics, params, tags = found.data.metrics, found.data.params, found.data.tags
+    assert metrics["valid/total"] == 1000 and metrics["train/total"] == 4000
+    assert metrics["valid/accuracy"] == metrics["valid/correct"] / 1000 > 0.9
+    assert [m.step for m in client.get_metric_history(found.info.run_id, "valid/loss")] == [1, 2, 3, 4]
+    steps = client.get_metric_history(found.info.run_id, "step/loss")
+    assert [m.step for m in steps] == [50, 63, 113, 126, 176, 189, 239, 252]
+    assert {"speed/samples_per_second", "speed/epoch_seconds", "memory/peak_mb"} <= set(metrics)
+    assert any(name.startswith("system/node-0/cpu") for name in metrics)
+    assert params["loop.batch_size"] == "64" and params["run.world_size"] == "2"
+    assert params["optimizer.momentum"] == "0.9" and len(params["data.sha256"]) == 64
+    assert tags["mlflow.source.git.commit"] == "abc123"
+    submission = re.search(r"Job '(\S+)' submitted", output).group(1)
+    assert tags["ray.job_id"] == submission
+    assert torch.__version__.startswith(tags["version.torch"])
+    (dataset,) = found.inputs.dataset_inputs
+    assert dataset.dataset.name == "digits" and params["data.sha256"].startswith(dataset.dataset.digest)
+
+
+def test_the_page_begins_with_result_command_and_figures(submitted):
+    _, storage = submitted
+    client, found = the_run(storage)
+    note = found.data.tags["mlflow.note.content"]
+    assert re.match(r"### 9\d\.\d\d% \(\d+/1000\) at epoch \d", note)
+    assert "jobs/train.py digits-cnn --epochs 4 --batch-size 64 --name submitted" in note
+    figures = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "figures")}
+    names = {"samples", "loss", "accuracy", "confusion_matrix", "most_wrong"}
+    assert figures == {f"figures/{name}.png" for name in names}
+    assert all(f"`figures/{name}.png`" in note for name in names)
+
+
+@pytest.fixture(scope="module")
+def logged_model(submitted):
+    _, storage = submitted
+    _, found = the_run(storage)
+    (output,) = found.outputs.model_outputs
+    mlflow.set_tracking_uri(f"sqlite:///{storage}/mlflow.db")
+    return f"models:/{output.model_id}", found
+
+
+@pytest.fixture(scope="module")
+def validation():
+    loader = open_loader(recipes.find("digits-cnn"), torch.device("cpu"))
+    images, labels = loader.pictures("valid", range(1000))
+    return images.numpy(), np.array([int(label) for label in labels])
+
+
+def test_the_model_is_the_best_one_and_takes_pixels(logged_model, validation):
+    uri, found = logged_model
+    images, labels = validation
+    best = max(m.value for m in MlflowClient().get_metric_history(found.info.run_id, "valid/correct"))
+    model = mlflow.pytorch.load_model(uri)
+    probabilities = model(torch.from_numpy(images)).detach().numpy()
+    assert (probabilities.argmax(1) == labels).sum() == best
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    served = mlflow.pyfunc.load_model(uri)
+    np.testing.assert_allclose(served.predict(images[:7]), probabilities[:7], atol=1e-5)
+    assert served.metadata.signature.inputs.inputs[0].type == np.dtype("uint8")
+    assert served.metadata.metadata["cvdist"]["classes"] == [str(digit) for digit in range(10)]
+
+
+def test_the_model_serves_over_http(logged_model, validation, tmp_path):
+    uri, _ = logged_model
+    images, labels = validation
+    port = free_port()
+    command = [Path(sys.executable).parent / "mlflow", "models", "serve", "-m", uri, "--env-manager", "local"]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*map(str, command), "-p", str(port), "-w", "1"],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={
+                **os.environ,
+                "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
+        )
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/ping"), 90, "the model server answers")
+        answer = requests.post(
+            f"http://127.0.0.1:{port}/invocations", json={"inputs": images[:20].tolist()}, timeout=30
+        )
+        assert answer.status_code == 200, answer.text
+        predictions = np.array(answer.json()["predictions"])
+        assert predictions.shape == (20, 10)
+        assert (predictions.argmax(1) == labels[:20]).sum() >= 18
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(20)
+
+
+def test_a_killed_worker_costs_neither_the_job_nor_its_run(ray_cluster, tmp_path):
+    done = submit(
+        *(ray_cluster, tmp_path, "digits-cnn", "--epochs", "8", "--name", "survivor", "--no-log-model"),
+        wait=False,
+    )
+    job = re.search(r"Job '(\S+)' submitted", done.stdout).group(1)
+
+    logs = lambda: ask(ray_cluster, f"/api/jobs/{job}/logs")["logs"]  # noqa: E731
+    wait_until(lambda: "epoch 2/8  train" in logs(), 120, "the second epoch is done")
+    os.kill(int(re.search(r"RayTrainWorker pid=(\d+)", logs()).group(1)), signal.SIGKILL)
+    ended = lambda: ask(ray_cluster, f"/api/jobs/{job}")["status"] in ("SUCCEEDED", "FAILED")  # noqa: E731
+    wait_until(ended, 120, "the job ends")
+    assert "best accuracy" in logs(), logs()[-3000:]
+    assert "resuming   at epoch" in logs()
+    client, found = the_run(tmp_path)
+    assert found.info.status == "FINISHED"
+    epochs = [metric.step for metric in client.get_metric_history(found.info.run_id, "valid/correct")]
+    assert epochs[0] == 1 and epochs[-1] == 8 and set(epochs) == set(range(1, 9))
+
+
+# ----------------------------------------------------------------------------------------------- bad input
+
+
+def test_too_many_workers_is_said_at_once(ray_cluster, tmp_path):
+    line = the_error(train("digits-cnn", "--workers", "64", storage=tmp_path, **ray_cluster))
+    assert "--workers 64 with --cpus-per-worker 1 needs 64 CPUs, the cluster has 2 CPUs and 0 GPUs" in line
+
+
+def test_gpus_that_are_not_there(ray_cluster, tmp_path):
+    line = the_error(train("digits-cnn", "--device", "cuda", storage=tmp_path, **ray_cluster))
+    assert "--workers 2 --device cuda needs 2 GPUs, the cluster has 2 CPUs and 0 GPUs on 1 node" in line
+
+
+def test_missing_data_is_found_by_the_workers_and_not_retried(ray_cluster, tmp_path):
+    done = train(
+        "mnist-cnn",
+        "--data",
+        tmp_path / "none",
+        storage=tmp_path,
+        https_proxy="http://127.0.0.1:9",
+        **ray_cluster,
+    )
+    assert "holds no MNIST" in the_error(done)
+    _, found = the_run(tmp_path)
+    assert found.info.status == "FAILED"
+
+
+def test_no_cluster_at_the_address(tmp_path):
+    done = train("digits-cnn", storage=tmp_path, RAY_ADDRESS="127.0.0.1:1")
+    assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:1 within 10 s (--connect-timeout)" in the_error(
+        done
+    )
