@@ -169,13 +169,13 @@ def test_the_model_serves_over_http(logged_model, validation, tmp_path):
 
 def test_a_killed_worker_costs_neither_the_job_nor_its_run(ray_cluster, tmp_path):
     done = submit(
-        *(ray_cluster, tmp_path, "digits-cnn", "--epochs", "8", "--name", "survivor", "--no-log-model"),
+        *(ray_cluster, tmp_path, "digits-cnn", "--epochs", "16", "--name", "survivor", "--no-log-model"),
         wait=False,
     )
     job = re.search(r"Job '(\S+)' submitted", done.stdout).group(1)
 
     logs = lambda: ask(ray_cluster, f"/api/jobs/{job}/logs")["logs"]  # noqa: E731
-    wait_until(lambda: "epoch 2/8  train" in logs(), 120, "the second epoch is done")
+    wait_until(lambda: "epoch 2/16  train" in logs(), 120, "the second epoch is done")
     os.kill(int(re.search(r"RayTrainWorker pid=(\d+)", logs()).group(1)), signal.SIGKILL)
     ended = lambda: ask(ray_cluster, f"/api/jobs/{job}")["status"] in ("SUCCEEDED", "FAILED")  # noqa: E731
     wait_until(ended, 120, "the job ends")
@@ -184,7 +184,7 @@ def test_a_killed_worker_costs_neither_the_job_nor_its_run(ray_cluster, tmp_path
     client, found = the_run(tmp_path)
     assert found.info.status == "FINISHED"
     epochs = [metric.step for metric in client.get_metric_history(found.info.run_id, "valid/correct")]
-    assert epochs[0] == 1 and epochs[-1] == 8 and set(epochs) == set(range(1, 9))
+    assert sorted(epochs) == list(range(1, 17))  # none lost with the process, none twice
 
 
 # ----------------------------------------------------------------------------------------------- bad input

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+import psutil
+
 from cvdist import config as configs
 from cvdist import storage, tracking
 from cvdist.config import TrainConfig, storage_root
@@ -45,7 +47,8 @@ def launch(config: TrainConfig) -> Finished | None:
         UserError: for all that the user can mend, as early as it can be found.
         SystemExit: on SIGTERM, after the MLflow run was ended as killed.
     """
-    started = time.time()
+    # Of the process: importing torch is a part of what its user waits for.
+    started = psutil.Process().create_time()
     configs.check(config)
     runtime = config.runtime.runtime
     if runtime == "auto":

@@ -31,6 +31,9 @@ _FLUSH_SECONDS = 2.0
 _METRICS_A_CALL = 1000  # MLflow's own limit
 _CLOSE_SECONDS = 120.0
 
+# The metrics of an epoch and those of a step come together: one name of each tells which are there.
+_MARKERS = ("valid/loss", "step/loss")
+
 Action = Callable[["MlflowClient"], None]
 
 
@@ -43,6 +46,7 @@ class MlflowTracker:
         self._node = node
         self._queue: queue.Queue[Any] = queue.Queue()
         self._lost = 0
+        self._delivered: dict[str, set[int]] = {}
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -89,6 +93,7 @@ class MlflowTracker:
     def _deliver(self) -> None:
         client = client_of(self._ref.tracking_uri)
         monitor = start_system_metrics(self._ref, self._node) if self._ref.system_metrics else None
+        self._attempt(self._look_up_delivered, client)
         pending: list[tuple[dict[str, float], int, int]] = []
         open_ = True
         while open_:
@@ -102,7 +107,8 @@ class MlflowTracker:
                 if item is None:
                     open_ = False
                 elif isinstance(item, tuple):
-                    pending.append(item)
+                    if self._is_new(*item[:2]):
+                        pending.append(item)
                 else:
                     actions.append(item)
             if pending:
@@ -112,6 +118,21 @@ class MlflowTracker:
                 self._attempt(action, client)
         if monitor is not None:
             monitor.finish()
+
+    def _look_up_delivered(self, client: MlflowClient) -> None:
+        for marker in _MARKERS:
+            history = client.get_metric_history(self._ref.run_id, marker)
+            self._delivered[marker] = {metric.step for metric in history}
+
+    def _is_new(self, values: Mapping[str, float], step: int) -> bool:
+        """Whether no earlier attempt has delivered this step: a resumed run repeats some."""
+        for marker in _MARKERS:
+            if marker in values:
+                steps = self._delivered.setdefault(marker, set())
+                if step in steps:
+                    return False
+                steps.add(step)
+        return True
 
     def _attempt(self, action: Action, client: MlflowClient) -> None:
         try:

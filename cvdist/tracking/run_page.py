@@ -29,7 +29,7 @@ FIGURES = {
 }
 
 
-def epoch_metrics(record: EpochRecord, peak_memory: int) -> dict[str, float]:
+def epoch_metrics(record: EpochRecord) -> dict[str, float]:
     """The metrics of an epoch, grouped by their prefixes."""
     return {
         "train/loss": record.train_loss,
@@ -43,7 +43,7 @@ def epoch_metrics(record: EpochRecord, peak_memory: int) -> dict[str, float]:
         "valid/total": record.valid_total,
         "speed/epoch_seconds": record.seconds,
         "speed/samples_per_second": record.samples_per_second,
-        "memory/peak_mb": peak_memory / 2**20,
+        "memory/peak_mb": record.peak_memory / 2**20,
     }
 
 

@@ -22,7 +22,7 @@ class Tracker(Protocol):
         ...
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Measured values at `step`, by names such as `train/loss`."""
+        """Measured values at `step`, by names such as `train/loss`; taken once, also over restarts."""
         ...
 
     def dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """Exact results of one epoch; `epoch` counts from 1, losses are means, seconds hold both phases."""
+    """Exact results of one epoch.
+
+    `epoch` counts from 1, losses are means, `seconds` hold both phases, `peak_memory` is in bytes, of rank 0.
+    """
 
     epoch: int
     train_loss: float
@@ -19,6 +22,7 @@ class EpochRecord:
     learning_rate: float
     seconds: float
     samples_per_second: float
+    peak_memory: int = 0
 
     @property
     def train_accuracy(self) -> float:

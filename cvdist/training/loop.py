@@ -104,6 +104,9 @@ class TrainingLoop:
         self._announce()
         self.tracker.dataset(self.info, self.loader.digest)
         self.tracker.figure("samples", run_page.samples_figure(self.loader))
+        for record in self.progress.history:
+            # A killed attempt may not have delivered them; what is there already, the tracker leaves out.
+            self.tracker.metrics(run_page.epoch_metrics(record), record.epoch)
         for epoch in range(self.progress.epoch + 1, self.config.loop.epochs + 1):
             started = time.monotonic()
             train_loss, train_correct, speed = self._train_epoch(epoch)
@@ -120,9 +123,11 @@ class TrainingLoop:
                 learning_rate=self._learning_rate(epoch, 0),
                 seconds=seconds,
                 samples_per_second=speed,
+                peak_memory=peak_memory(self.worker.device),
             )
             self._finish_epoch(record, result)
             self._save(f"epoch-{epoch:04}", score=self._score(record))
+            self.tracker.metrics(run_page.epoch_metrics(record), epoch)
         self._log_results()
         return self._summary()
 
@@ -377,7 +382,6 @@ class TrainingLoop:
                 log.duration(record.seconds),
                 f"{record.samples_per_second:,.0f}",
             )
-        self.tracker.metrics(run_page.epoch_metrics(record, peak_memory(self.worker.device)), record.epoch)
 
     def _log_results(self) -> None:
         """Figures and the best model, by rank 0; the other workers are done."""
