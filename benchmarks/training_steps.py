@@ -1,6 +1,7 @@
 """Training steps of the book's CNN: through the loop, on one fixed batch (the limit), and the book's way.
 
-One process, one thread, batch 32, float32, SGD: the sides differ in where batches come from and what is counted.
+One process, one thread, batch 32, float32, SGD: the sides differ in where batches come from and in what is
+counted.
 The book's way is a DataLoader that transforms one picture at a time.
 """
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import subprocess
 import sys
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -140,7 +140,7 @@ def log_params(client: MlflowClient, run_id: str, values: Mapping[str, object]) 
     from mlflow.entities import Param, RunTag
 
     present = client.get_run(run_id).data.params
-    texts = {key: str(value) for key, value in values.items()}
+    texts = {key: redact(str(value)) for key, value in values.items()}
     new = [Param(key, text) for key, text in texts.items() if key not in present]
     changed = [RunTag(f"changed.{k}", text) for k, text in texts.items() if present.get(k, text) != text]
     for start in range(0, len(new), _PARAMS_A_CALL):
@@ -197,12 +197,9 @@ def describe(ref: RunRef, markdown: str) -> None:
         logger.warning("the run's description was not delivered to MLflow: %s", _first_line(error))
 
 
-def redact(uri: str) -> str:
-    """`uri` without user name and password."""
-    parts = urllib.parse.urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]).geturl()
+def redact(text: str) -> str:
+    """`text` without user names and passwords of the URIs in it."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def _tracking_uri(config: TrainConfig) -> str:
@@ -284,9 +281,4 @@ def _find(client: MlflowClient, experiment_id: str, name: str) -> Any:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    return redact_all(text.splitlines()[0][:300])
-
-
-def redact_all(text: str) -> str:
-    """`text` with the credentials of every URI in it removed."""
-    return " ".join(redact(word) if "://" in word else word for word in text.split(" "))
+    return redact(text.splitlines()[0][:300])

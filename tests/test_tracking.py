@@ -1,0 +1,175 @@
+"""Runs in a real MLflow store: opened once, filled, and ended in every case."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from cvdist import config as configs
+from cvdist import recipes, tracking
+from cvdist.errors import UserError
+from cvdist.tracking import environment
+from cvdist.tracking.mlflow_tracker import MlflowTracker
+from cvdist.tracking.run import redact
+from tests.conftest import free_port, wait_until
+from tests.jobs import ROOT, the_error, train
+
+INLINE = ["digits-cnn", "--runtime", "inline"]
+
+
+def runs(storage):
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    return client, client.search_runs([client.get_experiment_by_name("cvdist").experiment_id])
+
+
+def config_in(storage, **changes):
+    return configs.replace(recipes.find("digits-cnn"), storage=str(storage), **{"name": "run", **changes})
+
+
+def open_run(storage, *, continued=False, **changes):
+    config = config_in(storage, system_metrics=False, **changes)
+    return tracking.start_run(config, tracking.open_store(config), continued=continued)
+
+
+# -------------------------------------------------------------------------------------- the end of a run
+
+
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGTERM, "KILLED"), (signal.SIGKILL, "KILLED")])
+def test_a_killed_job_leaves_no_running_run(tmp_path, how, status):
+    command = [sys.executable, "jobs/train.py", *INLINE, "--epochs", "1000", "--no-system-metrics"]
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(
+            command, cwd=ROOT, stderr=log, env={**os.environ, "CVDIST_STORAGE": str(tmp_path / "runs")}
+        )
+    try:
+        wait_until(lambda: "epoch 1/1000  train" in (tmp_path / "log").read_text(), 90, "an epoch is done")
+        assert runs(tmp_path / "runs")[1][0].info.status == "RUNNING"
+    finally:
+        job.send_signal(how)
+        job.wait(30)
+    wait_until(lambda: runs(tmp_path / "runs")[1][0].info.status != "RUNNING", 30, "the run is ended")
+    assert runs(tmp_path / "runs")[1][0].info.status == status
+
+
+def test_a_failed_job_leaves_a_failed_run(tmp_path):
+    done = train(*INLINE, "--lr", "1e9", "--epochs", "1", storage=tmp_path)
+    assert "the loss became" in the_error(done)
+    assert runs(tmp_path)[1][0].info.status == "FAILED"
+
+
+def test_the_same_name_continues_the_same_run(tmp_path):
+    words = [*INLINE, "--name", "twice", "--batch-size", "200", "--no-log-model", "--no-system-metrics"]
+    assert train(*words, "--epochs", "1", storage=tmp_path).returncode == 0
+    assert train(*words, "--epochs", "2", storage=tmp_path).returncode == 0
+    client, (run,) = runs(tmp_path)
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "valid/loss")] == [1, 2]
+    assert run.data.params["loop.epochs"] == "1" and run.data.tags["changed.loop.epochs"] == "2"
+
+
+# ----------------------------------------------------------------------------------------------- delivery
+
+
+def test_metrics_arrive_once_and_in_order_over_attempts(tmp_path):
+    ref = open_run(tmp_path)
+    first = MlflowTracker(ref, "node")
+    for epoch in (1, 2, 3):
+        first.metrics({"valid/loss": 1 / epoch}, epoch)
+    first.close()
+    second = MlflowTracker(open_run(tmp_path, continued=True), "node")
+    for epoch in (1, 2, 3, 4):  # a resumed attempt tells all it knows
+        second.metrics({"valid/loss": 1 / epoch}, epoch)
+    second.close()
+    client, (run,) = runs(tmp_path)
+    history = client.get_metric_history(run.info.run_id, "valid/loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
+
+
+def test_a_figure_that_can_not_be_drawn_costs_only_itself(tmp_path, caplog):
+    tracker = MlflowTracker(open_run(tmp_path), "node")
+    tracker.figure("broken", lambda: 1 / 0)
+    tracker.metrics({"valid/loss": 0.5}, 1)
+    tracker.close()
+    _, (run,) = runs(tmp_path)
+    assert run.data.metrics["valid/loss"] == 0.5
+
+
+# -------------------------------------------------------------------------------------------- environment
+
+
+def test_the_command_is_ready_to_paste(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(Path.cwd() / "jobs" / "train.py"), "mnist-cnn", "--data", "my data"])
+    assert environment.command() == "python jobs/train.py mnist-cnn --data 'my data'"
+
+
+def test_no_credentials_in_what_is_shown(monkeypatch, tmp_path):
+    uri = "http://me:hunter2@mlflow.example:5000/x"
+    assert redact(uri) == "http://***@mlflow.example:5000/x"
+    assert (
+        redact(f"no answer from {uri}, nor http://x/a@b") == f"no answer from {redact(uri)}, nor http://x/a@b"
+    )
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", "x", f"--tracking-uri={uri}"])
+    assert "hunter2" not in environment.command()
+    ref = open_run(tmp_path, experiment="secrets", data=uri)
+    run = MlflowClient(ref.tracking_uri).get_run(ref.run_id)
+    assert "hunter2" not in str(run.data.params) + str(run.data.tags)
+
+
+def test_the_commit_is_recorded(monkeypatch):
+    monkeypatch.delenv("CVDIST_COMMIT", raising=False)
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", environment.git_commit())
+    monkeypatch.setenv("CVDIST_COMMIT", "abc")
+    assert environment.git_commit() == "abc"
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+
+def test_no_server_is_said_quickly_with_the_alternatives(tmp_path):
+    uri = f"http://user:hunter2@127.0.0.1:{free_port()}"
+    line = the_error(train(*INLINE, "--tracking-uri", uri, storage=tmp_path))
+    assert line.startswith("no MLflow server answers at http://***@127.0.0.1")
+    assert "--tracking none" in line and "hunter2" not in line
+
+
+def test_unwritable_storage(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in the_error(train(*INLINE, storage=tmp_path / "file" / "runs"))
+
+
+def test_a_store_that_is_no_store(tmp_path):
+    (tmp_path / "mlflow.db").write_text("this is no database" * 100)
+    line = the_error(train(*INLINE, storage=tmp_path))
+    assert "the MLflow store sqlite:///" in line and "refused" in line
+
+
+def test_storage_by_uri_needs_a_server_by_name():
+    with pytest.raises(
+        UserError, match=r"--storage s3://bucket/x is a URI: name an MLflow server with --tracking-uri"
+    ):
+        tracking.open_store(configs.replace(recipes.find("digits-cnn"), storage="s3://bucket/x"))
+
+
+def test_a_file_store_does_not_do_for_several_nodes(tmp_path):
+    ref = open_run(tmp_path)
+    ref.require_reachable_from(1)
+    with pytest.raises(UserError, match="is a file of this machine and the cluster has 3 nodes"):
+        ref.require_reachable_from(3)
+
+
+def test_checkpoint_of_another_model_and_missing_checkpoint(tmp_path):
+    common = ["--name", "one", "--epochs", "1", "--batch-size", "500", "--tracking", "none"]
+    assert train(*INLINE, *common, storage=tmp_path).returncode == 0
+    meta = tmp_path / "one" / "epoch-0001" / "checkpoint.json"
+    meta.write_text(meta.read_text().replace('"scratch-cnn"', '"vgg16"'))
+    line = the_error(train(*INLINE, *common, "--epochs", "2", storage=tmp_path))
+    assert "is of model vgg16 (10 classes, 1x28x28), this run trains scratch-cnn" in line
+    gone = the_error(train(*INLINE, "--resume", tmp_path / "gone", "--tracking", "none", storage=tmp_path))
+    assert gone == f"{tmp_path}/gone is no checkpoint: it has no checkpoint.json"
