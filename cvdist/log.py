@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 
@@ -30,6 +31,11 @@ def duration(seconds: float) -> str:
 def percent(correct: int, total: int) -> str:
     """`98.94% (9894/10000)`."""
     return f"{100 * correct / total if total else float('nan'):.2f}% ({correct}/{total})"
+
+
+def redact(text: str) -> str:
+    """`text` without user names and passwords of the URIs in it."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 class ProgressLine:

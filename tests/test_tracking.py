@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 from cvdist import config as configs
 from cvdist import recipes, tracking
 from cvdist.errors import UserError
+from cvdist.log import redact
 from cvdist.tracking import environment
 from cvdist.tracking.mlflow_tracker import MlflowTracker
-from cvdist.tracking.run import redact
 from tests.conftest import free_port, wait_until
 from tests.jobs import ROOT, the_error, train
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import secrets
 import signal
 import sys
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -20,10 +22,11 @@ from cvdist import config as configs
 from cvdist import storage, tracking
 from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
-from cvdist.runtime import processes
-from cvdist.tracking import RunRef, environment, open_tracker, run_page
-from cvdist.training.collectives import gather, together
-from cvdist.training.loop import Summary, TrainingLoop
+from cvdist.log import redact
+from cvdist.tracking import RunRef, environment, open_tracker
+
+if TYPE_CHECKING:
+    from cvdist.training.loop import Summary
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,8 @@ def launch(config: TrainConfig) -> Finished | None:
     configs.check(config)
     runtime = config.runtime.runtime
     if runtime == "auto":
-        runtime = "torchrun" if processes.started_by_torchrun() else "ray"
+        # What torchrun, or anything else that starts workers, tells each of them.
+        runtime = "torchrun" if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else "ray"
     with _sigterm_raises():
         finished = _on_ray(config) if runtime == "ray" else _in_processes(config)
     if finished is None:
@@ -69,25 +73,31 @@ def _on_ray(config: TrainConfig) -> tuple[str, Summary, RunRef | None]:
             "Ray is not installed: start with torchrun --nproc-per-node N jobs/train.py ..., or use "
             "--runtime inline"
         )
+    from cvdist.runtime import ray_cluster
+
     config = _named(config)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        # Ray takes seconds to start and so does MLflow: side by side.
+        # Ray's processes take seconds to start, and so do PyTorch and MLflow to import: side by side.
         opening = pool.submit(_open, config)
-        from cvdist.runtime import ray_cluster
-
         nodes = ray_cluster.connect(config)
         store = opening.result()
+    from cvdist.runtime import ray_train
+
     run = _start(config, store)
     with tracking.ended(run):
         if run is not None:
             run.require_reachable_from(nodes)
-        summary = ray_cluster.fit(config, run)
+        summary = ray_train.fit(config, run)
         _describe(run, summary)
     return config.checkpoint.name, summary, run
 
 
 def _in_processes(config: TrainConfig) -> tuple[str, Summary, RunRef | None] | None:
     """This process is a worker; the first one owns the MLflow run as well."""
+    from cvdist.runtime import processes
+    from cvdist.training.collectives import gather, together
+    from cvdist.training.loop import TrainingLoop
+
     with processes.joined(config) as place:
         config = configs.replace(config, name=gather(_named(config).checkpoint.name)[0])
         worker = place.worker(config)
@@ -116,6 +126,8 @@ def _named(config: TrainConfig) -> TrainConfig:
 
 def _open(config: TrainConfig) -> tracking.Store | None:
     """Reach all that results are written to."""
+    import torch  # noqa: F401  (needed later anyway, and this thread has time)
+
     storage.check_writable(storage_root(config))
     return tracking.open_store(config)
 
@@ -127,12 +139,14 @@ def _start(config: TrainConfig, store: tracking.Store | None) -> RunRef | None:
     if store is None:
         return None
     run = tracking.start_run(config, store, continued=continued)
-    logger.info("tracking   %s, %s", tracking.redact(run.tracking_uri), run.page)
+    logger.info("tracking   %s, %s", redact(run.tracking_uri), run.page)
     return run
 
 
 def _describe(run: RunRef | None, summary: Summary) -> None:
     if run is not None:
+        from cvdist.tracking import run_page
+
         tracking.describe(run, run_page.description(summary, environment.command()))
 
 

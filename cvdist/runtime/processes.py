@@ -20,11 +20,6 @@ from cvdist.errors import UserError
 from cvdist.training.collectives import together
 
 
-def started_by_torchrun() -> bool:
-    """Whether torchrun (or anything else that sets its variables) started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 @dataclass
 class ProcessWorker:
     """A process with its checkpoints in a folder (`cvdist.runtime.worker.Worker`)."""

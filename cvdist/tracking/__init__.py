@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cvdist.tracking.run import RunRef, Store, describe, ended, open_store, redact, start_run
+from cvdist.tracking.run import RunRef, Store, describe, ended, open_store, start_run
 from cvdist.tracking.tracker import NoTracker, Tracker
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "ended",
     "open_store",
     "open_tracker",
-    "redact",
     "start_run",
 ]
 

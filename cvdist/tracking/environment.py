@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import cvdist
+from cvdist.log import redact
 
 _PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy")
 # `ray job submit` tells the job's id to the driver here.
@@ -47,8 +48,6 @@ def facts() -> dict[str, str]:
 
 def command() -> str:
     """The command that reproduces the job, ready to paste; credentials in it are masked."""
-    from cvdist.tracking.run import redact
-
     words = [redact(word) for word in sys.argv]
     script = Path(words[0])
     if script.is_absolute() and script.is_relative_to(Path.cwd()):

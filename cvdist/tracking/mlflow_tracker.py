@@ -47,6 +47,8 @@ class MlflowTracker:
         self._queue: queue.Queue[Any] = queue.Queue()
         self._lost = 0
         self._delivered: dict[str, set[int]] = {}
+        # MLflow takes seconds to import: not before the first step, which people wait for.
+        self._first_metrics = threading.Event()
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -58,6 +60,7 @@ class MlflowTracker:
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """See `Tracker`."""
         self._queue.put((dict(values), step, int(time.time() * 1000)))
+        self._first_metrics.set()
 
     def dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
         """See `Tracker`."""
@@ -84,6 +87,7 @@ class MlflowTracker:
     def close(self) -> None:
         """See `Tracker`. Waits two minutes at most."""
         self._queue.put(None)
+        self._first_metrics.set()
         self._thread.join(_CLOSE_SECONDS)
         if self._thread.is_alive():
             logger.warning("MLflow did not take the last results within %g s: they are lost", _CLOSE_SECONDS)
@@ -91,6 +95,7 @@ class MlflowTracker:
             logger.warning("%d results could not be delivered to MLflow", self._lost)
 
     def _deliver(self) -> None:
+        self._first_metrics.wait()
         client = client_of(self._ref.tracking_uri)
         monitor = start_system_metrics(self._ref, self._node) if self._ref.system_metrics else None
         self._attempt(self._look_up_delivered, client)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import re
 import subprocess
 import sys
 import urllib.error
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cvdist import config as configs
 from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
+from cvdist.log import redact
 from cvdist.tracking import environment
 
 if TYPE_CHECKING:
@@ -195,11 +195,6 @@ def describe(ref: RunRef, markdown: str) -> None:
         client_of(ref.tracking_uri).set_tag(ref.run_id, "mlflow.note.content", markdown)
     except Exception as error:  # the job's result stands
         logger.warning("the run's description was not delivered to MLflow: %s", _first_line(error))
-
-
-def redact(text: str) -> str:
-    """`text` without user names and passwords of the URIs in it."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def _tracking_uri(config: TrainConfig) -> str:

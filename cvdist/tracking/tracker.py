@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor, nn
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor, nn
 
     from cvdist.data.dataset import DatasetInfo
     from cvdist.training.checkpoint import ModelIdentity

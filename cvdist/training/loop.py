@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cvdist import data, log, models
+from cvdist import data, log, models, storage
 from cvdist.config import TrainConfig
 from cvdist.data.sampler import EpochOrder
 from cvdist.errors import UserError
@@ -249,7 +249,8 @@ class TrainingLoop:
             if folder is not None:
                 self._load(folder, "of this run")
             elif resume:
-                self._load(Path(resume), resume)
+                with storage.local_copy(resume) as copy:
+                    self._load(copy, resume)
 
     def _load(self, folder: Path, name: str) -> None:
         saved = ckpt.load(folder, map_location=self.worker.device, name=name)
