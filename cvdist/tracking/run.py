@@ -258,7 +258,11 @@ def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=artifacts and f"{artifacts}/{name}")
+            return client.create_experiment(
+                name,
+                artifact_location=artifacts and f"{artifacts}/{name}",
+                tags={"mlflow.experimentKind": "custom_model_development"},  # the UI shows charts, not chats
+            )
         except MlflowException:
             # Another job that starts at the same moment was first.
             found = client.get_experiment_by_name(name)
