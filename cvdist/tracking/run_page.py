@@ -104,12 +104,10 @@ def description(summary: Summary, command: str) -> str:
     figures = "\n".join(f"- `figures/{name}.png`: {what}" for name, what in FIGURES.items())
     return f"""### {log.percent(summary.best_correct, summary.valid_total)} at epoch {summary.best_epoch}
 
-{summary.model} on {summary.data}; {summary.epochs} epochs on {summary.workers} workers
-({summary.hardware}), {summary.samples_per_second:,.0f} samples/s, {log.duration(summary.train_seconds)}.
+`{command}`
 
-```
-{command}
-```
+{summary.model} on {summary.data}; {summary.epochs} epochs on {summary.workers} workers \
+({summary.hardware}), {summary.samples_per_second:,.0f} samples/s, {log.duration(summary.train_seconds)}.
 
 Artifacts:
 {figures}
