@@ -8,6 +8,7 @@ import difflib
 import io
 import json
 import logging
+import os
 import re
 import sys
 import traceback
@@ -58,6 +59,8 @@ def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | 
         return job(words) or 0
     except UserError as error:
         logging.getLogger("cvdist").debug("", exc_info=True)
+        if error.on_all_workers and os.environ.get("RANK", "0") != "0":
+            return EXIT_USER_ERROR  # under torchrun: the first worker says it for all
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except BrokenPipeError:  # `| head` has seen enough

@@ -111,8 +111,12 @@ def logged_model(submitted):
     _, storage = submitted
     _, found = the_run(storage)
     (output,) = found.outputs.model_outputs
+    before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(f"sqlite:///{storage}/mlflow.db")
-    return f"models:/{output.model_id}", found
+    yield f"models:/{output.model_id}", found
+    mlflow.set_tracking_uri(before or "")
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # which set_tracking_uri has set
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,7 @@ class Store:
 def client_of(tracking_uri: str) -> MlflowClient:
     """An MLflow client; MLflow is imported on the first call."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git in a container is no reason to warn
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the job's report names the page
     from mlflow import MlflowClient
 
     for noisy in ("mlflow", "alembic"):  # after the import, which sets up MLflow's own logging
