@@ -209,14 +209,14 @@ def test_mnist_is_complete_and_normalised_by_its_own_mean_and_deviation(shared_d
     assert round(pixels.std().item(), 4) == loader.info.std[0] == 0.3081
 
 
-def test_truncated_mnist_is_named(shared_data, tmp_path):
+@pytest.mark.parametrize("damage", ["truncated", "overwritten"])
+def test_damaged_mnist_is_named(shared_data, tmp_path, damage):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for file in (shared_data / "mnist" / "MNIST" / "raw").glob("*ubyte"):
         (raw / file.name).write_bytes(file.read_bytes())
     images = raw / "train-images-idx3-ubyte"
-    images.write_bytes(images.read_bytes()[:1_000_000])
-    with pytest.raises(
-        UserError, match=r"MNIST/raw/train-\* is truncated or damaged .* delete the folder MNIST"
-    ):
+    content = images.read_bytes()
+    images.write_bytes(content[:1_000_000] if damage == "truncated" else bytes(len(content)))
+    with pytest.raises(UserError, match=r"MNIST/raw/train-\S+ is (truncated or )?damaged"):
         open_loader(mnist(tmp_path), CPU)

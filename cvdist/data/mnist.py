@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 
@@ -14,15 +15,22 @@ from cvdist.errors import UserError
 # Of the 60,000 training pictures (tests/test_data.py computes them).
 MEAN, STD = 0.1307, 0.3081
 _DOWNLOAD_TIMEOUT = 60.0  # seconds without a byte
+# Bytes of each file: a header of 16 (pictures) or 8 (labels), then one byte a pixel or label.
+_FILES = {
+    "train-images-idx3-ubyte": 16 + 60_000 * 784,
+    "train-labels-idx1-ubyte": 8 + 60_000,
+    "t10k-images-idx3-ubyte": 16 + 10_000 * 784,
+    "t10k-labels-idx1-ubyte": 8 + 10_000,
+}
 
 
 def fetch(root: Path) -> None:
     """Download MNIST into `root` if it is absent.
 
     Raises:
-        UserError: if it is absent and can't be downloaded.
+        UserError: if it is absent and can't be downloaded, or a file is cut short.
     """
-    if _complete(root):
+    if _present(root):
         return
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
@@ -31,7 +39,8 @@ def fetch(root: Path) -> None:
     except Exception as error:  # whatever a proxy, a mirror or a disk can come up with
         raise UserError(
             f"--data {root} holds no MNIST (MNIST/raw/train-images-idx3-ubyte, ...) and it could not be "
-            f"downloaded: {_one_line(error)}. Put the files there, or use --dataset digits, which needs none"
+            f"downloaded ({_network_reason(error)}): put the files there, or use --dataset digits, which "
+            "needs no network"
         ) from error
     finally:
         socket.setdefaulttimeout(before)
@@ -43,7 +52,7 @@ def load(root: Path) -> tuple[DatasetInfo, Labelled, Labelled]:
     Raises:
         UserError: if files are missing or damaged.
     """
-    if not _complete(root):
+    if not _present(root):
         raise UserError(f"--data {root} holds no MNIST: expected {root}/MNIST/raw/train-images-idx3-ubyte, ...")
     train, valid = _part(root, train=True), _part(root, train=False)
     info = DatasetInfo(
@@ -61,26 +70,36 @@ def load(root: Path) -> tuple[DatasetInfo, Labelled, Labelled]:
     return info, train, valid
 
 
-def _complete(root: Path) -> bool:
-    raw = root / "MNIST" / "raw"
-    kinds = [f"{part}-{what}" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
-    return all((raw / f"{kind}-ubyte").is_file() for kind in kinds)
+def _present(root: Path) -> bool:
+    """Whether all files are there; refuses files of the wrong size."""
+    for name, size in _FILES.items():
+        path = root / "MNIST" / "raw" / name
+        if not path.is_file():
+            return False
+        if path.stat().st_size != size:
+            raise UserError(
+                f"{path} is truncated or damaged: {path.stat().st_size:,} bytes instead of {size:,}; "
+                "delete it, and the data set is downloaded again"
+            )
+    return True
 
 
 def _part(root: Path, *, train: bool) -> Labelled:
-    count = 60_000 if train else 10_000
     prefix = "train" if train else "t10k"
     try:
         part = datasets.MNIST(str(root), train=train, download=False)
-        images, labels = part.data[:, None], part.targets.long()
-        if images.shape != (count, 1, 28, 28) or labels.shape != (count,):
-            raise ValueError(f"{tuple(images.shape)} pictures for {len(labels)} labels")
+        return Labelled(part.data[:, None], part.targets.long())
     except Exception as error:  # torchvision's parser raises whatever the damaged bytes lead it to
         raise UserError(
-            f"{root}/MNIST/raw/{prefix}-* is truncated or damaged ({_one_line(error)}): "
-            "delete the folder MNIST, it is downloaded again"
+            f"{root}/MNIST/raw/{prefix}-* is damaged ({_one_line(error)}): "
+            "delete the folder MNIST, and it is downloaded again"
         ) from error
-    return Labelled(images, labels)
+
+
+def _network_reason(error: Exception) -> str:
+    """torchvision tries several mirrors and tells of all; the operating system's words are enough."""
+    found = re.search(r"\[Errno -?\d+\] ([^>]+)>", str(error))
+    return found[1] if found else _one_line(error)
 
 
 def _one_line(error: Exception) -> str:

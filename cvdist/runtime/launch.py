@@ -78,7 +78,7 @@ def _on_ray(config: TrainConfig) -> tuple[str, Summary, RunRef | None]:
     config = _named(config)
     with ThreadPoolExecutor(max_workers=1) as pool:
         # Ray's processes take seconds to start, and so do PyTorch and MLflow to import: side by side.
-        opening = pool.submit(_open, config)
+        opening = pool.submit(_open, config, data_is_here="RAY_ADDRESS" not in os.environ)
         nodes = ray_cluster.connect(config)
         store = opening.result()
     from cvdist.runtime import ray_train
@@ -104,7 +104,7 @@ def _in_processes(config: TrainConfig) -> tuple[str, Summary, RunRef | None] | N
         run: RunRef | None = None
         with together():
             if worker.rank == 0:
-                run = _start(config, _open(config))
+                run = _start(config, _open(config, data_is_here=True))
         run = gather(run)[0]
         with tracking.ended(run if worker.rank == 0 else None):
             tracker = open_tracker(run, worker.rank, worker.local_rank, worker.node)
@@ -124,11 +124,13 @@ def _named(config: TrainConfig) -> TrainConfig:
     return configs.replace(config, name=f"{config.recipe or config.model.model}-{stamp}-{secrets.token_hex(2)}")
 
 
-def _open(config: TrainConfig) -> tracking.Store | None:
-    """Reach all that results are written to."""
-    import torch  # noqa: F401  (needed later anyway, and this thread has time)
+def _open(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | None:
+    """Reach all that results are written to, and the data if the workers are on this machine."""
+    from cvdist import data  # brings in PyTorch, which takes seconds
 
     storage.check_writable(storage_root(config))
+    if data_is_here:
+        data.prepare(config)
     return tracking.open_store(config)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from cvdist.tracking.run import RunRef, client_of, log_params
+from cvdist.tracking.run import RunRef, client_of, first_line, log_params
 from cvdist.tracking.tracker import NoTracker
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _CLOSE_SECONDS = 120.0
 _MARKERS = ("valid/loss", "step/loss")
 
 Action = Callable[["MlflowClient"], None]
+Measured = tuple[dict[str, float], int, int]  # values, step, milliseconds since 1970
 
 
 class MlflowTracker:
@@ -99,30 +100,33 @@ class MlflowTracker:
         client = client_of(self._ref.tracking_uri)
         monitor = start_system_metrics(self._ref, self._node) if self._ref.system_metrics else None
         self._attempt(self._look_up_delivered, client)
-        pending: list[tuple[dict[str, float], int, int]] = []
-        open_ = True
-        while open_:
-            deadline = time.monotonic() + _FLUSH_SECONDS
-            actions: list[Action] = []
-            while open_ and (left := deadline - time.monotonic()) > 0:
-                try:
-                    item = self._queue.get(timeout=left)
-                except queue.Empty:
-                    break
-                if item is None:
-                    open_ = False
-                elif isinstance(item, tuple):
-                    if self._is_new(*item[:2]):
-                        pending.append(item)
-                else:
-                    actions.append(item)
-            if pending:
-                actions.insert(0, functools.partial(_log_metrics, self._ref.run_id, pending))
-                pending = []
+        closed = False
+        while not closed:
+            metrics, actions, closed = self._collect()
+            if metrics:
+                self._attempt(functools.partial(_log_metrics, self._ref.run_id, metrics), client)
             for action in actions:
                 self._attempt(action, client)
         if monitor is not None:
             monitor.finish()
+
+    def _collect(self) -> tuple[list[Measured], list[Action], bool]:
+        """What arrives within two seconds, and whether the end has come: few calls, each with much in it."""
+        metrics: list[Measured] = []
+        actions: list[Action] = []
+        deadline = time.monotonic() + _FLUSH_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                item = self._queue.get(timeout=left)
+            except queue.Empty:
+                break
+            if item is None:
+                return metrics, actions, True
+            if not isinstance(item, tuple):
+                actions.append(item)
+            elif self._is_new(*item[:2]):
+                metrics.append(item)
+        return metrics, actions, False
 
     def _look_up_delivered(self, client: MlflowClient) -> None:
         for marker in _MARKERS:
@@ -144,7 +148,7 @@ class MlflowTracker:
             action(client)
         except Exception as error:  # a lost picture or metric must not cost the training
             self._lost += 1
-            logger.warning("not delivered to MLflow: %s", str(error).strip().splitlines()[:1])
+            logger.warning("not delivered to MLflow: %s", first_line(error))
             logger.debug("", exc_info=True)
 
 
@@ -183,7 +187,7 @@ def start_system_metrics(ref: RunRef, node: str) -> Any:
     return monitor
 
 
-def _log_metrics(run_id: str, batch: list[tuple[dict[str, float], int, int]], client: MlflowClient) -> None:
+def _log_metrics(run_id: str, batch: list[Measured], client: MlflowClient) -> None:
     from mlflow.entities import Metric
 
     metrics = [

@@ -105,7 +105,7 @@ def open_store(config: TrainConfig) -> Store | None:
             return Store(uri, _experiment(client, tracking.experiment, artifacts))
     except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
         raise UserError(
-            f"the MLflow store {redact(uri)} refused: {_first_line(error)}. Mend it, name another one with "
+            f"the MLflow store {redact(uri)} refused: {first_line(error)}. Mend it, name another one with "
             "--tracking-uri, or train without: --tracking none"
         ) from error
 
@@ -187,7 +187,7 @@ def end_run(tracking_uri: str, run_id: str, status: str) -> None:
     try:
         client_of(tracking_uri).set_terminated(run_id, status)
     except Exception as error:  # see above
-        logger.warning("the MLflow run %s could not be ended as %s: %s", run_id, status, _first_line(error))
+        logger.warning("the MLflow run %s could not be ended as %s: %s", run_id, status, first_line(error))
 
 
 def describe(ref: RunRef, markdown: str) -> None:
@@ -195,7 +195,7 @@ def describe(ref: RunRef, markdown: str) -> None:
     try:
         client_of(ref.tracking_uri).set_tag(ref.run_id, "mlflow.note.content", markdown)
     except Exception as error:  # the job's result stands
-        logger.warning("the run's description was not delivered to MLflow: %s", _first_line(error))
+        logger.warning("the run's description was not delivered to MLflow: %s", first_line(error))
 
 
 def _tracking_uri(config: TrainConfig) -> str:
@@ -279,6 +279,7 @@ def _find(client: MlflowClient, experiment_id: str, name: str) -> Any:
     return found[0] if found else None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, without credentials."""
     text = str(error).strip() or type(error).__name__
     return redact(text.splitlines()[0][:300])
