@@ -97,7 +97,7 @@ def _part(root: Path, *, train: bool) -> Labelled:
 
 
 def _network_reason(error: Exception) -> str:
-    """torchvision tries several mirrors and tells of all; the operating system's words are enough."""
+    """Torchvision tries several mirrors and tells of all; the operating system's words are enough."""
     found = re.search(r"\[Errno -?\d+\] ([^>]+)>", str(error))
     return found[1] if found else _one_line(error)
 
