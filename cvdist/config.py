@@ -51,6 +51,22 @@ class ModelConfig:
     """Name in the registry (`cvdist.models`)."""
     dropout: float = 0.5
     """Probability that an activation is dropped in training."""
+    weights: str = ""
+    """Pretrained weights to go on from: torchvision's name (`IMAGENET1K_V1`; for vgg16 also
+    `IMAGENET1K_FEATURES`, convolutions only), or a state dict's file or URI. Empty or `none`: random ones."""
+    weights_preprocessing: Literal["", "imagenet", "vgg-features"] = ""
+    """Normalisation that the file in `--weights` was trained with: that of torchvision's `IMAGENET1K_V1` or of
+    its `IMAGENET1K_FEATURES`. torchvision's names bring their own."""
+    trainable_blocks: int = 0
+    """How many of a pretrained model's convolution blocks are trained, counted from the last; the others stay
+    as they are."""
+    backbone_lr_scale: float = 1.0
+    """Learning rate of those blocks as a multiple of `--lr`."""
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether pretrained weights are named."""
+        return self.weights not in ("", "none")
 
 
 @dataclass(frozen=True)
@@ -242,6 +258,7 @@ def check(config: TrainConfig) -> None:
         "keep_checkpoints": 1,
         "workers": 1,
         "cpus_per_worker": 1,
+        "backbone_lr_scale": 0,
         "max_failures": 0,
         "lr": 0,
         "weight_decay": 0,
@@ -260,6 +277,7 @@ def check(config: TrainConfig) -> None:
         "label_smoothing": (0, 1, False),
         "model_ema_decay": (0, 1, False),
         "dropout": (0, 1, False),
+        "trainable_blocks": (0, 5, True),
         "horizontal_flip": (0, 1, True),
         "translation": (0, 1, True),
     }

@@ -1,6 +1,22 @@
 """Image classifiers by name."""
 
-from cvdist.models import scratch_cnn  # noqa: F401  (its models register themselves)
+from cvdist.models import scratch_cnn, vgg  # noqa: F401  (their models register themselves)
+from cvdist.models.parts import Parts, split, with_trained
 from cvdist.models.registry import InputSpec, ModelSpec, build_model, find, names, register
+from cvdist.models.weights import Origin, Preprocessing, origin, preprocessing
 
-__all__ = ["InputSpec", "ModelSpec", "build_model", "find", "names", "register"]
+__all__ = [
+    "InputSpec",
+    "ModelSpec",
+    "Origin",
+    "Parts",
+    "Preprocessing",
+    "build_model",
+    "find",
+    "names",
+    "origin",
+    "preprocessing",
+    "register",
+    "split",
+    "with_trained",
+]

@@ -32,7 +32,10 @@ class ModelSpec:
     default_input: what it was designed for; `check` says what else it takes.
     smallest_side: the least height and width, in pixels, that its convolutions leave something of.
     build: makes it from (input, number of classes, settings), with weights on the default device. It takes
-        float (n, channels, height, width), n may be 0, and returns log-probabilities (n, number of classes).
+        float (n, channels, height, width), n may be 0, and returns scores (n, number of classes), whose softmax
+        is the probabilities; log-probabilities are such scores too.
+    any_channels: whether it is built for as many channels as there are, rather than for those of default_input.
+    pretrained: whether it goes on from pretrained weights (`--weights`, `--trainable-blocks`).
     """
 
     name: str
@@ -40,6 +43,8 @@ class ModelSpec:
     default_input: InputSpec
     smallest_side: int
     build: Callable[[InputSpec, int, ModelConfig], nn.Module]
+    any_channels: bool = True
+    pretrained: bool = False
 
     def check(self, input: InputSpec) -> None:
         """Refuse pictures that the model can't be built for.
@@ -52,6 +57,29 @@ class ModelSpec:
                 f"--model {self.name} takes pictures of {self.smallest_side}x{self.smallest_side} pixels or "
                 f"more, these are {input.height}x{input.width}: use larger pictures or another model"
             )
+        takes = self.default_input.channels
+        if input.channels != takes and not self.any_channels:
+            raise UserError(
+                f"--model {self.name} takes pictures of {takes} channels, these have {input.channels}: use "
+                "colour pictures or another model"
+            )
+
+    def check_settings(self, settings: ModelConfig) -> None:
+        """Refuse settings that this model would ignore.
+
+        Raises:
+            UserError: one line that names the flag.
+        """
+        if self.pretrained:
+            return
+        pretraining = {"weights": settings.has_weights, "trainable-blocks": settings.trainable_blocks > 0}
+        for flag, given in pretraining.items():
+            if given:
+                able = ", ".join(name for name, spec in _MODELS.items() if spec.pretrained)
+                raise UserError(
+                    f"--{flag} is for models that go on from pretrained weights, not for --model {self.name}: "
+                    f"leave it out, or choose one of {able}"
+                )
 
 
 _MODELS: dict[str, ModelSpec] = {}
@@ -88,8 +116,9 @@ def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn
     Its random weights come from torch's global generator: seed that first.
 
     Raises:
-        UserError: if there is no such model, or it can't work with such pictures.
+        UserError: if there is no such model, or it can't work with such pictures or settings.
     """
     spec = find(settings.model)
     spec.check(input)
+    spec.check_settings(settings)
     return spec.build(input, num_classes, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,19 +11,42 @@ from torch import nn
 from cvdist.config import OptimizerConfig
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters that are trained; weight decay for matrices and kernels only."""
+def build_optimizer(
+    model: nn.Module,
+    config: OptimizerConfig,
+    *,
+    backbone: nn.Module | None = None,
+    backbone_lr_scale: float = 1.0,
+) -> torch.optim.Optimizer:
+    """SGD or AdamW over the parameters that are trained; weight decay for matrices and kernels only.
+
+    backbone: layers of `model` whose learning rate is `backbone_lr_scale` times that of the others, once
+    `set_learning_rate` has been called.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1]
-    others = [p for p in trained if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    slow = set(backbone.parameters()) if backbone is not None else set()
+    groups = _groups([p for p in trained if p not in slow], config.weight_decay, lr_scale=1.0)
+    groups += _groups([p for p in trained if p in slow], config.weight_decay, lr_scale=backbone_lr_scale)
     # Fused: one kernel updates all tensors, where a small network's update is mostly fixed costs.
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the next step use `rate`, each group its own multiple of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def _groups(parameters: list[nn.Parameter], weight_decay: float, lr_scale: float) -> list[dict[str, Any]]:
+    decayed = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "lr_scale": lr_scale},
+        {"params": others, "weight_decay": 0.0, "lr_scale": lr_scale},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate(config: OptimizerConfig, epoch: float, epochs: int) -> float:

@@ -1,0 +1,106 @@
+"""VGG with pretrained convolutions, of which the last blocks or none are trained: the book's transfer learning.
+
+The layers are torchvision's, so that a state dict fits an ordinary `torchvision.models.vgg16`. Architecture:
+Simonyan and Zisserman 2014, arXiv:1409.1556; with batch norms the names end in `_bn`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torchvision
+from torch import nn
+
+from cvdist.config import ModelConfig
+from cvdist.errors import UserError
+from cvdist.models import weights
+from cvdist.models.parts import Frozen, Parts
+from cvdist.models.registry import InputSpec, ModelSpec, register
+
+BLOCKS = 5  # of convolutions, each ended by a max pooling that halves height and width
+SMALLEST_SIDE = 2**BLOCKS
+
+
+class TransferVGG(nn.Sequential):
+    """A VGG whose first convolution blocks are frozen.
+
+    Takes float (n, 3, H, W) with sides of `SMALLEST_SIDE` or more, returns scores (n, classes). For 224x224
+    pictures `features` gives (n, 512, 7, 7); for other sizes `avgpool` brings them to that.
+    """
+
+    features: nn.Sequential
+    avgpool: nn.Module
+    flatten: nn.Module
+    classifier: nn.Sequential
+
+    def __init__(self, vgg: torchvision.models.VGG, trainable_blocks: int) -> None:
+        """Take over the layers of `vgg`, and freeze all of its convolutions but the last `trainable_blocks`."""
+        super().__init__(
+            OrderedDict(
+                features=vgg.features, avgpool=vgg.avgpool, flatten=nn.Flatten(), classifier=vgg.classifier
+            )
+        )
+        self.origin: weights.Origin | None = None
+        ends = [i for i, layer in enumerate(vgg.features, start=1) if isinstance(layer, nn.MaxPool2d)]
+        self._frozen_layers = [0, *ends][BLOCKS - trainable_blocks]
+        self._frozen()  # which freezes them, once and for all
+
+    def parts(self) -> Parts:
+        """The frozen blocks, and the rest: slices of `features`, which keep the layers' numbers as names."""
+        if not self._frozen_layers:
+            return Parts(frozen=None, trained=self, backbone=self.features)
+        blocks = self.features[self._frozen_layers :]
+        head = OrderedDict(avgpool=self.avgpool, flatten=self.flatten, classifier=self.classifier)
+        if not len(blocks):
+            return Parts(self._frozen(), nn.Sequential(head))
+        return Parts(self._frozen(), nn.Sequential(OrderedDict(features=blocks, **head)), backbone=blocks)
+
+    def train(self, mode: bool = True) -> TransferVGG:
+        """As usual, but the frozen layers stay in evaluation mode, which batch norms need."""
+        super().train(mode)
+        self.features[: self._frozen_layers].eval()
+        return self
+
+    def _frozen(self) -> Frozen:
+        return Frozen(OrderedDict(features=self.features[: self._frozen_layers]))
+
+
+def _build(name: str, input: InputSpec, num_classes: int, settings: ModelConfig) -> TransferVGG:
+    """The model for `num_classes`: what the weights have comes from them, all else is new.
+
+    The last layer is always new, and with weights of the convolutions alone all linear layers are. They begin
+    as in any new VGG of torchvision: weights from N(0, 0.01^2), biases 0. For the first one, with 25,088
+    inputs, that is about the variance that keeps activations of one size, 2 / inputs (He et al. 2015,
+    arXiv:1502.01852); PyTorch's own default for linear layers, 1 / (3 inputs), is a sixth of it.
+    """
+    if not settings.has_weights and settings.trainable_blocks < BLOCKS:
+        raise UserError(
+            f"--model {name} without --weights would freeze convolutions that are random: name --weights, or "
+            f"train all of them with --trainable-blocks {BLOCKS}"
+        )
+    vgg = torchvision.models.get_model(name, weights=None, num_classes=num_classes, dropout=settings.dropout)
+    model = TransferVGG(vgg, settings.trainable_blocks)
+    if settings.has_weights:
+        pretrained = weights.load(settings, model.state_dict())
+        # `load` has compared names and shapes; what is absent now keeps its random values.
+        model.load_state_dict(pretrained.state, strict=False)
+        model.origin = pretrained.origin
+    return model
+
+
+def _spec(name: str, layers: int) -> ModelSpec:
+    norms = " with batch norms" if name.endswith("_bn") else ""
+    return ModelSpec(
+        name=name,
+        summary=f"VGG of {layers} layers{norms}: pretrained convolutions (--weights), a new last layer",
+        default_input=InputSpec(channels=3, height=224, width=224),
+        smallest_side=SMALLEST_SIDE,
+        build=lambda input, num_classes, settings: _build(name, input, num_classes, settings),
+        any_channels=False,
+        pretrained=True,
+    )
+
+
+for layers in (11, 13, 16, 19):
+    for suffix in ("", "_bn"):
+        register(_spec(f"vgg{layers}{suffix}", layers))

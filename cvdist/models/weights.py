@@ -1,0 +1,327 @@
+"""Pretrained weights: found by torchvision's name, path or URI, downloaded once a node, and checked.
+
+Weights belong to the normalisation of the pictures that they were trained with, so both are looked up together.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import pickle
+import re
+import socket
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from pyarrow import fs as arrow
+from torch import Tensor, nn
+from torchvision.models import VGG16_Weights, get_model_weights
+
+from cvdist import storage
+from cvdist.config import ModelConfig
+from cvdist.errors import UserError
+from cvdist.log import redact
+from cvdist.models.registry import find
+
+logger = logging.getLogger(__name__)
+
+_SOCKET_TIMEOUT = 10.0  # seconds without a byte from the server
+_WAIT_TIMEOUT = 1800.0  # seconds for another process of this node to finish its download
+_LAST = "classifier.6."
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pictures are normalised: (pixel in [0, 1] - mean) / std, by channel."""
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where pretrained weights came from, for records. `digest`: SHA-256 of the file, hexadecimal."""
+
+    source: str
+    digest: str
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights on the CPU, mapped from their file where its format allows it, and their origin."""
+
+    origin: Origin
+    state: Mapping[str, Tensor]
+
+
+def _of_torchvision(name: str, weights: Any) -> Preprocessing:
+    transforms = weights.transforms()
+    return Preprocessing(name, tuple(transforms.mean), tuple(transforms.std))
+
+
+# By the names that --weights-preprocessing takes.
+PREPROCESSING = {
+    preprocessing.name: preprocessing
+    for preprocessing in (
+        _of_torchvision("imagenet", VGG16_Weights.IMAGENET1K_V1),
+        _of_torchvision("vgg-features", VGG16_Weights.IMAGENET1K_FEATURES),
+    )
+}
+
+
+def preprocessing(settings: ModelConfig) -> Preprocessing | None:
+    """What the configured weights expect; None without weights: the data's own statistics serve.
+
+    Reads no file, so a job can ask before anything is started.
+
+    Raises:
+        UserError: if that isn't known, contradicts what torchvision says, or the model takes no weights.
+    """
+    find(settings.model).check_settings(settings)
+    stated = PREPROCESSING[settings.weights_preprocessing] if settings.weights_preprocessing else None
+    if not settings.has_weights:
+        if stated:
+            raise UserError("--weights-preprocessing is for the file that --weights names: name one")
+        return None
+    named = _torchvision_weights(settings)
+    if named is None:
+        if stated is None:
+            raise UserError(
+                f"--weights {redact(settings.weights)} is none of torchvision's for {settings.model} "
+                f"({_names(settings)}), so a file: set --weights-preprocessing to the normalisation that it "
+                f"was trained with, {' or '.join(PREPROCESSING)}"
+            )
+        return stated
+    expected = _of_torchvision("", named)
+    known = next(p for p in PREPROCESSING.values() if (p.mean, p.std) == (expected.mean, expected.std))
+    if stated not in (None, known):
+        raise UserError(
+            f"--weights {settings.weights} follows the normalisation {known.name}: leave out "
+            f"--weights-preprocessing {settings.weights_preprocessing}"
+        )
+    return known
+
+
+def origin(model: nn.Module) -> Origin | None:
+    """Where the model's pretrained weights came from; None if it began at random."""
+    return getattr(model, "origin", None)
+
+
+def load(settings: ModelConfig, expected: Mapping[str, Tensor]) -> Pretrained:
+    """The configured weights, for a model whose state dict is `expected` (its values are not looked at).
+
+    The state has all of the features, and of the classifier either all but the last layer or nothing.
+
+    Raises:
+        UserError: one line, if they can't be had, are damaged, or belong to another architecture.
+    """
+    normalisation = preprocessing(settings)
+    assert normalisation is not None, "asked for weights without naming any"
+    with _local_file(settings, normalisation) as path:
+        source = redact(settings.weights)
+        state = _suitable(_read(path, source), expected, source, settings.model)
+        # Of the file, not of the tensors: `sha256sum` tells the same, and torchvision's file names begin it.
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Pretrained(Origin(source, digest, normalisation), state)
+
+
+# ------------------------------------------------------------------------------------------------- finding
+
+
+@contextmanager
+def _local_file(settings: ModelConfig, normalisation: Preprocessing) -> Iterator[Path]:
+    """The file of the weights, local while the context lasts (a mapping of it stays valid after that)."""
+    source, named = settings.weights, _torchvision_weights(settings)
+    if named is not None:
+        try:
+            path = fetch(named.url)
+        except DownloadError as error:
+            raise UserError(
+                f"--weights {source}: {error}. A file that you have serves as well: "
+                f"--weights FILE --weights-preprocessing {normalisation.name}"
+            ) from error
+        yield path
+    elif "://" in source:
+        with tempfile.TemporaryDirectory(prefix="cvdist-weights-") as folder:
+            path = Path(folder) / "weights.pth"
+            _copy(source, path)
+            yield path
+    else:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"--weights {source}: there is no such file; torchvision's names for {settings.model} are "
+                f"{_names(settings)}"
+            )
+        yield path
+
+
+def _torchvision_weights(settings: ModelConfig) -> Any:
+    """The member of torchvision's enum that `--weights` names, or None if it names a file."""
+    return get_model_weights(settings.model).__members__.get(settings.weights)
+
+
+def _names(settings: ModelConfig) -> str:
+    return ", ".join(weights.name for weights in get_model_weights(settings.model))
+
+
+def _copy(uri: str, path: Path) -> None:
+    """One file from wherever it is to `path`."""
+    filesystem, remote = storage.locate(uri)
+    try:
+        arrow.copy_files(
+            remote, str(path), source_filesystem=filesystem, destination_filesystem=arrow.LocalFileSystem()
+        )
+    except OSError as error:
+        raise UserError(f"--weights {redact(uri)} can't be read ({_one_line(error)})") from error
+
+
+# --------------------------------------------------------------------------------------------- downloading
+
+
+class DownloadError(Exception):
+    """One line that says what could not be fetched, and why."""
+
+
+def fetch(url: str) -> Path:
+    """The file behind `url` in the cache of `torch.hub`, downloaded if it is not there, once for all processes.
+
+    The name of the file tells how its SHA-256 begins, as those of torchvision do.
+
+    Raises:
+        DownloadError: if the server does not answer, sends something else, or the cache can't be written.
+    """
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / Path(urlsplit(url).path).name
+    if path.is_file():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_suffix(".lock"), path.name):
+            if not path.is_file():  # another process may have brought it while this one waited
+                logger.info("downloading %s to %s", path.name, folder)
+                _download(url, path)
+    except Exception as error:  # whatever a proxy, a server or a disk can come up with
+        raise DownloadError(f"{url} could not be downloaded to {folder} ({_one_line(error)})") from error
+    return path
+
+
+@contextmanager
+def _locked(lock: Path, what: str) -> Iterator[None]:
+    """Hold `lock` against the other processes of this node. The kernel frees it when its holder dies."""
+    deadline = time.monotonic() + _WAIT_TIMEOUT
+    told = False
+    with lock.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"another process has held {lock} for {_WAIT_TIMEOUT:g} s") from None
+            if not told:
+                logger.info("waiting for another process to download %s", what)
+                told = True
+            time.sleep(0.2)
+        yield
+
+
+def _download(url: str, path: Path) -> None:
+    """Through a temporary file beside `path`, so that a file under this name is whole."""
+    prefix = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SOCKET_TIMEOUT)  # torch.hub sets none, and would wait for ever
+    try:
+        torch.hub.download_url_to_file(url, str(path), prefix[1] if prefix else None, progress=False)
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def _read(path: Path, source: str) -> dict[str, Tensor]:
+    """Tensors by name.
+
+    Raises:
+        UserError: if the file is damaged, or holds something else.
+    """
+    # Mapped, so that workers of one node share its pages; torchvision's oldest files can't be.
+    mapped = zipfile.is_zipfile(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # damaged bytes raise all sorts of things
+        if mapped and isinstance(error, pickle.UnpicklingError):
+            raise UserError(
+                f"--weights {source} holds Python objects, which may run code when loaded: save the model "
+                "with torch.save(model.state_dict(), FILE)"
+            ) from error
+        raise UserError(
+            f"--weights {source} is damaged, cut short or not a file of torch.save ({type(error).__name__}): "
+            "copy or download it anew"
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        kind = f"a dictionary of {', '.join(map(str, content))}"[:100] if isinstance(content, dict) else ""
+        raise UserError(
+            f"--weights {source} holds {kind or 'a ' + type(content).__name__}, not a state dict (tensors by "
+            "name): save the model with torch.save(model.state_dict(), FILE)"
+        )
+    return content
+
+
+def _suitable(
+    state: dict[str, Tensor], expected: Mapping[str, Tensor], source: str, model: str
+) -> dict[str, Tensor]:
+    """What of `state` the model takes over.
+
+    Raises:
+        UserError: naming the first layer that differs, with both shapes.
+    """
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(_LAST)}
+    wanted = {name: tensor for name, tensor in expected.items() if not name.startswith(_LAST)}
+    if not _has_classifier(state):
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("classifier.")}
+    for name in [*wanted, *(name for name in state if name not in wanted)]:
+        # Files older than PyTorch 0.4.1 have no such counters, and nothing here reads them.
+        if name.endswith("num_batches_tracked"):
+            continue
+        theirs, ours = _shape(state.get(name)), _shape(wanted.get(name))
+        if theirs != ours:
+            raise UserError(
+                f"--weights {source} is not of {model}: {name} is {theirs} in the file and {ours} in the model"
+            )
+        if not _finite(state[name]):
+            raise UserError(f"--weights {source} is damaged: {name} has values that are not finite")
+    return state
+
+
+def _has_classifier(state: Mapping[str, Tensor]) -> bool:
+    """Whether there is one in more than name: that of torchvision's IMAGENET1K_FEATURES file is all NaN."""
+    return any(_finite(tensor) for name, tensor in state.items() if name.startswith("classifier."))
+
+
+def _finite(tensor: Tensor) -> bool:
+    # Of the sum: a NaN or an infinity stays one in it, and no second tensor of that size is needed.
+    return bool(tensor.float().sum().isfinite())
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "x".join(map(str, tensor.shape)) if tensor is not None else "absent"
+
+
+def _one_line(error: Exception) -> str:
+    reason = getattr(error, "reason", error)  # the cause of urllib's errors
+    return " ".join(str(reason).split())[:200] or type(error).__name__

@@ -1,0 +1,745 @@
+"""VGG with pretrained weights: what is frozen, what is trained, and where the weights come from."""
+
+from __future__ import annotations
+
+import http.server
+import logging
+import math
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.models import VGG16_Weights
+
+from cvdist import config as configs
+from cvdist import models
+from cvdist.config import ModelConfig, OptimizerConfig, TrainConfig
+from cvdist.errors import UserError
+from cvdist.models import InputSpec, weights
+from cvdist.models.servable import ServableClassifier
+from cvdist.models.vgg import TransferVGG
+from cvdist.training.optimizer import build_optimizer, set_learning_rate
+
+PHOTOS = InputSpec(channels=3, height=224, width=224)
+ALL = [f"vgg{layers}{suffix}" for layers in (11, 13, 16, 19) for suffix in ("", "_bn")]
+
+
+def without_memory(name, trainable_blocks=0, num_classes=2):
+    """The model on the meta device, shapes without values: a VGG has more than 119 million weights."""
+    with torch.device("meta"):
+        return TransferVGG(torchvision.models.get_model(name, num_classes=num_classes), trainable_blocks)
+
+
+def small(name="vgg11", trainable_blocks=0):
+    """Random convolutions of the real sizes under a classifier of 200 thousand weights, not 119 million."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        vgg = torchvision.models.get_model(name)
+    vgg.features.to_empty(device="cpu")
+    for layer in vgg.features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
+    vgg.classifier = nn.Sequential(nn.Linear(25088, 8), nn.ReLU(True), nn.Dropout(), nn.Linear(8, 2))
+    return TransferVGG(vgg, trainable_blocks)
+
+
+def pictures(n, height=32, width=32):
+    return torch.randn(n, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def trained_names(model):
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+# ---------------------------------------------------------------------------------------- sizes, by hand
+
+# Weights and biases of the 3x3 convolutions of VGG16, block by block.
+BLOCKS = [
+    (3 * 9 * 64 + 64) + (64 * 9 * 64 + 64),  # 38,720
+    (64 * 9 * 128 + 128) + (128 * 9 * 128 + 128),  # 221,440
+    (128 * 9 * 256 + 256) + 2 * (256 * 9 * 256 + 256),  # 1,475,328
+    (256 * 9 * 512 + 512) + 2 * (512 * 9 * 512 + 512),  # 5,899,776
+    3 * (512 * 9 * 512 + 512),  # 7,079,424
+]
+# 512 x 7 x 7 = 25,088 inputs, two hidden layers of 4,096, two classes.
+CLASSIFIER = (25_088 * 4_096 + 4_096) + (4_096 * 4_096 + 4_096) + (4_096 * 2 + 2)
+
+
+@pytest.mark.parametrize("trainable_blocks", range(6))
+def test_parameter_counts(trainable_blocks):
+    model = without_memory("vgg16", trainable_blocks)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert CLASSIFIER == 119_554_050
+    assert sum(p.numel() for p in model.parameters()) == sum(BLOCKS) + CLASSIFIER == 134_268_738
+    assert trained == CLASSIFIER + sum(BLOCKS[5 - trainable_blocks :])
+
+
+CLASSIFIER_NAMES = [f"classifier.{i}.{kind}" for i in (0, 3, 6) for kind in ("weight", "bias")]
+
+
+@pytest.mark.parametrize(
+    ("name", "trainable_blocks", "layers"),
+    [
+        ("vgg16", 0, []),
+        ("vgg16", 1, [24, 26, 28]),
+        ("vgg16", 2, [17, 19, 21, 24, 26, 28]),
+        ("vgg11", 1, [16, 18]),
+        ("vgg19", 1, [28, 30, 32, 34]),
+        # Three times convolution, batch norm, ReLU.
+        ("vgg16_bn", 1, [34, 35, 37, 38, 40, 41]),
+    ],
+)
+def test_the_last_blocks_are_trained(name, trainable_blocks, layers):
+    expected = [f"features.{i}.{kind}" for i in layers for kind in ("weight", "bias")] + CLASSIFIER_NAMES
+    assert trained_names(without_memory(name, trainable_blocks)) == expected
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_state_dict_is_torchvisions(name):
+    model = without_memory(name, num_classes=7)
+    with torch.device("meta"):
+        plain = torchvision.models.get_model(name, num_classes=7)
+    assert {n: t.shape for n, t in model.state_dict().items()} == {
+        n: t.shape for n, t in plain.state_dict().items()
+    }
+
+
+# ------------------------------------------------------------------------------------------- the two parts
+
+
+@pytest.mark.parametrize("trainable_blocks", range(6))
+@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
+def test_one_part_after_the_other_is_the_model(name, trainable_blocks):
+    model = small(name, trainable_blocks).eval()
+    parts = models.split(model)
+    images = pictures(2)
+    if parts.frozen is None:
+        assert trainable_blocks == 5 and parts.trained is model
+        return
+    assert torch.equal(parts.trained(parts.frozen(images)), model(images))
+    assert model.state_dict().keys() == parts.frozen.state_dict().keys() | parts.trained.state_dict().keys()
+    assert not parts.frozen.state_dict().keys() & parts.trained.state_dict().keys()
+    assert (
+        trained_names(parts.trained) == trained_names(model) == [n for n, _ in parts.trained.named_parameters()]
+    )
+
+
+def test_a_model_without_frozen_layers_is_its_trained_part():
+    model = models.build_model(ModelConfig(), InputSpec(1, 28, 28), 10)
+    assert models.split(model) == models.Parts(frozen=None, trained=model, backbone=None)
+
+
+def test_the_frozen_part_leaves_no_graph():
+    model = small(trainable_blocks=1).train()
+    parts = models.split(model)
+    features = parts.frozen(pictures(2))
+    assert not features.requires_grad
+    parts.trained(features).sum().backward()
+    assert all(p.grad is None for p in parts.frozen.parameters())
+    assert all(p.grad is not None for p in parts.trained.parameters())
+
+
+def test_frozen_batch_norms_stay_in_evaluation_mode():
+    model = small("vgg11_bn", trainable_blocks=1)
+    parts = models.split(model)
+    for mode_of in (model, parts.frozen, parts.trained):
+        mode_of.train()
+        modes = [layer.training for layer in model.features]
+        assert modes == [False] * 22 + [True] * 7  # the last block: two times convolution, norm, ReLU; pooling
+    assert parts.trained.training and model.classifier.training
+    model.eval()
+    assert not any(layer.training for layer in model.modules())
+
+
+def test_training_changes_the_trained_blocks_and_nothing_of_the_frozen_ones():
+    model = small("vgg11_bn", trainable_blocks=1).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = build_optimizer(model, OptimizerConfig(lr=0.1, momentum=0.9, weight_decay=0.1))
+    for _ in range(2):
+        set_learning_rate(optimizer, 0.1)
+        model(pictures(4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    # Of the last block: convolutions 22 and 25, batch norms 23 and 26 with their statistics.
+    statistics = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    expected = {f"features.{i}.{kind}" for i in (23, 26) for kind in statistics}
+    expected |= {f"features.{i}.{kind}" for i in (22, 25) for kind in ("weight", "bias")}
+    expected |= {f"classifier.{i}.{kind}" for i in (0, 3) for kind in ("weight", "bias")}
+    # A batch norm takes its convolution's bias away again, so that gradient is 0; decay leaves biases alone.
+    assert expected - changed <= {"features.22.bias", "features.25.bias"}
+    assert changed <= expected
+
+
+def test_features_of_a_picture_do_not_depend_on_the_batch():
+    model = small("vgg11_bn").train()  # norms over the batch would make them
+    frozen = models.split(model).frozen
+    images = pictures(4)
+    alone = torch.cat([frozen(image[None]) for image in images])
+    torch.testing.assert_close(frozen(images), alone, rtol=1e-4, atol=1e-5)
+    model.eval()
+    torch.testing.assert_close(model(images)[:1], model(images[:1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("trainable_blocks", [0, 2])
+def test_an_empty_share_takes_part_in_training(trainable_blocks):
+    parts = models.split(small(trainable_blocks=trainable_blocks).to(memory_format=torch.channels_last).train())
+    scores = parts.trained(parts.frozen(pictures(0).to(memory_format=torch.channels_last)))
+    assert scores.shape == (0, 2)
+    scores.sum().backward()
+    assert all(not p.grad.any() for p in parts.trained.parameters())
+
+
+def test_channels_last_is_the_same_function():
+    model, images = small(trainable_blocks=1).eval(), pictures(2)
+    expected = model(images)
+    parts = models.split(model)  # before the conversion: they share the layers
+    model.to(memory_format=torch.channels_last)
+    images = images.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(parts.trained(parts.frozen(images)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 70), (224, 224)])
+def test_any_size_from_32_on(height, width):
+    assert small().eval()(pictures(1, height, width)).shape == (1, 2)
+
+
+def test_an_average_of_the_trained_part_stands_in_its_place():
+    model = small(trainable_blocks=1).eval()
+    parts = models.split(model)
+    average = AveragedModel(parts.trained, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    averaged = models.with_trained(model, average.module)
+    images = pictures(2)
+    assert torch.equal(averaged(images), model(images))
+    average.update_parameters(parts.trained)  # the first update copies
+    with torch.no_grad():
+        model.classifier[3].bias += 1.0
+    average.update_parameters(parts.trained)
+    # 0.9 of the old bias and 0.1 of the new one, which is larger by 1.
+    torch.testing.assert_close(averaged(images) - model(images), torch.full((2, 2), -0.9), rtol=0, atol=1e-5)
+    # No second copy of anything: the frozen tensors are the model's, the others the average's.
+    assert averaged.features[0].weight.data_ptr() == model.features[0].weight.data_ptr()
+    assert averaged.classifier[0].weight.data_ptr() == average.module.classifier[0].weight.data_ptr()
+    assert averaged.state_dict().keys() == model.state_dict().keys()
+    with pytest.raises(ValueError, match=r"no conv1\.weight"):
+        models.with_trained(model, nn.Sequential(OrderedDict(conv1=nn.Conv2d(1, 1, 1))))
+
+
+def test_exports_with_any_number_of_pictures():
+    servable = ServableClassifier(small(trainable_blocks=1), (0.5,) * 3, (0.2,) * 3).eval()
+    pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    program = torch.export.export(servable, (pixels[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    torch.testing.assert_close(program.module()(pixels), servable(pixels))
+
+
+def test_backbone_has_a_learning_rate_of_its_own():
+    model = small(trainable_blocks=1)
+    parts = models.split(model)
+    config = OptimizerConfig(weight_decay=0.5)
+    optimizer = build_optimizer(parts.trained, config, backbone=parts.backbone, backbone_lr_scale=0.1)
+    set_learning_rate(optimizer, 0.02)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    slow, fast = pytest.approx(0.002), pytest.approx(0.02)
+    assert rates == {
+        "features.16.weight": (slow, 0.5),
+        "features.18.weight": (slow, 0.5),
+        "features.16.bias": (slow, 0.0),
+        "features.18.bias": (slow, 0.0),
+        "classifier.0.weight": (fast, 0.5),
+        "classifier.3.weight": (fast, 0.5),
+        "classifier.0.bias": (fast, 0.0),
+        "classifier.3.bias": (fast, 0.0),
+    }
+
+
+# --------------------------------------------------------------------------------------- real weights, photos
+
+
+@pytest.fixture(scope="module")
+def features_file(shared_data):
+    path = shared_data / "weights" / "vgg16_features.pth"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def vgg16(features_file):
+    torch.manual_seed(0)
+    settings = ModelConfig(
+        model="vgg16", weights=str(features_file), weights_preprocessing="vgg-features", dropout=0.2
+    )
+    return models.build_model(settings, PHOTOS, 2)
+
+
+@pytest.fixture(scope="module")
+def photos(shared_data):
+    """Four cats, then four dogs."""
+    folder = shared_data / "dogs-vs-cats" / "valid"
+    paths = [*sorted((folder / "cat").glob("*.jpg"))[:4], *sorted((folder / "dog").glob("*.jpg"))[:4]]
+    if len(paths) != 8:
+        pytest.skip(f"no photographs in {folder}")
+    return [Image.open(path).convert("RGB") for path in paths]
+
+
+def test_the_file_gives_the_convolutions_and_the_rest_is_new(vgg16, features_file):
+    saved = torch.load(features_file, weights_only=True, mmap=True)
+    state = vgg16.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in saved.items())
+    assert trained_names(vgg16) == CLASSIFIER_NAMES
+    linear = [vgg16.classifier[i] for i in (0, 3, 6)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [
+        (25_088, 4_096), (4_096, 4_096), (4_096, 2)
+    ]  # fmt: skip
+    for layer in linear:
+        # N(0, 0.01^2): the spread over n weights is known to within about 0.01 / sqrt(2 n).
+        assert layer.weight.std().item() == pytest.approx(
+            0.01, abs=5 * 0.01 / math.sqrt(2 * layer.weight.numel())
+        )
+        assert not layer.bias.any()
+    assert [layer.p for layer in vgg16.classifier if isinstance(layer, nn.Dropout)] == [0.2, 0.2]
+
+
+def test_origin_is_what_sha256sum_says(vgg16, features_file):
+    assert models.origin(vgg16).digest == sha256(features_file.read_bytes()).hexdigest()
+    assert models.origin(vgg16).source == str(features_file)
+    assert models.origin(vgg16).preprocessing.name == "vgg-features"
+
+
+def test_features_of_photographs_make_sense_with_the_right_normalisation_only(vgg16, photos):
+    frozen = models.split(vgg16).frozen
+
+    def features(transform, photos):
+        with torch.no_grad():
+            return frozen(torch.stack([transform(photo) for photo in photos]))
+
+    right = features(VGG16_Weights.IMAGENET1K_FEATURES.transforms(), photos)
+    assert right.shape == (8, 512, 7, 7)
+    zeros = (right == 0).float().mean((1, 2, 3))
+    assert zeros.mean().item() == pytest.approx(0.85, abs=0.03)
+    # Cats are more like cats, dogs like dogs.
+    alike = torch.corrcoef(right.mean((2, 3)))
+    same = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4)) - torch.eye(8)
+    assert (alike * same).sum() / same.sum() > alike[:4, 4:].mean() + 0.1
+    # 57 times less contrast than these weights expect: hardly anything is found, and a cat looks like a dog.
+    wrong = features(VGG16_Weights.IMAGENET1K_V1.transforms(), [photos[0], photos[-1]])
+    assert wrong.mean() < right.mean() / 5
+    assert (wrong == 0).float().mean() < 0.8
+    assert torch.corrcoef(wrong.mean((2, 3)))[0, 1] > alike[0, 7] + 0.3
+
+
+def test_loads_into_torchvisions_own_vgg16_and_is_the_same_function(vgg16):
+    with torch.device("meta"):
+        plain = torchvision.models.vgg16(num_classes=2)
+    plain.load_state_dict(vgg16.state_dict(), strict=True, assign=True)
+    images = pictures(2, 64, 64) * 50
+    vgg16.eval()
+    assert torch.equal(plain.eval()(images), vgg16(images))
+    vgg16.train()
+
+
+# --------------------------------------------------------------------------------------- settings, refused
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_gray_and_tiny_pictures_are_refused(name):
+    spec = models.find(name)
+    spec.check(InputSpec(3, 32, 32))
+    for shape, text in [
+        (InputSpec(1, 224, 224), "takes pictures of 3 channels, these have 1: use colour pictures"),
+        (InputSpec(3, 31, 224), "takes pictures of 32x32 pixels or more, these are 31x224"),
+    ]:
+        with pytest.raises(UserError, match=f"^--model {name} {re.escape(text)}"):
+            spec.check(shape)
+
+
+def test_random_convolutions_are_not_frozen():
+    for none in ("", "none"):
+        with pytest.raises(UserError, match=r"would freeze convolutions that are random.*--trainable-blocks 5"):
+            models.build_model(ModelConfig(model="vgg11", weights=none, trainable_blocks=4), PHOTOS, 2)
+
+
+def test_without_weights_all_is_trained():
+    with torch.device("meta"):
+        model = models.build_model(ModelConfig(model="vgg11", trainable_blocks=5), PHOTOS, 2)
+    assert all(p.requires_grad for p in model.parameters())
+    assert models.origin(model) is None
+    assert models.split(model).trained is model
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [({"weights": "IMAGENET1K_V1"}, "--weights"), ({"trainable_blocks": 1}, "--trainable-blocks")],
+)
+def test_a_model_that_ignores_a_setting_says_so(changes, flag):
+    settings = ModelConfig(model="scratch-cnn", **changes)
+    for ask in (lambda: models.build_model(settings, InputSpec(1, 28, 28), 10), lambda: needs(**changes)):
+        with pytest.raises(UserError, match=f"^{flag} is for models .* not for --model scratch-cnn.*vgg16"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"trainable_blocks": 6}, "--trainable-blocks is 6: it takes a number in [0, 5]"),
+        ({"trainable_blocks": -1}, "--trainable-blocks is -1: it takes a number in [0, 5]"),
+        ({"backbone_lr_scale": -0.1}, "--backbone-lr-scale is -0.1: it takes 0 or more"),
+    ],
+)
+def test_settings_out_of_range(changes, text):
+    with pytest.raises(UserError, match=re.escape(text)):
+        configs.check(configs.replace(TrainConfig(), **changes))
+
+
+# --------------------------------------------------------------------------------------------- normalisation
+
+
+def needs(model="scratch-cnn", **changes):
+    return models.preprocessing(ModelConfig(model=model, **changes))
+
+
+def test_each_set_of_weights_brings_its_normalisation():
+    of_features = needs("vgg16", weights="IMAGENET1K_FEATURES")
+    assert of_features.mean == (0.48235, 0.45882, 0.40784) and of_features.std == (1 / 255,) * 3
+    for name in ALL:
+        of_all = needs(name, weights="IMAGENET1K_V1")
+        assert (of_all.mean, of_all.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert needs("vgg16", weights="file.pth", weights_preprocessing="imagenet") == of_all
+    assert needs("vgg16", weights="s3://bucket/file.pth", weights_preprocessing="vgg-features") == of_features
+    assert needs("vgg16") is None and needs() is None
+    assert needs("vgg16", weights="IMAGENET1K_V1", weights_preprocessing="imagenet") == of_all
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"weights": "my.pth"},
+            "--weights my.pth is none of torchvision's for vgg16 (IMAGENET1K_V1, IMAGENET1K_FEATURES), so a "
+            "file: set --weights-preprocessing to the normalisation that it was trained with, imagenet or "
+            "vgg-features",
+        ),
+        (
+            {"weights": "IMAGENET1K_FEATURES", "weights_preprocessing": "imagenet"},
+            "--weights IMAGENET1K_FEATURES follows the normalisation vgg-features: leave out "
+            "--weights-preprocessing imagenet",
+        ),
+        (
+            {"weights_preprocessing": "imagenet"},
+            "--weights-preprocessing is for the file that --weights names: name one",
+        ),
+        # torchvision has these for vgg16 only.
+        (
+            {"model": "vgg19", "weights": "IMAGENET1K_FEATURES"},
+            "--weights IMAGENET1K_FEATURES is none of torchvision's for vgg19 (IMAGENET1K_V1), so a file: set "
+            "--weights-preprocessing to the normalisation that it was trained with, imagenet or vgg-features",
+        ),
+    ],
+)
+def test_an_unknown_or_contradictory_normalisation_is_refused(settings, text):
+    with pytest.raises(UserError) as error:
+        needs(**{"model": "vgg16", **settings})
+    assert str(error.value) == text
+
+
+# ------------------------------------------------------------------------------------------------- the files
+
+
+def filled(name, value=0.5, features_only=False, num_classes=1000):
+    """A state dict of small tensors that look large, each a single number over and over."""
+    state = without_memory(name, num_classes=num_classes).state_dict()
+    return {
+        n: torch.tensor(value).expand(t.shape) for n, t in state.items() if not features_only or "features" in n
+    }
+
+
+def load(path, model="vgg11"):
+    settings = ModelConfig(model=model, weights=str(path), weights_preprocessing="imagenet")
+    return weights.load(settings, without_memory(model).state_dict())
+
+
+def refused(path, model="vgg11"):
+    """The message, less the file's name."""
+    with pytest.raises(UserError) as error:
+        load(path, model)
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 300
+    assert message.startswith(f"--weights {path}")
+    return message.removeprefix(f"--weights {path}")
+
+
+def saved(folder, state, **options):
+    torch.save(state, folder / "file.pth", **options)
+    return folder / "file.pth"
+
+
+def test_a_whole_model_gives_all_but_its_last_layer(tmp_path):
+    path = saved(tmp_path, filled("vgg11"))
+    settings = ModelConfig(model="vgg11", weights=str(path), weights_preprocessing="imagenet")
+    model = models.build_model(settings, PHOTOS, 3)
+    last = model.classifier[6]
+    assert last.weight.shape == (3, 4096) and last.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert not last.bias.any()
+    rest = [p for name, p in model.named_parameters() if not name.startswith("classifier.6")]
+    assert len(rest) == 20 and all(p.eq(0.5).all() for p in rest)
+
+
+@pytest.mark.parametrize("suffix", ["", "_bn"])
+def test_features_alone(tmp_path, suffix):
+    name = f"vgg11{suffix}"
+    state = load(saved(tmp_path, filled(name, features_only=True)), name).state
+    assert state.keys() == {n for n in without_memory(name).state_dict() if n.startswith("features.")}
+
+
+def test_a_classifier_of_nan_is_none(tmp_path):
+    """As in the file that torchvision offers as IMAGENET1K_FEATURES."""
+    state = filled("vgg11", math.nan) | filled("vgg11", features_only=True)
+    assert all(name.startswith("features.") for name in load(saved(tmp_path, state)).state)
+
+
+def test_files_without_batch_counters(tmp_path):
+    """Those from before PyTorch 0.4.1, as torchvision's batch norm models partly are."""
+    state = {n: t for n, t in filled("vgg11_bn").items() if "num_batches" not in n}
+    assert "features.1.running_var" in load(saved(tmp_path, state), "vgg11_bn").state
+
+
+def test_files_of_the_oldest_format(tmp_path):
+    """Not a zip, so it can't be mapped. torchvision's VGG files are of that age."""
+    path = saved(tmp_path, filled("vgg11", features_only=True), _use_new_zipfile_serialization=False)
+    assert load(path).state["features.0.bias"].eq(0.5).all()
+
+
+def test_absent_file():
+    assert refused(Path("nowhere.pth"), "vgg16") == (
+        ": there is no such file; torchvision's names for vgg16 are IMAGENET1K_V1, IMAGENET1K_FEATURES"
+    )
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_file_cut_short(tmp_path, zipped, share):
+    state = {name: tensor.clone() for name, tensor in list(filled("vgg11", features_only=True).items())[:6]}
+    path = saved(tmp_path, state, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert refused(path).startswith(" is damaged, cut short or not a file of torch.save (")
+
+
+def test_file_of_something_else(tmp_path):
+    path = tmp_path / "file.pth"
+    path.write_text("<html>Not found</html>")
+    assert refused(path).startswith(" is damaged, cut short or not a file of torch.save (")
+
+
+class Harmful:
+    def __reduce__(self):
+        return (Path.touch, (Path("harm"),))
+
+
+@pytest.mark.parametrize("whole", [nn.Linear(2, 2), Harmful()], ids=["a model", "a harmful object"])
+def test_pickled_objects_are_not_loaded(tmp_path, monkeypatch, whole):
+    monkeypatch.chdir(tmp_path)
+    assert refused(saved(tmp_path, whole)).startswith(
+        " holds Python objects, which may run code when loaded: save"
+    )
+    assert not Path("harm").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ({"model": {"a": torch.ones(1)}, "epoch": 3}, "a dictionary of model, epoch"),
+        ([torch.ones(1)], "a list"),
+        (torch.ones(1), "a Tensor"),
+    ],
+)
+def test_what_is_no_state_dict(tmp_path, content, kind):
+    assert refused(saved(tmp_path, content)).startswith(
+        f" holds {kind}, not a state dict (tensors by name): save"
+    )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "text"),
+    [
+        ("vgg11", "vgg16", "features.2.weight is absent in the file and 64x64x3x3 in the model"),
+        ("vgg19", "vgg16", "features.17.weight is absent in the file and 512x256x3x3 in the model"),
+        ("vgg16", "vgg16_bn", "features.1.weight is absent in the file and 64 in the model"),
+        ("vgg16", "vgg19", "features.16.weight is absent in the file and 256x256x3x3 in the model"),
+    ],
+)
+def test_another_vgg(tmp_path, theirs, ours, text):
+    message = refused(saved(tmp_path, filled(theirs, features_only=True)), ours)
+    assert message == f" is not of {ours}: {text}"
+
+
+def test_another_shape(tmp_path):
+    path = saved(tmp_path, filled("vgg11") | {"classifier.0.weight": torch.zeros(1).expand(4096, 512)})
+    assert refused(path) == (
+        " is not of vgg11: classifier.0.weight is 4096x512 in the file and 4096x25088 in the model"
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["features.8.weight", "classifier.3.bias"])
+def test_values_that_are_not_finite(tmp_path, name, bad):
+    state = filled("vgg11")
+    state[name] = state[name].clone()
+    state[name].view(-1)[7] = bad
+    assert refused(saved(tmp_path, state)) == f" is damaged: {name} has values that are not finite"
+
+
+def test_by_uri(tmp_path):
+    path = saved(tmp_path, filled("vgg11", features_only=True))
+    origin = load(f"file://{path}").origin
+    assert origin.source == f"file://{path}" and origin.digest == sha256(path.read_bytes()).hexdigest()
+    assert refused(f"file://{tmp_path}/absent.pth").startswith(" can't be read (")
+
+
+# ------------------------------------------------------------------------------------------------ downloads
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers each request with `content`, after `delay` seconds, and counts."""
+
+    def __init__(self, content, delay=0.0):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.delay, self.requests = content, delay, 0
+
+    def handle_error(self, *_):
+        """A client that has given up is what some tests are about."""
+
+    def url(self, digest=None):
+        """Named as torchvision's files are, with the beginning of their SHA-256."""
+        return f"http://127.0.0.1:{self.server_port}/vgg-{(digest or sha256(self.content).hexdigest())[:8]}.pth"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requests += 1
+        time.sleep(self.server.delay)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.server.content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve(monkeypatch, tmp_path):
+    """Starts servers; the cache is an empty folder."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    servers = []
+
+    def start(*arguments):
+        servers.append(Server(*arguments))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.05,), daemon=True).start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_downloaded_once_for_all_workers(serve, caplog):
+    server = serve(b"weights", 0.5)
+    caplog.set_level(logging.INFO, "cvdist")
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(lambda _: weights.fetch(server.url()), range(4)))
+    assert server.requests == 1
+    assert [path.read_bytes() for path in paths] == [b"weights"]
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("waiting for another process to download" in message for message in messages) == 3
+    assert sum(message.startswith("downloading") for message in messages) == 1
+    weights.fetch(server.url())
+    assert server.requests == 1
+
+
+def test_the_lock_of_a_killed_process_does_not_stay(serve):
+    server = serve(b"weights")
+    lock = Path(torch.hub.get_dir(), "checkpoints", Path(server.url()).stem + ".lock")
+    lock.parent.mkdir(parents=True)
+    hold = (
+        f"import fcntl, time; f = open({str(lock)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", f"{hold}; time.sleep(60)"], stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with ThreadPoolExecutor(1) as pool:
+            path = pool.submit(weights.fetch, server.url())
+            time.sleep(0.5)
+            assert not path.done() and server.requests == 0
+            holder.send_signal(signal.SIGKILL)
+            assert path.result(10).read_bytes() == b"weights"
+
+
+def test_waiting_has_an_end(serve, monkeypatch):
+    server = serve(b"weights", 1.0)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(weights.fetch, server.url())
+        while not server.requests:
+            time.sleep(0.01)
+        monkeypatch.setattr(weights, "_WAIT_TIMEOUT", 0.1)
+        with pytest.raises(weights.DownloadError, match=r"another process has held .*vgg-.*\.lock for 0.1 s"):
+            weights.fetch(server.url())
+        assert first.result(10).is_file()
+
+
+def test_a_file_with_another_hash_is_not_kept(serve):
+    server = serve(b"something else")
+    with pytest.raises(weights.DownloadError, match="invalid hash value"):
+        weights.fetch(server.url("0123456789"))
+    assert [path.suffix for path in Path(torch.hub.get_dir(), "checkpoints").iterdir()] == [".lock"]
+
+
+def test_a_silent_server_is_given_up(serve, monkeypatch):
+    monkeypatch.setattr(weights, "_SOCKET_TIMEOUT", 0.3)
+    server = serve(b"weights", 3.0)
+    with pytest.raises(weights.DownloadError, match="timed out"):
+        weights.fetch(server.url())
+
+
+def test_no_network_is_one_line_that_names_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of the first call
+    began = time.monotonic()
+    with pytest.raises(UserError) as error:
+        weights.load(ModelConfig(model="vgg16", weights="IMAGENET1K_FEATURES"), {})
+    assert time.monotonic() - began < 10
+    assert str(error.value) == (
+        "--weights IMAGENET1K_FEATURES: https://download.pytorch.org/models/"
+        f"vgg16_features-amdegroot-88682ab5.pth could not be downloaded to {tmp_path}/hub/checkpoints "
+        "([Errno 111] Connection refused). A file that you have serves as well: "
+        "--weights FILE --weights-preprocessing vgg-features"
+    )
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    with pytest.raises(
+        weights.DownloadError, match=r"could not be downloaded to .*file/hub/checkpoints \(.*Not a"
+    ):
+        weights.fetch("http://127.0.0.1:9/vgg-01234567.pth")
