@@ -50,7 +50,7 @@ def measure() -> Iterator[Comparison]:
 
 
 def _loop(config: TrainConfig, folder: Path) -> TrainingLoop:
-    worker = ProcessWorker(0, 1, 0, "here", torch.device("cpu"), CheckpointFolder(folder / "none", 1))
+    worker = ProcessWorker(0, 1, 0, 1, "here", torch.device("cpu"), CheckpointFolder(folder / "none", 1))
     return TrainingLoop(config, worker, NoTracker())
 
 

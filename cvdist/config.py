@@ -27,10 +27,28 @@ Runtime = Literal["auto", "ray", "torchrun", "inline"]
 class DataConfig:
     """What is learned from."""
 
-    dataset: Literal["digits", "mnist"] = "digits"
-    """`digits`: 5,000 real MNIST digits that come with a package, no network needed. `mnist`: all 70,000."""
+    dataset: Literal["digits", "mnist", "images"] = "digits"
+    """`digits`: 5,000 real MNIST digits that come with a package, no network needed. `mnist`: all 70,000.
+    `images`: the folder of pictures in `--data`."""
     data: str = ""
-    """Folder of the data set; `mnist` is downloaded into it when absent. Empty: `<storage>/data`."""
+    """Folder of the data set; `mnist` is downloaded into it when absent. For `images` a folder or URI (s3://,
+    gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`, which is split by
+    `--valid-fraction`. Empty: `<storage>/data`."""
+    image_size: int = 224
+    """Height and width, in pixels, that photographs are resized to."""
+    resize: Literal["squash", "crop"] = "squash"
+    """`squash`: whole pictures, without regard to their proportions, as in the book. `crop`: the middle of
+    them, in proportion, as torchvision's weights were evaluated."""
+    max_bad_images: float = 0.001
+    """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`."""
+    cache: str = ""
+    """Folder on each node for its decoded pictures, best on a fast local disk. Empty: $CVDIST_CACHE, else
+    ~/.cache/cvdist."""
+    cache_share: float = 0.8
+    """Share of that disk's free space that decoded pictures may take. If they need more, they are decoded
+    anew in each epoch."""
+    decode_workers: int = 0
+    """Processes on each node that decode pictures. 0: one for each CPU core."""
     valid_fraction: float = 0.2
     """Share held back for validation, stratified by class, where a data set has no split of its own."""
     split_seed: int = 0
@@ -41,6 +59,11 @@ class DataConfig:
     """Training only: each picture is turned by up to this many degrees to either side."""
     translation: float = 0.0
     """Training only: each picture is moved by up to this fraction of its width and height."""
+    random_resized_crop: float = 1.0
+    """Training only: a random part of each picture, with at least this share of its area and sides of 3:4 to
+    4:3, is enlarged to the whole. 1: no crops."""
+    color_jitter: float = 0.0
+    """Training only: brightness, contrast and saturation each change by up to this factor."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +181,10 @@ class RuntimeConfig:
     at once."""
     start_timeout: float = 300.0
     """Seconds that the worker processes may take to start."""
+    prepare_timeout: float = 3600.0
+    """Seconds that a node may take to download weights, and to download or decode its data."""
+    data_timeout: float = 120.0
+    """Seconds that a batch may take to be read and decoded before the worker fails."""
     collective_timeout: float = 300.0
     """Seconds that one worker waits for the others in a collective operation before it fails."""
 
@@ -265,6 +292,10 @@ def check(config: TrainConfig) -> None:
         "lr_warmup_epochs": 0,
         "clip_grad_norm": 0,
         "rotation": 0,
+        "image_size": 8,
+        "decode_workers": 0,
+        "prepare_timeout": 1,
+        "data_timeout": 1,
         "connect_timeout": 0.1,
         "resource_timeout": 0,
         "start_timeout": 1,
@@ -280,6 +311,9 @@ def check(config: TrainConfig) -> None:
         "trainable_blocks": (0, 5, True),
         "horizontal_flip": (0, 1, True),
         "translation": (0, 1, True),
+        "color_jitter": (0, 1, True),
+        "max_bad_images": (0, 1, True),
+        "cache_share": (0, 1, True),
     }
     for path, value in flat(config):
         name = path.rpartition(".")[2]
@@ -295,6 +329,14 @@ def check(config: TrainConfig) -> None:
                 raise UserError(f"{flag} is {value}: it takes a number in [{low}, {high}{bracket}")
     if not 0 < config.data.valid_fraction < 1:
         raise UserError(f"--valid-fraction is {config.data.valid_fraction}: it takes a number in (0, 1)")
+    if not 0 < config.data.random_resized_crop <= 1:
+        raise UserError(
+            f"--random-resized-crop is {config.data.random_resized_crop}: it takes a number in (0, 1]"
+        )
+    if config.data.dataset == "images" and not config.data.data:
+        raise UserError(
+            "--data is needed: the folder or URI of the pictures, with a folder for each class in it"
+        )
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")
     if config.checkpoint.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.checkpoint.name):
@@ -316,3 +358,9 @@ def storage_root(config: TrainConfig) -> str:
     if "://" in root:
         return root.rstrip("/")
     return str(Path(root).expanduser().resolve())
+
+
+def cache_folder(config: TrainConfig) -> Path:
+    """Folder (absolute) for what a node keeps of its data between runs."""
+    named = config.data.cache or os.environ.get("CVDIST_CACHE", "")
+    return Path(named or "~/.cache/cvdist").expanduser().resolve()

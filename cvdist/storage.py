@@ -1,25 +1,45 @@
 """Files by path or URI (`/folder`, `file://`, `s3://`, `gs://`), through pyarrow.
 
-S3 takes its settings from the usual AWS variables, AWS_ENDPOINT_URL for other servers than Amazon's included.
+S3 takes its settings from the usual AWS variables: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a profile,
+or the node's role), AWS_REGION, AWS_ENDPOINT_URL for other servers than Amazon's, AWS_MAX_ATTEMPTS.
+`s3://anonymous@bucket` reads a public bucket without credentials.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs as arrow
 
 from cvdist.errors import UserError
 from cvdist.log import redact
 
+_CONNECT_TIMEOUT = 10.0  # seconds
+_REQUEST_TIMEOUT = 60.0  # seconds without a byte
+_ATTEMPTS = 4  # of one request, with back-off in between
 
-def locate(uri: str) -> tuple[arrow.FileSystem, str]:
-    """The file system behind `uri`, and the path in it.
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file or folder. path: below what was listed; size: in bytes; modified: ns since 1970, 0: unknown."""
+
+    path: str
+    is_folder: bool
+    size: int
+    modified: int
+
+
+def locate(uri: str, flag: str = "--storage") -> tuple[arrow.FileSystem, str]:
+    """The file system behind `uri`, and the path in it. `flag`: the setting that `uri` came from, for messages.
 
     Raises:
         UserError: if the URI can't be understood.
@@ -27,10 +47,81 @@ def locate(uri: str) -> tuple[arrow.FileSystem, str]:
     if "://" not in uri:
         return arrow.LocalFileSystem(), str(Path(uri).expanduser().resolve())
     try:
+        if uri.startswith("s3://"):
+            return _s3(uri)
+        if uri.startswith("gs://"):
+            return _gcs(uri)
         filesystem, path = arrow.FileSystem.from_uri(uri)
     except Exception as error:  # arrow raises its own kinds for schemes, buckets and credentials
-        raise UserError(f"--storage {redact(uri)}: {_reason(error)}") from error
+        raise UserError(f"{flag} {redact(uri)}: {reason(error)}") from error
     return filesystem, path
+
+
+def listing(uri: str, flag: str) -> Iterator[Entry]:
+    """All that is below `uri`, in no order.
+
+    Raises:
+        UserError: if it is not there or can't be read.
+    """
+    filesystem, root = locate(uri, flag)
+    try:
+        for info in filesystem.get_file_info(arrow.FileSelector(root, recursive=True)):
+            yield Entry(
+                path=info.path[len(root) :].lstrip("/"),
+                is_folder=info.type == arrow.FileType.Directory,
+                size=info.size or 0,
+                modified=info.mtime_ns or 0,
+            )
+    except OSError as error:
+        raise _unreadable(uri, flag, error) from error
+
+
+def read(filesystem: arrow.FileSystem, path: str) -> bytes:
+    """A whole file.
+
+    Raises:
+        OSError: as the operating system or pyarrow words it.
+    """
+    if isinstance(filesystem, arrow.LocalFileSystem):
+        return Path(path).read_bytes()
+    with filesystem.open_input_stream(path) as stream:
+        content: bytes = stream.read()
+        return content
+
+
+def state_of(uri: str, flag: str) -> Entry:
+    """Size and time of one file, which tell whether it has changed.
+
+    Raises:
+        UserError: if it is not there or can't be read.
+    """
+    filesystem, path = locate(uri, flag)
+    try:
+        info = filesystem.get_file_info(path)
+        if info.type != arrow.FileType.File:
+            raise FileNotFoundError("there is no such file")
+    except OSError as error:
+        raise _unreadable(uri, flag, error) from error
+    return Entry("", False, info.size, info.mtime_ns or 0)
+
+
+def download(uri: str, target: Path, flag: str) -> None:
+    """Copy one file to `target`, which is there whole or not at all.
+
+    Raises:
+        UserError: if it can't be read.
+    """
+    filesystem, path = locate(uri, flag)
+    arriving = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        arrow.copy_files(
+            path, str(arriving), source_filesystem=filesystem, destination_filesystem=arrow.LocalFileSystem()
+        )
+        arriving.replace(target)
+    except OSError as error:
+        raise _unreadable(uri, flag, error) from error
+    finally:
+        arriving.unlink(missing_ok=True)
 
 
 def exists(uri: str) -> bool:
@@ -55,7 +146,7 @@ def check_writable(uri: str) -> None:
         filesystem.delete_file(marker)
     except OSError as error:
         raise UserError(
-            f"the storage {redact(uri)} can't be written: {_reason(error)}. Name another folder or URI with "
+            f"the storage {redact(uri)} can't be written: {reason(error)}. Name another folder or URI with "
             "--storage or CVDIST_STORAGE, or give this one the permission"
         ) from error
 
@@ -75,13 +166,58 @@ def local_copy(uri: str) -> Iterator[Path]:
         try:
             arrow.copy_files(path, folder, source_filesystem=filesystem)
         except OSError as error:
-            raise UserError(f"{redact(uri)} can't be read: {_reason(error)}") from error
+            raise UserError(f"{redact(uri)} can't be read: {reason(error)}") from error
         yield Path(folder)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What a person can use of an error: the operating system's words, or the library's first line."""
     number = getattr(error, "errno", None)
-    if isinstance(number, int):
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # Arrow puts numbers of the operating system on errors that are not its own.
+    if isinstance(number, int) and "AWS Error" not in text:
         return os.strerror(number)
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return re.sub(r"\s*\(Request ID.*?\)|, x-amz-\S+.*$", "", text)[:300]
+
+
+def _unreadable(uri: str, flag: str, error: Exception) -> UserError:
+    why = reason(error)
+    hint = ""
+    if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|InvalidAccessKeyId|HTTP response code 403", why):
+        hint = ": check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+    elif re.search(r"NETWORK_CONNECTION|curlCode|resolve", why):
+        hint = ": check AWS_ENDPOINT_URL and the network"
+    elif isinstance(error, FileNotFoundError) or "NO_SUCH_BUCKET" in why:
+        why, hint = "there is no such file, folder or bucket", ""
+    return UserError(f"{flag} {redact(uri)} can't be read ({why}){hint}")
+
+
+def _s3(uri: str) -> tuple[arrow.FileSystem, str]:
+    """As `FileSystem.from_uri`, with bounds on every wait."""
+    parts = urlsplit(uri)
+    if parts.query or parts.password or not parts.hostname:
+        # Arrow's own options, or credentials, in the URI; and its words for one that is malformed.
+        filesystem, path = arrow.FileSystem.from_uri(uri)
+        return filesystem, path
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    bucket = parts.netloc.rpartition("@")[2]
+    if not region:
+        region = "us-east-1" if endpoint else arrow.resolve_s3_region(bucket)
+    filesystem = arrow.S3FileSystem(
+        anonymous=parts.username == "anonymous",
+        region=region,
+        endpoint_override=endpoint or None,
+        connect_timeout=_CONNECT_TIMEOUT,
+        request_timeout=_REQUEST_TIMEOUT,
+        retry_strategy=arrow.AwsStandardS3RetryStrategy(int(os.environ.get("AWS_MAX_ATTEMPTS", _ATTEMPTS))),
+    )
+    return filesystem, f"{bucket}{unquote(parts.path)}".rstrip("/")
+
+
+def _gcs(uri: str) -> tuple[arrow.FileSystem, str]:
+    parts = urlsplit(uri)
+    filesystem = arrow.GcsFileSystem(
+        anonymous=parts.username == "anonymous", retry_time_limit=timedelta(seconds=_REQUEST_TIMEOUT)
+    )
+    return filesystem, f"{parts.netloc.rpartition('@')[2]}{unquote(parts.path)}".rstrip("/")

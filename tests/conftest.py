@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pyarrow import fs as arrow
 
 # Several processes share few cores: a thread pool in each would slow them all down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -81,6 +82,52 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
             head.wait(5)
         except subprocess.TimeoutExpired:
             os.killpg(head.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real S3 server with a bucket named `bucket`, for the whole session.
+
+    Yields the environment variables that make a process use it.
+    """
+    folder = tmp_path_factory.mktemp("s3")
+    port, log = free_port(), folder / "log"
+    keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
+    ports = [f"-{name}={free_port()}" for name in ("master.port", "volume.port", "filer.port", "admin.port")]
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [
+                *(str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder}", "-bucket=bucket"),
+                *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={port}", *ports),
+                *("-master.telemetry=false", "-webdav=false", "-admin.ui=false"),
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | keys,
+        )
+    try:
+        there = arrow.S3FileSystem(
+            access_key=keys["AWS_ACCESS_KEY_ID"],
+            secret_key=keys["AWS_SECRET_ACCESS_KEY"],
+            region="us-east-1",
+            endpoint_override=f"http://127.0.0.1:{port}",
+        )
+
+        def ready() -> bool:
+            if server.poll() is not None:
+                return True
+            address = f"http://127.0.0.1:{port}"
+            return answers(address) and there.get_file_info("bucket").type == arrow.FileType.Directory
+
+        wait_until(ready, 60, "the S3 server has its bucket")
+        assert server.poll() is None, log.read_text()
+        yield {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "us-east-1"}
+    finally:
+        server.terminate()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def free_port() -> int:

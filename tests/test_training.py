@@ -43,7 +43,7 @@ def make_loop(folder, recorder=None, **changes):
     }
     config = configs.replace(recipes.find("digits-cnn"), **{**defaults, **changes})
     kept = CheckpointFolder(folder / config.checkpoint.name, config.checkpoint.keep_checkpoints)
-    worker = ProcessWorker(0, 1, 0, "here", torch.device("cpu"), kept)
+    worker = ProcessWorker(0, 1, 0, 1, "here", torch.device("cpu"), kept)
     return TrainingLoop(config, worker, recorder or Recorder())
 
 

@@ -310,11 +310,10 @@ def test_the_file_gives_the_convolutions_and_the_rest_is_new(vgg16, features_fil
         (25_088, 4_096), (4_096, 4_096), (4_096, 2)
     ]  # fmt: skip
     for layer in linear:
-        # N(0, 0.01^2): the spread over n weights is known to within about 0.01 / sqrt(2 n).
-        assert layer.weight.std().item() == pytest.approx(
-            0.01, abs=5 * 0.01 / math.sqrt(2 * layer.weight.numel())
-        )
-        assert not layer.bias.any()
+        # Uniform, with variance 1 / (3 inputs); the spread over n weights is known to within less than 1 /
+        # sqrt(2 n).
+        expected = (3 * layer.in_features) ** -0.5
+        assert layer.weight.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * layer.weight.numel()))
     assert [layer.p for layer in vgg16.classifier if isinstance(layer, nn.Dropout)] == [0.2, 0.2]
 
 
@@ -496,8 +495,8 @@ def test_a_whole_model_gives_all_but_its_last_layer(tmp_path):
     settings = ModelConfig(model="vgg11", weights=str(path), weights_preprocessing="imagenet")
     model = models.build_model(settings, PHOTOS, 3)
     last = model.classifier[6]
-    assert last.weight.shape == (3, 4096) and last.weight.std().item() == pytest.approx(0.01, rel=0.1)
-    assert not last.bias.any()
+    assert last.weight.shape == (3, 4096) and not last.weight.eq(0.5).any() and not last.bias.eq(0.5).any()
+    assert last.weight.std().item() == pytest.approx((3 * 4096) ** -0.5, rel=0.1)
     rest = [p for name, p in model.named_parameters() if not name.startswith("classifier.6")]
     assert len(rest) == 20 and all(p.eq(0.5).all() for p in rest)
 

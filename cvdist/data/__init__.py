@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
 
 from cvdist.config import TrainConfig, storage_root
-from cvdist.data import digits, mnist
+from cvdist.data import digits, images, mnist
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import Batch, DatasetInfo, Loader, Split
+from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Loader, Split
 from cvdist.data.in_memory import InMemoryLoader
 from cvdist.errors import UserError
 
-__all__ = ["Batch", "DatasetInfo", "Loader", "Split", "open_loader", "prepare"]
+__all__ = ["BadPicture", "Batch", "DatasetInfo", "Loader", "Split", "open_loader", "prepare"]
 
 
 def prepare(config: TrainConfig) -> None:
@@ -24,18 +25,33 @@ def prepare(config: TrainConfig) -> None:
     """
     if config.data.dataset == "mnist":
         mnist.fetch(_folder(config))
+    elif config.data.dataset == "images":
+        images.prepare(config)
 
 
-def open_loader(config: TrainConfig, device: torch.device) -> Loader:
+def open_loader(
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    workers_on_node: int = 1,
+    normalisation: images.Normalisation | None = None,
+) -> Loader:
     """The configured data set, on `device`.
+
+    workers_on_node: how many share this node's cores; normalisation: mean and standard deviation by channel,
+    for pixels in [0, 1], instead of the data's own.
 
     Raises:
         UserError: if it is missing or damaged.
     """
+    if config.data.dataset == "images":
+        return images.load(config, device, workers_on_node, normalisation)
     if config.data.dataset == "mnist":
         info, train, valid = mnist.load(_folder(config))
     else:
         info, train, valid = digits.load(config.data)
+    if normalisation is not None and info.channels == len(normalisation[0]):
+        info = dataclasses.replace(info, mean=normalisation[0], std=normalisation[1])
     return InMemoryLoader(
         info,
         train,

@@ -17,57 +17,102 @@ from cvdist.config import DataConfig
 from cvdist.data.sampler import Share
 from cvdist.seeding import generator
 
-_DRAWS = 4  # flip, angle, shift in x, shift in y
+_PLACE = 4  # flip, angle, shift in x, shift in y
+_CROP = 4  # area, proportions, place in x, place in y
+_COLOR = 3  # brightness, contrast, saturation
+_PROPORTIONS = 4 / 3  # of a crop's sides, at most
+_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Mirroring and a small affine transform.
+    """Mirroring, a small affine transform, random crops, and changes of colour.
 
     horizontal_flip: probability in [0, 1]; rotation: degrees to either side; translation: fraction of width
-    and height to either side. What moves into the picture is black.
+    and height to either side, what moves into the picture is black; smallest_crop: share in (0, 1] of the area
+    that a crop keeps at least (Szegedy et al. 2015, arXiv:1409.4842); color_jitter: in [0, 1], brightness,
+    contrast and saturation are each multiplied by up to 1 plus or minus this.
     """
 
     horizontal_flip: float
     rotation: float
     translation: float
     seed: int
+    smallest_crop: float = 1.0
+    color_jitter: float = 0.0
 
     @classmethod
     def from_config(cls, config: DataConfig, seed: int) -> Augmentation | None:
         """None where the configuration asks for no augmentation."""
-        if not (config.horizontal_flip or config.rotation or config.translation):
-            return None
-        return cls(config.horizontal_flip, config.rotation, config.translation, seed)
+        chosen = cls(
+            config.horizontal_flip,
+            config.rotation,
+            config.translation,
+            seed,
+            config.random_resized_crop,
+            config.color_jitter,
+        )
+        return None if chosen == cls(0.0, 0.0, 0.0, seed) else chosen
 
     def draw(self, share: Share, epoch: int) -> Tensor:
-        """Uniform numbers in [0, 1) for the pictures of a share, float32 (n, 4), on the CPU."""
-        # Drawn for the whole global batch and cut, so that the draws do not depend on the number of workers.
-        draws = torch.rand(
-            share.global_size, _DRAWS, generator=generator("augment", self.seed, epoch, share.start)
-        )
-        return draws[share.offset : share.offset + len(share.indices)]
+        """Uniform numbers in [0, 1) for the pictures of a share, float32 (n, 11), on the CPU."""
+        # Drawn for the whole global batch and cut, so that the draws do not depend on the number of workers;
+        # each kind from its own stream, so that one more kind leaves the others as they are.
+        kinds = {"augment": _PLACE, "crop": _CROP, "color": _COLOR}
+        draws = [
+            torch.rand(share.global_size, count, generator=generator(kind, self.seed, epoch, share.start))
+            for kind, count in kinds.items()
+        ]
+        return torch.cat(draws, dim=1)[share.offset : share.offset + len(share.indices)]
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Transform float pixels (n, C, H, W), black = 0, by draws (n, 4) on the same device."""
-        flip, angle, dx, dy = draws.unbind(1)
-        mirrored = flip < self.horizontal_flip
-        if not (self.rotation or self.translation):
-            return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        # One resampling does all three: each output pixel looks up its source by the inverse transform, in
+        """Transform float pixels (n, C, H, W), 0 black to 255 white, by draws (n, 11) on the same device."""
+        place, crop, color = draws.split([_PLACE, _CROP, _COLOR], dim=1)
+        if self.rotation or self.translation or self.smallest_crop < 1:
+            images = self._move(images, place, crop)
+        elif self.horizontal_flip:
+            mirrored = place[:, 0] < self.horizontal_flip
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        return self._recolor(images, color) if self.color_jitter else images
+
+    def _move(self, images: Tensor, place: Tensor, crop: Tensor) -> Tensor:
+        # One resampling does it all: each output pixel looks up its source by the inverse transform, in
         # coordinates from -1 to 1, where a non-square picture needs its aspect ratio put back.
+        flip, angle, dx, dy = place.unbind(1)
         radians = (2 * angle - 1) * math.radians(self.rotation)
         cos, sin = radians.cos(), radians.sin()
-        sign = torch.where(mirrored, -1.0, 1.0)
+        sign = torch.where(flip < self.horizontal_flip, -1.0, 1.0)
         aspect = images.shape[-2] / images.shape[-1]
-        shift_x = (2 * dx - 1) * 2 * self.translation
-        shift_y = (2 * dy - 1) * 2 * self.translation
+        width, height, left, top = self._crops(crop)
+        shift_x = (2 * dx - 1) * 2 * self.translation + left
+        shift_y = (2 * dy - 1) * 2 * self.translation + top
         theta = torch.stack(
             [
-                torch.stack([sign * cos, -sin * aspect, shift_x], dim=1),
-                torch.stack([sign * sin / aspect, cos, shift_y], dim=1),
+                torch.stack([width * sign * cos, -height * sin * aspect, shift_x], dim=1),
+                torch.stack([width * sign * sin / aspect, height * cos, shift_y], dim=1),
             ],
             dim=1,
         )
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+    def _crops(self, crop: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Width and height of each crop as shares of the picture's, and its middle, from -1 to 1."""
+        area, proportions, x, y = crop.unbind(1)
+        kept = self.smallest_crop + (1 - self.smallest_crop) * area
+        # Where the area leaves no room for the proportions drawn, the crop is as long as the picture.
+        stretch = torch.exp((2 * proportions - 1) * math.log(_PROPORTIONS) / 2)
+        width, height = (kept.sqrt() * stretch).clamp(max=1), (kept.sqrt() / stretch).clamp(max=1)
+        return width, height, (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
+
+    def _recolor(self, images: Tensor, color: Tensor) -> Tensor:
+        brightness, contrast, saturation = (1 + (2 * color - 1) * self.color_jitter).T[..., None, None, None]
+        images = (images * brightness).clamp(0, 255)
+        luma = torch.tensor(_LUMA, device=images.device).view(1, 3, 1, 1)
+        grey = (images * luma).sum(1, keepdim=True) if images.shape[1] == 3 else images
+        middle = grey.mean((2, 3), keepdim=True)
+        images = (middle + contrast * (images - middle)).clamp(0, 255)
+        if images.shape[1] != 3:
+            return images
+        grey = (images * luma).sum(1, keepdim=True)
+        return (grey + saturation * (images - grey)).clamp(0, 255)

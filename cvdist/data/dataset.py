@@ -55,10 +55,19 @@ class Batch:
     global_size: int
 
 
+@dataclass(frozen=True)
+class BadPicture:
+    """A file that can't be decoded, and why."""
+
+    path: str
+    reason: str
+
+
 class Loader(Protocol):
-    """A data set that hands out batches on one device."""
+    """A data set that hands out batches on one device. quarantine: what was left out."""
 
     info: DatasetInfo
+    quarantine: Sequence[BadPicture]
 
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0

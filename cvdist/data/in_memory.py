@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import Batch, DatasetInfo, Split
+from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Split
 from cvdist.data.sampler import EpochOrder, Share, deal
 
 # Float pixels gathered at once: large enough to spread an operation's fixed cost over many small steps,
@@ -46,6 +46,7 @@ class InMemoryLoader:
     ) -> None:
         """Move the whole data set to `device`."""
         self.info = info
+        self.quarantine: Sequence[BadPicture] = ()
         self.device = device
         self.augmentation = augmentation
         self._splits: dict[Split, Labelled] = {

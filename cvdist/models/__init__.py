@@ -3,7 +3,7 @@
 from cvdist.models import scratch_cnn, vgg  # noqa: F401  (their models register themselves)
 from cvdist.models.parts import Parts, split, with_trained
 from cvdist.models.registry import InputSpec, ModelSpec, build_model, find, names, register
-from cvdist.models.weights import Origin, Preprocessing, origin, preprocessing
+from cvdist.models.weights import Origin, Preprocessing, origin, prepare, preprocessing
 
 __all__ = [
     "InputSpec",
@@ -15,6 +15,7 @@ __all__ = [
     "find",
     "names",
     "origin",
+    "prepare",
     "preprocessing",
     "register",
     "split",

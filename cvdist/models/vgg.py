@@ -68,10 +68,11 @@ class TransferVGG(nn.Sequential):
 def _build(name: str, input: InputSpec, num_classes: int, settings: ModelConfig) -> TransferVGG:
     """The model for `num_classes`: what the weights have comes from them, all else is new.
 
-    The last layer is always new, and with weights of the convolutions alone all linear layers are. They begin
-    as in any new VGG of torchvision: weights from N(0, 0.01^2), biases 0. For the first one, with 25,088
-    inputs, that is about the variance that keeps activations of one size, 2 / inputs (He et al. 2015,
-    arXiv:1502.01852); PyTorch's own default for linear layers, 1 / (3 inputs), is a sixth of it.
+    The last layer is always new, and with weights of the convolutions alone all linear layers are. Those begin
+    as PyTorch's linear layers do, with a variance of 1 / (3 inputs), not as a new VGG of torchvision does, with
+    0.01^2. On the convolutions of IMAGENET1K_FEATURES, whose activations have a root mean square of 12, the
+    latter begins with a loss of several units, and still has three times the validation loss after an epoch
+    (`docs/results.md`).
     """
     if not settings.has_weights and settings.trainable_blocks < BLOCKS:
         raise UserError(
@@ -79,6 +80,9 @@ def _build(name: str, input: InputSpec, num_classes: int, settings: ModelConfig)
             f"train all of them with --trainable-blocks {BLOCKS}"
         )
     vgg = torchvision.models.get_model(name, weights=None, num_classes=num_classes, dropout=settings.dropout)
+    for layer in vgg.classifier:
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
     model = TransferVGG(vgg, settings.trainable_blocks)
     if settings.has_weights:
         pretrained = weights.load(settings, model.state_dict())

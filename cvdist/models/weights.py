@@ -5,14 +5,11 @@ Weights belong to the normalisation of the pictures that they were trained with,
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import pickle
 import re
 import socket
-import tempfile
-import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,13 +19,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from pyarrow import fs as arrow
+import torchvision
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights, get_model_weights
 
 from cvdist import storage
 from cvdist.config import ModelConfig
 from cvdist.errors import UserError
+from cvdist.lock import locked
 from cvdist.log import redact
 from cvdist.models.registry import find
 
@@ -113,6 +111,20 @@ def preprocessing(settings: ModelConfig) -> Preprocessing | None:
     return known
 
 
+def prepare(settings: ModelConfig) -> None:
+    """Bring the configured weights onto this node, and refuse ones that can't be used.
+
+    Raises:
+        UserError: as `load`.
+    """
+    spec = find(settings.model)
+    spec.check_settings(settings)
+    if settings.has_weights:
+        with torch.device("meta"):  # shapes without values
+            skeleton = torchvision.models.get_model(settings.model)
+        load(settings, skeleton.state_dict())
+
+
 def origin(model: nn.Module) -> Origin | None:
     """Where the model's pretrained weights came from; None if it began at random."""
     return getattr(model, "origin", None)
@@ -154,10 +166,7 @@ def _local_file(settings: ModelConfig, normalisation: Preprocessing) -> Iterator
             ) from error
         yield path
     elif "://" in source:
-        with tempfile.TemporaryDirectory(prefix="cvdist-weights-") as folder:
-            path = Path(folder) / "weights.pth"
-            _copy(source, path)
-            yield path
+        yield _brought(source)
     else:
         path = Path(source).expanduser()
         if not path.is_file():
@@ -177,15 +186,28 @@ def _names(settings: ModelConfig) -> str:
     return ", ".join(weights.name for weights in get_model_weights(settings.model))
 
 
-def _copy(uri: str, path: Path) -> None:
-    """One file from wherever it is to `path`."""
-    filesystem, remote = storage.locate(uri)
-    try:
-        arrow.copy_files(
-            remote, str(path), source_filesystem=filesystem, destination_filesystem=arrow.LocalFileSystem()
-        )
-    except OSError as error:
-        raise UserError(f"--weights {redact(uri)} can't be read ({_one_line(error)})") from error
+def _brought(uri: str) -> Path:
+    """The file behind `uri` in the cache, under a name that changes when the file does."""
+    found = storage.state_of(uri, "--weights")
+    folder = _cache()
+    identity = hashlib.sha256(f"{uri} {found.size} {found.modified}".encode()).hexdigest()
+    path = folder / f"cvdist-{identity[:32]}.pth"
+    if not path.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(path.with_suffix(".lock"), f"copy {redact(uri)}", _WAIT_TIMEOUT):
+                if not path.is_file():
+                    storage.download(uri, path, "--weights")
+        except OSError as error:
+            raise UserError(
+                f"--weights {redact(uri)} can't be copied to {folder} ({_one_line(error)})"
+            ) from error
+    return path
+
+
+def _cache() -> Path:
+    """Where `torch.hub` keeps its files as well; TORCH_HOME moves it."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 # --------------------------------------------------------------------------------------------- downloading
@@ -203,39 +225,19 @@ def fetch(url: str) -> Path:
     Raises:
         DownloadError: if the server does not answer, sends something else, or the cache can't be written.
     """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    folder = _cache()
     path = folder / Path(urlsplit(url).path).name
     if path.is_file():
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock"), path.name):
+        with locked(path.with_suffix(".lock"), f"download {path.name}", _WAIT_TIMEOUT):
             if not path.is_file():  # another process may have brought it while this one waited
                 logger.info("downloading %s to %s", path.name, folder)
                 _download(url, path)
     except Exception as error:  # whatever a proxy, a server or a disk can come up with
         raise DownloadError(f"{url} could not be downloaded to {folder} ({_one_line(error)})") from error
     return path
-
-
-@contextmanager
-def _locked(lock: Path, what: str) -> Iterator[None]:
-    """Hold `lock` against the other processes of this node. The kernel frees it when its holder dies."""
-    deadline = time.monotonic() + _WAIT_TIMEOUT
-    told = False
-    with lock.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"another process has held {lock} for {_WAIT_TIMEOUT:g} s") from None
-            if not told:
-                logger.info("waiting for another process to download %s", what)
-                told = True
-            time.sleep(0.2)
-        yield
 
 
 def _download(url: str, path: Path) -> None:

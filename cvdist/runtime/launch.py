@@ -126,10 +126,12 @@ def _named(config: TrainConfig) -> TrainConfig:
 
 def _open(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | None:
     """Reach all that results are written to, and the data if the workers are on this machine."""
-    from cvdist import data  # brings in PyTorch, which takes seconds
+    from cvdist import data, models  # bring in PyTorch, which takes seconds
 
+    models.preprocessing(config.model)
     storage.check_writable(storage_root(config))
     if data_is_here:
+        models.prepare(config.model)
         data.prepare(config)
     return tracking.open_store(config)
 

@@ -27,6 +27,7 @@ class ProcessWorker:
     rank: int
     world_size: int
     local_rank: int
+    local_world_size: int
     node: str
     device: torch.device
     checkpoints: CheckpointFolder
@@ -108,6 +109,7 @@ class Place:
     rank: int
     world_size: int
     local_rank: int
+    local_world_size: int
     device: torch.device
 
     def worker(self, config: TrainConfig) -> ProcessWorker:
@@ -123,7 +125,13 @@ class Place:
             )
         kept = CheckpointFolder(Path(root) / config.checkpoint.name, config.checkpoint.keep_checkpoints)
         return ProcessWorker(
-            self.rank, self.world_size, self.local_rank, socket.gethostname(), self.device, kept
+            self.rank,
+            self.world_size,
+            self.local_rank,
+            self.local_world_size,
+            socket.gethostname(),
+            self.device,
+            kept,
         )
 
 
@@ -135,8 +143,8 @@ def joined(config: TrainConfig) -> Iterator[Place]:
         UserError: if GPUs are asked for that are not there.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = _device(config, local_rank)
+    local_rank, on_node = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = _device(config, local_rank, on_node)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size > 1:
@@ -146,15 +154,14 @@ def joined(config: TrainConfig) -> Iterator[Place]:
             device_id=device if device.type == "cuda" else None,
         )
     try:
-        yield Place(rank, world_size, local_rank, device)
+        yield Place(rank, world_size, local_rank, on_node, device)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _device(config: TrainConfig, local_rank: int) -> torch.device:
+def _device(config: TrainConfig, local_rank: int, needed: int) -> torch.device:
     have = torch.cuda.device_count()
-    needed = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if config.runtime.device == "cuda" and have < needed:
         raise UserError(f"--device cuda: {needed} workers on this node, which has {have} GPUs")
     if config.runtime.device != "cpu" and have >= needed:

@@ -36,6 +36,7 @@ class RayWorker:
     rank: int
     world_size: int
     local_rank: int
+    local_world_size: int
     node: str
     device: torch.device
 
@@ -124,6 +125,7 @@ def _work(values: dict[str, Any]) -> Summary | str:
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         local_rank=context.get_local_rank(),
+        local_world_size=context.get_local_world_size(),
         node=f"node-{context.get_node_rank()}",
         device=get_device(),
     )

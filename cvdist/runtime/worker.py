@@ -15,6 +15,7 @@ class Worker(Protocol):
     rank: int
     world_size: int
     local_rank: int
+    local_world_size: int
     node: str
     device: torch.device
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import io
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from cvdist import log
-from cvdist.data.dataset import Loader
+from cvdist.data.dataset import BadPicture, Loader
 from cvdist.seeding import generator
 from cvdist.tracking.tracker import Tracker
 from cvdist.training.evaluation import Evaluation
@@ -97,6 +99,15 @@ def log_figures(tracker: Tracker, loader: Loader, progress: Progress, best: Eval
     tracker.figure("accuracy", accuracy)
     tracker.figure("confusion_matrix", confusion)
     tracker.figure("most_wrong", wrong)
+
+
+def quarantine_table(bad: Sequence[BadPicture]) -> str:
+    """The pictures that were left out, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "reason"])
+    writer.writerows((picture.path, picture.reason) for picture in bad)
+    return text.getvalue()
 
 
 def description(summary: Summary, command: str) -> str:

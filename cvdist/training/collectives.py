@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -21,23 +22,35 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def gather(value: T) -> list[T]:
-    """Each worker's small picklable value, by rank, on every worker."""
+def gather(value: T, timeout: float = 0.0) -> list[T]:
+    """Each worker's small picklable value, by rank, on every worker.
+
+    timeout: seconds that workers may come apart; 0: as long as in any collective operation.
+    """
     if not dist.is_initialized():
         return [value]
     values: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    if timeout:
+        group = dist.new_group(timeout=timedelta(seconds=timeout), backend="gloo")
+        assert isinstance(group, dist.ProcessGroup)
+        dist.all_gather_object(values, value, group=group)
+        dist.destroy_process_group(group)
+    else:
+        dist.all_gather_object(values, value)
     return values  # type: ignore[return-value]
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """A `UserError` that one worker raises in the block is raised by all, so that none waits for it in vain."""
+def together(timeout: float = 0.0) -> Iterator[None]:
+    """A `UserError` that one worker raises in the block is raised by all, so that none waits for it in vain.
+
+    timeout: seconds that the others wait for the slowest worker; 0: as long as in any collective operation.
+    """
     error: UserError | None = None
     try:
         yield
     except UserError as caught:
         error = caught
-    messages = [message for message in gather(str(error) if error else None) if message]
+    messages = [message for message in gather(str(error) if error else None, timeout) if message]
     if messages:
         raise UserError(messages[0], on_all_workers=True) from error

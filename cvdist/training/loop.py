@@ -38,7 +38,7 @@ from cvdist.training.device import describe, peak_memory, random_state, set_rand
 from cvdist.training.evaluation import Evaluation, evaluate
 from cvdist.training.history import EpochRecord
 from cvdist.training.meter import Meter
-from cvdist.training.optimizer import build_optimizer, learning_rate
+from cvdist.training.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -74,18 +74,32 @@ class TrainingLoop:
         self.main = worker.rank == 0
         self.line = log.ProgressLine(logger, enabled=self.main)
         self.arithmetic = precision.choose(config.loop.precision, worker.device)
-        with together():
+        with together(config.runtime.prepare_timeout):
             if worker.local_rank == 0:
                 data.prepare(config)
+                models.prepare(config.model)
         with together():
-            self.loader = data.open_loader(config, worker.device)
+            expected = models.preprocessing(config.model)
+            self.loader = data.open_loader(
+                config,
+                worker.device,
+                workers_on_node=worker.local_world_size,
+                normalisation=(expected.mean, expected.std) if expected else None,
+            )
             self.info = self.loader.info
             self.model = self._build_model()
+        self._require_same_data()
+        self.parts = models.split(self.model)
         self.identity = ModelIdentity(
             config.model.model, self.info.classes, self.info.channels, self.info.height, self.info.width
         )
         self.order = OrderIdentity(self.info.train_size, config.loop.batch_size, config.loop.seed)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.optimizer = build_optimizer(
+            self.parts.trained,
+            config.optimizer,
+            backbone=self.parts.backbone,
+            backbone_lr_scale=config.model.backbone_lr_scale,
+        )
         self.ema = self._build_average()
         self.progress = Progress()
         self.best: Evaluation | None = None
@@ -103,6 +117,8 @@ class TrainingLoop:
         """Train until all epochs are done, then log figures and the best model."""
         self._announce()
         self.tracker.dataset(self.info, self.loader.digest)
+        if self.loader.quarantine:
+            self.tracker.text("quarantine.csv", run_page.quarantine_table(self.loader.quarantine))
         self.tracker.figure("samples", run_page.samples_figure(self.loader))
         for record in self.progress.history:
             # A killed attempt may not have delivered them; what is there already, the tracker leaves out.
@@ -165,26 +181,32 @@ class TrainingLoop:
     def _step(self, batch: data.Batch, rate: float, meter: Meter) -> None:
         """Forward, backward, update."""
         optimizer, config = self.optimizer, self.config.optimizer
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(optimizer, rate)
         for last, images, labels in self._portions(batch):
             # Gradients are averaged over the workers once a step, after the last portion.
             alone = isinstance(self.replica, DistributedDataParallel) and not last
             with cast(DistributedDataParallel, self.replica).no_sync() if alone else nullcontext():
-                with self.arithmetic.autocast():
-                    scores = self.replica(images)
-                scores = scores.float()
+                scores = self._scores(images).float()
                 loss = F.cross_entropy(scores, labels, reduction="sum", label_smoothing=config.label_smoothing)
                 # The gradient is to be that of the mean over the *global* batch. Shares may differ in size,
                 # and DDP divides by the number of workers, not by samples.
                 (loss * (self.worker.world_size / batch.global_size)).backward()
             meter.add(loss.detach(), scores.detach(), labels)
         if config.clip_grad_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad_norm)
+            nn.utils.clip_grad_norm_(self.parts.trained.parameters(), config.clip_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.model)
+            self.ema.update_parameters(self.parts.trained)
+
+    def _scores(self, images: Tensor) -> Tensor:
+        """What the model says of normalised pictures; only the trained part leaves a graph."""
+        with self.arithmetic.autocast():
+            if self.parts.frozen is not None:
+                with torch.no_grad():
+                    images = self.parts.frozen(images)
+            scores: Tensor = self.replica(images)
+        return scores
 
     def _portions(self, batch: data.Batch) -> Iterator[tuple[bool, Tensor, Tensor]]:
         """A share cut into `--accumulate-steps` parts of about equal size (fewer if it is smaller than that).
@@ -223,19 +245,36 @@ class TrainingLoop:
         decay = self.config.optimizer.model_ema_decay
         if not decay:
             return None
-        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        return AveragedModel(self.parts.trained, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
     def _replicate(self) -> nn.Module:
-        """The model as the training step calls it. Its parameters are those of `self.model`."""
+        """The trained part as the training step calls it. Its parameters are those of `self.model`."""
         if self.config.loop.compile:
-            self.model.compile()
+            for part in (self.parts.frozen, self.parts.trained):
+                if part is not None:
+                    part.compile()
         if self.worker.world_size == 1:
-            return self.model
+            return self.parts.trained
         device_ids = [self.worker.device] if self.worker.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(self.parts.trained, device_ids=device_ids, gradient_as_bucket_view=True)
 
     def _validated_model(self) -> nn.Module:
-        return self.ema.module if self.ema is not None else self.model
+        return models.with_trained(self.model, self.ema.module) if self.ema is not None else self.model
+
+    def _require_same_data(self) -> None:
+        """Each node lists the data by itself: rows have to mean the same pictures on all of them.
+
+        Raises:
+            UserError: on every worker.
+        """
+        sizes = gather((self.info.train_size, self.info.valid_size, self.loader.digest()))
+        if len(set(sizes)) > 1:
+            raise UserError(
+                f"the workers see different data in {self.info.source}: "
+                + ", ".join(f"{train:,} + {valid:,} pictures ({sha[:8]})" for train, valid, sha in sizes)
+                + "; was it changed while the job started? Start it again",
+                on_all_workers=True,
+            )
 
     def _learning_rate(self, epochs_done: int, position: int) -> float:
         epoch = epochs_done + position / self.info.train_size
@@ -256,7 +295,7 @@ class TrainingLoop:
         saved = ckpt.load(folder, map_location=self.worker.device, name=name)
         ckpt.require_fit(saved, self.identity, self.order, name)
         self.model.load_state_dict(saved.state["model"])
-        self.optimizer.load_state_dict(saved.state["optimizer"])
+        restore_optimizer(self.optimizer, saved.state["optimizer"], name)
         if self.ema is not None:
             self.ema.load_state_dict(saved.state.get("ema") or self.ema.state_dict())
         states: list[dict[str, Tensor]] = saved.state["rng"]
@@ -299,12 +338,26 @@ class TrainingLoop:
             return
         config, worker = self.config, self.worker
         hardware = describe(worker.device)
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        trained = sum(p.numel() for p in self.parts.trained.parameters())
+        frozen = sum(p.numel() for p in self.model.parameters()) - trained
+        origin = models.origin(self.model)
         shares = [len(range(config.loop.batch_size)[r :: worker.world_size]) for r in range(worker.world_size)]
         each = str(shares[0]) if min(shares) == max(shares) else f"{min(shares)} to {max(shares)}"
         order = EpochOrder(self.info.train_size, config.loop.batch_size, seed=0, epoch=0)
         logger.info("data       %s", self.info)
-        logger.info("model      %s, %s trained parameters", self.identity, f"{trained:,}")
+        logger.info(
+            "model      %s, %s trained parameters%s",
+            self.identity,
+            f"{trained:,}",
+            f", {frozen:,} frozen" if frozen else "",
+        )
+        if origin is not None:
+            logger.info(
+                "weights    %s, normalisation %s, sha256 %s",
+                origin.source,
+                origin.preprocessing.name,
+                origin.digest[:16],
+            )
         logger.info("workers    %d on %s", worker.world_size, hardware)
         logger.info("arithmetic %s (%s)", self.arithmetic.name, self.arithmetic.reason)
         logger.info(
@@ -324,6 +377,7 @@ class TrainingLoop:
                 "run.hardware": hardware,
                 "run.precision": self.arithmetic.name,
                 "run.parameters": trained,
+                "run.frozen_parameters": frozen,
                 "data.classes": len(self.info.classes),
                 "data.mean": self.info.mean,
                 "data.std": self.info.std,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cvdist.config import OptimizerConfig
+from cvdist.errors import UserError
 
 
 def build_optimizer(
@@ -37,6 +38,27 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Let the next step use `rate`, each group its own multiple of it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], name: str) -> None:
+    """Momentum and step counts of a checkpoint called `name`; the settings stay those of this run.
+
+    Raises:
+        UserError: if the checkpoint trained other layers, or with another optimiser.
+    """
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise UserError(
+            f"checkpoint {name} trained other layers than this run does: set --trainable-blocks as it was, or "
+            "start under another --name"
+        ) from error
+    adam = isinstance(optimizer, torch.optim.AdamW)
+    if any(("exp_avg" in buffers) != adam for buffers in state["state"].values()):
+        raise UserError(f"checkpoint {name} is of another --optimizer: set it as it was")
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def _groups(parameters: list[nn.Parameter], weight_decay: float, lr_scale: float) -> list[dict[str, Any]]:

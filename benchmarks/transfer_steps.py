@@ -1,0 +1,135 @@
+"""VGG16 with frozen convolutions: through the loop, the bare arithmetic on tensors in memory, and the book's code.
+
+The limit is what the processor can do: forward through the convolutions, forward, backward and update of the
+classifier, on one batch that lies ready, in the loop's precision and layout. The book's code is float32 in
+PyTorch's default layout, with Pillow in a DataLoader. Batches of 64, photographs of 500x375 pixels, random
+weights.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+from benchmarks.harness import Comparison, summarise
+from benchmarks.photographs import write_folder
+from cvdist import config as configs
+from cvdist import data, models, recipes
+from cvdist.config import TrainConfig
+from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
+from cvdist.tracking import NoTracker
+from cvdist.training.loop import TrainingLoop
+from cvdist.training.optimizer import build_optimizer
+
+BATCH, STEPS, ROUNDS = 64, 3, 4
+GFLOP_A_PICTURE = 30.7  # of the convolutions at 224x224, counting a multiplication and an addition as two
+
+
+def measure() -> Iterator[Comparison]:
+    """Pictures a second, each side once a round."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        write_folder(root / "pictures", BATCH * STEPS)
+        vgg = torchvision.models.vgg16()
+        torch.save({f"features.{n}": t for n, t in vgg.features.state_dict().items()}, root / "weights.pth")
+        config = configs.replace(
+            recipes.find("dogs-cats-vgg16"),
+            data=str(root / "pictures"), cache=str(root / "cache"), batch_size=BATCH, epochs=1, tracking="none",
+            weights=str(root / "weights.pth"), weights_preprocessing="imagenet", name="bench",
+        )  # fmt: skip
+        data.prepare(config)
+        loop = _loop(config, root)
+        sides = {"loop": _through_the_loop(loop), "limit": _bare(loop), "book": _the_books_way(root)}
+        rounds = [{name: run() for name, run in sides.items()} for _ in range(ROUNDS + 1)][1:]
+    against_limit = [(r["loop"], r["limit"]) for r in rounds]
+    against_book = [(r["loop"], r["book"]) for r in rounds]
+    yield summarise("VGG16 frozen: loop / bare arithmetic", against_limit, unit="pictures/s", target=0.90)
+    yield summarise("VGG16 frozen: loop / the book's code", against_book, unit="pictures/s", target=4)
+    rate = _matrix_rate()
+    print(f"  this processor multiplies bfloat16 matrices at {rate:,.0f} GFLOP/s: at most "
+          f"{rate / GFLOP_A_PICTURE:.1f} pictures/s through the convolutions alone")  # fmt: skip
+
+
+def _loop(config: TrainConfig, folder: Path) -> TrainingLoop:
+    worker = ProcessWorker(0, 1, 0, 1, "here", torch.device("cpu"), CheckpointFolder(folder / "none", 1))
+    return TrainingLoop(config, worker, NoTracker())
+
+
+def _through_the_loop(loop: TrainingLoop) -> Callable[[], float]:
+    def run() -> float:
+        loop.progress.position = 0
+        started = time.perf_counter()
+        loop._train_epoch(1)
+        return BATCH * STEPS / (time.perf_counter() - started)
+
+    return run
+
+
+def _bare(loop: TrainingLoop) -> Callable[[], float]:
+    parts = models.split(loop.model)
+    assert parts.frozen is not None
+    frozen, head = parts.frozen, parts.trained
+    optimizer = build_optimizer(head, loop.config.optimizer)
+    images = torch.randn(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 2, (BATCH,))
+
+    def run() -> float:
+        head.train()
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            with loop.arithmetic.autocast():
+                with torch.no_grad():
+                    features = frozen(images)
+                scores = head(features)
+            F.cross_entropy(scores.float(), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return BATCH * STEPS / (time.perf_counter() - started)
+
+    return run
+
+
+def _the_books_way(root: Path) -> Callable[[], float]:
+    transform = transforms.Compose(
+        [
+            transforms.Resize((224, 224)),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    pictures = datasets.ImageFolder(str(root / "pictures" / "train"), transform)
+    batches = DataLoader(pictures, batch_size=BATCH, shuffle=True, num_workers=2, persistent_workers=True)
+    vgg = torchvision.models.vgg16()
+    vgg.classifier[6] = nn.Linear(4096, 2)
+    vgg.features.requires_grad_(False)
+    optimizer = torch.optim.SGD(vgg.classifier.parameters(), lr=0.0001, momentum=0.5)
+
+    def run() -> float:
+        vgg.train()
+        started = time.perf_counter()
+        for images, labels in batches:
+            optimizer.zero_grad()
+            F.cross_entropy(vgg(images), labels).backward()
+            optimizer.step()
+        return BATCH * STEPS / (time.perf_counter() - started)
+
+    return run
+
+
+def _matrix_rate() -> float:
+    """GFLOP a second of a large product in bfloat16."""
+    a, b = (torch.randn(4096, 4096).bfloat16() for _ in range(2))
+    a @ b
+    started = time.perf_counter()
+    for _ in range(5):
+        a @ b
+    return 5 * 2 * 4096**3 / (time.perf_counter() - started) / 1e9

@@ -1,0 +1,89 @@
+"""Folders of photographs, on a disk or in object storage."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import numpy as np
+import torch
+
+from cvdist.config import TrainConfig, cache_folder
+from cvdist.data.augment import Augmentation
+from cvdist.data.dataset import DatasetInfo, Split
+from cvdist.data.images import store
+from cvdist.data.images.decoders import Decode, DecodingSource
+from cvdist.data.images.listing import split
+from cvdist.data.images.loader import ImageLoader, PixelFile, Source
+from cvdist.hardware import usable_cores
+from cvdist.log import redact
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
+__all__ = ["ImageLoader", "load", "prepare"]
+
+
+def prepare(config: TrainConfig) -> None:
+    """Decode the pictures once on this node, see `cvdist.data.images.store`.
+
+    Raises:
+        UserError: if they can't be read, are no classes to learn, or too many are bad.
+    """
+    runtime = config.runtime
+    store.prepare(
+        config.data, cache_folder(config), timeout=runtime.prepare_timeout, data_timeout=runtime.data_timeout
+    )
+
+
+def load(
+    config: TrainConfig, device: torch.device, workers_on_node: int, normalisation: Normalisation | None
+) -> ImageLoader:
+    """What `prepare` has left on this node, as batches on `device`.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    data = config.data
+    pictures = store.open_store(data, cache_folder(config))
+    train, valid = split(pictures.table, data, pictures.classes)
+    rows: dict[Split, np.ndarray] = {"train": train, "valid": valid}
+    mean, std = normalisation or _statistics(pictures, train)
+    info = DatasetInfo(
+        name=PurePosixPath(data.data.rstrip("/")).name,
+        source=redact(data.data),
+        classes=pictures.classes,
+        channels=3,
+        height=data.image_size,
+        width=data.image_size,
+        mean=mean,
+        std=std,
+        train_size=len(train),
+        valid_size=len(valid),
+    )
+    return ImageLoader(
+        pictures,
+        _source(config, pictures, device, workers_on_node),
+        rows,
+        info,
+        device=device,
+        augmentation=Augmentation.from_config(data, config.loop.seed),
+        channels_last=config.loop.channels_last,
+    )
+
+
+def _source(config: TrainConfig, pictures: store.Store, device: torch.device, workers_on_node: int) -> Source:
+    data = config.data
+    if pictures.pixels is not None:
+        places = np.array(pictures.table.column("row"))
+        return PixelFile(pictures.pixels, data.image_size, places, pinned=device.type == "cuda")
+    processes = max(1, (data.decode_workers or usable_cores()) // workers_on_node)
+    task = Decode(data.data, pictures.index, data.image_size, data.resize)
+    return DecodingSource(task, processes, config.runtime.data_timeout)
+
+
+def _statistics(pictures: store.Store, train: np.ndarray) -> Normalisation:
+    """Mean and standard deviation of the training pixels by channel."""
+    moments = np.asarray(pictures.table.column("moments").combine_chunks().flatten()).reshape(-1, 6)
+    mean, square = moments[train].mean(0, dtype=np.float64).reshape(2, 3)
+    # Pictures of one colour have no deviation; 1/255 is that of rounding.
+    std = np.sqrt(np.maximum(square - mean**2, (1 / 255) ** 2))
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,154 @@
+"""Batches of photographs: pixels from the node's copy or its decoders, all else on the device that trains."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from cvdist.data.augment import Augmentation
+from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Split
+from cvdist.data.images.decoders import Rows
+from cvdist.data.images.store import Store
+from cvdist.data.sampler import EpochOrder, Share, deal
+
+_AHEAD = 2  # batches that are read while the device computes
+
+
+class Source(Protocol):
+    """Pixels by row."""
+
+    def batches(self, rows: Iterable[Rows]) -> Iterator[Tensor]:
+        """For each list of rows uint8 (n, size, size, 3) on the CPU, in order."""
+        ...
+
+    def pictures(self, rows: Rows) -> Tensor:
+        """Some rows; may be called by another thread than `batches`."""
+        ...
+
+
+class PixelFile:
+    """Pictures that lie decoded in a file (`Source`). Read, not mapped: a process' memory stays the same."""
+
+    def __init__(self, path: Path, size: int, places: np.ndarray, *, pinned: bool) -> None:
+        """`places`: int64, where in the file each row is; `pinned`: read into memory that GPUs copy from."""
+        self._size, self._places, self._pinned = size, places, pinned
+        self._file = path.open("rb", buffering=0)
+
+    def batches(self, rows: Iterable[Rows]) -> Iterator[Tensor]:
+        """See `Source.batches`; threads read ahead."""
+        pending: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(_AHEAD, thread_name_prefix="pixels") as pool:
+            for wanted in rows:
+                pending.append(pool.submit(self.pictures, wanted))
+                if len(pending) > _AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
+    def pictures(self, rows: Rows) -> Tensor:
+        """See `Source.pictures`."""
+        shape = (len(rows), self._size, self._size, 3)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
+        stride = self._size * self._size * 3
+        for picture, place in zip(pixels.numpy(), self._places[rows].tolist(), strict=True):
+            if os.preadv(self._file.fileno(), [picture.data], place * stride) != stride:
+                raise OSError(f"{self._file.name} has become shorter")
+        return pixels
+
+
+class ImageLoader:
+    """Batches of an image folder (`cvdist.data.dataset.Loader`)."""
+
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        rows: dict[Split, np.ndarray],
+        info: DatasetInfo,
+        *,
+        device: torch.device,
+        augmentation: Augmentation | None,
+        channels_last: bool,
+    ) -> None:
+        """`rows`: of the store's table, for each split."""
+        self.info = info
+        self.quarantine: Sequence[BadPicture] = store.bad
+        self.device, self.augmentation = device, augmentation
+        self._store, self._source, self._rows = store, source, rows
+        self._labels = torch.from_numpy(np.array(store.table.column("label"), dtype=np.int64))
+        self._digest = ""
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        shape = (1, info.channels, 1, 1)
+        std = torch.tensor(info.std, device=device).view(shape)
+        # (pixel / 255 - mean) / std as one multiplication and one addition.
+        self._scale = 1 / (255 * std)
+        self._shift = -torch.tensor(info.mean, device=device).view(shape) / std
+
+    def train_batches(
+        self, order: EpochOrder, rank: int, world_size: int, position: int = 0
+    ) -> Iterator[Batch]:
+        """See `Loader.train_batches`."""
+        return self._batches("train", order.shares(rank, world_size, position), order.epoch)
+
+    def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
+        """See `Loader.valid_batches`."""
+        mine = deal(self.info.valid_size, rank, world_size)
+        starts = range(mine.start, mine.stop, batch_size)
+        indices = (torch.arange(start, min(start + batch_size, mine.stop)) for start in starts)
+        return self._batches("valid", (Share(part, int(part[0]), 0, len(part)) for part in indices), epoch=None)
+
+    def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
+        """See `Loader.pictures`."""
+        rows = self._rows[split][np.asarray(indices, dtype=np.int64)]
+        names = [self.info.classes[label] for label in self._labels[rows].tolist()]
+        return self._source.pictures(rows).permute(0, 3, 1, 2).contiguous(), names
+
+    def digest(self) -> str:
+        """See `Loader.digest`: of the files' digests and labels, split by split."""
+        if not self._digest:
+            sha = hashlib.sha256()
+            for rows in self._rows.values():
+                for column in ("digest", "label"):
+                    values = self._store.table.column(column).take(pa.array(rows))
+                    for chunk in values.chunks:
+                        sha.update(chunk.buffers()[1])
+            self._digest = sha.hexdigest()
+        return self._digest
+
+    def _batches(self, split: Split, shares: Iterator[Share], epoch: int | None) -> Iterator[Batch]:
+        """`epoch`: augments, if given."""
+        rows, ahead = self._rows[split], deque[Share]()
+
+        def wanted() -> Iterator[np.ndarray]:
+            for share in shares:
+                ahead.append(share)
+                yield rows[share.indices.numpy()]
+
+        for pixels in self._source.batches(wanted()):
+            share = ahead.popleft()
+            labels = self._labels[rows[share.indices.numpy()]]
+            yield Batch(
+                self._prepare(pixels, share, epoch),
+                labels.to(self.device, non_blocking=True),
+                share.indices,
+                share.global_size,
+            )
+
+    def _prepare(self, pixels: Tensor, share: Share, epoch: int | None) -> Tensor:
+        """uint8 (n, H, W, C) on the CPU to normalised float32 (n, C, H, W) on the device, which does it."""
+        # Seen as (n, C, H, W), these pixels lie in memory as channels_last wants them.
+        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        if self.augmentation is not None and epoch is not None:
+            draws = self.augmentation.draw(share, epoch)
+            images = self.augmentation.apply(images, draws.to(self.device, non_blocking=True))
+        return images.mul_(self._scale).add_(self._shift).contiguous(memory_format=self._layout)

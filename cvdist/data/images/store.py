@@ -1,0 +1,272 @@
+"""A node's decoded copy of an image folder: every picture is opened once, at the start.
+
+`prepare` decodes all pictures in worker processes. It learns which of them can't be decoded, and the others'
+digests and mean colours; the pixels go into one file, if the disk has room, from which each epoch reads them
+back. In the cache folder, `KEY/` holds
+
+    index.arrow     the good pictures: path, label, part, row in the pixel file, digest, channel means
+    quarantine.csv  the bad ones, with reasons
+    pixels.u8       uint8 (rows, size, size, 3), absent where the disk has no room for it
+    meta.json       written last
+
+where KEY is a hash of the listing (paths, sizes, times) and of the settings that the pixels depend on.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from torch.utils.data import DataLoader
+
+from cvdist import log, storage
+from cvdist.config import DataConfig
+from cvdist.data.dataset import BadPicture
+from cvdist.data.images.decode import settings
+from cvdist.data.images.decoders import Check, Checked, timely, worker_options
+from cvdist.data.images.listing import Listing, list_pictures
+from cvdist.errors import UserError
+from cvdist.hardware import usable_cores
+from cvdist.lock import locked
+from cvdist.log import redact
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_CHUNK = 32  # pictures that a process decodes at a time
+_INDEX, _QUARANTINE, _PIXELS, _META = "index.arrow", "quarantine.csv", "pixels.u8", "meta.json"
+
+
+@dataclass(frozen=True)
+class Store:
+    """What `prepare` has left on this node.
+
+    table: the good pictures, memory-mapped; columns path (string), label (int32), part (int8, see
+    `cvdist.data.images.listing`), row (int64, in the pixel file), digest (16 bytes of SHA-256), moments (6
+    float32: means of the three channels in [0, 1], means of their squares). index: that table's file; pixels:
+    the pixel file, or None.
+    """
+
+    classes: tuple[str, ...]
+    table: pa.Table
+    bad: list[BadPicture]
+    index: Path
+    pixels: Path | None
+
+
+def prepare(config: DataConfig, cache: Path, *, timeout: float, data_timeout: float) -> None:
+    """Make sure that this node has what `open_store` reads.
+
+    timeout: seconds that another process may take to do the same; data_timeout: for a chunk of pictures.
+
+    Raises:
+        UserError: if the pictures can't be read or listed, or too many are bad.
+    """
+    listing = list_pictures(config)
+    identity = {"format": _FORMAT, "listing": listing.digest(), **settings(config)}
+    folder = cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_suffix(".lock"), f"decode {redact(config.data)}", timeout):
+            if _outdated(folder, config, len(listing.table)):
+                _build(folder, listing, config, data_timeout)
+            _write_whole(_pointer(config, cache), folder.name)
+    except (OSError, TimeoutError) as error:
+        raise UserError(
+            f"--cache {cache} can't be used ({storage.reason(error)}): name another folder with --cache or "
+            "CVDIST_CACHE"
+        ) from error
+    _require_few_bad(folder, config)
+
+
+def open_store(config: DataConfig, cache: Path) -> Store:
+    """What `prepare` has left.
+
+    Raises:
+        UserError: if it did not run on this node, or its files are gone.
+    """
+    try:
+        folder = cache / _pointer(config, cache).read_text()
+        meta = json.loads((folder / _META).read_text())
+        with pa.memory_map(str(folder / _INDEX)) as source:
+            table = pa.ipc.open_file(source).read_all()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"--cache {cache} has lost its copy of {redact(config.data)}: start again") from error
+    pixels = folder / _PIXELS
+    bad = list(_read_bad(folder))
+    return Store(tuple(meta["classes"]), table, bad, folder / _INDEX, pixels if meta["pixels"] else None)
+
+
+def _pointer(config: DataConfig, cache: Path) -> Path:
+    """The file that names the folder of the newest copy of `--data`: workers need not list it again."""
+    identity = json.dumps({"data": config.data, **settings(config)})
+    return cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.current"
+
+
+def _outdated(folder: Path, config: DataConfig, pictures: int) -> bool:
+    try:
+        meta = json.loads((folder / _META).read_text())
+    except (OSError, ValueError):
+        return True
+    # Without pixels because the disk was full, and now it is not.
+    return not meta["pixels"] and _room_for(pictures, config, folder.parent)
+
+
+def _room_for(pictures: int, config: DataConfig, cache: Path) -> bool:
+    return _bytes(pictures, config) <= config.cache_share * shutil.disk_usage(cache).free
+
+
+def _bytes(pictures: int, config: DataConfig) -> int:
+    return pictures * config.image_size**2 * 3
+
+
+def _build(folder: Path, listing: Listing, config: DataConfig, data_timeout: float) -> None:
+    """Decode everything into a folder of another name, and rename it."""
+    building = folder.with_name(f".{folder.name}.building")
+    for old in (building, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    building.mkdir()
+    count = len(listing.table)
+    _write_table(building / "listing.arrow", listing.table)
+    pixels = _reserve(building / _PIXELS, count, config)
+    rows, bad, columns = [], [], []
+    for first, checked in _check_all(building / "listing.arrow", count, config, pixels, data_timeout):
+        if checked.unreadable:
+            raise UserError(f"--data {redact(config.data)}: {checked.unreadable}")
+        bad += [(first + i, why) for i, why in checked.bad]
+        excluded = {i for i, _ in checked.bad}
+        good = [i for i in range(len(checked.digests)) if i not in excluded]
+        rows.append(np.array(good, dtype=np.int64) + first)
+        columns.append((checked.digests[good], checked.moments[good]))
+    kept = np.concatenate(rows)
+    digests, moments = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    table = listing.table.select(["path", "label", "part"]).take(pa.array(kept))
+    table = table.append_column("row", pa.array(kept))
+    table = table.append_column("digest", _fixed(digests.view(np.uint8).reshape(len(kept), 16)))
+    table = table.append_column("moments", pa.FixedSizeListArray.from_arrays(pa.array(moments.ravel()), 6))
+    _write_table(building / _INDEX, table)
+    paths = listing.table.column("path")
+    _write_bad(building, [BadPicture(paths[row].as_py(), why) for row, why in bad])
+    (building / "listing.arrow").unlink()
+    meta = {"classes": listing.classes, "pictures": count, "bad": len(bad), "pixels": pixels is not None}
+    _write_whole(building / _META, json.dumps(meta, indent=1))
+    building.rename(folder)
+
+
+def _reserve(path: Path, pictures: int, config: DataConfig) -> Path | None:
+    """The pixel file at its full size, or None if there is no room for it."""
+    size = _bytes(pictures, config)
+    if _room_for(pictures, config, path.parent):
+        try:
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+            return path
+        except OSError:  # another process was faster
+            path.unlink(missing_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    logger.warning(
+        "data       decoded pictures would take %.1f GB, %s has %.1f GB free (--cache-share %g): they are "
+        "decoded anew in each epoch",
+        size / 1e9,
+        path.parent.parent,
+        free / 1e9,
+        config.cache_share,
+    )
+    return None
+
+
+def _check_all(
+    listing: Path, count: int, config: DataConfig, pixels: Path | None, data_timeout: float
+) -> Iterator[tuple[int, Checked]]:
+    """Each chunk's first row and result, in order, with progress in the log."""
+    processes = config.decode_workers or usable_cores()
+    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    task = Check(config.data, listing, config.image_size, config.resize, pixels)
+    if len(chunks) < 2:
+        processes = 0  # they would take longer to start
+    loader = DataLoader(task, sampler=chunks, **worker_options(min(processes, len(chunks)), data_timeout))
+    line = log.ProgressLine(logger, enabled=True)
+    into = f" into {listing.parent.parent}" if pixels else ""
+    logger.info("data       decoding %s pictures once%s, %d processes", f"{count:,}", into, max(processes, 1))
+    began = first = time.monotonic()
+    done = 0
+    results = iter(loader)
+    for chunk in chunks:
+        with timely(data_timeout):
+            checked = next(results)
+        yield chunk.start, checked
+        if not done:
+            first = time.monotonic()  # the processes have started
+        done = chunk.stop
+        if line.due() and done > _CHUNK:
+            rate = (done - _CHUNK) / (time.monotonic() - first)
+            line.show(
+                f"decoding {done:,}/{count:,} pictures, {rate:,.0f} a second, about "
+                f"{log.duration((count - done) / rate)} left"
+            )
+    line.clear()
+    logger.info("data       decoded %s pictures in %s", f"{done:,}", log.duration(time.monotonic() - began))
+
+
+def _require_few_bad(folder: Path, config: DataConfig) -> None:
+    """Refuse a data set with too many bad pictures; name what is left out.
+
+    Raises:
+        UserError: above `--max-bad-images`.
+    """
+    meta = json.loads((folder / _META).read_text())
+    if not meta["bad"]:
+        return
+    first = next(_read_bad(folder))
+    example = f"{first.path} ({first.reason})"
+    share = f"{meta['bad']} of {meta['pictures']} pictures ({100 * meta['bad'] / meta['pictures']:.2f}%)"
+    if meta["bad"] > config.max_bad_images * meta["pictures"]:
+        raise UserError(
+            f"--data {redact(config.data)}: {share} can't be decoded, more than --max-bad-images "
+            f"{config.max_bad_images:g} allows, e.g. {example}. All are listed in {folder / _QUARANTINE}: "
+            "mend or remove them, or raise the limit"
+        )
+    logger.warning("data       left out: %s, which can't be decoded, e.g. %s", share, example)
+
+
+# ------------------------------------------------------------------------------------------------------- files
+
+
+def _fixed(values: np.ndarray) -> pa.Array:
+    """uint8 (n, k) as n binary values of k bytes."""
+    kind = pa.binary(values.shape[1])
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+def _write_whole(path: Path, text: str) -> None:
+    arriving = path.with_name(f".{path.name}.{os.getpid()}")
+    arriving.write_text(text)
+    arriving.replace(path)
+
+
+def _write_bad(folder: Path, bad: list[BadPicture]) -> None:
+    with (folder / _QUARANTINE).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "reason"])
+        writer.writerows((picture.path, picture.reason) for picture in bad)
+
+
+def _read_bad(folder: Path) -> Iterator[BadPicture]:
+    with (folder / _QUARANTINE).open(newline="") as file:
+        for row in csv.DictReader(file):
+            yield BadPicture(row["path"], row["reason"])
