@@ -18,46 +18,45 @@ from benchmarks.photographs import write_folder
 
 SMALL, LARGE, SIZE = 2_000, 8_000, 64
 
-_WORKER = """
-import gc, sys, psutil, torch
+_COMMON = """
+import sys, psutil, torch
 from cvdist import config as configs, data
 from cvdist.config import TrainConfig
 from cvdist.data.sampler import EpochOrder
-folder, cache, share = sys.argv[1:]
-config = configs.replace(TrainConfig(), dataset="images", data=folder, cache=cache, cache_share=float(share),
-                         image_size=%d)
+folder, cache, share, size = sys.argv[1:]
+settings = {"data": folder, "cache": cache, "cache_share": float(share), "image_size": int(size)}
+config = configs.replace(TrainConfig(), dataset="images", **settings)
+"""
+_PREPARE = _COMMON + "data.prepare(config)"
+_WORKER = (
+    _COMMON
+    + """
 loader = data.open_loader(config, torch.device("cpu"))
 process, highest = psutil.Process(), 0
 for epoch in (1, 2):
     order = EpochOrder(loader.info.train_size, 64, seed=0, epoch=epoch)
     for number, batch in enumerate(loader.train_batches(order, 0, 1)):
-        if number %% 10 == 0:
+        if number % 10 == 0:
             everyone = [process, *process.children(recursive=True)]
             highest = max(highest, sum(p.memory_full_info().uss for p in everyone))
 print(highest / 2**20)
 """
-_PREPARE = """
-import sys
-from cvdist import config as configs, data
-from cvdist.config import TrainConfig
-folder, cache, share = sys.argv[1:]
-data.prepare(configs.replace(TrainConfig(), dataset="images", data=folder, cache=cache,
-cache_share=float(share),
-                             image_size=%d))
-"""
+)
 
 
 def measure() -> Iterator[Comparison]:
     """MiB with four times the pictures, against MiB with one time."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        folders = {count: write_folder(root / str(count), count, width=80, height=60) for count in (SMALL,
-        LARGE)} for share, name in (("0.8", "kept on the disk"), ("0", "decoded anew")):
+        folders = {
+            count: write_folder(root / f"{count}", count, width=80, height=60) for count in (SMALL, LARGE)
+        }
+        for share, name in (("0.8", "kept on the disk"), ("0", "decoded anew")):
             used: dict[int, list[float]] = {SMALL: [], LARGE: []}
             for count, folder in folders.items():
-                arguments = [str(folder), str(root / f"cache-{share}"), share]
-                _python(_PREPARE % SIZE, arguments)
-                used[count] = [float(json.loads(_python(_WORKER % SIZE, arguments))) for _ in range(3)]
+                arguments = [str(folder), str(root / f"cache-{share}"), share, str(SIZE)]
+                _python(_PREPARE, arguments)
+                used[count] = [float(json.loads(_python(_WORKER, arguments))) for _ in range(3)]
             pairs = list(zip(used[LARGE], used[SMALL], strict=True))
             yield summarise(
                 f"memory, {name}: {LARGE:,} / {SMALL:,} pictures", pairs, unit="MiB", target=1.05, at_most=True

@@ -1,4 +1,4 @@
-"""VGG16 with frozen convolutions: through the loop, the bare arithmetic on tensors in memory, and the book's code.
+"""VGG16 with frozen convolutions: through the loop, the bare arithmetic, and the book's code.
 
 The limit is what the processor can do: forward through the convolutions, forward, backward and update of the
 classifier, on one batch that lies ready, in the loop's precision and layout. The book's code is float32 in

@@ -92,16 +92,20 @@ def dogs_cats_cnn() -> TrainConfig:
 def dogs_cats_vgg16() -> TrainConfig:
     """The book's transfer learning: VGG16's pretrained convolutions, frozen, and its classifier trained anew.
 
-    Name the pictures with `--data`. SGD with learning rate 0.001 and momentum 0.9, batches of 64, dropout 0.5.
+    Name the pictures with `--data`. SGD with momentum 0.9, a learning rate of 0.0002 that warms up and decays
+    by a cosine, batches of 64, dropout 0.5, 3 epochs. Large, because the classifier is: each step reads and
+    writes its 119 million weights, whatever the batch.
     """
     return replace(
         TrainConfig(),
         dataset="images",
         model="vgg16",
         weights="IMAGENET1K_V1",
-        lr=0.001,
+        lr=0.0002,
         momentum=0.9,
-        epochs=2,
+        lr_scheduler="cosine",
+        lr_warmup_epochs=0.3,
+        epochs=3,
         batch_size=64,
         log_every_steps=10,
         valid_batch_size=100,
@@ -111,11 +115,18 @@ def dogs_cats_vgg16() -> TrainConfig:
 
 @recipe
 def dogs_cats_vgg16_dropout() -> TrainConfig:
-    """The same with dropout 0.2, as the classifier has more to learn than to forget."""
+    """`dogs-cats-vgg16` with dropout 0.2.
+
+    The book reports 98.45% on 2,000 photographs.
+    """
     return replace(dogs_cats_vgg16(), dropout=0.2)
 
 
 @recipe
 def dogs_cats_vgg16_augmented() -> TrainConfig:
-    """The same with dropout 0.2, pictures mirrored at random and turned by up to 10 degrees, 4 epochs."""
+    """`dogs-cats-vgg16` with dropout 0.2, and pictures mirrored and turned at random; 4 epochs.
+
+    By up to 10 degrees. The book turns them by up to 0.2 degrees, see `docs/book.md`, and reports 98.5% on
+    2,000 photographs.
+    """
     return replace(dogs_cats_vgg16_dropout(), horizontal_flip=0.5, rotation=10.0, epochs=4)

@@ -115,3 +115,22 @@ def test_a_job_that_may_not_read_its_data_says_so_in_one_line(s3, tmp_path):
     )
     text = the_error(done)
     assert text.startswith("--data s3://bucket/pictures can't be read (") and "AWS_SECRET_ACCESS_KEY" in text
+
+
+def test_checkpoints_in_a_bucket(s3, tmp_path):
+    """A run under Ray, and then the same run continued from what lies in the bucket."""
+    arguments = (
+        "digits-cnn",
+        "--name",
+        "in-bucket",
+        "--tracking",
+        "none",
+        "--workers",
+        "1",
+        "--batch-size",
+        "200",
+    )
+    for epochs in ("1", "2"):
+        done = train(*arguments, "--epochs", epochs, "--storage", "s3://bucket/runs", storage=tmp_path, **s3)
+        assert done.returncode == 0, done.stderr
+    assert "1 epochs done" in done.stderr and "epoch 2/2" in done.stderr

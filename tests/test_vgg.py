@@ -423,7 +423,7 @@ def test_each_set_of_weights_brings_its_normalisation():
         assert (of_all.mean, of_all.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert needs("vgg16", weights="file.pth", weights_preprocessing="imagenet") == of_all
     assert needs("vgg16", weights="s3://bucket/file.pth", weights_preprocessing="vgg-features") == of_features
-    assert needs("vgg16") is None and needs() is None
+    assert needs("vgg16", trainable_blocks=5) is None and needs() is None
     assert needs("vgg16", weights="IMAGENET1K_V1", weights_preprocessing="imagenet") == of_all
 
 
@@ -442,7 +442,7 @@ def test_each_set_of_weights_brings_its_normalisation():
             "--weights-preprocessing imagenet",
         ),
         (
-            {"weights_preprocessing": "imagenet"},
+            {"weights_preprocessing": "imagenet", "trainable_blocks": 5},
             "--weights-preprocessing is for the file that --weights names: name one",
         ),
         # torchvision has these for vgg16 only.

@@ -11,6 +11,8 @@ from torch import nn
 from cvdist.config import ModelConfig
 from cvdist.errors import UserError
 
+BLOCKS = 5  # of convolutions in a model that goes on from pretrained weights: all of VGG's sizes have five
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -71,6 +73,11 @@ class ModelSpec:
             UserError: one line that names the flag.
         """
         if self.pretrained:
+            if not settings.has_weights and settings.trainable_blocks < BLOCKS:
+                raise UserError(
+                    f"--model {self.name} without --weights would freeze convolutions that are random: name "
+                    f"--weights, or train all of them with --trainable-blocks {BLOCKS}"
+                )
             return
         pretraining = {"weights": settings.has_weights, "trainable-blocks": settings.trainable_blocks > 0}
         for flag, given in pretraining.items():

@@ -12,12 +12,11 @@ import torchvision
 from torch import nn
 
 from cvdist.config import ModelConfig
-from cvdist.errors import UserError
 from cvdist.models import weights
 from cvdist.models.parts import Frozen, Parts
-from cvdist.models.registry import InputSpec, ModelSpec, register
+from cvdist.models.registry import BLOCKS, InputSpec, ModelSpec, register
 
-BLOCKS = 5  # of convolutions, each ended by a max pooling that halves height and width
+# Each block of convolutions ends with a max pooling that halves height and width.
 SMALLEST_SIDE = 2**BLOCKS
 
 
@@ -74,11 +73,6 @@ def _build(name: str, input: InputSpec, num_classes: int, settings: ModelConfig)
     latter begins with a loss of several units, and still has three times the validation loss after an epoch
     (`docs/results.md`).
     """
-    if not settings.has_weights and settings.trainable_blocks < BLOCKS:
-        raise UserError(
-            f"--model {name} without --weights would freeze convolutions that are random: name --weights, or "
-            f"train all of them with --trainable-blocks {BLOCKS}"
-        )
     vgg = torchvision.models.get_model(name, weights=None, num_classes=num_classes, dropout=settings.dropout)
     for layer in vgg.classifier:
         if isinstance(layer, nn.Linear):

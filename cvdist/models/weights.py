@@ -117,8 +117,7 @@ def prepare(settings: ModelConfig) -> None:
     Raises:
         UserError: as `load`.
     """
-    spec = find(settings.model)
-    spec.check_settings(settings)
+    preprocessing(settings)
     if settings.has_weights:
         with torch.device("meta"):  # shapes without values
             skeleton = torchvision.models.get_model(settings.model)

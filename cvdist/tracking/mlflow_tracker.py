@@ -221,7 +221,7 @@ def _log_dataset(client: MlflowClient, run_id: str, info: DatasetInfo, digest: s
     dataset = Dataset(
         name=info.name,
         digest=digest[:36],  # as much as MLflow's column takes
-        source_type="local",
+        source_type=info.source.partition("://")[0] if "://" in info.source else "local",
         source=json.dumps({"uri": info.source}),
         schema=json.dumps(schema),
         profile=json.dumps(profile),

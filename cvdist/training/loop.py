@@ -359,7 +359,8 @@ class TrainingLoop:
                 origin.digest[:16],
             )
         logger.info("workers    %d on %s", worker.world_size, hardware)
-        logger.info("arithmetic %s (%s)", self.arithmetic.name, self.arithmetic.reason)
+        layout = "channels_last" if config.loop.channels_last else "contiguous"
+        logger.info("arithmetic %s, %s (%s)", self.arithmetic.name, layout, self.arithmetic.reason)
         logger.info(
             "batch      %d = %s on each of %d worker%s; %d steps an epoch, %d epochs",
             config.loop.batch_size,
@@ -378,6 +379,8 @@ class TrainingLoop:
                 "run.precision": self.arithmetic.name,
                 "run.parameters": trained,
                 "run.frozen_parameters": frozen,
+                "weights.sha256": origin.digest if origin else "",
+                "weights.normalisation": origin.preprocessing.name if origin else "",
                 "data.classes": len(self.info.classes),
                 "data.mean": self.info.mean,
                 "data.std": self.info.std,

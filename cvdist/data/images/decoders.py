@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -169,10 +170,16 @@ class DecodingSource:
 
 @contextmanager
 def timely(timeout: float) -> Iterator[None]:
-    """Words for the timeout of a DataLoader."""
+    """Words for what a DataLoader raises: that it waited too long, or that /dev/shm is full."""
     try:
         yield
     except RuntimeError as error:
+        if "Bus error" in str(error) or "shared memory" in str(error):
+            free = shutil.disk_usage("/dev/shm").total / 2**20
+            raise UserError(
+                f"/dev/shm, of {free:,.0f} MiB, is too small for what the decoding processes hand over: enlarge it, "
+                "lower --decode-workers, or give --cache the room to keep decoded pictures"
+            ) from error
         if "timed out" not in str(error):
             raise
         raise UserError(

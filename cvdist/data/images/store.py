@@ -208,7 +208,7 @@ def _check_all(
         if not done:
             first = time.monotonic()  # the processes have started
         done = chunk.stop
-        if line.due() and done > _CHUNK:
+        if line.due() and time.monotonic() > first + 1:
             rate = (done - _CHUNK) / (time.monotonic() - first)
             line.show(
                 f"decoding {done:,}/{count:,} pictures, {rate:,.0f} a second, about "
