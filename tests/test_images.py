@@ -22,6 +22,7 @@ from cvdist.data.images import decode, store
 from cvdist.data.images.loader import PixelFile
 from cvdist.data.sampler import EpochOrder
 from cvdist.errors import UserError
+from cvdist.tracking import run_page
 from tests import pictures
 from tests.jobs import the_error, train
 
@@ -401,11 +402,11 @@ def test_crops_show_a_part_of_the_asked_size():
     images = torch.stack([columns, rows, columns]).repeat(500, 1, 1, 1)
     augmentation = Augmentation(0, 0, 0, seed=0, smallest_crop=0.25)
     moved = augmentation.apply(images, draws_of(augmentation, 500))
-    width = (moved[:, 0, 50, -1] - moved[:, 0, 50, 0]) / (x[-1] - x[0])
-    height = (moved[:, 1, -1, 50] - moved[:, 1, 0, 50]) / (x[-1] - x[0])
+    width = (moved[:, 0, 50, 75] - moved[:, 0, 50, 25]) / (x[75] - x[25])
+    height = (moved[:, 1, 75, 50] - moved[:, 1, 25, 50]) / (x[75] - x[25])
     area = width * height
-    assert 0.23 < area.min() < 0.3 and 0.9 < area.max() <= 1.01
-    assert 0.74 < (width / height).min() < 0.8 and 1.25 < (width / height).max() < 1.35
+    assert 0.249 < area.min() < 0.3 and 0.9 < area.max() <= 1.01
+    assert 0.749 < (width / height).min() < 0.8 and 1.25 < (width / height).max() < 1.334
     inside = moved[:, :2].flatten(1)
     assert inside.min() >= -1 and inside.max() <= 1  # never beyond the border, so nothing is black
 
@@ -429,3 +430,12 @@ def test_colour_changes_by_up_to_the_factor():
     assert (
         Augmentation(0, 0, 0, 0, color_jitter=0.2).apply(photo()[:0], draws_of(augmentation)[:0]).shape[0] == 0
     )
+
+
+def test_the_figure_of_the_augmentation(folder, tmp_path):
+    loader = opened(folder, tmp_path, horizontal_flip=0.5, rotation=10.0)
+    figure = run_page.augmentation_figure(loader, loader.augmentation)()
+    shown = [image.get_array() for image in figure.axes[0].images]
+    assert len(shown) == 4 * 8  # eight pictures, and three epochs of each
+    assert any((shown[i] != shown[8 + i]).any() for i in range(8))
+    assert opened(folder, tmp_path).augmentation is None

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from cvdist.data.augment import Augmentation
 from cvdist.data.sampler import EpochOrder
 
 Split = Literal["train", "valid"]
@@ -64,10 +65,14 @@ class BadPicture:
 
 
 class Loader(Protocol):
-    """A data set that hands out batches on one device. quarantine: what was left out."""
+    """A data set that hands out batches on one device.
+
+    quarantine: what was left out; augmentation: what training pictures go through, or None.
+    """
 
     info: DatasetInfo
     quarantine: Sequence[BadPicture]
+    augmentation: Augmentation | None
 
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from cvdist import log
+from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import BadPicture, Loader
+from cvdist.data.sampler import Share
 from cvdist.seeding import generator
 from cvdist.tracking.tracker import Tracker
 from cvdist.training.evaluation import Evaluation
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 FIGURES = {
     "samples": "training pictures with their labels",
+    "augmentation": "what augmentation makes of them, if there is any",
     "loss": "loss of both phases by epoch",
     "accuracy": "accuracy of both phases by epoch",
     "confusion_matrix": "which class was taken for which, at the best epoch",
@@ -59,6 +62,27 @@ def samples_figure(loader: Loader) -> Callable[[], Figure]:
         rows = torch.randperm(loader.info.train_size, generator=generator("samples"))[:count].tolist()
         images, labels = loader.pictures("train", rows)
         return picture_grid(images, labels, title=f"{loader.info.name}: training pictures")
+
+    return draw
+
+
+def augmentation_figure(loader: Loader, augmentation: Augmentation) -> Callable[[], Figure]:
+    """Draws eight training pictures as they are, and below each what three epochs make of it."""
+
+    def draw() -> Figure:
+        from cvdist.figures.pictures import picture_grid
+
+        count, epochs = min(8, loader.info.train_size), 3
+        rows = torch.randperm(loader.info.train_size, generator=generator("samples"))[:count].tolist()
+        images, labels = loader.pictures("train", rows)
+        share = Share(torch.tensor(rows), start=0, offset=0, global_size=count)
+        shown, titles = [images], list(labels)
+        for epoch in range(1, epochs + 1):
+            changed = augmentation.apply(images.float(), augmentation.draw(share, epoch))
+            shown.append(changed.round().clamp(0, 255).to(torch.uint8))
+            titles += [f"epoch {epoch}"] * count
+        title = f"{loader.info.name}: as it is, and augmented"
+        return picture_grid(torch.cat(shown), titles, title=title, columns=count)
 
     return draw
 

@@ -120,6 +120,9 @@ class TrainingLoop:
         if self.loader.quarantine:
             self.tracker.text("quarantine.csv", run_page.quarantine_table(self.loader.quarantine))
         self.tracker.figure("samples", run_page.samples_figure(self.loader))
+        if self.loader.augmentation is not None:
+            figure = run_page.augmentation_figure(self.loader, self.loader.augmentation)
+            self.tracker.figure("augmentation", figure)
         for record in self.progress.history:
             # A killed attempt may not have delivered them; what is there already, the tracker leaves out.
             self.tracker.metrics(run_page.epoch_metrics(record), record.epoch)

@@ -177,8 +177,8 @@ def timely(timeout: float) -> Iterator[None]:
         if "Bus error" in str(error) or "shared memory" in str(error):
             free = shutil.disk_usage("/dev/shm").total / 2**20
             raise UserError(
-                f"/dev/shm, of {free:,.0f} MiB, is too small for what the decoding processes hand over: enlarge it, "
-                "lower --decode-workers, or give --cache the room to keep decoded pictures"
+                f"/dev/shm, of {free:,.0f} MiB, is too small for what decoding processes hand over: enlarge "
+                "it, lower --decode-workers, or give --cache the room to keep decoded pictures"
             ) from error
         if "timed out" not in str(error):
             raise
