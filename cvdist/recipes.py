@@ -124,9 +124,9 @@ def dogs_cats_vgg16_dropout() -> TrainConfig:
 
 @recipe
 def dogs_cats_vgg16_augmented() -> TrainConfig:
-    """`dogs-cats-vgg16` with dropout 0.2, and pictures mirrored and turned at random; 4 epochs.
+    """`dogs-cats-vgg16` with dropout 0.2, and pictures mirrored and turned at random.
 
     By up to 10 degrees. The book turns them by up to 0.2 degrees, see `docs/book.md`, and reports 98.5% on
     2,000 photographs.
     """
-    return replace(dogs_cats_vgg16_dropout(), horizontal_flip=0.5, rotation=10.0, epochs=4)
+    return replace(dogs_cats_vgg16_dropout(), horizontal_flip=0.5, rotation=10.0)

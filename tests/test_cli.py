@@ -36,7 +36,7 @@ def test_the_books_settings():
 @pytest.mark.parametrize("name", recipes.names())
 def test_recipes_are_valid_and_survive_json(name):
     config = recipes.find(name)
-    configs.check(config)
+    configs.check(configs.replace(config, data="somewhere"))
     assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
 
 
@@ -71,6 +71,11 @@ def test_mistakes_are_one_line(words, message):
         ("batch_size", -4, "--batch-size is -4"),
         ("dropout", 1.0, r"--dropout is 1.0: it takes a number in [0, 1)"),
         ("lr", float("nan"), "--lr is nan: it takes a finite number"),
+        ("random_resized_crop", 0.0, "--random-resized-crop is 0.0: it takes a number in (0, 1]"),
+        ("max_bad_images", 1.5, "--max-bad-images is 1.5: it takes a number in [0, 1]"),
+        ("image_size", 4, "--image-size is 4: it takes 8 or more"),
+        ("trainable_blocks", 6, "--trainable-blocks is 6: it takes a number in [0, 5]"),
+        ("dataset", "images", "--data is needed: the folder or URI of the pictures, with a folder for each"),
         ("valid_fraction", 1.0, "--valid-fraction is 1.0"),
         ("name", "../up", "--name '../up'"),
     ],

@@ -98,7 +98,8 @@ def test_digest_notices_a_changed_pixel_and_a_changed_label():
 
 def augment(images, draws, **settings):
     options = {"horizontal_flip": 0.0, "rotation": 0.0, "translation": 0.0, **settings}
-    return Augmentation(**options, seed=0).apply(images.clone(), torch.tensor([draws]))
+    # The others, of crops and colours, must not matter.
+    return Augmentation(**options, seed=0).apply(images.clone(), torch.tensor([[*draws, *torch.rand(7)]]))
 
 
 def test_flip_mirrors_exactly_with_and_without_resampling():

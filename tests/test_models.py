@@ -19,7 +19,10 @@ PHOTOS = InputSpec(channels=3, height=224, width=224)
 
 def build(name="scratch-cnn", shape=DIGITS, num_classes=10, dropout=0.5):
     torch.manual_seed(0)
-    return models.build_model(ModelConfig(model=name, dropout=dropout), shape, num_classes)
+    # Without pretrained weights a VGG is only built to be trained whole.
+    blocks = 5 if name.startswith("vgg") else 0
+    settings = ModelConfig(model=name, dropout=dropout, trainable_blocks=blocks)
+    return models.build_model(settings, shape, num_classes)
 
 
 def build_without_memory(*args, **kwargs):
@@ -50,6 +53,7 @@ def test_each_model_takes_the_input_that_it_names():
     assert {name: models.find(name).default_input for name in models.names()} == {
         "scratch-cnn": DIGITS,
         "scratch-cnn-photo": PHOTOS,
+        **{f"vgg{layers}{norms}": PHOTOS for layers in (11, 13, 16, 19) for norms in ("", "_bn")},
     }
     for name in models.names():
         shape = models.find(name).default_input
@@ -68,14 +72,17 @@ def test_unknown_name_suggests_the_nearest_and_lists_all():
         models.find("scrach-cnn")
     assert str(error.value) == (
         "unknown model 'scrach-cnn': did you mean scratch-cnn or scratch-cnn-photo? "
-        "--model takes: scratch-cnn, scratch-cnn-photo"
+        "--model takes: scratch-cnn, scratch-cnn-photo, vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, "
+        "vgg19, vgg19_bn"
     )
 
 
 def test_unknown_name_like_no_other_lists_all():
     with pytest.raises(UserError) as error:
         build("zzz")
-    assert str(error.value) == "unknown model 'zzz': --model takes: scratch-cnn, scratch-cnn-photo"
+    assert str(error.value).startswith(
+        "unknown model 'zzz': --model takes: scratch-cnn, scratch-cnn-photo, vgg11"
+    )
 
 
 def test_a_registered_model_is_built_with_what_was_asked_for(monkeypatch):

@@ -100,9 +100,10 @@ class Augmentation:
         """Width and height of each crop as shares of the picture's, and its middle, from -1 to 1."""
         area, proportions, x, y = crop.unbind(1)
         kept = self.smallest_crop + (1 - self.smallest_crop) * area
+        side = kept.sqrt()
         # Where the area leaves no room for the proportions drawn, the crop is as long as the picture.
-        stretch = torch.exp((2 * proportions - 1) * math.log(_PROPORTIONS) / 2)
-        width, height = (kept.sqrt() * stretch).clamp(max=1), (kept.sqrt() / stretch).clamp(max=1)
+        stretch = torch.exp((2 * proportions - 1) * math.log(_PROPORTIONS) / 2).clamp(side, 1 / side)
+        width, height = side * stretch, side / stretch
         return width, height, (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
 
     def _recolor(self, images: Tensor, color: Tensor) -> Tensor:
