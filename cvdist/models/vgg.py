@@ -70,13 +70,13 @@ def _build(name: str, input: InputSpec, num_classes: int, settings: ModelConfig)
     The last layer is always new, and with weights of the convolutions alone all linear layers are. Those begin
     as PyTorch's linear layers do, with a variance of 1 / (3 inputs), not as a new VGG of torchvision does, with
     0.01^2. On the convolutions of IMAGENET1K_FEATURES, whose activations have a root mean square of 12, the
-    latter begins with a loss of several units, and still has three times the validation loss after an epoch
-    (`docs/results.md`).
+    latter has nearly three times the training loss in its first epoch (`docs/results.md`).
     """
     vgg = torchvision.models.get_model(name, weights=None, num_classes=num_classes, dropout=settings.dropout)
-    for layer in vgg.classifier:
-        if isinstance(layer, nn.Linear):
-            layer.reset_parameters()
+    if settings.has_weights:
+        for layer in vgg.classifier:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
     model = TransferVGG(vgg, settings.trainable_blocks)
     if settings.has_weights:
         pretrained = weights.load(settings, model.state_dict())
