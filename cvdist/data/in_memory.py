@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Split
+from cvdist.data.normalise import Normaliser
 from cvdist.data.sampler import EpochOrder, Share, deal
 
 # Float pixels gathered at once: large enough to spread an operation's fixed cost over many small steps,
@@ -53,12 +54,7 @@ class InMemoryLoader:
             "train": Labelled(train.images.to(device), train.labels.to(device)),
             "valid": Labelled(valid.images.to(device), valid.labels.to(device)),
         }
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        shape = (1, info.channels, 1, 1)
-        std = torch.tensor(info.std, device=device).view(shape)
-        # (pixel / 255 - mean) / std as one multiplication and one addition.
-        self._scale = 1 / (255 * std)
-        self._shift = -torch.tensor(info.mean, device=device).view(shape) / std
+        self._normalise = Normaliser(info, device, channels_last=channels_last)
 
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
@@ -106,7 +102,7 @@ class InMemoryLoader:
         images = data.images.index_select(0, rows).float()
         if self.augmentation is not None and draws is not None:
             images = self.augmentation.apply(images, draws)
-        images = images.mul_(self._scale).add_(self._shift).contiguous(memory_format=self._layout)
+        images = self._normalise(images)
         labels = data.labels.index_select(0, rows)
         sizes = [len(share.indices) for share in chunk]
         parts = zip(images.split(sizes), labels.split(sizes), indices.split(sizes), chunk, strict=True)

@@ -19,6 +19,7 @@ from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Split
 from cvdist.data.images.decoders import Rows
 from cvdist.data.images.store import Store
+from cvdist.data.normalise import Normaliser
 from cvdist.data.sampler import EpochOrder, Share, deal
 
 _AHEAD = 2  # batches that are read while the device computes
@@ -87,12 +88,7 @@ class ImageLoader:
         self._store, self._source, self._rows = store, source, rows
         self._labels = torch.from_numpy(np.array(store.table.column("label"), dtype=np.int64))
         self._digest = ""
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        shape = (1, info.channels, 1, 1)
-        std = torch.tensor(info.std, device=device).view(shape)
-        # (pixel / 255 - mean) / std as one multiplication and one addition.
-        self._scale = 1 / (255 * std)
-        self._shift = -torch.tensor(info.mean, device=device).view(shape) / std
+        self._normalise = Normaliser(info, device, channels_last=channels_last)
 
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
@@ -151,4 +147,4 @@ class ImageLoader:
         if self.augmentation is not None and epoch is not None:
             draws = self.augmentation.draw(share, epoch)
             images = self.augmentation.apply(images, draws.to(self.device, non_blocking=True))
-        return images.mul_(self._scale).add_(self._shift).contiguous(memory_format=self._layout)
+        return self._normalise(images)
