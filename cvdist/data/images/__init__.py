@@ -71,13 +71,13 @@ def load(
 
 
 def _source(config: TrainConfig, pictures: store.Store, device: torch.device, workers_on_node: int) -> Source:
-    data = config.data
+    data, pinned = config.data, device.type == "cuda"
     if pictures.pixels is not None:
         places = np.array(pictures.table.column("row"))
-        return PixelFile(pictures.pixels, data.image_size, places, pinned=device.type == "cuda")
+        return PixelFile(pictures.pixels, data.image_size, places, pinned=pinned)
     processes = max(1, (data.decode_workers or usable_cores()) // workers_on_node)
     task = Decode(data.data, pictures.index, data.image_size, data.resize)
-    return DecodingSource(task, processes, config.runtime.data_timeout)
+    return DecodingSource(task, processes, config.runtime.data_timeout, pinned=pinned)
 
 
 def _statistics(pictures: store.Store, train: np.ndarray) -> Normalisation:

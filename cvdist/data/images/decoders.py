@@ -149,12 +149,16 @@ class _Queue:
 class DecodingSource:
     """Pictures that are decoded anew each time, by worker processes that work ahead."""
 
-    def __init__(self, task: Decode, processes: int, timeout: float) -> None:
-        """`timeout`: seconds that a batch may take."""
+    def __init__(self, task: Decode, processes: int, timeout: float, *, pinned: bool) -> None:
+        """`timeout`: seconds that a batch may take; `pinned`: into memory that GPUs copy from."""
         self._task, self._timeout = task, timeout
         self._queue = _Queue()
         self._loader = DataLoader(
-            task, sampler=self._queue, persistent_workers=True, **worker_options(processes, timeout)
+            task,
+            sampler=self._queue,
+            persistent_workers=True,
+            pin_memory=pinned,
+            **worker_options(processes, timeout),
         )
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[Tensor]:
