@@ -101,7 +101,7 @@ def test_the_page_begins_with_result_command_and_figures(submitted):
     assert re.match(r"### 9\d\.\d\d% \(\d+/1000\) at epoch \d", note)
     assert "jobs/train.py digits-cnn --epochs 4 --batch-size 64 --name submitted" in note
     figures = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "figures")}
-    names = {"samples", "loss", "accuracy", "confusion_matrix", "most_wrong"}
+    names = {"samples", "augmentation", "loss", "accuracy", "confusion_matrix", "most_wrong"}
     assert figures == {f"figures/{name}.png" for name in names}
     assert all(f"`figures/{name}.png`" in note for name in names)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,7 @@ def launch(config: TrainConfig) -> Finished | None:
     # Of the process: importing torch is a part of what its user waits for.
     started = psutil.Process().create_time()
     configs.check(config)
+    config = _absolute(config)
     runtime = config.runtime.runtime
     if runtime == "auto":
         # What torchrun, or anything else that starts workers, tells each of them.
@@ -122,6 +124,13 @@ def _named(config: TrainConfig) -> TrainConfig:
         return config
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return configs.replace(config, name=f"{config.recipe or config.model.model}-{stamp}-{secrets.token_hex(2)}")
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """Workers may run in another folder than the one that relative paths were meant for."""
+    changes = {"data": config.data.data, "weights": config.model.weights}
+    paths = {name: Path(value).expanduser() for name, value in changes.items() if value and "://" not in value}
+    return configs.replace(config, **{n: str(path.absolute()) for n, path in paths.items() if path.exists()})
 
 
 def _open(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | None:
