@@ -96,7 +96,8 @@ def test_a_server_with_its_own_artifact_store(tmp_path):
         (run,) = client.search_runs([client.get_experiment_by_name("cvdist").experiment_id])
         assert run.info.status == "FINISHED"
         assert f"next: open {uri}/#/experiments/1/runs/{run.info.run_id}" in done.stdout
-        assert len(client.list_artifacts(run.info.run_id, "figures")) == 5
+        figures = {Path(file.path).stem for file in client.list_artifacts(run.info.run_id, "figures")}
+        assert {"accuracy", "loss", "confusion_matrix", "most_wrong", "samples"} <= figures
         assert len(list((tmp_path / "kept").rglob("*.pt2"))) == 1
         assert not (tmp_path / "runs" / "mlflow.db").exists()
     finally:

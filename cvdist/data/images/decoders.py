@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ class Files:
             try:
                 return storage.read(filesystem, f"{root}/{path}")
             except OSError as error:
-                raise UserError(f"{path} can't be read ({storage.reason(error)})") from error
+                raise UserError(
+                    f"--data {redact(self.uri)}: {path} can't be read ({storage.reason(error)})"
+                ) from error
 
         yield from map(one, rows) if pool is None else pool.map(one, rows)
 
@@ -205,9 +208,15 @@ def worker_options(processes: int, timeout: float) -> dict[str, Any]:
         "multiprocessing_context": context,
         "timeout": timeout,
         "prefetch_factor": 2,
+        "worker_init_fn": partial(_share_environment, dict(os.environ)),
         # Its own, or starting an epoch would draw from the stream that dropout is drawn from.
         "generator": torch.Generator(),
     }
+
+
+def _share_environment(environment: dict[str, str], worker: int) -> None:
+    """Credentials and endpoints as they are now: the server that is forked has those of when it was started."""
+    os.environ.update(environment)
 
 
 def _as_it_is(item: Any) -> Any:

@@ -142,7 +142,7 @@ def _build(folder: Path, listing: Listing, config: DataConfig, data_timeout: flo
     rows, bad, columns = [], [], []
     for first, checked in _check_all(building / "listing.arrow", count, config, pixels, data_timeout):
         if checked.unreadable:
-            raise UserError(f"--data {redact(config.data)}: {checked.unreadable}")
+            raise UserError(checked.unreadable)
         bad += [(first + i, why) for i, why in checked.bad]
         excluded = {i for i, _ in checked.bad}
         good = [i for i in range(len(checked.digests)) if i not in excluded]
