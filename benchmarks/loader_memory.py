@@ -1,7 +1,7 @@
 """Memory of a worker that reads an epoch of pictures: four times as many must not need more.
 
-Each size in a process of its own, from a copy on the disk and decoding anew. What counts is memory that no
-other process shares (USS), at its highest.
+Each size in a process of its own, from a copy on the disk and decoding anew. What counts is the memory of the
+process and its decoders, with what they share counted once (PSS), at its highest.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ for epoch in (1, 2):
     for number, batch in enumerate(loader.train_batches(order, 0, 1)):
         if number % 10 == 0:
             everyone = [process, *process.children(recursive=True)]
-            highest = max(highest, sum(p.memory_full_info().uss for p in everyone))
+            highest = max(highest, sum(p.memory_full_info().pss for p in everyone))
 print(highest / 2**20)
 """
 )

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol, runtime_checkable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+# Pictures that a CPU takes at a time through frozen layers: what lies between two layers then stays in its
+# caches for the most part, and 64 photographs need 50 MB for it instead of 400.
+_PORTION = 8
 
 
 class Frozen(nn.Sequential):
@@ -29,6 +34,14 @@ class Frozen(nn.Sequential):
         """Stay in evaluation mode: batch norms neither use nor gather the batch's statistics."""
         super().train(False)
         return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float (n, ...) to float (n, ...), in portions on a CPU."""
+        run = super().forward
+        if images.device.type != "cpu" or len(images) <= _PORTION or torch.compiler.is_compiling():
+            features: Tensor = run(images)
+            return features
+        return torch.cat([run(portion) for portion in images.split(_PORTION)])
 
 
 @dataclass(frozen=True)

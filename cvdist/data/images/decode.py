@@ -12,10 +12,10 @@ import warnings
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2.functional import resize as resize_pixels
 
 from cvdist.config import DataConfig
 
@@ -133,7 +133,7 @@ def _resize(pixels: Tensor, size: int, resize: str) -> Tensor:
         top, left = (height - side) // 2, (width - side) // 2
         pixels = pixels[:, top : top + side, left : left + side]
     if pixels.shape[1:] != (size, size):
-        pixels = F.interpolate(pixels[None], [size, size], mode="bilinear", antialias=True)[0]
+        pixels = resize_pixels(pixels, [size, size], antialias=True)
     return pixels.permute(1, 2, 0).contiguous()
 
 
