@@ -13,6 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cvdist import config as configs
@@ -27,23 +28,61 @@ _GENERAL = {
 }
 
 
+_LOOKS = {
+    "--check": "URI: read a whole cache and compare it with what was written",
+    "--describe": "URI: print what a cache holds",
+    "--prune": "URI: delete what a cache no longer refers to, when nothing is being computed there",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """A feature cache to be looked at. how: `check`, `describe` or `prune`."""
+
+    how: str
+    uri: str
+
+
 def parse_train(arguments: Sequence[str]) -> TrainConfig | None:
     """Configuration from `RECIPE [--field value ...]`; None if only help or the configuration was asked for.
 
     Raises:
         UserError: for an unknown recipe or flag (with the nearest names), or a value of the wrong type.
     """
+    return _parse("train.py", arguments, _overview("train.py", {}))
+
+
+def parse_preprocess(arguments: Sequence[str]) -> TrainConfig | Look | None:
+    """The same for `RECIPE --data PICTURES --features URI ...`, or `--check URI` and the like.
+
+    Raises:
+        UserError: as `parse_train`.
+    """
+    words = [word for word in arguments if word != "--debug"]
+    flag, _, value = words[0].partition("=") if words else ("", "", "")
+    if flag in _LOOKS:
+        rest = [value] if value else words[1:]
+        if len(rest) != 1 or rest[0].startswith("-"):
+            raise UserError(f"{flag} takes one folder or URI, and no other flags")
+        return Look(flag.removeprefix("--"), rest[0])
+    config = _parse("preprocess.py", arguments, _overview("preprocess.py", _LOOKS))
+    if config is not None and not config.features.features:
+        raise UserError("--features is needed: the folder or URI that the features are written to")
+    return config
+
+
+def _parse(program: str, arguments: Sequence[str], overview: str) -> TrainConfig | None:
     words = [word for word in arguments if word != "--debug"]
     show = "--show-config" in words
     words = [word for word in words if word != "--show-config"]
     if not words or words[0] in ("-h", "--help"):
-        print(_overview())
+        print(overview)
         return None
     if words[0].startswith("-"):
         raise UserError(f"the first argument is a recipe, not {words[0]}: one of {', '.join(recipes.names())}")
     config = recipes.find(words[0])
     _require_known(words[1:])
-    config = _override(config, words)
+    config = _override(program, config, words)
     if show:
         print(json.dumps(configs.to_dict(config), indent=2))
         return None
@@ -77,7 +116,7 @@ def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | 
         return 1
 
 
-def _override(config: TrainConfig, words: Sequence[str]) -> TrainConfig:
+def _override(program: str, config: TrainConfig, words: Sequence[str]) -> TrainConfig:
     import tyro
 
     # Without the field `recipe`, which the first argument has set.
@@ -88,7 +127,7 @@ def _override(config: TrainConfig, words: Sequence[str]) -> TrainConfig:
         with contextlib.redirect_stderr(output):
             chosen: Any = tyro.cli(
                 settings,
-                prog=f"train.py {words[0]}",
+                prog=f"{program} {words[0]}",
                 description=f"Recipe {words[0]}: {recipes.names()[words[0]]}",
                 args=list(words[1:]),
                 config=(tyro.conf.OmitArgPrefixes,),
@@ -125,15 +164,20 @@ def _one_line(box: str) -> str:
     return " ".join(text) or "the arguments could not be read: --help shows them"
 
 
-def _overview() -> str:
-    width = max(map(len, [*recipes.names(), *_GENERAL]))
-    lines = ["usage: python jobs/train.py RECIPE [--field value ...]", "", "recipes:"]
+def _overview(program: str, looks: dict[str, str]) -> str:
+    options = {**looks, **_GENERAL}
+    width = max(map(len, [*recipes.names(), *options]))
+    usage = f"python jobs/{program} RECIPE [--field value ...]"
+    lines = [f"usage: {usage}"]
+    lines += [f"       python jobs/{program} {flag} URI" for flag in looks]
+    lines += ["", "recipes:"]
     lines += [f"  {name:{width}}  {what}" for name, what in recipes.names().items()]
     lines += ["", "options:"]
-    lines += [f"  {flag:{width}}  {what}" for flag, what in _GENERAL.items()]
+    lines += [f"  {flag:{width}}  {what}" for flag, what in options.items()]
+    example = "--views 3 --features s3://bucket/features" if looks else "--lr 0.05 --workers 4 --name my-run"
     lines += [
         "",
-        "Every setting of a recipe is a flag: --epochs 3 --lr 0.05 --workers 4 --name my-run.",
-        "python jobs/train.py RECIPE --help lists them with their values.",
+        f"Every setting of a recipe is a flag: --batch-size 32 {example}.",
+        f"python jobs/{program} RECIPE --help lists them with their values.",
     ]
     return "\n".join(lines)

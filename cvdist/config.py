@@ -67,6 +67,35 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class FeaturesConfig:
+    """The feature cache: what the frozen layers make of the pictures, computed once and kept in storage."""
+
+    features: str = ""
+    """Folder or URI (s3://, gs://, file://) of the cache: `jobs/preprocess.py` makes it, `jobs/train.py` trains
+    from it. Empty: none."""
+    views: int = 0
+    """How many views of each training picture are stored: the first as it is, the others augmented; each epoch
+    draws one of them. 0: 4 with augmentation, else 1."""
+    features_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """What features are stored as."""
+    shard_size: int = 256
+    """Pictures a shard: the unit of work, of retry and of resume."""
+    extractors: int = 0
+    """Ray actors that compute features. 0: one for each GPU or, without GPUs, for each --cpus-per-worker cores."""
+    replace: bool = False
+    """Replace a cache that was made with other weights or settings."""
+    local_cache_gb: float = 0.0
+    """Gigabytes that a node's copy of the shards may take, in --cache. 0: --cache-share of that disk's free
+    space. Less than the whole cache: shards come and go, and are shuffled by window."""
+    shuffle_window: int = 16
+    """Shards that are shuffled together where the cache does not fit the node."""
+    fetch_threads: int = 8
+    """Shards that each worker fetches at a time."""
+    features_on_device: bool = True
+    """Keep the features in GPU memory where they take less than half of what is free there."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """What is trained."""
 
@@ -213,6 +242,7 @@ class TrainConfig:
 
     recipe: str = ""
     data: DataConfig = field(default_factory=DataConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -223,6 +253,7 @@ class TrainConfig:
 
 GROUPS: dict[str, type] = {
     "data": DataConfig,
+    "features": FeaturesConfig,
     "model": ModelConfig,
     "optimizer": OptimizerConfig,
     "loop": LoopConfig,
@@ -294,6 +325,12 @@ def check(config: TrainConfig) -> None:
         "rotation": 0,
         "image_size": 8,
         "decode_workers": 0,
+        "views": 0,
+        "shard_size": 1,
+        "extractors": 0,
+        "local_cache_gb": 0,
+        "shuffle_window": 1,
+        "fetch_threads": 1,
         "prepare_timeout": 1,
         "data_timeout": 1,
         "connect_timeout": 0.1,
@@ -333,10 +370,12 @@ def check(config: TrainConfig) -> None:
         raise UserError(
             f"--random-resized-crop is {config.data.random_resized_crop}: it takes a number in (0, 1]"
         )
-    if config.data.dataset == "images" and not config.data.data:
+    if config.data.dataset == "images" and not config.data.data and not config.features.features:
         raise UserError(
             "--data is needed: the folder or URI of the pictures, with a folder for each class in it"
         )
+    if config.features.features and config.data.dataset != "images":
+        raise UserError(f"--features is for folders of pictures, not for --dataset {config.data.dataset}")
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")
     if config.checkpoint.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.checkpoint.name):

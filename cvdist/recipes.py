@@ -130,3 +130,12 @@ def dogs_cats_vgg16_augmented() -> TrainConfig:
     2,000 photographs.
     """
     return replace(dogs_cats_vgg16_dropout(), horizontal_flip=0.5, rotation=10.0)
+
+
+@recipe
+def dogs_cats_vgg16_features() -> TrainConfig:
+    """`dogs-cats-vgg16-dropout` from a cache of features (`jobs/preprocess.py`), 5 epochs of seconds each.
+
+    Name the cache with `--features`. The result is a complete VGG16, which takes pictures.
+    """
+    return replace(dogs_cats_vgg16_dropout(), epochs=5)

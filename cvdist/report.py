@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cvdist import log
 
 if TYPE_CHECKING:
-    from cvdist.runtime.launch import Finished
+    from cvdist.runtime.launch import Finished, Preprocessed
 
 
 def table(finished: Finished) -> str:
@@ -33,8 +33,7 @@ def table(finished: Finished) -> str:
     ]
     if run is not None:
         rows.append(("MLflow", run.page if run.tracking_uri.startswith("http") else run.tracking_uri))
-    width = max(len(name) for name, _ in rows)
-    lines = ["", *(f"  {name:{width}}  {value}" for name, value in rows), ""]
+    lines = _aligned(rows)
     if run is None:
         lines.append("next: the same with MLflow, to see curves, mistakes and the model: --tracking required")
     elif run.tracking_uri.startswith("http"):
@@ -42,3 +41,31 @@ def table(finished: Finished) -> str:
     else:
         lines.append(f"next: make ui   then open http://localhost:5000/{run.page}")
     return "\n".join(lines)
+
+
+def features_table(done: Preprocessed) -> str:
+    """The same for an extraction."""
+    cache, built, config = done.built.manifest, done.built, done.config
+    uri = log.redact(config.features.features)
+    rate = f", {built.computed / built.seconds:,.1f} images/s" if built.computed else ""
+    good = cache.index.rows - len(cache.bad)
+    rows = [
+        ("features", uri),
+        ("pictures", f"{good:,} of {cache.index.rows:,}, {len(cache.bad)} can't be decoded"),
+        ("computed", f"{built.computed:,} pictures in {log.duration(built.seconds)}{rate}"),
+        ("stored", f"{cache.stored_bytes / 1e6:,.1f} MB in {len(cache.shards)} shards, "
+                   f"{cache.stored_bytes / 1e3 / max(good, 1):,.2f} kB a picture"),
+        ("time", f"{log.duration(done.seconds)} in all"),
+    ]  # fmt: skip
+    weights = f" --weights {config.model.weights}" if config.model.weights else ""
+    if config.model.weights_preprocessing:
+        weights += f" --weights-preprocessing {config.model.weights_preprocessing}"
+    recipe = config.recipe
+    lines = _aligned(rows)
+    lines.append(f"next: python jobs/train.py {recipe} --features {uri}{log.redact(weights)}")
+    return "\n".join(lines)
+
+
+def _aligned(rows: list[tuple[str, str]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return ["", *(f"  {name:{width}}  {value}" for name, value in rows), ""]

@@ -84,9 +84,130 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
     """
     if isinstance(filesystem, arrow.LocalFileSystem):
         return Path(path).read_bytes()
-    with filesystem.open_input_stream(path) as stream:
+    # Otherwise arrow would decompress what is named like a compressed file.
+    with filesystem.open_input_stream(path, compression=None) as stream:
         content: bytes = stream.read()
         return content
+
+
+def write(filesystem: arrow.FileSystem, path: str, content: bytes | memoryview) -> None:
+    """A file that is there whole or not at all; one that was there is replaced.
+
+    Raises:
+        OSError: as the operating system or pyarrow words it.
+    """
+    if not isinstance(filesystem, arrow.LocalFileSystem):
+        # An object appears when its upload is complete.
+        with filesystem.open_output_stream(path, compression=None) as stream:
+            stream.write(content)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    arriving = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with arriving.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # or a crash of the machine could leave the name without the content
+        arriving.replace(target)
+    finally:
+        arriving.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder or prefix whose files are named relative to it. Safe to use from several threads."""
+
+    uri: str
+    filesystem: arrow.FileSystem
+    root: str
+    flag: str
+
+    @classmethod
+    def open(cls, uri: str, flag: str) -> Folder:
+        """`flag`: the setting that `uri` came from, for messages.
+
+        Raises:
+            UserError: if the URI can't be understood.
+        """
+        filesystem, root = locate(uri, flag)
+        return cls(uri, filesystem, root, flag)
+
+    def read(self, name: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            UserError: if it is not there or can't be read.
+        """
+        try:
+            return read(self.filesystem, f"{self.root}/{name}")
+        except OSError as error:
+            raise _unreadable(f"{self.uri.rstrip('/')}/{name}", self.flag, error) from error
+
+    def find(self, name: str) -> bytes | None:
+        """A whole file, or None if there is none of this name.
+
+        Raises:
+            UserError: if it can't be read.
+        """
+        try:
+            return read(self.filesystem, f"{self.root}/{name}")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unreadable(f"{self.uri.rstrip('/')}/{name}", self.flag, error) from error
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, or None if there is none of this name.
+
+        Raises:
+            UserError: if that can't be found out.
+        """
+        try:
+            info = self.filesystem.get_file_info(f"{self.root}/{name}")
+        except OSError as error:
+            raise _unreadable(f"{self.uri.rstrip('/')}/{name}", self.flag, error) from error
+        return info.size if info.type == arrow.FileType.File else None
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        """A file, whole or not at all.
+
+        Raises:
+            UserError: if it can't be written.
+        """
+        try:
+            write(self.filesystem, f"{self.root}/{name}", content)
+        except OSError as error:
+            raise UserError(
+                f"{self.flag} {redact(self.uri)}: {name} can't be written ({reason(error)})"
+            ) from error
+
+    def delete(self, name: str) -> None:
+        """Delete a file.
+
+        Raises:
+            UserError: if that is not possible.
+        """
+        try:
+            self.filesystem.delete_file(f"{self.root}/{name}")
+        except OSError as error:
+            raise UserError(
+                f"{self.flag} {redact(self.uri)}: {name} can't be deleted ({reason(error)})"
+            ) from error
+
+    def sizes(self) -> dict[str, int]:
+        """Names and sizes in bytes of all files below; empty if the folder is not there.
+
+        Raises:
+            UserError: if it can't be listed.
+        """
+        selector = arrow.FileSelector(self.root, recursive=True, allow_not_found=True)
+        try:
+            found = self.filesystem.get_file_info(selector)
+        except OSError as error:
+            raise _unreadable(self.uri, self.flag, error) from error
+        prefix = len(self.root) + 1
+        return {info.path[prefix:]: info.size for info in found if info.type == arrow.FileType.File}
 
 
 def state_of(uri: str, flag: str) -> Entry:
@@ -130,13 +251,13 @@ def exists(uri: str) -> bool:
     return filesystem.get_file_info(path).type != arrow.FileType.NotFound
 
 
-def check_writable(uri: str) -> None:
-    """Make the folder, write a small file into it and delete it.
+def check_writable(uri: str, flag: str = "--storage") -> None:
+    """Make the folder, write a small file into it and delete it. `flag`: where `uri` came from.
 
     Raises:
         UserError: if that is not possible, with the reason.
     """
-    filesystem, path = locate(uri)
+    filesystem, path = locate(uri, flag)
     marker = f"{path}/.write-check-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         if isinstance(filesystem, arrow.LocalFileSystem):
@@ -145,9 +266,10 @@ def check_writable(uri: str) -> None:
             stream.write(b"may be deleted")
         filesystem.delete_file(marker)
     except OSError as error:
+        named = f"{flag} or CVDIST_STORAGE" if flag == "--storage" else flag
         raise UserError(
             f"the storage {redact(uri)} can't be written: {reason(error)}. Name another folder or URI with "
-            "--storage or CVDIST_STORAGE, or give this one the permission"
+            f"{named}, or give this one the permission"
         ) from error
 
 

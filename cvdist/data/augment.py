@@ -65,6 +65,10 @@ class Augmentation:
         ]
         return torch.cat(draws, dim=1)[share.offset : share.offset + len(share.indices)]
 
+    def draw_view(self, name: str, view: int) -> Tensor:
+        """The same for one picture's view, float32 (11,): by the picture's name alone, wherever it is listed."""
+        return torch.rand(_PLACE + _CROP + _COLOR, generator=generator("view", self.seed, name, view))
+
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         """Transform float pixels (n, C, H, W), 0 black to 255 white, by draws (n, 11) on the same device."""
         place, crop, color = draws.split([_PLACE, _CROP, _COLOR], dim=1)

@@ -54,7 +54,7 @@ class InMemoryLoader:
             "train": Labelled(train.images.to(device), train.labels.to(device)),
             "valid": Labelled(valid.images.to(device), valid.labels.to(device)),
         }
-        self._normalise = Normaliser(info, device, channels_last=channels_last)
+        self._normalise = Normaliser(info.mean, info.std, device, channels_last=channels_last)
 
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0

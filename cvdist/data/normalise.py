@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-
-from cvdist.data.dataset import DatasetInfo
 
 
 class Normaliser:
     """(pixel / 255 - mean) / std by channel, in the layout that the model is fastest with."""
 
-    def __init__(self, info: DatasetInfo, device: torch.device, *, channels_last: bool) -> None:
-        """Of pictures on `device`."""
-        shape = (1, info.channels, 1, 1)
-        std = torch.tensor(info.std, device=device).view(shape)
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], device: torch.device, *, channels_last: bool
+    ) -> None:
+        """Of pictures on `device`; mean and deviation by channel, for pixels in [0, 1]."""
+        shape = (1, len(mean), 1, 1)
+        deviation = torch.tensor(std, device=device).view(shape)
         # As one multiplication and one addition.
-        self._scale = 1 / (255 * std)
-        self._shift = -torch.tensor(info.mean, device=device).view(shape) / std
+        self._scale = 1 / (255 * deviation)
+        self._shift = -torch.tensor(mean, device=device).view(shape) / deviation
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -58,6 +58,20 @@ class Parts:
     backbone: nn.Module | None = None
 
 
+@dataclass(frozen=True)
+class FrozenPart:
+    """The frozen layers of a model by themselves. cut: the name of the last one; source: of their weights."""
+
+    module: Frozen
+    cut: str
+    source: str
+
+    def feature_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
+        """Shape of what they make of one picture."""
+        skeleton = copy.deepcopy(self.module).to("meta")
+        return tuple(skeleton(torch.zeros(1, channels, height, width, device="meta")).shape[1:])
+
+
 @runtime_checkable
 class Splittable(Protocol):
     """A model that knows which part of it is frozen."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from cvdist.config import ModelConfig
 from cvdist.errors import UserError
+from cvdist.models.parts import FrozenPart
 
 BLOCKS = 5  # of convolutions in a model that goes on from pretrained weights: all of VGG's sizes have five
 
@@ -38,6 +39,7 @@ class ModelSpec:
         is the probabilities; log-probabilities are such scores too.
     any_channels: whether it is built for as many channels as there are, rather than for those of default_input.
     pretrained: whether it goes on from pretrained weights (`--weights`, `--trainable-blocks`).
+    build_frozen: makes its frozen layers alone, with their weights; returns None where the settings freeze none.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ModelSpec:
     build: Callable[[InputSpec, int, ModelConfig], nn.Module]
     any_channels: bool = True
     pretrained: bool = False
+    build_frozen: Callable[[ModelConfig], FrozenPart | None] | None = None
 
     def check(self, input: InputSpec) -> None:
         """Refuse pictures that the model can't be built for.
@@ -129,3 +132,20 @@ def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn
     spec.check(input)
     spec.check_settings(settings)
     return spec.build(input, num_classes, settings)
+
+
+def build_frozen(settings: ModelConfig) -> FrozenPart:
+    """The frozen layers of the model that `settings` name, with their weights, on the CPU.
+
+    Raises:
+        UserError: if it has none, or its weights can't be used.
+    """
+    spec = find(settings.model)
+    spec.check_settings(settings)
+    part = spec.build_frozen(settings) if spec.build_frozen else None
+    if part is None:
+        raise UserError(
+            f"--model {settings.model} has no frozen layers with these settings, so no features to compute "
+            "once: choose a VGG with --weights, and --trainable-blocks below 5"
+        )
+    return part

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 import torchvision
 from torch import nn
 
 from cvdist.config import ModelConfig
 from cvdist.models import weights
-from cvdist.models.parts import Frozen, Parts
+from cvdist.models.parts import Frozen, FrozenPart, Parts
 from cvdist.models.registry import BLOCKS, InputSpec, ModelSpec, register
 
 # Each block of convolutions ends with a max pooling that halves height and width.
@@ -86,6 +87,25 @@ def _build(name: str, input: InputSpec, num_classes: int, settings: ModelConfig)
     return model
 
 
+def _build_frozen(name: str, settings: ModelConfig) -> FrozenPart | None:
+    """The frozen convolutions alone; the classifier, nine tenths of a VGG16, is not even made."""
+    if not settings.has_weights:
+        return None
+    with torch.device("meta"):  # shapes without values
+        model = TransferVGG(torchvision.models.get_model(name, weights=None), settings.trainable_blocks)
+    frozen = model.parts().frozen
+    if not isinstance(frozen, Frozen):
+        return None
+    pretrained = weights.load(settings, model.state_dict())
+    for key, tensor in frozen.state_dict().items():
+        # Files older than PyTorch 0.4.1 have no counters of batches, and nothing reads them.
+        value = pretrained.state.get(key, torch.zeros(tensor.shape, dtype=tensor.dtype))
+        frozen.load_state_dict({key: value}, strict=False, assign=True)
+    frozen.requires_grad_(False)
+    last = len(list(frozen.get_submodule("features").children())) - 1
+    return FrozenPart(frozen, f"features.{last}", pretrained.origin.source)
+
+
 def _spec(name: str, layers: int) -> ModelSpec:
     norms = " with batch norms" if name.endswith("_bn") else ""
     return ModelSpec(
@@ -96,6 +116,7 @@ def _spec(name: str, layers: int) -> ModelSpec:
         build=lambda input, num_classes, settings: _build(name, input, num_classes, settings),
         any_channels=False,
         pretrained=True,
+        build_frozen=lambda settings: _build_frozen(name, settings),
     )
 
 

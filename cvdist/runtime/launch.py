@@ -27,6 +27,7 @@ from cvdist.log import redact
 from cvdist.tracking import RunRef, environment, open_tracker
 
 if TYPE_CHECKING:
+    from cvdist.features.build import Built
     from cvdist.training.loop import Summary
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,15 @@ class Finished:
     seconds_to_first_step: float
 
 
+@dataclass(frozen=True)
+class Preprocessed:
+    """A finished extraction, and seconds from start to end."""
+
+    config: TrainConfig
+    built: Built
+    seconds: float
+
+
 def launch(config: TrainConfig) -> Finished | None:
     """Run a training job. Under torchrun, None on all workers but the first.
 
@@ -54,12 +64,12 @@ def launch(config: TrainConfig) -> Finished | None:
     # Of the process: importing torch is a part of what its user waits for.
     started = psutil.Process().create_time()
     configs.check(config)
-    config = _absolute(config)
+    config = absolute(config)
     runtime = config.runtime.runtime
     if runtime == "auto":
         # What torchrun, or anything else that starts workers, tells each of them.
         runtime = "torchrun" if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else "ray"
-    with _sigterm_raises():
+    with sigterm_raises():
         finished = _on_ray(config) if runtime == "ray" else _in_processes(config)
     if finished is None:
         return None
@@ -68,13 +78,37 @@ def launch(config: TrainConfig) -> Finished | None:
     return Finished(name, summary, run, storage_root(config), time.time() - started, first_step)
 
 
-def _on_ray(config: TrainConfig) -> tuple[str, Summary, RunRef | None]:
-    """This process is the driver: it owns the MLflow run, the workers fill it."""
+def preprocess(config: TrainConfig) -> Preprocessed:
+    """Run an extraction: make or update the cache at `--features`.
+
+    Raises:
+        UserError: for all that the user can mend, as early as it can be found.
+        SystemExit: on SIGTERM; what is finished is kept.
+    """
+    configs.check(config)
+    if not config.data.data:
+        raise UserError("--data is needed: the folder or URI of the pictures")
+    config = absolute(config)
+    _require_ray()
+    from cvdist.runtime import extraction
+
+    began = time.monotonic()
+    with sigterm_raises():
+        built = extraction.extract(config)
+    return Preprocessed(config, built, time.monotonic() - began)
+
+
+def _require_ray() -> None:
     if importlib.util.find_spec("ray") is None:
         raise UserError(
-            "Ray is not installed: start with torchrun --nproc-per-node N jobs/train.py ..., or use "
-            "--runtime inline"
+            "Ray is not installed: pip install 'ray[default,train,data]', or, to train without it, start with "
+            "torchrun --nproc-per-node N jobs/train.py ... or use --runtime inline"
         )
+
+
+def _on_ray(config: TrainConfig) -> tuple[str, Summary, RunRef | None]:
+    """This process is the driver: it owns the MLflow run, the workers fill it."""
+    _require_ray()
     from cvdist.runtime import ray_cluster
 
     config = _named(config)
@@ -126,11 +160,16 @@ def _named(config: TrainConfig) -> TrainConfig:
     return configs.replace(config, name=f"{config.recipe or config.model.model}-{stamp}-{secrets.token_hex(2)}")
 
 
-def _absolute(config: TrainConfig) -> TrainConfig:
+def absolute(config: TrainConfig) -> TrainConfig:
     """Workers may run in another folder than the one that relative paths were meant for."""
-    changes = {"data": config.data.data, "weights": config.model.weights}
+    changes = {
+        "data": config.data.data,
+        "weights": config.model.weights,
+        "features": config.features.features,
+    }
     paths = {name: Path(value).expanduser() for name, value in changes.items() if value and "://" not in value}
-    return configs.replace(config, **{n: str(path.absolute()) for n, path in paths.items() if path.exists()})
+    there = {name: path for name, path in paths.items() if path.exists() or name == "features"}
+    return configs.replace(config, **{name: str(path.absolute()) for name, path in there.items()})
 
 
 def _open(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | None:
@@ -164,7 +203,7 @@ def _describe(run: RunRef | None, summary: Summary) -> None:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """Kubernetes, `ray job stop` and torchrun stop a job by SIGTERM: let `finally` clauses run."""
 
     def leave(number: int, frame: FrameType | None) -> None:

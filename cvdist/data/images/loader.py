@@ -88,7 +88,7 @@ class ImageLoader:
         self._store, self._source, self._rows = store, source, rows
         self._labels = torch.from_numpy(np.array(store.table.column("label"), dtype=np.int64))
         self._digest = ""
-        self._normalise = Normaliser(info, device, channels_last=channels_last)
+        self._normalise = Normaliser(info.mean, info.std, device, channels_last=channels_last)
 
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0

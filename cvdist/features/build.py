@@ -1,0 +1,304 @@
+"""An extraction from its start to its manifest, whoever computes the shards."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+import numpy as np
+import pyarrow as pa
+
+from cvdist import log, models, storage
+from cvdist.config import TrainConfig
+from cvdist.data.dataset import BadPicture
+from cvdist.data.images.listing import Listing, list_pictures
+from cvdist.errors import UserError
+from cvdist.features import fingerprint as fingerprints
+from cvdist.features import index, manifest, plan, receipt
+from cvdist.features.fingerprint import Fingerprint
+from cvdist.features.manifest import IndexEntry, Manifest, ShardEntry
+from cvdist.features.plan import Changes, Slice
+from cvdist.features.receipt import Receipt
+from cvdist.log import redact
+from cvdist.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+QUARANTINE = "quarantine.csv"
+_READERS = 16  # receipts at a time
+
+Compute = Callable[[Sequence[Slice]], Iterator[Receipt]]
+"""Makes the shards of slices, in any order."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    known: index of the cache that is there, or an empty one; changes: from it to the listing; work: all slices,
+    of which `done` has those that an earlier attempt has finished.
+    """
+
+    fingerprint: Fingerprint
+    listing: Listing
+    before: Manifest | None
+    known: pa.Table
+    changes: Changes
+    work: list[Slice]
+    done: dict[str, Receipt]
+
+    @property
+    def left(self) -> list[Slice]:
+        """What has to be computed."""
+        return [work for work in self.work if work.key not in self.done]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What an extraction has done. computed: pictures; seconds: that it took to compute them."""
+
+    manifest: Manifest
+    computed: int
+    seconds: float
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """Look at the pictures and at what is at `--features`.
+
+    Raises:
+        UserError: if either can't be read or written, or there is a cache that was made otherwise.
+    """
+    folder = Folder.open(config.features.features, "--features")
+    storage.check_writable(folder.uri, "--features")
+    asked = fingerprints.of(config)
+    listing = list_pictures(config.data)
+    before = _existing(folder, asked, replace=config.features.replace)
+    if before is None:
+        known = index.SCHEMA.empty_table()
+        sizes: dict[str, int] = {}
+    else:
+        known = read_index(folder, before)
+        sizes = folder.sizes()
+    changes = plan.compare(listing.table, known, plan.digests_of(config.data.data))
+    if before is not None:
+        rows = [s.rows if sizes.get(s.object) == s.stored_bytes else 0 for s in before.shards]
+        changes = plan.without_sparse_shards(changes, known, rows)
+    new = np.sort(np.concatenate([changes.added, changes.changed]))
+    work = plan.slices(listing.table, new, asked, config.features.shard_size)
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda slice: receipt.find(folder, slice.key), work)
+        done = {slice.key: one for slice, one in zip(work, found, strict=True) if one is not None}
+    return Plan(asked, listing, before, known, changes, work, done)
+
+
+def build(config: TrainConfig, todo: Plan, compute: Compute) -> Built:
+    """Compute what is left, then write the manifest.
+
+    Raises:
+        UserError: for what `compute` raises, and if too many pictures are bad.
+    """
+    folder = Folder.open(config.features.features, "--features")
+    left, done = todo.left, dict(todo.done)
+    total = sum(len(slice.paths) for slice in todo.work)
+    _announce(todo, total)
+    finished = sum(one.pictures for one in done.values())
+    began, already = time.monotonic(), finished
+    line = log.ProgressLine(logger, enabled=True)
+    bad = sum(len(one.bad) for one in done.values())
+    pictures = len(todo.listing.table)
+    for one in compute(left) if left else ():
+        done[one.key] = one
+        finished += one.pictures
+        bad += len(one.bad)
+        _require_few_bad(bad, pictures, config, one)
+        if line.due() and finished > already:
+            rate = (finished - already) / (time.monotonic() - began)
+            line.show(
+                f"{finished:,}/{total:,} pictures, {rate:,.1f} images/s, {len(done)}/{len(todo.work)} shards, "
+                f"about {log.duration((total - finished) / rate)} left"
+            )
+    line.clear()
+    seconds = time.monotonic() - began
+    made = _finish(config, folder, todo, [done[slice.key] for slice in todo.work])
+    return Built(made, finished - already, seconds)
+
+
+def read_index(folder: Folder, cache: Manifest) -> pa.Table:
+    """The index of a cache, checked.
+
+    Raises:
+        UserError: if it is gone or damaged.
+    """
+    content = folder.read(cache.index.object)
+    return parse_index(content, folder, cache)
+
+
+def parse_index(content: bytes, folder: Folder, cache: Manifest) -> pa.Table:
+    """Inverse of `index.dump`, checked against the manifest.
+
+    Raises:
+        UserError: if it is not what was written.
+    """
+    if hashlib.sha256(content).hexdigest() != cache.index.sha256:
+        raise UserError(
+            f"--features {redact(folder.uri)}: {cache.index.object} is damaged (checksum): delete "
+            f"{manifest.NAME} and run jobs/preprocess.py again, which keeps the shards that are finished"
+        )
+    return index.load(content)
+
+
+def _existing(folder: Folder, asked: Fingerprint, *, replace: bool) -> Manifest | None:
+    """The cache that can be built on."""
+    content = folder.find(manifest.NAME)
+    if content is None:
+        return None
+    try:
+        found = manifest.parse(content, folder.uri)
+    except UserError as error:
+        logger.warning("features   %s: it is made anew", error)
+        return None
+    differences = found.fingerprint.differences(asked)
+    if differences and not replace:
+        raise UserError(
+            f"--features {redact(folder.uri)} holds features that were made otherwise ({'; '.join(differences)}): "
+            "name another place, or replace them with --replace"
+        )
+    return None if differences else found
+
+
+def _announce(todo: Plan, total: int) -> None:
+    if todo.before is not None:
+        text = todo.changes.describe(todo.listing.table) or "no picture has changed"
+        logger.info("features   %s since the cache was written", text)
+    if todo.done:
+        logger.info("features   %d of %d shards are there already", len(todo.done), len(todo.work))
+    if todo.left:
+        views = todo.fingerprint.views
+        logger.info(
+            "features   %s of %s pictures to compute, in %d shards%s",
+            f"{sum(len(slice.paths) for slice in todo.left):,}",
+            f"{len(todo.listing.table):,}",
+            len(todo.left),
+            f", {views} views of those to learn from" if views > 1 else "",
+        )
+
+
+def _require_few_bad(bad: int, pictures: int, config: TrainConfig, last: Receipt) -> None:
+    """Refuse a data set with too many bad pictures, as soon as that is certain.
+
+    Raises:
+        UserError: above `--max-bad-images`.
+    """
+    if bad > config.data.max_bad_images * pictures:
+        why = last.bad[-1][1] if last.bad else "see earlier shards"
+        raise UserError(
+            f"--data {redact(config.data.data)}: {bad} of {pictures} pictures can't be decoded, more than "
+            f"--max-bad-images {config.data.max_bad_images:g} allows, the last one: {why}. Mend or remove them, "
+            "or raise the limit"
+        )
+
+
+def _finish(config: TrainConfig, folder: Folder, todo: Plan, receipts: Sequence[Receipt]) -> Manifest:
+    """Index, quarantine, manifest: in this order, so that a manifest names only what is there."""
+    table, shards = _table(todo, receipts)
+    reasons = _reasons(todo, receipts)
+    bad = tuple(BadPicture(path, reasons.get(path, "unknown")) for path in _bad_paths(table))
+    if len(bad) > config.data.max_bad_images * len(table):
+        first = bad[0]
+        raise UserError(
+            f"--data {redact(config.data.data)}: {len(bad)} of {len(table)} pictures can't be decoded, more than "
+            f"--max-bad-images {config.data.max_bad_images:g} allows, e.g. {first.path} ({first.reason}). Mend or "
+            "remove them, or raise the limit"
+        )
+    content = index.dump(table)
+    sha = hashlib.sha256(content).hexdigest()
+    entry = IndexEntry(f"index/{sha[:16]}{index.SUFFIX}", len(table), len(content), sha)
+    part = models.build_frozen(config.model)
+    size = todo.fingerprint.size
+    made = Manifest(
+        classes=todo.listing.classes,
+        feature_shape=part.feature_shape(3, size, size),
+        fingerprint=todo.fingerprint,
+        source=redact(config.data.data),
+        weights=part.source,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        index=entry,
+        shards=tuple(shards),
+        bad=bad,
+    )
+    before = todo.before
+    if before is not None and _same(before, made):
+        return before
+    folder.write(entry.object, content)
+    folder.write(QUARANTINE, _quarantine(bad))
+    folder.write(manifest.NAME, manifest.dump(made))
+    return made
+
+
+def _table(todo: Plan, receipts: Sequence[Receipt]) -> tuple[pa.Table, list[ShardEntry]]:
+    """The new index, and the shards that it refers to."""
+    changes, known = todo.changes, todo.known
+    listed = todo.listing.table.select(index.LISTED)
+    old = np.asarray(known.column("shard"))[changes.of]
+    used = sorted(set(old[old >= 0].tolist()))
+    before = todo.before.shards if todo.before else ()
+    shards = [before[number] for number in used]
+    renumbered = {number: i for i, number in enumerate(used)} | {-1: -1}
+    position = {path: i for i, path in enumerate(listed.column("path").to_pylist())}
+    shard = np.full(len(listed), -1, dtype=np.int32)
+    row = np.full(len(listed), -1, dtype=np.int32)
+    digest = np.zeros((len(listed), index.DIGEST_BYTES), dtype=np.uint8)
+    shard[changes.kept] = [renumbered[number] for number in old.tolist()]
+    row[changes.kept] = np.asarray(known.column("row"))[changes.of]
+    kept_digests = known.column("digest").take(pa.array(changes.of)).to_pylist()
+    if kept_digests:
+        digest[changes.kept] = np.frombuffer(b"".join(kept_digests), np.uint8).reshape(-1, index.DIGEST_BYTES)
+    for work, one in zip(todo.work, receipts, strict=True):
+        places = np.array([position[path] for path in work.paths])
+        digest[places] = np.frombuffer(b"".join(one.digests), np.uint8).reshape(-1, index.DIGEST_BYTES)
+        good = np.ones(len(places), dtype=bool)
+        good[[i for i, _ in one.bad]] = False
+        if one.shard is not None:
+            shard[places[good]] = len(shards)
+            row[places[good]] = np.arange(good.sum())
+            shards.append(one.shard)
+    fixed = pa.Array.from_buffers(
+        pa.binary(index.DIGEST_BYTES), len(listed), [None, pa.py_buffer(np.ascontiguousarray(digest))]
+    )
+    table = listed.append_column("digest", fixed)
+    table = table.append_column("shard", pa.array(shard)).append_column("row", pa.array(row))
+    return table.cast(index.SCHEMA), shards
+
+
+def _bad_paths(table: pa.Table) -> list[str]:
+    bad = pa.array(np.asarray(table.column("shard")) < 0)
+    paths: list[str] = table.column("path").filter(bad).to_pylist()
+    return paths
+
+
+def _reasons(todo: Plan, receipts: Sequence[Receipt]) -> dict[str, str]:
+    """By path."""
+    reasons = {picture.path: picture.reason for picture in (todo.before.bad if todo.before else ())}
+    for work, one in zip(todo.work, receipts, strict=True):
+        reasons |= {work.paths[position]: why for position, why in one.bad}
+    return reasons
+
+
+def _quarantine(bad: Sequence[BadPicture]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "reason"])
+    writer.writerows((picture.path, picture.reason) for picture in bad)
+    return text.getvalue().encode()
+
+
+def _same(before: Manifest, made: Manifest) -> bool:
+    """Whether nothing would change but the date."""
+    return (before.index, before.shards, before.bad) == (made.index, made.shards, made.bad)

@@ -1,0 +1,193 @@
+"""Pictures to one shard of features: what each extractor does, whatever has started it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cvdist import models, storage
+from cvdist.config import TrainConfig
+from cvdist.data.augment import Augmentation
+from cvdist.data.images.decode import UndecodableError, decode
+from cvdist.data.normalise import Normaliser
+from cvdist.errors import UserError
+from cvdist.features import fingerprint as fingerprints
+from cvdist.features import index, receipt, shard
+from cvdist.features.fingerprint import Fingerprint
+from cvdist.features.manifest import ShardEntry
+from cvdist.features.plan import Slice
+from cvdist.features.receipt import Receipt
+from cvdist.hardware import usable_cores
+from cvdist.log import redact
+from cvdist.models import FrozenPart
+from cvdist.storage import Folder
+from cvdist.training import precision
+
+# Pictures a forward pass: enough for the device, few enough that memory is no question.
+_BATCH = {"cpu": 16, "cuda": 128}
+_BATCHES_AHEAD = 2  # decoded while the device computes
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """pixels: uint8 (size, size, 3), or None with the reason."""
+
+    digest: bytes
+    pixels: Tensor | None
+    reason: str = ""
+
+
+class Extractor:
+    """Runs a model's frozen layers over slices of pictures. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        fingerprint: Fingerprint,
+        device: torch.device,
+        *,
+        decode_threads: int = 0,
+        part: FrozenPart | None = None,
+    ) -> None:
+        """`fingerprint`: what was asked for; decode_threads: 0 for one a core; part: instead of the named weights.
+
+        Raises:
+            UserError: if the weights here are others than those of the fingerprint.
+        """
+        self._config, self._device = config, device
+        part = part or models.build_frozen(config.model)
+        if fingerprints.digest(part.module.state_dict()) != fingerprint.weights:
+            raise UserError(
+                f"--weights {redact(config.model.weights)} is another file on this node than where the job "
+                "was started: name a URI, or copy it to all nodes"
+            )
+        layout = torch.channels_last if config.loop.channels_last else torch.contiguous_format
+        self.module = part.module.to(device, memory_format=layout)
+        self.arithmetic = precision.choose(config.loop.precision, device)
+        self._normalise = Normaliser(
+            fingerprint.mean, fingerprint.std, device, channels_last=config.loop.channels_last
+        )
+        augmented = fingerprint.augmentation
+        self._augmentation = Augmentation(**augmented) if augmented else None  # type: ignore[arg-type]
+        self._dtype = shard.DTYPES[fingerprint.dtype]
+        self._shape = part.feature_shape(3, fingerprint.size, fingerprint.size)
+        self._batch = _BATCH[device.type]
+        self._pool = ThreadPoolExecutor(decode_threads or usable_cores(), thread_name_prefix="decode")
+        self._source = storage.locate(config.data.data, "--data")
+        self._target = Folder.open(config.features.features, "--features")
+        self._computing = threading.Lock()
+
+    def __call__(self, work: Slice) -> Receipt:
+        """Make and store the shard of a slice, unless it is there.
+
+        Raises:
+            UserError: if a file can't be read, the shard can't be written, or a value is too large for its dtype.
+        """
+        done = receipt.find(self._target, work.key)
+        if done is not None:  # by an actor that died right after
+            return done
+        features, digests, bad = self._features(work)
+        excluded = {position for position, _ in bad}
+        good = [position for position in range(len(work.paths)) if position not in excluded]
+        entry = None
+        if good:
+            packed = shard.pack(
+                features[: len(good)],
+                [work.labels[position] for position in good],
+                [work.paths[position] for position in good],
+            )
+            # Named by its contents too: two jobs that compute the same slice can't spoil each other's.
+            name = f"shards/{work.key}-{packed.sha256[:16]}{shard.SUFFIX}"
+            self._target.write(name, packed.content)
+            entry = ShardEntry(
+                object=name,
+                rows=packed.rows,
+                views=packed.views,
+                stored_bytes=len(packed.content),
+                bytes=packed.bytes,
+                sha256=packed.sha256,
+                raw_sha256=packed.raw_sha256,
+                zeros=packed.zeros,
+            )
+        done = Receipt(work.key, entry, tuple(digests), tuple(bad))
+        self._target.write(receipt.name_of(work.key), receipt.dump(done))
+        return done
+
+    def _features(self, work: Slice) -> tuple[Tensor, list[bytes], list[tuple[int, str]]]:
+        """(pictures, views, ...) with those of the good ones first; digests; (position, reason) of the bad."""
+        features = torch.empty(len(work.paths), work.views, *self._shape, dtype=self._dtype)
+        digests: list[bytes] = []
+        bad: list[tuple[int, str]] = []
+        good = 0
+        for first, decoded in self._decoded(work):
+            digests += [one.digest for one in decoded]
+            bad += [(first + i, one.reason) for i, one in enumerate(decoded) if one.pixels is None]
+            pixels = [one.pixels for one in decoded if one.pixels is not None]
+            if not pixels:
+                continue
+            names = [work.paths[first + i] for i, one in enumerate(decoded) if one.pixels is not None]
+            with self._computing:
+                features[good : good + len(pixels)] = self._compute(torch.stack(pixels), names, work.views)
+            good += len(pixels)
+        return features, digests, bad
+
+    def _decoded(self, work: Slice) -> Iterator[tuple[int, list[_Decoded]]]:
+        """A forward pass's pictures at a time, with the position of the first one."""
+        pending: deque[tuple[int, list[Future[_Decoded]]]] = deque()
+        for start in range(0, len(work.paths), self._batch):
+            paths = work.paths[start : start + self._batch]
+            pending.append((start, [self._pool.submit(self._decode, path) for path in paths]))
+            if len(pending) > _BATCHES_AHEAD:
+                yield self._taken(*pending.popleft())
+        while pending:
+            yield self._taken(*pending.popleft())
+
+    def _taken(self, start: int, futures: list[Future[_Decoded]]) -> tuple[int, list[_Decoded]]:
+        timeout = self._config.runtime.data_timeout
+        try:
+            return start, [future.result(timeout) for future in futures]
+        except TimeoutError:
+            raise UserError(
+                f"a picture took longer than {timeout:g} s to be read and decoded: raise --data-timeout, or "
+                f"look at the storage of --data {redact(self._config.data.data)}"
+            ) from None
+
+    def _decode(self, path: str) -> _Decoded:
+        filesystem, root = self._source
+        data = self._config.data
+        try:
+            content = storage.read(filesystem, f"{root}/{path}")
+        except OSError as error:
+            raise UserError(
+                f"--data {redact(data.data)}: {path} can't be read ({storage.reason(error)})"
+            ) from error
+        digest = index.digest_of(content)
+        try:
+            return _Decoded(digest, decode(content, data.image_size, data.resize))
+        except UndecodableError as error:
+            return _Decoded(digest, None, str(error))
+
+    def _compute(self, pixels: Tensor, names: list[str], views: int) -> Tensor:
+        """uint8 (n, H, W, C) to features (n, views, ...) on the CPU, in the stored dtype."""
+        plain = pixels.to(self._device).permute(0, 3, 1, 2).float()
+        computed = []
+        for view in range(views):
+            images = plain.clone()
+            if view and self._augmentation is not None:
+                draws = torch.stack([self._augmentation.draw_view(name, view) for name in names])
+                images = self._augmentation.apply(images, draws.to(self._device))
+            with torch.inference_mode(), self.arithmetic.autocast():
+                computed.append(self.module(self._normalise(images)))
+        stored = torch.stack(computed, dim=1).to(self._dtype)
+        if not stored.isfinite().all():
+            raise UserError(
+                f"--features-dtype {str(self._dtype).removeprefix('torch.')} can't hold the features of "
+                f"{names[0]} and others: choose bfloat16 or float32"
+            )
+        return stored.cpu()

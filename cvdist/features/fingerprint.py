@@ -1,0 +1,148 @@
+"""What features depend on besides the pictures: two caches with one fingerprint hold the same numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cvdist import models
+from cvdist.config import TrainConfig
+from cvdist.data.augment import Augmentation
+from cvdist.data.images.decode import settings as decoding
+from cvdist.errors import UserError
+
+DEFAULT_VIEWS = 4  # of a recipe that augments
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Everything that the features of a given picture depend on.
+
+    model, cut: architecture, and the last layer that was run; weights: SHA-256 of the frozen layers' tensors;
+    decode, size, resize, mean, std: from a file to the network's input; views: stored for each training
+    picture; augmentation: of the views but the first, None where there is one; dtype: as stored; precision: as
+    `--precision` of the extraction.
+    """
+
+    model: str
+    cut: str
+    weights: str
+    decode: int
+    size: int
+    resize: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    views: int
+    augmentation: dict[str, float] | None
+    dtype: str
+    precision: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Fingerprint:
+        """Inverse of `to_dict`, also after JSON."""
+        lists = {name: tuple(values[name]) for name in ("mean", "std")}
+        return cls(**{**values, **lists})
+
+    def differences(self, asked: Fingerprint) -> list[str]:
+        """What `asked` has otherwise, each as `flag: this cache has ..., asked for ...`."""
+        lines = []
+        for field in dataclasses.fields(self):
+            mine, theirs = getattr(self, field.name), getattr(asked, field.name)
+            if mine != theirs:
+                name = _FLAGS.get(field.name, field.name)
+                lines.append(f"{name}: the cache has {_short(mine)}, asked for is {_short(theirs)}")
+        return lines
+
+
+_FLAGS = {
+    "model": "--model",
+    "cut": "--trainable-blocks (last frozen layer)",
+    "weights": "--weights (SHA-256 of the frozen layers)",
+    "decode": "version of the decoder",
+    "size": "--image-size",
+    "resize": "--resize",
+    "mean": "--weights-preprocessing (mean)",
+    "std": "--weights-preprocessing (deviation)",
+    "views": "--views",
+    "augmentation": "augmentation",
+    "dtype": "--features-dtype",
+    "precision": "--precision",
+}
+
+
+def of(config: TrainConfig) -> Fingerprint:
+    """The fingerprint of what `config` asks an extraction for. Reads the weights.
+
+    Raises:
+        UserError: if the model has no frozen layers, or its weights can't be used.
+    """
+    preprocessing = models.preprocessing(config.model)
+    if preprocessing is None:
+        raise UserError(
+            f"--features is for frozen layers, and --model {config.model.model} without --weights has none: "
+            "name pretrained weights"
+        )
+    frozen = models.build_frozen(config.model)
+    views = stored_views(config)
+    return Fingerprint(
+        model=config.model.model,
+        cut=frozen.cut,
+        weights=digest(frozen.module.state_dict()),
+        decode=int(str(decoding(config.data)["decode"])),
+        size=config.data.image_size,
+        resize=config.data.resize,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        views=views,
+        augmentation=augmentation_of(config) if views > 1 else None,
+        dtype=config.features.features_dtype,
+        precision=config.loop.precision,
+    )
+
+
+def stored_views(config: TrainConfig) -> int:
+    """How many views of a picture an extraction stores.
+
+    Raises:
+        UserError: for more than one where nothing would make them differ.
+    """
+    augments = augmentation_of(config) is not None
+    views = config.features.views or (DEFAULT_VIEWS if augments else 1)
+    if views > 1 and not augments:
+        raise UserError(
+            f"--views {views} without augmentation would store the same features {views} times: name what "
+            "makes them differ, such as --horizontal-flip 0.5 --rotation 10, or choose a recipe that does"
+        )
+    return views
+
+
+def augmentation_of(config: TrainConfig) -> dict[str, float] | None:
+    """The settings of the configured augmentation, if there is any."""
+    augmentation = Augmentation.from_config(config.data, seed=0)
+    return None if augmentation is None else dataclasses.asdict(augmentation)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hexadecimal SHA-256 of names, shapes, dtypes and values, whatever file they came in."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name} {number:g}" for name, number in value.items() if number)
+    text = str(value) if value is not None else "none"
+    return f"{text[:12]}..." if len(text) == 64 else text

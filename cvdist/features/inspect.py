@@ -1,0 +1,212 @@
+"""Looking at a cache: what is in it, whether it is whole, and what could be deleted."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import load
+
+from cvdist import log
+from cvdist.data.images.listing import TRAIN_PART, VALID_PART
+from cvdist.errors import UserError
+from cvdist.features import build, manifest, shard
+from cvdist.features.manifest import Manifest, ShardEntry
+from cvdist.log import redact
+from cvdist.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+_CHECKERS = 4  # shards at a time
+_PARTS = {TRAIN_PART: "training", VALID_PART: "validation"}
+_SHOWN_CLASSES = 10
+_JPEG_HINT = "the pictures' files"
+
+
+def describe(uri: str) -> str:
+    """A table of what a cache holds.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder = Folder.open(uri, "--describe")
+    cache = manifest.read(folder)
+    table = build.read_index(folder, cache)
+    rows = [("cache", redact(uri)), ("made", f"{cache.created} from {cache.source}")]
+    rows += _counts(cache, table) + _sizes(cache, table) + _fingerprint(cache)
+    rows.append(("sample", _sample(folder, cache, table)))
+    width = max(len(name) for name, _ in rows)
+    lines = ["", *(f"  {name:{width}}  {value}" for name, value in rows), ""]
+    lines.append(f"next: python jobs/train.py dogs-cats-vgg16-features --features {redact(uri)} ...")
+    return "\n".join(lines)
+
+
+def check(uri: str) -> str:
+    """Read every byte of a cache and compare it with what was written. Returns one line.
+
+    Raises:
+        UserError: if anything is missing or damaged, naming it.
+    """
+    folder = Folder.open(uri, "--check")
+    cache = manifest.read(folder)
+    table = build.read_index(folder, cache)
+    began, line = time.monotonic(), log.ProgressLine(logger, enabled=True)
+    damaged: list[str] = []
+    with ThreadPoolExecutor(_CHECKERS) as pool:
+        found = pool.map(lambda number: _damage(folder, cache, table, number), range(len(cache.shards)))
+        for count, why in enumerate(found, start=1):
+            damaged += [why] if why else []
+            if line.due():
+                line.show(f"checked {count}/{len(cache.shards)} shards")
+    line.clear()
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise UserError(
+            f"--check {redact(uri)}: {len(damaged)} of {len(cache.shards)} shards are damaged: "
+            f"{damaged[0]}{more}. Delete what is damaged and run jobs/preprocess.py as before: it computes these "
+            "shards anew"
+        )
+    return (
+        f"{redact(uri)} is whole: {len(cache.shards)}/{len(cache.shards)} shards, {_good(table):,} pictures, "
+        f"{_size(cache.stored_bytes)} in {log.duration(time.monotonic() - began)}"
+    )
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was deleted: files, and their bytes."""
+
+    files: int
+    bytes: int
+
+
+def prune(uri: str) -> Pruned:
+    """Delete shards, receipts and indexes that the manifest does not name.
+
+    Raises:
+        UserError: if there is no cache, or it can't be written.
+    """
+    folder = Folder.open(uri, "--prune")
+    cache = manifest.read(folder)
+    used = {shard.object for shard in cache.shards} | {cache.index.object}
+    keys = {shard.object.removeprefix("shards/")[:32] for shard in cache.shards}
+    files = size = 0
+    for name, bytes in folder.sizes().items():
+        place, _, file = name.partition("/")
+        ours = place in ("shards", "receipts", "index")
+        named = name in used or (place == "receipts" and file.removesuffix(".json") in keys)
+        if ours and not named:
+            folder.delete(name)
+            files, size = files + 1, size + bytes
+    return Pruned(files, size)
+
+
+def _damage(folder: Folder, cache: Manifest, table: pa.Table, number: int) -> str:
+    """What is wrong with a shard, or nothing."""
+    entry = cache.shards[number]
+    content = folder.find(entry.object)
+    if content is None:
+        return f"{entry.object} is missing"
+    try:
+        raw = shard.unpack(content, bytes=entry.bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256)
+    except shard.DamagedError as error:
+        return f"{entry.object}: {error}"
+    labels, ids = shard.read_labels_and_ids(raw)
+    mine = table.filter(pa.array(np.asarray(table.column("shard")) == number))
+    for path, label, row in zip(*(mine.column(n).to_pylist() for n in ("path", "label", "row")), strict=True):
+        if (ids[row], labels[row]) != (path, label):
+            return f"{entry.object}: row {row} is {ids[row]} there and {path} in the index"
+    return ""
+
+
+def _good(table: pa.Table) -> int:
+    return int((np.asarray(table.column("shard")) >= 0).sum())
+
+
+def _counts(cache: Manifest, table: pa.Table) -> list[tuple[str, str]]:
+    shards, label, part = (np.asarray(table.column(name)) for name in ("shard", "label", "part"))
+    good = shards >= 0
+    parts = ", ".join(
+        f"{int((part[good] == value).sum()):,} {_PARTS.get(value, 'without a split')}"
+        for value in sorted(set(part.tolist()), reverse=False)
+    )
+    counts = np.bincount(label[good], minlength=len(cache.classes)).tolist()
+    named = [f"{name} {count:,}" for name, count in zip(cache.classes, counts, strict=True)]
+    more = f" and {len(named) - _SHOWN_CLASSES} more" if len(named) > _SHOWN_CLASSES else ""
+    bad = f"{len(cache.bad):,}" + (f", e.g. {cache.bad[0].path} ({cache.bad[0].reason})" if cache.bad else "")
+    return [
+        ("pictures", f"{_good(table):,}: {parts}"),
+        ("classes", f"{len(named)}: {', '.join(named[:_SHOWN_CLASSES])}{more}"),
+        ("bad pictures", bad),
+    ]
+
+
+def _sizes(cache: Manifest, table: pa.Table) -> list[tuple[str, str]]:
+    written = sum(entry.rows for entry in cache.shards)
+    values = sum(entry.rows * entry.views for entry in cache.shards) * int(np.prod(cache.feature_shape))
+    zeros = sum(entry.zeros for entry in cache.shards)
+    pictures = max(_good(table), 1)
+    files = int(np.asarray(table.column("size")).sum())
+    shape = "x".join(map(str, cache.feature_shape))
+    stale = f", {written - _good(table):,} rows of pictures that are gone" if written > _good(table) else ""
+    return [
+        ("features", f"{shape}, {cache.fingerprint.dtype}, {cache.fingerprint.views} view(s) to learn from"),
+        ("shards", f"{len(cache.shards)}{stale}"),
+        ("stored", f"{_size(cache.stored_bytes)}, {_size(cache.stored_bytes / pictures)} a picture"),
+        ("on a node", f"{_size(cache.bytes)}, {_size(cache.bytes / pictures)} a picture"),
+        (_JPEG_HINT, f"{_size(files)}, {_size(files / max(len(table), 1))} a picture"),
+        ("zeros", f"{100 * zeros / max(values, 1):.1f}% of the values"),
+    ]
+
+
+def _fingerprint(cache: Manifest) -> list[tuple[str, str]]:
+    mark = cache.fingerprint
+    views = ""
+    if mark.augmentation:
+        views = "; views by " + " ".join(f"{n} {v:g}" for n, v in mark.augmentation.items() if v)
+    return [
+        ("model", f"{mark.model} up to {mark.cut}, precision {mark.precision}"),
+        ("weights", f"{cache.weights}, frozen layers sha256 {mark.weights[:16]}"),
+        (
+            "preprocessing",
+            f"{mark.size}x{mark.size} ({mark.resize}), mean {_short(mark.mean)}, deviation {_short(mark.std)}{views}",
+        ),
+    ]
+
+
+def _sample(folder: Folder, cache: Manifest, table: pa.Table) -> str:
+    """One picture's numbers."""
+    good = np.flatnonzero(np.asarray(table.column("shard")) >= 0)
+    if not len(good):
+        return "none"
+    (one,) = table.slice(int(good[0]), 1).to_pylist()
+    entry: ShardEntry = cache.shards[one["shard"]]
+    try:
+        raw = shard.unpack(
+            folder.read(entry.object), bytes=entry.bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256
+        )
+    except shard.DamagedError as error:
+        raise UserError(f"--describe {redact(folder.uri)}: {entry.object}: {error}") from error
+    values = load(bytes(raw))["features"][one["row"], 0].to(torch.float32)
+    return (
+        f"{one['path']} ({cache.classes[one['label']]}): mean {values.mean():.3f}, largest {values.max():.2f}, "
+        f"{100 * (values == 0).float().mean():.0f}% zeros"
+    )
+
+
+def _size(bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if bytes < 1000 or unit == "TB":
+            break
+        bytes /= 1000
+    return f"{bytes:.3g} {unit}"
+
+
+def _short(values: Sequence[float]) -> str:
+    return "/".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,114 @@
+"""One shard: the features of some pictures as a safetensors file, compressed with zstd in storage.
+
+`docs/feature-format.md` describes it for readers in other languages. The tensors of a file:
+
+    features    float16, bfloat16 or float32 (rows, views, ...), view 0 is the picture as it is
+    labels      int32 (rows,)
+    ids         uint8, the pictures' paths in UTF-8, one after the other
+    id_ends     int64 (rows,), where in `ids` each path ends
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+SUFFIX = ".safetensors.zst"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_CODEC = "zstd"
+_LEVEL = 1  # higher ones take several times as long and save a few percent
+
+
+class DamagedError(Exception):
+    """One line that says in what a file differs from what was written."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A shard as it is stored, with all that tells whether a copy is whole.
+
+    content: compressed; bytes: the size without compression; sha256 of the content, raw_sha256 of what is
+    compressed in it, both hexadecimal; zeros: how many values of the features are zero.
+    """
+
+    content: memoryview
+    rows: int
+    views: int
+    bytes: int
+    sha256: str
+    raw_sha256: str
+    zeros: int
+
+
+def pack(features: Tensor, labels: Sequence[int], ids: Sequence[str]) -> Packed:
+    """`features`: on the CPU, (rows, views, ...), of a dtype that is stored; labels and paths by row."""
+    names = [name.encode() for name in ids]
+    raw = save(
+        {
+            "features": features.contiguous(),
+            "labels": torch.tensor(labels, dtype=torch.int32),
+            "ids": torch.from_numpy(np.frombuffer(b"".join(names), np.uint8).copy()),
+            "id_ends": torch.tensor([len(name) for name in names], dtype=torch.int64).cumsum(0),
+        }
+    )
+    content = memoryview(pa.Codec(_CODEC, compression_level=_LEVEL).compress(raw))
+    return Packed(
+        content=content,
+        rows=features.shape[0],
+        views=features.shape[1],
+        bytes=len(raw),
+        sha256=hashlib.sha256(content).hexdigest(),
+        raw_sha256=hashlib.sha256(raw).hexdigest(),
+        zeros=features.numel() - int(features.count_nonzero()),
+    )
+
+
+def unpack(content: bytes, *, bytes: int, sha256: str, raw_sha256: str) -> memoryview:
+    """The safetensors file in a stored shard, checked.
+
+    Raises:
+        DamagedError: if it is not what was stored.
+    """
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DamagedError("its bytes are not those that were written (checksum)")
+    try:
+        raw = memoryview(pa.Codec(_CODEC).decompress(content, decompressed_size=bytes))
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedError("it can't be decompressed") from error
+    if hashlib.sha256(raw).hexdigest() != raw_sha256:
+        raise DamagedError("what is compressed in it is not what was written (checksum)")
+    return raw
+
+
+def matches(path: Path, *, bytes: int, raw_sha256: str) -> bool:
+    """Whether the file is an uncompressed shard, as it was written."""
+    with path.open("rb") as file:
+        if path.stat().st_size != bytes:
+            return False
+        return hashlib.file_digest(file, "sha256").hexdigest() == raw_sha256
+
+
+def map_features(path: Path) -> Tensor:
+    """The features of an uncompressed shard, mapped into memory: (rows, views, ...)."""
+    with safe_open(path, framework="pt") as file:
+        features: Tensor = file.get_tensor("features")
+    return features
+
+
+def read_labels_and_ids(raw: memoryview | bytes) -> tuple[list[int], list[str]]:
+    """What else an uncompressed shard holds, by row."""
+    from safetensors.torch import load
+
+    tensors = load(bytes(raw))
+    ids, ends = tensors["ids"].numpy().tobytes(), [0, *tensors["id_ends"].tolist()]
+    names = [ids[start:stop].decode() for start, stop in zip(ends, ends[1:], strict=False)]
+    return tensors["labels"].tolist(), names
