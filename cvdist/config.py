@@ -78,7 +78,7 @@ class FeaturesConfig:
     draws one of them. 0: 4 with augmentation, else 1."""
     features_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """What features are stored as."""
-    shard_size: int = 256
+    shard_size: int = 128
     """Pictures a shard: the unit of work, of retry and of resume."""
     extractors: int = 0
     """Ray actors that compute features. 0: one for each GPU or, without GPUs, for each --cpus-per-worker cores."""

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def locked(lock: Path, what: str, timeout: float) -> Iterator[None]:
     """Hold `lock` against the other processes of this node. The kernel frees it when its holder dies.
 
-    what: completes "waiting for another process to ..."; timeout: in seconds.
+    what: completes "waiting for another process to ...", empty for waits too short to tell; timeout: in seconds.
 
     Raises:
         TimeoutError: if another process holds it for longer.
@@ -31,8 +31,8 @@ def locked(lock: Path, what: str, timeout: float) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"another process has held {lock} for {timeout:g} s") from None
-            if not told:
+            if what and not told:
                 logger.info("waiting for another process to %s", what)
                 told = True
-            time.sleep(0.2)
+            time.sleep(0.2 if what else 0.02)
         yield

@@ -90,7 +90,7 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
         return content
 
 
-def write(filesystem: arrow.FileSystem, path: str, content: bytes | memoryview) -> None:
+def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
     """A file that is there whole or not at all; one that was there is replaced.
 
     Raises:
@@ -169,7 +169,7 @@ class Folder:
             raise _unreadable(f"{self.uri.rstrip('/')}/{name}", self.flag, error) from error
         return info.size if info.type == arrow.FileType.File else None
 
-    def write(self, name: str, content: bytes | memoryview) -> None:
+    def write(self, name: str, content: bytes) -> None:
         """A file, whole or not at all.
 
         Raises:

@@ -10,11 +10,11 @@ import torch
 from cvdist.config import TrainConfig, storage_root
 from cvdist.data import digits, images, mnist
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Loader, Split
+from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Loader, Shuffle, Split
 from cvdist.data.in_memory import InMemoryLoader
 from cvdist.errors import UserError
 
-__all__ = ["BadPicture", "Batch", "DatasetInfo", "Loader", "Split", "open_loader", "prepare"]
+__all__ = ["BadPicture", "Batch", "DatasetInfo", "Loader", "Shuffle", "Split", "open_loader", "prepare"]
 
 
 def prepare(config: TrainConfig) -> None:
@@ -23,7 +23,11 @@ def prepare(config: TrainConfig) -> None:
     Raises:
         UserError: if the data can't be had.
     """
-    if config.data.dataset == "mnist":
+    if config.features.features:
+        from cvdist.features import open as features  # here: features are made of data
+
+        features.prepare(config)
+    elif config.data.dataset == "mnist":
         mnist.fetch(_folder(config))
     elif config.data.dataset == "images":
         images.prepare(config)
@@ -44,6 +48,10 @@ def open_loader(
     Raises:
         UserError: if it is missing or damaged.
     """
+    if config.features.features:
+        from cvdist.features import open as features
+
+        return features.load(config, device, workers_on_node)
     if config.data.dataset == "images":
         return images.load(config, device, workers_on_node, normalisation)
     if config.data.dataset == "mnist":

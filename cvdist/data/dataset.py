@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from torch import Tensor
 
 from cvdist.data.augment import Augmentation
 from cvdist.data.sampler import EpochOrder
+
+if TYPE_CHECKING:
+    from cvdist.config import LoopConfig
 
 Split = Literal["train", "valid"]
 
@@ -57,6 +60,18 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Shuffle:
+    """How an epoch is shuffled, as a checkpoint within it has to remember.
+
+    streams: 0 for a shuffle of everything; else the workers among which shards were divided, each shuffling
+    `window` of them at a time, because not all fit on a node.
+    """
+
+    streams: int = 0
+    window: int = 0
+
+
+@dataclass(frozen=True)
 class BadPicture:
     """A file that can't be decoded, and why."""
 
@@ -64,15 +79,44 @@ class BadPicture:
     reason: str
 
 
+class TrueShuffle:
+    """What loaders have in common whose every sample is at hand at any time."""
+
+    features = False
+    note = ""
+
+    info: DatasetInfo
+
+    def shuffle(self, world_size: int) -> Shuffle:
+        """See `Loader.shuffle`."""
+        return Shuffle()
+
+    def epoch_order(self, config: LoopConfig, epoch: int, shuffle: Shuffle) -> EpochOrder:
+        """See `Loader.epoch_order`."""
+        return EpochOrder(self.info.train_size, config.batch_size, seed=config.seed, epoch=epoch)
+
+
 class Loader(Protocol):
     """A data set that hands out batches on one device.
 
-    quarantine: what was left out; augmentation: what training pictures go through, or None.
+    quarantine: what was left out; augmentation: what training pictures go through, or None; features: whether
+    batches hold what the model's frozen layers made of the pictures, instead of pictures; note: one line for the
+    log, or empty.
     """
 
     info: DatasetInfo
     quarantine: Sequence[BadPicture]
     augmentation: Augmentation | None
+    features: bool
+    note: str
+
+    def shuffle(self, world_size: int) -> Shuffle:
+        """How an epoch that begins now is shuffled."""
+        ...
+
+    def epoch_order(self, config: LoopConfig, epoch: int, shuffle: Shuffle) -> EpochOrder:
+        """The order of an epoch that began with `shuffle`."""
+        ...
 
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0

@@ -40,12 +40,17 @@ class Share:
 class EpochOrder:
     """The order of one epoch and its division into batches and shares."""
 
-    def __init__(self, size: int, batch_size: int, *, seed: int, epoch: int) -> None:
-        """Shuffle `size` samples by (seed, epoch); `batch_size` is global, the last batch may be smaller."""
+    def __init__(
+        self, size: int, batch_size: int, *, seed: int, epoch: int, order: Tensor | None = None
+    ) -> None:
+        """Shuffle `size` samples by (seed, epoch); `batch_size` is global, the last batch may be smaller.
+
+        order: int64 (size,), another order than that.
+        """
         self.size = size
         self.batch_size = batch_size
         self.epoch = epoch
-        self.order = torch.randperm(size, generator=generator("order", seed, epoch))
+        self.order = torch.randperm(size, generator=generator("order", seed, epoch)) if order is None else order
 
     def steps(self, position: int = 0) -> int:
         """Optimiser steps from `position` (in samples) to the epoch's end."""

@@ -110,7 +110,7 @@ class Extractor:
                 rows=packed.rows,
                 views=packed.views,
                 stored_bytes=len(packed.content),
-                bytes=packed.bytes,
+                raw_bytes=packed.raw_bytes,
                 sha256=packed.sha256,
                 raw_sha256=packed.raw_sha256,
                 zeros=packed.zeros,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,14 +53,14 @@ class Fingerprint:
         lists = {name: tuple(values[name]) for name in ("mean", "std")}
         return cls(**{**values, **lists})
 
-    def differences(self, asked: Fingerprint) -> list[str]:
-        """What `asked` has otherwise, each as `flag: this cache has ..., asked for ...`."""
+    def differences(self, asked: Fingerprint, leave_out: Collection[str] = ()) -> list[str]:
+        """What `asked` has otherwise, each as `flag: the cache has ..., asked for is ...`."""
         lines = []
         for field in dataclasses.fields(self):
             mine, theirs = getattr(self, field.name), getattr(asked, field.name)
-            if mine != theirs:
+            if mine != theirs and field.name not in leave_out:
                 name = _FLAGS.get(field.name, field.name)
-                lines.append(f"{name}: the cache has {_short(mine)}, asked for is {_short(theirs)}")
+                lines.append(f"{name}: the cache has {short(mine)}, asked for is {short(theirs)}")
         return lines
 
 
@@ -86,14 +86,23 @@ def of(config: TrainConfig) -> Fingerprint:
     Raises:
         UserError: if the model has no frozen layers, or its weights can't be used.
     """
-    preprocessing = models.preprocessing(config.model)
-    if preprocessing is None:
-        raise UserError(
-            f"--features is for frozen layers, and --model {config.model.model} without --weights has none: "
-            "name pretrained weights"
-        )
-    frozen = models.build_frozen(config.model)
     views = stored_views(config)
+    return _of(config, views, augmentation_of(config) if views > 1 else None)
+
+
+def asked_for_training(config: TrainConfig) -> Fingerprint:
+    """The same for a run that trains from a cache, whose views, dtype and precision it takes as they are.
+
+    Raises:
+        UserError: as `of`.
+    """
+    return _of(config, 1, None)
+
+
+def _of(config: TrainConfig, views: int, augmentation: dict[str, float] | None) -> Fingerprint:
+    frozen = models.build_frozen(config.model)
+    preprocessing = models.preprocessing(config.model)
+    assert preprocessing is not None, "frozen layers have weights"
     return Fingerprint(
         model=config.model.model,
         cut=frozen.cut,
@@ -104,7 +113,7 @@ def of(config: TrainConfig) -> Fingerprint:
         mean=preprocessing.mean,
         std=preprocessing.std,
         views=views,
-        augmentation=augmentation_of(config) if views > 1 else None,
+        augmentation=augmentation,
         dtype=config.features.features_dtype,
         precision=config.loop.precision,
     )
@@ -141,7 +150,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """For messages."""
     if isinstance(value, dict):
         return " ".join(f"{name} {number:g}" for name, number in value.items() if number)
     text = str(value) if value is not None else "none"

@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 _CHECKERS = 4  # shards at a time
 _PARTS = {TRAIN_PART: "training", VALID_PART: "validation"}
 _SHOWN_CLASSES = 10
-_JPEG_HINT = "the pictures' files"
 
 
 def describe(uri: str) -> str:
@@ -97,13 +96,13 @@ def prune(uri: str) -> Pruned:
     used = {shard.object for shard in cache.shards} | {cache.index.object}
     keys = {shard.object.removeprefix("shards/")[:32] for shard in cache.shards}
     files = size = 0
-    for name, bytes in folder.sizes().items():
+    for name, stored in folder.sizes().items():
         place, _, file = name.partition("/")
         ours = place in ("shards", "receipts", "index")
         named = name in used or (place == "receipts" and file.removesuffix(".json") in keys)
         if ours and not named:
             folder.delete(name)
-            files, size = files + 1, size + bytes
+            files, size = files + 1, size + stored
     return Pruned(files, size)
 
 
@@ -114,7 +113,7 @@ def _damage(folder: Folder, cache: Manifest, table: pa.Table, number: int) -> st
     if content is None:
         return f"{entry.object} is missing"
     try:
-        raw = shard.unpack(content, bytes=entry.bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256)
+        raw = shard.unpack(content, size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256)
     except shard.DamagedError as error:
         return f"{entry.object}: {error}"
     labels, ids = shard.read_labels_and_ids(raw)
@@ -159,8 +158,8 @@ def _sizes(cache: Manifest, table: pa.Table) -> list[tuple[str, str]]:
         ("features", f"{shape}, {cache.fingerprint.dtype}, {cache.fingerprint.views} view(s) to learn from"),
         ("shards", f"{len(cache.shards)}{stale}"),
         ("stored", f"{_size(cache.stored_bytes)}, {_size(cache.stored_bytes / pictures)} a picture"),
-        ("on a node", f"{_size(cache.bytes)}, {_size(cache.bytes / pictures)} a picture"),
-        (_JPEG_HINT, f"{_size(files)}, {_size(files / max(len(table), 1))} a picture"),
+        ("on a node", f"{_size(cache.raw_bytes)}, {_size(cache.raw_bytes / pictures)} a picture"),
+        ("the pictures' files", f"{_size(files)}, {_size(files / max(len(table), 1))} a picture"),
         ("zeros", f"{100 * zeros / max(values, 1):.1f}% of the values"),
     ]
 
@@ -189,23 +188,23 @@ def _sample(folder: Folder, cache: Manifest, table: pa.Table) -> str:
     entry: ShardEntry = cache.shards[one["shard"]]
     try:
         raw = shard.unpack(
-            folder.read(entry.object), bytes=entry.bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256
+            folder.read(entry.object), size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256
         )
     except shard.DamagedError as error:
         raise UserError(f"--describe {redact(folder.uri)}: {entry.object}: {error}") from error
-    values = load(bytes(raw))["features"][one["row"], 0].to(torch.float32)
+    values = load(raw)["features"][one["row"], 0].to(torch.float32)
     return (
         f"{one['path']} ({cache.classes[one['label']]}): mean {values.mean():.3f}, largest {values.max():.2f}, "
         f"{100 * (values == 0).float().mean():.0f}% zeros"
     )
 
 
-def _size(bytes: float) -> str:
+def _size(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if bytes < 1000 or unit == "TB":
+        if count < 1000 or unit == "TB":
             break
-        bytes /= 1000
-    return f"{bytes:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} {unit}"
 
 
 def _short(values: Sequence[float]) -> str:

@@ -26,7 +26,7 @@ class ShardEntry:
     rows: int
     views: int
     stored_bytes: int
-    bytes: int
+    raw_bytes: int
     sha256: str
     raw_sha256: str
     zeros: int
@@ -61,9 +61,9 @@ class Manifest:
     bad: tuple[BadPicture, ...]
 
     @property
-    def bytes(self) -> int:
+    def raw_bytes(self) -> int:
         """Of all shards, uncompressed."""
-        return sum(shard.bytes for shard in self.shards)
+        return sum(shard.raw_bytes for shard in self.shards)
 
     @property
     def stored_bytes(self) -> int:

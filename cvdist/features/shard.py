@@ -36,14 +36,14 @@ class DamagedError(Exception):
 class Packed:
     """A shard as it is stored, with all that tells whether a copy is whole.
 
-    content: compressed; bytes: the size without compression; sha256 of the content, raw_sha256 of what is
+    content: compressed; raw_bytes: the size without compression; sha256 of the content, raw_sha256 of what is
     compressed in it, both hexadecimal; zeros: how many values of the features are zero.
     """
 
-    content: memoryview
+    content: bytes
     rows: int
     views: int
-    bytes: int
+    raw_bytes: int
     sha256: str
     raw_sha256: str
     zeros: int
@@ -60,19 +60,20 @@ def pack(features: Tensor, labels: Sequence[int], ids: Sequence[str]) -> Packed:
             "id_ends": torch.tensor([len(name) for name in names], dtype=torch.int64).cumsum(0),
         }
     )
-    content = memoryview(pa.Codec(_CODEC, compression_level=_LEVEL).compress(raw))
+    # As bytes: a view of pyarrow's buffer claims the length of all that was allocated.
+    content: bytes = pa.Codec(_CODEC, compression_level=_LEVEL).compress(raw, asbytes=True)
     return Packed(
         content=content,
         rows=features.shape[0],
         views=features.shape[1],
-        bytes=len(raw),
+        raw_bytes=len(raw),
         sha256=hashlib.sha256(content).hexdigest(),
         raw_sha256=hashlib.sha256(raw).hexdigest(),
         zeros=features.numel() - int(features.count_nonzero()),
     )
 
 
-def unpack(content: bytes, *, bytes: int, sha256: str, raw_sha256: str) -> memoryview:
+def unpack(content: bytes, *, size: int, sha256: str, raw_sha256: str) -> bytes:
     """The safetensors file in a stored shard, checked.
 
     Raises:
@@ -81,7 +82,7 @@ def unpack(content: bytes, *, bytes: int, sha256: str, raw_sha256: str) -> memor
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DamagedError("its bytes are not those that were written (checksum)")
     try:
-        raw = memoryview(pa.Codec(_CODEC).decompress(content, decompressed_size=bytes))
+        raw: bytes = pa.Codec(_CODEC).decompress(content, decompressed_size=size, asbytes=True)
     except (OSError, pa.ArrowException) as error:
         raise DamagedError("it can't be decompressed") from error
     if hashlib.sha256(raw).hexdigest() != raw_sha256:
@@ -89,10 +90,10 @@ def unpack(content: bytes, *, bytes: int, sha256: str, raw_sha256: str) -> memor
     return raw
 
 
-def matches(path: Path, *, bytes: int, raw_sha256: str) -> bool:
+def matches(path: Path, *, size: int, raw_sha256: str) -> bool:
     """Whether the file is an uncompressed shard, as it was written."""
     with path.open("rb") as file:
-        if path.stat().st_size != bytes:
+        if path.stat().st_size != size:
             return False
         return hashlib.file_digest(file, "sha256").hexdigest() == raw_sha256
 
@@ -104,11 +105,11 @@ def map_features(path: Path) -> Tensor:
     return features
 
 
-def read_labels_and_ids(raw: memoryview | bytes) -> tuple[list[int], list[str]]:
+def read_labels_and_ids(raw: bytes) -> tuple[list[int], list[str]]:
     """What else an uncompressed shard holds, by row."""
     from safetensors.torch import load
 
-    tensors = load(bytes(raw))
+    tensors = load(raw)
     ids, ends = tensors["ids"].numpy().tobytes(), [0, *tensors["id_ends"].tolist()]
     names = [ids[start:stop].decode() for start, stop in zip(ends, ends[1:], strict=False)]
     return tensors["labels"].tolist(), names

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cvdist.data.dataset import Shuffle
 from cvdist.errors import UserError
 from cvdist.training.evaluation import Evaluation, Mistake
 from cvdist.training.history import EpochRecord
@@ -53,12 +54,13 @@ class Progress:
     """How far a run has come.
 
     epoch: epochs finished; position: samples of the next epoch already trained on, over all workers;
-    loss_sum, correct: over those samples; best_epoch: 1-based, 0 before the first validation;
+    shuffle: how that epoch is shuffled; loss_sum, correct: over those samples; best_epoch: 1-based, 0 before the first validation;
     seconds: of training so far, in all attempts.
     """
 
     epoch: int = 0
     position: int = 0
+    shuffle: Shuffle = field(default_factory=Shuffle)
     loss_sum: float = 0.0
     correct: int = 0
     best_epoch: int = 0
@@ -168,7 +170,8 @@ def _model_identity(meta: dict[str, Any]) -> ModelIdentity:
 
 def _progress(values: dict[str, Any]) -> Progress:
     history = [EpochRecord(**record) for record in values["history"]]
-    return Progress(**{**values, "history": history})
+    shuffle = Shuffle(**values.get("shuffle", {}))
+    return Progress(**{**values, "history": history, "shuffle": shuffle})
 
 
 def _evaluation(values: dict[str, Any], confusion: Tensor) -> Evaluation:

@@ -90,6 +90,11 @@ class TrainingLoop:
             self.model = self._build_model()
         self._require_same_data()
         self.parts = models.split(self.model)
+        # From a cache, what the frozen layers make of the pictures comes instead of the pictures.
+        self.frozen = None if self.loader.features else self.parts.frozen
+        self.parts.trained.to(worker.device)
+        if self.frozen is not None:
+            self.frozen.to(worker.device)
         self.identity = ModelIdentity(
             config.model.model, self.info.classes, self.info.channels, self.info.height, self.info.width
         )
@@ -156,7 +161,9 @@ class TrainingLoop:
         Returns the mean loss, the number of correct predictions and samples a second, over all workers.
         """
         config, worker, progress = self.config, self.worker, self.progress
-        order = EpochOrder(self.info.train_size, config.loop.batch_size, seed=config.loop.seed, epoch=epoch)
+        if not progress.position:
+            progress.shuffle = self.loader.shuffle(worker.world_size)
+        order = self.loader.epoch_order(config.loop, epoch, progress.shuffle)
         steps = order.steps()
         step = steps - order.steps(progress.position)
         meter = Meter(worker.device)
@@ -205,9 +212,9 @@ class TrainingLoop:
     def _scores(self, images: Tensor) -> Tensor:
         """What the model says of normalised pictures; only the trained part leaves a graph."""
         with self.arithmetic.autocast():
-            if self.parts.frozen is not None:
+            if self.frozen is not None:
                 with torch.no_grad():
-                    images = self.parts.frozen(images)
+                    images = self.frozen(images)
             scores: Tensor = self.replica(images)
         return scores
 
@@ -228,7 +235,7 @@ class TrainingLoop:
         worker = self.worker
         batches = self.loader.valid_batches(worker.rank, worker.world_size, self.config.loop.valid_batch_size)
         result = evaluate(
-            self._validated_model(), batches, len(self.info.classes), worker.device, self.arithmetic
+            self._validated_part(), batches, len(self.info.classes), worker.device, self.arithmetic
         )
         if result.total != self.info.valid_size:
             raise RuntimeError(f"validated {result.total} of {self.info.valid_size} samples")
@@ -242,7 +249,7 @@ class TrainingLoop:
         model = models.build_model(self.config.model, shape, len(self.info.classes))
         if self.config.loop.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        return model.to(self.worker.device)
+        return model
 
     def _build_average(self) -> AveragedModel | None:
         decay = self.config.optimizer.model_ema_decay
@@ -253,7 +260,7 @@ class TrainingLoop:
     def _replicate(self) -> nn.Module:
         """The trained part as the training step calls it. Its parameters are those of `self.model`."""
         if self.config.loop.compile:
-            for part in (self.parts.frozen, self.parts.trained):
+            for part in (self.frozen, self.parts.trained):
                 if part is not None:
                     part.compile()
         if self.worker.world_size == 1:
@@ -262,7 +269,14 @@ class TrainingLoop:
         return DistributedDataParallel(self.parts.trained, device_ids=device_ids, gradient_as_bucket_view=True)
 
     def _validated_model(self) -> nn.Module:
+        """The whole model, for pictures."""
         return models.with_trained(self.model, self.ema.module) if self.ema is not None else self.model
+
+    def _validated_part(self) -> nn.Module:
+        """What of it takes the batches of the loader."""
+        if not self.loader.features:
+            return self._validated_model()
+        return self.ema.module if self.ema is not None else self.parts.trained
 
     def _require_same_data(self) -> None:
         """Each node lists the data by itself: rows have to mean the same pictures on all of them.
@@ -348,6 +362,8 @@ class TrainingLoop:
         each = str(shares[0]) if min(shares) == max(shares) else f"{min(shares)} to {max(shares)}"
         order = EpochOrder(self.info.train_size, config.loop.batch_size, seed=0, epoch=0)
         logger.info("data       %s", self.info)
+        if self.loader.note:
+            logger.info("features   %s", self.loader.note)
         logger.info(
             "model      %s, %s trained parameters%s",
             self.identity,

@@ -1,0 +1,189 @@
+"""Rows of features from a node's copy of the shards: gathered across shards, while others still arrive."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cvdist.errors import UserError
+from cvdist.features import shard
+from cvdist.features.buffers import Buffers
+from cvdist.features.local import LocalShards
+
+_AHEAD = 2  # batches that are gathered while the device computes
+_GATHERERS = 2  # threads; copying rows is bound by memory, and two of them saturate it
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which features: int64 (n,) each; numbers of shards, rows in them, and views."""
+
+    shard: np.ndarray
+    row: np.ndarray
+    view: np.ndarray
+
+
+class MappedCopy:
+    """Shards mapped from the node's disk, fetched in the order in which they will be needed."""
+
+    def __init__(
+        self, shards: LocalShards, *, fetch_threads: int, timeout: float, window: int = 0, pinned: bool = False
+    ) -> None:
+        """`timeout`: seconds that a batch waits for a shard.
+
+        window: shards that are used together, where the node has no room for all: then only those of about
+        three windows are kept. 0: all are kept.
+        """
+        self.shape, self.dtype = shards.cache.feature_shape, shard.DTYPES[shards.cache.fingerprint.dtype]
+        self._shards, self._timeout, self._window = shards, timeout, window
+        self._buffers = Buffers(pinned=pinned)
+        self._fetching = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
+        self._gathering = ThreadPoolExecutor(_GATHERERS, thread_name_prefix="gather")
+        self._lock = threading.Lock()
+        self._arriving: dict[int, Future[np.ndarray]] = {}
+        self._sequence: list[int] = []
+        self._place: dict[int, int] = {}
+        self._next = 0
+
+    def expect(self, numbers: Sequence[int] | np.ndarray) -> None:
+        """Begin to fetch shards, which will be needed in this order; repetitions are left out."""
+        sequence = list(dict.fromkeys(np.asarray(numbers).tolist()))
+        with self._lock:
+            self._sequence, self._place, self._next = sequence, {s: i for i, s in enumerate(sequence)}, 0
+        self._reach(0)
+
+    def batches(self, wanted: Iterable[Rows]) -> Iterator[Tensor]:
+        """For each the features (n, ...) on the CPU, as they are stored, in order; gathered ahead.
+
+        Raises:
+            UserError: if a shard can't be had, or takes longer than the timeout.
+        """
+        pending: deque[Future[Tensor]] = deque()
+        for rows in wanted:
+            pending.append(self._gathering.submit(self.gather, rows))
+            if len(pending) > _AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    def gather(self, rows: Rows) -> Tensor:
+        """Features (n, ...) of some rows, now.
+
+        Raises:
+            UserError: as `batches`.
+        """
+        out = self._buffers.take((len(rows.row), *self.shape), self.dtype)
+        target = _values(out)
+        mapped: dict[int, np.ndarray] = {}
+        places = zip(rows.shard.tolist(), rows.row.tolist(), rows.view.tolist(), strict=True)
+        for i, (number, row, view) in enumerate(places):
+            if number not in mapped:
+                mapped[number] = self._mapped(number)
+            target[i] = mapped[number][row, view]
+        return out
+
+    def close(self) -> None:
+        """Stop fetching what has not begun."""
+        self._fetching.shutdown(wait=False, cancel_futures=True)
+        self._gathering.shutdown(wait=False, cancel_futures=True)
+
+    def _mapped(self, number: int) -> np.ndarray:
+        """The values of a shard, (rows, views, bytes)."""
+        if self._window:
+            self._reach(self._place.get(number, 0))
+        with self._lock:
+            arriving = self._arriving.get(number)
+            if arriving is None:
+                arriving = self._arriving[number] = self._fetching.submit(self._fetch, number)
+        try:
+            return arriving.result(self._timeout)
+        except TimeoutError:
+            entry = self._shards.cache.shards[number]
+            raise UserError(
+                f"waited {self._timeout:g} s for {entry.object} of the features: raise --data-timeout, or look "
+                "at the storage that they come from"
+            ) from None
+        except UserError:
+            with self._lock:
+                self._arriving.pop(number, None)  # who asks again, tries again
+            raise
+
+    def _reach(self, place: int) -> None:
+        """Fetch ahead of the shard at `place` in the sequence, and let go of what lies behind it."""
+        with self._lock:
+            if not self._window:
+                stop = len(self._sequence)
+            else:
+                first = place // self._window
+                stop = min(len(self._sequence), (first + 2) * self._window)
+                behind = (first - 1) * self._window
+                for number in [n for n in self._arriving if self._place.get(n, -1) < behind]:
+                    if self._arriving[number].done():
+                        del self._arriving[number]
+            for number in self._sequence[self._next : stop]:
+                if number not in self._arriving:
+                    self._arriving[number] = self._fetching.submit(self._fetch, number)
+            self._next = max(self._next, stop)
+
+    def _fetch(self, number: int) -> np.ndarray:
+        return _values(self._shards.open(number), keep=2)
+
+
+class DeviceCopy:
+    """All features in the memory of the device that trains."""
+
+    def __init__(self, source: MappedCopy, device: torch.device) -> None:
+        """Loads on the first use, from `source`."""
+        self.shape, self.dtype = source.shape, source.dtype
+        self._source, self._device = source, device
+        cache = source._shards.cache
+        counts = [entry.rows * entry.views for entry in cache.shards]
+        self._first = np.cumsum([0, *counts])
+        self._views = np.array([entry.views for entry in cache.shards], dtype=np.int64)
+        self._all: Tensor | None = None
+
+    def expect(self, numbers: Sequence[int] | np.ndarray) -> None:
+        """See `MappedCopy.expect`."""
+        if self._all is None:
+            self._source.expect(range(len(self._views)))
+
+    def batches(self, wanted: Iterable[Rows]) -> Iterator[Tensor]:
+        """See `MappedCopy.batches`; the tensors are on the device."""
+        for rows in wanted:
+            yield self.gather(rows)
+
+    def gather(self, rows: Rows) -> Tensor:
+        """See `MappedCopy.gather`; the tensor is on the device."""
+        if self._all is None:
+            self._all = self._load()
+        flat = torch.from_numpy(self._first[rows.shard] + rows.row * self._views[rows.shard] + rows.view)
+        return self._all.index_select(0, flat.to(self._device, non_blocking=True))
+
+    def close(self) -> None:
+        """See `MappedCopy.close`."""
+        self._source.close()
+
+    def _load(self) -> Tensor:
+        loaded = torch.empty(int(self._first[-1]), *self.shape, dtype=self.dtype, device=self._device)
+        self._source.expect(range(len(self._views)))
+        for number in range(len(self._views)):
+            values = torch.from_numpy(self._source._mapped(number)).flatten(0, 1)
+            here = loaded[self._first[number] : self._first[number + 1]]
+            here.copy_(values.view(self.dtype).view(here.shape))
+            self._source._arriving.pop(number)
+        return loaded
+
+
+Copy = MappedCopy | DeviceCopy
+
+
+def _values(features: Tensor, keep: int = 1) -> np.ndarray:
+    """The same memory as bytes: the first `keep` dimensions, and one for the bytes of the others."""
+    return features.flatten(keep).view(torch.uint8).numpy()

@@ -1,0 +1,135 @@
+"""Batches of features (`cvdist.data.dataset.Loader`): for a model whose frozen layers need not be run."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cvdist.config import LoopConfig
+from cvdist.data.augment import Augmentation
+from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Shuffle, Split
+from cvdist.data.sampler import EpochOrder, Share, deal
+from cvdist.features.copies import Copy, Rows
+from cvdist.features.order import windowed
+from cvdist.seeding import generator
+
+logger = logging.getLogger(__name__)
+
+Pictures = Callable[[Sequence[str]], Tensor]
+"""Original pixels, uint8 (n, C, H, W), of pictures by path."""
+
+
+class FeatureLoader:
+    """Batches from a copy of the cache, with one view drawn for each training sample and epoch."""
+
+    features = True
+
+    def __init__(
+        self,
+        info: DatasetInfo,
+        copy: Copy,
+        splits: dict[Split, Rows],
+        labels: dict[Split, np.ndarray],
+        paths: Callable[[Split, Sequence[int]], list[str]],
+        *,
+        device: torch.device,
+        views: int,
+        seed: int,
+        window: int,
+        digest: str,
+        quarantine: Sequence[BadPicture],
+        augmentation: Augmentation | None,
+        pictures: Pictures,
+        note: str,
+    ) -> None:
+        """`splits`: where each sample's features are; views: how many of a training sample's are drawn from;
+        window: shards that are shuffled together, 0 for a shuffle of everything."""  # fmt: skip
+        self.info, self.quarantine, self.augmentation, self.note = info, quarantine, augmentation, note
+        self._copy, self._splits, self._device = copy, splits, device
+        self._labels = {split: torch.from_numpy(values.astype(np.int64)) for split, values in labels.items()}
+        self._paths, self._pictures, self._digest = paths, pictures, digest
+        self._views, self._seed, self._window = views, seed, window
+        # By shard: validation then reads each of them once, whatever has become of the listing since.
+        valid = splits["valid"]
+        self._valid_order = np.lexsort((valid.row, valid.shard))
+
+    def shuffle(self, world_size: int) -> Shuffle:
+        """See `Loader.shuffle`."""
+        return Shuffle(world_size, self._window) if self._window else Shuffle()
+
+    def epoch_order(self, config: LoopConfig, epoch: int, shuffle: Shuffle) -> EpochOrder:
+        """See `Loader.epoch_order`."""
+        if not shuffle.streams:
+            return EpochOrder(self.info.train_size, config.batch_size, seed=config.seed, epoch=epoch)
+        return windowed(
+            self._splits["train"].shard,
+            config.batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            streams=shuffle.streams,
+            window=shuffle.window,
+        )
+
+    def train_batches(
+        self, order: EpochOrder, rank: int, world_size: int, position: int = 0
+    ) -> Iterator[Batch]:
+        """See `Loader.train_batches`."""
+        drawn = self._draw_views(order.epoch)
+        mine = [share.indices for share in order.shares(rank, world_size, position)]
+        shards = self._splits["train"].shard
+        soon = shards[torch.cat(mine).numpy()] if mine else shards[:0]
+        if not self._window:  # what validation needs may arrive in the meantime
+            soon = np.concatenate([soon, self._splits["valid"].shard[self._valid_order]])
+        self._copy.expect(soon)
+        return self._batches("train", order.shares(rank, world_size, position), drawn)
+
+    def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
+        """See `Loader.valid_batches`."""
+        part = deal(self.info.valid_size, rank, world_size)
+        mine = self._valid_order[part.start : part.stop]
+        self._copy.expect(self._splits["valid"].shard[mine])
+        cut = (torch.from_numpy(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size))
+        return self._batches("valid", (Share(rows, 0, 0, len(rows)) for rows in cut), None)
+
+    def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
+        """See `Loader.pictures`; grey ones where the originals can't be read any more."""
+        rows = [int(index) for index in indices]
+        names = [self.info.classes[label] for label in self._labels[split][rows].tolist()]
+        return self._pictures(self._paths(split, rows)), names
+
+    def digest(self) -> str:
+        """See `Loader.digest`: of the index, which has every picture's digest."""
+        return self._digest
+
+    def _draw_views(self, epoch: int) -> np.ndarray | None:
+        """Which view of each training sample this epoch sees, int64 (train_size,)."""
+        if self._views == 1:
+            return None
+        random = generator("view of an epoch", self._seed, epoch)
+        return torch.randint(self._views, (self.info.train_size,), generator=random).numpy()
+
+    def _batches(self, split: Split, shares: Iterator[Share], views: np.ndarray | None) -> Iterator[Batch]:
+        where, labels = self._splits[split], self._labels[split]
+        ahead: deque[Share] = deque()
+
+        def wanted() -> Iterator[Rows]:
+            for share in shares:
+                ahead.append(share)
+                rows = share.indices.numpy()
+                drawn = views[rows] if views is not None else np.zeros(len(rows), dtype=np.int64)
+                yield Rows(where.shard[rows], where.row[rows], drawn)
+
+        for features in self._copy.batches(wanted()):
+            share = ahead.popleft()
+            yield Batch(
+                # As they are stored, half as many bytes cross to a GPU; what computes is float32 or autocast.
+                features.to(self._device, non_blocking=True).float(),
+                labels[share.indices].to(self._device, non_blocking=True),
+                share.indices,
+                share.global_size,
+            )

@@ -1,0 +1,195 @@
+"""A node's copy of a cache's shards: fetched once, checked, memory-mapped, shared by the node's processes.
+
+In `<cache>/features/` lie shards without compression, named by their checksum, so that jobs share them. When the
+folder has reached its limit, what was used longest ago is deleted; who has mapped it can go on reading it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import shutil
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from torch import Tensor
+
+from cvdist import storage
+from cvdist.errors import UserError
+from cvdist.features import shard
+from cvdist.features.manifest import Manifest, ShardEntry
+from cvdist.lock import locked
+from cvdist.log import redact
+from cvdist.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+_STRIPES = 64  # locks that shards share, by name
+_ABANDONED = 3600.0  # seconds after which an unfinished file is nobody's
+_SUFFIX, _CHECKED = ".safetensors", ".checked"
+
+
+class LocalShards:
+    """The shards of one cache on this node. Safe for several threads and processes."""
+
+    def __init__(self, folder: Folder, cache: Manifest, root: Path, *, limit: int, timeout: float) -> None:
+        """`root`: the node's cache folder; limit: bytes that all copies there may take; timeout: seconds that
+        another process may take to fetch a shard.
+
+        Raises:
+            UserError: if the folder can't be used.
+        """
+        self.cache, self.limit = cache, limit
+        self._folder, self._timeout = folder, timeout
+        self._root = shards_folder(root)
+        try:
+            (self._root / "locks").mkdir(parents=True, exist_ok=True)
+            self._forget_abandoned()
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def open(self, number: int) -> Tensor:
+        """The features of a shard, mapped: (rows, views, ...). Fetches it if it is not there.
+
+        Raises:
+            UserError: if it can't be fetched, is damaged, or the disk can't take it.
+        """
+        entry = self.cache.shards[number]
+        path = self._root / f"{entry.raw_sha256[:32]}{_SUFFIX}"
+        stripe = self._root / "locks" / str(int(entry.raw_sha256[:8], 16) % _STRIPES)
+        try:
+            with locked(stripe, "", self._timeout):
+                features = self._open_checked(path, entry)
+                return features if features is not None else self._fetch(path, entry)
+        except TimeoutError as error:
+            raise UserError(f"{error}, waiting for {entry.object} (--data-timeout)") from error
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _open_checked(self, path: Path, entry: ShardEntry) -> Tensor | None:
+        """The copy that is there, if it is what was written; read whole at most once between restarts."""
+        try:
+            mark = _mark(path)
+            checked = path.with_suffix(_CHECKED)
+            known = checked.read_text() if checked.exists() else ""
+            if known != mark:
+                if not shard.matches(path, size=entry.raw_bytes, raw_sha256=entry.raw_sha256):
+                    logger.warning("features   %s is damaged on this node and fetched again", path)
+                    path.unlink()
+                    return None
+                checked.write_text(mark)
+            _touch(path)
+            return shard.map_features(path)
+        except FileNotFoundError:  # never there, or deleted to make room
+            return None
+
+    def _fetch(self, path: Path, entry: ShardEntry) -> Tensor:
+        content = self._folder.read(entry.object)
+        try:
+            raw = shard.unpack(
+                content, size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256
+            )
+        except shard.DamagedError as error:
+            raise UserError(
+                f"--features {redact(self._folder.uri)}: {entry.object} is damaged: {error}. Delete it and run "
+                "jobs/preprocess.py again, which computes that shard anew"
+            ) from error
+        arriving = self._root / f".{secrets.token_hex(8)}.arriving"
+        try:
+            with self._room_lock():
+                self._make_room(len(raw))
+            try:
+                arriving.write_bytes(raw)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                with self._room_lock():  # the disk is fuller than the limit knows
+                    self._make_room(self._taken())
+                arriving.write_bytes(raw)
+            # Under the lock, so that nobody makes room of it before it is mapped.
+            with self._room_lock():
+                arriving.replace(path)
+                path.with_suffix(_CHECKED).write_text(_mark(path))
+                return shard.map_features(path)
+        finally:
+            arriving.unlink(missing_ok=True)
+
+    def _room_lock(self) -> AbstractContextManager[None]:
+        return locked(self._root / "locks" / "room", "", self._timeout)
+
+    def _taken(self) -> int:
+        return sum(path.stat().st_size for path in self._root.glob(f"*{_SUFFIX}"))
+
+    def _make_room(self, needed: int) -> None:
+        """Delete what was used longest ago until `needed` bytes more are within the limit."""
+        copies = [(path, path.stat()) for path in self._root.glob(f"*{_SUFFIX}")]
+        taken = sum(state.st_size for _, state in copies)
+        for path, state in sorted(copies, key=lambda copy: copy[1].st_atime_ns):
+            if taken + needed <= self.limit:
+                return
+            path.with_suffix(_CHECKED).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            taken -= state.st_size
+
+    def _forget_abandoned(self) -> None:
+        for path in self._root.glob(".*.arriving"):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink(missing_ok=True)
+
+    def _unusable(self, error: OSError) -> UserError:
+        free = shutil.disk_usage(self._root).free / 1e9 if self._root.exists() else 0.0
+        return UserError(
+            f"--cache {self._root.parent} can't take the features ({storage.reason(error)}; {free:.1f} GB free): "
+            "name another folder with --cache or CVDIST_CACHE, or make room"
+        )
+
+
+def shards_folder(root: Path) -> Path:
+    """Where in a node's cache folder the shards are."""
+    return root / "features"
+
+
+def room(root: Path, share: float) -> int:
+    """Bytes that shards may take: `share` of what is free on the disk, and of what they have there already."""
+    folder = shards_folder(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = sum(path.stat().st_size for path in folder.glob(f"*{_SUFFIX}"))
+    return int(share * (shutil.disk_usage(folder).free + mine))
+
+
+def local_index(folder: Folder, cache: Manifest, root: Path, timeout: float) -> bytes:
+    """The index of a cache, fetched once a node. Not checked yet.
+
+    Raises:
+        UserError: if it can't be had.
+    """
+    path = shards_folder(root) / f"{cache.index.sha256[:32]}.index"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".index-lock"), f"fetch the index of {redact(folder.uri)}", timeout):
+            if not path.is_file() or path.stat().st_size != cache.index.bytes:
+                arriving = path.with_suffix(f".{secrets.token_hex(8)}")
+                arriving.write_bytes(folder.read(cache.index.object))
+                arriving.replace(path)
+            return path.read_bytes()
+    except (OSError, TimeoutError) as error:
+        raise UserError(f"--cache {root} can't be used ({storage.reason(error)}): name another one") from error
+
+
+def _mark(path: Path) -> str:
+    """What changes when a file is written, or the machine restarted."""
+    state = path.stat()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = "unknown"
+    return f"{boot} {state.st_size} {state.st_mtime_ns} {state.st_ino}"
+
+
+def _touch(path: Path) -> None:
+    """Note that a copy is used; the time of its last change stays."""
+    state = path.stat()
+    os.utime(path, ns=(time.time_ns(), state.st_mtime_ns))

@@ -1,0 +1,226 @@
+"""Training from a cache: is it the right one, does it fit this node, and the loader that reads it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from cvdist import storage
+from cvdist.config import TrainConfig, cache_folder
+from cvdist.data.augment import Augmentation
+from cvdist.data.dataset import DatasetInfo, Split
+from cvdist.data.images.decode import UndecodableError, decode
+from cvdist.data.images.listing import list_pictures, split
+from cvdist.errors import UserError
+from cvdist.features import fingerprint, local, manifest, plan
+from cvdist.features.build import parse_index
+from cvdist.features.copies import Copy, DeviceCopy, MappedCopy, Rows
+from cvdist.features.loader import FeatureLoader
+from cvdist.features.local import LocalShards
+from cvdist.features.manifest import Manifest
+from cvdist.log import redact
+from cvdist.storage import Folder
+from cvdist.training.collectives import gather
+
+logger = logging.getLogger(__name__)
+
+_AS_IT_IS = ("views", "augmentation", "dtype", "precision")  # a run takes them as the cache has them
+_WINDOWS = 3  # of shards that a worker keeps where not all fit: one in use, one before and one ahead of it
+_DEVICE_SHARE = 0.5  # of a GPU's free memory that features may take
+
+
+def prepare(config: TrainConfig) -> None:
+    """Refuse a cache that is not what the configuration names.
+
+    Raises:
+        UserError: saying what differs.
+    """
+    folder, cache = _open(config)
+    asked = fingerprint.asked_for_training(config)
+    uri = redact(folder.uri)
+    differences = cache.fingerprint.differences(asked, leave_out=_AS_IT_IS)
+    if differences:
+        raise UserError(
+            f"--features {uri} was made otherwise than this run asks for ({'; '.join(differences)}): correct the "
+            "flags, or make another cache with jobs/preprocess.py"
+        )
+    _used_views(config, cache)
+    if config.data.data:
+        _require_same_pictures(config, folder, cache)
+
+
+def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> FeatureLoader:
+    """Batches on `device`; all workers call it.
+
+    Raises:
+        UserError: if the cache is damaged, or too large for what the node may use of its disk.
+    """
+    folder, cache = _open(config)
+    root = cache_folder(config)
+    content = local.local_index(folder, cache, root, config.runtime.prepare_timeout)
+    table = parse_index(content, folder, cache)
+    table = table.filter(pa.array(np.asarray(table.column("shard")) >= 0))
+    train, valid = split(table, config.data, cache.classes)
+    copy, window, note = _copy(config, folder, cache, device, workers_on_node)
+    columns = {name: np.asarray(table.column(name)).astype(np.int64) for name in ("shard", "row", "label")}
+    rows: dict[Split, np.ndarray] = {"train": train, "valid": valid}
+    paths = table.column("path")
+
+    def paths_of(part: Split, indices: Sequence[int]) -> list[str]:
+        return [paths[int(rows[part][i])].as_py() for i in indices]
+
+    views = _used_views(config, cache)
+    mark = cache.fingerprint
+    return FeatureLoader(
+        DatasetInfo(
+            name=PurePosixPath((config.data.data or cache.source).rstrip("/")).name,
+            source=f"{redact(config.data.data or cache.source)}, features from {redact(folder.uri)}",
+            classes=cache.classes,
+            channels=3,
+            height=mark.size,
+            width=mark.size,
+            mean=mark.mean,
+            std=mark.std,
+            train_size=len(train),
+            valid_size=len(valid),
+        ),
+        copy,
+        {part: Rows(columns["shard"][r], columns["row"][r], np.zeros(0)) for part, r in rows.items()},
+        {part: columns["label"][r] for part, r in rows.items()},
+        paths_of,
+        device=device,
+        views=views,
+        seed=config.loop.seed,
+        window=window,
+        digest=cache.index.sha256,
+        quarantine=cache.bad,
+        augmentation=_augmentation(cache) if views > 1 else None,
+        pictures=_originals(config, cache),
+        note=note + (f", {views} views of each training picture" if views > 1 else ""),
+    )
+
+
+def _open(config: TrainConfig) -> tuple[Folder, Manifest]:
+    folder = Folder.open(config.features.features, "--features")
+    return folder, manifest.read(folder)
+
+
+def _used_views(config: TrainConfig, cache: Manifest) -> int:
+    """How many views of a training sample are drawn from.
+
+    Raises:
+        UserError: if the configuration asks for what the cache does not have.
+    """
+    mark, asked = cache.fingerprint, config.features.views
+    uri = redact(config.features.features)
+    wanted = fingerprint.augmentation_of(config)
+    if asked > mark.views:
+        raise UserError(f"--views {asked}: --features {uri} has {mark.views}: extract more, or ask for fewer")
+    if wanted is None:
+        return asked or 1
+    if mark.views == 1:
+        raise UserError(
+            f"--features {uri} has each picture as it is, and this run asks for augmentation: make a cache with "
+            "jobs/preprocess.py --views 4 and the same flags, or choose a recipe without"
+        )
+    if wanted != mark.augmentation:
+        raise UserError(
+            f"--features {uri} has views by another augmentation ({fingerprint.short(mark.augmentation)}) than "
+            f"this run asks for ({fingerprint.short(wanted)}): correct the flags, or make another cache"
+        )
+    return asked or mark.views
+
+
+def _require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest) -> None:
+    """Compare `--data` with what the features were computed from.
+
+    Raises:
+        UserError: naming a picture that was added, changed or removed.
+    """
+    listing = list_pictures(config.data)
+    known = parse_index(
+        local.local_index(folder, cache, cache_folder(config), config.runtime.prepare_timeout), folder, cache
+    )
+    if listing.classes != cache.classes:
+        raise UserError(
+            f"--features {redact(folder.uri)} is of the classes {', '.join(cache.classes)}, --data "
+            f"{redact(config.data.data)} has {', '.join(listing.classes)}: run jobs/preprocess.py again"
+        )
+    changes = plan.compare(listing.table, known, plan.digests_of(config.data.data))
+    if changes.any:
+        raise UserError(
+            f"--features {redact(folder.uri)} is out of date for --data {redact(config.data.data)} "
+            f"({changes.describe(listing.table)}): run jobs/preprocess.py again, which computes only what has "
+            "changed"
+        )
+
+
+def _copy(
+    config: TrainConfig, folder: Folder, cache: Manifest, device: torch.device, workers_on_node: int
+) -> tuple[Copy, int, str]:
+    """How this node holds the features, the shuffle window (0: none), and both in words."""
+    root, settings = cache_folder(config), config.features
+    limit = int(settings.local_cache_gb * 1e9) or local.room(root, config.data.cache_share)
+    on_device = device.type == "cuda" and settings.features_on_device
+    if on_device:
+        on_device = cache.raw_bytes < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+    largest = max((entry.raw_bytes for entry in cache.shards), default=1)
+    window = min(settings.shuffle_window, limit // (_WINDOWS * workers_on_node * largest))
+    # All workers shuffle alike, so the node with the least room decides.
+    rooms = gather((cache.raw_bytes <= limit or on_device, window))
+    whole, window = all(fits for fits, _ in rooms), min(size for _, size in rooms)
+    if not whole and window < 1:
+        raise UserError(
+            f"--cache {root} may hold {limit / 1e9:.3g} GB of features, and {workers_on_node} workers need "
+            f"{_WINDOWS * workers_on_node * largest / 1e9:.3g} GB at least: raise --local-cache-gb, make room, or "
+            "extract with a smaller --shard-size",
+            on_all_workers=True,
+        )
+    timeout = config.runtime.data_timeout
+    mapped = MappedCopy(
+        LocalShards(folder, cache, root, limit=limit, timeout=timeout),
+        fetch_threads=settings.fetch_threads,
+        timeout=timeout,
+        window=0 if whole else window,
+        pinned=device.type == "cuda",
+    )
+    size = f"{cache.raw_bytes / 1e9:,.2f} GB"
+    if not whole:
+        fits = f"{limit / 1e9:,.2f} GB fit this node: shuffled {window} of {len(cache.shards)} shards at a time"
+        return mapped, window, f"{size}, of which {fits} (--local-cache-gb)"
+    if on_device:
+        return DeviceCopy(mapped, device), 0, f"{size} in GPU memory"
+    return mapped, 0, f"{size} on this node, mapped from {local.shards_folder(root)}"
+
+
+def _augmentation(cache: Manifest) -> Augmentation | None:
+    values = cache.fingerprint.augmentation
+    return Augmentation(**values) if values else None  # type: ignore[arg-type]
+
+
+def _originals(config: TrainConfig, cache: Manifest) -> Callable[[Sequence[str]], Tensor]:
+    """Pictures for people to look at: from `--data`, or from where the features were computed."""
+    uri = config.data.data or cache.source
+    size, resize = cache.fingerprint.size, cache.fingerprint.resize
+
+    def pictures(paths: Sequence[str]) -> Tensor:
+        found = torch.full((len(paths), size, size, 3), 128, dtype=torch.uint8)
+        try:
+            filesystem, root = storage.locate(uri, "--data")
+            for i, path in enumerate(paths):
+                found[i] = decode(storage.read(filesystem, f"{root}/{path}"), size, resize)
+        except (OSError, UserError, UndecodableError) as error:
+            logger.warning("pictures   %s can't be read for figures: %s", redact(uri), _why(error))
+        return found.permute(0, 3, 1, 2).contiguous()
+
+    return pictures
+
+
+def _why(error: Exception) -> str:
+    return storage.reason(error) if isinstance(error, OSError) else str(error)
