@@ -160,7 +160,7 @@ def slices(listing: pa.Table, rows: np.ndarray, fingerprint: Fingerprint, shard_
         for start in range(0, len(mine), shard_size):
             table = listing.select(index.LISTED).take(pa.array(mine[start : start + shard_size]))
             columns = table.to_pydict()
-            identity = {**fingerprint.to_dict(), "views": views, **columns}
+            identity = {"fingerprint": fingerprint.to_dict(), "views": views, "pictures": columns}
             key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
             cut.append(Slice(key, views, tuple(columns["path"]), tuple(columns["label"])))
     return cut
