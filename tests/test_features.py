@@ -277,7 +277,7 @@ def train(chosen, tmp_path, name):
 
 def test_training_from_a_cache_is_training(chosen, tmp_path):
     """The same losses and counts as without a cache, and a model that takes pictures."""
-    chosen = configs.replace(chosen, features_dtype="float32", dropout=0.0, epochs=3, lr=0.01)
+    chosen = configs.replace(chosen, features_dtype="float32", dropout=0.0, epochs=2, lr=0.01)
     extract(chosen)
     cached = train(chosen, tmp_path, "cached")
     uncached = train(configs.replace(chosen, features=""), tmp_path, "uncached")

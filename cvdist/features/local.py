@@ -107,7 +107,7 @@ class LocalShards:
                 if error.errno != errno.ENOSPC:
                     raise
                 with self._room_lock():  # the disk is fuller than the limit knows
-                    self._make_room(self._taken())
+                    self._delete(len(raw))
                 arriving.write_bytes(raw)
             # Under the lock, so that nobody makes room of it before it is mapped.
             with self._room_lock():
@@ -120,19 +120,20 @@ class LocalShards:
     def _room_lock(self) -> AbstractContextManager[None]:
         return locked(self._root / "locks" / "room", "", self._timeout)
 
-    def _taken(self) -> int:
-        return sum(path.stat().st_size for path in self._root.glob(f"*{_SUFFIX}"))
-
     def _make_room(self, needed: int) -> None:
-        """Delete what was used longest ago until `needed` bytes more are within the limit."""
+        """Delete copies until `needed` bytes more are within the limit."""
+        taken = sum(path.stat().st_size for path in self._root.glob(f"*{_SUFFIX}"))
+        self._delete(taken + needed - self.limit)
+
+    def _delete(self, count: int) -> None:
+        """Delete copies of at least `count` bytes, what was used longest ago first."""
         copies = [(path, path.stat()) for path in self._root.glob(f"*{_SUFFIX}")]
-        taken = sum(state.st_size for _, state in copies)
         for path, state in sorted(copies, key=lambda copy: copy[1].st_atime_ns):
-            if taken + needed <= self.limit:
+            if count <= 0:
                 return
             path.with_suffix(_CHECKED).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-            taken -= state.st_size
+            count -= state.st_size
 
     def _forget_abandoned(self) -> None:
         for path in self._root.glob(".*.arriving"):
