@@ -54,7 +54,9 @@ def write(
             packed = shard.pack(features, [i % 2 for i in numbers], paths)
             object = f"shards/{len(shards):06}{shard.SUFFIX}"
             folder.write(object, packed.content)
-            values = {f.name: getattr(packed, f.name) for f in dataclasses.fields(packed) if f.name != "content"}
+            values = {
+                f.name: getattr(packed, f.name) for f in dataclasses.fields(packed) if f.name != "content"
+            }
             shards.append(ShardEntry(object=object, stored_bytes=len(packed.content), **values))
             columns["path"] += paths
             columns["label"] += [i % 2 for i in numbers]

@@ -26,6 +26,7 @@ from cvdist.log import redact
 _CONNECT_TIMEOUT = 10.0  # seconds
 _REQUEST_TIMEOUT = 60.0  # seconds without a byte
 _ATTEMPTS = 4  # of one request, with back-off in between
+_PATIENT_ATTEMPTS = 10  # the same in the middle of a long job: about a minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,11 @@ class Entry:
     modified: int
 
 
-def locate(uri: str, flag: str = "--storage") -> tuple[arrow.FileSystem, str]:
-    """The file system behind `uri`, and the path in it. `flag`: the setting that `uri` came from, for messages.
+def locate(uri: str, flag: str = "--storage", *, patient: bool = False) -> tuple[arrow.FileSystem, str]:
+    """The file system behind `uri`, and the path in it.
+
+    flag: the setting that `uri` came from, for messages; patient: wait about a minute for a server that is away
+    (AWS_MAX_ATTEMPTS, if set, decides instead).
 
     Raises:
         UserError: if the URI can't be understood.
@@ -48,7 +52,7 @@ def locate(uri: str, flag: str = "--storage") -> tuple[arrow.FileSystem, str]:
         return arrow.LocalFileSystem(), str(Path(uri).expanduser().resolve())
     try:
         if uri.startswith("s3://"):
-            return _s3(uri)
+            return _s3(uri, _PATIENT_ATTEMPTS if patient else _ATTEMPTS)
         if uri.startswith("gs://"):
             return _gcs(uri)
         filesystem, path = arrow.FileSystem.from_uri(uri)
@@ -124,13 +128,13 @@ class Folder:
     flag: str
 
     @classmethod
-    def open(cls, uri: str, flag: str) -> Folder:
-        """`flag`: the setting that `uri` came from, for messages.
+    def open(cls, uri: str, flag: str, *, patient: bool = False) -> Folder:
+        """See `locate`.
 
         Raises:
             UserError: if the URI can't be understood.
         """
-        filesystem, root = locate(uri, flag)
+        filesystem, root = locate(uri, flag, patient=patient)
         return cls(uri, filesystem, root, flag)
 
     def read(self, name: str) -> bytes:
@@ -314,7 +318,7 @@ def _unreadable(uri: str, flag: str, error: Exception) -> UserError:
     return UserError(f"{flag} {redact(uri)} can't be read ({why}){hint}")
 
 
-def _s3(uri: str) -> tuple[arrow.FileSystem, str]:
+def _s3(uri: str, attempts: int) -> tuple[arrow.FileSystem, str]:
     """As `FileSystem.from_uri`, with bounds on every wait."""
     parts = urlsplit(uri)
     if parts.query or parts.password or not parts.hostname:
@@ -332,7 +336,7 @@ def _s3(uri: str) -> tuple[arrow.FileSystem, str]:
         endpoint_override=endpoint or None,
         connect_timeout=_CONNECT_TIMEOUT,
         request_timeout=_REQUEST_TIMEOUT,
-        retry_strategy=arrow.AwsStandardS3RetryStrategy(int(os.environ.get("AWS_MAX_ATTEMPTS", _ATTEMPTS))),
+        retry_strategy=arrow.AwsStandardS3RetryStrategy(int(os.environ.get("AWS_MAX_ATTEMPTS", attempts))),
     )
     return filesystem, f"{bucket}{unquote(parts.path)}".rstrip("/")
 

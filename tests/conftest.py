@@ -84,50 +84,102 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
             os.killpg(head.pid, signal.SIGKILL)
 
 
+class S3Server:
+    """SeaweedFS on loopback, with a bucket named `bucket`; can be killed, and started again on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keeps its files in `folder`."""
+        self._folder, self._port = folder, free_port()
+        names = ("master.port", "volume.port", "filer.port", "admin.port")
+        self._ports = [f"-{name}={free_port()}" for name in names]
+        self._keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.environment = {
+            **self._keys,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
+            "AWS_REGION": "us-east-1",
+        }
+
+    def start(self) -> None:
+        """Returns when the bucket is there."""
+        log = self._folder / "log"
+        with log.open("w") as output:
+            server = self._process = subprocess.Popen(
+                [
+                    *(
+                        str(Path(sys.executable).parent / "weed"),
+                        "mini",
+                        f"-dir={self._folder}",
+                        "-bucket=bucket",
+                    ),
+                    *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={self._port}", *self._ports),
+                    *("-master.telemetry=false", "-webdav=false", "-admin.ui=false"),
+                ],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | self._keys,
+            )
+        there = arrow.S3FileSystem(
+            access_key=self._keys["AWS_ACCESS_KEY_ID"],
+            secret_key=self._keys["AWS_SECRET_ACCESS_KEY"],
+            region="us-east-1",
+            endpoint_override=self.environment["AWS_ENDPOINT_URL"],
+        )
+
+        def ready() -> bool:
+            if server.poll() is not None:
+                return True
+            try:
+                return (
+                    answers(self.environment["AWS_ENDPOINT_URL"])
+                    and there.get_file_info("bucket").type == arrow.FileType.Directory
+                )
+            except OSError:
+                return False
+
+        wait_until(ready, 60, "the S3 server has its bucket")
+        assert server.poll() is None, log.read_text()
+
+    def stop(self, *, kill: bool = False) -> None:
+        """In order, or as a machine that loses power."""
+        if self._process is None:
+            return
+        if kill:
+            self._process.kill()
+        else:
+            self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+        self._process = None
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A real S3 server with a bucket named `bucket`, for the whole session.
 
     Yields the environment variables that make a process use it.
     """
-    folder = tmp_path_factory.mktemp("s3")
-    port, log = free_port(), folder / "log"
-    keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
-    ports = [f"-{name}={free_port()}" for name in ("master.port", "volume.port", "filer.port", "admin.port")]
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [
-                *(str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder}", "-bucket=bucket"),
-                *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={port}", *ports),
-                *("-master.telemetry=false", "-webdav=false", "-admin.ui=false"),
-            ],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | keys,
-        )
+    server = S3Server(tmp_path_factory.mktemp("s3"))
     try:
-        there = arrow.S3FileSystem(
-            access_key=keys["AWS_ACCESS_KEY_ID"],
-            secret_key=keys["AWS_SECRET_ACCESS_KEY"],
-            region="us-east-1",
-            endpoint_override=f"http://127.0.0.1:{port}",
-        )
-
-        def ready() -> bool:
-            if server.poll() is not None:
-                return True
-            address = f"http://127.0.0.1:{port}"
-            return answers(address) and there.get_file_info("bucket").type == arrow.FileType.Directory
-
-        wait_until(ready, 60, "the S3 server has its bucket")
-        assert server.poll() is None, log.read_text()
-        yield {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "us-east-1"}
+        server.start()
+        yield server.environment
     finally:
-        server.terminate()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
+        server.stop()
+
+
+@pytest.fixture
+def own_s3(tmp_path: Path) -> Iterator[S3Server]:
+    """The same for one test, which may stop it."""
+    (tmp_path / "s3").mkdir()
+    server = S3Server(tmp_path / "s3")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 def free_port() -> int:

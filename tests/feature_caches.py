@@ -36,9 +36,19 @@ def config(data: Path | str, features: Path | str, weights: Path, cache: Path, *
     return configs.replace(
         recipes.find("dogs-cats-vgg16-features"),
         **{
-            **{"data": str(data), "features": str(features), "weights": str(weights), "cache": str(cache)},
-            **{"weights_preprocessing": "imagenet", "model": "vgg11", "image_size": SIZE, "shard_size": 4},
-            **{"precision": "float32", "tracking": "none", "name": "test", "batch_size": 4, "epochs": 1},
+            "data": str(data),
+            "features": str(features),
+            "weights": str(weights),
+            "cache": str(cache),
+            "weights_preprocessing": "imagenet",
+            "model": "vgg11",
+            "image_size": SIZE,
+            "shard_size": 4,
+            "precision": "float32",
+            "tracking": "none",
+            "name": "test",
+            "batch_size": 4,
+            "epochs": 1,
             **changes,
         },
     )

@@ -29,6 +29,11 @@ def train(*arguments: str | Path, storage: Path, **environment: str) -> subproce
     return run(sys.executable, "jobs/train.py", *arguments, storage=storage, **environment)
 
 
+def preprocess(*arguments: str | Path, storage: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python jobs/preprocess.py ...`."""
+    return run(sys.executable, "jobs/preprocess.py", *arguments, storage=storage, **environment)
+
+
 def torchrun(
     workers: int, *arguments: str | Path, storage: Path, **environment: str
 ) -> subprocess.CompletedProcess[str]:

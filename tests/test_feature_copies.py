@@ -335,4 +335,7 @@ def test_a_buffer_is_used_again():
     assert buffers.take((8, 8), torch.float16).data_ptr() != address
     del first
     gc.collect()
-    assert address in {buffers.take((8, 8), torch.bfloat16).data_ptr(), buffers.take((8, 8), torch.half).data_ptr()}
+    assert address in {
+        buffers.take((8, 8), torch.bfloat16).data_ptr(),
+        buffers.take((8, 8), torch.half).data_ptr(),
+    }

@@ -30,7 +30,7 @@ from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
 from cvdist.training.loop import TrainingLoop
 from tests import pictures
-from tests.feature_caches import CPU, SIZE, config, computing, extract, write_weights
+from tests.feature_caches import CPU, SIZE, computing, config, extract, write_weights
 
 COUNTS = {"train/cat": 7, "train/dog": 6, "valid/cat": 3, "valid/dog": 2}
 
@@ -144,7 +144,9 @@ def test_every_dtype_holds_the_features_to_its_precision(chosen, dtype):
 
 def test_values_beyond_float16_are_refused(chosen, tmp_path):
     large = write_weights(tmp_path / "large.pth", scale=1e8)
-    with pytest.raises(UserError, match="--features-dtype float16 can't hold the features of train/cat/0000.jpg"):
+    with pytest.raises(
+        UserError, match="--features-dtype float16 can't hold the features of train/cat/0000.jpg"
+    ):
         extract(configs.replace(chosen, weights=str(large)))
     extract(configs.replace(chosen, weights=str(large), features_dtype="bfloat16"))
 
@@ -229,9 +231,7 @@ def test_windowed_order_is_a_permutation_also_after_a_change_of_workers(
     step = data.draw(st.integers(0, order.steps()))
     position = min(step * batch_size, order.size)
     before = order.order[:position].tolist()
-    after = [
-        i for rank in range(now) for s in order.shares(rank, now, position) for i in s.indices.tolist()
-    ]
+    after = [i for rank in range(now) for s in order.shares(rank, now, position) for i in s.indices.tolist()]
     assert sorted(before + after) == list(range(len(numbers)))
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -104,7 +104,7 @@ def build(config: TrainConfig, todo: Plan, compute: Compute) -> Built:
     Raises:
         UserError: for what `compute` raises, and if too many pictures are bad.
     """
-    folder = Folder.open(config.features.features, "--features")
+    folder = Folder.open(config.features.features, "--features", patient=True)
     left, done = todo.left, dict(todo.done)
     total = sum(len(slice.paths) for slice in todo.work)
     _announce(todo, total)
@@ -228,7 +228,7 @@ def _finish(config: TrainConfig, folder: Folder, todo: Plan, receipts: Sequence[
         fingerprint=todo.fingerprint,
         source=redact(config.data.data),
         weights=part.source,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         index=entry,
         shards=tuple(shards),
         bad=bad,

@@ -79,8 +79,8 @@ class Extractor:
         self._shape = part.feature_shape(3, fingerprint.size, fingerprint.size)
         self._batch = _BATCH[device.type]
         self._pool = ThreadPoolExecutor(decode_threads or usable_cores(), thread_name_prefix="decode")
-        self._source = storage.locate(config.data.data, "--data")
-        self._target = Folder.open(config.features.features, "--features")
+        self._source = storage.locate(config.data.data, "--data", patient=True)
+        self._target = Folder.open(config.features.features, "--features", patient=True)
         self._computing = threading.Lock()
 
     def __call__(self, work: Slice) -> Receipt:

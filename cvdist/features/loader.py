@@ -48,7 +48,8 @@ class FeatureLoader:
         note: str,
     ) -> None:
         """`splits`: where each sample's features are; views: how many of a training sample's are drawn from;
-        window: shards that are shuffled together, 0 for a shuffle of everything."""  # fmt: skip
+        window: shards that are shuffled together, 0 for a shuffle of everything.
+        """  # fmt: skip
         self.info, self.quarantine, self.augmentation, self.note = info, quarantine, augmentation, note
         self._copy, self._splits, self._device = copy, splits, device
         self._labels = {split: torch.from_numpy(values.astype(np.int64)) for split, values in labels.items()}

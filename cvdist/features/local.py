@@ -89,9 +89,7 @@ class LocalShards:
     def _fetch(self, path: Path, entry: ShardEntry) -> Tensor:
         content = self._folder.read(entry.object)
         try:
-            raw = shard.unpack(
-                content, size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256
-            )
+            raw = shard.unpack(content, size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256)
         except shard.DamagedError as error:
             raise UserError(
                 f"--features {redact(self._folder.uri)}: {entry.object} is damaged: {error}. Delete it and run "

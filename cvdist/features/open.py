@@ -184,7 +184,9 @@ def _copy(
         )
     timeout = config.runtime.data_timeout
     mapped = MappedCopy(
-        LocalShards(folder, cache, root, limit=limit, timeout=timeout),
+        LocalShards(
+            Folder.open(folder.uri, folder.flag, patient=True), cache, root, limit=limit, timeout=timeout
+        ),
         fetch_threads=settings.fetch_threads,
         timeout=timeout,
         window=0 if whole else window,
