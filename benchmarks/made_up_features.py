@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import load
@@ -54,9 +53,8 @@ def write(
             packed = shard.pack(features, [i % 2 for i in numbers], paths)
             object = f"shards/{len(shards):06}{shard.SUFFIX}"
             folder.write(object, packed.content)
-            values = {
-                f.name: getattr(packed, f.name) for f in dataclasses.fields(packed) if f.name != "content"
-            }
+            names = [field.name for field in dataclasses.fields(packed) if field.name != "content"]
+            values = {field: getattr(packed, field) for field in names}
             shards.append(ShardEntry(object=object, stored_bytes=len(packed.content), **values))
             columns["path"] += paths
             columns["label"] += [i % 2 for i in numbers]
@@ -67,13 +65,14 @@ def write(
             columns["shard"] += [len(shards) - 1] * len(numbers)
             columns["row"] += list(range(len(numbers)))
     table = pa.table(columns, schema=index.SCHEMA)
-    content = index.dump(table.take(np.argsort(columns["path"])))
+    content = index.dump(table.sort_by("path"))
     sha = hashlib.sha256(content).hexdigest()
     entry = IndexEntry(f"index/{sha[:16]}{index.SUFFIX}", len(table), len(content), sha)
     folder.write(entry.object, content)
     mark = Fingerprint(
-        model="vgg16", cut="features.30", weights="0" * 64, decode=1, size=224, resize="squash", mean=(0.5,) * 3,
-        std=(0.2,) * 3, views=views, augmentation=_FLIPS if views > 1 else None, dtype=dtype, precision="auto",
+        model="vgg16", cut="features.30", weights="0" * 64, decode=1, size=224, resize="squash",
+        mean=(0.5,) * 3, std=(0.2,) * 3, views=views, augmentation=_FLIPS if views > 1 else None,
+        dtype=dtype, precision="auto",
     )  # fmt: skip
     made = Manifest(
         classes=("cat", "dog"), feature_shape=shape, fingerprint=mark, source="made up", weights="made up",

@@ -81,7 +81,7 @@ class FeaturesConfig:
     shard_size: int = 128
     """Pictures a shard: the unit of work, of retry and of resume."""
     extractors: int = 0
-    """Ray actors that compute features. 0: one for each GPU or, without GPUs, for each --cpus-per-worker cores."""
+    """Ray actors that compute features. 0: one a GPU or, without GPUs, one for each --cpus-per-worker cores."""
     replace: bool = False
     """Replace a cache that was made with other weights or settings."""
     local_cache_gb: float = 0.0

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def locked(lock: Path, what: str, timeout: float) -> Iterator[None]:
     """Hold `lock` against the other processes of this node. The kernel frees it when its holder dies.
 
-    what: completes "waiting for another process to ...", empty for waits too short to tell; timeout: in seconds.
+    what: completes "waiting for another process to ...", empty for short waits; timeout: in seconds.
 
     Raises:
         TimeoutError: if another process holds it for longer.

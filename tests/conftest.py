@@ -85,7 +85,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 
 class S3Server:
-    """SeaweedFS on loopback, with a bucket named `bucket`; can be killed, and started again on the same port."""
+    """SeaweedFS on loopback, with a bucket named `bucket`; can be killed and started again on its port."""
 
     def __init__(self, folder: Path) -> None:
         """Keeps its files in `folder`."""
@@ -104,14 +104,10 @@ class S3Server:
         """Returns when the bucket is there."""
         log = self._folder / "log"
         with log.open("w") as output:
+            weed = str(Path(sys.executable).parent / "weed")
             server = self._process = subprocess.Popen(
                 [
-                    *(
-                        str(Path(sys.executable).parent / "weed"),
-                        "mini",
-                        f"-dir={self._folder}",
-                        "-bucket=bucket",
-                    ),
+                    *(weed, "mini", f"-dir={self._folder}", "-bucket=bucket"),
                     *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={self._port}", *self._ports),
                     *("-master.telemetry=false", "-webdav=false", "-admin.ui=false"),
                 ],

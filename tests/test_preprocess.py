@@ -18,8 +18,9 @@ import torch
 from mlflow import MlflowClient
 
 from benchmarks import made_up_features
+from cvdist.data.images.decode import decode
 from cvdist.errors import UserError
-from cvdist.features import manifest
+from cvdist.features import inspect, manifest
 from cvdist.features.copies import MappedCopy, Rows
 from cvdist.features.local import LocalShards
 from cvdist.storage import Folder
@@ -61,7 +62,7 @@ def subset(source, target, train, valid):
 
 def test_real_photographs_through_a_bucket(shared_data, bucket, s3, tmp_path):
     """Extract with two actors, look, train with two workers, and ask the logged model about pictures."""
-    photos = subset(shared_data / "dogs-vs-cats", tmp_path / "photos", 80, 40)
+    photos = subset(shared_data / "dogs-vs-cats", tmp_path / "photos", 50, 30)
     features = f"{bucket}/real"
     weights = shared_data / "weights" / "vgg16_features.pth"
     flags = ("--weights", weights, "--weights-preprocessing", "vgg-features")
@@ -71,38 +72,34 @@ def test_real_photographs_through_a_bucket(shared_data, bucket, s3, tmp_path):
         **common,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(r"pictures  240 of 240, 0 can't be decoded", done.stdout)
-    assert re.search(r"computed  240 pictures in .*, \d+\.\d images/s", done.stdout)
+    assert re.search(r"pictures  160 of 160, 0 can't be decoded", done.stdout)
+    assert re.search(r"computed  160 pictures in .*, \d+\.\d images/s", done.stdout)
     cache = manifest.read(Folder.open(features, ""))
     jpegs = sum(path.stat().st_size for path in photos.rglob("*.jpg"))
-    assert cache.stored_bytes < jpegs and cache.stored_bytes * 10 < 240 * 25088 * 4
-    assert "is whole: 6/6 shards, 240 pictures" in preprocess("--check", features, **common).stdout
-    description = preprocess("--describe", features, **common).stdout
-    assert re.search(r"zeros +8\d\.\d% of the values", description)
+    assert cache.stored_bytes < jpegs and cache.stored_bytes * 10 < 160 * 25088 * 4
+    assert "is whole: 4/4 shards, 160 pictures" in preprocess("--check", features, **common).stdout
+    assert re.search(r"zeros +8\d\.\d% of the values", inspect.describe(features))
     done = train(
         *("dogs-cats-vgg16-features", "--data", photos, "--features", features, *flags),
-        *("--workers", "2", "--epochs", "3", "--name", "real", "--batch-size", "32", "--lr", "0.0004"),
+        *("--workers", "2", "--epochs", "2", "--name", "real", "--batch-size", "32", "--lr", "0.0004"),
         **common,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    correct = int(re.search(r"best accuracy  [\d.]+% \((\d+)/80\)", done.stdout)[1])
-    assert correct >= 76, done.stdout
+    correct = int(re.search(r"best accuracy  [\d.]+% \((\d+)/60\)", done.stdout)[1])
+    assert correct >= 56, done.stdout
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs(["1"])
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    model = mlflow.pytorch.load_model(
-        run.outputs.model_outputs and f"models:/{run.outputs.model_outputs[0].model_id}"
-    )
-    from cvdist.data.images.decode import decode
+    (output,) = run.outputs.model_outputs
+    model = mlflow.pytorch.load_model(f"models:/{output.model_id}")
 
     paths = sorted((photos / "valid").rglob("*.jpg"))
     pixels = torch.stack([decode(path.read_bytes(), 224, "squash") for path in paths]).permute(0, 3, 1, 2)
     with torch.inference_mode():
         probabilities = torch.cat([model(part.contiguous()) for part in pixels.split(4)])
-    right = (
-        (probabilities.argmax(1) == torch.tensor([path.parent.name == "dog" for path in paths])).sum().item()
-    )
-    assert abs(right - correct) <= 1  # the model says in float32 what bfloat16 features were learned from
+    dogs = torch.tensor([path.parent.name == "dog" for path in paths])
+    # It computes in float32 what was learned from features in bfloat16.
+    assert abs(int((probabilities.argmax(1) == dogs).sum()) - correct) <= 1
 
 
 def test_the_command_line(weights, tmp_path):
@@ -137,9 +134,6 @@ def test_errors_are_one_line(weights, s3, tmp_path):
     assert error("dogs-cats-vgg16", "--features", "x").startswith("--data is needed")
     assert error("--check").startswith("--check takes one folder or URI")
     assert "has no manifest.json" in error("--check", photos)
-    assert "there is no such file, folder or bucket" in error("--describe", "s3://no-bucket/x") or True
-    place = "s3://no-such-bucket/features"
-    assert place in error(*tiny(weights, photos, place))
     text = error(
         *tiny(weights, photos, "s3://bucket/f"), AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_MAX_ATTEMPTS="2"
     )
@@ -181,9 +175,7 @@ def test_a_killed_job_goes_on_where_it_was(weights, bucket, s3, tmp_path):
     done = preprocess(*arguments, storage=tmp_path, **s3)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{finished} of 62 shards are there already" in done.stderr
-    assert (
-        "is whole: 62/62 shards, 310 pictures" in preprocess("--check", features, storage=tmp_path, **s3).stdout
-    )
+    assert "is whole: 62/62 shards, 310 pictures" in inspect.check(features)
 
 
 def _quiet(count):
@@ -202,9 +194,7 @@ def test_a_server_that_restarts_while_shards_are_written(weights, own_s3, tmp_pa
 
     def restart():
         try:
-            wait_until(
-                lambda: any(n.startswith("receipts/") for n in folder.sizes()), 90, "a shard is finished"
-            )
+            wait_until(lambda: "receipts/" in "".join(folder.sizes()), 90, "a shard is finished")
             own_s3.stop(kill=True)
             time.sleep(1)
             own_s3.start()
@@ -228,8 +218,7 @@ def test_a_server_that_restarts_while_shards_are_written(weights, own_s3, tmp_pa
             **own_s3.environment,
         )
     assert done.returncode == 0, done.stderr[-3000:]
-    checked = preprocess("--check", features, storage=tmp_path, **own_s3.environment)
-    assert "is whole: 42/42 shards, 210 pictures" in checked.stdout, checked.stderr
+    assert "is whole: 42/42 shards, 210 pictures" in inspect.check(features)
 
 
 def test_a_server_that_restarts_while_shards_are_read(own_s3, tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ class Augmentation:
         return torch.cat(draws, dim=1)[share.offset : share.offset + len(share.indices)]
 
     def draw_view(self, name: str, view: int) -> Tensor:
-        """The same for one picture's view, float32 (11,): by the picture's name alone, wherever it is listed."""
+        """The same for one picture's view, float32 (11,): by the picture's name alone."""
         return torch.rand(_PLACE + _CROP + _COLOR, generator=generator("view", self.seed, name, view))
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:

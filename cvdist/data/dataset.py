@@ -100,8 +100,8 @@ class Loader(Protocol):
     """A data set that hands out batches on one device.
 
     quarantine: what was left out; augmentation: what training pictures go through, or None; features: whether
-    batches hold what the model's frozen layers made of the pictures, instead of pictures; note: one line for the
-    log, or empty.
+    batches hold what the model's frozen layers made of the pictures, instead of pictures; note: one line for
+    the log, or empty.
     """
 
     info: DatasetInfo

@@ -30,7 +30,7 @@ class Buffers:
             memory = free.pop() if free else None
         if memory is None:
             memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
-        # The tensor that is handed out keeps this array, and nothing else does: when it goes, so does the array.
+        # Only the tensor that is handed out keeps this array: they go together.
         array = memory.numpy()
         tensor = torch.from_numpy(array).view(dtype).view(shape)
         weakref.finalize(array, self._give_back, size, memory)

@@ -167,8 +167,8 @@ def _existing(folder: Folder, asked: Fingerprint, *, replace: bool) -> Manifest 
     differences = found.fingerprint.differences(asked)
     if differences and not replace:
         raise UserError(
-            f"--features {redact(folder.uri)} holds features that were made otherwise ({'; '.join(differences)}): "
-            "name another place, or replace them with --replace"
+            f"--features {redact(folder.uri)} holds features that were made otherwise "
+            f"({'; '.join(differences)}): name another place, or replace them with --replace"
         )
     return None if differences else found
 
@@ -200,8 +200,8 @@ def _require_few_bad(bad: int, pictures: int, config: TrainConfig, last: Receipt
         why = last.bad[-1][1] if last.bad else "see earlier shards"
         raise UserError(
             f"--data {redact(config.data.data)}: {bad} of {pictures} pictures can't be decoded, more than "
-            f"--max-bad-images {config.data.max_bad_images:g} allows, the last one: {why}. Mend or remove them, "
-            "or raise the limit"
+            f"--max-bad-images {config.data.max_bad_images:g} allows, the last one: {why}. Mend or remove "
+            "them, or raise the limit"
         )
 
 
@@ -213,9 +213,9 @@ def _finish(config: TrainConfig, folder: Folder, todo: Plan, receipts: Sequence[
     if len(bad) > config.data.max_bad_images * len(table):
         first = bad[0]
         raise UserError(
-            f"--data {redact(config.data.data)}: {len(bad)} of {len(table)} pictures can't be decoded, more than "
-            f"--max-bad-images {config.data.max_bad_images:g} allows, e.g. {first.path} ({first.reason}). Mend or "
-            "remove them, or raise the limit"
+            f"--data {redact(config.data.data)}: {len(bad)} of {len(table)} pictures can't be decoded, more "
+            f"than --max-bad-images {config.data.max_bad_images:g} allows, e.g. {first.path} ({first.reason}). "
+            "Mend or remove them, or raise the limit"
         )
     content = index.dump(table)
     sha = hashlib.sha256(content).hexdigest()

@@ -55,7 +55,7 @@ class Extractor:
         decode_threads: int = 0,
         part: FrozenPart | None = None,
     ) -> None:
-        """`fingerprint`: what was asked for; decode_threads: 0 for one a core; part: instead of the named weights.
+        """`fingerprint`: what was asked for; decode_threads: 0: one a core; part: instead of the named weights.
 
         Raises:
             UserError: if the weights here are others than those of the fingerprint.
@@ -68,7 +68,7 @@ class Extractor:
                 "was started: name a URI, or copy it to all nodes"
             )
         layout = torch.channels_last if config.loop.channels_last else torch.contiguous_format
-        self.module = part.module.to(device, memory_format=layout)
+        self.module = part.module.to(device).to(memory_format=layout)
         self.arithmetic = precision.choose(config.loop.precision, device)
         self._normalise = Normaliser(
             fingerprint.mean, fingerprint.std, device, channels_last=config.loop.channels_last
@@ -87,7 +87,7 @@ class Extractor:
         """Make and store the shard of a slice, unless it is there.
 
         Raises:
-            UserError: if a file can't be read, the shard can't be written, or a value is too large for its dtype.
+            UserError: if a file can't be read, the shard can't be written, or a value is beyond its dtype.
         """
         done = receipt.find(self._target, work.key)
         if done is not None:  # by an actor that died right after

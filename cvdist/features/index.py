@@ -1,8 +1,8 @@
 """The table of all pictures that a cache knows, as parquet: where each one's features are, and of which file.
 
 Columns: path (string), label (int32), part (int8, see `cvdist.data.images.listing`), size (int64, bytes),
-modified (int64, ns since 1970), digest (16 bytes of the file's SHA-256), shard (int32, number in the manifest; -1
-for a picture that can't be decoded), row (int32, in that shard). Sorted by path.
+modified (int64, ns since 1970), digest (16 bytes of the file's SHA-256), shard (int32, number in the manifest;
+-1 for a picture that can't be decoded), row (int32, in that shard). Sorted by path.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ def check(uri: str) -> str:
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         raise UserError(
             f"--check {redact(uri)}: {len(damaged)} of {len(cache.shards)} shards are damaged: "
-            f"{damaged[0]}{more}. Delete what is damaged and run jobs/preprocess.py as before: it computes these "
-            "shards anew"
+            f"{damaged[0]}{more}. Delete what is damaged and run jobs/preprocess.py as before: it computes "
+            "these shards anew"
         )
     return (
         f"{redact(uri)} is whole: {len(cache.shards)}/{len(cache.shards)} shards, {_good(table):,} pictures, "
@@ -174,7 +174,8 @@ def _fingerprint(cache: Manifest) -> list[tuple[str, str]]:
         ("weights", f"{cache.weights}, frozen layers sha256 {mark.weights[:16]}"),
         (
             "preprocessing",
-            f"{mark.size}x{mark.size} ({mark.resize}), mean {_short(mark.mean)}, deviation {_short(mark.std)}{views}",
+            f"{mark.size}x{mark.size} ({mark.resize}), mean {_short(mark.mean)}, deviation {_short(mark.std)}"
+            + views,
         ),
     ]
 

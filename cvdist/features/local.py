@@ -1,7 +1,7 @@
 """A node's copy of a cache's shards: fetched once, checked, memory-mapped, shared by the node's processes.
 
-In `<cache>/features/` lie shards without compression, named by their checksum, so that jobs share them. When the
-folder has reached its limit, what was used longest ago is deleted; who has mapped it can go on reading it.
+In `<cache>/features/` lie shards without compression, named by their checksum, so that jobs share them. When
+the folder has reached its limit, what was used longest ago is deleted; who has mapped it can go on reading it.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ class LocalShards:
     def _unusable(self, error: OSError) -> UserError:
         free = shutil.disk_usage(self._root).free / 1e9 if self._root.exists() else 0.0
         return UserError(
-            f"--cache {self._root.parent} can't take the features ({storage.reason(error)}; {free:.1f} GB free): "
-            "name another folder with --cache or CVDIST_CACHE, or make room"
+            f"--cache {self._root.parent} can't take the features ({storage.reason(error)}; {free:.1f} GB free)"
+            ": name another folder with --cache or CVDIST_CACHE, or make room"
         )
 
 

@@ -47,8 +47,8 @@ def prepare(config: TrainConfig) -> None:
     differences = cache.fingerprint.differences(asked, leave_out=_AS_IT_IS)
     if differences:
         raise UserError(
-            f"--features {uri} was made otherwise than this run asks for ({'; '.join(differences)}): correct the "
-            "flags, or make another cache with jobs/preprocess.py"
+            f"--features {uri} was made otherwise than this run asks for ({'; '.join(differences)}): correct "
+            "the flags, or make another cache with jobs/preprocess.py"
         )
     _used_views(config, cache)
     if config.data.data:
@@ -126,8 +126,8 @@ def _used_views(config: TrainConfig, cache: Manifest) -> int:
         return asked or 1
     if mark.views == 1:
         raise UserError(
-            f"--features {uri} has each picture as it is, and this run asks for augmentation: make a cache with "
-            "jobs/preprocess.py --views 4 and the same flags, or choose a recipe without"
+            f"--features {uri} has each picture as it is, and this run asks for augmentation: make a cache "
+            "with jobs/preprocess.py --views 4 and the same flags, or choose a recipe without"
         )
     if wanted != mark.augmentation:
         raise UserError(
@@ -178,8 +178,8 @@ def _copy(
     if not whole and window < 1:
         raise UserError(
             f"--cache {root} may hold {limit / 1e9:.3g} GB of features, and {workers_on_node} workers need "
-            f"{_WINDOWS * workers_on_node * largest / 1e9:.3g} GB at least: raise --local-cache-gb, make room, or "
-            "extract with a smaller --shard-size",
+            f"{_WINDOWS * workers_on_node * largest / 1e9:.3g} GB at least: raise --local-cache-gb, make room, "
+            "or extract with a smaller --shard-size",
             on_all_workers=True,
         )
     timeout = config.runtime.data_timeout

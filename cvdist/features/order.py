@@ -1,9 +1,9 @@
 """The order of an epoch over a cache that does not fit a node: shuffled shards, then a shuffle by window.
 
-All shards of an epoch, in random order, form one line of samples. The line is cut into a stream for each worker,
-and each stream is shuffled within windows of some shards: a worker then needs few shards at a time, each of them
-once an epoch, and each sample is still seen exactly once. Woven together, the streams are one global order, dealt
-like any other (`cvdist.data.sampler`), so that an epoch can go on with another number of workers.
+All shards of an epoch, in random order, form one line of samples. The line is cut into a stream for each
+worker, and each stream is shuffled within windows of some shards. So a worker needs few shards at a time, each of
+them once an epoch, and each sample is still seen exactly once. Woven together, the streams are one global order,
+dealt like any other (`cvdist.data.sampler`), and an epoch can go on with another number of workers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def windowed(
     Args:
         shard: int (n,), in which shard each sample is.
         batch_size: global.
-        seed, epoch: what the order depends on, besides all other arguments.
+        seed: what the order depends on,
+        epoch: besides all other arguments.
         streams: number of workers that are to read few shards each.
         window: shards that are shuffled together.
     """

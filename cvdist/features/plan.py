@@ -153,7 +153,7 @@ def without_sparse_shards(changes: Changes, known: pa.Table, shard_rows: Sequenc
 
 
 def slices(listing: pa.Table, rows: np.ndarray, fingerprint: Fingerprint, shard_size: int) -> list[Slice]:
-    """`rows` of the listing, in its order, cut into shards; validation pictures apart, for they need one view."""
+    """`rows` of the listing, in its order, cut into shards; those to validate on apart: they need one view."""
     part = np.asarray(listing.column("part"))[rows]
     cut = []
     for mine, views in ((rows[part != VALID_PART], fingerprint.views), (rows[part == VALID_PART], 1)):

@@ -16,8 +16,8 @@ from cvdist.storage import Folder
 class Receipt:
     """A slice that is done.
 
-    key: of the slice; shard: None if none of its pictures can be decoded; digests: of each picture of the slice,
-    good or bad, 16 bytes; bad: (position in the slice, reason).
+    key: of the slice; shard: None if none of its pictures can be decoded; digests: 16 bytes of each picture of
+    the slice, good or bad; bad: (position in the slice, reason).
     """
 
     key: str

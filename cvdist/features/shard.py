@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -111,5 +112,5 @@ def read_labels_and_ids(raw: bytes) -> tuple[list[int], list[str]]:
 
     tensors = load(raw)
     ids, ends = tensors["ids"].numpy().tobytes(), [0, *tensors["id_ends"].tolist()]
-    names = [ids[start:stop].decode() for start, stop in zip(ends, ends[1:], strict=False)]
+    names = [ids[start:stop].decode() for start, stop in pairwise(ends)]
     return tensors["labels"].tolist(), names

@@ -39,7 +39,7 @@ class ModelSpec:
         is the probabilities; log-probabilities are such scores too.
     any_channels: whether it is built for as many channels as there are, rather than for those of default_input.
     pretrained: whether it goes on from pretrained weights (`--weights`, `--trainable-blocks`).
-    build_frozen: makes its frozen layers alone, with their weights; returns None where the settings freeze none.
+    build_frozen: makes its frozen layers alone, with their weights; None where the settings freeze none.
     """
 
     name: str

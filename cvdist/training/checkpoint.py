@@ -54,8 +54,8 @@ class Progress:
     """How far a run has come.
 
     epoch: epochs finished; position: samples of the next epoch already trained on, over all workers;
-    shuffle: how that epoch is shuffled; loss_sum, correct: over those samples; best_epoch: 1-based, 0 before the first validation;
-    seconds: of training so far, in all attempts.
+    shuffle: how that epoch is shuffled; loss_sum, correct: over those samples; best_epoch: 1-based, 0 before
+    the first validation; seconds: of training so far, in all attempts.
     """
 
     epoch: int = 0
