@@ -175,7 +175,7 @@ def own_s3(tmp_path: Path) -> Iterator[S3Server]:
         server.start()
         yield server
     finally:
-        server.stop()
+        server.stop(kill=True)
 
 
 def free_port() -> int:

@@ -18,6 +18,7 @@ import torch
 from mlflow import MlflowClient
 
 from benchmarks import made_up_features
+from cvdist import cli
 from cvdist.data.images.decode import decode
 from cvdist.errors import UserError
 from cvdist.features import inspect, manifest
@@ -77,7 +78,7 @@ def test_real_photographs_through_a_bucket(shared_data, bucket, s3, tmp_path):
     cache = manifest.read(Folder.open(features, ""))
     jpegs = sum(path.stat().st_size for path in photos.rglob("*.jpg"))
     assert cache.stored_bytes < jpegs and cache.stored_bytes * 10 < 160 * 25088 * 4
-    assert "is whole: 4/4 shards, 160 pictures" in preprocess("--check", features, **common).stdout
+    assert "is whole: 5/5 shards, 160 pictures" in preprocess("--check", features, **common).stdout
     assert re.search(r"zeros +8\d\.\d% of the values", inspect.describe(features))
     done = train(
         *("dogs-cats-vgg16-features", "--data", photos, "--features", features, *flags),
@@ -130,9 +131,15 @@ def test_errors_are_one_line(weights, s3, tmp_path):
     def error(*arguments, **more):
         return the_error(preprocess(*arguments, **{**common, **more}))
 
-    assert error("dogs-cats-vgg16", "--data", photos).startswith("--features is needed")
+    def misread(*words):
+        with pytest.raises(UserError) as error:
+            cli.parse_preprocess(words)
+        return str(error.value)
+
+    assert misread("dogs-cats-vgg16", "--data", "x").startswith("--features is needed")
+    assert misread("--check").startswith("--check takes one folder or URI")
+    assert "unknown flag --view: did you mean --views" in misread("dogs-cats-vgg16", "--view", "3")
     assert error("dogs-cats-vgg16", "--features", "x").startswith("--data is needed")
-    assert error("--check").startswith("--check takes one folder or URI")
     assert "has no manifest.json" in error("--check", photos)
     text = error(
         *tiny(weights, photos, "s3://bucket/f"), AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_MAX_ATTEMPTS="2"
@@ -140,7 +147,6 @@ def test_errors_are_one_line(weights, s3, tmp_path):
     assert "s3://bucket/f can't be written" in text
     text = error(*tiny(weights, photos, "s3://bucket/f"), AWS_SECRET_ACCESS_KEY="wrong")
     assert "wrong" not in text and "s3://bucket/f" in text
-    assert "unknown flag --view: did you mean --views" in error("dogs-cats-vgg16", "--view", "3")
     assert "needs 1 GPUs" in error(*tiny(weights, photos, tmp_path / "f"), "--device", "cuda")
     too_many = error(*tiny(weights, photos, tmp_path / "f"), "--extractors", "99")
     assert "99" in too_many and "CPUs" in too_many

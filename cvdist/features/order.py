@@ -1,8 +1,8 @@
 """The order of an epoch over a cache that does not fit a node: shuffled shards, then a shuffle by window.
 
-All shards of an epoch, in random order, form one line of samples. The line is cut into a stream for each
-worker, and each stream is shuffled within windows of some shards. So a worker needs few shards at a time, each of
-them once an epoch, and each sample is still seen exactly once. Woven together, the streams are one global order,
+All shards of an epoch, in random order, form one line of samples. It is cut into a stream for each worker, and
+each stream is shuffled within windows of some shards. So a worker needs few shards at a time, each of them
+once an epoch, and each sample is still seen exactly once. Woven together, the streams are one global order,
 dealt like any other (`cvdist.data.sampler`), and an epoch can go on with another number of workers.
 """
 

@@ -1,0 +1,233 @@
+"""Training from a cache: against steps on a batch in memory, the book's epoch, and the first read's limit.
+
+Features of VGG16's size (25,088 values), made up; 1,600 to learn from, batches of 64. The book's epoch runs all
+convolutions in float32 and PyTorch's default layout; it is timed on one batch and scaled to 1,600 photographs.
+The first read fetches, checks, decompresses and writes down every shard, from a real S3 server on loopback.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from benchmarks import made_up_features
+from benchmarks.harness import Comparison, summarise
+from benchmarks.photographs import write_folder
+from cvdist import config as configs
+from cvdist import recipes
+from cvdist.features import manifest
+from cvdist.features.copies import MappedCopy
+from cvdist.features.local import LocalShards
+from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
+from cvdist.storage import Folder
+from cvdist.tracking import NoTracker
+from cvdist.training.loop import TrainingLoop
+from cvdist.training.optimizer import build_optimizer
+
+PICTURES, BATCH, ROUNDS = 1600, 64, 3
+BOOK_BATCHES = 1
+FIRST_READ_ROUNDS = 3
+
+
+def measure() -> Iterator[Comparison]:
+    """Steps a second, seconds an epoch, and bytes a second."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        made_up_features.write(root / "features", PICTURES, 4)
+        loop = _loop(root)
+        cached, memory, book = _from_the_cache(loop), _in_memory(loop), _the_books_epoch(root)
+        rounds = [(cached(), memory(), book()) for _ in range(ROUNDS + 1)][1:]
+    steps = PICTURES / BATCH
+    yield summarise(
+        "steps from the cache / steps on one batch in memory",
+        [(steps / ours, steps / limit) for ours, limit, _ in rounds], unit="steps/s", target=0.95,
+    )  # fmt: skip
+    yield summarise(
+        "an epoch of the book's code / an epoch from the cache",
+        [(theirs, ours) for ours, _, theirs in rounds], unit="seconds", target=25,
+    )  # fmt: skip
+    yield from _first_read()
+
+
+def _loop(root: Path) -> TrainingLoop:
+    vgg = torchvision.models.vgg16()
+    torch.save({f"features.{n}": t for n, t in vgg.features.state_dict().items()}, root / "weights.pth")
+    config = configs.replace(
+        recipes.find("dogs-cats-vgg16-features"),
+        features=str(root / "features"), cache=str(root / "cache"), batch_size=BATCH, tracking="none",
+        weights=str(root / "weights.pth"), weights_preprocessing="imagenet", name="bench",
+    )  # fmt: skip
+    worker = ProcessWorker(0, 1, 0, 1, "here", torch.device("cpu"), CheckpointFolder(root / "none", 1))
+    # Not through data.prepare, which would refuse features that are made up.
+    from cvdist import data
+
+    prepare, data.prepare = data.prepare, lambda config: None
+    try:
+        return TrainingLoop(config, worker, NoTracker())
+    finally:
+        data.prepare = prepare
+
+
+def _from_the_cache(loop: TrainingLoop) -> Callable[[], float]:
+    def run() -> float:
+        loop.progress.position = 0
+        started = time.perf_counter()
+        loop._train_epoch(1)
+        return time.perf_counter() - started
+
+    return run
+
+
+def _in_memory(loop: TrainingLoop) -> Callable[[], float]:
+    """The same arithmetic on one batch, over and over."""
+    head = loop.parts.trained
+    optimizer = build_optimizer(head, loop.config.optimizer)
+    features = made_up_features.sparse(BATCH, 1, (512, 7, 7), torch.float32, 0)[:, 0]
+    labels = torch.arange(BATCH) % 2
+
+    def run() -> float:
+        head.train()
+        started = time.perf_counter()
+        for _ in range(PICTURES // BATCH):
+            with loop.arithmetic.autocast():
+                scores = head(features)
+            F.cross_entropy(scores.float(), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - started
+
+    return run
+
+
+def _the_books_epoch(root: Path) -> Callable[[], float]:
+    from torch.utils.data import DataLoader
+    from torchvision import datasets, transforms
+
+    write_folder(root / "pictures", BATCH * BOOK_BATCHES)
+    transform = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor()])
+    pictures = datasets.ImageFolder(str(root / "pictures" / "train"), transform)
+    batches = DataLoader(pictures, batch_size=BATCH, shuffle=True)
+    vgg = torchvision.models.vgg16()
+    vgg.classifier[6] = nn.Linear(4096, 2)
+    vgg.features.requires_grad_(False)
+    optimizer = torch.optim.SGD(vgg.classifier.parameters(), lr=0.0001, momentum=0.5)
+
+    def run() -> float:
+        vgg.train()
+        started = time.perf_counter()
+        for images, labels in batches:
+            optimizer.zero_grad()
+            F.cross_entropy(vgg(images), labels).backward()
+            optimizer.step()
+        return (time.perf_counter() - started) * PICTURES / (BATCH * BOOK_BATCHES)
+
+    return run
+
+
+def _first_read() -> Iterator[Comparison]:
+    """All of a cache from S3 onto the node, beside each of its stages alone with as many threads."""
+    threads = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as temporary, _server(Path(temporary) / "server"):
+        made = made_up_features.write("s3://bucket/features", PICTURES, 4)
+        folder = Folder.open("s3://bucket/features", "--features")
+        assert manifest.read(folder) == made
+        contents = [folder.read(entry.object) for entry in made.shards]
+        work = list(zip(made.shards, contents, strict=True))
+        stages: dict[str, Callable[[int], object]] = {
+            "fetch": lambda i: folder.read(work[i][0].object),
+            "check": lambda i: (
+                hashlib.sha256(work[i][1]).digest(),
+                hashlib.sha256(memoryview(bytes(work[i][0].raw_bytes))).digest(),
+            ),
+            "decompress": lambda i: pa.Codec("zstd").decompress(
+                work[i][1], decompressed_size=work[i][0].raw_bytes, asbytes=True
+            ),
+            "write": lambda i: (Path(temporary) / f"{i}.written").write_bytes(bytes(work[i][0].raw_bytes)),
+        }
+        rounds = []
+        for _ in range(FIRST_READ_ROUNDS + 1):
+            seconds = {name: _timed(stage, len(work), threads) for name, stage in stages.items()}
+            cache = Path(temporary) / "cache"
+            shards = LocalShards(folder, made, cache, limit=1 << 40, timeout=60.0)
+            copy = MappedCopy(shards, fetch_threads=threads, timeout=60.0)
+            started = time.perf_counter()
+            copy.expect(range(len(made.shards)))
+            for number in range(len(made.shards)):
+                copy._mapped(number)
+            seconds["all"] = time.perf_counter() - started
+            copy.close()
+            shutil.rmtree(cache)
+            rounds.append(seconds)
+    rounds = rounds[1:]
+    size = made.raw_bytes / 1e6
+    for name in (*stages, "all"):
+        mean = sum(r[name] for r in rounds) / len(rounds)
+        stored = made.stored_bytes / 1e6 / mean
+        print(f"  first read, {name}: {size / mean:,.0f} MB/s of features, {stored:,.0f} as stored")
+    yield summarise(
+        "first read from S3 / its four stages one after the other",
+        [(size / r["all"], size / sum(r[name] for name in stages)) for r in rounds],
+        unit="MB/s", target=0.8,
+    )  # fmt: skip
+
+
+def _timed(stage: Callable[[int], object], count: int, threads: int) -> float:
+    started = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(stage, range(count)))
+    return time.perf_counter() - started
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[None]:
+    """SeaweedFS on loopback, and the environment that leads to it."""
+    folder.mkdir()
+    ports = []
+    for _ in range(5):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    keys = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
+    os.environ |= {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}", "AWS_REGION": "us-east-1"}
+    names = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port")
+    server = subprocess.Popen(
+        [
+            *(str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder}", "-bucket=bucket"),
+            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-webdav=false"),
+            *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
+            "-admin.ui=false",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                Folder.open("s3://bucket", "--features").write("ready", b"yes")
+                break
+            except Exception:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.3)
+        yield
+    finally:
+        server.kill()
+        server.wait()
