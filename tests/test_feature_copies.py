@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import multiprocessing
 import threading
 import time
@@ -13,13 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from benchmarks import made_up_features
 from cvdist.errors import UserError
 from cvdist.features import manifest
-from cvdist.features.buffers import Buffers
 from cvdist.features.copies import DeviceCopy, MappedCopy, Rows
 from cvdist.features.local import LocalShards, local_index, room, shards_folder
 from cvdist.storage import Folder
@@ -305,35 +301,3 @@ def test_room_counts_what_is_there_already(source, tmp_path):
     for number in range(SHARDS):
         shards.open(number)
     assert abs(room(tmp_path / "cache", 0.5) - before) < 64 << 20  # others use the disk as well
-
-
-# ----------------------------------------------------------------------------------------------------- buffers
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 4)), max_size=40))
-def test_a_buffer_is_never_given_out_twice_at_once(steps):
-    buffers, held, number = Buffers(pinned=False), [], 0
-    for take, rows, which in steps:
-        if take or not held:
-            number += 1
-            tensor = buffers.take((rows, 5), torch.float32)
-            assert tensor.shape == (rows, 5)
-            # A view keeps the memory too.
-            held.append((tensor.fill_(number)[: max(rows - 1, 0)], number))
-            del tensor
-        else:
-            del held[which % len(held)]
-        for view, value in held:
-            assert (view == value).all()
-
-
-def test_a_buffer_is_used_again():
-    buffers = Buffers(pinned=False)
-    first = buffers.take((8, 8), torch.float16)
-    address = first.data_ptr()
-    assert buffers.take((8, 8), torch.float16).data_ptr() != address
-    del first
-    gc.collect()
-    again = [buffers.take((8, 8), dtype) for dtype in (torch.bfloat16, torch.half)]
-    assert address in {tensor.data_ptr() for tensor in again}
