@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Where runs, their MLflow store and downloaded data are kept.
 export CVDIST_STORAGE ?= $(CURDIR)/runs
 
-.PHONY: help demo test lint bench ui clean lock
+.PHONY: help demo test lint bench bench-readers ui clean lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,14 @@ lint: $(STAMP)  ## style and types
 bench: $(STAMP)  ## all benchmarks, or ONLY=name; fails where a ratio falls short
 	$(PY) benchmarks/run.py $(ONLY)
 
+READERS := .venv-bench
+
+bench-readers: $(STAMP)  ## reading from the cache against litdata, mosaicml-streaming, webdataset and Ray Data
+	$(PYTHON) -m venv $(READERS)
+	$(PY) -c 'import site; print(site.getsitepackages()[0])' > "$$(echo $(READERS)/lib/python*/site-packages)/cvdist.pth"
+	$(READERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/readers.txt
+	$(READERS)/bin/python benchmarks/run.py feature_readers
+
 ui: $(STAMP)  ## the MLflow UI on the runs in ./runs, at http://localhost:5000
 	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(CVDIST_STORAGE)/mlflow.db --port 5000
 
@@ -45,5 +53,5 @@ lock: $(STAMP)  ## write the lock files anew after a change of pyproject.toml
 	  --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
 
 clean:  ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(READERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
