@@ -1,8 +1,9 @@
 """Extraction of features: against the bare backbone, the book's code, its bytes, and what an update costs.
 
-Ours reads, decodes, computes, compresses and stores; the bare backbone computes on batches that lie ready, with
-the same threads, precision and layout; the book's code is float32 in PyTorch's default layout, after a DataLoader.
-With CVDIST_TEST_DATA set, bytes are those of real photographs and real weights; without, that part is left out.
+Ours reads, decodes, computes, compresses and stores; the bare backbone computes on batches that lie ready,
+with the same threads, precision and layout; the book's code is float32 in PyTorch's default layout, behind
+its loader. With CVDIST_TEST_DATA set, bytes are those of real photographs and real weights; without, that
+part is left out.
 """
 
 from __future__ import annotations

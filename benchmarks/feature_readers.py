@@ -1,9 +1,9 @@
 """Shuffled reading of features in batches of 64: ours, one tensor in memory, and what others read with.
 
-Each side reads the same float16 features (25,088 values a sample) from shards on the local disk, in random order,
-as far as its own shuffling goes, and ends with a tensor of a batch and its labels. litdata and webdataset run with
-no and with two worker processes, and the faster one counts. These libraries are no dependencies of cvdist:
-`make bench-readers` installs them into an environment of their own.
+Each side reads the same float16 features (25,088 values a sample) from shards on the local disk, in random
+order as far as its own shuffling goes, and ends with a batch's tensor and its labels. litdata and webdataset
+run with no and with two worker processes, and the faster one counts. These libraries are no dependencies of
+cvdist: `make bench-readers` installs them into an environment of their own.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 QUARANTINE = "quarantine.csv"
 _READERS = 16  # receipts at a time
 
-Compute = Callable[[Sequence[Slice]], Iterator[Receipt]]
-"""Makes the shards of slices, in any order."""
+Compute = Callable[[Sequence[Slice]], Iterator[Receipt | None]]
+"""Makes the shards of slices, in any order; None now and then, while there is nothing new."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,17 @@ def build(config: TrainConfig, todo: Plan, compute: Compute) -> Built:
     bad = sum(len(one.bad) for one in done.values())
     pictures = len(todo.listing.table)
     for one in compute(left) if left else ():
-        done[one.key] = one
-        finished += one.pictures
-        bad += len(one.bad)
-        _require_few_bad(bad, pictures, config, one)
-        if line.due() and finished > already:
+        if one is not None:
+            done[one.key] = one
+            finished += one.pictures
+            bad += len(one.bad)
+            _require_few_bad(bad, pictures, config, one)
+        if line.due():
             rate = (finished - already) / (time.monotonic() - began)
+            left_text = f"about {log.duration((total - finished) / rate)} left" if rate else "the first ones"
             line.show(
-                f"{finished:,}/{total:,} pictures, {rate:,.1f} images/s, {len(done)}/{len(todo.work)} shards, "
-                f"about {log.duration((total - finished) / rate)} left"
+                f"{finished:,}/{total:,} pictures, {len(done)}/{len(todo.work)} shards, {rate:,.1f} images/s, "
+                f"{left_text}"
             )
     line.clear()
     seconds = time.monotonic() - began

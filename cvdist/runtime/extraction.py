@@ -6,10 +6,11 @@ Ray starts the actors, hands out the shards, and gives those of a lost actor or 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator, Sequence
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -31,6 +32,8 @@ from cvdist.runtime import ray_cluster
 logger = logging.getLogger(__name__)
 
 # A GPU's actor works on two shards at a time: one is computed, the other one decoded or uploaded.
+_PAUSE = 5.0  # seconds after which a line says how far the work is
+T = TypeVar("T")
 _SHARDS_AT_A_TIME = {"cpu": 1, "cuda": 2}
 
 
@@ -49,7 +52,7 @@ def extract(config: TrainConfig) -> Built:
     use_gpu = ray_cluster.require_resources(needed) and config.runtime.device != "cpu"
     count = config.features.extractors or _room(config, use_gpu)
 
-    def compute(left: Sequence[Slice]) -> Iterator[Receipt]:
+    def compute(left: Sequence[Slice]) -> Iterator[Receipt | None]:
         actors = min(count, len(left))
         logger.info("extracting on %d %s", actors, f"{'GPU' if use_gpu else 'CPU'} actor{'s'[: actors > 1]}")
         return _run(config, plan.fingerprint, left, actors, use_gpu)
@@ -64,11 +67,21 @@ def _room(config: TrainConfig, use_gpu: bool) -> int:
     return max(1, int(have.get("CPU", 0)) // config.runtime.cpus_per_worker)
 
 
+def _cores_each(config: TrainConfig, use_gpu: bool) -> int:
+    """Cores that decode for one actor: its own, or a GPU's share of all, which compute nothing else."""
+    have = ray.cluster_resources()
+    if not use_gpu:
+        return config.runtime.cpus_per_worker
+    return max(1, int(have.get("CPU", 1) // max(have.get("GPU", 1), 1)))
+
+
 def _run(
     config: TrainConfig, fingerprint: Fingerprint, left: Sequence[Slice], actors: int, use_gpu: bool
-) -> Iterator[Receipt]:
+) -> Iterator[Receipt | None]:
+    for noisy in ("progress", "execution.streaming_executor"):  # the job has its own words for these
+        logging.getLogger(f"ray.data._internal.{noisy}").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # the job has its own
+    context.enable_progress_bars = False
     context.print_on_execution_start = False
     at_a_time = _SHARDS_AT_A_TIME["cuda" if use_gpu else "cpu"]
     # A block for each shard: a block is what Ray hands to an actor, and what it repeats.
@@ -79,6 +92,7 @@ def _run(
             "config": configs.to_dict(config),
             "fingerprint": fingerprint.to_dict(),
             "use_gpu": use_gpu,
+            "decode_threads": config.data.decode_workers or _cores_each(config, use_gpu),
         },
         batch_size=1,
         batch_format="numpy",
@@ -91,25 +105,55 @@ def _run(
         num_cpus=config.runtime.cpus_per_worker,
         num_gpus=1 if use_gpu else 0,
     )
-    for row in receipts.iter_rows():
-        if row["error"]:
+    for row in _with_pauses(receipts.iter_rows(), _PAUSE):
+        if row is None:
+            yield None
+        elif row["error"]:
             raise UserError(row["error"])
-        yield receipt.require(bytes(row["receipt"]))
+        else:
+            yield receipt.require(bytes(row["receipt"]))
+
+
+def _with_pauses(items: Iterable[T], seconds: float) -> Iterator[T | None]:
+    """`items` as they come, and None whenever none has come for `seconds`."""
+    arrived: queue.Queue[tuple[str, Any]] = queue.Queue()
+
+    def take() -> None:
+        try:
+            for item in items:
+                arrived.put(("item", item))
+            arrived.put(("end", None))
+        except BaseException as error:  # for the other thread to raise
+            arrived.put(("error", error))
+
+    threading.Thread(target=take, name="receipts", daemon=True).start()
+    while True:
+        try:
+            kind, value = arrived.get(timeout=seconds)
+        except queue.Empty:
+            yield None
+            continue
+        if kind == "end":
+            return
+        if kind == "error":
+            raise value
+        yield value
 
 
 class _Actor:
     """An extractor in a process of Ray's. What the user can mend comes back as a row: no retry would help."""
 
-    def __init__(self, config: dict[str, Any], fingerprint: dict[str, Any], use_gpu: bool) -> None:
+    def __init__(
+        self, config: dict[str, Any], fingerprint: dict[str, Any], use_gpu: bool, decode_threads: int
+    ) -> None:
         log.setup()
         chosen = configs.from_dict(config)
-        # Ray has set OMP_NUM_THREADS to the cores of this actor, which PyTorch follows.
-        threads = chosen.data.decode_workers or int(os.environ.get("OMP_NUM_THREADS", "0"))
+        # How many threads PyTorch computes with, Ray has set by the cores of this actor.
         device = torch.device("cuda", 0) if use_gpu else torch.device("cpu")
         self._extractor, self._error = None, ""
         try:
             self._extractor = Extractor(
-                chosen, Fingerprint.from_dict(fingerprint), device, decode_threads=threads
+                chosen, Fingerprint.from_dict(fingerprint), device, decode_threads=decode_threads
             )
         except UserError as error:
             self._error = str(error)
