@@ -13,6 +13,7 @@ import time
 
 import mlflow
 import numpy as np
+import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -103,17 +104,17 @@ def test_real_photographs_through_a_bucket(shared_data, bucket, s3, tmp_path):
     assert abs(int((probabilities.argmax(1) == dogs).sum()) - correct) <= 1
 
 
-def test_the_command_line(weights, tmp_path):
+def test_on_a_cluster_and_then_without_one(weights, ray_cluster, tmp_path):
     photos = pictures.write(tmp_path / "photos", pictures.FOUR)
     features = tmp_path / "features"
     arguments = (*tiny(weights, photos, features), "--shard-size", "4", "--extractors", "2")
     common = {"storage": tmp_path, "CVDIST_CACHE": str(tmp_path / "cache")}
-    done = preprocess(*arguments, **common)
+    done = preprocess(*arguments, **common, **ray_cluster)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "extracting on 2 CPU actors" in done.stderr
     following = re.search(r"next: python jobs/train.py (.*)", done.stdout)[1]
     assert following.startswith("dogs-cats-vgg16-features --features ")
-    again = preprocess(*arguments, **common)
+    again = preprocess(*arguments, **common, **ray_cluster)
     assert "no picture has changed" in again.stderr and "computed  0 pictures" in again.stdout
     # Without Ray and without MLflow, from the copy that all processes of the node share.
     done = torchrun(
@@ -182,6 +183,36 @@ def test_a_killed_job_goes_on_where_it_was(weights, bucket, s3, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{finished} of 62 shards are there already" in done.stderr
     assert "is whole: 62/62 shards, 310 pictures" in inspect.check(features)
+
+
+def test_a_killed_actor_costs_its_shard_and_no_more(weights, tmp_path):
+    """As a node that is lost would: Ray gives its shard to another actor."""
+    photos = pictures.write(tmp_path / "photos", {"train/a": 100, "train/b": 100, "valid/a": 5, "valid/b": 5})
+    features = tmp_path / "features"
+    arguments = (*tiny(weights, photos, features), "--shard-size", "5", "--image-size", "128")
+    killed = []
+
+    def kill(job):
+        wait_until(lambda: len(list(features.glob("receipts/*"))) >= 3, 90, "three shards are finished")
+        # Ray names its processes after the actors in them.
+        actors = [p for p in psutil.Process(job).children(recursive=True) if "MapWorker" in p.name()]
+        actors[0].kill()
+        killed.append(actors[0].pid)
+
+    job = subprocess.Popen(
+        [sys.executable, "jobs/preprocess.py", *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    killing = threading.Thread(target=kill, args=(job.pid,))
+    killing.start()
+    try:
+        output, errors = job.communicate(timeout=200)
+    finally:
+        job.kill()
+    killing.join(10)
+    assert killed and job.returncode == 0, errors[-3000:]
+    assert "computed  210 pictures" in output
+    assert "is whole: 42/42 shards, 210 pictures" in inspect.check(str(features))
 
 
 def _quiet(count):
