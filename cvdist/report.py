@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
-from cvdist import log
+from cvdist import log, recipes
 
 if TYPE_CHECKING:
+    from cvdist.config import TrainConfig
     from cvdist.runtime.launch import Finished, Preprocessed
+
+_OF_THE_NODE = ("data", "cache", "cache_share", "decode_workers", "max_bad_images")  # no part of the features
 
 
 def table(finished: Finished) -> str:
@@ -57,13 +61,21 @@ def features_table(done: Preprocessed) -> str:
                    f"{cache.stored_bytes / 1e3 / max(good, 1):,.2f} kB a picture"),
         ("time", f"{log.duration(done.seconds)} in all"),
     ]  # fmt: skip
-    weights = f" --weights {config.model.weights}" if config.model.weights else ""
-    if config.model.weights_preprocessing:
-        weights += f" --weights-preprocessing {config.model.weights_preprocessing}"
-    recipe = config.recipe
     lines = _aligned(rows)
-    lines.append(f"next: python jobs/train.py {recipe} --features {uri}{log.redact(weights)}")
+    lines.append(f"next: python jobs/train.py {config.recipe} --features {uri}{_flags(config)}")
     return "\n".join(lines)
+
+
+def _flags(config: TrainConfig) -> str:
+    """What the features depend on and the recipe has otherwise, for a command that trains from them."""
+    usual = recipes.find(config.recipe)
+    flags = ""
+    for group in ("data", "model"):
+        for field in dataclasses.fields(getattr(config, group)):
+            value = getattr(getattr(config, group), field.name)
+            if field.name not in _OF_THE_NODE and value != getattr(getattr(usual, group), field.name):
+                flags += f" --{field.name.replace('_', '-')} {log.redact(str(value))}"
+    return flags
 
 
 def _aligned(rows: list[tuple[str, str]]) -> list[str]:

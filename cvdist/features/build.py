@@ -90,8 +90,7 @@ def make_plan(config: TrainConfig) -> Plan:
     if before is not None:
         rows = [s.rows if sizes.get(s.object) == s.stored_bytes else 0 for s in before.shards]
         changes = plan.without_sparse_shards(changes, known, rows)
-    new = np.sort(np.concatenate([changes.added, changes.changed]))
-    work = plan.slices(listing.table, new, asked, config.features.shard_size)
+    work = plan.slices(listing.table, changes.to_compute, asked, config.features.shard_size)
     with ThreadPoolExecutor(_READERS) as pool:
         found = pool.map(lambda slice: receipt.find(folder, slice.key), work)
         done = {slice.key: one for slice, one in zip(work, found, strict=True) if one is not None}

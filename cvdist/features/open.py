@@ -26,7 +26,7 @@ from cvdist.features.local import LocalShards
 from cvdist.features.manifest import Manifest
 from cvdist.log import redact
 from cvdist.storage import Folder
-from cvdist.training.collectives import gather
+from cvdist.training.collectives import gather, together
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +61,14 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
     Raises:
         UserError: if the cache is damaged, or too large for what the node may use of its disk.
     """
-    folder, cache = _open(config)
-    root = cache_folder(config)
-    content = local.local_index(folder, cache, root, config.runtime.prepare_timeout)
-    table = parse_index(content, folder, cache)
-    table = table.filter(pa.array(np.asarray(table.column("shard")) >= 0))
-    train, valid = split(table, config.data, cache.classes)
+    with together():  # what follows compares the nodes: no worker may be missing there
+        folder, cache = _open(config)
+        root = cache_folder(config)
+        content = local.local_index(folder, cache, root, config.runtime.prepare_timeout)
+        table = parse_index(content, folder, cache)
+        table = table.filter(pa.array(np.asarray(table.column("shard")) >= 0))
+        train, valid = split(table, config.data, cache.classes)
+        views = _used_views(config, cache)
     copy, window, note = _copy(config, folder, cache, device, workers_on_node)
     columns = {name: np.asarray(table.column(name)).astype(np.int64) for name in ("shard", "row", "label")}
     rows: dict[Split, np.ndarray] = {"train": train, "valid": valid}
@@ -75,7 +77,6 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
     def paths_of(part: Split, indices: Sequence[int]) -> list[str]:
         return [paths[int(rows[part][i])].as_py() for i in indices]
 
-    views = _used_views(config, cache)
     mark = cache.fingerprint
     return FeatureLoader(
         DatasetInfo(

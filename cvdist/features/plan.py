@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,8 @@ class Changes:
     """How a listing differs from an index.
 
     kept: int64 rows of the listing whose features are there; of: int64, the same pictures in the index;
-    added, changed: int64 rows of the listing; removed: paths.
+    added, changed: int64 rows of the listing; lost: the same, of pictures whose shard is gone or mostly dead;
+    removed: paths.
     """
 
     kept: np.ndarray
@@ -69,6 +70,12 @@ class Changes:
     added: np.ndarray
     changed: np.ndarray
     removed: list[str]
+    lost: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    @property
+    def to_compute(self) -> np.ndarray:
+        """int64 rows of the listing, sorted."""
+        return np.sort(np.concatenate([self.added, self.changed, self.lost]))
 
     @property
     def any(self) -> bool:
@@ -78,11 +85,12 @@ class Changes:
     def describe(self, listing: pa.Table) -> str:
         """`3 added, e.g. cat/1.jpg; 1 removed, e.g. cat/2.jpg`."""
         paths = listing.column("path")
+        rows = {"added": self.added, "changed": self.changed, "in shards that are gone": self.lost}
         found = [
-            (len(self.added), "added", paths[int(self.added[0])].as_py() if len(self.added) else ""),
-            (len(self.changed), "changed", paths[int(self.changed[0])].as_py() if len(self.changed) else ""),
-            (len(self.removed), "removed", self.removed[0] if self.removed else ""),
+            (len(which), what, paths[int(which[0])].as_py() if len(which) else "")
+            for what, which in rows.items()
         ]
+        found.append((len(self.removed), "removed", self.removed[0] if self.removed else ""))
         return "; ".join(f"{count:,} {what}, e.g. {path}" for count, what, path in found if count)
 
 
@@ -148,8 +156,8 @@ def without_sparse_shards(changes: Changes, known: pa.Table, shard_rows: Sequenc
     alive = np.bincount(shard[shard >= 0], minlength=len(shard_rows))
     enough = (alive >= _LEAST_ALIVE * np.array(shard_rows, dtype=np.int64)) & (np.array(shard_rows) > 0)
     keep = np.array([number < 0 or enough[number] for number in shard], dtype=bool)
-    again = np.sort(np.concatenate([changes.changed, changes.kept[~keep]]))
-    return Changes(changes.kept[keep], changes.of[keep], changes.added, again, changes.removed)
+    lost = changes.kept[~keep]
+    return Changes(changes.kept[keep], changes.of[keep], changes.added, changes.changed, changes.removed, lost)
 
 
 def slices(listing: pa.Table, rows: np.ndarray, fingerprint: Fingerprint, shard_size: int) -> list[Slice]:
