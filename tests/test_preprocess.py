@@ -200,7 +200,8 @@ def test_a_killed_actor_costs_its_shard_and_no_more(weights, tmp_path):
         killed.append(actors[0].pid)
 
     job = subprocess.Popen(
-        [sys.executable, "jobs/preprocess.py", *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "jobs/preprocess.py", *map(str, arguments)], cwd=ROOT,
+        stdout=subprocess.PIPE, text=True,
         env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, stderr=subprocess.PIPE,
     )  # fmt: skip
     killing = threading.Thread(target=kill, args=(job.pid,))
