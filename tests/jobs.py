@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import mlflow
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,6 +44,19 @@ def torchrun(
     """`torchrun --nproc-per-node WORKERS jobs/train.py ...`."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
     return run(*launcher, "jobs/train.py", *arguments, storage=storage, **environment)
+
+
+@contextmanager
+def mlflow_store(storage: Path) -> Iterator[None]:
+    """MLflow's functions without a client look into the store of `storage`, while the context lasts."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(f"sqlite:///{storage}/mlflow.db")
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before or "")
+        if before is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)  # which set_tracking_uri has set
 
 
 def the_error(done: subprocess.CompletedProcess[str]) -> str:

@@ -29,7 +29,7 @@ from cvdist.storage import Folder
 from tests import pictures
 from tests.conftest import wait_until
 from tests.feature_caches import write_weights
-from tests.jobs import ROOT, preprocess, the_error, torchrun, train
+from tests.jobs import ROOT, mlflow_store, preprocess, the_error, torchrun, train
 
 
 @pytest.fixture(scope="session")
@@ -91,9 +91,9 @@ def test_real_photographs_through_a_bucket(shared_data, bucket, s3, tmp_path):
     assert correct >= 56, done.stdout
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs(["1"])
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     (output,) = run.outputs.model_outputs
-    model = mlflow.pytorch.load_model(f"models:/{output.model_id}")
+    with mlflow_store(tmp_path):
+        model = mlflow.pytorch.load_model(f"models:/{output.model_id}")
 
     paths = sorted((photos / "valid").rglob("*.jpg"))
     pixels = torch.stack([decode(path.read_bytes(), 224, "squash") for path in paths]).permute(0, 3, 1, 2)

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from cvdist import recipes
 from cvdist.data import open_loader
 from tests.conftest import answers, free_port, wait_until
-from tests.jobs import run, the_error, train
+from tests.jobs import mlflow_store, run, the_error, train
 
 RAY = Path(sys.executable).parent / "ray"
 
@@ -111,12 +111,8 @@ def logged_model(submitted):
     _, storage = submitted
     _, found = the_run(storage)
     (output,) = found.outputs.model_outputs
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(f"sqlite:///{storage}/mlflow.db")
-    yield f"models:/{output.model_id}", found
-    mlflow.set_tracking_uri(before or "")
-    if before is None:
-        os.environ.pop("MLFLOW_TRACKING_URI", None)  # which set_tracking_uri has set
+    with mlflow_store(storage):
+        yield f"models:/{output.model_id}", found
 
 
 @pytest.fixture(scope="module")

@@ -302,4 +302,5 @@ def _quarantine(bad: Sequence[BadPicture]) -> bytes:
 
 def _same(before: Manifest, made: Manifest) -> bool:
     """Whether nothing would change but the date."""
-    return (before.index, before.shards, before.bad) == (made.index, made.shards, made.bad)
+    mine, theirs = ((found.classes, found.index, found.shards, found.bad) for found in (before, made))
+    return mine == theirs

@@ -7,12 +7,14 @@ the folder has reached its limit, what was used longest ago is deleted; who has 
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import secrets
 import shutil
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -78,7 +80,8 @@ class LocalShards:
             if known != mark:
                 if not shard.matches(path, size=entry.raw_bytes, raw_sha256=entry.raw_sha256):
                     logger.warning("features   %s is damaged on this node and fetched again", path)
-                    path.unlink()
+                    with self._room_lock():
+                        path.unlink(missing_ok=True)
                     return None
                 checked.write_text(mark)
             _touch(path)
@@ -120,13 +123,12 @@ class LocalShards:
 
     def _make_room(self, needed: int) -> None:
         """Delete copies until `needed` bytes more are within the limit."""
-        taken = sum(path.stat().st_size for path in self._root.glob(f"*{_SUFFIX}"))
+        taken = sum(state.st_size for _, state in _copies(self._root))
         self._delete(taken + needed - self.limit)
 
     def _delete(self, count: int) -> None:
         """Delete copies of at least `count` bytes, what was used longest ago first."""
-        copies = [(path, path.stat()) for path in self._root.glob(f"*{_SUFFIX}")]
-        for path, state in sorted(copies, key=lambda copy: copy[1].st_atime_ns):
+        for path, state in sorted(_copies(self._root), key=lambda copy: copy[1].st_atime_ns):
             if count <= 0:
                 return
             path.with_suffix(_CHECKED).unlink(missing_ok=True)
@@ -155,12 +157,19 @@ def room(root: Path, share: float) -> int:
     """Bytes that shards may take: `share` of what is free on the disk, and of what they have there already."""
     folder = shards_folder(root)
     folder.mkdir(parents=True, exist_ok=True)
-    mine = sum(path.stat().st_size for path in folder.glob(f"*{_SUFFIX}"))
+    mine = sum(state.st_size for _, state in _copies(folder))
     return int(share * (shutil.disk_usage(folder).free + mine))
 
 
+def _copies(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """The shards in a folder that other processes change."""
+    for path in folder.glob(f"*{_SUFFIX}"):
+        with suppress(FileNotFoundError):
+            yield path, path.stat()
+
+
 def local_index(folder: Folder, cache: Manifest, root: Path, timeout: float) -> bytes:
-    """The index of a cache, fetched once a node. Not checked yet.
+    """The index of a cache, fetched once a node. What has just been fetched is not checked yet.
 
     Raises:
         UserError: if it can't be had.
@@ -169,11 +178,13 @@ def local_index(folder: Folder, cache: Manifest, root: Path, timeout: float) -> 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".index-lock"), f"fetch the index of {redact(folder.uri)}", timeout):
-            if not path.is_file() or path.stat().st_size != cache.index.bytes:
+            content = path.read_bytes() if path.is_file() else b""
+            if hashlib.sha256(content).hexdigest() != cache.index.sha256:
+                content = folder.read(cache.index.object)
                 arriving = path.with_suffix(f".{secrets.token_hex(8)}")
-                arriving.write_bytes(folder.read(cache.index.object))
+                arriving.write_bytes(content)
                 arriving.replace(path)
-            return path.read_bytes()
+            return content
     except (OSError, TimeoutError) as error:
         raise UserError(f"--cache {root} can't be used ({storage.reason(error)}): name another one") from error
 

@@ -31,9 +31,10 @@ from cvdist.runtime import ray_cluster
 
 logger = logging.getLogger(__name__)
 
-# A GPU's actor works on two shards at a time: one is computed, the other one decoded or uploaded.
-_PAUSE = 5.0  # seconds after which a line says how far the work is
 T = TypeVar("T")
+
+_PAUSE = 5.0  # seconds after which a line says how far the work is
+# A GPU's actor works on two shards at a time: one is computed, the other one decoded or uploaded.
 _SHARDS_AT_A_TIME = {"cpu": 1, "cuda": 2}
 
 
