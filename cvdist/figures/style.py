@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
@@ -114,3 +115,10 @@ def percent_tick(fraction: float, _position: int | None = None) -> str:
 def save_png(figure: Figure, path: Path) -> None:
     """Write `figure`. The same figure gives the same bytes: the file holds no version and no time."""
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def save_svg(figure: Figure, path: Path) -> None:
+    """The same as vectors: text as outlines, no time and no random names in the file."""
+    # Without a salt of its own, names in the file are random. Nothing but SVG files reads this setting.
+    matplotlib.rcParams["svg.hashsalt"] = "cvdist"
+    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
