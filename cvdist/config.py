@@ -238,6 +238,45 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class VisualizeConfig:
+    """What a run shows of what the network has learned; all of it needs `--tracking`."""
+
+    visualize: bool = True
+    """Show filters, activations, the most exciting pictures and Grad-CAM among the run's figures."""
+    visualize_layers: str = ""
+    """Convolutions to look into, separated by commas: names, numbers, `first` to `tenth`, `last` or `all`.
+    Empty: the first, the fifth and the last."""
+    visualize_every: int = 0
+    """Epochs between two pictures of the first layer's filters, where that layer is trained. 0: about five
+    pictures over the run."""
+    visualize_pictures: int = 128
+    """Validation pictures, at most, that are run through the network at the end, for activations, exciting
+    pictures and Grad-CAM. 0: none, filters only."""
+
+
+@dataclass(frozen=True)
+class LookConfig:
+    """What `jobs/visualize.py` looks at."""
+
+    data: str = ""
+    """A picture, or a folder or URI of pictures; of `{train,valid}/CLASS/picture.jpg` the validation part.
+    Empty: what the model's run was validated with, where that can be reached."""
+    layers: str = ""
+    """As `--visualize-layers`: convolutions by name or number, or `first`, `fifth`, `last`, `all`."""
+    pictures: int = 1
+    """Pictures whose activations are drawn."""
+    most_pictures: int = 500
+    """Pictures, at most, that are run through the network for exciting pictures and Grad-CAM."""
+    channels: Literal["strongest", "mean"] = "strongest"
+    """What is shown of filters on many channels: the strongest of them, or their mean."""
+    output: str = ""
+    """Folder or URI that the figures are written to. Empty: the artifacts of the model's run or, without one,
+    the folder `figures`."""
+    device: Device = "auto"
+    """`auto`: a GPU where there is one."""
+
+
+@dataclass(frozen=True)
 class SavedModelConfig:
     """Which trained model is used: what evaluation, prediction and visualisation have in common."""
 
@@ -261,6 +300,14 @@ class SavedModelConfig:
 
 
 @dataclass(frozen=True)
+class VisualizeJobConfig:
+    """One visualisation."""
+
+    saved: SavedModelConfig = field(default_factory=SavedModelConfig)
+    look: LookConfig = field(default_factory=LookConfig)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training job, whole. `recipe` names the function in `cvdist.recipes` that it began from."""
 
@@ -273,6 +320,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    visualize: VisualizeConfig = field(default_factory=VisualizeConfig)
 
 
 GROUPS: dict[str, type] = {
@@ -284,6 +332,7 @@ GROUPS: dict[str, type] = {
     "checkpoint": CheckpointConfig,
     "runtime": RuntimeConfig,
     "tracking": TrackingConfig,
+    "visualize": VisualizeConfig,
 }
 
 
@@ -362,6 +411,8 @@ def check(config: TrainConfig) -> None:
         "start_timeout": 1,
         "collective_timeout": 1,
         "tracking_timeout": 0.1,
+        "visualize_every": 0,
+        "visualize_pictures": 0,
     }
     # (lowest, highest, whether the highest itself is allowed)
     between: dict[str, tuple[float, float, bool]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -18,16 +19,14 @@ _COLD_TO_HOT = "viridis"
 _CUT = 99.5  # percentile of the values that the colours end at: single bright spots would leave the rest dark
 
 
-def feature_maps(
-    shown: Shown, image: Tensor, name: str, *, label: str, dead: list[int], seen: int
-) -> Figure:
+def feature_maps(shown: Shown, image: Tensor, name: str, *, label: str, dead: list[int], seen: int) -> Figure:
     """The maps of one layer: what the convolution returned above, what its ReLU let through below.
 
     Args:
         shown: of the channels that are drawn.
         image: the picture, uint8 (1 or 3, H, W).
         name: of the layer.
-        label: what the picture is, for the line beside it.
+        label: what the picture is and what it is taken for, for the line beside it.
         dead: channels that were zero after ReLU in all of `seen` pictures.
         seen: how many pictures that was found with.
     """
@@ -39,7 +38,9 @@ def feature_maps(
     blocks = [0.36 + rows * (height + tiles.LINE + 0.1) for height in heights]
     picture_height = min(_PICTURE * image.shape[1] / image.shape[2], 2 * _PICTURE)
     figure, axes = tiles.sheet(
-        f"{name}: what it makes of a picture", _about_dead(shown, dead, seen), picture_height + 0.15 + sum(blocks)
+        f"{name}: what it makes of a picture",
+        _about_dead(shown, dead, seen),
+        picture_height + 0.15 + sum(blocks),
     )
     top = figure.get_size_inches()[1] - tiles.TOP
     tiles.draw(axes, tiles.pixels(image), style.MARGIN, top, _PICTURE, picture_height)
@@ -47,7 +48,7 @@ def feature_maps(
     top -= picture_height + 0.15
     reach = float(np.percentile(shown.before.abs().numpy(), _CUT)) or 1.0
     high = float(np.percentile(shown.after.numpy(), _CUT)) or float(shown.after.max()) or 1.0
-    parts = (
+    parts: tuple[tuple[str, Tensor, Colormap | str, tuple[float, float]], ...] = (
         ("before ReLU", shown.before, tiles.DIVERGING, (-reach, reach)),
         ("after ReLU", shown.after, _COLD_TO_HOT, (0.0, high)),
     )
@@ -94,10 +95,12 @@ def _describe(axes: Axes, shown: Shown, label: str, left: float, top: float, cou
 
 
 def _head(
-    axes: Axes, words: str, shape: str, cmap: object, limits: tuple[float, float], top: float
+    axes: Axes, words: str, shape: str, cmap: Colormap | str, limits: tuple[float, float], top: float
 ) -> None:
     """`before ReLU, 224×224` and a colour bar at the right."""
-    tiles.write(axes, f"{words}, {shape} each", style.MARGIN, top - 0.08, 4, size=style.LABEL_SIZE, weight="bold")
+    tiles.write(
+        axes, f"{words}, {shape} each", style.MARGIN, top - 0.08, 4, size=style.LABEL_SIZE, weight="bold"
+    )
     width, right = 2.0, tiles.WIDTH - style.MARGIN - 0.55
     axes.imshow(
         np.linspace(*limits, 256)[None],

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from cvdist.figures import style, tiles
-from cvdist.figures.filters import filter_grid
+from cvdist.figures.filters import filter_grid, scale_of
 
 _COLORS = 128
 _LAST_SECONDS = 2.5
@@ -20,7 +20,7 @@ _SLOWEST, _FASTEST = 0.5, 0.12  # seconds a frame
 
 
 def forming(frames: Sequence[tuple[int, Tensor]], name: str) -> bytes:
-    """A GIF of a layer's filters, a frame a moment, all on the scale of the largest weight that any of them has.
+    """A GIF of a layer's filters, a frame a moment, all on the scale of the last.
 
     The same frames give the same bytes. A bar at the lower edge tells how far the run has come.
 
@@ -33,18 +33,27 @@ def forming(frames: Sequence[tuple[int, Tensor]], name: str) -> bytes:
     """
     if not frames:
         raise ValueError("an animation without frames")
-    scale = max(weight.abs().max().item() for _, weight in frames) or 1.0
+    scale = scale_of(frames[-1][1])
     last = max(frames[-1][0], 1)
     pictures = [_render(epoch, weight, name, scale, epoch / last) for epoch, weight in frames]
     # One palette for all frames: with one for each, colours would flicker.
-    sample = Image.fromarray(np.concatenate([np.asarray(pictures[i]) for i in sorted({0, len(pictures) // 2, -1})]))
+    sample = Image.fromarray(
+        np.concatenate([np.asarray(pictures[i]) for i in sorted({0, len(pictures) // 2, -1})])
+    )
     palette = sample.quantize(_COLORS, method=Image.Quantize.MEDIANCUT)
     few = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     seconds = min(max(_WHOLE_SECONDS / len(few), _FASTEST), _SLOWEST)
     durations = [round(1000 * seconds)] * (len(few) - 1) + [round(1000 * _LAST_SECONDS)]
     file = io.BytesIO()
     few[0].save(
-        file, "GIF", save_all=True, append_images=few[1:], duration=durations, loop=0, optimize=False, disposal=1
+        file,
+        "GIF",
+        save_all=True,
+        append_images=few[1:],
+        duration=durations,
+        loop=0,
+        optimize=False,
+        disposal=1,
     )
     return file.getvalue()
 

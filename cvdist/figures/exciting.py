@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from cvdist.figures import style, tiles
 from cvdist.figures.filters import colors
 from cvdist.interpret.exciting import Exciting
+
+Box = tuple[int, int, int, int]  # top, left, bottom, right
 
 _CHANNELS = 8
 _LEFT = 1.05
@@ -88,20 +91,21 @@ def exciting_patches(
                 *(left, upper, width, width),
             )
             _mark(axes, box, window, left, upper, width)
-            text = f"{tiles.number(float(exciting.values[channel, column]))} {labels[picture]}"
+            value = tiles.number(float(exciting.values[channel, column]))
+            text = f"{labels[picture]}: {value}" if labels[picture] else value
             tiles.write(axes, text, left, upper - width - 0.04, width + 0.02, color=style.MUTED)
     what = f"box: the {size[0]}×{size[1]} pixels that the value depends on"
     small = max(size) * _CONTEXT < max(_SMALLEST, 1)
     tiles.write(
         axes,
-        f"{what}{', with their surroundings' if small else ''}; below: the value after ReLU, the class",
+        f"{what}{', with their surroundings' if small else ''}; below: the class and the value after ReLU",
         style.MARGIN, 0.3, tiles.ROOM, color=style.MUTED,
     )  # fmt: skip
     return figure
 
 
-def _window(box: tuple[int, int, int, int], height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of the square part of the picture that is shown around `box`; inside the picture."""
+def _window(box: Box, height: int, width: int) -> Box:
+    """Edges of the square part of the picture that is shown around `box`."""
     side = min(max(_CONTEXT * max(box[2] - box[0], box[3] - box[1]), _SMALLEST), height, width)
     edges = []
     for low, high, limit in ((box[0], box[2], height), (box[1], box[3], width)):
@@ -112,7 +116,12 @@ def _window(box: tuple[int, int, int, int], height: int, width: int) -> tuple[in
 
 
 def _mark(
-    axes: object, box: tuple[int, int, int, int], window: tuple[int, int, int, int], left: float, top: float, width: float
+    axes: Axes,
+    box: Box,
+    window: Box,
+    left: float,
+    top: float,
+    width: float,
 ) -> None:
     """The box, cut to what is shown, in two colours that stand out on any picture."""
     side = window[2] - window[0]
@@ -122,5 +131,5 @@ def _mark(
         return  # it is all that is shown
     scale = width / side
     place = (left + start * scale, top - upper * scale, (end - start) * scale, (lower - upper) * scale)
-    tiles.frame(axes, *place, "white", 2.2)  # type: ignore[arg-type]
-    tiles.frame(axes, *place, style.VERMILLION, 1.0)  # type: ignore[arg-type]
+    tiles.frame(axes, *place, "white", 2.2)
+    tiles.frame(axes, *place, style.VERMILLION, 1.0)

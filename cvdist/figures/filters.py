@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ _MOST_COLUMNS = 16
 _WIDEST_TILE = 0.95
 _GAP = 0.06
 _NEAR_ZERO = 0.01  # of the largest weight
+_MANY, _SHARE_SHOWN = 1000, 0.99
 # Of a layer with many inputs: so many filters, in two columns, and so many input channels of each.
 _DEEP_FILTERS, _DEEP_INPUTS = 16, 8
 
@@ -49,9 +51,7 @@ class Statistics:
         )
 
     def __str__(self) -> str:
-        mean, deviation, low, high = map(
-            tiles.number, (self.mean, self.deviation, self.lowest, self.highest)
-        )
+        mean, deviation, low, high = map(tiles.number, (self.mean, self.deviation, self.lowest, self.highest))
         return (
             f"mean {mean}, deviation {deviation}, from {low} to {high}, "
             f"{self.near_zero:.1%} near zero (below 1% of the largest)"
@@ -68,8 +68,8 @@ def filter_grid(
 ) -> Figure:
     """The filters of one convolution, all on one scale, zero in the middle of the colours.
 
-    Filters on RGB pictures are shown in colour, where grey is zero; those on one channel in diverging colours. Of
-    filters on many channels, `strongest` shows those with the greatest norm, and of each of them the input
+    Filters on RGB pictures are shown in colour, where grey is zero; those on one channel in diverging colours.
+    Of filters on many channels, `strongest` shows those with the greatest norm, and of each of them the input
     channels with the greatest norm; `mean` shows the mean over the input channels of each filter.
 
     Args:
@@ -77,7 +77,7 @@ def filter_grid(
         name: of the layer.
         channels: of filters on more than three channels, which are shown.
         when: what is said of the moment, e.g. "after epoch 3"; may be empty.
-        scale: the weight that the colours end at, by default the largest of those shown.
+        scale: the weight that the colours end at, by default `scale_of` those shown.
     """
     weight = weight.detach().float().cpu()
     title = f"{name}: {_shape(weight)}{f', {when}' if when else ''}"
@@ -117,11 +117,11 @@ def before_and_after(before: Tensor, after: Tensor, name: str, *, when: str = ""
     shown = f"the {count} of {len(after)} filters that changed most" if count < len(after) else "all filters"
     figure, axes = tiles.sheet(
         title,
-        f"{shown}; the layer has changed by {size:.1%} of its norm",
-        rows * group + 2 * tiles.LEGEND - 0.1,
+        f"{shown}; the change is {size:.3g} times as large as the layer was before (L2 norm)",
+        rows * group + tiles.LEGEND - 0.15,
     )
-    scale = _scale(torch.cat([was, now]))
-    moved_scale = _scale(moved)
+    scale = scale_of(torch.cat([was, now]))
+    moved_scale = scale_of(moved)
     for number in range(count):
         row, column = divmod(number, columns)
         top = figure.get_size_inches()[1] - tiles.TOP - row * group
@@ -146,7 +146,7 @@ def colors(kernel: NDArray[Any], scale: float) -> NDArray[Any]:
 
 
 def strongest_first(weight: Tensor) -> Tensor:
-    """Numbers of the filters (outputs, ...) by their norm, the greatest first, of equal ones the lower number."""
+    """Numbers of the filters (outputs, ...) by their norm, greatest first; of equals the lower number."""
     return weight.flatten(1).norm(dim=1).argsort(descending=True, stable=True)
 
 
@@ -159,19 +159,21 @@ def _grid(weight: Tensor, title: str, subtitle: str, scale: float | None, what: 
     height = width * weight.shape[2] / weight.shape[3]
     pitch = height + tiles.LINE + 0.1
     figure, axes = tiles.sheet(title, subtitle, rows * pitch + tiles.LEGEND)
-    limit = scale or _scale(weight[order])
+    limit = scale or scale_of(weight[order])
     top = figure.get_size_inches()[1] - tiles.TOP
     for place, number in enumerate(order.tolist()):
         row, column = divmod(place, columns)
         left, upper = style.MARGIN + column * (width + _GAP), top - row * pitch
         _draw(axes, weight[number], limit, left, upper, width, height)
         middle = left + width / 2
-        tiles.write(axes, str(number), middle, upper - height - 0.04, width + _GAP, ha="center", color=style.MUTED)
+        tiles.write(
+            axes, str(number), middle, upper - height - 0.04, width + _GAP, ha="center", color=style.MUTED
+        )
     if len(order) < len(weight):
         what = f"{len(order)} of {len(weight)} filters, the strongest{f'; {what}' if what else ''}"
     if weight.shape[1] == 3:
         reach = tiles.number(limit)
-        words = f"filters on red, green and blue: grey is zero, full colour is {reach} and no colour −{reach}"
+        words = f"filters on red, green and blue: grey is zero; the colours end at −{reach} and {reach}"
         tiles.note(axes, f"{what}; {words}" if what else words)
     else:
         tiles.legend(axes, tiles.DIVERGING, (-limit, limit), what or "weight")
@@ -189,7 +191,7 @@ def _deep(weight: Tensor, title: str, subtitle: str, scale: float | None) -> Fig
     height = width * weight.shape[2] / weight.shape[3]
     pitch = height + tiles.LINE + 0.12
     figure, axes = tiles.sheet(title, subtitle, rows * pitch + tiles.LEGEND)
-    limit = scale or _scale(weight[order])
+    limit = scale or scale_of(weight[order])
     top = figure.get_size_inches()[1] - tiles.TOP
     for place, number in enumerate(order):
         column, row = divmod(place, rows)
@@ -202,7 +204,9 @@ def _deep(weight: Tensor, title: str, subtitle: str, scale: float | None) -> Fig
                 axes, str(channel), x + width / 2, upper - height - 0.04, width + _GAP, ha="center",
                 color=style.MUTED,
             )  # fmt: skip
-    shown = f"the {len(order)} strongest of {len(weight)} filters" if len(order) < len(weight) else "all filters"
+    shown = (
+        f"the {len(order)} strongest of {len(weight)} filters" if len(order) < len(weight) else "all filters"
+    )
     tiles.legend(
         axes,
         tiles.DIVERGING,
@@ -220,14 +224,14 @@ def _draw(
     if len(values) == 3:
         tiles.draw(axes, colors(values, scale), left, top, width, height)
     else:
-        tiles.draw(
-            axes, values[0], left, top, width, height, cmap=tiles.DIVERGING, limits=(-scale, scale)
-        )
+        tiles.draw(axes, values[0], left, top, width, height, cmap=tiles.DIVERGING, limits=(-scale, scale))
 
 
 def _legends(axes: Axes, in_color: bool, scale: float, moved_scale: float) -> None:
     reach, moved = tiles.number(scale), tiles.number(moved_scale)
-    kind = "grey is zero, the colours end" if in_color else "white is zero, blue below, red above; the colours end"
+    kind = (
+        "grey is zero, the colours end" if in_color else "white is zero, blue below, red above; the colours end"
+    )
     tiles.note(axes, f"{kind} at ±{reach}; those of the difference at ±{moved}")
 
 
@@ -248,9 +252,15 @@ def _picked(weight: Tensor, picked: list[tuple[int, int | None]]) -> Tensor:
     return torch.stack([weight[f] if c is None else weight[f, c][None] for f, c in picked])
 
 
-def _scale(weight: Tensor) -> float:
-    """The largest magnitude, or 1 where all are zero."""
-    return weight.abs().max().item() or 1.0
+def scale_of(weight: Tensor) -> float:
+    """Where the colours end: at the largest magnitude or, of many weights, at the one that 1% of them exceed.
+
+    One outlier would leave all others pale.
+    """
+    magnitudes = weight.abs().flatten()
+    if len(magnitudes) < _MANY:
+        return magnitudes.max().item() or 1.0
+    return magnitudes.kthvalue(math.ceil(_SHARE_SHOWN * len(magnitudes))).values.item() or 1.0
 
 
 def _shape(weight: Tensor) -> str:

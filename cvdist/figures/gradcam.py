@@ -92,7 +92,7 @@ def _sheet(explained: Sequence[Explained], images: Tensor, title: str, subtitle:
             color=style.GREEN if one.judged.true else style.MUTED,
         )  # fmt: skip
         x = left + width + _GAP
-        says = f"{one.judged.predicted}, {_confidence(one.judged.confidence)}"
+        says = f"{one.judged.predicted}, {style.confidence(one.judged.confidence)}"
         _map(axes, image, one.predicted, x, upper, width, height, f"for {says}", wrong)
         if one.true is not None:
             x += width + _GAP
@@ -101,15 +101,19 @@ def _sheet(explained: Sequence[Explained], images: Tensor, title: str, subtitle:
 
 
 def _map(
-    axes: Axes, image: Tensor, heat: Tensor, left: float, top: float, width: float, height: float, text: str, wrong: bool
+    axes: Axes,
+    image: Tensor,
+    heat: Tensor,
+    left: float,
+    top: float,
+    width: float,
+    height: float,
+    text: str,
+    wrong: bool,
 ) -> None:
     tiles.draw(axes, overlay(image, heat), left, top, width, height)
     nothing = not bool(torch.any(heat > 0))
     tiles.write(
-        axes, "nothing spoke " + text if nothing else text, left, top - height - 0.05, width,
+        axes, f"nothing {text}" if nothing else text, left, top - height - 0.05, width,
         color=style.VERMILLION if wrong else style.GREEN, weight="bold",
     )  # fmt: skip
-
-
-def _confidence(probability: float) -> str:
-    return ">99.9%" if probability >= 0.9995 else f"{probability:.1%}"

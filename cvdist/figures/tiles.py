@@ -1,4 +1,4 @@
-"""Small pictures in rows, as all figures of what a network has learned have them. Places and sizes in inches."""
+"""Small pictures in rows: what figures of a network have in common. Places and sizes are in inches."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def draw(
     cmap: Colormap | str | None = None,
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """One tile: RGB (h, w, 3), or numbers (h, w) in the colours of `cmap` between `limits`; with a thin frame."""
+    """One tile: RGB (h, w, 3), or numbers (h, w) in the colours of `cmap` between `limits`."""
     crisp = max(values.shape[:2]) <= _CRISP_SIDE
     low, high = limits or (None, None)
     axes.imshow(
@@ -114,7 +114,7 @@ def write(
 
 
 def legend(axes: Axes, cmap: Colormap | str, limits: tuple[float, float], what: str) -> None:
-    """A colour bar at the lower edge, with the numbers at its ends, zero if it lies between, and `what` beside it."""
+    """A colour bar at the lower edge with its ends and zero as numbers, and `what` beside it."""
     left, top, width, height = style.MARGIN, LEGEND - 0.12, 2.6, 0.14
     ramp = np.linspace(*limits, 256)[None]
     # Vector formats would show few pixels as few stripes.

@@ -16,7 +16,8 @@ from cvdist.interpret.layers import ConvLayer
 class Maps:
     """The maps of one layer for n pictures, float32 on the CPU.
 
-    before: (n, C, h, w), what the convolution returns; after: (n, C, h', w'), what the ReLU that follows returns.
+    before: (n, C, h, w), what the convolution returns; after: (n, C, h', w'), what the ReLU that follows
+    returns.
     """
 
     before: Tensor
@@ -48,8 +49,8 @@ def dead_channels(peaks: Tensor) -> list[int]:
 class Shown:
     """What a figure shows of the maps of one picture: some channels of a layer, float32 on the CPU.
 
-    channels: int numbers of the c channels shown, in order; before: (c, h, w); after: (c, h', w'); total: channels
-    of the layer; silent: how many of them are zero after ReLU everywhere in this picture.
+    channels: int numbers of the c channels shown, in order; before: (c, h, w); after: (c, h', w'); total:
+    channels of the layer; silent: how many of them are zero after ReLU everywhere in this picture.
     """
 
     channels: tuple[int, ...]

@@ -1,7 +1,7 @@
 """Which pictures excite a channel most, and where: one pass over any number of pictures, in bounded memory.
 
-After Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, which shows
-the patches behind the nine strongest activations of a channel.
+After Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, which
+shows the patches behind the nine strongest activations of a channel.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ class Exciting:
     """The pictures that excite each channel of a layer most, strongest first, on the CPU.
 
     values: float32 (C, k), the largest value after ReLU in the channel's map of each picture; pictures: int64
-    (C, k), their rows; places: int64 (C, k, 2), row and column of that value in the map; field: what part of the
-    picture a value depends on. Of equal values the picture with the lower row comes first, and of equal values in
-    one map the upper left one counts. With fewer than k pictures there are as many columns as pictures.
+    (C, k), their rows; places: int64 (C, k, 2), row and column of that value in the map; field: what part of
+    the picture a value depends on. Of equal values the picture with the lower row comes first, and of equal
+    values in one map the upper left one counts. With fewer than k pictures there are as many columns as
+    pictures.
     """
 
     values: Tensor
@@ -44,7 +45,8 @@ class TopPictures:
     def see(self, images: Tensor, rows: Tensor) -> Tensor:
         """Run a batch through the model and return its scores (n, classes).
 
-        images: float (n, C, H, W), normalised, on the model's device; rows: int64 (n,), what `Exciting` calls them.
+        images: float (n, C, H, W), normalised, on the model's device; rows: int64 (n,), what `Exciting` calls
+        them.
         """
         rows = rows.to(images.device)
 

@@ -12,11 +12,12 @@ _PORTION = 4  # pictures at a time: their activations are all kept for the gradi
 
 
 def grad_cam(model: nn.Module, layer: ConvLayer, images: Tensor, classes: Tensor) -> Tensor:
-    """How much each place speaks for a class: float32 (n, h, w) on the CPU, 0 or more, as large as the layer's map.
+    """How much each place speaks for a class: float32 (n, h, w) on the CPU, 0 or more, as large as the layer's
+    map.
 
-    The map is that after ReLU where the ReLU is the layer's next, else what the convolution returns. Its channels
-    are weighted with the class score's mean gradient, summed, and only what is positive is kept (equations 1 and 2
-    of the paper). Frozen layers do, and the model's parameters get no gradients.
+    The map is that after the layer's ReLU (see `rectified`). Its channels are weighted with the class score's
+    mean gradient, summed, and only what is positive is kept (equations 1 and 2 of the paper). Frozen layers do
+    as well, and the model's parameters get no gradients.
 
     Args:
         model: returns scores (n, classes). A (log-)softmax at its end is left out, as in the paper.

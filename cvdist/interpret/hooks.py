@@ -38,9 +38,9 @@ def watching(model: nn.Module, layers: Sequence[ConvLayer], receive: Receive) ->
     """While the context lasts, each forward pass hands what `layers` return to `receive`, in order.
 
     The ReLU of a convolution is the first `nn.ReLU` that runs after it and before another convolution or linear
-    layer, be there a batch norm or a pooling in between. Where none runs, the network applies ReLU as a function,
-    and `after` is the ReLU of what the convolution returned. A tensor is valid during the call only: a ReLU in
-    place will overwrite it. Copy what is to be kept.
+    layer, be there a batch norm or a pooling in between. Where none runs, the network applies ReLU as a
+    function, and `after` is the ReLU of what the convolution returned. A tensor is valid during the call only:
+    a ReLU in place will overwrite it. Copy what is to be kept.
     """
     seen = _Seen({id(layer.module): layer for layer in layers}, receive)
     hooks: list[tuple[nn.Module, Hook]] = []

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from cvdist.errors import UserError
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_BETWEEN = (nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d)
 _MOST_NAMED = 40  # in an error message
 
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """A convolution. name: in the model's state dict, without `.weight`; number: 1 for the first of the model."""
+    """A convolution. name: in the model's state dict, without `.weight`; number: 1 for the first."""
 
     name: str
     number: int
@@ -68,11 +69,12 @@ def convolutions(model: nn.Module) -> list[ConvLayer]:
     return [ConvLayer(name, number, module) for number, (name, module) in enumerate(found, start=1)]
 
 
-def choose(model: nn.Module, asked: str = "") -> list[ConvLayer]:
+def choose(model: nn.Module, asked: str = "", flag: str = "--layers") -> list[ConvLayer]:
     """The convolutions that `asked` names, in the model's order.
 
-    asked: names, numbers (`1` is the first), `first` to `tenth`, `last` or `all`, separated by commas; empty: the
-    first, the fifth and the last, as many of them as there are.
+    asked: names, numbers (`1` is the first), `first` to `tenth`, `last` or `all`, separated by commas; empty:
+    the first, the fifth and the last, as many of them as there are. flag: the setting that it came from, for
+    messages.
 
     Raises:
         UserError: if there is no such layer; the message has those that there are.
@@ -85,19 +87,22 @@ def choose(model: nn.Module, asked: str = "") -> list[ConvLayer]:
         return [layer for layer in layers if layer.number in (1, 5, len(layers))]
     chosen: set[int] = set()
     for word in words:
-        chosen |= _numbers(word, layers)
+        chosen |= _numbers(word, layers, flag)
     return [layer for layer in layers if layer.number in chosen]
 
 
 def rectified(model: nn.Module, layer: ConvLayer) -> nn.Module:
-    """The ReLU right behind `layer` (a batch norm may lie between), or the layer itself where none is."""
+    """The ReLU that follows `layer` in the model's order, or the layer itself where none does.
+
+    Between the two, a batch norm, pooling or dropout may lie.
+    """
     leaves = [module for module in model.modules() if not any(module.children())]
     rest = leaves[leaves.index(layer.module) + 1 :]
-    following = next((module for module in rest if not isinstance(module, nn.BatchNorm2d)), None)
+    following = next((module for module in rest if not isinstance(module, _BETWEEN)), None)
     return following if isinstance(following, nn.ReLU) else layer.module
 
 
-def _numbers(word: str, layers: Sequence[ConvLayer]) -> set[int]:
+def _numbers(word: str, layers: Sequence[ConvLayer], flag: str) -> set[int]:
     if word == "all":
         return {layer.number for layer in layers}
     if word == "last":
@@ -108,7 +113,7 @@ def _numbers(word: str, layers: Sequence[ConvLayer]) -> set[int]:
         names = ", ".join(layer.name for layer in layers[:_MOST_NAMED])
         more = f" and {len(layers) - _MOST_NAMED} more" if len(layers) > _MOST_NAMED else ""
         raise UserError(
-            f"--layers {word}: the model has no such convolution; it has {len(layers)}: {names}{more} (or 1 to "
+            f"{flag} {word}: the model has no such convolution; it has {len(layers)}: {names}{more} (or 1 to "
             f"{len(layers)}, first, last, all)"
         )
     return found

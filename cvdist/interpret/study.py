@@ -1,8 +1,9 @@
-"""All that is shown of a model and pictures, in one go: one bounded pass, and a closer look at a few pictures."""
+"""All that is shown of a model and pictures: one bounded pass, and a closer look at a few of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,9 +22,10 @@ _MOST_IN_PORTION = 512
 
 
 class Source(Protocol):
-    """Pictures by row."""
+    """Pictures by row. size: how many; available: how many they were chosen from."""
 
     size: int
+    available: int
 
     def read(self, rows: Sequence[int]) -> tuple[Tensor, list[str]]:
         """uint8 (n, C, H, W) on the CPU, and the names of their classes, empty where unknown."""
@@ -47,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the model says of a picture: its row, its class (empty: unknown), the class it is taken for, how surely."""
+    """A picture's row, its class (empty: unknown), the class that the model takes it for, and how surely."""
 
     row: int
     true: str
@@ -71,8 +73,9 @@ class Explained:
 class Study:
     """What has been found. seen: how many pictures of `available` have been run through the network.
 
-    exciting, dead: by the layers' names; dead: channels that were zero after ReLU in all of them. maps: for each
-    picture shown, the layers' maps by name. right, wrong: pictures whose classes are known; unknown: others.
+    exciting, dead: by the layers' names; dead: channels that were zero after ReLU in all of them. maps: for
+    each picture shown, the layers' maps by name. right, wrong: pictures whose classes are known; unknown:
+    others; right_in_all, wrong_in_all: how many there are; explained: whether the predictions mean something.
     """
 
     layers: list[ConvLayer]
@@ -87,6 +90,7 @@ class Study:
     unknown: list[Explained]
     right_in_all: int
     wrong_in_all: int
+    explained: bool = True
 
 
 def study(
@@ -100,6 +104,7 @@ def study(
     *,
     include: Sequence[int] = (),
     explain: bool = True,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Study:
     """Look at `model`, on `device`, with pictures of `source`.
@@ -114,6 +119,7 @@ def study(
         limits: how much is looked at.
         include: rows that are among them in any case, such as a run's mistakes.
         explain: whether its predictions mean something; without, there is no Grad-CAM.
+        autocast: arithmetic of the pass over all pictures; the closer look is in float32.
         progress: called with the number of pictures done, and of all.
     """
     rows = _chosen(source.size, limits.pictures, include)
@@ -123,7 +129,8 @@ def study(
     while len(judged) < len(rows):
         portion = rows[len(judged) : len(judged) + size]
         pixels, true = source.read(portion)
-        scores = top.see(normalise(pixels.to(device).float()), torch.tensor(portion))
+        with autocast():
+            scores = top.see(normalise(pixels.to(device).float()), torch.tensor(portion))
         confidence, predicted = (tensor.tolist() for tensor in scores.float().softmax(1).max(1))
         judged += [
             Judged(row, name, classes[best], sure)
@@ -160,7 +167,7 @@ def study(
     return Study(
         layers=list(layers),
         seen=len(rows),
-        available=source.size,
+        available=source.available,
         exciting=exciting,
         dead={name: dead_channels(found.values[:, 0]) for name, found in exciting.items()},
         maps=maps,
@@ -170,6 +177,7 @@ def study(
         unknown=explained(unknown[: limits.explained]),
         right_in_all=len(right),
         wrong_in_all=len(wrong),
+        explained=explain,
     )
 
 
@@ -186,9 +194,7 @@ def _one_of_each_class(judged: Sequence[Judged], count: int) -> list[Judged]:
     by_class: dict[str, list[Judged]] = {}
     for one in judged:
         by_class.setdefault(one.true, []).append(one)
-    turns = [
-        (turn, name, one) for name, ones in by_class.items() for turn, one in enumerate(ones[:count])
-    ]
+    turns = [(turn, name, one) for name, ones in by_class.items() for turn, one in enumerate(ones[:count])]
     return [one for _, _, one in sorted(turns, key=lambda entry: entry[:2])[:count]]
 
 

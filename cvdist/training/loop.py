@@ -39,6 +39,7 @@ from cvdist.training.evaluation import Evaluation, evaluate
 from cvdist.training.history import EpochRecord
 from cvdist.training.meter import Meter
 from cvdist.training.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
+from cvdist.training.visualize import Visualizer
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class TrainingLoop:
             )
             self.info = self.loader.info
             self.model = self._build_model()
+            self.visualizer = Visualizer(config, self.model, tracker, enabled=self.main)
         self._require_same_data()
         self.parts = models.split(self.model)
         # From a cache, what the frozen layers make of the pictures comes instead of the pictures.
@@ -128,6 +130,8 @@ class TrainingLoop:
         if self.loader.augmentation is not None:
             figure = run_page.augmentation_figure(self.loader, self.loader.augmentation)
             self.tracker.figure("augmentation", figure)
+        fresh = not (self.progress.epoch or self.progress.position)
+        self.visualizer.start(self._validated_model(), fresh=fresh)
         for record in self.progress.history:
             # A killed attempt may not have delivered them; what is there already, the tracker leaves out.
             self.tracker.metrics(run_page.epoch_metrics(record), record.epoch)
@@ -150,6 +154,7 @@ class TrainingLoop:
                 peak_memory=peak_memory(self.worker.device),
             )
             self._finish_epoch(record, result)
+            self.visualizer.epoch_done(self._validated_model(), epoch)
             self._save(f"epoch-{epoch:04}", score=self._score(record))
             self.tracker.metrics(run_page.epoch_metrics(record), epoch)
         self._log_results()
@@ -320,6 +325,7 @@ class TrainingLoop:
             set_random_state(states[self.worker.rank], self.worker.device)
         self.progress = saved.progress
         self.best = saved.best
+        self.visualizer.load_state(saved.state.get("visualizer"))
         if not self.main:
             # These are sums over all workers, and are going to be summed over them again.
             self.progress.loss_sum, self.progress.correct = 0.0, 0
@@ -336,6 +342,7 @@ class TrainingLoop:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "rng": random_states,
+            "visualizer": self.visualizer.state(),
         }
         with tempfile.TemporaryDirectory(prefix="cvdist-checkpoint-") as private:
             folder = Path(private) / name
@@ -478,6 +485,15 @@ class TrainingLoop:
         run_page.log_figures(self.tracker, self.loader, self.progress, self.best)
         example, _ = self.loader.pictures("valid", range(min(4, self.info.valid_size)))
         self.tracker.model(model, self.identity, self.info, example, step=self.progress.best_epoch)
+        self.visualizer.finish(
+            model,
+            self.loader,
+            self.worker.device,
+            self.arithmetic,
+            self.best.mistakes,
+            self.progress.best_epoch,
+            channels_last=self.config.loop.channels_last,
+        )
 
     def _summary(self) -> Summary:
         history, best = self.progress.history, self.progress.best
