@@ -48,9 +48,11 @@ def feature_maps(shown: Shown, image: Tensor, name: str, *, label: str, dead: li
     top -= picture_height + 0.15
     reach = float(np.percentile(shown.before.abs().numpy(), _CUT)) or 1.0
     high = float(np.percentile(shown.after.numpy(), _CUT)) or float(shown.after.max()) or 1.0
+    # A network may reduce its maps before ReLU, which gives the same for less work.
+    pooled = shown.before.shape != shown.after.shape
     parts: tuple[tuple[str, Tensor, Colormap | str, tuple[float, float]], ...] = (
         ("before ReLU", shown.before, tiles.DIVERGING, (-reach, reach)),
-        ("after ReLU", shown.after, _COLD_TO_HOT, (0.0, high)),
+        ("after pooling and ReLU" if pooled else "after ReLU", shown.after, _COLD_TO_HOT, (0.0, high)),
     )
     for (words, maps, cmap, limits), height, block in zip(parts, heights, blocks, strict=True):
         _head(axes, words, f"{maps.shape[1]}×{maps.shape[2]}", cmap, limits, top)

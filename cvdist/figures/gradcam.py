@@ -92,11 +92,11 @@ def _sheet(explained: Sequence[Explained], images: Tensor, title: str, subtitle:
             color=style.GREEN if one.judged.true else style.MUTED,
         )  # fmt: skip
         x = left + width + _GAP
-        says = f"{one.judged.predicted}, {style.confidence(one.judged.confidence)}"
-        _map(axes, image, one.predicted, x, upper, width, height, f"for {says}", wrong)
+        sure = f", {style.confidence(one.judged.confidence)}"
+        _map(axes, image, one.predicted, x, upper, width, height, one.judged.predicted, sure, wrong)
         if one.true is not None:
             x += width + _GAP
-            _map(axes, image, one.true, x, upper, width, height, f"for {one.judged.true}", False)
+            _map(axes, image, one.true, x, upper, width, height, one.judged.true, "", False)
     return figure
 
 
@@ -108,12 +108,13 @@ def _map(
     top: float,
     width: float,
     height: float,
-    text: str,
+    name: str,
+    sure: str,
     wrong: bool,
 ) -> None:
     tiles.draw(axes, overlay(image, heat), left, top, width, height)
-    nothing = not bool(torch.any(heat > 0))
+    text = f"for {name}{sure}" if bool(torch.any(heat > 0)) else f"nothing for {name}"
     tiles.write(
-        axes, f"nothing {text}" if nothing else text, left, top - height - 0.05, width,
+        axes, text, left, top - height - 0.05, width,
         color=style.VERMILLION if wrong else style.GREEN, weight="bold",
     )  # fmt: skip

@@ -118,7 +118,7 @@ def confidence(probability: float) -> str:
     return ">99.9%" if probability >= 0.9995 else f"{probability:.1%}"
 
 
-def save_png(figure: Figure, path: Path) -> None:
+def save_png(figure: Figure, path: Path | IO[bytes]) -> None:
     """Write `figure`. The same figure gives the same bytes: the file holds no version and no time."""
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
 

@@ -103,6 +103,7 @@ def study(
     limits: Limits,
     *,
     include: Sequence[int] = (),
+    counts: tuple[int, int] | None = None,
     explain: bool = True,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     progress: Callable[[int, int], None] = lambda done, of: None,
@@ -118,6 +119,7 @@ def study(
         layers: to look into.
         limits: how much is looked at.
         include: rows that are among them in any case, such as a run's mistakes.
+        counts: how many pictures are right and wrong in all, where that is known of more than those looked at.
         explain: whether its predictions mean something; without, there is no Grad-CAM.
         autocast: arithmetic of the pass over all pictures; the closer look is in float32.
         progress: called with the number of pictures done, and of all.
@@ -175,8 +177,8 @@ def study(
         right=explained(_one_of_each_class(right, limits.explained)),
         wrong=explained(wrong[: limits.explained]),
         unknown=explained(unknown[: limits.explained]),
-        right_in_all=len(right),
-        wrong_in_all=len(wrong),
+        right_in_all=counts[0] if counts else len(right),
+        wrong_in_all=counts[1] if counts else len(wrong),
         explained=explain,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cvdist.tracking.run import RunRef, Store, describe, ended, open_store, start_run
+from cvdist.tracking.run import RunRef, Store, describe, ended, log_file, open_store, start_run
 from cvdist.tracking.tracker import NoTracker, Tracker
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Tracker",
     "describe",
     "ended",
+    "log_file",
     "open_store",
     "open_tracker",
     "start_run",

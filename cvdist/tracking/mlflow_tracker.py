@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import logging
 import queue
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from cvdist.tracking.run import RunRef, client_of, first_line, log_params
+from cvdist.tracking.run import RunRef, client_of, first_line, log_params, put_file
 from cvdist.tracking.tracker import NoTracker
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ class MlflowTracker:
 
     def file(self, name: str, make: Callable[[], bytes]) -> None:
         """See `Tracker`."""
-        self._queue.put(lambda client: _log_file(client, self._ref.run_id, name, make()))
+        self._queue.put(lambda client: put_file(client, self._ref.run_id, name, make()))
 
     def text(self, name: str, content: str) -> None:
         """See `Tracker`."""
@@ -206,20 +205,9 @@ def _log_metrics(run_id: str, batch: list[Measured], client: MlflowClient) -> No
 def _log_figure(client: MlflowClient, run_id: str, name: str, figure: Figure) -> None:
     from cvdist.figures.style import save_png
 
-    where = PurePosixPath("figures", f"{name}.png")
-    with tempfile.TemporaryDirectory(prefix="cvdist-figure-") as folder:
-        path = Path(folder) / where.name
-        save_png(figure, path)
-        client.log_artifact(run_id, str(path), str(where.parent))
-
-
-def _log_file(client: MlflowClient, run_id: str, name: str, content: bytes) -> None:
-    where = PurePosixPath(name)
-    with tempfile.TemporaryDirectory(prefix="cvdist-file-") as folder:
-        path = Path(folder) / where.name
-        path.write_bytes(content)
-        parent = str(where.parent)
-        client.log_artifact(run_id, str(path), None if parent == "." else parent)
+    file = io.BytesIO()
+    save_png(figure, file)
+    put_file(client, run_id, f"figures/{name}.png", file.getvalue())
 
 
 def _log_dataset(client: MlflowClient, run_id: str, info: DatasetInfo, digest: str) -> None:

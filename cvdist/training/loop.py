@@ -490,7 +490,7 @@ class TrainingLoop:
             self.loader,
             self.worker.device,
             self.arithmetic,
-            self.best.mistakes,
+            self.best,
             self.progress.best_epoch,
             channels_last=self.config.loop.channels_last,
         )

@@ -25,7 +25,7 @@ from cvdist.figures import network
 from cvdist.interpret.layers import ConvLayer, choose, convolutions
 from cvdist.interpret.study import Limits, study
 from cvdist.tracking.tracker import Tracker
-from cvdist.training.evaluation import Mistake
+from cvdist.training.evaluation import Evaluation
 from cvdist.training.precision import Arithmetic
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Visualizer:
         loader: Loader,
         device: torch.device,
         arithmetic: Arithmetic,
-        mistakes: Sequence[Mistake],
+        best: Evaluation,
         best_epoch: int,
         *,
         channels_last: bool,
@@ -107,7 +107,7 @@ class Visualizer:
             layers = [layer for layer in convolutions(model) if layer.name in self._names]
             self._show_filters(layers, best_epoch)
             if self._pictures:
-                self._show_pictures(model, layers, loader, device, arithmetic, mistakes, channels_last)
+                self._show_pictures(model, layers, loader, device, arithmetic, best, channels_last)
         except Exception as error:  # see above
             logger.warning("figures    not all could be made: %s: %s", type(error).__name__, error)
             logger.debug("", exc_info=True)
@@ -145,7 +145,7 @@ class Visualizer:
         loader: Loader,
         device: torch.device,
         arithmetic: Arithmetic,
-        mistakes: Sequence[Mistake],
+        best: Evaluation,
         channels_last: bool,
     ) -> None:
         started = time.monotonic()
@@ -163,7 +163,8 @@ class Visualizer:
             device,
             layers,
             Limits(pictures=self._pictures),
-            include=[mistake.index for mistake in mistakes],
+            include=[mistake.index for mistake in best.mistakes],
+            counts=(best.correct, best.total - best.correct),
             autocast=arithmetic.autocast,
         )
         for name, draw in network.of_study(result, source).items():
