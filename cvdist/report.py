@@ -80,8 +80,8 @@ def figures_table(shown: Shown) -> str:
     if shown.bad:
         rows.append(("left out", f"{len(shown.bad)} can't be decoded, e.g. {log.redact(shown.bad[0])}"))
     if study is not None:
-        dead = [f"{len(gone)}/{_channels(shown, name)} in {name}" for name, gone in study.dead.items()]
-        rows.append(("dead channels", f"{', '.join(dead)}, over {study.seen} pictures"))
+        dead = [f"{len(gone)}/{_channels(shown, name)} in {name}" for name, gone in study.dead.items() if gone]
+        rows.append(("dead channels", f"{', '.join(dead) or 'none'}, over {study.seen} pictures"))
         if study.explained and study.right_in_all + study.wrong_in_all:
             total = study.right_in_all + study.wrong_in_all
             rows.append(("predictions", f"{log.percent(study.right_in_all, total)} right"))

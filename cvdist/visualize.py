@@ -159,7 +159,7 @@ def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None
     look = config.look
     if look.data:
         size, resize = saved.identity.height, saved.data.resize if saved.data else DataConfig.resize
-        found = _listed(look.data, saved.identity.classes)
+        found = _listed(look.data, saved.identity.classes if saved.has_classifier else None)
         return _decoded(look.data, found, look.most_pictures, saved, size, resize)
     if saved.data is None:
         return None
@@ -185,16 +185,17 @@ def _of_the_run(saved: SavedModel, data: DataConfig, config: VisualizeJobConfig)
     return _Pictures(source, f"{loader.info.name}, the {source.size:,} validation pictures of the run", [])
 
 
-def _listed(uri: str, classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Path below `uri` (empty: `uri` itself is the file) and class of each picture; the class may be unknown.
+def _listed(uri: str, classes: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Path below `uri` (empty: `uri` itself is the file) and class of each picture, empty where unknown.
+
+    classes: what the model knows; None: it knows none, and the folders' names say what is shown.
 
     Raises:
         UserError: if there is nothing, or nothing by the name of a picture.
     """
     filesystem, path = storage.locate(uri, "--data")
     if storage.is_file(filesystem, path):
-        folder = PurePosixPath(path).parent.name
-        return [("", folder if folder in classes else "")]
+        return [("", _class_of("", str(PurePosixPath(path).parent), classes))]
     entries = [entry for entry in storage.listing(uri, "--data") if not entry.is_folder]
     paths = sorted(entry.path for entry in entries if PurePosixPath(entry.path).suffix.lower() in SUFFIXES)
     paths = [path for path in paths if not any(part.startswith((".", "__")) for part in path.split("/"))]
@@ -208,9 +209,11 @@ def _listed(uri: str, classes: Sequence[str]) -> list[tuple[str, str]]:
     return [(path, _class_of(path, uri, classes)) for path in paths]
 
 
-def _class_of(path: str, uri: str, classes: Sequence[str]) -> str:
+def _class_of(path: str, uri: str, classes: Sequence[str] | None) -> str:
     """The innermost folder that is a class, or empty."""
     parts = [*PurePosixPath(uri.partition("://")[2] or uri).parts[-1:], *PurePosixPath(path).parts[:-1]]
+    if classes is None:
+        return parts[-1]
     return next((part for part in reversed(parts) if part in classes), "")
 
 

@@ -65,8 +65,8 @@ def overlay(image: Tensor, heat: Tensor) -> NDArray[np.float64]:
     strength = (large / heat.max().clamp(min=1e-12)).clamp(0, 1).numpy()
     grey = np.asarray(image.float().mean(0) / 255)[..., None].repeat(3, -1)
     # Colours that grow lighter as well: the order is seen without telling hues apart.
-    tint = colormaps[_HEAT](0.25 + 0.7 * strength)[..., :3]
-    opacity = 0.75 * strength[..., None]
+    tint = colormaps[_HEAT](0.3 + 0.65 * strength)[..., :3]
+    opacity = 0.85 * strength[..., None] ** 0.8
     mixed: NDArray[np.float64] = (0.85 * grey + 0.15) * (1 - opacity) + tint * opacity
     return mixed
 

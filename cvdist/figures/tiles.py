@@ -143,8 +143,9 @@ def note(axes: Axes, text: str) -> None:
 
 
 def number(value: float) -> str:
-    """Three digits, with a real minus sign."""
-    return f"{value:.3g}".replace("-", "−")
+    """Three digits, or a whole number from 1,000 on, with a real minus sign."""
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    return text.replace("-", "−")
 
 
 def numbers(values: Sequence[int], most: int = 12) -> str:
