@@ -196,7 +196,10 @@ def test_top_pictures_of_any_batches_are_those_of_a_sort(sizes, count, some_equa
             rows = sorted(range(len(peak)), key=lambda row: (-round(peak[row], 4), row))[:count]
             assert best.values[channel].tolist() == pytest.approx([peak[row] for row in rows], abs=1e-3)
             for row, place, value in zip(
-                best.pictures[channel].tolist(), best.places[channel].tolist(), best.values[channel], strict=True
+                best.pictures[channel].tolist(),
+                best.places[channel].tolist(),
+                best.values[channel],
+                strict=True,
             ):
                 assert layer.after[row, channel][tuple(place)] == pytest.approx(value.item(), abs=1e-4)
 

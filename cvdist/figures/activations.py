@@ -15,6 +15,7 @@ _COLUMNS = 16
 _WIDEST_TILE = 0.8
 _GAP = 0.06
 _PICTURE = 1.5  # inches
+_LINES_HEIGHT = 1.15
 _COLD_TO_HOT = "viridis"
 _CUT = 99.5  # percentile of the values that the colours end at: single bright spots would leave the rest dark
 
@@ -37,15 +38,16 @@ def feature_maps(shown: Shown, image: Tensor, name: str, *, label: str, dead: li
     heights = [width * maps.shape[1] / maps.shape[2] for maps in (shown.before, shown.after)]
     blocks = [0.36 + rows * (height + tiles.LINE + 0.1) for height in heights]
     picture_height = min(_PICTURE * image.shape[1] / image.shape[2], 2 * _PICTURE)
+    head = max(picture_height, _LINES_HEIGHT) + 0.15
     figure, axes = tiles.sheet(
         f"{name}: what it makes of a picture",
         _about_dead(shown, dead, seen),
-        picture_height + 0.15 + sum(blocks),
+        head + sum(blocks),
     )
     top = figure.get_size_inches()[1] - tiles.TOP
     tiles.draw(axes, tiles.pixels(image), style.MARGIN, top, _PICTURE, picture_height)
     _describe(axes, shown, label, style.MARGIN + _PICTURE + 0.25, top, count)
-    top -= picture_height + 0.15
+    top -= head
     reach = float(np.percentile(shown.before.abs().numpy(), _CUT)) or 1.0
     high = float(np.percentile(shown.after.numpy(), _CUT)) or float(shown.after.max()) or 1.0
     # A network may reduce its maps before ReLU, which gives the same for less work.
