@@ -392,12 +392,13 @@ def test_a_run_without_a_model(tmp_path):
         job(tmp_path, "bare")
 
 
-def test_a_layer_that_does_not_exist_ends_training_before_it_begins(tmp_path):
-    words = ["digits-cnn", "--runtime", "inline", "--visualize-layers", "conv9", "--epochs", "1"]
-    line = the_error(train(*words, storage=tmp_path))
-    assert line.startswith(
-        "--visualize-layers conv9: the model has no such convolution; it has 2: conv1, conv2"
-    )
+@pytest.mark.parametrize("main", [True, False])
+def test_a_layer_that_does_not_exist_is_found_before_training_and_on_all_workers(main):
+    config = configs.replace(TrainConfig(), visualize_layers="conv9")
+    with pytest.raises(
+        UserError, match="--visualize-layers conv9: the model has no such convolution; it has 2"
+    ):
+        Visualizer(config, scratch(), NoTracker(), enabled=main)
 
 
 # ------------------------------------------------------------------------------------------- real weights
