@@ -16,7 +16,6 @@ from cvdist import models
 from cvdist.config import TrainConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.images.decode import settings as decoding
-from cvdist.errors import UserError
 
 DEFAULT_VIEWS = 4  # of a recipe that augments
 # What makes views differ where a recipe does not say it: what photographs of most things may undergo.
