@@ -79,12 +79,8 @@ def test_a_server_with_its_own_artifact_store(tmp_path):
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     command = [Path(sys.executable).parent / "mlflow", "server", "--host", "127.0.0.1", "--port", port]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        tmp_path / "kept",
-    ]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1"]
+    command += ["--artifacts-destination", tmp_path / "kept"]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen([*map(str, command)], stdout=log, stderr=log, start_new_session=True)
     try:
