@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cvdist import config as configs
 from cvdist import log, recipes
-from cvdist.config import GROUPS, SavedModelConfig, TrainConfig
+from cvdist.config import GROUPS, PredictConfig, SavedModelConfig, TrainConfig
 from cvdist.errors import EXIT_USER_ERROR, UserError
 
 if TYPE_CHECKING:
@@ -133,6 +133,17 @@ def parse_model_job(
         print(json.dumps(dataclasses.asdict(config), indent=2))
         return None
     return config
+
+
+def parse_predict(arguments: Sequence[str]) -> PredictConfig | None:
+    """The same for `MODEL --data PICTURES --output URI`.
+
+    Raises:
+        UserError: as `parse_model_job`.
+    """
+    return parse_model_job(
+        "predict.py", arguments, PredictConfig, "Classify all pictures below a folder or URI, to parquet files."
+    )
 
 
 def _groups(settings: type[Any]) -> dict[str, type]:

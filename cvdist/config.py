@@ -261,6 +261,60 @@ class SavedModelConfig:
 
 
 @dataclass(frozen=True)
+class InferenceConfig:
+    """How a trained model is run over pictures."""
+
+    device: Device = RuntimeConfig.device
+    """`auto`: a GPU where there is one."""
+    precision: Precision = LoopConfig.precision
+    """`auto`: as in the model's run where that is known; else bfloat16 autocast where the processor computes
+    it natively."""
+    channels_last: bool = LoopConfig.channels_last
+    """Memory layout NHWC, which convolutions are fastest with."""
+    resize: Literal["", "squash", "crop"] = ""
+    """How photographs are brought to the model's size, as in training. Empty: as for the model's run."""
+    max_bad_images: float = DataConfig.max_bad_images
+    """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`."""
+    decode_workers: int = DataConfig.decode_workers
+    """Processes or threads that decode pictures. 0: one for each CPU core."""
+    data_timeout: float = RuntimeConfig.data_timeout
+    """Seconds that a batch may take to be read and decoded."""
+
+
+@dataclass(frozen=True)
+class PredictionConfig:
+    """Which pictures are classified, by whom, and where the results go."""
+
+    data: str = ""
+    """Folder or URI (s3://, gs://, file://) of the pictures, in any folders below it."""
+    output: str = ""
+    """Folder or URI for the results. The same command again computes only what is missing or has changed."""
+    replace: bool = False
+    """Replace results of another model, other settings or other pictures."""
+    slice_size: int = 512
+    """Pictures a file of results, about: the unit of work, of retry and of resume."""
+    runtime: Literal["ray", "inline"] = "ray"
+    """`inline`: in this process, without Ray."""
+    predictors: int = 0
+    """Ray actors. 0: one a GPU or, without GPUs, one for each --cpus-per-worker cores."""
+    cpus_per_worker: int = RuntimeConfig.cpus_per_worker
+    """CPU cores that Ray reserves for each actor."""
+    connect_timeout: float = RuntimeConfig.connect_timeout
+    """Seconds that the cluster at $RAY_ADDRESS may take to answer."""
+    resource_timeout: float = RuntimeConfig.resource_timeout
+    """Seconds to wait for the cluster to have the CPUs and GPUs asked for. 0: fail at once."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """One job of `jobs/predict.py`."""
+
+    saved: SavedModelConfig = field(default_factory=SavedModelConfig)
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training job, whole. `recipe` names the function in `cvdist.recipes` that it began from."""
 
@@ -324,70 +378,89 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     return TrainConfig(recipe=values["recipe"], **groups)
 
 
+_AT_LEAST = {
+    "epochs": 1,
+    "batch_size": 1,
+    "accumulate_steps": 1,
+    "valid_batch_size": 1,
+    "log_every_steps": 1,
+    "checkpoint_every": 0,
+    "keep_checkpoints": 1,
+    "workers": 1,
+    "cpus_per_worker": 1,
+    "backbone_lr_scale": 0,
+    "max_failures": 0,
+    "lr": 0,
+    "weight_decay": 0,
+    "lr_warmup_epochs": 0,
+    "clip_grad_norm": 0,
+    "rotation": 0,
+    "image_size": 8,
+    "decode_workers": 0,
+    "views": 0,
+    "shard_size": 1,
+    "extractors": 0,
+    "local_cache_gb": 0,
+    "shuffle_window": 1,
+    "fetch_threads": 1,
+    "prepare_timeout": 1,
+    "data_timeout": 1,
+    "connect_timeout": 0.1,
+    "resource_timeout": 0,
+    "start_timeout": 1,
+    "collective_timeout": 1,
+    "tracking_timeout": 0.1,
+    "slice_size": 1,
+    "predictors": 0,
+    "calibration_bins": 1,
+}
+# (lowest, highest, whether the highest itself is allowed)
+_BETWEEN: dict[str, tuple[float, float, bool]] = {
+    "momentum": (0, 1, False),
+    "label_smoothing": (0, 1, False),
+    "model_ema_decay": (0, 1, False),
+    "dropout": (0, 1, False),
+    "trainable_blocks": (0, 5, True),
+    "horizontal_flip": (0, 1, True),
+    "translation": (0, 1, True),
+    "color_jitter": (0, 1, True),
+    "max_bad_images": (0, 1, True),
+    "cache_share": (0, 1, True),
+}
+
+
+def check_groups(settings: Any) -> None:
+    """Refuse values that no job can work with; `settings`: a dataclass of groups.
+
+    Raises:
+        UserError: one line that names the flag and what it takes.
+    """
+    for group in dataclasses.asdict(settings).values():
+        for name, value in group.items():
+            _check_value(name, value)
+
+
+def _check_value(name: str, value: Any) -> None:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{flag} is {value}: it takes a finite number")
+    if name in _AT_LEAST and value < _AT_LEAST[name]:
+        raise UserError(f"{flag} is {value}: it takes {_AT_LEAST[name]} or more")
+    if name in _BETWEEN:
+        low, high, closed = _BETWEEN[name]
+        if value < low or value > high or (value == high and not closed):
+            bracket = "]" if closed else ")"
+            raise UserError(f"{flag} is {value}: it takes a number in [{low}, {high}{bracket}")
+
+
 def check(config: TrainConfig) -> None:
     """Refuse values that no run can work with, before anything is started.
 
     Raises:
         UserError: one line that names the flag and what it takes.
     """
-    at_least = {
-        "epochs": 1,
-        "batch_size": 1,
-        "accumulate_steps": 1,
-        "valid_batch_size": 1,
-        "log_every_steps": 1,
-        "checkpoint_every": 0,
-        "keep_checkpoints": 1,
-        "workers": 1,
-        "cpus_per_worker": 1,
-        "backbone_lr_scale": 0,
-        "max_failures": 0,
-        "lr": 0,
-        "weight_decay": 0,
-        "lr_warmup_epochs": 0,
-        "clip_grad_norm": 0,
-        "rotation": 0,
-        "image_size": 8,
-        "decode_workers": 0,
-        "views": 0,
-        "shard_size": 1,
-        "extractors": 0,
-        "local_cache_gb": 0,
-        "shuffle_window": 1,
-        "fetch_threads": 1,
-        "prepare_timeout": 1,
-        "data_timeout": 1,
-        "connect_timeout": 0.1,
-        "resource_timeout": 0,
-        "start_timeout": 1,
-        "collective_timeout": 1,
-        "tracking_timeout": 0.1,
-    }
-    # (lowest, highest, whether the highest itself is allowed)
-    between: dict[str, tuple[float, float, bool]] = {
-        "momentum": (0, 1, False),
-        "label_smoothing": (0, 1, False),
-        "model_ema_decay": (0, 1, False),
-        "dropout": (0, 1, False),
-        "trainable_blocks": (0, 5, True),
-        "horizontal_flip": (0, 1, True),
-        "translation": (0, 1, True),
-        "color_jitter": (0, 1, True),
-        "max_bad_images": (0, 1, True),
-        "cache_share": (0, 1, True),
-    }
     for path, value in flat(config):
-        name = path.rpartition(".")[2]
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{flag} is {value}: it takes a finite number")
-        if name in at_least and value < at_least[name]:
-            raise UserError(f"{flag} is {value}: it takes {at_least[name]} or more")
-        if name in between:
-            low, high, closed = between[name]
-            if value < low or value > high or (value == high and not closed):
-                bracket = "]" if closed else ")"
-                raise UserError(f"{flag} is {value}: it takes a number in [{low}, {high}{bracket}")
+        _check_value(path.rpartition(".")[2], value)
     if not 0 < config.data.valid_fraction < 1:
         raise UserError(f"--valid-fraction is {config.data.valid_fraction}: it takes a number in (0, 1)")
     if not 0 < config.data.random_resized_crop <= 1:

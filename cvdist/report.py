@@ -10,7 +10,9 @@ from cvdist import log, recipes
 if TYPE_CHECKING:
     from cvdist.config import TrainConfig
     from cvdist.runtime.launch import Finished, Preprocessed
+    from cvdist.runtime.prediction import Finished as PredictionFinished
 
+_SHOWN_CLASSES = 10
 _OF_THE_NODE = ("data", "cache", "cache_share", "decode_workers", "max_bad_images")  # no part of the features
 
 
@@ -63,6 +65,30 @@ def features_table(done: Preprocessed) -> str:
     ]  # fmt: skip
     lines = _aligned(rows)
     lines.append(f"next: python jobs/train.py {config.recipe} --features {uri}{_flags(config)}")
+    return "\n".join(lines)
+
+
+def predictions_table(finished: PredictionFinished) -> str:
+    """The same for a batch prediction."""
+    done, saved, config = finished.predicted, finished.saved, finished.config
+    output = log.redact(config.prediction.output).rstrip("/")
+    rate = f", {done.computed / done.seconds:,.1f} images/s" if done.computed else ""
+    most = sorted(done.counts.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"{name} {count:,}" for name, count in most[:_SHOWN_CLASSES] if count)
+    more = sum(count > 0 for _, count in most[_SHOWN_CLASSES:])
+    stale = f", {done.removed} stale deleted" if done.removed else ""
+    size = sum(part.bytes for part in done.parts)
+    total = done.rows + len(done.bad)
+    rows = [
+        ("model", f"{saved.source}: {saved.identity}"),
+        ("pictures", f"{done.rows:,} of {total:,}, {len(done.bad)} can't be decoded (quarantine.csv)"),
+        ("classes", (named or "none") + (f" and {more} more" if more else "")),
+        ("computed", f"{done.computed:,} pictures in {log.duration(done.seconds)}{rate}"),
+        ("results", f"{output}/predictions: {len(done.parts)} files, {size / 1e6:,.2f} MB{stale}"),
+        ("time", f"{log.duration(finished.seconds)} in all"),
+    ]
+    lines = _aligned(rows)
+    lines.append(f"next: python -c \"import pandas; print(pandas.read_parquet('{output}/predictions'))\"")
     return "\n".join(lines)
 
 

@@ -89,7 +89,7 @@ def preprocess(config: TrainConfig) -> Preprocessed:
     if not config.data.data:
         raise UserError("--data is needed: the folder or URI of the pictures")
     config = absolute(config)
-    _require_ray()
+    require_ray("train from the pictures themselves, without --features")
     from cvdist.runtime import extraction
 
     began = time.monotonic()
@@ -98,17 +98,21 @@ def preprocess(config: TrainConfig) -> Preprocessed:
     return Preprocessed(config, built, time.monotonic() - began)
 
 
-def _require_ray() -> None:
+def require_ray(otherwise: str) -> None:
+    """Refuse to go on without Ray; `otherwise`: what can be done instead.
+
+    Raises:
+        UserError: if it is not installed.
+    """
     if importlib.util.find_spec("ray") is None:
         raise UserError(
-            "Ray is not installed: pip install 'ray[default,train,data]', or, to train without it, start with "
-            "torchrun --nproc-per-node N jobs/train.py ... or use --runtime inline"
+            f"Ray is not installed: pip install 'ray[default,train,data]', or, without it, {otherwise}"
         )
 
 
 def _on_ray(config: TrainConfig) -> tuple[str, Summary, RunRef | None]:
     """This process is the driver: it owns the MLflow run, the workers fill it."""
-    _require_ray()
+    require_ray("start with torchrun --nproc-per-node N jobs/train.py ... or use --runtime inline")
     from cvdist.runtime import ray_cluster
 
     config = _named(config)

@@ -53,18 +53,7 @@ def list_pictures(config: DataConfig) -> Listing:
         UserError: if it can't be read, or is not folders of classes that a classifier can learn.
     """
     root = redact(config.data)
-    files: list[Entry] = []
-    folders: set[str] = set()
-    ignored: list[str] = []
-    for entry in storage.listing(config.data, "--data"):
-        if any(part.startswith((".", "__")) for part in entry.path.split("/")):
-            continue  # .DS_Store, __MACOSX
-        if entry.is_folder:
-            folders.add(entry.path)
-        elif PurePosixPath(entry.path).suffix.lower() in SUFFIXES:
-            files.append(entry)
-        else:
-            ignored.append(entry.path)
+    files, folders, ignored = _look(config.data)
     top = {path.split("/")[0] for path in folders} | {
         file.path.split("/")[0] for file in files if "/" in file.path
     }
@@ -86,6 +75,43 @@ def list_pictures(config: DataConfig) -> Listing:
             ignored[0],
         )
     return Listing(classes, _table(rows, classes))
+
+
+def list_unsorted(uri: str) -> pa.Table:
+    """All pictures below `uri`, in whatever folders, sorted by path: columns path, size, modified as above.
+
+    Raises:
+        UserError: if it can't be read, or there is none.
+    """
+    files, _, ignored = _look(uri)
+    if not files:
+        others = f", only other files, e.g. {ignored[0]}" if ignored else ""
+        raise UserError(f"--data {redact(uri)} has no pictures{others}")
+    files.sort(key=lambda file: file.path)
+    return pa.table(
+        {
+            "path": pa.array([file.path for file in files], pa.string()),
+            "size": pa.array([file.size for file in files], pa.int64()),
+            "modified": pa.array([file.modified for file in files], pa.int64()),
+        }
+    )
+
+
+def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
+    """Pictures, folders, and paths of other files; without what is hidden."""
+    files: list[Entry] = []
+    folders: set[str] = set()
+    ignored: list[str] = []
+    for entry in storage.listing(uri, "--data"):
+        if any(part.startswith((".", "__")) for part in entry.path.split("/")):
+            continue  # .DS_Store, __MACOSX
+        if entry.is_folder:
+            folders.add(entry.path)
+        elif PurePosixPath(entry.path).suffix.lower() in SUFFIXES:
+            files.append(entry)
+        else:
+            ignored.append(entry.path)
+    return files, folders, ignored
 
 
 def _sort_in(
