@@ -233,6 +233,10 @@ class TrackingConfig:
     """Log CPU, memory, disk, network and GPU use of every node."""
     log_model: bool = True
     """Log the best model, ready to load and to serve."""
+    register: str = ""
+    """Register the best model in MLflow under this name."""
+    alias: str = "candidate"
+    """Alias that the registered version gets, in place of the one that had it."""
     tracking_timeout: float = 10.0
     """Seconds that the MLflow server may take to answer at the start."""
 
@@ -311,6 +315,45 @@ class PredictConfig:
 
     saved: SavedModelConfig = field(default_factory=SavedModelConfig)
     prediction: PredictionConfig = field(default_factory=PredictionConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What a trained model is measured on, against what, and where the results go."""
+
+    data: str = ""
+    """Folder or URI of pictures, `CLASS/picture.jpg` or `{train,valid}/CLASS/picture.jpg`. Empty: what the
+    model's run was trained on."""
+    dataset: Literal["", "digits", "mnist", "images"] = ""
+    """As in training. Empty: `images` with --data, else that of the model's run."""
+    part: Literal["", "valid", "train", "all"] = ""
+    """Which of the pictures, split as in training. Empty: those to validate on; all of them in a --data that
+    has no such division and is not what the model was trained on."""
+    compare: str = ""
+    """A second model, named as the first: both see the same pictures."""
+    calibration_bins: int = 15
+    """Bins of confidence that the calibration error is computed over, of equal width."""
+    output: str = ""
+    """File or URI that the results are written to, as JSON."""
+    tracking: Literal["required", "none"] = TrackingConfig.tracking
+    """`none`: leave out the MLflow run that holds the results."""
+    register: str = ""
+    """Register the evaluated model in MLflow under this name."""
+    alias: str = "champion"
+    """Alias that the registered version gets, in place of the one that had it."""
+    cache: str = DataConfig.cache
+    """As in training: for pictures that have no division into training and validation."""
+    prepare_timeout: float = RuntimeConfig.prepare_timeout
+    """Seconds that downloading the data, or decoding it for such a division, may take."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """One job of `jobs/evaluate.py`."""
+
+    saved: SavedModelConfig = field(default_factory=SavedModelConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 
 
@@ -429,6 +472,20 @@ _BETWEEN: dict[str, tuple[float, float, bool]] = {
 }
 
 
+def check_registration(name: str, alias: str) -> None:
+    """Refuse what MLflow's registry would refuse, before anything is computed.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    if not re.fullmatch(r"[^/:@%'\"\s]{1,250}", name):
+        raise UserError(f"--register {name!r}: a name has no slashes, colons, at signs, quotes or spaces")
+    if not re.fullmatch(r"[A-Za-z][\w-]{0,99}", alias) or alias == "latest" or re.fullmatch(r"[vV]\d+", alias):
+        raise UserError(
+            f"--alias {alias!r}: an alias is letters, digits, hyphens, underscores; `latest` and `v1` are taken"
+        )
+
+
 def check_groups(settings: Any) -> None:
     """Refuse values that no job can work with; `settings`: a dataclass of groups.
 
@@ -475,6 +532,11 @@ def check(config: TrainConfig) -> None:
         raise UserError(f"--features is for folders of pictures, not for --dataset {config.data.dataset}")
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")
+    if config.tracking.register:
+        if config.tracking.tracking == "none" or not config.tracking.log_model:
+            lacks = "--tracking none" if config.tracking.tracking == "none" else "--no-log-model"
+            raise UserError(f"--register needs a model that MLflow has, and {lacks} logs none: leave it out")
+        check_registration(config.tracking.register, config.tracking.alias)
     if config.checkpoint.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.checkpoint.name):
         raise UserError(
             f"--name {config.checkpoint.name!r}: a name is 1 to 128 letters, digits, dots, hyphens, underscores"

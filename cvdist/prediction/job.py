@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cvdist import log, storage
-from cvdist.config import PredictConfig
+from cvdist.config import InferenceConfig, PredictConfig
 from cvdist.data.dataset import BadPicture
 from cvdist.data.images.decode import FORMAT as DECODER
 from cvdist.data.images.listing import list_unsorted
@@ -67,20 +67,21 @@ class Predicted:
         return sum(part.rows for part in self.parts)
 
 
-def resolved(config: PredictConfig, saved: SavedModel) -> PredictConfig:
-    """`config` with what it leaves to the model's run.
+def resolved(inference: InferenceConfig, saved: SavedModel) -> InferenceConfig:
+    """`inference` with what it leaves to the model's run.
 
     Raises:
-        UserError: if the model can't predict pictures.
+        UserError: if the model can't classify pictures.
     """
     saved.require_classifier()
     shape = saved.identity
     if shape.height != shape.width or shape.channels not in (1, 3):
-        raise UserError(f"{saved.source} takes {shape}: prediction is for square pictures, grey or in colour")
-    inference = config.inference
+        raise UserError(
+            f"{saved.source} takes {shape}: only square pictures, grey or in colour, can be classified"
+        )
     learned = saved.data.resize if saved.data is not None and saved.data.dataset == "images" else "squash"
     chosen = inference.precision if inference.precision != "auto" else saved.precision
-    return replace(config, inference=replace(inference, resize=inference.resize or learned, precision=chosen))
+    return replace(inference, resize=inference.resize or learned, precision=chosen)
 
 
 def identity_of(config: PredictConfig, saved: SavedModel) -> dict[str, Any]:

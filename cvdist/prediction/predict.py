@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cvdist.config import PredictConfig
+from cvdist.config import InferenceConfig
 from cvdist.data.dataset import BadPicture
 from cvdist.data.images.ahead import BATCH, DecodeAhead
 from cvdist.data.normalise import Normaliser
@@ -24,14 +25,21 @@ class Predictor:
     """Runs a model over slices of pictures. Safe to call from several threads."""
 
     def __init__(
-        self, config: PredictConfig, saved: SavedModel, device: torch.device, *, decode_threads: int = 0
+        self,
+        data: str,
+        inference: InferenceConfig,
+        saved: SavedModel,
+        device: torch.device,
+        *,
+        decode_threads: int = 0,
     ) -> None:
-        """`config`: whose `resize` and `precision` are resolved; decode_threads: 0: one a core.
+        """Of pictures below `data`.
+
+        inference: with `resize` and `precision` resolved; decode_threads: 0: one a core.
 
         Raises:
-            UserError: if the pictures' or the results' place can't be understood.
+            UserError: if the pictures' place can't be understood.
         """
-        inference = config.inference
         self._classes = saved.identity.classes
         self._device, self._grey = device, saved.identity.channels == 1
         layout = torch.channels_last if inference.channels_last else torch.contiguous_format
@@ -40,17 +48,16 @@ class Predictor:
         self._normalise = Normaliser(saved.mean, saved.std, device, channels_last=inference.channels_last)
         self._batch = BATCH[device.type]
         self._ahead = DecodeAhead(
-            config.prediction.data,
+            data,
             saved.identity.height,
             inference.resize,
             threads=decode_threads,
             timeout=inference.data_timeout,
         )
-        self._target = Folder.open(config.prediction.output, "--output", patient=True)
         self._computing = threading.Lock()
 
-    def __call__(self, work: Slice) -> Part:
-        """Predict the pictures of a slice, and store the results.
+    def store(self, work: Slice, target: Folder) -> Part:
+        """Predict the pictures of a slice, and write the results into `target`.
 
         Raises:
             UserError: if a file can't be read, or the results can't be written.
@@ -58,11 +65,20 @@ class Predictor:
         probabilities, paths, bad = self.predict(work.paths)
         content, part = results.dump(paths, probabilities, self._classes, bad)
         name = results.name_of(work.key)
-        self._target.write(name, content)
+        target.write(name, content)
         return dataclasses.replace(part, object=name)
 
-    def predict(self, paths: tuple[str, ...]) -> tuple[Tensor, list[str], list[BadPicture]]:
+    def predict(self, paths: Sequence[str]) -> tuple[Tensor, list[str], list[BadPicture]]:
         """Probabilities float32 (n, classes) of the n pictures that can be decoded, their paths, the others."""
+        logarithms, good, bad = self.log_probabilities(paths)
+        return logarithms.exp_(), good, bad
+
+    def log_probabilities(self, paths: Sequence[str]) -> tuple[Tensor, list[str], list[BadPicture]]:
+        """The same as logarithms, which small probabilities are exact in.
+
+        Raises:
+            UserError: if a file can't be read.
+        """
         found: list[Tensor] = []
         good: list[str] = []
         bad: list[BadPicture] = []
@@ -78,13 +94,13 @@ class Predictor:
         return torch.cat(found).cpu() if found else torch.empty(0, len(self._classes)), good, bad
 
     def _compute(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, H, W, 3) to probabilities on the device."""
+        """uint8 (n, H, W, 3) to log-probabilities on the device."""
         pictures = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float()
         if self._grey:
             pictures = grey(pictures)
         with torch.inference_mode(), self.arithmetic.autocast():
             scores = self.module(self._normalise(pictures))
-        return scores.float().softmax(1)
+        return scores.float().log_softmax(1)
 
 
 def grey(pixels: Tensor) -> Tensor:

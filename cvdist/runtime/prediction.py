@@ -25,6 +25,7 @@ from cvdist.prediction.results import Part
 from cvdist.runtime.launch import require_ray, sigterm_raises
 from cvdist.saved import SavedModel, open_model
 from cvdist.saved.model import rebuild
+from cvdist.storage import Folder
 from cvdist.training.checkpoint import ModelIdentity
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def run(config: PredictConfig) -> Finished:
         require_ray("use --runtime inline")
     with sigterm_raises():
         saved = open_model(config.saved)
-        config = job.resolved(_absolute(config), saved)
+        config = dataclasses.replace(_absolute(config), inference=job.resolved(config.inference, saved))
         todo = job.make_plan(config, saved)
         logger.info("model      %s, %s", saved.source, saved.identity)
         predicted = predict(config, saved, todo)
@@ -103,9 +104,12 @@ def device_here(wanted: str) -> torch.device:
 def _here(config: PredictConfig, saved: SavedModel) -> job.Compute:
     def compute(left: Sequence[Slice]) -> Iterator[Part | None]:
         device = device_here(config.inference.device)
-        predictor = Predictor(config, saved, device, decode_threads=config.inference.decode_workers)
+        threads = config.inference.decode_workers
+        predictor = Predictor(config.prediction.data, config.inference, saved, device, decode_threads=threads)
+        target = Folder.open(config.prediction.output, "--output", patient=True)
         logger.info("predicting on %s in this process, %s", device, predictor.arithmetic.name)
-        yield from map(predictor, left)
+        for work in left:
+            yield predictor.store(work, target)
 
     return compute
 
@@ -182,7 +186,10 @@ class _Actor:
         self._predictor, self._error = None, ""
         try:
             saved = _unpacked(ray.get(ray.cloudpickle.loads(model)))
-            self._predictor = Predictor(chosen, saved, device, decode_threads=decode_threads)
+            self._predictor = Predictor(
+                chosen.prediction.data, chosen.inference, saved, device, decode_threads=decode_threads
+            )
+            self._target = Folder.open(chosen.prediction.output, "--output", patient=True)
         except UserError as error:
             self._error = str(error)
 
@@ -191,7 +198,7 @@ class _Actor:
         content, error = b"", self._error
         if self._predictor is not None:
             try:
-                content = results.to_json(self._predictor(Slice.from_dict(work)))
+                content = results.to_json(self._predictor.store(Slice.from_dict(work), self._target))
             except UserError as caught:
                 error = str(caught)
         return {"result": [content], "error": [error]}

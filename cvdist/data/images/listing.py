@@ -46,7 +46,7 @@ class Listing:
         return sha.hexdigest()
 
 
-def list_pictures(config: DataConfig) -> Listing:
+def list_pictures(config: DataConfig, fewest_classes: int = 2) -> Listing:
     """List `--data`.
 
     Raises:
@@ -67,7 +67,7 @@ def list_pictures(config: DataConfig) -> Listing:
         )
     else:
         parts = {"": NO_PART}
-    rows, classes = _sort_in(files, folders, parts, root, ignored)
+    rows, classes = _sort_in(files, folders, parts, root, ignored, fewest_classes)
     if ignored:
         logger.info(
             "data       %d files are left out: in no class folder, or no pictures by their names, e.g. %s",
@@ -115,7 +115,12 @@ def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
 
 
 def _sort_in(
-    files: list[Entry], folders: set[str], parts: dict[str, int], root: str, ignored: list[str]
+    files: list[Entry],
+    folders: set[str],
+    parts: dict[str, int],
+    root: str,
+    ignored: list[str],
+    fewest_classes: int,
 ) -> tuple[list[tuple[Entry, str, int]], tuple[str, ...]]:
     """Each picture with its class and part, by path; the classes' names."""
     found: dict[str, dict[str, int]] = {part: {} for part in parts}
@@ -134,12 +139,12 @@ def _sort_in(
         name = names[depth]
         found[part][name] = found[part].get(name, 0) + 1
         rows.append((file, name, parts[part]))
-    classes = _require_classes(found, root)
+    classes = _require_classes(found, root, fewest_classes)
     return rows, classes
 
 
-def _require_classes(found: dict[str, dict[str, int]], root: str) -> tuple[str, ...]:
-    """The classes, if each part has the same two or more and none is empty.
+def _require_classes(found: dict[str, dict[str, int]], root: str, fewest: int) -> tuple[str, ...]:
+    """The classes, if each part has the same `fewest` or more and none is empty.
 
     Raises:
         UserError: one line that names the folder.
@@ -161,7 +166,7 @@ def _require_classes(found: dict[str, dict[str, int]], root: str) -> tuple[str, 
                 f"{_some(sorted(train.keys() - counts.keys()))}; only in {part}: "
                 f"{_some(sorted(counts.keys() - train.keys()))}"
             )
-    if len(train) < 2:
+    if len(train) < fewest:
         raise UserError(f"--data {root} has one class, {next(iter(train))}: a classifier needs two or more")
     return tuple(sorted(train))
 
