@@ -115,7 +115,8 @@ def description(evaluation: Evaluation, command: str) -> str:
         lines += [
             "",
             f"Compared with {second.saved.source}: "
-            f"{log.percent(second.metrics.correct, second.metrics.total)}. Both right {comparison.both}, only the first {comparison.only_first}, only the second "
+            f"{log.percent(second.metrics.correct, second.metrics.total)}. "
+            f"Both right {comparison.both}, only the first {comparison.only_first}, only the second "
             f"{comparison.only_second}, both wrong {comparison.neither}; McNemar's exact test: "
             f"p = {comparison.p:.3g}.",
         ]
