@@ -86,7 +86,7 @@ def _differences(evaluation: Evaluation) -> Figure:
         answers(second),
         title=f"Where the models differ: only A right {comparison.only_first}, only B right "
         f"{comparison.only_second}, of {comparison.total}",
-        subtitle=f"A: {first.saved.source}; B: {second.saved.source}",
+        subtitle=f"A: {first.saved.name}; B: {second.saved.name}",
     )
 
 

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from cvdist.figures import style
 
 _WIDTH, _SIDE, _LOWER = 7.0, 4.2, 1.1
+_BAR = "#7FB3D5"  # a lighter BLUE, which lines are seen on
 _LEFT, _BOTTOM, _GAP = 0.95, 0.7, 0.25
 
 
@@ -44,13 +45,15 @@ def reliability_diagram(bins: Sequence[Bin], error: float) -> Figure:
     lower = style.add_axes(figure, _LEFT, _BOTTOM, width, _LOWER)
     upper = style.add_axes(figure, _LEFT, _BOTTOM + _LOWER + _GAP, width, _SIDE)
     there = [one for one in bins if one.total]
-    upper.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1, linestyle="--", label="perfectly calibrated")
+    upper.plot(
+        [0, 1], [0, 1], color=style.INK, linewidth=1.5, linestyle="--", zorder=3, label="perfectly calibrated"
+    )
     upper.bar(
         [one.low for one in there],
         [one.accuracy for one in there],
         width=[one.high - one.low for one in there],
         align="edge",
-        color=style.BLUE,
+        color=_BAR,
         edgecolor="white",
         label="accuracy",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -42,6 +43,12 @@ class SavedModel:
     precision: Precision = "auto"
     model_id: str = ""
     has_classifier: bool = True
+
+    @property
+    def name(self) -> str:
+        """A short one, for figures: of the run, where that is known."""
+        run = re.fullmatch(r"runs:/\w+ \((.+)\)", self.source)
+        return run[1] if run else self.source
 
     def require_classifier(self) -> None:
         """Refuse weights that can't classify.

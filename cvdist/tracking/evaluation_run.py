@@ -56,7 +56,7 @@ def log_evaluation(store: tuple[str, str], evaluation: Evaluation) -> RunRef:
     if second is not None:
         tags["cvdist.compared_with"] = second.saved.source
     client = client_of(uri)
-    run = client.create_run(experiment, run_name=f"evaluation of {saved.source}", tags=tags)
+    run = client.create_run(experiment, run_name=f"evaluation of {saved.name}", tags=tags)
     ref = RunRef(uri, experiment, run.info.run_id, system_metrics=False, log_model=False)
     with ended(ref):
         tracker = open_tracker(ref, 0, 0, "")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
+_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _CLASSIFIER = "classifier."  # where `ServableClassifier` has the model
 _MOST_RUNS = 1000  # whose names are compared with one that is not found
 
@@ -166,7 +167,7 @@ def _registered(client: MlflowClient, settings: SavedModelConfig) -> tuple[str, 
     from mlflow.exceptions import MlflowException
 
     word = settings.source.removeprefix("models:/").strip("/")
-    if re.fullmatch(r"m-[0-9a-f]{32}", word):
+    if _MODEL_ID.fullmatch(word):
         model = client.get_logged_model(word)
         return word, model.artifact_location, model.source_run_id or ""
     name, alias = (word.partition("@")[0], word.partition("@")[2]) if "@" in word else (word, "")
@@ -196,8 +197,10 @@ def _registered(client: MlflowClient, settings: SavedModelConfig) -> tuple[str, 
             f"{settings.source}: the model {name} has no {missing}, it has "
             f"{', '.join(map(str, have)) or 'none'}"
         ) from error
-    if found.model_id:
-        return found.model_id, client.get_logged_model(found.model_id).artifact_location, found.run_id or ""
+    # Stores in a database note the model's id as the version's source only.
+    logged = found.model_id or (found.source or "").removeprefix("models:/")
+    if _MODEL_ID.fullmatch(logged):
+        return logged, client.get_logged_model(logged).artifact_location, found.run_id or ""
     return "", client.get_model_version_download_uri(name, found.version), found.run_id or ""
 
 

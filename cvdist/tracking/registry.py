@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from cvdist.errors import UserError
 from cvdist.log import redact
-from cvdist.tracking.run import RunRef, client_of, default_store, first_line
+from cvdist.tracking.run import RunRef, client_of, default_store, first_line, short_retries
+
+_TIMEOUT = 30.0  # seconds for one answer of the registry
 
 
 def register(
@@ -22,9 +24,9 @@ def register(
     from mlflow.exceptions import MlflowException
 
     try:
-        client = client_of(ref.tracking_uri)
         # Some of what follows looks up the model in the default store.
-        with default_store(ref.tracking_uri):
+        with short_retries(_TIMEOUT), default_store(ref.tracking_uri):
+            client = client_of(ref.tracking_uri)
             try:
                 client.create_registered_model(name)
             except MlflowException as error:
