@@ -22,9 +22,9 @@ from benchmarks.photographs import write_folder
 from cvdist.config import InferenceConfig, PredictConfig, PredictionConfig, SavedModelConfig
 from cvdist.data.images.ahead import BATCH
 from cvdist.prediction import job
+from cvdist.prediction.predict import Predictor
 from cvdist.runtime import prediction
 from cvdist.saved import SavedModel, open_model
-from cvdist.training import precision
 
 PICTURES, PAIRS = 240, 2
 CPU = torch.device("cpu")
@@ -42,10 +42,11 @@ def measure() -> Iterator[Comparison]:
             ),
             inference=InferenceConfig(device="cpu", resize="squash"),
         )
+        predictor = Predictor(config.prediction.data, config.inference, saved, CPU)
         yield compare(
             "batch prediction / the bare forward",
             lambda: _ours(config, saved, root),
-            lambda: _bare(config, saved),
+            lambda: _bare(predictor),
             unit="pictures/s",
             target=0.85,
             pairs=PAIRS,
@@ -83,13 +84,11 @@ def _ours(config: PredictConfig, saved: SavedModel, root: Path) -> float:
 
 
 @torch.inference_mode()
-def _bare(config: PredictConfig, saved: SavedModel) -> float:
-    model = saved.model.to(memory_format=torch.channels_last)
-    arithmetic = precision.choose(config.inference.precision, CPU)
+def _bare(predictor: Predictor) -> float:
     size = BATCH["cpu"]
     images = torch.randn(size, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     started = time.perf_counter()
     for _ in range(PICTURES // size):
-        with arithmetic.autocast():
-            model(images)
+        with predictor.arithmetic.autocast():
+            predictor.module(images)
     return PICTURES / (time.perf_counter() - started)

@@ -116,7 +116,10 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
         random_resized_crop=plain.random_resized_crop,
         color_jitter=plain.color_jitter,
     )
-    return chosen, learned is not None and (chosen.dataset, chosen.data) == (learned.dataset, learned.data)
+    return chosen, learned is not None and (chosen.dataset, chosen.data.rstrip("/")) == (
+        learned.dataset,
+        learned.data.rstrip("/"),
+    )
 
 
 class SmallPictures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 from collections.abc import Sequence
@@ -42,9 +43,9 @@ class Predictor:
         """
         self._classes = saved.identity.classes
         self._device, self._grey = device, saved.identity.channels == 1
-        layout = torch.channels_last if inference.channels_last else torch.contiguous_format
-        self.module: nn.Module = saved.model.to(device).to(memory_format=layout)
         self.arithmetic = precision.choose(inference.precision, device)
+        layout = torch.channels_last if inference.channels_last else torch.contiguous_format
+        self.module = _prepared(saved.model, device, layout, bfloat16=self.arithmetic.bfloat16)
         self._normalise = Normaliser(saved.mean, saved.std, device, channels_last=inference.channels_last)
         self._batch = BATCH[device.type]
         self._ahead = DecodeAhead(
@@ -101,6 +102,18 @@ class Predictor:
         with torch.inference_mode(), self.arithmetic.autocast():
             scores = self.module(self._normalise(pictures))
         return scores.float().log_softmax(1)
+
+
+def _prepared(
+    model: nn.Module, device: torch.device, layout: torch.memory_format, *, bfloat16: bool
+) -> nn.Module:
+    """A copy for this device. bfloat16: what autocast would cast for each batch anew, to the same numbers."""
+    copied = copy.deepcopy(model)
+    if bfloat16:
+        for layer in copied.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.to(torch.bfloat16)
+    return copied.to(device).to(memory_format=layout)
 
 
 def grey(pixels: Tensor) -> Tensor:
