@@ -26,10 +26,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`: a file's tests stay together, and those of the Ray cluster share one."""
+    """With `-n 2 --dist loadgroup`: a file's tests stay together, and those of what is costly share it."""
     for item in items:
-        on_cluster = "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("cluster" if on_cluster else item.path.stem))
+        fixtures = getattr(item, "fixturenames", ())
+        shared = next((name for name in ("ray_cluster", "trained") if name in fixtures), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @pytest.fixture(scope="session")

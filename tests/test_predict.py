@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -229,10 +230,18 @@ def test_a_killed_job_is_finished_by_ray_actors_on_a_bucket(trained, ray_cluster
         folder.delete("manifest.json")
     for name in finished[2:]:  # so that there is something left in any case
         folder.delete(name)
-    done = run(sys.executable, *command, storage=trained.storage, **s3, **ray_cluster)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 of" in done.stderr and "slices are there already" in done.stderr
-    assert re.search(r"predicting on [12] CPU actors?", done.stderr)
+    # Actors need the credentials as well, which a submitted job's environment gives them.
+    environment = json.dumps({"env_vars": {"CVDIST_STORAGE": str(trained.storage), **s3}})
+    done = run(
+        *(Path(sys.executable).parent / "ray", "job", "submit", "--working-dir", "."),
+        *("--runtime-env-json", environment, "--", "python", *command),
+        storage=trained.storage,
+        timeout=240,
+        **ray_cluster,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r"2 of \d+ slices are there already", done.stdout)
+    assert re.search(r"predicting on [12] CPU actors?", done.stdout)
     assert "pictures  400 of 400, 0 can't be decoded" in done.stdout
     manifest = json.loads(folder.read("manifest.json"))
     assert [one["object"] for one in manifest["files"]] and {one["object"] for one in manifest["files"]} == set(

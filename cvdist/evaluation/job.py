@@ -69,13 +69,12 @@ class Evaluation:
         }
 
 
-def evaluate(config: EvaluateConfig, device: torch.device) -> Evaluation:
-    """Open the model or the two, and measure them.
+def evaluate(config: EvaluateConfig, saved: SavedModel, device: torch.device) -> Evaluation:
+    """Measure `saved`, and the model that it is compared with, if there is one.
 
     Raises:
         UserError: for all that the user can mend, as early as it can be found.
     """
-    saved = open_model(config.saved)
     saved.require_classifier()
     pictures = open_pictures(config, saved)
     logger.info("data       %s: %s pictures", pictures.name, f"{len(pictures.labels):,}")

@@ -16,6 +16,7 @@ from cvdist.evaluation import job
 from cvdist.evaluation.job import Evaluation
 from cvdist.runtime.launch import sigterm_raises
 from cvdist.runtime.prediction import device_here
+from cvdist.saved import open_model
 from cvdist.tracking import RunRef
 
 logger = logging.getLogger(__name__)
@@ -46,27 +47,23 @@ def run(config: EvaluateConfig) -> Finished:
     config = _absolute(config)
     with sigterm_raises():
         device = device_here(config.inference.device)
+        saved = open_model(config.saved)
+        if asked.register and not (saved.run and saved.model_id):
+            raise UserError(
+                f"--register is for models that an MLflow run has logged, and {saved.source} is none: name "
+                "the run"
+            )
         store = None
         if asked.tracking == "required":
             from cvdist.tracking import evaluation_run
 
             store = evaluation_run.store_of(config)
-        evaluation = job.evaluate(config, device)
-        if asked.register:
-            _require_logged(evaluation)
+        evaluation = job.evaluate(config, saved, device)
         if asked.output:
             job.write_json(config.evaluation.output, evaluation)
         ref = evaluation_run.log_evaluation(store, evaluation) if store is not None else None
         registered = _register(config, evaluation) if asked.register else ""
     return Finished(config, evaluation, ref, registered, time.monotonic() - began)
-
-
-def _require_logged(evaluation: Evaluation) -> None:
-    saved = evaluation.first.saved
-    if saved.run is None or not saved.model_id:
-        raise UserError(
-            f"--register is for models that an MLflow run has logged, and {saved.source} is none: name the run"
-        )
 
 
 def _register(config: EvaluateConfig, evaluation: Evaluation) -> str:

@@ -186,10 +186,10 @@ class _Actor:
         self._predictor, self._error = None, ""
         try:
             saved = _unpacked(ray.get(ray.cloudpickle.loads(model)))
+            self._target = Folder.open(chosen.prediction.output, "--output", patient=True)
             self._predictor = Predictor(
                 chosen.prediction.data, chosen.inference, saved, device, decode_threads=decode_threads
             )
-            self._target = Folder.open(chosen.prediction.output, "--output", patient=True)
         except UserError as error:
             self._error = str(error)
 
