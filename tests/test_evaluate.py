@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -214,7 +215,7 @@ def test_bad_input_is_one_line(trained, tmp_path):
     assert "--calibration-bins is 0" in eval_error(trained, "good", "--calibration-bins", 0)
     assert "unknown flag --datas: did you mean --data" in eval_error(trained, "good", "--datas", "x")
     assert "no file or folder" in eval_error(trained, "good", "--storage", tmp_path)
-    done = run_command("python", "jobs/evaluate.py", "goood", storage=trained.storage)
+    done = run_command(sys.executable, "jobs/evaluate.py", "goood", storage=trained.storage)
     assert "did you mean good" in the_error(done)
 
 

@@ -205,7 +205,7 @@ def test_a_killed_job_is_finished_by_ray_actors_on_a_bucket(trained, ray_cluster
     """Killed while it predicts in one process; two actors of a cluster do the rest, and no picture twice."""
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
-    photos = pictures.write(tmp_path / "photos", {"a": 200, "b": 200}, width=400, height=300)
+    photos = pictures.write(tmp_path / "photos", {"a": 100, "b": 100}, width=400, height=300)
     output = "s3://bucket/predicted"
     command = ["jobs/predict.py", "good", "--data", str(photos), "--output", output, "--slice-size", "5"]
     folder = Folder.open(output, "")
@@ -242,14 +242,14 @@ def test_a_killed_job_is_finished_by_ray_actors_on_a_bucket(trained, ray_cluster
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert re.search(r"2 of \d+ slices are there already", done.stdout)
     assert re.search(r"predicting on [12] CPU actors?", done.stdout)
-    assert "pictures  400 of 400, 0 can't be decoded" in done.stdout
+    assert "pictures  200 of 200, 0 can't be decoded" in done.stdout
     manifest = json.loads(folder.read("manifest.json"))
     assert [one["object"] for one in manifest["files"]] and {one["object"] for one in manifest["files"]} == set(
         files()
     )
     computed = int(re.search(r"computed  (\d+) pictures", done.stdout)[1])
     kept = sum(one["rows"] for one in manifest["files"] if one["object"] in finished[:2])
-    assert computed == 400 - kept
+    assert computed == 200 - kept
     table = pyarrow.dataset.dataset(
         f"{folder.root}/predictions", filesystem=folder.filesystem, format="parquet"
     ).to_table()

@@ -26,6 +26,7 @@ from cvdist.training import precision
 logger = logging.getLogger(__name__)
 
 SHOWN = 16  # pictures in a figure
+SHOWN_DIFFERENCES = 18
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def evaluate(config: EvaluateConfig, saved: SavedModel, device: torch.device) ->
     if other is None:
         return Evaluation(pictures, first, None, None)
     second = _measure(config, other, pictures, device)
-    return Evaluation(pictures, first, second, compare(first.outcome, second.outcome, SHOWN))
+    return Evaluation(pictures, first, second, compare(first.outcome, second.outcome, SHOWN_DIFFERENCES))
 
 
 def _open_second(config: EvaluateConfig, first: SavedModel) -> SavedModel:
