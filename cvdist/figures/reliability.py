@@ -38,7 +38,8 @@ def reliability_diagram(bins: Sequence[Bin], error: float) -> Figure:
     After Guo et al. 2017, arXiv:1706.04599, figure 1: a calibrated model's bars end at its mean confidence.
     error: the expected calibration error.
     """
-    total = sum(one.total for one in bins)
+    total, correct = sum(one.total for one in bins), sum(one.correct for one in bins)
+    sure = sum(one.total * one.confidence for one in bins)
     width = _WIDTH - _LEFT - 0.4
     height = _BOTTOM + _LOWER + _GAP + _SIDE + style.TITLE_HEIGHT + style.SUBTITLE_HEIGHT + 0.15
     figure = style.new_figure(_WIDTH, height)
@@ -90,6 +91,7 @@ def reliability_diagram(bins: Sequence[Bin], error: float) -> Figure:
     style.add_title(
         figure,
         f"Reliability: expected calibration error {error:.2%}",
-        f"{total:,} pictures in {len(bins)} bins of confidence",
+        f"{total:,} pictures in {len(bins)} bins; accuracy {correct / max(total, 1):.1%}, mean confidence "
+        f"{sure / max(total, 1):.1%}",
     )
     return figure

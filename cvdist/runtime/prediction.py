@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,8 +164,10 @@ def _packed(saved: SavedModel) -> dict[str, Any]:
 
 def _unpacked(values: dict[str, Any]) -> SavedModel:
     identity = ModelIdentity(**{**values["identity"], "classes": tuple(values["identity"]["classes"])})
-    # A copy: Ray's arrays can't be written to, which PyTorch would warn of.
-    state = {name: torch.from_numpy(np.array(array)) for name, array in values["state"].items()}
+    with warnings.catch_warnings():
+        # Ray's arrays can't be written to, and nobody does: `rebuild` copies them.
+        warnings.simplefilter("ignore")
+        state = {name: torch.from_numpy(array) for name, array in values["state"].items()}
     model = rebuild(identity, state, values["source"])
     return SavedModel(model, identity, values["mean"], values["std"], values["source"], values["digest"])
 
