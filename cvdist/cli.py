@@ -12,13 +12,13 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from cvdist import config as configs
 from cvdist import log, recipes
-from cvdist.config import GROUPS, TrainConfig
+from cvdist.config import GROUPS, ReportConfig, TrainConfig
 from cvdist.errors import EXIT_USER_ERROR, UserError
 
 _GENERAL = {
@@ -71,6 +71,22 @@ def parse_preprocess(arguments: Sequence[str]) -> TrainConfig | Look | None:
     return config
 
 
+def parse_report(arguments: Sequence[str]) -> tuple[str, ReportConfig] | None:
+    """Which run is meant, from `RUN [--output FILE] ...`; None if only help was asked for.
+
+    Raises:
+        UserError: as `parse_train`.
+    """
+    words = [word for word in arguments if word != "--debug"]
+    if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
+        raise UserError(f"the first argument is a run's id or name, not {words[0]}")
+    run, rest = (words[0], words[1:]) if words and not words[0].startswith("-") else ("RUN", ["--help"])
+    fields = dataclasses.fields(ReportConfig)
+    _require_among(rest, {f"--{field.name.replace('_', '-')}" for field in fields} | {"--help"})
+    what = "Make a run's report.html anew, from what MLflow has. RUN: its id or its name."
+    return run, _chosen(ReportConfig, f"report.py {run}", what, rest)
+
+
 def _parse(program: str, arguments: Sequence[str], overview: str) -> TrainConfig | None:
     words = [word for word in arguments if word != "--debug"]
     show = "--show-config" in words
@@ -117,38 +133,53 @@ def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | 
 
 
 def _override(program: str, config: TrainConfig, words: Sequence[str]) -> TrainConfig:
-    import tyro
-
     # Without the field `recipe`, which the first argument has set.
     fields = [(name, cls, dataclasses.field(default=getattr(config, name))) for name, cls in GROUPS.items()]
     settings = dataclasses.make_dataclass("Settings", fields, frozen=True)
+    description = f"Recipe {words[0]}: {recipes.names()[words[0]]}"
+    chosen = _chosen(settings, f"{program} {words[0]}", description, words[1:])
+    return dataclasses.replace(config, **{name: getattr(chosen, name) for name in GROUPS})
+
+
+def _chosen(settings: type, program: str, description: str, words: Sequence[str]) -> Any:
+    """`settings` with what `words` say.
+
+    Raises:
+        UserError: for a value of the wrong type.
+    """
+    import tyro
+
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            chosen: Any = tyro.cli(
+            return tyro.cli(
                 settings,
-                prog=f"{program} {words[0]}",
-                description=f"Recipe {words[0]}: {recipes.names()[words[0]]}",
-                args=list(words[1:]),
+                prog=program,
+                description=description,
+                args=list(words),
                 config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UserError(_one_line(output.getvalue())) from None
-    return dataclasses.replace(config, **{name: getattr(chosen, name) for name in GROUPS})
 
 
 def _require_known(words: Sequence[str]) -> None:
     fields = [field for cls in GROUPS.values() for field in dataclasses.fields(cls)]
     names = [field.name.replace("_", "-") for field in fields]
     switches = [name for name, field in zip(names, fields, strict=True) if field.type == "bool"]
-    known = {f"--{name}" for name in names} | {f"--no-{name}" for name in switches} | set(_GENERAL)
+    _require_among(
+        words, {f"--{name}" for name in names} | {f"--no-{name}" for name in switches} | set(_GENERAL)
+    )
+
+
+def _require_among(words: Sequence[str], known: Set[str]) -> None:
     for word in words:
         flag = word.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:
             near = difflib.get_close_matches(flag, sorted(known), n=2, cutoff=0.6)
-            hint = f"did you mean {' or '.join(near)}?" if near else "--help after the recipe lists all"
+            hint = f"did you mean {' or '.join(near)}?" if near else "--help after the first argument lists all"
             raise UserError(f"unknown flag {flag}: {hint}")
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NAME_TAG = "cvdist.name"
+FIRST_STEP = "speed/seconds_to_first_step"
 _PARAMS_A_CALL = 100  # MLflow's own limit
 
 
@@ -93,14 +94,14 @@ def open_store(config: TrainConfig) -> Store | None:
         return None
     if not environment.installed("mlflow"):
         raise UserError("MLflow is not installed: pip install mlflow, or train without: --tracking none")
-    uri = _tracking_uri(config)
+    uri = uri_of(config)
     artifacts = None
     if uri.startswith("http"):
-        _require_answer(uri, tracking.tracking_timeout)
+        require_answer(uri, tracking.tracking_timeout)
     elif uri.startswith("sqlite:///"):
         artifacts = _make_room(Path(uri.removeprefix("sqlite:///")))
     try:
-        with _short_retries(tracking.tracking_timeout):
+        with short_retries(tracking.tracking_timeout):
             client = client_of(uri)
             return Store(uri, _experiment(client, tracking.experiment, artifacts))
     except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
@@ -190,15 +191,23 @@ def end_run(tracking_uri: str, run_id: str, status: str) -> None:
         logger.warning("the MLflow run %s could not be ended as %s: %s", run_id, status, first_line(error))
 
 
-def describe(ref: RunRef, markdown: str) -> None:
-    """Put `markdown` on top of the run's page."""
+def describe(ref: RunRef, markdown: str, seconds_to_first_step: float = 0.0) -> None:
+    """Put `markdown` on top of the run's page, and note the time to the first step, if there was one."""
     try:
-        client_of(ref.tracking_uri).set_tag(ref.run_id, "mlflow.note.content", markdown)
+        client = client_of(ref.tracking_uri)
+        client.set_tag(ref.run_id, "mlflow.note.content", markdown)
+        if seconds_to_first_step:
+            client.log_metric(ref.run_id, FIRST_STEP, seconds_to_first_step)
     except Exception as error:  # the job's result stands
         logger.warning("the run's description was not delivered to MLflow: %s", first_line(error))
 
 
-def _tracking_uri(config: TrainConfig) -> str:
+def uri_of(config: TrainConfig) -> str:
+    """Of the tracking store.
+
+    Raises:
+        UserError: if none is named, and the storage is no folder that could hold one.
+    """
     uri = config.tracking.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri:
         return uri.rstrip("/")
@@ -220,8 +229,12 @@ def _make_room(database: Path) -> str:
     return (database.parent.resolve() / "mlartifacts").as_uri()
 
 
-def _require_answer(uri: str, timeout: float) -> None:
-    # MLflow's own client would retry for minutes.
+def require_answer(uri: str, timeout: float, otherwise: str = ", or train without: --tracking none") -> None:
+    """Ask a server whether it is there: MLflow's own client would retry for minutes.
+
+    Raises:
+        UserError: if it does not answer, ending with the alternative.
+    """
     try:
         with urllib.request.urlopen(f"{uri}/health", timeout=timeout):
             return
@@ -231,12 +244,13 @@ def _require_answer(uri: str, timeout: float) -> None:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"no MLflow server answers at {redact(uri)} within {timeout:g} s (--tracking-timeout): {reason}. "
-            "Start it, correct --tracking-uri or MLFLOW_TRACKING_URI, or train without: --tracking none"
+            f"Start it, or correct --tracking-uri or MLFLOW_TRACKING_URI{otherwise}"
         ) from error
 
 
 @contextmanager
-def _short_retries(timeout: float) -> Iterator[None]:
+def short_retries(timeout: float) -> Iterator[None]:
+    """MLflow's client gives up on a server after `timeout` seconds and one more try."""
     limits = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, int(timeout))),

@@ -1,0 +1,26 @@
+"""Make a run's `report.html` anew, from what MLflow has: `python jobs/report.py RUN [--output FILE]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# See jobs/train.py.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cvdist import cli
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, find the run, make its page, say where it is."""
+    asked = cli.parse_report(arguments)
+    if asked is None:
+        return
+    from cvdist.tracking import report_page
+
+    print(report_page.make(*asked))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(main))
