@@ -51,13 +51,14 @@ class Caption:
 _KNOWN = {
     "loss": Caption(
         CURVES,
-        "Loss",
-        "Cross-entropy by epoch, lower is better. Its marked point is the best epoch by accuracy.",
+        "",
+        "Cross-entropy by epoch, lower is better. The marked point is the least validation loss, which need not "
+        "be at the epoch with the best accuracy.",
         "Line chart of the training and the validation loss by epoch.",
     ),
     "accuracy": Caption(
         CURVES,
-        "Accuracy",
+        "",
         "Share of pictures classified right, by epoch. Training is measured while the weights move and "
         "dropout and augmentation are at work, so it may lie below validation.",
         "Line chart of the training and the validation accuracy by epoch.",
@@ -67,7 +68,7 @@ _KNOWN = {
         CONFUSION,
         "",
         "A row for each true class, a column for each predicted one, validation pictures at the best epoch. "
-        "The diagonal is right; a dark cell off it is a pair that the model confuses.",
+        "Grey cells are right, coloured ones mistakes: the darker, the more of a true class ended up there.",
         "Matrix of true against predicted classes, with the number of validation pictures in each cell.",
     ),
     "most_wrong": Caption(

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable
 
 # Elements without content.
-_VOID = ("img", "meta", "br")
+_VOID = ("img", "input", "meta")
 
 
 class Markup(str):

@@ -212,12 +212,18 @@ def _figure(picture: Embedded, said: Caption) -> Markup:
     return element(
         "figure",
         element("h3", said.title) if said.title else None,
+        # A tap enlarges it to its full size, and needs no script to do so.
         element(
-            "img",
-            src=picture.uri,
-            alt=said.alt,
-            width=picture.width or None,
-            height=picture.height or None,
+            "label",
+            element("input", type="checkbox", aria_label="Full size"),
+            element(
+                "img",
+                src=picture.uri,
+                alt=said.alt,
+                width=picture.width or None,
+                height=picture.height or None,
+            ),
+            class_="zoom",
         ),
         element("figcaption", said.text) if said.text else None,
     )

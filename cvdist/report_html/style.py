@@ -47,6 +47,11 @@ dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; unicode-bidi: isolate; }
 figure { margin: 1.2rem 0 1.8rem; }
 figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
+.zoom { display: block; position: relative; overflow-x: auto; width: fit-content; max-width: 100%; cursor: zoom-in; }
+.zoom input { position: absolute; opacity: 0; }
+.zoom input:checked + img { max-width: none; cursor: zoom-out; }
+.zoom input:focus-visible + img { outline: 3px solid var(--link); outline-offset: -3px; }
+.pair figure:has(input:checked) { grid-column: 1 / -1; }
 figcaption { margin-top: .4rem; max-width: 46rem; color: var(--muted); font-size: .92rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 1.5rem; }
 .pair figure { margin-bottom: .8rem; }
@@ -56,7 +61,9 @@ th, td {
   padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
 }
 th { color: var(--muted); font-weight: 600; }
-.numbers th, .numbers td { padding-left: .8rem; text-align: right; white-space: nowrap; }
+.numbers { font-size: .86rem; }
+.numbers th, .numbers td { padding: .3rem 0 .3rem .9rem; text-align: right; white-space: nowrap; }
+.numbers th { white-space: normal; vertical-align: bottom; }
 .numbers th:first-child, .numbers td:first-child { padding-left: 0; }
 td { unicode-bidi: isolate; }
 .words td { overflow-wrap: anywhere; }
