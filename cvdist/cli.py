@@ -12,14 +12,17 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cvdist import config as configs
 from cvdist import log, recipes
-from cvdist.config import GROUPS, ReportConfig, TrainConfig
+from cvdist.config import GROUPS, ReportConfig, SavedModelConfig, TrainConfig
 from cvdist.errors import EXIT_USER_ERROR, UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _GENERAL = {
     "--help": "this text; after a recipe's name, all its settings",
@@ -71,22 +74,6 @@ def parse_preprocess(arguments: Sequence[str]) -> TrainConfig | Look | None:
     return config
 
 
-def parse_report(arguments: Sequence[str]) -> tuple[str, ReportConfig] | None:
-    """Which run is meant, from `RUN [--output FILE] ...`; None if only help was asked for.
-
-    Raises:
-        UserError: as `parse_train`.
-    """
-    words = [word for word in arguments if word != "--debug"]
-    if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
-        raise UserError(f"the first argument is a run's id or name, not {words[0]}")
-    run, rest = (words[0], words[1:]) if words and not words[0].startswith("-") else ("RUN", ["--help"])
-    fields = dataclasses.fields(ReportConfig)
-    _require_among(rest, {f"--{field.name.replace('_', '-')}" for field in fields} | {"--help"})
-    what = "Make a run's report.html anew, from what MLflow has. RUN: its id or its name."
-    return run, _chosen(ReportConfig, f"report.py {run}", what, rest)
-
-
 def _parse(program: str, arguments: Sequence[str], overview: str) -> TrainConfig | None:
     words = [word for word in arguments if word != "--debug"]
     show = "--show-config" in words
@@ -103,6 +90,71 @@ def _parse(program: str, arguments: Sequence[str], overview: str) -> TrainConfig
         print(json.dumps(configs.to_dict(config), indent=2))
         return None
     return config
+
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+
+
+def parse_model_job(
+    program: str, arguments: Sequence[str], settings: type[Settings], about: str
+) -> Settings | None:
+    """Settings from `MODEL [--field value ...]`; None if only the configuration was asked for.
+
+    settings: a dataclass of groups, of which `saved` is a `SavedModelConfig`: its `source` is the first
+    argument, every other field of all groups a flag, so field names are unique. about: for `--help`.
+
+    Raises:
+        UserError: for an unknown flag (with the nearest names), or a value of the wrong type.
+        SystemExit: after `--help`.
+    """
+    import tyro
+
+    words = [word for word in arguments if word not in ("--debug", "--show-config")]
+    asks_help = not words or bool({"-h", "--help"} & set(words))
+    if not asks_help and words[0].startswith("-"):
+        raise UserError(
+            f"the first argument is MODEL, not {words[0]}: a run's name or id, models:/NAME/VERSION, a "
+            "checkpoint, or a file of weights (--help)"
+        )
+    groups = _groups(settings)
+    _require_known(words, tuple(groups.values()))
+    # In place of the flag --source. A subclass, so that the help has the fields' descriptions.
+    positional = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    source = ("source", positional, dataclasses.field(default=""))
+    named = dataclasses.make_dataclass("SavedModel", [source], bases=(SavedModelConfig,), frozen=True)
+    asked = {**groups, "saved": named}
+    fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in asked.items()]
+    shown = dataclasses.make_dataclass("Settings", fields, frozen=True)
+    chosen = _ask_tyro(shown, program, about, ["--help"] if asks_help else words)
+    values = {name: getattr(chosen, name) for name in groups}
+    values["saved"] = SavedModelConfig(**dataclasses.asdict(chosen.saved))
+    config = settings(**values)
+    if "--show-config" in arguments:
+        print(json.dumps(dataclasses.asdict(config), indent=2))
+        return None
+    return config
+
+
+def parse_report(arguments: Sequence[str]) -> tuple[str, ReportConfig]:
+    """Which run is meant, and the rest, from `RUN [--output FILE] ...`.
+
+    Raises:
+        UserError: as `parse_train`.
+        SystemExit: after `--help`.
+    """
+    words = [word for word in arguments if word != "--debug"]
+    asks_help = not words or bool({"-h", "--help"} & set(words))
+    if not asks_help and words[0].startswith("-"):
+        raise UserError(f"the first argument is RUN, a run's name or id, not {words[0]}")
+    _require_known(words, (ReportConfig,))
+    about = "Make a run's report.html anew, from what MLflow has. RUN: the run's name or id."
+    settings = _ask_tyro(ReportConfig, "report.py RUN", about, ["--help"] if asks_help else words[1:])
+    return words[0], settings
+
+
+def _groups(settings: type[Any]) -> dict[str, type]:
+    """Each field's class, which is its default factory."""
+    return {field.name: field.default_factory for field in dataclasses.fields(settings)}  # type: ignore[misc]
 
 
 def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
@@ -136,16 +188,17 @@ def _override(program: str, config: TrainConfig, words: Sequence[str]) -> TrainC
     # Without the field `recipe`, which the first argument has set.
     fields = [(name, cls, dataclasses.field(default=getattr(config, name))) for name, cls in GROUPS.items()]
     settings = dataclasses.make_dataclass("Settings", fields, frozen=True)
-    description = f"Recipe {words[0]}: {recipes.names()[words[0]]}"
-    chosen = _chosen(settings, f"{program} {words[0]}", description, words[1:])
+    about = f"Recipe {words[0]}: {recipes.names()[words[0]]}"
+    chosen = _ask_tyro(settings, f"{program} {words[0]}", about, words[1:])
     return dataclasses.replace(config, **{name: getattr(chosen, name) for name in GROUPS})
 
 
-def _chosen(settings: type, program: str, description: str, words: Sequence[str]) -> Any:
-    """`settings` with what `words` say.
+def _ask_tyro(settings: type[Any], program: str, about: str, words: Sequence[str]) -> Any:
+    """An instance of `settings`, whose fields are groups of flags.
 
     Raises:
-        UserError: for a value of the wrong type.
+        UserError: for what tyro does not take.
+        SystemExit: after `--help`.
     """
     import tyro
 
@@ -155,7 +208,7 @@ def _chosen(settings: type, program: str, description: str, words: Sequence[str]
             return tyro.cli(
                 settings,
                 prog=program,
-                description=description,
+                description=about,
                 args=list(words),
                 config=(tyro.conf.OmitArgPrefixes,),
             )
@@ -165,21 +218,16 @@ def _chosen(settings: type, program: str, description: str, words: Sequence[str]
         raise UserError(_one_line(output.getvalue())) from None
 
 
-def _require_known(words: Sequence[str]) -> None:
-    fields = [field for cls in GROUPS.values() for field in dataclasses.fields(cls)]
+def _require_known(words: Sequence[str], groups: Sequence[type] = tuple(GROUPS.values())) -> None:
+    fields = [field for cls in groups for field in dataclasses.fields(cls)]
     names = [field.name.replace("_", "-") for field in fields]
     switches = [name for name, field in zip(names, fields, strict=True) if field.type == "bool"]
-    _require_among(
-        words, {f"--{name}" for name in names} | {f"--no-{name}" for name in switches} | set(_GENERAL)
-    )
-
-
-def _require_among(words: Sequence[str], known: Set[str]) -> None:
+    known = {f"--{name}" for name in names} | {f"--no-{name}" for name in switches} | set(_GENERAL)
     for word in words:
         flag = word.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:
             near = difflib.get_close_matches(flag, sorted(known), n=2, cutoff=0.6)
-            hint = f"did you mean {' or '.join(near)}?" if near else "--help after the first argument lists all"
+            hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all"
             raise UserError(f"unknown flag {flag}: {hint}")
 
 

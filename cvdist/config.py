@@ -21,6 +21,7 @@ from cvdist.errors import UserError
 Precision = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 Runtime = Literal["auto", "ray", "torchrun", "inline"]
+ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class ModelConfig:
     weights: str = ""
     """Pretrained weights to go on from: torchvision's name (`IMAGENET1K_V1`; for vgg16 also
     `IMAGENET1K_FEATURES`, convolutions only), or a state dict's file or URI. Empty or `none`: random ones."""
-    weights_preprocessing: Literal["", "imagenet", "vgg-features"] = ""
+    weights_preprocessing: ModelPreprocessing = ""
     """Normalisation that the file in `--weights` was trained with: that of torchvision's `IMAGENET1K_V1` or of
     its `IMAGENET1K_FEATURES`. torchvision's names bring their own."""
     trainable_blocks: int = 0
@@ -233,6 +234,29 @@ class TrackingConfig:
     log_model: bool = True
     """Log the best model, ready to load and to serve."""
     tracking_timeout: float = 10.0
+    """Seconds that the MLflow server may take to answer at the start."""
+
+
+@dataclass(frozen=True)
+class SavedModelConfig:
+    """Which trained model is used: what evaluation, prediction and visualisation have in common."""
+
+    source: str = ""
+    """The model: an MLflow run's name or id; a registered model, `models:/NAME/VERSION` or
+    `models:/NAME@ALIAS`; a checkpoint's folder or URI, or that of a run's checkpoints, of which the best is
+    taken; torchvision's weights, `vgg16:IMAGENET1K_V1`; or a state dict's file or URI, with `--model` and
+    `--weights-preprocessing`."""
+    model: str = ""
+    """Architecture of a state dict's file: a name in the registry, such as `vgg16`."""
+    weights_preprocessing: ModelPreprocessing = ""
+    """Normalisation that a state dict's file was trained with, as in training."""
+    tracking_uri: str = TrackingConfig.tracking_uri
+    """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
+    experiment: str = TrackingConfig.experiment
+    """MLflow experiment that runs are looked for in by their names."""
+    storage: str = CheckpointConfig.storage
+    """Folder of the runs, which by default holds the MLflow store. Empty: $CVDIST_STORAGE, else ./runs."""
+    tracking_timeout: float = TrackingConfig.tracking_timeout
     """Seconds that the MLflow server may take to answer at the start."""
 
 

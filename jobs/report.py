@@ -14,12 +14,10 @@ from cvdist import cli
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, find the run, make its page, say where it is."""
-    asked = cli.parse_report(arguments)
-    if asked is None:
-        return
-    from cvdist.tracking import report_page
+    run, settings = cli.parse_report(arguments)
+    from cvdist.tracking import report_page  # only now: help and errors need not wait for MLflow
 
-    print(report_page.make(*asked))
+    print(report_page.make(run, settings))
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ _KNOWN = {
     "loss": Caption(
         CURVES,
         "",
-        "Cross-entropy by epoch, lower is better. The marked point is the least validation loss, which need not "
-        "be at the epoch with the best accuracy.",
+        "Cross-entropy by epoch, lower is better. The marked point is the least validation loss, which need "
+        "not be at the epoch with the best accuracy.",
         "Line chart of the training and the validation loss by epoch.",
     ),
     "accuracy": Caption(

@@ -47,7 +47,9 @@ dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; unicode-bidi: isolate; }
 figure { margin: 1.2rem 0 1.8rem; }
 figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
-.zoom { display: block; position: relative; overflow-x: auto; width: fit-content; max-width: 100%; cursor: zoom-in; }
+.zoom {
+  display: block; position: relative; overflow-x: auto; width: fit-content; max-width: 100%; cursor: zoom-in;
+}
 .zoom input { position: absolute; opacity: 0; }
 .zoom input:checked + img { max-width: none; cursor: zoom-out; }
 .zoom input:focus-visible + img { outline: 3px solid var(--link); outline-offset: -3px; }

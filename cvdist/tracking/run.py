@@ -83,6 +83,22 @@ def client_of(tracking_uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri)
 
 
+@contextmanager
+def default_store(tracking_uri: str) -> Iterator[None]:
+    """For those of MLflow's functions that take no address: they use this store while the context lasts."""
+    import mlflow
+
+    variable = os.environ.get("MLFLOW_TRACKING_URI")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        if variable is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)  # which set_tracking_uri has set
+
+
 def open_store(config: TrainConfig) -> Store | None:
     """Reach the tracking store and find or make the experiment. None with `--tracking none`.
 
