@@ -1,9 +1,11 @@
-"""A report as one file of HTML: nothing is loaded from elsewhere, no script is needed, the same content gives
-the same bytes.
+"""A report as one file of HTML: nothing is loaded from elsewhere, it can be read without scripts, and the same
+content gives the same bytes.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
 import re
 import statistics
@@ -23,8 +25,16 @@ MAX_BYTES = 10_000_000
 _MOST_EPOCHS = 300
 _MOST_ROWS = 100
 _MOST_CLASSES = 30
-# Whatever might be in the page, the browser loads nothing and runs nothing.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+# MLflow shows the page in a frame from which the browser follows no link, not even one within the page.
+_SCROLL = """
+document.addEventListener("click", (event) => {
+  const link = location.protocol === "blob:" && event.target.closest("nav a");
+  if (link) document.getElementById(link.hash.slice(1)).scrollIntoView();
+});
+"""
+_SCROLL_SHA256 = base64.b64encode(hashlib.sha256(_SCROLL.encode()).digest()).decode("ascii")
+# Whatever might be in the page, the browser loads nothing, and runs nothing but these lines.
+_POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_SCROLL_SHA256}'"
 
 
 def render(report: Report) -> str:
@@ -56,6 +66,7 @@ def _page(report: Report, embedded: Sequence[Embedded], lines: Sequence[str]) ->
             "main", _header(report, [title for title, _ in sections]), *(content for _, content in sections)
         ),
         element("footer", _footer(report)),
+        element("script", Markup(_SCROLL)),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 
