@@ -1,7 +1,7 @@
-"""The README's pictures of MLflow, taken in a real browser: `python docs/screenshots.py RUN`, `make screenshots`.
+"""The README's pictures of MLflow, taken in a real browser: `python docs/screenshots.py [RUN]`.
 
-RUN is the id or the name of a finished run in the store of `--storage` (or $CVDIST_STORAGE, or ./runs), by default
-the newest. Needs Chromium (`apt-get install chromium`) and what `make test` installs.
+RUN is the id or the name of a finished run in the store of `--storage` (or $CVDIST_STORAGE, or ./runs), by
+default the newest. Needs Chromium (`apt-get install chromium`) and what `make test` installs.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from PIL import Image
 from playwright.sync_api import expect
 
 from tests.browser import CHROMIUM, RunPages, browser, mlflow_server
 
-PICTURES = ROOT / "docs" / "pictures"
+PICTURES = Path(__file__).resolve().parent / "pictures"
 MOST_BYTES = 300_000
 
 
@@ -46,11 +45,13 @@ def main() -> int:
         browser() as chromium,
     ):
         pages = RunPages(chromium, uri, experiment_id, run_id)
+        pages.page.set_viewport_size({"width": 1400, "height": 1080})
 
         charts = pages.charts("^(train|valid)/(loss|accuracy)$")
         expect(charts.get_by_text(f"{name} (valid/loss)")).to_be_visible()
         charts.screenshot(path=chosen.output / "run.png")
 
+        pages.page.set_viewport_size({"width": 1400, "height": 1900})
         report = pages.report()
         expect(report.locator(".score")).to_be_visible()
         pages.page.screenshot(path=chosen.output / "report.png")

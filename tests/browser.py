@@ -38,15 +38,8 @@ def mlflow_server(folder: Path, store: str, *arguments: str | Path) -> Iterator[
     """A server on loopback with the backend store `store`; yields its address. Its log is in `folder`."""
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
-    command = [
-        str(Path(sys.executable).parent / "mlflow"),
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    command += ["--workers", "1", "--backend-store-uri", store, *map(str, arguments)]
+    command = [str(Path(sys.executable).parent / "mlflow"), "server", "--backend-store-uri", store]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", *map(str, arguments)]
     with (folder / "mlflow-server.log").open("w") as log:
         server = subprocess.Popen(
             command,
