@@ -244,7 +244,9 @@ def test_of_snapshots_the_first_and_the_last_and_of_two_formats_one():
     snapshots = [f"filters/features.0-epoch-{epoch:04}.png" for epoch in (0, 4, 8, 12)]
     taken, left_out = figures.chosen([*snapshots, "filters/features.0.png", "filters/features.0.svg"])
     assert set(taken) == {snapshots[0], snapshots[-1], "filters/features.0.png"}
-    assert left_out == ["2 snapshots between the first and the last: figures/filters/features.0-epoch-*"]
+    assert left_out == ["2 snapshots of a layer's filters: figures/filters/features.0-epoch-*"]
+    taken, _ = figures.chosen([*snapshots, "filters/features.0-before-after.png"])
+    assert taken == ["filters/features.0-before-after.png"]
 
 
 # ------------------------------------------------------------------------------------------- from MLflow

@@ -18,17 +18,33 @@ DATA = "Training pictures"
 OTHER = "Other figures"
 
 SECTIONS = {
-    CURVES: "Solid progress is both lines falling (loss) or rising (accuracy) together. Training going on to "
-    "improve while validation stands still or turns is over-fitting.",
+    CURVES: (
+        "Solid progress is both lines falling (loss) or rising (accuracy) together. Training going on to "
+        "improve while validation stands still or turns is over-fitting."
+    ),
     CONFUSION: "",
     MISTAKES: "",
     DATA: "",
-    FILTERS: "The weights that the network slides over its input. Colours share one scale a figure, and its "
-    "middle is exactly zero.",
-    ACTIVATIONS: "What layers make of an input picture, a tile for each channel.",
-    EXCITING: "The validation pictures that a channel answers most strongly to: a hint at what it has learned "
-    "to look for.",
-    GRADCAM: "Grad-CAM: where in the picture the predicted class gains its score.",
+    FILTERS: (
+        "The weights that the network slides over its input. A tile is one filter; in layers that see many "
+        "channels, one or some of its channels. White is exactly zero, and the two colours are its two "
+        "sides, on one scale for all of a figure; a first layer that sees colours is shown in colour."
+    ),
+    ACTIVATIONS: (
+        "What a layer makes of one validation picture, a tile for each channel. Before ReLU white is zero "
+        "and the two colours are its two sides; after ReLU dark is zero and bright a strong answer. A "
+        "channel that is zero for all pictures is dead: it has no part in any decision."
+    ),
+    EXCITING: (
+        "The validation pictures that a channel answers most strongly to, a row for each channel, the "
+        "strongest first: a hint at what it has learned to look for. The box is the part that the answer "
+        "depends on."
+    ),
+    GRADCAM: (
+        "Grad-CAM: where a picture is bright, it speaks for the class named below it; where it is dark, it "
+        "has no say. A model that is right for the right reason looks at the object, not at its "
+        "surroundings."
+    ),
     OTHER: "",
 }
 
@@ -90,21 +106,20 @@ _KNOWN = {
     ),
     "filters/forming": Caption(
         FILTERS,
-        "Forming",
-        "The filters from random weights to trained ones, epoch by epoch. It runs in a loop.",
+        "",
+        "How the filters form, epoch by epoch, from random weights. It runs in a loop.",
         "Animation of a layer's filters over the epochs of the training.",
     ),
     "gradcam/right": Caption(
         GRADCAM,
-        "Right predictions",
-        "Where it is bright, the picture speaks for the class that was predicted. A model that is right for "
-        "the right reason looks at the object, not at its surroundings.",
+        "",
+        "Predictions that are right.",
         "Pictures that were classified right, overlaid with a heat map of what the prediction rests on.",
     ),
     "gradcam/wrong": Caption(
         GRADCAM,
-        "Wrong predictions",
-        "The same for mistakes: what misled the model.",
+        "",
+        "Predictions that are wrong: what spoke for the predicted class, and what for the true one.",
         "Pictures that were classified wrongly, overlaid with a heat map of what the prediction rests on.",
         (1, ""),
     ),
@@ -124,16 +139,16 @@ def caption(path: str) -> Caption:
     if folder == "activations":
         return Caption(
             ACTIVATIONS,
-            rest,
-            "Bright is a strong answer of the channel at that place, dark none.",
+            "",
+            "",
             f"Input picture and the feature maps of {rest}.",
             _natural(rest),
         )
     if folder == "exciting":
         return Caption(
             EXCITING,
-            rest,
-            "A row for each channel, its strongest pictures first.",
+            "",
+            "",
             f"Validation pictures that excite the channels of {rest} most.",
             _natural(rest),
         )
@@ -147,21 +162,20 @@ def _filters(name: str) -> Caption:
         layer, epoch = snapshot["layer"], int(snapshot["epoch"])
         when = f"after epoch {epoch}" if epoch else "before the training"
         alt = f"Grid of the filters of {layer} {when}."
-        return Caption(FILTERS, f"{layer}, {when}", "", alt, (3, f"{layer} {epoch:09}"))
+        return Caption(FILTERS, "", "", alt, (3, f"{layer} {epoch:09}"))
     if name.endswith("-before-after"):
         layer = name.removesuffix("-before-after")
         return Caption(
             FILTERS,
-            f"{layer}, before and after",
-            "The same filters before the training and after it, on the same scale of colours.",
+            "",
+            "The same filters before the training and after it, on one scale of colours, and what has changed.",
             f"Two grids of the filters of {layer}, before and after the training.",
             (2, layer),
         )
     return Caption(
         FILTERS,
-        name,
-        "A tile is one filter. The first layer sees colours, or one grey channel; in deeper layers a tile is "
-        "one input channel of a filter, or their mean, as the figure's title says.",
+        "",
+        "",
         f"Grid of the filters of {name}.",
         (1, _natural(name)[1]),
     )
@@ -188,7 +202,8 @@ def weight(path: str) -> tuple[int, tuple[int, str]]:
 def chosen(paths: Sequence[str]) -> tuple[list[str], list[str]]:
     """Which of a run's figures a report shows, and a line for each kind that it doesn't.
 
-    Of a layer's snapshots the first and the last; of figures in two formats the one of pixels.
+    Of a layer's snapshots the first and the last, or none where a figure compares before and after; of figures
+    in two formats the one of pixels.
     """
     taken = {path for path in paths if not _is_drawing(path) or not _twins(path) & set(paths)}
     snapshots: dict[str, list[str]] = {}
@@ -198,10 +213,10 @@ def chosen(paths: Sequence[str]) -> tuple[list[str], list[str]]:
     left_out = []
     for layer, found in snapshots.items():
         found.sort(key=lambda path: weight(path)[1])
-        between = found[1:-1]
-        taken -= set(between)
-        if between:
-            left_out.append(f"{len(between)} snapshots between the first and the last: figures/{layer}-epoch-*")
+        left = found if f"{layer}-before-after.png" in taken else found[1:-1]
+        taken -= set(left)
+        if left:
+            left_out.append(f"{len(left)} snapshots of a layer's filters: figures/{layer}-epoch-*")
     return sorted(taken, key=lambda path: (weight(path), path)), left_out
 
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable
 
 # Elements without content.
-_VOID = ("img", "input", "meta")
+_VOID = ("img", "input", "meta", "wbr")
 
 
 class Markup(str):

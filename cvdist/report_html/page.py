@@ -321,7 +321,7 @@ def _configuration(report: Report) -> Markup:
         rows = [
             element(
                 "tr",
-                element("td", setting.name),
+                element("td", _breakable(setting.name)),
                 element("td", _value(setting.value), " (changed)" if setting.changed else None),
                 class_="marked" if setting.changed else None,
             )
@@ -330,12 +330,18 @@ def _configuration(report: Report) -> Markup:
         groups.append(element("section", element("h3", group), element("table", *rows, class_="words")))
     if report.facts:
         rows = [
-            element("tr", element("td", name), element("td", _value(value))) for name, value in report.facts
+            element("tr", element("td", _breakable(name)), element("td", _value(value)))
+            for name, value in report.facts
         ]
         groups.append(
             element("section", element("h3", "found at the start"), element("table", *rows, class_="words"))
         )
     return join([said, element("div", *groups, class_="settings")])
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a narrow screen breaks between its words."""
+    return join(re.split(r"(?<=[_.])", name), element("wbr"))
 
 
 def _value(value: str) -> str:

@@ -87,9 +87,11 @@ footer { margin-top: 3rem; padding-top: .9rem; border-top: 1px solid var(--line)
   @page { margin: 14mm; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
-  h2, h3 { break-after: avoid; }
+  h2, h3, section > p { break-after: avoid; }
+  h2 { margin-top: 1.4rem; }
   figure, tr, .tile { break-inside: avoid; }
-  figure img { max-height: 230mm; width: auto; }
+  figure img { max-height: 125mm; width: auto; }
+  .settings { columns: 2; font-size: 8.5pt; }
   .pair { grid-template-columns: 1fr 1fr; }
   .scroll { overflow: visible; }
   .numbers { font-size: 7.5pt; }
