@@ -75,8 +75,9 @@ class FeaturesConfig:
     """Folder or URI (s3://, gs://, file://) of the cache: `jobs/preprocess.py` makes it, `jobs/train.py` trains
     from it. Empty: none."""
     views: int = 0
-    """How many views of each training picture are stored: the first as it is, the others augmented; each epoch
-    draws one of them. 0: 4 with augmentation, else 1."""
+    """How many views of each training picture are stored: the first as it is, the others augmented (mirrored by
+    half and turned by up to 10 degrees, if nothing else is named); each epoch draws one of them. 0: to store, 4
+    with augmentation, else 1; to train from, as many as the cache has."""
     features_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """What features are stored as."""
     shard_size: int = 128

@@ -21,6 +21,13 @@ from pyarrow import fs as arrow
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist loadgroup`: a file's tests stay together, and those of the Ray cluster share one."""
+    for item in items:
+        on_cluster = "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("cluster" if on_cluster else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real data sets and weights, named by CVDIST_TEST_DATA."""
