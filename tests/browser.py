@@ -60,7 +60,7 @@ def mlflow_server(folder: Path, store: str, *arguments: str | Path) -> Iterator[
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
     """With its children. On a busy machine it may wait long for connections to end that nobody needs."""
-    for number, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 30)):
+    for number, seconds in ((signal.SIGTERM, 3), (signal.SIGKILL, 30)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
