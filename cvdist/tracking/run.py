@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NAME_TAG = "cvdist.name"
 FIRST_STEP = "speed/seconds_to_first_step"
+NAME_TAG = "cvdist.name"
 _PARAMS_A_CALL = 100  # MLflow's own limit
 
 
