@@ -89,8 +89,8 @@ def _sections(
         yield from _titled("Quarantine", _quarantine(report.quarantine))
     if figures.OTHER in shown:
         yield from _titled(figures.OTHER, shown[figures.OTHER])
-    if report.versions:
-        yield from _titled("Versions", _pairs(report.versions))
+    if report.address or report.versions:
+        yield from _titled("Where it ran", _pairs([*report.address, *report.versions]))
     if left_out:
         said = element("p", "The run's artifacts have these in full:")
         yield from _titled("Not shown", join([said, _list(left_out)]))
@@ -144,8 +144,6 @@ def _score(report: Report, best: EpochRecord) -> list[Markup]:
         ("of training", log.duration(_total_seconds(report))),
         ("samples a second (median)", f"{_median_speed(report):,.0f}"),
     ]
-    if report.workers:
-        tiles.append(("workers" if report.workers > 1 else "worker", f"{report.workers}"))
     return [
         element("p", f"{100 * best.valid_accuracy:.2f}%", class_="score"),
         element(
@@ -167,7 +165,7 @@ def _trained(report: Report) -> Markup:
     if report.workers:
         on = f" on {report.hardware}" if report.hardware else ""
         rows.append(("Workers", f"{report.workers}{on}"))
-    rows += [("Precision", report.precision), ("Recipe", report.recipe), *report.address]
+    rows += [("Precision", report.precision), ("Recipe", report.recipe)]
     return _pairs(rows)
 
 

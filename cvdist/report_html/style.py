@@ -35,7 +35,7 @@ pre {
 .score { margin: 1rem 0 .2rem; font-size: clamp(2.4rem, 9vw, 3.6rem); font-weight: 700; line-height: 1.1;
   color: var(--good); font-variant-numeric: tabular-nums; }
 .tiles {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1.2rem 0;
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .7rem; margin: 1.2rem 0;
 }
 .tile { padding: .6rem .8rem; background: var(--raised); border-radius: 6px; }
 .tile b { display: block; font-size: 1.2rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
@@ -55,7 +55,7 @@ figure img { display: block; max-width: 100%; height: auto; background: #fff; bo
 .zoom input:focus-visible + img { outline: 3px solid var(--link); outline-offset: -3px; }
 .pair figure:has(input:checked) { grid-column: 1 / -1; }
 figcaption { margin-top: .4rem; max-width: 46rem; color: var(--muted); font-size: .92rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 1.5rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 0 1.5rem; }
 .pair figure { margin-bottom: .8rem; }
 .scroll { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
