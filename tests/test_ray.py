@@ -105,6 +105,9 @@ def test_the_page_begins_with_result_command_and_figures(submitted):
     names = {"samples", "augmentation", "loss", "accuracy", "confusion_matrix", "most_wrong"}
     assert figures == {f"figures/{name}.png" for name in names}
     assert all(f"`figures/{name}.png`" in note for name in names)
+    report = Path(client.download_artifacts(found.info.run_id, "report.html")).read_text(encoding="utf-8")
+    assert re.search(r"9\d\.\d\d% \(\d+/1000\)", note)[0] in report and "from the job&#x27;s start" in report
+    assert report.count("<img ") == len(names)
 
 
 @pytest.fixture(scope="module")
