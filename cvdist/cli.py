@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cvdist import config as configs
 from cvdist import log, recipes
-from cvdist.config import GROUPS, SavedModelConfig, TrainConfig
+from cvdist.config import (
+    GROUPS,
+    EvaluateConfig,
+    PredictConfig,
+    ReportConfig,
+    SavedModelConfig,
+    TrainConfig,
+)
 from cvdist.errors import EXIT_USER_ERROR, UserError
 
 if TYPE_CHECKING:
@@ -133,6 +140,45 @@ def parse_model_job(
         print(json.dumps(dataclasses.asdict(config), indent=2))
         return None
     return config
+
+
+def parse_predict(arguments: Sequence[str]) -> PredictConfig | None:
+    """The same for `MODEL --data PICTURES --output URI`.
+
+    Raises:
+        UserError: as `parse_model_job`.
+    """
+    return parse_model_job(
+        "predict.py", arguments, PredictConfig, "Classify all pictures below a folder or URI, to parquet files."
+    )
+
+
+def parse_evaluate(arguments: Sequence[str]) -> EvaluateConfig | None:
+    """The same for `MODEL [--data PICTURES] [--compare MODEL]`.
+
+    Raises:
+        UserError: as `parse_model_job`.
+    """
+    return parse_model_job(
+        "evaluate.py", arguments, EvaluateConfig, "Measure a trained model, or two on the same pictures."
+    )
+
+
+def parse_report(arguments: Sequence[str]) -> tuple[str, ReportConfig]:
+    """Which run is meant, and the rest, from `RUN [--output FILE] ...`.
+
+    Raises:
+        UserError: as `parse_train`.
+        SystemExit: after `--help`.
+    """
+    words = [word for word in arguments if word != "--debug"]
+    asks_help = not words or bool({"-h", "--help"} & set(words))
+    if not asks_help and words[0].startswith("-"):
+        raise UserError(f"the first argument is RUN, a run's name or id, not {words[0]}")
+    _require_known(words, (ReportConfig,))
+    about = "Make a run's report.html anew, from what MLflow has. RUN: the run's name or id."
+    settings = _ask_tyro(ReportConfig, "report.py RUN", about, ["--help"] if asks_help else words[1:])
+    return words[0], settings
 
 
 def _groups(settings: type[Any]) -> dict[str, type]:

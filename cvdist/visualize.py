@@ -21,8 +21,8 @@ from cvdist import config as configs
 from cvdist import data as datasets
 from cvdist import log, storage, tracking
 from cvdist.config import DataConfig, LookConfig, TrainConfig, VisualizeJobConfig
-from cvdist.data.images.decode import SUFFIXES, UndecodableError, decode
-from cvdist.data.images.listing import list_pictures, split
+from cvdist.data.images.decode import UndecodableError, decode
+from cvdist.data.images.listing import list_pictures, list_unsorted, split
 from cvdist.data.normalise import Normaliser
 from cvdist.errors import UserError
 from cvdist.figures import network
@@ -30,6 +30,7 @@ from cvdist.hardware import usable_cores
 from cvdist.interpret.layers import ConvLayer, choose
 from cvdist.interpret.study import Limits, Source, Study, study
 from cvdist.log import redact
+from cvdist.runtime.prediction import device_here
 from cvdist.saved import SavedModel, open_model
 from cvdist.seeding import generator
 from cvdist.storage import Folder
@@ -69,9 +70,7 @@ def visualize(config: VisualizeJobConfig) -> Shown:
     """
     started = time.monotonic()
     look = config.look
-    for flag, value, least in (("--pictures", look.pictures, 0), ("--most-pictures", look.most_pictures, 1)):
-        if value < least:
-            raise UserError(f"{flag} is {value}: it takes {least} or more")
+    configs.check_groups(config)
     saved = open_model(config.saved)
     layers = choose(saved.model, look.layers)
     output = look.output or ("" if saved.run else "figures")
@@ -118,7 +117,7 @@ class Decoded:
 
 
 def _study(saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, look: LookConfig) -> Study:
-    device = _device(look.device)
+    device = device_here(look.device)
     line = log.ProgressLine(logger, enabled=True)
 
     def progress(done: int, of: int) -> None:
@@ -139,12 +138,6 @@ def _study(saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, 
     )
     line.clear()
     return result
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -196,16 +189,10 @@ def _listed(uri: str, classes: Sequence[str] | None) -> list[tuple[str, str]]:
     filesystem, path = storage.locate(uri, "--data")
     if storage.is_file(filesystem, path):
         return [("", _class_of("", str(PurePosixPath(path).parent), classes))]
-    entries = [entry for entry in storage.listing(uri, "--data") if not entry.is_folder]
-    paths = sorted(entry.path for entry in entries if PurePosixPath(entry.path).suffix.lower() in SUFFIXES)
-    paths = [path for path in paths if not any(part.startswith((".", "__")) for part in path.split("/"))]
+    paths = list_unsorted(uri).column("path").to_pylist()
     tops = {path.split("/")[0] for path in paths if path.count("/") > 1}
     held_back = next((name for name in _VALID if name in tops and "train" in tops), "")
     paths = [path for path in paths if path.startswith(f"{held_back}/")] if held_back else paths
-    if not paths:
-        raise UserError(
-            f"--data {redact(uri)} has no pictures: no file below it ends in .jpg, .png or the like"
-        )
     return [(path, _class_of(path, uri, classes)) for path in paths]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -25,12 +26,14 @@ def results(storage, name):
 def alone(tmp_path_factory):
     """One worker in this machine's plainest way."""
     storage = tmp_path_factory.mktemp("storage")
-    done = train(*COMMON, "--runtime", "inline", "--name", "one", "--no-log-model", storage=storage)
+    done = train(
+        *COMMON, "--runtime", "inline", "--name", "one", "--no-log-model", "--no-visualize", storage=storage
+    )
     assert done.returncode == 0, done.stderr
     return storage
 
 
-@pytest.mark.parametrize(("workers", "more"), [(2, []), (3, ["--accumulate-steps", "2"])])
+@pytest.mark.parametrize(("workers", "more"), [(2, []), (3, ["--accumulate-steps", "2", "--no-visualize"])])
 def test_more_workers_learn_the_same_model(alone, workers, more):
     name = f"workers-{workers}"
     done = torchrun(workers, *COMMON, *more, "--name", name, "--no-log-model", storage=alone)
@@ -43,6 +46,8 @@ def test_more_workers_learn_the_same_model(alone, workers, more):
     for metric in ("valid/correct", "valid/total", "train/total"):
         assert got.data.metrics[metric] == expected.data.metrics[metric], metric
     assert got.info.status == "FINISHED"
+    report = MlflowClient(f"sqlite:///{alone}/mlflow.db").download_artifacts(got.info.run_id, "report.html")
+    assert f"<dd>{workers} on " in Path(report).read_text(encoding="utf-8")
     assert done.stdout.count("best accuracy") == 1
 
 

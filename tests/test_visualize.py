@@ -34,7 +34,7 @@ from cvdist.models.scratch_cnn import scratch_cnn
 from cvdist.tracking import NoTracker
 from cvdist.training.visualize import Visualizer
 from cvdist.visualize import visualize
-from tests.jobs import run, train
+from tests.jobs import run
 from tests.pictures import FOUR, write
 from tests.test_figures import LONG_NAMES, assert_readable, images, pixels, png, says
 

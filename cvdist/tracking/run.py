@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FIRST_STEP = "speed/seconds_to_first_step"
 NAME_TAG = "cvdist.name"
 _UPLOAD_SECONDS = 60.0
 _PARAMS_A_CALL = 100  # MLflow's own limit
@@ -110,7 +111,7 @@ def open_store(config: TrainConfig) -> Store | None:
     if tracking.tracking == "none":
         return None
     if not environment.installed("mlflow"):
-        raise UserError("MLflow is not installed: pip install mlflow, or train without: --tracking none")
+        raise UserError("MLflow is not installed: pip install mlflow, or do without: --tracking none")
     uri = uri_of(config)
     artifacts = None
     if uri.startswith("http"):
@@ -124,7 +125,7 @@ def open_store(config: TrainConfig) -> Store | None:
     except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
         raise UserError(
             f"the MLflow store {redact(uri)} refused: {first_line(error)}. Mend it, name another one with "
-            "--tracking-uri, or train without: --tracking none"
+            "--tracking-uri, or do without: --tracking none"
         ) from error
 
 
@@ -208,10 +209,13 @@ def end_run(tracking_uri: str, run_id: str, status: str) -> None:
         logger.warning("the MLflow run %s could not be ended as %s: %s", run_id, status, first_line(error))
 
 
-def describe(ref: RunRef, markdown: str) -> None:
-    """Put `markdown` on top of the run's page."""
+def describe(ref: RunRef, markdown: str, seconds_to_first_step: float = 0.0) -> None:
+    """Put `markdown` on top of the run's page, and note the time to the first step, if there was one."""
     try:
-        client_of(ref.tracking_uri).set_tag(ref.run_id, "mlflow.note.content", markdown)
+        client = client_of(ref.tracking_uri)
+        client.set_tag(ref.run_id, "mlflow.note.content", markdown)
+        if seconds_to_first_step:
+            client.log_metric(ref.run_id, FIRST_STEP, seconds_to_first_step)
     except Exception as error:  # the job's result stands
         logger.warning("the run's description was not delivered to MLflow: %s", first_line(error))
 
@@ -255,7 +259,7 @@ def uri_of(config: TrainConfig) -> str:
     if "://" in root:
         raise UserError(
             f"--storage {root} is a URI: name an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI, or "
-            "train without: --tracking none"
+            "do without: --tracking none"
         )
     return f"sqlite:///{root}/mlflow.db"
 
@@ -269,7 +273,7 @@ def _make_room(database: Path) -> str:
     return (database.parent.resolve() / "mlartifacts").as_uri()
 
 
-def require_answer(uri: str, timeout: float, otherwise: str = ", or train without: --tracking none") -> None:
+def require_answer(uri: str, timeout: float, otherwise: str = ", or do without: --tracking none") -> None:
     """Ask a server whether it is there: MLflow's own client would retry for minutes.
 
     Raises:

@@ -60,6 +60,8 @@ class Summary:
     train_seconds: float
     first_step_at: float
     """Seconds since 1970 when the first step was done; 0 if the run had nothing left to do."""
+    visualized: bool = False
+    """Whether the run shows what the network has learned."""
 
 
 class TrainingLoop:
@@ -510,4 +512,5 @@ class TrainingLoop:
             samples_per_second=sum(r.samples_per_second for r in history) / len(history),
             train_seconds=self.progress.seconds,
             first_step_at=self.first_step_at,
+            visualized=self.visualizer.enabled,
         )

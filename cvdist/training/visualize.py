@@ -49,7 +49,7 @@ class Visualizer:
         found = convolutions(model)
         wanted = settings.visualize and config.tracking.tracking != "none" and bool(found)
         chosen = choose(model, settings.visualize_layers, "--visualize-layers") if wanted else []
-        self._enabled = enabled and wanted
+        self.enabled = enabled and wanted
         self._names = [layer.name for layer in chosen]
         self._trained = {layer.name for layer in found if layer.module.weight.requires_grad}
         self._first = found[0].name if found else ""
@@ -65,13 +65,13 @@ class Visualizer:
 
     def load_state(self, state: dict[str, Any] | None) -> None:
         """Inverse of `state`; None from a checkpoint that has none."""
-        if self._enabled and state:
+        if self.enabled and state:
             self._before = {name: weight.cpu() for name, weight in state["before"].items()}
             self._frames = {epoch: weight.cpu() for epoch, weight in state["frames"].items()}
 
     def start(self, model: nn.Module, *, fresh: bool) -> None:
         """Copy the filters that training is about to change; `fresh`: it has not begun yet."""
-        if not self._enabled:
+        if not self.enabled:
             return
         if fresh:
             names = self._trained & set(self._names)
@@ -83,7 +83,7 @@ class Visualizer:
 
     def epoch_done(self, model: nn.Module, epoch: int) -> None:
         """Copy the first layer's filters, if it is their turn."""
-        if not self._enabled or self._first not in self._trained:
+        if not self.enabled or self._first not in self._trained:
             return
         if epoch % self._frame_every == 0 or epoch % self._picture_every == 0 or epoch == self._epochs:
             self._frames[str(epoch)] = convolutions(model)[0].weight
@@ -101,7 +101,7 @@ class Visualizer:
         channels_last: bool,
     ) -> None:
         """Show the best model, that of `best_epoch`. What goes wrong here must not cost the result."""
-        if not self._enabled:
+        if not self.enabled:
             return
         try:
             layers = [layer for layer in convolutions(model) if layer.name in self._names]
