@@ -295,19 +295,13 @@ FIGURES = {
 def trained(tmp_path_factory):
     """Storage of a run of two epochs, that was then continued for one more."""
     storage = tmp_path_factory.mktemp("runs")
-    words = [
-        "digits-cnn",
-        "--runtime",
-        "inline",
-        "--name",
-        "seen",
-        "--batch-size",
-        "100",
-        "--no-system-metrics",
-    ]
-    for epochs in ("2", "3"):
-        done = train(*words, "--epochs", epochs, storage=storage)
-        assert done.returncode == 0, done.stderr
+    for epochs in (2, 3):
+        config = configs.replace(
+            recipes.find("digits-cnn"),
+            name="seen", storage=str(storage), runtime="inline", system_metrics=False,
+            epochs=epochs, batch_size=100, keep_checkpoints=1,
+        )
+        launch(config)
     return storage
 
 
