@@ -31,6 +31,7 @@ from cvdist.interpret.layers import Field
 from cvdist.interpret.study import Explained, Judged
 from cvdist.models.registry import InputSpec
 from cvdist.models.scratch_cnn import scratch_cnn
+from cvdist.runtime.launch import launch
 from cvdist.tracking import NoTracker
 from cvdist.training.visualize import Visualizer
 from cvdist.visualize import visualize
@@ -298,8 +299,13 @@ def trained(tmp_path_factory):
     for epochs in (2, 3):
         config = configs.replace(
             recipes.find("digits-cnn"),
-            name="seen", storage=str(storage), runtime="inline", system_metrics=False,
-            epochs=epochs, batch_size=100, keep_checkpoints=1,
+            name="seen",
+            storage=str(storage),
+            runtime="inline",
+            system_metrics=False,
+            epochs=epochs,
+            batch_size=100,
+            keep_checkpoints=1,
         )
         launch(config)
     return storage

@@ -13,7 +13,8 @@ from torch import Tensor
 from cvdist.figures import style, tiles
 from cvdist.figures.filters import filter_grid, scale_of
 
-_COLORS = 128
+_DPI = 100  # 900 pixels wide
+_COLORS = 64
 _LAST_SECONDS = 2.5
 _WHOLE_SECONDS = 8.0  # of a pass, about
 _SLOWEST, _FASTEST = 0.5, 0.12  # seconds a frame
@@ -65,5 +66,6 @@ def _render(epoch: int, weight: Tensor, name: str, scale: float, share: float) -
     axes = figure.axes[0]
     axes.add_patch(Rectangle((0, 0), tiles.WIDTH, 0.06, color=style.GRID, linewidth=0))
     axes.add_patch(Rectangle((0, 0), tiles.WIDTH * share, 0.06, color=style.BLUE, linewidth=0))
+    figure.set_dpi(_DPI)
     figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]
