@@ -51,6 +51,8 @@ lock: $(STAMP)  ## write the lock files anew after a change of pyproject.toml
 	  pyproject.toml -o requirements.lock
 	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+	grep -oE '^mlflow[a-z-]*==[^ ]+' requirements.lock | $(PY) -m uv pip compile -q --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-header --group mlflow-server -c - -o requirements-mlflow.lock
 
 clean:  ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) $(READERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
