@@ -20,7 +20,11 @@ torch.linalg.svd(torch.rand(4, 4))
 def main() -> None:
     """Take a training step, delete what it has not mapped, take another one."""
     exec(STEP)  # here, so that its libraries are in this process
-    mapped = {line.split(maxsplit=5)[-1].strip() for line in Path("/proc/self/maps").open() if "/nvidia/" in line}
+    mapped = {
+        line.split(maxsplit=5)[-1].strip()
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if "/nvidia/" in line
+    }
     import nvidia
 
     freed = 0
