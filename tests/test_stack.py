@@ -1,15 +1,16 @@
-"""`k8s/stack.py`, and jobs submitted to it as users submit them: S3, the MLflow server, and Ray on several nodes."""
+"""`k8s/stack.py`, and jobs submitted to it as users submit them: S3, the MLflow server, several Ray nodes."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -37,13 +38,11 @@ def server_has(module):
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory):
+def running():
     """A stack, and the variables that its `env` file sets."""
-    folder = tmp_path_factory.mktemp("stack") / "stack"
-    # PostgreSQL has a user of its own, who has to get there.
-    for parent in (folder.parent, folder.parent.parent):
-        if parent.owner() == Path.home().owner():
-            parent.chmod(0o755)
+    parent = Path(tempfile.mkdtemp(prefix="test-stack-"))
+    parent.chmod(0o755)  # PostgreSQL has a user of its own, who has to get there: pytest's folders are private
+    folder = parent / "stack"
     ports = ("--s3-port", "0", "--mlflow-port", "0", "--dashboard-port", "0")
     started = stack("up", "--folder", folder, *ports)
     try:
@@ -54,13 +53,15 @@ def running(tmp_path_factory):
     finally:
         processes = json.loads((folder / "state.json").read_text()) if (folder / "state.json").exists() else []
         stopped = stack("down", "--folder", folder)
-    assert stopped.returncode == 0, stopped.stderr
+        logs = {path.name: path.read_text(errors="replace")[-2000:] for path in (folder / "logs").glob("*")}
+    assert stopped.returncode == 0, (stopped.stderr, logs)
     assert not [p for p in processes if psutil.pid_exists(p["pid"])]
     inside = [
         p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if str(folder) in str(p.info["cmdline"])
     ]
     assert not inside  # nor anything that they had started
     assert "no stack is running" in stack("down", "--folder", folder).stderr
+    shutil.rmtree(parent)
 
 
 def submit(environment, *words):
@@ -74,7 +75,7 @@ def submit(environment, *words):
 
 
 def test_a_job_of_each_kind_from_pictures_to_a_run_in_mlflow(running, tmp_path):
-    started, folder, environment = running
+    started, _, environment = running
     bucket = arrow.S3FileSystem(
         access_key=environment["AWS_ACCESS_KEY_ID"],
         secret_key=environment["AWS_SECRET_ACCESS_KEY"],
@@ -153,4 +154,4 @@ def test_mistakes_are_one_line(running, tmp_path):
     finally:
         other.kill()
         other.wait()
-    assert os.path.exists(folder / "env")
+    assert (folder / "env").exists()
