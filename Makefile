@@ -24,7 +24,7 @@ demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few 
 	$(PY) jobs/train.py digits-cnn
 
 test: $(STAMP)  ## all tests
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadgroup
 
 lint: $(STAMP)  ## style and types
 	$(PY) -m ruff check .

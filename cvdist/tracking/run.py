@@ -82,6 +82,22 @@ def client_of(tracking_uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri)
 
 
+@contextmanager
+def default_store(tracking_uri: str) -> Iterator[None]:
+    """For those of MLflow's functions that take no address: they use this store while the context lasts."""
+    import mlflow
+
+    variable = os.environ.get("MLFLOW_TRACKING_URI")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        if variable is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)  # which set_tracking_uri has set
+
+
 def open_store(config: TrainConfig) -> Store | None:
     """Reach the tracking store and find or make the experiment. None with `--tracking none`.
 
@@ -92,21 +108,21 @@ def open_store(config: TrainConfig) -> Store | None:
     if tracking.tracking == "none":
         return None
     if not environment.installed("mlflow"):
-        raise UserError("MLflow is not installed: pip install mlflow, or train without: --tracking none")
-    uri = _tracking_uri(config)
+        raise UserError("MLflow is not installed: pip install mlflow, or do without: --tracking none")
+    uri = uri_of(config)
     artifacts = None
     if uri.startswith("http"):
-        _require_answer(uri, tracking.tracking_timeout)
+        require_answer(uri, tracking.tracking_timeout)
     elif uri.startswith("sqlite:///"):
         artifacts = _make_room(Path(uri.removeprefix("sqlite:///")))
     try:
-        with _short_retries(tracking.tracking_timeout):
+        with short_retries(tracking.tracking_timeout):
             client = client_of(uri)
             return Store(uri, _experiment(client, tracking.experiment, artifacts))
     except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
         raise UserError(
             f"the MLflow store {redact(uri)} refused: {first_line(error)}. Mend it, name another one with "
-            "--tracking-uri, or train without: --tracking none"
+            "--tracking-uri, or do without: --tracking none"
         ) from error
 
 
@@ -198,7 +214,12 @@ def describe(ref: RunRef, markdown: str) -> None:
         logger.warning("the run's description was not delivered to MLflow: %s", first_line(error))
 
 
-def _tracking_uri(config: TrainConfig) -> str:
+def uri_of(config: TrainConfig) -> str:
+    """Of the tracking store.
+
+    Raises:
+        UserError: if none is named, and the storage is no folder that could hold one.
+    """
     uri = config.tracking.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri:
         return uri.rstrip("/")
@@ -206,7 +227,7 @@ def _tracking_uri(config: TrainConfig) -> str:
     if "://" in root:
         raise UserError(
             f"--storage {root} is a URI: name an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI, or "
-            "train without: --tracking none"
+            "do without: --tracking none"
         )
     return f"sqlite:///{root}/mlflow.db"
 
@@ -220,8 +241,12 @@ def _make_room(database: Path) -> str:
     return (database.parent.resolve() / "mlartifacts").as_uri()
 
 
-def _require_answer(uri: str, timeout: float) -> None:
-    # MLflow's own client would retry for minutes.
+def require_answer(uri: str, timeout: float, otherwise: str = ", or do without: --tracking none") -> None:
+    """Ask a server whether it is there: MLflow's own client would retry for minutes.
+
+    Raises:
+        UserError: if it does not answer, ending with the alternative.
+    """
     try:
         with urllib.request.urlopen(f"{uri}/health", timeout=timeout):
             return
@@ -231,12 +256,13 @@ def _require_answer(uri: str, timeout: float) -> None:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"no MLflow server answers at {redact(uri)} within {timeout:g} s (--tracking-timeout): {reason}. "
-            "Start it, correct --tracking-uri or MLFLOW_TRACKING_URI, or train without: --tracking none"
+            f"Start it, or correct --tracking-uri or MLFLOW_TRACKING_URI{otherwise}"
         ) from error
 
 
 @contextmanager
-def _short_retries(timeout: float) -> Iterator[None]:
+def short_retries(timeout: float) -> Iterator[None]:
+    """MLflow's client gives up on a server after `timeout` seconds and one more try."""
     limits = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, int(timeout))),

@@ -73,15 +73,28 @@ class Progress:
         return next((record for record in self.history if record.epoch == self.best_epoch), None)
 
 
+@dataclass(frozen=True)
+class Normalisation:
+    """How pictures are normalised: (pixel in [0, 1] - mean) / std, by channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 @dataclass
 class Checkpoint:
-    """The contents of the two files. `best`: the evaluation of the best epoch so far."""
+    """The contents of the two files.
+
+    best: the evaluation of the best epoch so far; normalisation: of the model's input, None in checkpoints of
+    older versions.
+    """
 
     model: ModelIdentity
     order: OrderIdentity
     progress: Progress
     best: Evaluation | None
     state: dict[str, Any]
+    normalisation: Normalisation | None = None
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -95,6 +108,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "order": dataclasses.asdict(checkpoint.order),
         "progress": dataclasses.asdict(checkpoint.progress),
         "best": best,
+        "normalisation": dataclasses.asdict(checkpoint.normalisation) if checkpoint.normalisation else None,
     }
     (folder / _META).write_text(json.dumps(meta, indent=1))
 
@@ -116,6 +130,7 @@ def load(folder: Path, *, map_location: str | torch.device = "cpu", name: str = 
             progress=_progress(meta["progress"]),
             best=_evaluation(meta["best"], state.pop("confusion")) if meta["best"] else None,
             state=state,
+            normalisation=_normalisation(meta.get("normalisation")),
         )
     except Exception as error:  # damaged bytes raise all sorts of things
         raise UserError(f"checkpoint {name} is damaged ({type(error).__name__}): name another one") from error
@@ -166,6 +181,10 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
 def _model_identity(meta: dict[str, Any]) -> ModelIdentity:
     values = meta["model"]
     return ModelIdentity(**{**values, "classes": tuple(values["classes"])})
+
+
+def _normalisation(values: dict[str, Any] | None) -> Normalisation | None:
+    return Normalisation(tuple(values["mean"]), tuple(values["std"])) if values else None
 
 
 def _progress(values: dict[str, Any]) -> Progress:

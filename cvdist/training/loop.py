@@ -32,7 +32,7 @@ from cvdist.tracking import run_page
 from cvdist.tracking.tracker import Tracker
 from cvdist.training import checkpoint as ckpt
 from cvdist.training import precision
-from cvdist.training.checkpoint import Checkpoint, ModelIdentity, OrderIdentity, Progress
+from cvdist.training.checkpoint import Checkpoint, ModelIdentity, Normalisation, OrderIdentity, Progress
 from cvdist.training.collectives import gather, together
 from cvdist.training.device import describe, peak_memory, random_state, set_random_state
 from cvdist.training.evaluation import Evaluation, evaluate
@@ -340,7 +340,9 @@ class TrainingLoop:
         with tempfile.TemporaryDirectory(prefix="cvdist-checkpoint-") as private:
             folder = Path(private) / name
             folder.mkdir()  # with ordinary permissions, which the copies inherit
-            ckpt.save(folder, Checkpoint(self.identity, self.order, self.progress, self.best, state))
+            pixels = Normalisation(self.info.mean, self.info.std)
+            saved = Checkpoint(self.identity, self.order, self.progress, self.best, state, pixels)
+            ckpt.save(folder, saved)
             self.worker.report(name, score, folder)
 
     @staticmethod
