@@ -163,9 +163,8 @@ def main() -> None:
     print(f"\nextraction     {extraction_rate(chosen):,.0f} pictures/s a GPU")
     for gpus, where in ((1, "one GPU"), (8, "eight nodes with one GPU each")):
         seconds = step_seconds(chosen, gpus)
-        print(
-            f"training       {chosen.batch_size / seconds:,.0f} samples/s on {where}, {seconds * 1e3:,.1f} ms a step"
-        )
+        rate = chosen.batch_size / seconds
+        print(f"training       {rate:,.0f} samples/s on {where}, {seconds * 1e3:,.1f} ms a step")
 
 
 if __name__ == "__main__":

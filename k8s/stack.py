@@ -222,7 +222,7 @@ class Stack:
             [
                 *(_beside_python("ray"), "start", "--head", "--block", "--num-cpus=0", f"--port={gcs}"),
                 *(f"--dashboard-host={_HOST}", f"--dashboard-port={dashboard}", f"--temp-dir={temporary}"),
-                *(f"--ray-client-server-port={_free_port()}", *_ports_of_a_node()),
+                *(f"--ray-client-server-port={_free_port()}", *_ports_of_a_node(_HOST)),
             ],
             inside,
             temporary=temporary,
@@ -234,11 +234,11 @@ class Stack:
                 f"ray-worker-{number}",
                 [
                     *(_beside_python("ray"), "start", "--block", f"--address={_HOST}:{gcs}"),
-                    *(f"--num-cpus={self._options.cpus_per_worker}", *_ports_of_a_node()),
+                    *(f"--num-cpus={self._options.cpus_per_worker}", *_ports_of_a_node(_own_host(number))),
                 ],
                 inside,
             )
-            # One after the other: Ray nodes of one address that start together take each other for themselves.
+            # One after the other: Ray nodes of one address that start together wait for each other in vain.
             self._wait(
                 f"ray-worker-{number}",
                 lambda nodes=number + 1: _nodes(address, self._secret("ray")) == nodes,  # type: ignore[misc]
@@ -447,9 +447,14 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _ports_of_a_node() -> Iterator[str]:
+def _own_host(number: int) -> str:
+    """A loopback address for each worker, where the system has more than one: Ray Train tells nodes by them."""
+    return f"127.0.0.{number + 1}" if sys.platform == "linux" else _HOST
+
+
+def _ports_of_a_node(host: str) -> Iterator[str]:
     """Flags that let several Ray nodes share one machine: ports that don't collide."""
-    yield f"--node-ip-address={_HOST}"
+    yield f"--node-ip-address={host}"
     yield f"--object-store-memory={_OBJECT_STORE}"
     for name in ("dashboard-agent-listen", "metrics-export"):
         yield (

@@ -22,7 +22,7 @@ import yaml
 
 from cvdist import cli
 from cvdist import config as configs
-from cvdist.config import TrainConfig
+from cvdist.config import EvaluateConfig, TrainConfig
 from cvdist.errors import UserError
 from tests.jobs import ROOT
 
@@ -425,6 +425,9 @@ def _reference_problems(objects: list[Object]) -> Iterator[str]:
             for source in container.get("envFrom", []):
                 if source["configMapRef"]["name"] not in maps:
                     yield f"{inside}: there is no ConfigMap {source['configMapRef']['name']}"
+            variables = [variable["name"] for variable in container.get("env", [])]
+            set_twice = {name for name in variables if variables.count(name) > 1}
+            yield from (f"{inside}: {name} is set twice" for name in set_twice)
             for variable in container.get("env", []):
                 origin = variable.get("valueFrom", {})
                 if secret := origin.get("secretKeyRef"):
@@ -510,6 +513,10 @@ def _network_problems(objects: list[Object]) -> Iterator[str]:
             selector = thing["spec"].get("podSelector", thing["spec"].get("selector"))
             if not any(matches(selector, pod.labels) for pod in made):
                 yield f"{name_of(thing)}: selects no pod"
+    for budget in (o for o in objects if o["kind"] == "PodDisruptionBudget"):
+        taken = [pod for pod in made if pod.role and matches(budget["spec"]["selector"], pod.labels)]
+        if taken and not isinstance(budget["spec"].get("minAvailable"), int):
+            yield f"{name_of(budget)}: Kubernetes can't count KubeRay's pods: only a number as minAvailable"
     for pod in made:
         for container in pod.containers:
             values = environment(objects, container)
@@ -567,8 +574,7 @@ def parse(words: list[str]) -> Any:
     if not (ROOT / script).is_file():
         raise UserError(f"there is no {script}")
     config = getattr(cli, f"parse_{Path(script).stem}")(arguments)
-    if isinstance(config, TrainConfig):
-        configs.check(config)
+    configs.check(config) if isinstance(config, TrainConfig) else configs.check_groups(config)
     return config
 
 
@@ -584,13 +590,28 @@ def _command_problems(objects: list[Object]) -> Iterator[str]:
         if not parsed:
             yield f"{name_of(thing)}: runs nothing"
         for config in parsed:
-            yield from _room_problems(name_of(thing), ray_spec(thing), config)
+            if isinstance(config, TrainConfig):
+                yield from _room_problems(name_of(thing), ray_spec(thing), config)
+            elif isinstance(config, EvaluateConfig):
+                yield from _own_room_problems(name_of(thing), ray_spec(thing), job_spec(thing))
 
 
-def _room_problems(where: str, spec: Object, config: Any) -> Iterator[str]:
+def _own_room_problems(where: str, spec: Object, job: Object) -> Iterator[str]:
+    """Whether a job that computes in its own process gets a worker for it, and that worker's GPU."""
+    (group,) = spec["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    if not job.get("entrypointNumCpus"):
+        yield f"{where}: computes on the head"
+    elif job["entrypointNumCpus"] > quantity(limits["cpu"]):
+        yield f"{where}: needs more CPUs than a worker has"
+    if ("nvidia.com/gpu" in limits) != (job.get("entrypointNumGpus", 0) == 1):
+        yield f"{where}: takes no GPU, or one that is not there"
+    if group["replicas"] != 1:
+        yield f"{where}: {group['replicas']} workers, of which it uses one"
+
+
+def _room_problems(where: str, spec: Object, config: TrainConfig) -> Iterator[str]:
     """Whether the workers that a job asks for fit its cluster."""
-    if not isinstance(config, TrainConfig):
-        return
     runtime = config.runtime
     room = 0
     gpus = 0

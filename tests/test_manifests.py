@@ -27,7 +27,7 @@ from tests.manifests import (
     with_defaults,
 )
 
-JOBS = {"preprocess", "scratch-cnn", "vgg16-features"}
+JOBS = {"preprocess", "scratch-cnn", "vgg16-features", "evaluate"}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -70,6 +70,8 @@ def test_jobs_and_their_commands(overlay):
         preprocess.data.data == "s3://cvdist/pictures"
         and preprocess.features.features == "s3://cvdist/features"
     )
+    (evaluate,) = [parse(words) for words in commands(objects, jobs["evaluate"])]
+    assert evaluate.saved.source == train.checkpoint.name and evaluate.evaluation.data == preprocess.data.data
     nightly = [parse(words) for words in commands(objects, find(objects, "RayCronJob", "nightly"))]
     assert [config.features for config in nightly] == [preprocess.features] * 2
     # A second attempt has a cluster of another name, and continues the same run.
@@ -256,6 +258,10 @@ BROKEN = {
     "PodDisruptionBudget mlflow: selects no pod": lambda o: find(o, "PodDisruptionBudget", "mlflow")["spec"][
         "selector"
     ]["matchLabels"].update(app="x"),
+    "Kubernetes can't count KubeRay's pods": lambda o: find(o, "PodDisruptionBudget", "ray-job-heads").update(
+        spec={"maxUnavailable": 0, "selector": {"matchLabels": {"ray.io/node-type": "head"}}}
+    ),
+    "TORCH_HOME is set twice": lambda o: _container(o)["env"].append({"name": "TORCH_HOME", "value": "/"}),
     "RayJob vgg16-features: unknown flag --nam": lambda o: _entry(o, "--name", "--nam"),
     "RayJob vgg16-features: unknown recipe": lambda o: _entry(o, "dogs-cats-vgg16-features", "dogs-cats-vgg"),
     "RayJob vgg16-features: there is no jobs/trein.py": lambda o: _entry(o, "jobs/train.py", "jobs/trein.py"),
@@ -266,6 +272,10 @@ BROKEN = {
     "8 workers don't fit": lambda o: _settings(o).update(TRAIN_FLAGS="--workers 8 --device cuda"),
     "1 workers on 2 GPUs": lambda o: _settings(o).update(TRAIN_FLAGS="--workers 1 --device cuda"),
     "has GPUs and does not insist on them": lambda o: _settings(o).update(TRAIN_FLAGS="--workers 2"),
+    "RayJob evaluate: computes on the head": lambda o: find(o, "RayJob", "evaluate")["spec"].pop(
+        "entrypointNumCpus"
+    ),
+    "RayJob evaluate: takes no GPU": lambda o: find(o, "RayJob", "evaluate")["spec"].pop("entrypointNumGpus"),
     "no token authentication": lambda o: _cluster(o).pop("authOptions"),
     "work on the head": lambda o: _cluster(o)["headGroupSpec"]["rayStartParams"].pop("num-cpus"),
     "the dashboard is reachable from outside": lambda o: _cluster(o)["headGroupSpec"].update(
