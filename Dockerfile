@@ -54,24 +54,23 @@ ENV PATH=/opt/venv/bin:$PATH \
     MPLCONFIGDIR=/tmp/matplotlib \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
-ARG VERSION=0.1.0
-ARG COMMIT=
-LABEL org.opencontainers.image.version=$VERSION \
-      org.opencontainers.image.revision=$COMMIT \
-      org.opencontainers.image.licenses=Apache-2.0
+LABEL org.opencontainers.image.licenses=Apache-2.0
 
 
 FROM runtime AS mlflow
-LABEL org.opencontainers.image.title="MLflow server for cvdist"
 COPY --from=mlflow-packages /opt/venv /opt/venv
 USER 1000:1000
 EXPOSE 5000
 CMD ["mlflow", "server", "--host", "0.0.0.0"]
+# Last, here and below: a new commit leaves the layers of packages as they are.
+ARG VERSION=
+ARG COMMIT=
+LABEL org.opencontainers.image.title="MLflow server for cvdist" \
+      org.opencontainers.image.version=$VERSION \
+      org.opencontainers.image.revision=$COMMIT
 
 
 FROM runtime AS cvdist
-LABEL org.opencontainers.image.title="cvdist" \
-      org.opencontainers.image.description="Distributed training of image classifiers on Ray clusters, tracked in MLflow"
 # KubeRay replaces the command with `ray start ...`, in bash; its probes of Ray 2.53 and newer are HTTP requests of
 # the kubelet, so neither wget nor curl is needed.
 COPY --from=trimmed /opt/venv /opt/venv
@@ -81,9 +80,14 @@ COPY jobs /app/jobs
 COPY cvdist /app/cvdist
 # Bytecode now: later there may be no place for it.
 RUN python -m compileall -q /app
-# Runs log the commit that they were made with.
-ARG COMMIT=
-ENV CVDIST_COMMIT=$COMMIT
 WORKDIR /app
 USER 1000:1000
 CMD ["python", "jobs/train.py"]
+ARG VERSION=
+ARG COMMIT=
+# Runs log the commit that they were made with.
+ENV CVDIST_COMMIT=$COMMIT
+LABEL org.opencontainers.image.title="cvdist" \
+      org.opencontainers.image.description="Distributed training of image classifiers on Ray clusters, tracked in MLflow" \
+      org.opencontainers.image.version=$VERSION \
+      org.opencontainers.image.revision=$COMMIT
