@@ -10,7 +10,6 @@ gradients, which for this classifier costs more than it saves (`--network-gbit-s
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 
 COUNTS = (25_000, 1_300_000, 100_000_000)
@@ -168,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
