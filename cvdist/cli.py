@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cvdist import config as configs
 from cvdist import log, recipes
-from cvdist.config import GROUPS, ReportConfig, SavedModelConfig, TrainConfig
+from cvdist.config import (
+    GROUPS,
+    EvaluateConfig,
+    PredictConfig,
+    ReportConfig,
+    SavedModelConfig,
+    TrainConfig,
+)
 from cvdist.errors import EXIT_USER_ERROR, UserError
 
 if TYPE_CHECKING:
@@ -133,6 +140,28 @@ def parse_model_job(
         print(json.dumps(dataclasses.asdict(config), indent=2))
         return None
     return config
+
+
+def parse_predict(arguments: Sequence[str]) -> PredictConfig | None:
+    """The same for `MODEL --data PICTURES --output URI`.
+
+    Raises:
+        UserError: as `parse_model_job`.
+    """
+    return parse_model_job(
+        "predict.py", arguments, PredictConfig, "Classify all pictures below a folder or URI, to parquet files."
+    )
+
+
+def parse_evaluate(arguments: Sequence[str]) -> EvaluateConfig | None:
+    """The same for `MODEL [--data PICTURES] [--compare MODEL]`.
+
+    Raises:
+        UserError: as `parse_model_job`.
+    """
+    return parse_model_job(
+        "evaluate.py", arguments, EvaluateConfig, "Measure a trained model, or two on the same pictures."
+    )
 
 
 def parse_report(arguments: Sequence[str]) -> tuple[str, ReportConfig]:

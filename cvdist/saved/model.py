@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cvdist import models
-from cvdist.config import DataConfig, ModelConfig
+from cvdist.config import DataConfig, ModelConfig, Precision
 from cvdist.errors import UserError
 from cvdist.models.registry import BLOCKS, find
 from cvdist.tracking import RunRef
@@ -26,6 +27,8 @@ class SavedModel:
     source: where it came from, for people.
     digest: SHA-256 of its tensors, see `cvdist.features.fingerprint.digest`.
     run: the MLflow run that trained it, where one is known; data: what that run learned from.
+    precision: that the run computed with, `auto` where that is not known.
+    model_id: MLflow's, of a logged model, else empty.
     has_classifier: False for weights of convolutions alone, whose linear layers are random here.
     """
 
@@ -37,7 +40,15 @@ class SavedModel:
     digest: str
     run: RunRef | None = None
     data: DataConfig | None = None
+    precision: Precision = "auto"
+    model_id: str = ""
     has_classifier: bool = True
+
+    @property
+    def name(self) -> str:
+        """A short one, for figures: of the run, where that is known."""
+        run = re.fullmatch(r"runs:/\w+ \((.+)\)", self.source)
+        return run[1] if run else self.source
 
     def require_classifier(self) -> None:
         """Refuse weights that can't classify.

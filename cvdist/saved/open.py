@@ -86,7 +86,16 @@ def _logged(settings: SavedModelConfig) -> SavedModel:
     identity = ModelIdentity(**{**values, "classes": tuple(values["classes"])})
     model = rebuild(identity, found.state, found.source)
     return SavedModel(
-        model, identity, mean, std, found.source, digest(model.state_dict()), run=found.run, data=found.data
+        model,
+        identity,
+        mean,
+        std,
+        found.source,
+        digest(model.state_dict()),
+        run=found.run,
+        data=found.data,
+        precision=found.precision,
+        model_id=found.model_id,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import logging
 import os
 import re
 import tempfile
@@ -12,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from torch import Tensor
 
 from cvdist import config as configs
-from cvdist.config import DataConfig, SavedModelConfig, TrainConfig
+from cvdist.config import DataConfig, Precision, SavedModelConfig, TrainConfig
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import environment
@@ -26,9 +25,8 @@ from cvdist.tracking.run import NAME_TAG, RunRef, client_of, first_line, require
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-logger = logging.getLogger(__name__)
-
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
+_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _CLASSIFIER = "classifier."  # where `ServableClassifier` has the model
 _MOST_RUNS = 1000  # whose names are compared with one that is not found
 
@@ -38,7 +36,8 @@ class Logged:
     """A model as it was logged.
 
     source: for people; metadata: architecture, classes, mean, std, as `cvdist.tracking.model` writes them;
-    state: tensors by the architecture's own names; run: that logged it; data: what the run learned from.
+    state: tensors by the architecture's own names; run: that logged it; data, precision: what that run
+    learned from and computed with.
     """
 
     source: str
@@ -46,6 +45,8 @@ class Logged:
     state: Mapping[str, Tensor]
     run: RunRef | None
     data: DataConfig | None
+    precision: Precision
+    model_id: str
 
 
 def read_logged(settings: SavedModelConfig) -> Logged:
@@ -65,7 +66,7 @@ def read_logged(settings: SavedModelConfig) -> Logged:
             else:
                 run = _run(client, settings)
                 model_id, location, run_id = *_of_run(client, run), run.info.run_id
-            ref, data, named = _origin(client, uri, run_id)
+            ref, data, precision, named = _origin(client, uri, run_id)
     except UserError:
         raise
     except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
@@ -76,8 +77,7 @@ def read_logged(settings: SavedModelConfig) -> Logged:
     source = settings.source if settings.source.startswith("models:/") else f"runs:/{run_id}"
     named = f" ({named})" if named else ""
     metadata, state = _read(client, location, uri, f"the model {redact(source)}")
-    logger.debug("model %s at %s", model_id, redact(location))
-    return Logged(f"{redact(source)}{named}", metadata, state, ref, data)
+    return Logged(f"{redact(source)}{named}", metadata, state, ref, data, precision, model_id)
 
 
 def _store(settings: SavedModelConfig) -> str:
@@ -167,7 +167,7 @@ def _registered(client: MlflowClient, settings: SavedModelConfig) -> tuple[str, 
     from mlflow.exceptions import MlflowException
 
     word = settings.source.removeprefix("models:/").strip("/")
-    if re.fullmatch(r"m-[0-9a-f]{32}", word):
+    if _MODEL_ID.fullmatch(word):
         model = client.get_logged_model(word)
         return word, model.artifact_location, model.source_run_id or ""
     name, alias = (word.partition("@")[0], word.partition("@")[2]) if "@" in word else (word, "")
@@ -197,13 +197,17 @@ def _registered(client: MlflowClient, settings: SavedModelConfig) -> tuple[str, 
             f"{settings.source}: the model {name} has no {missing}, it has "
             f"{', '.join(map(str, have)) or 'none'}"
         ) from error
-    if found.model_id:
-        return found.model_id, client.get_logged_model(found.model_id).artifact_location, found.run_id or ""
+    # Stores in a database note the model's id as the version's source only.
+    logged = found.model_id or (found.source or "").removeprefix("models:/")
+    if _MODEL_ID.fullmatch(logged):
+        return logged, client.get_logged_model(logged).artifact_location, found.run_id or ""
     return "", client.get_model_version_download_uri(name, found.version), found.run_id or ""
 
 
-def _origin(client: MlflowClient, uri: str, run_id: str) -> tuple[RunRef | None, DataConfig | None, str]:
-    """The run behind a model, its data, and its name."""
+def _origin(
+    client: MlflowClient, uri: str, run_id: str
+) -> tuple[RunRef | None, DataConfig | None, Precision, str]:
+    """The run behind a model, its data, precision and name."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -211,9 +215,11 @@ def _origin(client: MlflowClient, uri: str, run_id: str) -> tuple[RunRef | None,
     except MlflowException:  # deleted since
         run = None
     if run is None:
-        return None, None, ""
+        return None, None, "auto", ""
     ref = RunRef(uri, run.info.experiment_id, run_id, system_metrics=False, log_model=False)
-    return ref, _data(run.data.params, run.data.tags), run.info.run_name
+    computed = run.data.params.get("run.precision", "")
+    precision = cast(Precision, computed if computed in get_args(Precision) else "auto")
+    return ref, _data(run.data.params, run.data.tags), precision, run.info.run_name
 
 
 def _data(params: Mapping[str, str], tags: Mapping[str, str]) -> DataConfig | None:

@@ -109,7 +109,7 @@ def open_store(config: TrainConfig) -> Store | None:
     if tracking.tracking == "none":
         return None
     if not environment.installed("mlflow"):
-        raise UserError("MLflow is not installed: pip install mlflow, or train without: --tracking none")
+        raise UserError("MLflow is not installed: pip install mlflow, or do without: --tracking none")
     uri = uri_of(config)
     artifacts = None
     if uri.startswith("http"):
@@ -123,7 +123,7 @@ def open_store(config: TrainConfig) -> Store | None:
     except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
         raise UserError(
             f"the MLflow store {redact(uri)} refused: {first_line(error)}. Mend it, name another one with "
-            "--tracking-uri, or train without: --tracking none"
+            "--tracking-uri, or do without: --tracking none"
         ) from error
 
 
@@ -231,7 +231,7 @@ def uri_of(config: TrainConfig) -> str:
     if "://" in root:
         raise UserError(
             f"--storage {root} is a URI: name an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI, or "
-            "train without: --tracking none"
+            "do without: --tracking none"
         )
     return f"sqlite:///{root}/mlflow.db"
 
@@ -245,7 +245,7 @@ def _make_room(database: Path) -> str:
     return (database.parent.resolve() / "mlartifacts").as_uri()
 
 
-def require_answer(uri: str, timeout: float, otherwise: str = ", or train without: --tracking none") -> None:
+def require_answer(uri: str, timeout: float, otherwise: str = ", or do without: --tracking none") -> None:
     """Ask a server whether it is there: MLflow's own client would retry for minutes.
 
     Raises:
