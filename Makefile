@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Where runs, their MLflow store and downloaded data are kept.
 export CVDIST_STORAGE ?= $(CURDIR)/runs
 
-.PHONY: help demo test lint bench bench-readers ui clean lock
+.PHONY: help demo test lint bench bench-readers ui screenshots clean lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -44,6 +44,9 @@ bench-readers: $(STAMP)  ## reading from the cache against litdata, mosaicml-str
 
 ui: $(STAMP)  ## the MLflow UI on the runs in ./runs, at http://localhost:5000
 	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(CVDIST_STORAGE)/mlflow.db --port 5000
+
+screenshots: $(STAMP)  ## the README's pictures of MLflow anew, from the newest run in ./runs; needs Chromium
+	$(PY) docs/screenshots.py
 
 lock: $(STAMP)  ## write the lock files anew after a change of pyproject.toml
 	$(PY) -m pip install --quiet uv

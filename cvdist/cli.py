@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cvdist import config as configs
 from cvdist import log, recipes
-from cvdist.config import GROUPS, EvaluateConfig, PredictConfig, SavedModelConfig, TrainConfig
+from cvdist.config import (
+    GROUPS,
+    EvaluateConfig,
+    PredictConfig,
+    ReportConfig,
+    SavedModelConfig,
+    TrainConfig,
+)
 from cvdist.errors import EXIT_USER_ERROR, UserError
 
 if TYPE_CHECKING:
@@ -155,6 +162,23 @@ def parse_evaluate(arguments: Sequence[str]) -> EvaluateConfig | None:
     return parse_model_job(
         "evaluate.py", arguments, EvaluateConfig, "Measure a trained model, or two on the same pictures."
     )
+
+
+def parse_report(arguments: Sequence[str]) -> tuple[str, ReportConfig]:
+    """Which run is meant, and the rest, from `RUN [--output FILE] ...`.
+
+    Raises:
+        UserError: as `parse_train`.
+        SystemExit: after `--help`.
+    """
+    words = [word for word in arguments if word != "--debug"]
+    asks_help = not words or bool({"-h", "--help"} & set(words))
+    if not asks_help and words[0].startswith("-"):
+        raise UserError(f"the first argument is RUN, a run's name or id, not {words[0]}")
+    _require_known(words, (ReportConfig,))
+    about = "Make a run's report.html anew, from what MLflow has. RUN: the run's name or id."
+    settings = _ask_tyro(ReportConfig, "report.py RUN", about, ["--help"] if asks_help else words[1:])
+    return words[0], settings
 
 
 def _groups(settings: type[Any]) -> dict[str, type]:

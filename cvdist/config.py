@@ -373,6 +373,22 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
+@dataclass(frozen=True)
+class ReportConfig:
+    """Where a run's report is made from, anew, and where it goes."""
+
+    output: str = ""
+    """File that the page is written to. Empty: the artifact `report.html` of the run."""
+    storage: str = CheckpointConfig.storage
+    """As in training: folder that has the MLflow store, where none is named."""
+    tracking_uri: str = TrackingConfig.tracking_uri
+    """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
+    experiment: str = TrackingConfig.experiment
+    """MLflow experiment in which the name is looked up."""
+    tracking_timeout: float = TrackingConfig.tracking_timeout
+    """Seconds that the MLflow server may take to answer at the start."""
+
+
 GROUPS: dict[str, type] = {
     "data": DataConfig,
     "features": FeaturesConfig,

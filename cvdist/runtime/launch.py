@@ -66,8 +66,6 @@ def launch(config: TrainConfig) -> Finished | None:
         UserError: for all that the user can mend, as early as it can be found.
         SystemExit: on SIGTERM, after the MLflow run was ended as killed.
     """
-    # Of the process: importing torch is a part of what its user waits for.
-    started = psutil.Process().create_time()
     configs.check(config)
     config = absolute(config)
     runtime = config.runtime.runtime
@@ -79,9 +77,8 @@ def launch(config: TrainConfig) -> Finished | None:
     if finished is None:
         return None
     name, summary, run = finished
-    first_step = summary.first_step_at - started if summary.first_step_at else 0.0
     registered, not_registered = _register(config, summary, run)
-    seconds = time.time() - started
+    seconds, first_step = time.time() - _started(), _seconds_to_first_step(summary)
     return Finished(name, summary, run, storage_root(config), seconds, first_step, registered, not_registered)
 
 
@@ -208,9 +205,20 @@ def _start(config: TrainConfig, store: tracking.Store | None) -> RunRef | None:
 
 def _describe(run: RunRef | None, summary: Summary) -> None:
     if run is not None:
-        from cvdist.tracking import run_page
+        from cvdist.tracking import report_page, run_page
 
-        tracking.describe(run, run_page.description(summary, environment.command()))
+        description = run_page.description(summary, environment.command())
+        tracking.describe(run, description, _seconds_to_first_step(summary))
+        report_page.log_report_or_warn(run)
+
+
+def _started() -> float:
+    """When this process began: importing torch is a part of what its user waits for. Seconds since 1970."""
+    return float(psutil.Process().create_time())
+
+
+def _seconds_to_first_step(summary: Summary) -> float:
+    return summary.first_step_at - _started() if summary.first_step_at else 0.0
 
 
 def _register(config: TrainConfig, summary: Summary, run: RunRef | None) -> tuple[str, str]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FIRST_STEP = "speed/seconds_to_first_step"
 NAME_TAG = "cvdist.name"
 _PARAMS_A_CALL = 100  # MLflow's own limit
 
@@ -206,10 +207,13 @@ def end_run(tracking_uri: str, run_id: str, status: str) -> None:
         logger.warning("the MLflow run %s could not be ended as %s: %s", run_id, status, first_line(error))
 
 
-def describe(ref: RunRef, markdown: str) -> None:
-    """Put `markdown` on top of the run's page."""
+def describe(ref: RunRef, markdown: str, seconds_to_first_step: float = 0.0) -> None:
+    """Put `markdown` on top of the run's page, and note the time to the first step, if there was one."""
     try:
-        client_of(ref.tracking_uri).set_tag(ref.run_id, "mlflow.note.content", markdown)
+        client = client_of(ref.tracking_uri)
+        client.set_tag(ref.run_id, "mlflow.note.content", markdown)
+        if seconds_to_first_step:
+            client.log_metric(ref.run_id, FIRST_STEP, seconds_to_first_step)
     except Exception as error:  # the job's result stands
         logger.warning("the run's description was not delivered to MLflow: %s", first_line(error))
 
