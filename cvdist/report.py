@@ -177,7 +177,7 @@ def evaluation_table(finished: EvaluationFinished) -> str:
 
 
 def _verdict(p: float) -> str:
-    return ": no evidence that either is better" if p >= 0.05 else ": unlikely to be chance"
+    return ": different at the 5% level" if p < 0.05 else ": not different at the 5% level"
 
 
 def _results(models: Sequence[Measured]) -> list[list[str]]:
