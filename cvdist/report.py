@@ -100,10 +100,10 @@ def figures_table(shown: Shown) -> str:
     lines = _aligned(rows)
     if study is None:
         lines.append("next: the same with --data PICTURES, to see activations, exciting pictures and Grad-CAM")
-    elif shown.run is not None and shown.run.tracking_uri.startswith("http"):
-        lines.append(f"next: open {shown.run.page}/artifacts/figures")
     elif shown.run is not None:
-        lines.append(f"next: make ui   then open http://localhost:5000/{shown.run.page}/artifacts")
+        page = f"http://localhost:5000/{shown.run.page}"
+        at = shown.run.page if shown.run.tracking_uri.startswith("http") else f"{page} (after make ui)"
+        lines.append(f"next: open {at}; python jobs/report.py {shown.run.run_id} renews its report.html")
     else:
         first = next((name for name in shown.files if name.startswith("gradcam/")), shown.files[0])
         lines.append(f"next: open {shown.output.rstrip('/')}/{first}; docs/seeing.md tells how to read them")

@@ -45,7 +45,7 @@ class MlflowTracker:
         self._ref = ref
         self._node = node
         self._queue: queue.Queue[Any] = queue.Queue()
-        self._lost = 0
+        self._lost = self._taken = 0
         self._delivered: dict[str, set[int]] = {}
         # MLflow takes seconds to import: not before the first step, which people wait for.
         self._first_metrics = threading.Event()
@@ -89,12 +89,16 @@ class MlflowTracker:
         log_model(self._ref, model, identity, info, example, step)
 
     def close(self) -> None:
-        """See `Tracker`. Waits two minutes at most."""
+        """See `Tracker`. Waits until all is delivered, or nothing has been for two minutes."""
         self._queue.put(None)
         self._first_metrics.set()
-        self._thread.join(_CLOSE_SECONDS)
+        seen, since = self._taken, time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - since < _CLOSE_SECONDS:
+            self._thread.join(0.5)
+            if self._taken != seen:  # drawing takes seconds a figure on a busy machine
+                seen, since = self._taken, time.monotonic()
         if self._thread.is_alive():
-            logger.warning("MLflow did not take the last results within %g s: they are lost", _CLOSE_SECONDS)
+            logger.warning("MLflow took nothing for %g s: the last results are lost", _CLOSE_SECONDS)
         if self._lost:
             logger.warning("%d results could not be delivered to MLflow", self._lost)
 
@@ -149,6 +153,7 @@ class MlflowTracker:
     def _attempt(self, action: Action, client: MlflowClient) -> None:
         try:
             action(client)
+            self._taken += 1
         except Exception as error:  # a lost picture or metric must not cost the training
             self._lost += 1
             logger.warning("not delivered to MLflow: %s", first_line(error))
