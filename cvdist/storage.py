@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -116,6 +117,51 @@ def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
         arriving.replace(target)
     finally:
         arriving.unlink(missing_ok=True)
+
+
+def publish(
+    filesystem: arrow.FileSystem,
+    path: str,
+    fill: Callable[[Path], None],
+    *,
+    last: str,
+    permit: Callable[[], None] = lambda: None,
+) -> None:
+    """A new folder of files, there whole or not at all; one that was there is replaced.
+
+    fill: writes the files into an empty local folder. last: the file without which the others mean nothing.
+    permit: called before anything can be seen, and raises where this is no longer wanted.
+
+    Raises:
+        OSError: as the operating system or pyarrow words it.
+    """
+    if isinstance(filesystem, arrow.LocalFileSystem):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        arriving = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            arriving.mkdir()
+            fill(arriving)
+            for file in arriving.iterdir():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())  # or a crash of the machine could leave names without contents
+            permit()
+            if target.exists():
+                shutil.rmtree(target)
+            arriving.rename(target)
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
+        return
+    with TemporaryDirectory(prefix="cvdist-publish-") as private:
+        fill(Path(private))
+        permit()
+        for name in sorted((file.name for file in Path(private).iterdir()), key=lambda name: name == last):
+            arrow.copy_files(
+                f"{private}/{name}",
+                f"{path}/{name}",
+                source_filesystem=arrow.LocalFileSystem(),
+                destination_filesystem=filesystem,
+            )
 
 
 @dataclass(frozen=True)
