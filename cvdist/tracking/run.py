@@ -118,7 +118,7 @@ def _open_store(config: TrainConfig) -> Store:
     uri = _tracking_uri(config)
     artifacts = None
     if uri.startswith("http"):
-        _require_answer(uri, tracking.tracking_timeout)
+        require_answer(uri, tracking.tracking_timeout)
     elif uri.startswith("sqlite:///"):
         artifacts = _make_room(Path(uri.removeprefix("sqlite:///")))
     try:
@@ -253,7 +253,12 @@ def _make_room(database: Path) -> str:
     return (database.parent.resolve() / "mlartifacts").as_uri()
 
 
-def _require_answer(uri: str, timeout: float) -> None:
+def require_answer(uri: str, timeout: float) -> None:
+    """Refuse a server that does not answer within `timeout` seconds.
+
+    Raises:
+        UserError: naming the settings.
+    """
     # MLflow's own client would retry for minutes.
     try:
         with urllib.request.urlopen(f"{uri}/health", timeout=timeout):
