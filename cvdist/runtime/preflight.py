@@ -256,7 +256,7 @@ def _all_reduce(config: TrainConfig) -> Iterator[Row]:
     yield Row(
         "all-reduce",
         f"{count} workers",
-        f"{rate / 1e6:,.0f} MB/s each way; a step averages {parameters * 4 / 1e6:,.1f} MB: {1e3 * step:,.0f} ms",
+        f"{rate / 1e6:,.0f} MB/s each way; a step averages {parameters * 4e-6:,.1f} MB in {1e3 * step:,.0f} ms",
     )
 
 
