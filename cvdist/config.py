@@ -205,6 +205,8 @@ class RuntimeConfig:
     workers: int | str = 2
     """Ray workers, one process each. `2:8`: as many as the cluster has room for at any time, from 2 to 8.
     (torchrun's own --nproc-per-node counts instead, under torchrun.)"""
+    resize_interval: float = 60.0
+    """Seconds between two looks whether there is room for more workers, where their number is a range."""
     device: Device = "auto"
     """`auto`: GPUs where every worker can have one, else CPUs."""
     cpus_per_worker: int = 1
@@ -369,6 +371,7 @@ def check(config: TrainConfig) -> None:
         "start_timeout": 1,
         "collective_timeout": 1,
         "step_timeout": 1,
+        "resize_interval": 1,
         "checkpoint_timeout": 1,
         "grace_period": 1,
         "max_preemptions": -1,

@@ -209,6 +209,7 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
             num_workers=fewest if fewest == most else (fewest, most),
             use_gpu=use_gpu,
             resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=runtime.resize_interval,
         ),
         run_config=RunConfig(
             name=config.checkpoint.name,

@@ -49,17 +49,17 @@ def require_same_weights(cluster: Cluster, name: str, reference: dict[str, torch
         assert torch.equal(reached[key], tensor), key
 
 
-def require_whole_run(cluster: Cluster, name: str) -> dict[str, str]:
-    """One finished run that has each metric once; its tags."""
+def require_whole_run(cluster: Cluster, name: str, epochs: int = EPOCHS) -> dict[str, str]:
+    """One finished run that has each metric once, and each sample in each epoch; its tags."""
     client = MlflowClient(cluster.mlflow.uri)
     experiment = client.get_experiment_by_name("cvdist").experiment_id
     (found,) = client.search_runs([experiment], f"tags.`cvdist.name` = '{name}'")
     assert found.info.status == "FINISHED"
     history = lambda metric: client.get_metric_history(found.info.run_id, metric)  # noqa: E731
-    assert [metric.step for metric in history("valid/correct")] == list(range(1, EPOCHS + 1))
-    wanted = [epoch * STEPS + step for epoch in range(EPOCHS) for step in LOGGED]
+    assert [metric.step for metric in history("valid/correct")] == list(range(1, epochs + 1))
+    wanted = [epoch * STEPS + step for epoch in range(epochs) for step in LOGGED]
     assert [metric.step for metric in history("step/loss")] == wanted
-    assert sum(metric.value for metric in history("step/total")) == EPOCHS * 4000
+    assert sum(metric.value for metric in history("step/total")) == epochs * 4000
     attempts = [metric.value for metric in history("run/attempt")]
     assert attempts[-1] == float(found.data.tags["cvdist.attempt"])
     return found.data.tags
@@ -189,4 +189,22 @@ def test_a_preemption_notice_leads_to_a_checkpoint_and_costs_no_failure(
     job.end()
     require_same_weights(cluster, "spot", reference)
     require_whole_run(cluster, "spot")
+    cluster.ready(2)
+
+
+def test_fewer_and_more_workers_see_each_sample_once(cluster: Cluster) -> None:
+    epochs = 24
+    job = cluster.submit(
+        *(*TRAINING, "--epochs", str(epochs), "--name", "elastic", "--workers", "1:2", "--resize-interval", "3")
+    )
+    job.wait_for(rf"(?s)workers    2 on .*epoch 1/{epochs}  train")
+    victim = next(node for node in cluster.nodes if node.workers())
+    victim.power_off()
+    cluster.remove(victim)
+    job.wait_for(r"workers    1 on .*[^$]*resuming   at epoch \d+, sample \d+")
+    cluster.add_node()
+    job.wait_for(r"(?s)workers    1 on .*workers    2 on ")
+    log = job.end()
+    assert float(re.search(r"best accuracy  ([\d.]+)%", log)[1]) > 95
+    require_whole_run(cluster, "elastic", epochs)
     cluster.ready(2)
