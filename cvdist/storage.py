@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs as arrow
@@ -364,6 +365,26 @@ def _unreadable(uri: str, flag: str, error: Exception) -> UserError:
     return UserError(f"{flag} {redact(uri)} can't be read ({why}){hint}")
 
 
+class PatientS3FileSystem(arrow.S3FileSystem):
+    """S3 with bounds on every wait, and retries that it keeps when it is sent to another process."""
+
+    def __init__(self, anonymous: bool, region: str, endpoint: str | None, attempts: int) -> None:
+        """`attempts`: of one request, with pauses that grow in between."""
+        self._settings = (anonymous, region, endpoint, attempts)
+        super().__init__(
+            anonymous=anonymous,
+            region=region,
+            endpoint_override=endpoint,
+            connect_timeout=_CONNECT_TIMEOUT,
+            request_timeout=_REQUEST_TIMEOUT,
+            retry_strategy=arrow.AwsStandardS3RetryStrategy(attempts),
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without credentials: the other process has its own."""
+        return PatientS3FileSystem, self._settings
+
+
 def _s3(uri: str, attempts: int) -> tuple[arrow.FileSystem, str]:
     """As `FileSystem.from_uri`, with bounds on every wait."""
     parts = urlsplit(uri)
@@ -376,13 +397,11 @@ def _s3(uri: str, attempts: int) -> tuple[arrow.FileSystem, str]:
     bucket = parts.netloc.rpartition("@")[2]
     if not region:
         region = "us-east-1" if endpoint else arrow.resolve_s3_region(bucket)
-    filesystem = arrow.S3FileSystem(
-        anonymous=parts.username == "anonymous",
-        region=region,
-        endpoint_override=endpoint or None,
-        connect_timeout=_CONNECT_TIMEOUT,
-        request_timeout=_REQUEST_TIMEOUT,
-        retry_strategy=arrow.AwsStandardS3RetryStrategy(int(os.environ.get("AWS_MAX_ATTEMPTS", attempts))),
+    filesystem = PatientS3FileSystem(
+        parts.username == "anonymous",
+        region,
+        endpoint or None,
+        int(os.environ.get("AWS_MAX_ATTEMPTS", attempts)),
     )
     return filesystem, f"{bucket}{unquote(parts.path)}".rstrip("/")
 

@@ -153,7 +153,7 @@ class RayWorker:
                 due.append(("deadline", *info.preempted_node_ids))
             if self.rank == 0 and due[0] not in self._notices:
                 logger.warning(
-                    "%d workers' nodes are to be taken away in %s: saving",
+                    "nodes with %d of the workers will be taken away in %s: saving",
                     len(info.preempted_ranks),
                     log.duration(left),
                 )

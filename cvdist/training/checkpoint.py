@@ -62,7 +62,8 @@ class Progress:
 
     epoch: epochs finished; position: samples of the next epoch already trained on, over all workers;
     shuffle: how that epoch is shuffled; loss_sum, correct: over those samples; best_epoch: 1-based, 0 before
-    the first validation; seconds: of training so far, in all attempts.
+    the first validation; seconds: of training so far, in all attempts; logged: the last step metrics, which a
+    machine that is lost may not have delivered, each with its step.
     """
 
     epoch: int = 0
@@ -73,6 +74,7 @@ class Progress:
     best_epoch: int = 0
     seconds: float = 0.0
     history: list[EpochRecord] = field(default_factory=list)
+    logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     @property
     def best(self) -> EpochRecord | None:
@@ -222,7 +224,8 @@ def _model_identity(meta: dict[str, Any]) -> ModelIdentity:
 def _progress(values: dict[str, Any]) -> Progress:
     history = [EpochRecord(**record) for record in values["history"]]
     shuffle = Shuffle(**values.get("shuffle", {}))
-    return Progress(**{**values, "history": history, "shuffle": shuffle})
+    logged = [(int(step), dict(metrics)) for step, metrics in values.get("logged", [])]
+    return Progress(**{**values, "history": history, "shuffle": shuffle, "logged": logged})
 
 
 def _evaluation(values: dict[str, Any], confusion: Tensor) -> Evaluation:

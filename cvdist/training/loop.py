@@ -43,6 +43,8 @@ from cvdist.training.optimizer import build_optimizer, learning_rate, restore_op
 
 logger = logging.getLogger(__name__)
 
+_LOGGED = 500  # step metrics that a checkpoint remembers
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -129,8 +131,10 @@ class TrainingLoop:
         if self.loader.augmentation is not None:
             figure = run_page.augmentation_figure(self.loader, self.loader.augmentation)
             self.tracker.figure("augmentation", figure)
+        # A killed attempt may not have delivered these; what is there already, the tracker leaves out.
+        for step, values in self.progress.logged:
+            self.tracker.metrics(values, step)
         for record in self.progress.history:
-            # A killed attempt may not have delivered them; what is there already, the tracker leaves out.
             self.tracker.metrics(run_page.epoch_metrics(record), record.epoch)
         for epoch in range(self.progress.epoch + 1, self.config.loop.epochs + 1):
             started = time.monotonic()
@@ -462,7 +466,9 @@ class TrainingLoop:
             "step/learning_rate": rate,
             "step/samples_per_second": count / seconds,
         }
-        self.tracker.metrics(values, step=(epoch - 1) * steps + step)
+        at = (epoch - 1) * steps + step
+        self.tracker.metrics(values, step=at)
+        self.progress.logged = [*self.progress.logged[1 - _LOGGED :], (at, values)]
 
     def _show_progress(self, epoch: int, step: int, steps: int, samples: int, began: float) -> None:
         rate = samples / (time.monotonic() - began)

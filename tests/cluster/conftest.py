@@ -13,7 +13,7 @@ import torch
 from tests.cluster.harness import Cluster, reason_to_skip
 from tests.jobs import torchrun
 
-EPOCHS = 8
+EPOCHS = 14
 # 63 steps an epoch, with dropout, augmentation and momentum, that a checkpoint has to restore.
 TRAINING = [
     *("digits-cnn", "--batch-size", "64", "--lr-scheduler", "constant", "--checkpoint-every", "20"),

@@ -131,13 +131,14 @@ def test_a_cut_cable_and_the_stale_writer_behind_it(
 def test_two_jobs_of_one_name_and_a_damaged_checkpoint(
     cluster: Cluster, reference: dict[str, torch.Tensor]
 ) -> None:
-    older = cluster.submit(*TRAINING, "--name", "twice", "--epochs", "500", "--resource-timeout", "120")
+    older = cluster.submit(*TRAINING, "--name", "twice", "--epochs", "500")
     older.wait_for(r"epoch 1/\d+  train")
-    newer = cluster.submit(
-        *TRAINING, "--name", "twice", "--epochs", str(EPOCHS // 2), "--resource-timeout", "120"
-    )
-    log = older.end("FAILED")
-    (line,) = re.findall(r"error: (another job of this --name has begun.*)", log)
+    (pid, *_) = [pid for node in cluster.nodes for pid in node.workers()]
+    os.kill(pid, signal.SIGSTOP)  # it hangs, and somebody starts the job anew
+    newer = cluster.submit(*TRAINING, "--name", "twice", "--epochs", str(EPOCHS // 2))
+    newer.wait_for(r"run        twice \(continued\)")
+    os.kill(pid, signal.SIGCONT)
+    (line,) = re.findall(r"error: (another job of this --name has begun.*)", older.end("FAILED"))
     assert "this one stops" in line
     newer.end()
     newest = checkpoints(cluster, "twice")[-1]
