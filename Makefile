@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Where runs, their MLflow store and downloaded data are kept.
 export CVDIST_STORAGE ?= $(CURDIR)/runs
 
-.PHONY: help demo test lint bench bench-readers soak ui clean lock
+.PHONY: help demo test lint bench bench-readers soak ui screenshots clean lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,7 +24,7 @@ demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few 
 	$(PY) jobs/train.py digits-cnn
 
 test: $(STAMP)  ## all tests
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadgroup
 
 lint: $(STAMP)  ## style and types
 	$(PY) -m ruff check .
@@ -50,6 +50,9 @@ soak: $(STAMP)  ## MINUTES=30 of faults from a list with SEED=0 on a cluster in 
 
 ui: $(STAMP)  ## the MLflow UI on the runs in ./runs, at http://localhost:5000
 	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(CVDIST_STORAGE)/mlflow.db --port 5000
+
+screenshots: $(STAMP)  ## the README's pictures of MLflow anew, from the newest run in ./runs; needs Chromium
+	$(PY) docs/screenshots.py
 
 lock: $(STAMP)  ## write the lock files anew after a change of pyproject.toml
 	$(PY) -m pip install --quiet uv

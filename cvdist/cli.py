@@ -14,12 +14,22 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cvdist import config as configs
 from cvdist import log, recipes
-from cvdist.config import GROUPS, TrainConfig
+from cvdist.config import (
+    GROUPS,
+    EvaluateConfig,
+    PredictConfig,
+    ReportConfig,
+    SavedModelConfig,
+    TrainConfig,
+)
 from cvdist.errors import EXIT_USER_ERROR, UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _GENERAL = {
     "--help": "this text; after a recipe's name, all its settings",
@@ -89,6 +99,93 @@ def _parse(program: str, arguments: Sequence[str], overview: str) -> TrainConfig
     return config
 
 
+Settings = TypeVar("Settings", bound="DataclassInstance")
+
+
+def parse_model_job(
+    program: str, arguments: Sequence[str], settings: type[Settings], about: str
+) -> Settings | None:
+    """Settings from `MODEL [--field value ...]`; None if only the configuration was asked for.
+
+    settings: a dataclass of groups, of which `saved` is a `SavedModelConfig`: its `source` is the first
+    argument, every other field of all groups a flag, so field names are unique. about: for `--help`.
+
+    Raises:
+        UserError: for an unknown flag (with the nearest names), or a value of the wrong type.
+        SystemExit: after `--help`.
+    """
+    import tyro
+
+    words = [word for word in arguments if word not in ("--debug", "--show-config")]
+    asks_help = not words or bool({"-h", "--help"} & set(words))
+    if not asks_help and words[0].startswith("-"):
+        raise UserError(
+            f"the first argument is MODEL, not {words[0]}: a run's name or id, models:/NAME/VERSION, a "
+            "checkpoint, or a file of weights (--help)"
+        )
+    groups = _groups(settings)
+    _require_known(words, tuple(groups.values()))
+    # In place of the flag --source. A subclass, so that the help has the fields' descriptions.
+    positional = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    source = ("source", positional, dataclasses.field(default=""))
+    named = dataclasses.make_dataclass("SavedModel", [source], bases=(SavedModelConfig,), frozen=True)
+    asked = {**groups, "saved": named}
+    fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in asked.items()]
+    shown = dataclasses.make_dataclass("Settings", fields, frozen=True)
+    chosen = _ask_tyro(shown, program, about, ["--help"] if asks_help else words)
+    values = {name: getattr(chosen, name) for name in groups}
+    values["saved"] = SavedModelConfig(**dataclasses.asdict(chosen.saved))
+    config = settings(**values)
+    if "--show-config" in arguments:
+        print(json.dumps(dataclasses.asdict(config), indent=2))
+        return None
+    return config
+
+
+def parse_predict(arguments: Sequence[str]) -> PredictConfig | None:
+    """The same for `MODEL --data PICTURES --output URI`.
+
+    Raises:
+        UserError: as `parse_model_job`.
+    """
+    return parse_model_job(
+        "predict.py", arguments, PredictConfig, "Classify all pictures below a folder or URI, to parquet files."
+    )
+
+
+def parse_evaluate(arguments: Sequence[str]) -> EvaluateConfig | None:
+    """The same for `MODEL [--data PICTURES] [--compare MODEL]`.
+
+    Raises:
+        UserError: as `parse_model_job`.
+    """
+    return parse_model_job(
+        "evaluate.py", arguments, EvaluateConfig, "Measure a trained model, or two on the same pictures."
+    )
+
+
+def parse_report(arguments: Sequence[str]) -> tuple[str, ReportConfig]:
+    """Which run is meant, and the rest, from `RUN [--output FILE] ...`.
+
+    Raises:
+        UserError: as `parse_train`.
+        SystemExit: after `--help`.
+    """
+    words = [word for word in arguments if word != "--debug"]
+    asks_help = not words or bool({"-h", "--help"} & set(words))
+    if not asks_help and words[0].startswith("-"):
+        raise UserError(f"the first argument is RUN, a run's name or id, not {words[0]}")
+    _require_known(words, (ReportConfig,))
+    about = "Make a run's report.html anew, from what MLflow has. RUN: the run's name or id."
+    settings = _ask_tyro(ReportConfig, "report.py RUN", about, ["--help"] if asks_help else words[1:])
+    return words[0], settings
+
+
+def _groups(settings: type[Any]) -> dict[str, type]:
+    """Each field's class, which is its default factory."""
+    return {field.name: field.default_factory for field in dataclasses.fields(settings)}  # type: ignore[misc]
+
+
 def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
     """Run a job and return its exit code; what the user can mend is one line on standard error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -117,30 +214,41 @@ def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | 
 
 
 def _override(program: str, config: TrainConfig, words: Sequence[str]) -> TrainConfig:
-    import tyro
-
     # Without the field `recipe`, which the first argument has set.
     fields = [(name, cls, dataclasses.field(default=getattr(config, name))) for name, cls in GROUPS.items()]
     settings = dataclasses.make_dataclass("Settings", fields, frozen=True)
+    about = f"Recipe {words[0]}: {recipes.names()[words[0]]}"
+    chosen = _ask_tyro(settings, f"{program} {words[0]}", about, words[1:])
+    return dataclasses.replace(config, **{name: getattr(chosen, name) for name in GROUPS})
+
+
+def _ask_tyro(settings: type[Any], program: str, about: str, words: Sequence[str]) -> Any:
+    """An instance of `settings`, whose fields are groups of flags.
+
+    Raises:
+        UserError: for what tyro does not take.
+        SystemExit: after `--help`.
+    """
+    import tyro
+
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            chosen: Any = tyro.cli(
+            return tyro.cli(
                 settings,
-                prog=f"{program} {words[0]}",
-                description=f"Recipe {words[0]}: {recipes.names()[words[0]]}",
-                args=list(words[1:]),
+                prog=program,
+                description=about,
+                args=list(words),
                 config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UserError(_one_line(output.getvalue())) from None
-    return dataclasses.replace(config, **{name: getattr(chosen, name) for name in GROUPS})
 
 
-def _require_known(words: Sequence[str]) -> None:
-    fields = [field for cls in GROUPS.values() for field in dataclasses.fields(cls)]
+def _require_known(words: Sequence[str], groups: Sequence[type] = tuple(GROUPS.values())) -> None:
+    fields = [field for cls in groups for field in dataclasses.fields(cls)]
     names = [field.name.replace("_", "-") for field in fields]
     switches = [name for name, field in zip(names, fields, strict=True) if field.type == "bool"]
     known = {f"--{name}" for name in names} | {f"--no-{name}" for name in switches} | set(_GENERAL)
@@ -148,7 +256,7 @@ def _require_known(words: Sequence[str]) -> None:
         flag = word.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:
             near = difflib.get_close_matches(flag, sorted(known), n=2, cutoff=0.6)
-            hint = f"did you mean {' or '.join(near)}?" if near else "--help after the recipe lists all"
+            hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all"
             raise UserError(f"unknown flag {flag}: {hint}")
 
 

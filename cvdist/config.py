@@ -21,6 +21,7 @@ from cvdist.errors import UserError
 Precision = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 Runtime = Literal["auto", "ray", "torchrun", "inline"]
+ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ class FeaturesConfig:
     """Folder or URI (s3://, gs://, file://) of the cache: `jobs/preprocess.py` makes it, `jobs/train.py` trains
     from it. Empty: none."""
     views: int = 0
-    """How many views of each training picture are stored: the first as it is, the others augmented; each epoch
-    draws one of them. 0: 4 with augmentation, else 1."""
+    """How many views of each training picture are stored: the first as it is, the others augmented (mirrored by
+    half and turned by up to 10 degrees, if nothing else is named); each epoch draws one of them. 0: to store, 4
+    with augmentation, else 1; to train from, as many as the cache has."""
     features_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """What features are stored as."""
     shard_size: int = 128
@@ -106,7 +108,7 @@ class ModelConfig:
     weights: str = ""
     """Pretrained weights to go on from: torchvision's name (`IMAGENET1K_V1`; for vgg16 also
     `IMAGENET1K_FEATURES`, convolutions only), or a state dict's file or URI. Empty or `none`: random ones."""
-    weights_preprocessing: Literal["", "imagenet", "vgg-features"] = ""
+    weights_preprocessing: ModelPreprocessing = ""
     """Normalisation that the file in `--weights` was trained with: that of torchvision's `IMAGENET1K_V1` or of
     its `IMAGENET1K_FEATURES`. torchvision's names bring their own."""
     trainable_blocks: int = 0
@@ -264,10 +266,130 @@ class TrackingConfig:
     """Log CPU, memory, disk, network and GPU use of every node."""
     log_model: bool = True
     """Log the best model, ready to load and to serve."""
+    register: str = ""
+    """Register the best model in MLflow under this name."""
+    alias: str = "candidate"
+    """Alias that the registered version gets, in place of the one that had it."""
     tracking_timeout: float = 10.0
     """Seconds that the MLflow server may take to answer at the start."""
     tracking_patience: float = 120.0
     """Seconds that a finished job waits for an MLflow server that is away. What is left stays in a journal."""
+
+
+@dataclass(frozen=True)
+class SavedModelConfig:
+    """Which trained model is used: what evaluation, prediction and visualisation have in common."""
+
+    source: str = ""
+    """The model: an MLflow run's name or id; a registered model, `models:/NAME/VERSION` or
+    `models:/NAME@ALIAS`; a checkpoint's folder or URI, or that of a run's checkpoints, of which the best is
+    taken; torchvision's weights, `vgg16:IMAGENET1K_V1`; or a state dict's file or URI, with `--model` and
+    `--weights-preprocessing`."""
+    model: str = ""
+    """Architecture of a state dict's file: a name in the registry, such as `vgg16`."""
+    weights_preprocessing: ModelPreprocessing = ""
+    """Normalisation that a state dict's file was trained with, as in training."""
+    tracking_uri: str = TrackingConfig.tracking_uri
+    """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
+    experiment: str = TrackingConfig.experiment
+    """MLflow experiment that runs are looked for in by their names."""
+    storage: str = CheckpointConfig.storage
+    """Folder of the runs, which by default holds the MLflow store. Empty: $CVDIST_STORAGE, else ./runs."""
+    tracking_timeout: float = TrackingConfig.tracking_timeout
+    """Seconds that the MLflow server may take to answer at the start."""
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """How a trained model is run over pictures."""
+
+    device: Device = RuntimeConfig.device
+    """`auto`: a GPU where there is one."""
+    precision: Precision = LoopConfig.precision
+    """`auto`: as in the model's run where that is known; else bfloat16 autocast where the processor computes
+    it natively."""
+    channels_last: bool = LoopConfig.channels_last
+    """Memory layout NHWC, which convolutions are fastest with."""
+    resize: Literal["", "squash", "crop"] = ""
+    """How photographs are brought to the model's size, as in training. Empty: as for the model's run."""
+    max_bad_images: float = DataConfig.max_bad_images
+    """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`."""
+    decode_workers: int = DataConfig.decode_workers
+    """Processes or threads that decode pictures. 0: one for each CPU core."""
+    data_timeout: float = RuntimeConfig.data_timeout
+    """Seconds that a batch may take to be read and decoded."""
+
+
+@dataclass(frozen=True)
+class PredictionConfig:
+    """Which pictures are classified, by whom, and where the results go."""
+
+    data: str = ""
+    """Folder or URI (s3://, gs://, file://) of the pictures, in any folders below it."""
+    output: str = ""
+    """Folder or URI for the results. The same command again computes only what is missing or has changed."""
+    replace: bool = False
+    """Replace results of another model, other settings or other pictures."""
+    slice_size: int = 512
+    """Pictures a file of results, about: the unit of work, of retry and of resume."""
+    runtime: Literal["ray", "inline"] = "ray"
+    """`inline`: in this process, without Ray."""
+    predictors: int = 0
+    """Ray actors. 0: one a GPU or, without GPUs, one for each --cpus-per-worker cores."""
+    cpus_per_worker: int = RuntimeConfig.cpus_per_worker
+    """CPU cores that Ray reserves for each actor."""
+    connect_timeout: float = RuntimeConfig.connect_timeout
+    """Seconds that the cluster at $RAY_ADDRESS may take to answer."""
+    resource_timeout: float = RuntimeConfig.resource_timeout
+    """Seconds to wait for the cluster to have the CPUs and GPUs asked for. 0: fail at once."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """One job of `jobs/predict.py`."""
+
+    saved: SavedModelConfig = field(default_factory=SavedModelConfig)
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What a trained model is measured on, against what, and where the results go."""
+
+    data: str = ""
+    """Folder or URI of pictures, `CLASS/picture.jpg` or `{train,valid}/CLASS/picture.jpg`. Empty: what the
+    model's run was trained on."""
+    dataset: Literal["", "digits", "mnist", "images"] = ""
+    """As in training. Empty: `images` with --data, else that of the model's run."""
+    part: Literal["", "valid", "train", "all"] = ""
+    """Which of the pictures, split as in training. Empty: those to validate on; all of them in a --data that
+    has no such division and is not what the model was trained on."""
+    compare: str = ""
+    """A second model, named as the first: both see the same pictures."""
+    calibration_bins: int = 15
+    """Bins of confidence that the calibration error is computed over, of equal width."""
+    output: str = ""
+    """File or URI that the results are written to, as JSON."""
+    tracking: Literal["required", "optional", "none"] = TrackingConfig.tracking
+    """`none`: leave out the MLflow run that holds the results. `optional`: if MLflow can't be reached."""
+    register: str = ""
+    """Register the evaluated model in MLflow under this name."""
+    alias: str = "champion"
+    """Alias that the registered version gets, in place of the one that had it."""
+    cache: str = DataConfig.cache
+    """As in training: for pictures that have no division into training and validation."""
+    prepare_timeout: float = RuntimeConfig.prepare_timeout
+    """Seconds that downloading the data, or decoding it for such a division, may take."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """One job of `jobs/evaluate.py`."""
+
+    saved: SavedModelConfig = field(default_factory=SavedModelConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
 
 
 @dataclass(frozen=True)
@@ -283,6 +405,22 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Where a run's report is made from, anew, and where it goes."""
+
+    output: str = ""
+    """File that the page is written to. Empty: the artifact `report.html` of the run."""
+    storage: str = CheckpointConfig.storage
+    """As in training: folder that has the MLflow store, where none is named."""
+    tracking_uri: str = TrackingConfig.tracking_uri
+    """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
+    experiment: str = TrackingConfig.experiment
+    """MLflow experiment in which the name is looked up."""
+    tracking_timeout: float = TrackingConfig.tracking_timeout
+    """Seconds that the MLflow server may take to answer at the start."""
 
 
 GROUPS: dict[str, type] = {
@@ -334,75 +472,108 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     return TrainConfig(recipe=values["recipe"], **groups)
 
 
+_AT_LEAST = {
+    "epochs": 1,
+    "batch_size": 1,
+    "accumulate_steps": 1,
+    "valid_batch_size": 1,
+    "log_every_steps": 1,
+    "checkpoint_every": 0,
+    "keep_checkpoints": 1,
+    "cpus_per_worker": 1,
+    "backbone_lr_scale": 0,
+    "max_failures": 0,
+    "lr": 0,
+    "weight_decay": 0,
+    "lr_warmup_epochs": 0,
+    "clip_grad_norm": 0,
+    "rotation": 0,
+    "image_size": 8,
+    "decode_workers": 0,
+    "views": 0,
+    "shard_size": 1,
+    "extractors": 0,
+    "local_cache_gb": 0,
+    "shuffle_window": 1,
+    "fetch_threads": 1,
+    "prepare_timeout": 1,
+    "data_timeout": 1,
+    "connect_timeout": 0.1,
+    "resource_timeout": 0,
+    "start_timeout": 1,
+    "collective_timeout": 1,
+    "tracking_timeout": 0.1,
+    "slice_size": 1,
+    "predictors": 0,
+    "calibration_bins": 1,
+    "step_timeout": 1,
+    "resize_interval": 1,
+    "checkpoint_timeout": 1,
+    "grace_period": 1,
+    "max_preemptions": -1,
+    "tracking_patience": 0,
+}
+# (lowest, highest, whether the highest itself is allowed)
+_BETWEEN: dict[str, tuple[float, float, bool]] = {
+    "momentum": (0, 1, False),
+    "label_smoothing": (0, 1, False),
+    "model_ema_decay": (0, 1, False),
+    "dropout": (0, 1, False),
+    "trainable_blocks": (0, 5, True),
+    "horizontal_flip": (0, 1, True),
+    "translation": (0, 1, True),
+    "color_jitter": (0, 1, True),
+    "max_bad_images": (0, 1, True),
+    "cache_share": (0, 1, True),
+}
+
+
+def check_registration(name: str, alias: str) -> None:
+    """Refuse what MLflow's registry would refuse, before anything is computed.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    if not re.fullmatch(r"[^/:@%'\"\s]{1,250}", name):
+        raise UserError(f"--register {name!r}: a name has no slashes, colons, at signs, quotes or spaces")
+    if not re.fullmatch(r"[A-Za-z][\w-]{0,99}", alias) or alias == "latest" or re.fullmatch(r"[vV]\d+", alias):
+        raise UserError(
+            f"--alias {alias!r}: an alias is letters, digits, hyphens, underscores; `latest` and `v1` are taken"
+        )
+
+
+def check_groups(settings: Any) -> None:
+    """Refuse values that no job can work with; `settings`: a dataclass of groups.
+
+    Raises:
+        UserError: one line that names the flag and what it takes.
+    """
+    for group in dataclasses.asdict(settings).values():
+        for name, value in group.items():
+            _check_value(name, value)
+
+
+def _check_value(name: str, value: Any) -> None:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{flag} is {value}: it takes a finite number")
+    if name in _AT_LEAST and value < _AT_LEAST[name]:
+        raise UserError(f"{flag} is {value}: it takes {_AT_LEAST[name]} or more")
+    if name in _BETWEEN:
+        low, high, closed = _BETWEEN[name]
+        if value < low or value > high or (value == high and not closed):
+            bracket = "]" if closed else ")"
+            raise UserError(f"{flag} is {value}: it takes a number in [{low}, {high}{bracket}")
+
+
 def check(config: TrainConfig) -> None:
     """Refuse values that no run can work with, before anything is started.
 
     Raises:
         UserError: one line that names the flag and what it takes.
     """
-    at_least = {
-        "epochs": 1,
-        "batch_size": 1,
-        "accumulate_steps": 1,
-        "valid_batch_size": 1,
-        "log_every_steps": 1,
-        "checkpoint_every": 0,
-        "keep_checkpoints": 1,
-        "cpus_per_worker": 1,
-        "backbone_lr_scale": 0,
-        "max_failures": 0,
-        "lr": 0,
-        "weight_decay": 0,
-        "lr_warmup_epochs": 0,
-        "clip_grad_norm": 0,
-        "rotation": 0,
-        "image_size": 8,
-        "decode_workers": 0,
-        "views": 0,
-        "shard_size": 1,
-        "extractors": 0,
-        "local_cache_gb": 0,
-        "shuffle_window": 1,
-        "fetch_threads": 1,
-        "prepare_timeout": 1,
-        "data_timeout": 1,
-        "connect_timeout": 0.1,
-        "resource_timeout": 0,
-        "start_timeout": 1,
-        "collective_timeout": 1,
-        "step_timeout": 1,
-        "resize_interval": 1,
-        "checkpoint_timeout": 1,
-        "grace_period": 1,
-        "max_preemptions": -1,
-        "tracking_timeout": 0.1,
-        "tracking_patience": 0,
-    }
-    # (lowest, highest, whether the highest itself is allowed)
-    between: dict[str, tuple[float, float, bool]] = {
-        "momentum": (0, 1, False),
-        "label_smoothing": (0, 1, False),
-        "model_ema_decay": (0, 1, False),
-        "dropout": (0, 1, False),
-        "trainable_blocks": (0, 5, True),
-        "horizontal_flip": (0, 1, True),
-        "translation": (0, 1, True),
-        "color_jitter": (0, 1, True),
-        "max_bad_images": (0, 1, True),
-        "cache_share": (0, 1, True),
-    }
     for path, value in flat(config):
-        name = path.rpartition(".")[2]
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{flag} is {value}: it takes a finite number")
-        if name in at_least and value < at_least[name]:
-            raise UserError(f"{flag} is {value}: it takes {at_least[name]} or more")
-        if name in between:
-            low, high, closed = between[name]
-            if value < low or value > high or (value == high and not closed):
-                bracket = "]" if closed else ")"
-                raise UserError(f"{flag} is {value}: it takes a number in [{low}, {high}{bracket}")
+        _check_value(path.rpartition(".")[2], value)
     config.runtime.worker_range  # noqa: B018 (raises)
     if not 0 < config.data.valid_fraction < 1:
         raise UserError(f"--valid-fraction is {config.data.valid_fraction}: it takes a number in (0, 1)")
@@ -423,6 +594,11 @@ def check(config: TrainConfig) -> None:
         )
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")
+    if config.tracking.register:
+        if config.tracking.tracking == "none" or not config.tracking.log_model:
+            lacks = "--tracking none" if config.tracking.tracking == "none" else "--no-log-model"
+            raise UserError(f"--register needs a model that MLflow has, and {lacks} logs none: leave it out")
+        check_registration(config.tracking.register, config.tracking.alias)
     if config.checkpoint.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.checkpoint.name):
         raise UserError(
             f"--name {config.checkpoint.name!r}: a name is 1 to 128 letters, digits, dots, hyphens, underscores"

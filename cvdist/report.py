@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING
 from cvdist import log, recipes
 
 if TYPE_CHECKING:
-    from cvdist.config import TrainConfig
-    from cvdist.runtime.launch import Finished, Preprocessed
+    from collections.abc import Sequence
 
+    from cvdist.config import TrainConfig
+    from cvdist.evaluation.job import Measured
+    from cvdist.runtime.evaluation import Finished as EvaluationFinished
+    from cvdist.runtime.launch import Finished, Preprocessed
+    from cvdist.runtime.prediction import Finished as PredictionFinished
+
+_SHOWN_CLASSES = 10
 _OF_THE_NODE = ("data", "cache", "cache_share", "decode_workers", "max_bad_images")  # no part of the features
 
 
@@ -37,6 +43,8 @@ def table(finished: Finished) -> str:
     ]
     if run is not None:
         rows.append(("MLflow", run.page if run.tracking_uri.startswith("http") else run.tracking_uri))
+    if finished.registered:
+        rows.append(("registered", finished.registered))
     lines = _aligned(rows)
     if run is None:
         lines.append("next: the same with MLflow, to see curves, mistakes and the model: --tracking required")
@@ -64,6 +72,132 @@ def features_table(done: Preprocessed) -> str:
     lines = _aligned(rows)
     lines.append(f"next: python jobs/train.py {config.recipe} --features {uri}{_flags(config)}")
     return "\n".join(lines)
+
+
+def predictions_table(finished: PredictionFinished) -> str:
+    """The same for a batch prediction."""
+    done, saved, config = finished.predicted, finished.saved, finished.config
+    output = log.redact(config.prediction.output).rstrip("/")
+    rate = f", {done.computed / done.seconds:,.1f} images/s" if done.computed else ""
+    most = sorted(done.counts.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"{name} {count:,}" for name, count in most[:_SHOWN_CLASSES] if count)
+    more = sum(count > 0 for _, count in most[_SHOWN_CLASSES:])
+    stale = f", {done.removed} stale deleted" if done.removed else ""
+    size = sum(part.bytes for part in done.parts)
+    total = done.rows + len(done.bad)
+    rows = [
+        ("model", f"{saved.source}: {saved.identity}"),
+        ("pictures", f"{done.rows:,} of {total:,}, {len(done.bad)} can't be decoded (quarantine.csv)"),
+        ("classes", (named or "none") + (f" and {more} more" if more else "")),
+        ("computed", f"{done.computed:,} pictures in {log.duration(done.seconds)}{rate}"),
+        ("results", f"{output}/predictions: {len(done.parts)} files, {size / 1e6:,.2f} MB{stale}"),
+        ("time", f"{log.duration(finished.seconds)} in all"),
+    ]
+    lines = _aligned(rows)
+    lines.append(f"next: python -c \"import pandas; print(pandas.read_parquet('{output}/predictions'))\"")
+    return "\n".join(lines)
+
+
+def evaluation_table(finished: EvaluationFinished) -> str:
+    """The same for an evaluation: figures, classes, and, with two models, where they differ."""
+    evaluation, config = finished.evaluation, finished.config
+    models = [one for one in (evaluation.first, evaluation.second) if one is not None]
+    names = ["model"] if len(models) == 1 else ["A", "B"]
+    rows = [
+        (name, f"{one.saved.source}: {one.saved.identity}") for name, one in zip(names, models, strict=True)
+    ]
+    bad = len(evaluation.pictures.quarantine)
+    seen = evaluation.first.metrics.total
+    rows.append(("data", f"{evaluation.pictures.name}: {seen:,} pictures, {bad} more can't be decoded"))
+    if absent := evaluation.first.absent:
+        rows.append(("no pictures of", f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"))
+    lines = _aligned(rows) + _columns(["", *names[: len(models)]], _results(models))
+    lines += ["", *_columns(*_by_class(models, names)), ""]
+    if (comparison := evaluation.comparison) is not None:
+        lines += [
+            f"  both right {comparison.both:,}, only A {comparison.only_first:,}, only B "
+            f"{comparison.only_second:,}, both wrong {comparison.neither:,}",
+            f"  McNemar's exact test: p = {comparison.p:.3g}{_verdict(comparison.p)}",
+            "",
+        ]
+    if config.evaluation.output:
+        lines.append(f"  written to {log.redact(config.evaluation.output)}")
+    if finished.registered:
+        lines.append(f"  registered as {finished.registered}")
+    if config.evaluation.output or finished.registered:
+        lines.append("")
+    run, source = finished.run, config.saved.source
+    if run is not None and run.tracking_uri.startswith("http"):
+        lines.append(f"next: open {run.page}")
+    elif run is not None:
+        lines.append(f"next: make ui   then open http://localhost:5000/{run.page}")
+    else:
+        lines.append(f"next: python jobs/predict.py {log.redact(source)} --data PICTURES --output RESULTS")
+    return "\n".join(lines)
+
+
+def _verdict(p: float) -> str:
+    return ": no evidence that either is better" if p >= 0.05 else ": unlikely to be chance"
+
+
+def _results(models: Sequence[Measured]) -> list[list[str]]:
+    """One row for each figure, one column for each model."""
+    found = [one.metrics for one in models]
+    table = [["accuracy", *(log.percent(one.correct, one.total) for one in found)]]
+    if found[0].top_correct is not None:
+        table.append(["top 5", *(log.percent(one.top_correct or 0, one.total) for one in found)])
+    return [
+        *table,
+        ["loss", *(f"{one.loss:.4f}" for one in found)],
+        ["macro F1", *(f"{one.macro_f1:.4f}" for one in found)],
+        ["calibration error", *(f"{100 * one.calibration_error:.2f}%" for one in found)],
+        ["Brier score", *(f"{one.brier:.4f}" for one in found)],
+    ]
+
+
+def _by_class(models: Sequence[Measured], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The classes, or of many those that are recognised worst; with two models their recalls side by side."""
+    first = models[0].metrics.by_class
+    chosen = sorted((one for one in first if one.total), key=lambda one: one.recall or 0.0)[:_SHOWN_CLASSES]
+    kept = {one.name for one in (first if len(first) <= 2 * _SHOWN_CLASSES else chosen)}
+    title = "class" if len(kept) == len(first) else f"worst {len(kept)} of {len(first)} classes"
+    if len(models) == 1:
+        table = [
+            [
+                one.name,
+                _share(one.correct, one.predicted),
+                _share(one.correct, one.total),
+                "-" if one.f1 is None else f"{one.f1:.4f}",
+            ]
+            for one in first
+            if one.name in kept
+        ]
+        return [title, "precision", "recall", "F1"], table
+    second = {one.name: one for one in models[1].metrics.by_class}
+    table = [
+        [
+            one.name,
+            _share(one.correct, one.total),
+            _share(second[one.name].correct, one.total),
+            f"{second[one.name].correct - one.correct:+d}",
+        ]
+        for one in first
+        if one.name in kept
+    ]
+    return [title, *(f"recall {name}" for name in names), "B - A"], table
+
+
+def _share(part: int, whole: int) -> str:
+    return log.percent(part, whole) if whole else "- (0/0)"
+
+
+def _columns(header: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
+    """Lines; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *table, strict=True)]
+    return [
+        "  " + "  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)).rstrip()
+        for row in [header, *table]
+    ]
 
 
 def _flags(config: TrainConfig) -> str:

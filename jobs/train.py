@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cvdist import cli
+from cvdist.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str]) -> None:
     finished = launch(config)
     if finished is not None:
         print(report.table(finished))
+        if finished.not_registered:
+            raise UserError(finished.not_registered)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,24 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from pyarrow import fs as arrow
 
+if TYPE_CHECKING:
+    from tests.trained import Trained
+
 # Several processes share few cores: a thread pool in each would slow them all down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist loadgroup`: a file's tests stay together, and those of what is costly share it."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        shared = next((name for name in ("ray_cluster", "trained") if name in fixtures), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @pytest.fixture(scope="session")
@@ -204,3 +216,11 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
         if time.monotonic() > deadline:
             pytest.fail(f"waited {seconds:g} s in vain until {what}")
         time.sleep(0.2)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Runs on digits in one MLflow store: `good`, `averaged` (a moving average), `weak` (without a model)."""
+    from tests.trained import train_all
+
+    return train_all(tmp_path_factory.mktemp("trained"))

@@ -604,9 +604,17 @@ def test_views_and_recipes_have_to_agree(chosen):
         flips, rotation=5.0
     )
     assert "4 views of each training picture" in opened(flips).note
-    assert "views of each" not in opened(chosen).note  # a recipe without augmentation takes the first alone
-    with pytest.raises(UserError, match="would store the same features 2 times"):
-        extract(configs.replace(chosen, views=2, features=chosen.features.features + "2"))
+    assert "4 views of each training picture" in opened(chosen).note  # a recipe without takes what there is
+    assert "views of each" not in opened(configs.replace(chosen, views=1)).note  # the pictures as they are
+
+
+def test_views_differ_without_naming_an_augmentation(chosen):
+    named = configs.replace(chosen, horizontal_flip=0.5, rotation=10.0, views=3)
+    one = extract(configs.replace(chosen, views=3))[0].manifest
+    assert one.fingerprint == extract(named)[0].manifest.fingerprint
+    assert one.fingerprint.views == 3 and one.fingerprint.augmentation is not None
+    features = made_up_features.everything(one, chosen.features.features)
+    assert all(not torch.equal(*pair) for f in features.values() if len(f) > 1 for pair in pairwise(f))
 
 
 def test_views_do_not_depend_on_how_the_data_is_cut(chosen):

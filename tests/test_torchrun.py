@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -50,6 +51,8 @@ def test_more_workers_learn_the_same_model(alone, workers, more):
     for metric in ("valid/correct", "valid/total", "train/total"):
         assert got.data.metrics[metric] == expected.data.metrics[metric], metric
     assert got.info.status == "FINISHED"
+    report = MlflowClient(f"sqlite:///{alone}/mlflow.db").download_artifacts(got.info.run_id, "report.html")
+    assert f"<dd>{workers} on " in Path(report).read_text(encoding="utf-8")
     assert done.stdout.count("best accuracy") == 1
 
 

@@ -22,7 +22,7 @@ from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import environment, mlflow_tracker
 from cvdist.tracking.mlflow_tracker import MlflowTracker
-from tests.conftest import answers, free_port, wait_until
+from tests.conftest import free_port, wait_until
 from tests.jobs import ROOT, the_error, train
 from tests.jobs import run as run_job
 
@@ -79,37 +79,6 @@ def test_the_same_name_continues_the_same_run(tmp_path):
     assert run.data.params["loop.epochs"] == "1" and run.data.tags["changed.loop.epochs"] == "2"
 
 
-def test_a_server_with_its_own_artifact_store(tmp_path):
-    """As on a cluster: the job knows the server's address and nothing of where it keeps things."""
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-    command = [Path(sys.executable).parent / "mlflow", "server", "--host", "127.0.0.1", "--port", port]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        tmp_path / "kept",
-    ]
-    with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen([*map(str, command)], stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_until(lambda: answers(f"{uri}/health"), 90, "the MLflow server answers")
-        words = [*INLINE, "--epochs", "1", "--batch-size", "100", "--no-system-metrics"]
-        done = train(*words, storage=tmp_path / "runs", MLFLOW_TRACKING_URI=uri)
-        assert done.returncode == 0, done.stderr
-        client = MlflowClient(uri)
-        (run,) = client.search_runs([client.get_experiment_by_name("cvdist").experiment_id])
-        assert run.info.status == "FINISHED"
-        assert f"next: open {uri}/#/experiments/1/runs/{run.info.run_id}" in done.stdout
-        figures = {Path(file.path).stem for file in client.list_artifacts(run.info.run_id, "figures")}
-        assert {"accuracy", "loss", "confusion_matrix", "most_wrong", "samples"} <= figures
-        assert len(list((tmp_path / "kept").rglob("*.pt2"))) == 1
-        assert not (tmp_path / "runs" / "mlflow.db").exists()
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
-
-
 # ----------------------------------------------------------------------------------------------- delivery
 
 
@@ -152,7 +121,7 @@ def test_metrics_of_an_outage_arrive_in_order_and_once(tmp_path, monkeypatch, an
     server = Proxy(MlflowClient(ref.tracking_uri))
     monkeypatch.setattr(mlflow_tracker, "client_of", lambda uri: server)
     monkeypatch.setattr(mlflow_tracker, "_FLUSH_SECONDS", 0.1)
-    tracker = MlflowTracker(ref, "node")
+    tracker = MlflowTracker(ref, "node", tracking.Attempt(1))
     for step in range(1, 10):
         tracker.metrics({"step/loss": 1 / step, "step/total": 1.0}, step)
         if step == 3:
@@ -182,7 +151,7 @@ def test_a_tracker_that_never_comes_back_leaves_a_journal_to_replay(tmp_path, mo
     monkeypatch.setattr(mlflow_tracker, "client_of", lambda uri: server)
     monkeypatch.setattr(mlflow_tracker, "_FLUSH_SECONDS", 0.1)
     logging.getLogger("cvdist").propagate = True
-    tracker = MlflowTracker(ref, "node")
+    tracker = MlflowTracker(ref, "node", tracking.Attempt(1))
     for epoch in (1, 2, 3):
         tracker.metrics({"valid/loss": 1 / epoch}, epoch)
     tracker.close()

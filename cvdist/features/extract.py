@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cvdist import models, storage
+from cvdist import models
 from cvdist.config import TrainConfig
 from cvdist.data.augment import Augmentation
-from cvdist.data.images.decode import UndecodableError, decode
+from cvdist.data.images.ahead import BATCH, DecodeAhead
 from cvdist.data.normalise import Normaliser
 from cvdist.errors import UserError
 from cvdist.features import fingerprint as fingerprints
-from cvdist.features import index, receipt, shard
+from cvdist.features import receipt, shard
 from cvdist.features.fingerprint import Fingerprint
 from cvdist.features.manifest import ShardEntry
 from cvdist.features.plan import Slice
 from cvdist.features.receipt import Receipt
-from cvdist.hardware import usable_cores
 from cvdist.log import redact
 from cvdist.models import FrozenPart
 from cvdist.storage import Folder
 from cvdist.training import precision
-
-# Pictures a forward pass: enough for the device, few enough that memory is no question.
-_BATCH = {"cpu": 16, "cuda": 128}
-_BATCHES_AHEAD = 2  # decoded while the device computes
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """pixels: uint8 (size, size, 3), or None with the reason."""
-
-    digest: bytes
-    pixels: Tensor | None
-    reason: str = ""
 
 
 class Extractor:
@@ -77,9 +59,14 @@ class Extractor:
         self._augmentation = Augmentation(**augmented) if augmented else None  # type: ignore[arg-type]
         self._dtype = shard.DTYPES[fingerprint.dtype]
         self._shape = part.feature_shape(3, fingerprint.size, fingerprint.size)
-        self._batch = _BATCH[device.type]
-        self._pool = ThreadPoolExecutor(decode_threads or usable_cores(), thread_name_prefix="decode")
-        self._source = storage.locate(config.data.data, "--data", patient=True)
+        self._batch = BATCH[device.type]
+        self._ahead = DecodeAhead(
+            config.data.data,
+            config.data.image_size,
+            config.data.resize,
+            threads=decode_threads,
+            timeout=config.runtime.data_timeout,
+        )
         self._target = Folder.open(config.features.features, "--features", patient=True)
         self._computing = threading.Lock()
 
@@ -125,7 +112,7 @@ class Extractor:
         digests: list[bytes] = []
         bad: list[tuple[int, str]] = []
         good = 0
-        for first, decoded in self._decoded(work):
+        for first, decoded in self._ahead.batches(work.paths, self._batch):
             digests += [one.digest for one in decoded]
             bad += [(first + i, one.reason) for i, one in enumerate(decoded) if one.pixels is None]
             pixels = [one.pixels for one in decoded if one.pixels is not None]
@@ -136,42 +123,6 @@ class Extractor:
                 features[good : good + len(pixels)] = self._compute(torch.stack(pixels), names, work.views)
             good += len(pixels)
         return features, digests, bad
-
-    def _decoded(self, work: Slice) -> Iterator[tuple[int, list[_Decoded]]]:
-        """A forward pass's pictures at a time, with the position of the first one."""
-        pending: deque[tuple[int, list[Future[_Decoded]]]] = deque()
-        for start in range(0, len(work.paths), self._batch):
-            paths = work.paths[start : start + self._batch]
-            pending.append((start, [self._pool.submit(self._decode, path) for path in paths]))
-            if len(pending) > _BATCHES_AHEAD:
-                yield self._taken(*pending.popleft())
-        while pending:
-            yield self._taken(*pending.popleft())
-
-    def _taken(self, start: int, futures: list[Future[_Decoded]]) -> tuple[int, list[_Decoded]]:
-        timeout = self._config.runtime.data_timeout
-        try:
-            return start, [future.result(timeout) for future in futures]
-        except TimeoutError:
-            raise UserError(
-                f"a picture took longer than {timeout:g} s to be read and decoded: raise --data-timeout, or "
-                f"look at the storage of --data {redact(self._config.data.data)}"
-            ) from None
-
-    def _decode(self, path: str) -> _Decoded:
-        filesystem, root = self._source
-        data = self._config.data
-        try:
-            content = storage.read(filesystem, f"{root}/{path}")
-        except OSError as error:
-            raise UserError(
-                f"--data {redact(data.data)}: {path} can't be read ({storage.reason(error)})"
-            ) from error
-        digest = index.digest_of(content)
-        try:
-            return _Decoded(digest, decode(content, data.image_size, data.resize))
-        except UndecodableError as error:
-            return _Decoded(digest, None, str(error))
 
     def _compute(self, pixels: Tensor, names: list[str], views: int) -> Tensor:
         """uint8 (n, H, W, C) to features (n, views, ...) on the CPU, in the stored dtype."""

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cvdist import config as configs
 from cvdist import models
 from cvdist.config import TrainConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.images.decode import settings as decoding
-from cvdist.errors import UserError
 
 DEFAULT_VIEWS = 4  # of a recipe that augments
+# What makes views differ where a recipe does not say it: what photographs of most things may undergo.
+_USUAL = {"horizontal_flip": 0.5, "rotation": 10.0}
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def of(config: TrainConfig) -> Fingerprint:
         UserError: if the model has no frozen layers, or its weights can't be used.
     """
     views = stored_views(config)
-    return _of(config, views, augmentation_of(config) if views > 1 else None)
+    return _of(config, views, _augmentation_of_views(config) if views > 1 else None)
 
 
 def asked_for_training(config: TrainConfig) -> Fingerprint:
@@ -120,19 +122,13 @@ def _of(config: TrainConfig, views: int, augmentation: dict[str, float] | None) 
 
 
 def stored_views(config: TrainConfig) -> int:
-    """How many views of a picture an extraction stores.
+    """How many views of a picture an extraction stores."""
+    return config.features.views or (1 if augmentation_of(config) is None else DEFAULT_VIEWS)
 
-    Raises:
-        UserError: for more than one where nothing would make them differ.
-    """
-    augments = augmentation_of(config) is not None
-    views = config.features.views or (DEFAULT_VIEWS if augments else 1)
-    if views > 1 and not augments:
-        raise UserError(
-            f"--views {views} without augmentation would store the same features {views} times: name what "
-            "makes them differ, such as --horizontal-flip 0.5 --rotation 10, or choose a recipe that does"
-        )
-    return views
+
+def _augmentation_of_views(config: TrainConfig) -> dict[str, float] | None:
+    """The configured augmentation; without one the usual, for views that are alike would be of no use."""
+    return augmentation_of(config) or augmentation_of(configs.replace(config, **_USUAL))
 
 
 def augmentation_of(config: TrainConfig) -> dict[str, float] | None:

@@ -7,14 +7,15 @@ modified (int64, ns since 1970), digest (16 bytes of the file's SHA-256), shard 
 
 from __future__ import annotations
 
-import hashlib
 import io
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cvdist.data.images.ahead import DIGEST_BYTES as DIGEST_BYTES
+from cvdist.data.images.ahead import digest_of as digest_of
+
 SUFFIX = ".parquet"
-DIGEST_BYTES = 16
 LISTED = ("path", "label", "part", "size", "modified")
 SCHEMA = pa.schema(
     [
@@ -28,11 +29,6 @@ SCHEMA = pa.schema(
         ("row", pa.int32()),
     ]
 )
-
-
-def digest_of(content: bytes) -> bytes:
-    """What identifies a picture's file, besides its size."""
-    return hashlib.sha256(content).digest()[:DIGEST_BYTES]
 
 
 def dump(table: pa.Table) -> bytes:

@@ -124,7 +124,7 @@ def _used_views(config: TrainConfig, cache: Manifest) -> int:
     if asked > mark.views:
         raise UserError(f"--views {asked}: --features {uri} has {mark.views}: extract more, or ask for fewer")
     if wanted is None:
-        return asked or 1
+        return asked or mark.views
     if mark.views == 1:
         raise UserError(
             f"--features {uri} has each picture as it is, and this run asks for augmentation: make a cache "

@@ -85,6 +85,54 @@ def wrong_grid(
     return _grid(images, captions, title, columns)
 
 
+class Answer(NamedTuple):
+    """What a model took a picture for, with which probability, and whether that is right."""
+
+    predicted: str
+    confidence: float
+    right: bool
+
+
+def difference_grid(
+    images: Tensor,
+    true: Sequence[str],
+    first: Sequence[Answer],
+    second: Sequence[Answer],
+    *,
+    title: str,
+    subtitle: str,
+) -> Figure:
+    """Pictures that two models, A and B, answer differently: what each is, and below it both answers.
+
+    Args:
+        images: uint8 (N, C, H, W), C is 1 (grey) or 3 (RGB). With N = 0 the figure says that they agree.
+        true: N names of classes.
+        first: N answers of A.
+        second: N answers of B.
+        title: of the figure.
+        subtitle: which model is A and which is B.
+
+    Raises:
+        ValueError: if the images are of another type or shape, or another number than the captions.
+    """
+    if not true:
+        return _nothing_to_show(title, "the two models are right on the same pictures")
+    captions = [
+        [[_Piece(name, style.INK, "bold")], _answer("A", one), _answer("B", other)]
+        for name, one, other in zip(true, first, second, strict=True)
+    ]
+    return _grid(images, captions, title, _even_columns(len(true), _MOST_COLUMNS_WRONG), subtitle)
+
+
+def _answer(model: str, answer: Answer) -> Sequence[_Piece]:
+    color = style.GREEN if answer.right else style.VERMILLION
+    return [
+        _Piece(f"{model}:"),
+        _Piece(_confidence(answer.confidence)),
+        _Piece(answer.predicted, color, "bold"),
+    ]
+
+
 def _in_one_line(true: str, predicted: str, confidence: str) -> _Caption:
     """`8 read as 3, 99.7%`."""
     return [[_true(true), _Piece("read as"), _wrong(f"{predicted},"), _Piece(confidence)]]
@@ -108,14 +156,19 @@ def _wrong(name: str) -> _Piece:
 
 
 def _nothing_wrong(title: str, total: int | None) -> Figure:
+    return _nothing_to_show(
+        title, "no mistakes" if total is None else f"no mistakes: all {total}/{total} right"
+    )
+
+
+def _nothing_to_show(title: str, text: str) -> Figure:
     figure = style.new_figure(_WIDTH, 2.0)
     style.add_title(figure, title)
-    text = "no mistakes" if total is None else f"no mistakes: all {total}/{total} right"
     figure.text(0.5, 0.4, text, size=18, color=style.GREEN, ha="center", va="center")
     return figure
 
 
-def _grid(images: Tensor, captions: Sequence[_Caption], title: str, columns: int) -> Figure:
+def _grid(images: Tensor, captions: Sequence[_Caption], title: str, columns: int, subtitle: str = "") -> Figure:
     """One picture a tile and below it its caption, a sequence of lines of pieces."""
     pixels = _pixels(images)
     if len(pixels) != len(captions):
@@ -124,13 +177,14 @@ def _grid(images: Tensor, captions: Sequence[_Caption], title: str, columns: int
     width = _tile_width(columns)
     height = width * pixels.shape[1] / pixels.shape[2]
     pitch = height + _LINE_HEIGHT * max((len(caption) for caption in captions), default=0) + 2 * _GAP
+    head = style.TITLE_HEIGHT + (style.SUBTITLE_HEIGHT if subtitle else 0) + 0.1
     figure = style.new_figure(
         max(columns * (width + _GAP) - _GAP + 2 * style.MARGIN, min(style.title_width(title), _WIDTH)),
-        style.TITLE_HEIGHT + 0.1 + rows * pitch,
+        head + rows * pitch,
     )
-    style.add_title(figure, title)
+    style.add_title(figure, title, subtitle)
     axes = _inches(figure)
-    top_of_grid = figure.get_size_inches()[1] - style.TITLE_HEIGHT - 0.1
+    top_of_grid = figure.get_size_inches()[1] - head
     interpolation = "nearest" if max(pixels.shape[1:3]) <= _CRISP_SIDE else "lanczos"
     for number, (picture, caption) in enumerate(zip(pixels, captions, strict=True)):
         row, column = divmod(number, columns)

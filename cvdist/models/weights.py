@@ -129,10 +129,11 @@ def origin(model: nn.Module) -> Origin | None:
     return getattr(model, "origin", None)
 
 
-def load(settings: ModelConfig, expected: Mapping[str, Tensor]) -> Pretrained:
+def load(settings: ModelConfig, expected: Mapping[str, Tensor], *, last_layer: bool = False) -> Pretrained:
     """The configured weights, for a model whose state dict is `expected` (its values are not looked at).
 
     The state has all of the features, and of the classifier either all but the last layer or nothing.
+    last_layer: with a classifier, that of the file as well, of as many classes as it has.
 
     Raises:
         UserError: one line, if they can't be had, are damaged, or belong to another architecture.
@@ -141,7 +142,10 @@ def load(settings: ModelConfig, expected: Mapping[str, Tensor]) -> Pretrained:
     assert normalisation is not None, "asked for weights without naming any"
     with _local_file(settings, normalisation) as path:
         source = redact(settings.weights)
-        state = _suitable(_read(path, source), expected, source, settings.model)
+        content = _read(path, source)
+        state = _suitable(content, expected, source, settings.model)
+        if last_layer and _has_classifier(state):
+            state |= _last_layer(content, expected, source, settings.model)
         # Of the file, not of the tensors: `sha256sum` tells the same, and torchvision's file names begin it.
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -307,6 +311,35 @@ def _suitable(
         if not _finite(state[name]):
             raise UserError(f"--weights {source} is damaged: {name} has values that are not finite")
     return state
+
+
+def _last_layer(
+    content: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, model: str
+) -> dict[str, Tensor]:
+    """Weight (classes, inputs) and bias of the file's last layer.
+
+    Raises:
+        UserError: if it has none that fits the model.
+    """
+    weight, bias = (content.get(f"{_LAST}{name}") for name in ("weight", "bias"))
+    inputs = expected[f"{_LAST}weight"].shape[1]
+    if weight is None or bias is None or weight.shape != (len(bias), inputs):
+        raise UserError(
+            f"--weights {source} is not of {model}: {_LAST}weight is {_shape(weight)} in the file, and the "
+            f"model's has {inputs} inputs"
+        )
+    return {f"{_LAST}weight": weight, f"{_LAST}bias": bias}
+
+
+def names(model: str) -> list[str]:
+    """Of the weights that torchvision has for `model`; none for a model that is not torchvision's."""
+    return list(get_model_weights(model).__members__) if find(model).pretrained else []
+
+
+def class_names(settings: ModelConfig) -> tuple[str, ...]:
+    """The classes that torchvision's weights were trained on; empty for a file."""
+    named = _torchvision_weights(settings)
+    return tuple(named.meta["categories"]) if named is not None else ()
 
 
 def _has_classifier(state: Mapping[str, Tensor]) -> bool:

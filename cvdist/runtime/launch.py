@@ -37,7 +37,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: what the loop says of it, where it is, and seconds from start to end."""
+    """A finished run: what the loop says of it, where it is, and seconds from start to end.
+
+    registered: the version in MLflow's registry and its alias, if asked for; not_registered: why there is none.
+    """
 
     name: str
     summary: Summary
@@ -45,6 +48,8 @@ class Finished:
     storage: str
     seconds: float
     seconds_to_first_step: float
+    registered: str = ""
+    not_registered: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,6 @@ def launch(config: TrainConfig) -> Finished | None:
         UserError: for all that the user can mend, as early as it can be found.
         SystemExit: on SIGTERM, after the MLflow run was ended as killed.
     """
-    # Of the process: importing torch is a part of what its user waits for.
-    started = psutil.Process().create_time()
     configs.check(config)
     config = absolute(config)
     runtime = config.runtime.runtime
@@ -76,8 +79,9 @@ def launch(config: TrainConfig) -> Finished | None:
     if finished is None:
         return None
     name, summary, run = finished
-    first_step = summary.first_step_at - started if summary.first_step_at else 0.0
-    return Finished(name, summary, run, storage_root(config), time.time() - started, first_step)
+    registered, not_registered = _register(config, summary, run)
+    seconds, first_step = time.time() - _started(), _seconds_to_first_step(summary)
+    return Finished(name, summary, run, storage_root(config), seconds, first_step, registered, not_registered)
 
 
 def preprocess(config: TrainConfig) -> Preprocessed:
@@ -91,7 +95,7 @@ def preprocess(config: TrainConfig) -> Preprocessed:
     if not config.data.data:
         raise UserError("--data is needed: the folder or URI of the pictures")
     config = absolute(config)
-    _require_ray()
+    require_ray("train from the pictures themselves, without --features")
     from cvdist.runtime import extraction
 
     began = time.monotonic()
@@ -100,17 +104,21 @@ def preprocess(config: TrainConfig) -> Preprocessed:
     return Preprocessed(config, built, time.monotonic() - began)
 
 
-def _require_ray() -> None:
+def require_ray(otherwise: str) -> None:
+    """Refuse to go on without Ray; `otherwise`: what can be done instead.
+
+    Raises:
+        UserError: if it is not installed.
+    """
     if importlib.util.find_spec("ray") is None:
         raise UserError(
-            "Ray is not installed: pip install 'ray[default,train,data]', or, to train without it, start with "
-            "torchrun --nproc-per-node N jobs/train.py ... or use --runtime inline"
+            f"Ray is not installed: pip install 'ray[default,train,data]', or, without it, {otherwise}"
         )
 
 
 def _on_ray(config: TrainConfig) -> tuple[str, Summary, RunRef | None]:
     """This process is the driver: it owns the MLflow run, the workers fill it."""
-    _require_ray()
+    require_ray("start with torchrun --nproc-per-node N jobs/train.py ... or use --runtime inline")
     from cvdist.runtime import ray_cluster
 
     config = _named(config)
@@ -204,9 +212,43 @@ def _start(config: TrainConfig, store: tracking.Store | None, *, attempt: int) -
 
 def _describe(run: RunRef | None, summary: Summary) -> None:
     if run is not None:
-        from cvdist.tracking import run_page
+        from cvdist.tracking import report_page, run_page
 
-        tracking.describe(run, run_page.description(summary, environment.command()))
+        description = run_page.description(summary, environment.command())
+        tracking.describe(run, description, _seconds_to_first_step(summary))
+        report_page.log_report_or_warn(run)
+
+
+def _started() -> float:
+    """When this process began: importing torch is a part of what its user waits for. Seconds since 1970."""
+    return float(psutil.Process().create_time())
+
+
+def _seconds_to_first_step(summary: Summary) -> float:
+    return summary.first_step_at - _started() if summary.first_step_at else 0.0
+
+
+def _register(config: TrainConfig, summary: Summary, run: RunRef | None) -> tuple[str, str]:
+    """The version in the registry; or why there is none, which must not cost the finished run."""
+    chosen = config.tracking
+    if run is None or not chosen.register:
+        return "", ""
+    from cvdist.log import percent
+    from cvdist.tracking import registry
+
+    result = percent(summary.best_correct, summary.valid_total)
+    try:
+        version = registry.register(
+            run,
+            registry.best_logged(run),
+            chosen.register,
+            chosen.alias,
+            description=f"{result} at epoch {summary.best_epoch}; {summary.model} on {summary.data}",
+            tags={"validation": result, "data": summary.data, "recipe": config.recipe or config.model.model},
+        )
+    except UserError as error:
+        return "", str(error)
+    return f"{version} @{chosen.alias}", ""
 
 
 @contextmanager

@@ -19,10 +19,10 @@ from cvdist.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def connect(config: TrainConfig) -> int:
+def connect(config: TrainConfig, flag: str = "--workers") -> int:
     """Join the cluster of RAY_ADDRESS or of the submitted job, or start Ray on this machine.
 
-    Returns the number of the cluster's nodes.
+    Returns the number of the cluster's nodes. flag: the setting that the number of workers came from.
 
     Raises:
         UserError: if there is no cluster at RAY_ADDRESS, or it is too small for the configuration.
@@ -40,11 +40,11 @@ def connect(config: TrainConfig) -> int:
         where = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"could not connect to {where}: {first}") from error
-    require_resources(config)
+    require_resources(config, flag)
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def require_resources(config: TrainConfig) -> bool:
+def require_resources(config: TrainConfig, flag: str = "--workers") -> bool:
     """Whether the workers use GPUs; waits `--resource-timeout` seconds for an autoscaler to bring what lacks.
 
     Raises:
@@ -57,7 +57,7 @@ def require_resources(config: TrainConfig) -> bool:
         have = ray.cluster_resources()
         cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
         use_gpu = runtime.device == "cuda" or (runtime.device == "auto" and gpus >= fewest)
-        lacking = _lacking(config, cpus, gpus, use_gpu)
+        lacking = _lacking(config, cpus, gpus, use_gpu, flag)
         if not lacking:
             return use_gpu
         if time.monotonic() >= deadline:
@@ -87,7 +87,7 @@ def _require_listener(address: str, timeout: float) -> None:
         ) from error
 
 
-def _lacking(config: TrainConfig, cpus: float, gpus: float, use_gpu: bool) -> str:
+def _lacking(config: TrainConfig, cpus: float, gpus: float, use_gpu: bool, flag: str) -> str:
     """What the cluster has too little of, as one line; empty if it is large enough."""
     runtime = config.runtime
     fewest, _ = runtime.worker_range
@@ -95,13 +95,13 @@ def _lacking(config: TrainConfig, cpus: float, gpus: float, use_gpu: bool) -> st
     has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {nodes} node{'s' if nodes != 1 else ''}"
     if use_gpu and gpus < fewest:
         return (
-            f"--workers {runtime.workers} --device cuda needs {fewest} GPUs, {has}: "
-            "lower --workers, or set --resource-timeout to wait for an autoscaler"
+            f"{flag} {runtime.workers} --device cuda needs {fewest} GPUs, {has}: "
+            f"lower {flag}, or set --resource-timeout to wait for an autoscaler"
         )
     needed = fewest * runtime.cpus_per_worker
     if cpus < needed:
         return (
-            f"--workers {runtime.workers} with --cpus-per-worker {runtime.cpus_per_worker} needs {needed} "
-            f"CPUs, {has}: lower --workers, or set --resource-timeout to wait for an autoscaler"
+            f"{flag} {runtime.workers} with --cpus-per-worker {runtime.cpus_per_worker} needs {needed} "
+            f"CPUs, {has}: lower {flag}, or set --resource-timeout to wait for an autoscaler"
         )
     return ""

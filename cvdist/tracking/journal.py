@@ -48,13 +48,15 @@ class Kept:
 class Journal:
     """The journal of one run on one node. One process writes it, one line a call, whole or not at all."""
 
-    def __init__(self, path: Path, tracking_uri: str, run_id: str) -> None:
-        """Nothing is written until something is to be kept."""
+    def __init__(self, path: Path | None, tracking_uri: str, run_id: str) -> None:
+        """Nothing is written until something is to be kept; without a path, never."""
         self.path = path
         self._head = {"tracking_uri": redact(tracking_uri), "run_id": run_id}
 
     def left(self) -> list[Measured]:
         """What an earlier process of this run could not deliver from this node."""
+        if self.path is None:
+            return []
         try:
             return parse(self.path.read_text(), str(self.path)).metrics
         except FileNotFoundError:
@@ -70,7 +72,7 @@ class Journal:
         ]
         if finished:
             lines.append({"finished": True})
-        if not lines:
+        if self.path is None or not lines:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,8 @@ class Journal:
 
     def clear(self) -> None:
         """All is delivered."""
-        self.path.unlink(missing_ok=True)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 def parse(text: str, name: str) -> Kept:

@@ -50,9 +50,11 @@ class MlflowTracker:
     def __init__(self, ref: RunRef, node: str, attempt: Attempt | None = None) -> None:
         """`node` names this machine's system metrics; `attempt` is the run's present one."""
         self._ref, self._node = ref, node
-        self._attempt = attempt or Attempt()
+        self._permit = attempt.permit if attempt else None
+        self._number = attempt.number if attempt else 0
         self._queue: queue.Queue[Any] = queue.Queue()
-        self._journal = Journal(Path(ref.journal), ref.tracking_uri, ref.run_id)
+        journal = Path(ref.journal) if ref.journal else None
+        self._journal = Journal(journal, ref.tracking_uri, ref.run_id)
         self._delivery = Delivery(ref.run_id)
         self._metrics: list[Measured] = []
         self._actions: list[Action] = []
@@ -61,8 +63,9 @@ class MlflowTracker:
         self._away_since = self._told = 0.0
         # MLflow takes seconds to import: not before the first step, which people wait for.
         self._first_metrics = threading.Event()
-        self._queue.put(lambda client: client.set_tag(ref.run_id, "cvdist.attempt", str(self._attempt.number)))
-        self._queue.put(_now({"run/attempt": self._attempt.number}, self._attempt.number))
+        if attempt is not None:
+            self._queue.put(lambda client: client.set_tag(ref.run_id, "cvdist.attempt", str(attempt.number)))
+            self._queue.put(_now({"run/attempt": attempt.number}, attempt.number))
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -100,7 +103,7 @@ class MlflowTracker:
         deadline = time.monotonic() + self._ref.patience
         while True:
             try:
-                self._attempt.permit()
+                self._require_permit()
                 log_model(self._ref, model, identity, info, example, step)
                 return
             except Exception as error:  # the training is done: what it has reached must stand
@@ -168,7 +171,7 @@ class MlflowTracker:
             self._metrics, self._actions = [], []
             return
         try:
-            self._attempt.permit()
+            self._require_permit()
             self._delivery.deliver(client, self._metrics)
         except Superseded as error:
             self._superseded = True
@@ -201,19 +204,26 @@ class MlflowTracker:
         now = time.monotonic()
         if not self._away_since:
             self._away_since = now
-            if not self._journal.path.exists():
+            if self._journal.path is not None and not self._journal.path.exists():
                 self._journal.append(self._metrics)
         if now - self._told > _LOOK_SECONDS:
             self._told = now
             logger.warning("MLflow is away (%s): results are kept and delivered later", first_line(error))
 
+    def _require_permit(self) -> None:
+        if self._permit is not None:
+            self._permit()
+
     def _leave_journal(self) -> None:
         """Say where the metrics are, in the storage if that takes them, else on this node."""
+        if self._journal.path is None:
+            self._lost += len(self._metrics)
+            return
         self._journal.append([], finished=self._finished)
         where = f"{socket.gethostname()}:{self._journal.path}"
         command = str(self._journal.path)
         try:
-            name = f"undelivered-{self._attempt.number}.jsonl"
+            name = f"undelivered-{self._number}.jsonl"
             Folder.open(self._ref.folder, "--storage").write(name, self._journal.path.read_bytes())
             where = command = f"{redact(self._ref.folder)}/{name}"
             self._journal.clear()

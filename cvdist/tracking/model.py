@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cvdist.models.servable import ServableClassifier
-from cvdist.tracking.run import RunRef, client_of
+from cvdist.tracking.run import RunRef, client_of, default_store
 
 if TYPE_CHECKING:
     from cvdist.data.dataset import DatasetInfo
@@ -44,11 +44,9 @@ def log_model(
     with torch.inference_mode():
         output = servable(example).numpy()
     pixels = np.ascontiguousarray(example.numpy())
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(ref.tracking_uri)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with default_store(ref.tracking_uri), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
             mlflow.start_run(run_id=ref.run_id)
             mlflow.pytorch.log_model(
                 servable,
@@ -61,7 +59,6 @@ def log_model(
                 pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy")],
                 metadata={"cvdist": dataclasses.asdict(identity) | {"mean": info.mean, "std": info.std}},
             )
-    finally:
-        # Not the end of the run: whoever started the job ends it.
-        mlflow.end_run("RUNNING")
-        mlflow.set_tracking_uri(before)
+        finally:
+            # Not the end of the run: whoever started the job ends it.
+            mlflow.end_run("RUNNING")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FIRST_STEP = "speed/seconds_to_first_step"
 NAME_TAG, JOB_TAG = "cvdist.name", "cvdist.job"
 _PARAMS_A_CALL = 100  # MLflow's own limit
 
@@ -93,6 +94,22 @@ def client_of(tracking_uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri)
 
 
+@contextmanager
+def default_store(tracking_uri: str) -> Iterator[None]:
+    """For those of MLflow's functions that take no address: they use this store while the context lasts."""
+    import mlflow
+
+    variable = os.environ.get("MLFLOW_TRACKING_URI")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        if variable is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)  # which set_tracking_uri has set
+
+
 def open_store(config: TrainConfig) -> Store | None:
     """Reach the tracking store and find or make the experiment. None with `--tracking none`.
 
@@ -114,21 +131,21 @@ def open_store(config: TrainConfig) -> Store | None:
 def _open_store(config: TrainConfig) -> Store:
     tracking = config.tracking
     if not environment.installed("mlflow"):
-        raise UserError("MLflow is not installed: pip install mlflow, or train without: --tracking none")
-    uri = _tracking_uri(config)
+        raise UserError("MLflow is not installed: pip install mlflow, or do without: --tracking none")
+    uri = uri_of(config)
     artifacts = None
     if uri.startswith("http"):
         require_answer(uri, tracking.tracking_timeout)
     elif uri.startswith("sqlite:///"):
         artifacts = _make_room(Path(uri.removeprefix("sqlite:///")))
     try:
-        with _short_retries(tracking.tracking_timeout):
+        with short_retries(tracking.tracking_timeout):
             client = client_of(uri)
             return Store(uri, _experiment(client, tracking.experiment, artifacts))
     except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
         raise UserError(
             f"the MLflow store {redact(uri)} refused: {first_line(error)}. Mend it, name another one with "
-            "--tracking-uri, or train without: --tracking none"
+            "--tracking-uri, or do without: --tracking none"
         ) from error
 
 
@@ -223,15 +240,23 @@ def end_run(tracking_uri: str, run_id: str, status: str, job: str) -> None:
         logger.warning("the MLflow run %s could not be ended as %s: %s", run_id, status, first_line(error))
 
 
-def describe(ref: RunRef, markdown: str) -> None:
-    """Put `markdown` on top of the run's page."""
+def describe(ref: RunRef, markdown: str, seconds_to_first_step: float = 0.0) -> None:
+    """Put `markdown` on top of the run's page, and note the time to the first step, if there was one."""
     try:
-        client_of(ref.tracking_uri).set_tag(ref.run_id, "mlflow.note.content", markdown)
+        client = client_of(ref.tracking_uri)
+        client.set_tag(ref.run_id, "mlflow.note.content", markdown)
+        if seconds_to_first_step:
+            client.log_metric(ref.run_id, FIRST_STEP, seconds_to_first_step)
     except Exception as error:  # the job's result stands
         logger.warning("the run's description was not delivered to MLflow: %s", first_line(error))
 
 
-def _tracking_uri(config: TrainConfig) -> str:
+def uri_of(config: TrainConfig) -> str:
+    """Of the tracking store.
+
+    Raises:
+        UserError: if none is named, and the storage is no folder that could hold one.
+    """
     uri = config.tracking.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri:
         return uri.rstrip("/")
@@ -239,7 +264,7 @@ def _tracking_uri(config: TrainConfig) -> str:
     if "://" in root:
         raise UserError(
             f"--storage {root} is a URI: name an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI, or "
-            "train without: --tracking none"
+            "do without: --tracking none"
         )
     return f"sqlite:///{root}/mlflow.db"
 
@@ -253,13 +278,12 @@ def _make_room(database: Path) -> str:
     return (database.parent.resolve() / "mlartifacts").as_uri()
 
 
-def require_answer(uri: str, timeout: float) -> None:
-    """Refuse a server that does not answer within `timeout` seconds.
+def require_answer(uri: str, timeout: float, otherwise: str = ", or do without: --tracking none") -> None:
+    """Ask a server whether it is there: MLflow's own client would retry for minutes.
 
     Raises:
-        UserError: naming the settings.
+        UserError: if it does not answer, ending with the alternative.
     """
-    # MLflow's own client would retry for minutes.
     try:
         with urllib.request.urlopen(f"{uri}/health", timeout=timeout):
             return
@@ -269,12 +293,13 @@ def require_answer(uri: str, timeout: float) -> None:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"no MLflow server answers at {redact(uri)} within {timeout:g} s (--tracking-timeout): {reason}. "
-            "Start it, correct --tracking-uri or MLFLOW_TRACKING_URI, or train without: --tracking none"
+            f"Start it, or correct --tracking-uri or MLFLOW_TRACKING_URI{otherwise}"
         ) from error
 
 
 @contextmanager
-def _short_retries(timeout: float) -> Iterator[None]:
+def short_retries(timeout: float) -> Iterator[None]:
+    """MLflow's client gives up on a server after `timeout` seconds and one more try."""
     limits = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, int(timeout))),

@@ -145,6 +145,7 @@ def description(summary: Summary, command: str) -> str:
 ({summary.hardware}), {summary.samples_per_second:,.0f} samples/s, {log.duration(summary.train_seconds)}.
 
 Artifacts:
+- `report.html`: all of this on one page, to send to others
 {figures}
 
 The model of the best epoch takes uint8 pictures (n, C, H, W) and returns probabilities.

@@ -82,15 +82,28 @@ class Progress:
         return next((record for record in self.history if record.epoch == self.best_epoch), None)
 
 
+@dataclass(frozen=True)
+class Normalisation:
+    """How pictures are normalised: (pixel in [0, 1] - mean) / std, by channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 @dataclass
 class Checkpoint:
-    """The contents of the two files. `best`: the evaluation of the best epoch so far."""
+    """The contents of the two files.
+
+    best: the evaluation of the best epoch so far; normalisation: of the model's input, None in checkpoints of
+    older versions.
+    """
 
     model: ModelIdentity
     order: OrderIdentity
     progress: Progress
     best: Evaluation | None
     state: dict[str, Any]
+    normalisation: Normalisation | None = None
 
 
 def snapshot(checkpoint: Checkpoint) -> Checkpoint:
@@ -111,6 +124,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "order": dataclasses.asdict(checkpoint.order),
         "progress": dataclasses.asdict(checkpoint.progress),
         "best": best,
+        "normalisation": dataclasses.asdict(checkpoint.normalisation) if checkpoint.normalisation else None,
         "state_sha256": _file_digest(folder / _STATE),
     }
     (folder / META).write_text(json.dumps({**meta, "sha256": _digest(meta)}, indent=1))
@@ -137,6 +151,7 @@ def load(folder: Path, *, map_location: str | torch.device = "cpu", name: str = 
             progress=_progress(meta["progress"]),
             best=_evaluation(meta["best"], state.pop("confusion")) if meta["best"] else None,
             state=state,
+            normalisation=_normalisation(meta.get("normalisation")),
         )
     except Exception as error:  # damaged bytes raise all sorts of things
         raise DamagedCheckpoint(f"checkpoint {name} is damaged ({_why(error)}): name another one") from error
@@ -219,6 +234,10 @@ def _why(error: Exception) -> str:
 def _model_identity(meta: dict[str, Any]) -> ModelIdentity:
     values = meta["model"]
     return ModelIdentity(**{**values, "classes": tuple(values["classes"])})
+
+
+def _normalisation(values: dict[str, Any] | None) -> Normalisation | None:
+    return Normalisation(tuple(values["mean"]), tuple(values["std"])) if values else None
 
 
 def _progress(values: dict[str, Any]) -> Progress:

@@ -32,7 +32,14 @@ from cvdist.tracking import run_page
 from cvdist.tracking.tracker import Tracker
 from cvdist.training import checkpoint as ckpt
 from cvdist.training import precision
-from cvdist.training.checkpoint import Checkpoint, DamagedCheckpoint, ModelIdentity, OrderIdentity, Progress
+from cvdist.training.checkpoint import (
+    Checkpoint,
+    DamagedCheckpoint,
+    ModelIdentity,
+    Normalisation,
+    OrderIdentity,
+    Progress,
+)
 from cvdist.training.collectives import gather, hurry, naming_lost_workers, together
 from cvdist.training.device import describe, peak_memory, random_state, set_random_state
 from cvdist.training.evaluation import Evaluation, evaluate
@@ -376,7 +383,8 @@ class TrainingLoop:
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "rng": random_states,
         }
-        copied = ckpt.snapshot(Checkpoint(self.identity, self.order, progress, self.best, state))
+        pixels = Normalisation(self.info.mean, self.info.std)
+        copied = ckpt.snapshot(Checkpoint(self.identity, self.order, progress, self.best, state, pixels))
         self.worker.report(name, score, at, functools.partial(ckpt.save, checkpoint=copied))
 
     def _obey(self, asked: Asked) -> None:

@@ -46,25 +46,14 @@ class Listing:
         return sha.hexdigest()
 
 
-def list_pictures(config: DataConfig) -> Listing:
+def list_pictures(config: DataConfig, fewest_classes: int = 2) -> Listing:
     """List `--data`.
 
     Raises:
         UserError: if it can't be read, or is not folders of classes that a classifier can learn.
     """
     root = redact(config.data)
-    files: list[Entry] = []
-    folders: set[str] = set()
-    ignored: list[str] = []
-    for entry in storage.listing(config.data, "--data"):
-        if any(part.startswith((".", "__")) for part in entry.path.split("/")):
-            continue  # .DS_Store, __MACOSX
-        if entry.is_folder:
-            folders.add(entry.path)
-        elif PurePosixPath(entry.path).suffix.lower() in SUFFIXES:
-            files.append(entry)
-        else:
-            ignored.append(entry.path)
+    files, folders, ignored = _look(config.data)
     top = {path.split("/")[0] for path in folders} | {
         file.path.split("/")[0] for file in files if "/" in file.path
     }
@@ -78,7 +67,7 @@ def list_pictures(config: DataConfig) -> Listing:
         )
     else:
         parts = {"": NO_PART}
-    rows, classes = _sort_in(files, folders, parts, root, ignored)
+    rows, classes = _sort_in(files, folders, parts, root, ignored, fewest_classes)
     if ignored:
         logger.info(
             "data       %d files are left out: in no class folder, or no pictures by their names, e.g. %s",
@@ -88,8 +77,50 @@ def list_pictures(config: DataConfig) -> Listing:
     return Listing(classes, _table(rows, classes))
 
 
+def list_unsorted(uri: str) -> pa.Table:
+    """All pictures below `uri`, in whatever folders, sorted by path: columns path, size, modified as above.
+
+    Raises:
+        UserError: if it can't be read, or there is none.
+    """
+    files, _, ignored = _look(uri)
+    if not files:
+        others = f", only other files, e.g. {ignored[0]}" if ignored else ""
+        raise UserError(f"--data {redact(uri)} has no pictures{others}")
+    files.sort(key=lambda file: file.path)
+    return pa.table(
+        {
+            "path": pa.array([file.path for file in files], pa.string()),
+            "size": pa.array([file.size for file in files], pa.int64()),
+            "modified": pa.array([file.modified for file in files], pa.int64()),
+        }
+    )
+
+
+def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
+    """Pictures, folders, and paths of other files; without what is hidden."""
+    files: list[Entry] = []
+    folders: set[str] = set()
+    ignored: list[str] = []
+    for entry in storage.listing(uri, "--data"):
+        if any(part.startswith((".", "__")) for part in entry.path.split("/")):
+            continue  # .DS_Store, __MACOSX
+        if entry.is_folder:
+            folders.add(entry.path)
+        elif PurePosixPath(entry.path).suffix.lower() in SUFFIXES:
+            files.append(entry)
+        else:
+            ignored.append(entry.path)
+    return files, folders, ignored
+
+
 def _sort_in(
-    files: list[Entry], folders: set[str], parts: dict[str, int], root: str, ignored: list[str]
+    files: list[Entry],
+    folders: set[str],
+    parts: dict[str, int],
+    root: str,
+    ignored: list[str],
+    fewest_classes: int,
 ) -> tuple[list[tuple[Entry, str, int]], tuple[str, ...]]:
     """Each picture with its class and part, by path; the classes' names."""
     found: dict[str, dict[str, int]] = {part: {} for part in parts}
@@ -108,12 +139,12 @@ def _sort_in(
         name = names[depth]
         found[part][name] = found[part].get(name, 0) + 1
         rows.append((file, name, parts[part]))
-    classes = _require_classes(found, root)
+    classes = _require_classes(found, root, fewest_classes)
     return rows, classes
 
 
-def _require_classes(found: dict[str, dict[str, int]], root: str) -> tuple[str, ...]:
-    """The classes, if each part has the same two or more and none is empty.
+def _require_classes(found: dict[str, dict[str, int]], root: str, fewest: int) -> tuple[str, ...]:
+    """The classes, if each part has the same `fewest` or more and none is empty.
 
     Raises:
         UserError: one line that names the folder.
@@ -135,7 +166,7 @@ def _require_classes(found: dict[str, dict[str, int]], root: str) -> tuple[str, 
                 f"{_some(sorted(train.keys() - counts.keys()))}; only in {part}: "
                 f"{_some(sorted(counts.keys() - train.keys()))}"
             )
-    if len(train) < 2:
+    if len(train) < fewest:
         raise UserError(f"--data {root} has one class, {next(iter(train))}: a classifier needs two or more")
     return tuple(sorted(train))
 

@@ -1,0 +1,92 @@
+"""Two models on the same pictures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cvdist.evaluation.metrics import Outcome
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How many pictures both models got right, only one of them, or neither.
+
+    p: of McNemar's exact test; by_class: for each class its name, its pictures, and those that the first and
+    the second model got right; most_different: int64 positions in the outcomes where the two models'
+    probabilities of the true class are furthest apart, furthest first, among those that only one got right.
+    """
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    p: float
+    by_class: tuple[tuple[str, int, int, int], ...]
+    most_different: Tensor
+
+    @property
+    def total(self) -> int:
+        """Pictures."""
+        return self.both + self.only_first + self.only_second + self.neither
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "both_right": self.both,
+            "only_first_right": self.only_first,
+            "only_second_right": self.only_second,
+            "both_wrong": self.neither,
+            "mcnemar_p": self.p,
+            "classes": [
+                {"name": name, "total": total, "first_correct": first, "second_correct": second}
+                for name, total, first, second in self.by_class
+            ],
+        }
+
+
+def compare(first: Outcome, second: Outcome, most: int) -> Comparison:
+    """`second` is brought to the classes' order of `first`; `most`: how many pictures to show at most.
+
+    Raises:
+        ValueError: if the two are not of the same pictures.
+    """
+    order = torch.tensor([first.classes.index(name) for name in second.classes])
+    if not torch.equal(first.rows, second.rows) or not torch.equal(first.true, order[second.true]):
+        raise ValueError("two outcomes of different pictures can't be compared")
+    one, other = first.right, second.right
+    only_first, only_second = int((one & ~other).sum()), int((~one & other).sum())
+    classes = len(first.classes)
+    totals, mine, theirs = (
+        torch.bincount(first.true[which], minlength=classes).tolist()
+        for which in (torch.ones_like(one), one, other)
+    )
+    disagree = (one != other).nonzero().flatten()
+    apart = (first.log_true.exp() - second.log_true.exp()).abs()[disagree]
+    return Comparison(
+        both=int((one & other).sum()),
+        only_first=only_first,
+        only_second=only_second,
+        neither=int((~one & ~other).sum()),
+        p=mcnemar(only_first, only_second),
+        by_class=tuple(zip(first.classes, totals, mine, theirs, strict=True)),
+        most_different=disagree[apart.argsort(descending=True, stable=True)[:most]],
+    )
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p of McNemar's exact test: how likely so large a difference is between equally good models.
+
+    Of the pictures that exactly one of the models got right, each is then the first one's with probability
+    1/2, so their number is binomial: p is twice the smaller tail, at most 1. McNemar 1947, "Note on the
+    sampling error of the difference between correlated proportions or percentages", in its exact form.
+    """
+    n, k = only_first + only_second, min(only_first, only_second)
+    # By logarithms: the terms themselves are beyond floating point from a thousand pictures on.
+    logs = (math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1))
+    tail = math.fsum(math.exp(log - n * math.log(2)) for log in logs)
+    return min(1.0, 2 * tail)

@@ -1,0 +1,215 @@
+"""What a model made of pictures whose classes are known, and the figures that describe it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A model's answers, a few numbers for each of N pictures, in the order of their rows.
+
+    rows: int64, of the data set; true, predicted: int64 classes; log_true: float32 log-probability of the true
+    class; confidence: float32 probability of the predicted one; brier: float32, sum over the classes of the
+    squared distance to the truth; in_top: bool, whether the true class is among the five most probable.
+    """
+
+    classes: tuple[str, ...]
+    rows: Tensor
+    true: Tensor
+    predicted: Tensor
+    log_true: Tensor
+    confidence: Tensor
+    brier: Tensor
+    in_top: Tensor
+
+    @property
+    def right(self) -> Tensor:
+        """Bool (N,)."""
+        return self.true == self.predicted
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.rows)
+
+
+def outcome(classes: Sequence[str], rows: Tensor, true: Tensor, log_probabilities: Tensor) -> Outcome:
+    """Of a batch: rows, true int64 (n,); log_probabilities float32 (n, classes)."""
+    probabilities = log_probabilities.exp()
+    confidence, predicted = probabilities.max(1)
+    log_true = log_probabilities.gather(1, true[:, None])[:, 0]
+    p_true = log_true.exp()
+    # sum (p - y)^2 = sum p^2 - 2 p_true + 1
+    brier = probabilities.square().sum(1) - 2 * p_true + 1
+    best = log_probabilities.topk(min(TOP, len(classes)), dim=1).indices
+    in_top = (best == true[:, None]).any(1)
+    return Outcome(tuple(classes), rows, true, predicted, log_true, confidence, brier, in_top)
+
+
+def join(parts: Sequence[Outcome]) -> Outcome:
+    """All batches together, sorted by row."""
+    names = ("rows", "true", "predicted", "log_true", "confidence", "brier", "in_top")
+    whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    order = whole["rows"].argsort()
+    return Outcome(parts[0].classes, **{name: tensor[order] for name, tensor in whole.items()})
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """Counts of one class: pictures of it, pictures taken for it, and both at once."""
+
+    name: str
+    total: int
+    predicted: int
+    correct: int
+
+    @property
+    def precision(self) -> float | None:
+        """Share of what was taken for the class that is of it; None if nothing was."""
+        return self.correct / self.predicted if self.predicted else None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the class that was recognised; None if there is none of it."""
+        return self.correct / self.total if self.total else None
+
+    @property
+    def f1(self) -> float | None:
+        """Harmonic mean of precision and recall; None if there is nothing to measure."""
+        both = self.predicted + self.total
+        return 2 * self.correct / both if both else None
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pictures whose confidence is in (low, high]: how many, how many of them right, mean confidence."""
+
+    low: float
+    high: float
+    total: int
+    correct: int
+    confidence: float
+
+    @property
+    def accuracy(self) -> float:
+        """Of the bin; 0 for an empty one."""
+        return self.correct / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """All figures of one model on one data set.
+
+    top_correct: of the five most probable classes, None where there are ten classes or fewer; loss: mean
+    cross-entropy; brier: mean Brier score over the classes, 0 to 2 (Brier 1950, "Verification of forecasts
+    expressed in terms of probability"); calibration_error: expected, see `expected_calibration_error`;
+    confusion: int64 (classes, classes), rows are true classes.
+    """
+
+    total: int
+    correct: int
+    top_correct: int | None
+    loss: float
+    brier: float
+    calibration_error: float
+    bins: tuple[Bin, ...]
+    by_class: tuple[ClassResult, ...]
+    confusion: Tensor
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean over the classes that there are pictures of."""
+        scores = [one.f1 or 0.0 for one in self.by_class if one.total]
+        return sum(scores) / max(len(scores), 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "total": self.total,
+            "correct": self.correct,
+            "accuracy": self.correct / self.total,
+            "top5_correct": self.top_correct,
+            "loss": self.loss,
+            "brier_score": self.brier,
+            "expected_calibration_error": self.calibration_error,
+            "macro_f1": self.macro_f1,
+            "classes": [
+                {
+                    "name": one.name,
+                    "total": one.total,
+                    "predicted": one.predicted,
+                    "correct": one.correct,
+                    "precision": one.precision,
+                    "recall": one.recall,
+                    "f1": one.f1,
+                }
+                for one in self.by_class
+            ],
+            "calibration": [
+                {
+                    "low": one.low,
+                    "high": one.high,
+                    "total": one.total,
+                    "correct": one.correct,
+                    "confidence": one.confidence,
+                }
+                for one in self.bins
+            ],
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def measure(found: Outcome, bins: int) -> Metrics:
+    """The figures of `found`, with calibration over `bins` bins."""
+    classes, total = len(found.classes), len(found)
+    flat = torch.bincount(found.true * classes + found.predicted, minlength=classes * classes)
+    confusion = flat.view(classes, classes)
+    columns = zip(found.classes, confusion.sum(1).tolist(), confusion.sum(0).tolist(),
+                  confusion.diagonal().tolist(), strict=True)  # fmt: skip
+    binned = calibration(found.confidence, found.right, bins)
+    return Metrics(
+        total=total,
+        correct=int(found.right.sum()),
+        top_correct=int(found.in_top.sum()) if classes > 2 * TOP else None,
+        loss=-found.log_true.double().mean().item(),
+        brier=found.brier.double().mean().item(),
+        calibration_error=expected_calibration_error(binned),
+        bins=binned,
+        by_class=tuple(ClassResult(*row) for row in columns),
+        confusion=confusion,
+    )
+
+
+def calibration(confidence: Tensor, right: Tensor, bins: int) -> tuple[Bin, ...]:
+    """`bins` bins of equal width over (0, 1], each open at its lower end, as Guo et al. 2017 define them.
+
+    confidence: float (N,), of the predicted class; right: bool (N,).
+    """
+    sure = confidence.double()
+    # Edges as exact as the numbers are: a confidence of 0.2 belongs to the bin that ends there.
+    edges = torch.arange(1, bins + 1, dtype=torch.float64) / bins
+    place = torch.bucketize(sure, edges.to(confidence.dtype).double()).clamp(max=bins - 1)
+    totals = torch.bincount(place, minlength=bins).tolist()
+    correct = torch.bincount(place[right], minlength=bins).tolist()
+    sums = torch.bincount(place, weights=sure, minlength=bins).tolist()
+    return tuple(
+        Bin(i / bins, (i + 1) / bins, totals[i], correct[i], sums[i] / totals[i] if totals[i] else 0.0)
+        for i in range(bins)
+    )
+
+
+def expected_calibration_error(bins: Sequence[Bin]) -> float:
+    """Mean distance of accuracy and confidence over the bins, weighted by their pictures.
+
+    Equation 3 of Guo, Pleiss, Sun and Weinberger 2017, "On Calibration of Modern Neural Networks",
+    arXiv:1706.04599.
+    """
+    total = sum(one.total for one in bins)
+    return sum(one.total * abs(one.accuracy - one.confidence) for one in bins) / max(total, 1)

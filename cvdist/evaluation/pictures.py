@@ -1,0 +1,304 @@
+"""The labelled pictures that models are measured on, and what a model makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from cvdist import config as configs
+from cvdist import data, storage
+from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, TrainConfig, cache_folder
+from cvdist.data.dataset import BadPicture, Loader
+from cvdist.data.images import store
+from cvdist.data.images.decode import decode
+from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, split
+from cvdist.data.sampler import EpochOrder
+from cvdist.errors import UserError
+from cvdist.log import redact
+from cvdist.prediction.predict import Predictor
+from cvdist.saved import SavedModel
+from cvdist.training import precision
+
+_CHUNK = 512  # pictures that are decoded and predicted in one go
+_BATCH = {"cpu": 250, "cuda": 2000}  # small pictures a forward pass
+
+Labelled = tuple[Tensor, Tensor]
+"""Rows int64 (n,), log-probabilities float32 (n, the model's classes)."""
+
+
+class Pictures(Protocol):
+    """Labelled pictures.
+
+    name: for people; classes: their names; labels: int64 (N,), positions in `classes`; quarantine: what can't
+    be decoded, known after a model has seen all.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: Tensor
+    quarantine: Sequence[BadPicture]
+
+    def seen_by(
+        self, saved: SavedModel, inference: InferenceConfig, device: torch.device
+    ) -> Iterator[Labelled]:
+        """What a model makes of all pictures, each once, in any order.
+
+        Raises:
+            UserError: if the model takes another kind of picture, or too many can't be decoded.
+        """
+        ...
+
+    def pixels(self, rows: Sequence[int], size: int) -> Tensor:
+        """Some pictures as uint8 (n, C, H, W), for people to look at; `size`: of photographs."""
+        ...
+
+
+def open_pictures(config: EvaluateConfig, saved: SavedModel) -> Pictures:
+    """The pictures that `config` names, or that the run of `saved` learned from.
+
+    Raises:
+        UserError: if they can't be had, or it isn't known which they are.
+    """
+    wanted, own = _wanted(config, saved)
+    part = config.evaluation.part
+    if wanted.dataset == "images":
+        return Photographs.open(config, wanted, part, own=own)
+    train = configs.replace(
+        TrainConfig(data=wanted),
+        storage=config.saved.storage,
+        prepare_timeout=config.evaluation.prepare_timeout,
+    )
+    return SmallPictures(train, part or "valid")
+
+
+def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool]:
+    """The data set without augmentation, and whether it is what the model's run learned from."""
+    asked, learned = config.evaluation, saved.data
+    if not asked.data and not asked.dataset:
+        if learned is None:
+            raise UserError(
+                f"{saved.source} does not say what it was trained on: name pictures with --data, or --dataset "
+                "digits or mnist"
+            )
+        if "***" in learned.data:
+            raise UserError(
+                f"{saved.source} was trained on {learned.data}, whose credentials were not noted: name it with "
+                "--data"
+            )
+        chosen = learned
+    else:
+        chosen = DataConfig(dataset=asked.dataset or "images", data=asked.data)
+        if learned is not None and learned.dataset == chosen.dataset:
+            chosen = dataclasses.replace(learned, data=asked.data or learned.data)
+    if chosen.dataset == "images" and not chosen.data:
+        raise UserError(
+            f"--data is needed: {saved.source} was trained without naming its pictures, or on something else"
+        )
+    inference = config.inference
+    plain = DataConfig()
+    chosen = dataclasses.replace(
+        chosen,
+        image_size=saved.identity.height,
+        resize=inference.resize or chosen.resize,
+        max_bad_images=inference.max_bad_images,
+        decode_workers=inference.decode_workers,
+        cache=asked.cache,
+        horizontal_flip=plain.horizontal_flip,
+        rotation=plain.rotation,
+        translation=plain.translation,
+        random_resized_crop=plain.random_resized_crop,
+        color_jitter=plain.color_jitter,
+    )
+    return chosen, learned is not None and (chosen.dataset, chosen.data.rstrip("/")) == (
+        learned.dataset,
+        learned.data.rstrip("/"),
+    )
+
+
+class SmallPictures:
+    """Digits and MNIST (`Pictures`)."""
+
+    def __init__(self, config: TrainConfig, part: str) -> None:
+        """`part`: `valid`, `train` or `all`.
+
+        Raises:
+            UserError: if the data set can't be had.
+        """
+        data.prepare(config)
+        self._config = config
+        self._loader = self._open(torch.device("cpu"), None)
+        info = self._loader.info
+        self.name = f"{info.name} ({_PARTS[part]}): {info.source}"
+        self.classes = info.classes
+        self.quarantine: Sequence[BadPicture] = ()
+        # Rows of both splits together: first those to validate on.
+        self._valid = range(info.valid_size) if part != "train" else range(0)
+        self._train = range(info.train_size) if part != "valid" else range(0)
+        names = [
+            name
+            for which, rows in (("valid", self._valid), ("train", self._train))
+            for name in self._loader.pictures(which, rows)[1]  # type: ignore[arg-type]
+        ]
+        number = {name: i for i, name in enumerate(info.classes)}
+        self.labels = torch.tensor([number[name] for name in names])
+
+    @torch.inference_mode()
+    def seen_by(
+        self, saved: SavedModel, inference: InferenceConfig, device: torch.device
+    ) -> Iterator[Labelled]:
+        """See `Pictures.seen_by`."""
+        info, shape = self._loader.info, saved.identity
+        if (info.channels, info.height, info.width) != (shape.channels, shape.height, shape.width):
+            raise UserError(
+                f"{saved.source} takes {shape.channels}x{shape.height}x{shape.width} pictures, those of "
+                f"{info.name} are {info.channels}x{info.height}x{info.width}: name others with --data"
+            )
+        loader = self._open(device, (saved.mean, saved.std))
+        arithmetic = precision.choose(inference.precision, device)
+        layout = torch.channels_last if inference.channels_last else torch.contiguous_format
+        model = saved.model.to(device).to(memory_format=layout)
+        size = _BATCH[device.type]
+        batches = [(0, batch) for batch in loader.valid_batches(0, 1, size)] if self._valid else []
+        for offset, batch in batches:
+            yield offset + batch.indices, _log_softmax(model, batch.images, arithmetic)
+        if self._train:
+            order = EpochOrder(info.train_size, size, seed=0, epoch=0)
+            for batch in loader.train_batches(order, 0, 1):
+                yield len(self._valid) + batch.indices, _log_softmax(model, batch.images, arithmetic)
+
+    def pixels(self, rows: Sequence[int], size: int) -> Tensor:
+        """See `Pictures.pixels`."""
+        edge = len(self._valid)
+        parts = [
+            self._loader.pictures("valid" if row < edge else "train", [row if row < edge else row - edge])[0]
+            for row in rows
+        ]
+        info = self._loader.info
+        return torch.cat(parts) if parts else torch.empty(0, info.channels, info.height, info.width).byte()
+
+    def _open(
+        self, device: torch.device, normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
+    ) -> Loader:
+        return data.open_loader(self._config, device, normalisation=normalisation)
+
+
+class Photographs:
+    """Folders of pictures (`Pictures`)."""
+
+    def __init__(
+        self, wanted: DataConfig, classes: tuple[str, ...], table: pa.Table, name: str, timeout: float
+    ) -> None:
+        """table: columns path, label; timeout: seconds that a picture may take."""
+        self._wanted, self._timeout = wanted, timeout
+        self._paths: list[str] = table.column("path").to_pylist()
+        self.name, self.classes = name, classes
+        self.labels = torch.from_numpy(np.array(table.column("label"), dtype=np.int64))
+        self.quarantine: Sequence[BadPicture] = ()
+
+    @classmethod
+    def open(cls, config: EvaluateConfig, wanted: DataConfig, part: str, *, own: bool) -> Photographs:
+        """List the pictures, and split those that have no division of their own, if one is asked for.
+
+        Raises:
+            UserError: if they can't be read, or are no classes.
+        """
+        listing = list_pictures(wanted, fewest_classes=1)
+        table, divided = listing.table, not (np.asarray(listing.table.column("part")) == NO_PART).all()
+        part = part or ("valid" if own or divided else "all")
+        if part != "all" and divided:
+            value = VALID_PART if part == "valid" else TRAIN_PART
+            table = table.filter(pa.array(np.asarray(table.column("part")) == value))
+        elif part != "all":
+            table = _as_split_in_training(config, wanted, listing.classes, part)
+        where = redact(wanted.data)
+        return cls(wanted, listing.classes, table, f"{where} ({_PARTS[part]})", config.inference.data_timeout)
+
+    def seen_by(
+        self, saved: SavedModel, inference: InferenceConfig, device: torch.device
+    ) -> Iterator[Labelled]:
+        """See `Pictures.seen_by`."""
+        threads = inference.decode_workers
+        predictor = Predictor(self._wanted.data, inference, saved, device, decode_threads=threads)
+        row_of = {path: row for row, path in enumerate(self._paths)}
+        bad: list[BadPicture] = []
+        for start in range(0, len(self._paths), _CHUNK):
+            found, good, unreadable = predictor.log_probabilities(self._paths[start : start + _CHUNK])
+            bad += unreadable
+            self._require_few(bad)
+            yield torch.tensor([row_of[path] for path in good], dtype=torch.int64), found
+        self.quarantine = tuple(bad)
+
+    def pixels(self, rows: Sequence[int], size: int) -> Tensor:
+        """See `Pictures.pixels`."""
+        filesystem, root = storage.locate(self._wanted.data, "--data")
+        decoded = [
+            decode(storage.read(filesystem, f"{root}/{self._paths[row]}"), size, self._wanted.resize)
+            for row in rows
+        ]
+        return torch.stack(decoded).permute(0, 3, 1, 2) if decoded else torch.empty(0, 3, size, size).byte()
+
+    def _require_few(self, bad: list[BadPicture]) -> None:
+        if len(bad) > self._wanted.max_bad_images * len(self._paths):
+            raise UserError(
+                f"--data {redact(self._wanted.data)}: {len(bad)} of {len(self._paths)} pictures can't be "
+                f"decoded, more than --max-bad-images {self._wanted.max_bad_images:g} allows, e.g. "
+                f"{bad[0].path} ({bad[0].reason}). Mend or remove them, or raise the limit"
+            )
+
+
+_PARTS = {"valid": "validation part", "train": "training part", "all": "all pictures"}
+
+
+def _as_split_in_training(
+    config: EvaluateConfig, wanted: DataConfig, classes: tuple[str, ...], part: str
+) -> pa.Table:
+    """The rows that training would have: it splits the pictures that can be decoded, so all are tried."""
+    train = TrainConfig(data=wanted)
+    cache, evaluation = cache_folder(train), config.evaluation
+    store.prepare(wanted, cache, timeout=evaluation.prepare_timeout, data_timeout=config.inference.data_timeout)
+    there = store.open_store(wanted, cache)
+    learned, validated = split(there.table, wanted, classes)
+    return there.table.take(pa.array(validated if part == "valid" else learned))
+
+
+def _log_softmax(model: torch.nn.Module, images: Tensor, arithmetic: precision.Arithmetic) -> Tensor:
+    with arithmetic.autocast():
+        scores = model(images)
+    return scores.float().log_softmax(1).cpu()
+
+
+@dataclass(frozen=True)
+class Classes:
+    """How a data set's classes lie among a model's: `place[i]` is the model's number of the data's class i."""
+
+    place: Tensor
+    absent: tuple[str, ...]
+
+
+def match_classes(pictures: Pictures, saved: SavedModel) -> Classes:
+    """By name, whatever their order; the data may lack some of the model's classes (`absent`).
+
+    Raises:
+        UserError: if the data has a class that the model does not know.
+    """
+    number = {name: i for i, name in enumerate(saved.identity.classes)}
+    unknown = [name for name in pictures.classes if name not in number]
+    if unknown:
+        raise UserError(
+            f"{pictures.name} has classes that {saved.source} does not know: {_some(unknown)}; it knows "
+            f"{_some(saved.identity.classes)}. Rename the folders, or name another model"
+        )
+    absent = tuple(name for name in saved.identity.classes if name not in pictures.classes)
+    return Classes(torch.tensor([number[name] for name in pictures.classes]), absent)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

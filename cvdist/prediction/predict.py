@@ -1,0 +1,122 @@
+"""Pictures to one file of predictions: what each predictor does, whatever has started it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cvdist.config import InferenceConfig
+from cvdist.data.dataset import BadPicture
+from cvdist.data.images.ahead import BATCH, DecodeAhead
+from cvdist.data.normalise import Normaliser
+from cvdist.prediction import results
+from cvdist.prediction.plan import Slice
+from cvdist.prediction.results import Part
+from cvdist.saved import SavedModel
+from cvdist.storage import Folder
+from cvdist.training import precision
+
+
+class Predictor:
+    """Runs a model over slices of pictures. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        data: str,
+        inference: InferenceConfig,
+        saved: SavedModel,
+        device: torch.device,
+        *,
+        decode_threads: int = 0,
+    ) -> None:
+        """Of pictures below `data`.
+
+        inference: with `resize` and `precision` resolved; decode_threads: 0: one a core.
+
+        Raises:
+            UserError: if the pictures' place can't be understood.
+        """
+        self._classes = saved.identity.classes
+        self._device, self._grey = device, saved.identity.channels == 1
+        self.arithmetic = precision.choose(inference.precision, device)
+        layout = torch.channels_last if inference.channels_last else torch.contiguous_format
+        self.module = _prepared(saved.model, device, layout, bfloat16=self.arithmetic.bfloat16)
+        self._normalise = Normaliser(saved.mean, saved.std, device, channels_last=inference.channels_last)
+        self._batch = BATCH[device.type]
+        self._ahead = DecodeAhead(
+            data,
+            saved.identity.height,
+            inference.resize,
+            threads=decode_threads,
+            timeout=inference.data_timeout,
+        )
+        self._computing = threading.Lock()
+
+    def store(self, work: Slice, target: Folder) -> Part:
+        """Predict the pictures of a slice, and write the results into `target`.
+
+        Raises:
+            UserError: if a file can't be read, or the results can't be written.
+        """
+        probabilities, paths, bad = self.predict(work.paths)
+        content, part = results.dump(paths, probabilities, self._classes, bad)
+        name = results.name_of(work.key)
+        target.write(name, content)
+        return dataclasses.replace(part, object=name)
+
+    def predict(self, paths: Sequence[str]) -> tuple[Tensor, list[str], list[BadPicture]]:
+        """Probabilities float32 (n, classes) of the n pictures that can be decoded, their paths, the others."""
+        logarithms, good, bad = self.log_probabilities(paths)
+        return logarithms.exp_(), good, bad
+
+    def log_probabilities(self, paths: Sequence[str]) -> tuple[Tensor, list[str], list[BadPicture]]:
+        """The same as logarithms, which small probabilities are exact in.
+
+        Raises:
+            UserError: if a file can't be read.
+        """
+        found: list[Tensor] = []
+        good: list[str] = []
+        bad: list[BadPicture] = []
+        for first, decoded in self._ahead.batches(paths, self._batch):
+            named = list(zip(paths[first : first + len(decoded)], decoded, strict=True))
+            bad += [BadPicture(path, one.reason) for path, one in named if one.pixels is None]
+            good += [path for path, one in named if one.pixels is not None]
+            pixels = [one.pixels for one in decoded if one.pixels is not None]
+            if pixels:
+                with self._computing:
+                    found.append(self._compute(torch.stack(pixels)))
+        # On a GPU, the results of all batches have been on their way until here.
+        return torch.cat(found).cpu() if found else torch.empty(0, len(self._classes)), good, bad
+
+    def _compute(self, pixels: Tensor) -> Tensor:
+        """uint8 (n, H, W, 3) to log-probabilities on the device."""
+        pictures = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float()
+        if self._grey:
+            pictures = grey(pictures)
+        with torch.inference_mode(), self.arithmetic.autocast():
+            scores = self.module(self._normalise(pictures))
+        return scores.float().log_softmax(1)
+
+
+def _prepared(
+    model: nn.Module, device: torch.device, layout: torch.memory_format, *, bfloat16: bool
+) -> nn.Module:
+    """A copy for this device. bfloat16: what autocast would cast for each batch anew, to the same numbers."""
+    copied = copy.deepcopy(model)
+    if bfloat16:
+        for layer in copied.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.to(torch.bfloat16)
+    return copied.to(device).to(memory_format=layout)
+
+
+def grey(pixels: Tensor) -> Tensor:
+    """Luma of RGB pictures (n, 3, H, W), as (n, 1, H, W): the weights of ITU-R BT.601, rounded, as Pillow's."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).view(1, 3, 1, 1)
+    return (pixels * weights).sum(1, keepdim=True).round()

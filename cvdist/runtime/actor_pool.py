@@ -1,0 +1,124 @@
+"""Ray Data actors on all GPUs or CPUs of the cluster, one slice of the work a task.
+
+Ray starts the actors, hands out the slices, and gives those of a lost actor or node to another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ray
+import ray.data
+
+from cvdist.config import TrainConfig
+from cvdist.errors import UserError
+from cvdist.runtime import ray_cluster
+
+T = TypeVar("T")
+
+_PAUSE = 5.0  # seconds after which a line says how far the work is
+# A GPU's actor works on two slices at a time: one is computed, the other one decoded or uploaded.
+_SLICES_AT_A_TIME = {"cpu": 1, "cuda": 2}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many actors there may be, and what each has: a GPU or `cpus` cores, and threads that decode."""
+
+    actors: int
+    use_gpu: bool
+    cpus: int
+    decode_threads: int
+
+    def describe(self, slices: int) -> str:
+        """`2 CPU actors`, for so many slices."""
+        count = min(self.actors, slices)
+        return f"{count} {'GPU' if self.use_gpu else 'CPU'} actor{'s'[: count > 1]}"
+
+
+def plan(config: TrainConfig, actors: int, flag: str) -> Pool:
+    """The pool for a connected cluster; `actors`: 0: as many as there is room for; `flag`: that it came from.
+
+    Raises:
+        UserError: if the cluster is too small.
+    """
+    use_gpu = ray_cluster.require_resources(config, flag) and config.runtime.device != "cpu"
+    have = ray.cluster_resources()
+    cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
+    each = config.runtime.cpus_per_worker
+    room = max(1, gpus if use_gpu else cpus // each)
+    # A GPU's actor computes nothing on the cores, so its share of them can decode.
+    threads = config.data.decode_workers or (max(1, cpus // max(gpus, 1)) if use_gpu else each)
+    return Pool(actors or room, use_gpu, each, threads)
+
+
+def run(
+    pool: Pool, actor: type[Any], arguments: dict[str, Any], work: Sequence[dict[str, Any]]
+) -> Iterator[Any]:
+    """What `actor(**arguments)(slice)` makes of each slice of `work`, in any order; None now and then.
+
+    actor: a callable class; takes {"slice": [values]}, returns {"result": [bytes], "error": [text]}.
+
+    Raises:
+        UserError: for an error that an actor returns.
+    """
+    for noisy in ("progress", "execution.streaming_executor"):  # the job has its own words for these
+        logging.getLogger(f"ray.data._internal.{noisy}").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    at_a_time = _SLICES_AT_A_TIME["cuda" if pool.use_gpu else "cpu"]
+    # A block for each slice: a block is what Ray hands to an actor, and what it repeats.
+    slices = ray.data.from_items([{"slice": one} for one in work], override_num_blocks=len(work))
+    results = slices.map_batches(
+        actor,
+        fn_constructor_kwargs=arguments,
+        batch_size=1,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(
+            size=min(pool.actors, len(work)),
+            max_tasks_in_flight_per_actor=2 * at_a_time,
+            max_concurrent_calls_per_actor=at_a_time,
+            enable_true_multi_threading=at_a_time > 1,
+        ),
+        num_cpus=pool.cpus,
+        num_gpus=1 if pool.use_gpu else 0,
+    )
+    for row in _with_pauses(results.iter_rows(), _PAUSE):
+        if row is None:
+            yield None
+        elif row["error"]:
+            raise UserError(row["error"])
+        else:
+            yield bytes(row["result"])
+
+
+def _with_pauses(items: Iterable[T], seconds: float) -> Iterator[T | None]:
+    """`items` as they come, and None whenever none has come for `seconds`."""
+    arrived: queue.Queue[tuple[str, Any]] = queue.Queue()
+
+    def take() -> None:
+        try:
+            for item in items:
+                arrived.put(("item", item))
+            arrived.put(("end", None))
+        except BaseException as error:  # for the other thread to raise
+            arrived.put(("error", error))
+
+    threading.Thread(target=take, name="results", daemon=True).start()
+    while True:
+        try:
+            kind, value = arrived.get(timeout=seconds)
+        except queue.Empty:
+            yield None
+            continue
+        if kind == "end":
+            return
+        if kind == "error":
+            raise value
+        yield value

@@ -1,0 +1,164 @@
+"""From what the user names to an open model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from pyarrow import fs as arrow
+
+from cvdist import models, storage
+from cvdist.config import ModelConfig, SavedModelConfig
+from cvdist.errors import UserError
+from cvdist.features.fingerprint import digest
+from cvdist.log import redact
+from cvdist.models import weights
+from cvdist.models.registry import BLOCKS
+from cvdist.models.weights import PREPROCESSING
+from cvdist.saved import checkpoints
+from cvdist.saved.model import SavedModel, rebuild
+from cvdist.seeding import mix
+from cvdist.training.checkpoint import ModelIdentity, Normalisation
+
+_NO_CLASSIFIER_CLASSES = ("random",)
+
+
+def open_model(settings: SavedModelConfig) -> SavedModel:
+    """The model that `settings.source` names, see there.
+
+    Raises:
+        UserError: one line, if it is not there, is damaged, or no model that can be used.
+    """
+    source = settings.source
+    if not source:
+        raise UserError("MODEL is needed: a run's name or id, models:/NAME/VERSION, a checkpoint, or a file")
+    named = re.fullmatch(r"([\w-]+):([A-Z]\w+)", source)
+    if named and named[1] in models.names():
+        if named[2] not in weights.names(named[1]):
+            raise UserError(
+                f"{source}: torchvision's weights for {named[1]} are "
+                f"{', '.join(weights.names(named[1])) or 'none'}"
+            )
+        return _of_weights(ModelConfig(model=named[1], weights=named[2], trainable_blocks=BLOCKS), source)
+    if source.startswith(("runs:/", "models:/")):
+        return _logged(settings)
+    if "://" in source or Path(source).expanduser().exists() or "/" in source:
+        return _of_path(settings)
+    return _logged(settings)
+
+
+def _of_path(settings: SavedModelConfig) -> SavedModel:
+    source = settings.source
+    filesystem, path = storage.locate(source, "MODEL")
+    try:
+        kind = filesystem.get_file_info(path).type
+    except OSError as error:
+        raise UserError(f"{redact(source)} can't be read: {storage.reason(error)}") from error
+    if kind == arrow.FileType.NotFound:
+        raise UserError(f"{redact(source)}: there is no such file or folder")
+    if kind == arrow.FileType.Directory:
+        return _of_checkpoint(settings, checkpoints.find(source))
+    if Path(path).name == "checkpoint.json":
+        return _of_checkpoint(settings, source.rpartition("/")[0] or ".")
+    if not settings.model:
+        raise UserError(
+            f"{redact(source)} is a file of weights: say of which architecture with --model, one of "
+            f"{', '.join(name for name in models.names() if models.find(name).pretrained)}"
+        )
+    return _of_weights(
+        ModelConfig(
+            model=settings.model,
+            weights=source,
+            weights_preprocessing=settings.weights_preprocessing,
+            trainable_blocks=BLOCKS,
+        ),
+        redact(source),
+    )
+
+
+def _logged(settings: SavedModelConfig) -> SavedModel:
+    from cvdist.tracking.logged import read_logged
+
+    found = read_logged(settings)
+    values = dict(found.metadata)
+    mean, std = tuple(values.pop("mean")), tuple(values.pop("std"))
+    identity = ModelIdentity(**{**values, "classes": tuple(values["classes"])})
+    model = rebuild(identity, found.state, found.source)
+    return SavedModel(
+        model,
+        identity,
+        mean,
+        std,
+        found.source,
+        digest(model.state_dict()),
+        run=found.run,
+        data=found.data,
+        precision=found.precision,
+        model_id=found.model_id,
+    )
+
+
+def _of_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
+    saved, tensors = checkpoints.read(uri)
+    normalisation = saved.normalisation
+    if settings.weights_preprocessing:
+        stated = PREPROCESSING[settings.weights_preprocessing]
+        normalisation = Normalisation(stated.mean, stated.std)
+    if normalisation is None:
+        raise UserError(
+            f"{redact(uri)} was written by an older version, which did not note how pictures are normalised: "
+            f"set --weights-preprocessing ({' or '.join(PREPROCESSING)}), or name the MLflow run instead"
+        )
+    model = rebuild(saved.model, tensors, redact(uri))
+    return SavedModel(
+        model, saved.model, normalisation.mean, normalisation.std, redact(uri), digest(model.state_dict())
+    )
+
+
+def _of_weights(settings: ModelConfig, source: str) -> SavedModel:
+    """Weights of torchvision, or a state dict's file."""
+    spec = models.find(settings.model)
+    input = spec.default_input
+    with torch.device("meta"):  # shapes without values
+        skeleton = spec.build(input, 1, ModelConfig(model=settings.model, trainable_blocks=BLOCKS))
+    expected = skeleton.state_dict()
+    try:
+        normalisation = models.preprocessing(settings)
+        found = weights.load(settings, expected, last_layer=True)
+    except UserError as error:
+        # Here they are not what a flag has named.
+        raise UserError(str(error).replace("--weights ", "MODEL ", 1)) from error
+    assert normalisation is not None, "weights are named"
+    last = next((tensor for name, tensor in found.state.items() if name.endswith("classifier.6.bias")), None)
+    classes = _NO_CLASSIFIER_CLASSES if last is None else _classes(settings, len(last))
+    identity = ModelIdentity(settings.model, classes, input.channels, input.height, input.width)
+    state = dict(found.state)
+    if last is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix("classifier"))
+            for name, tensor in expected.items():
+                if name not in state and name.startswith("classifier."):
+                    state[name] = torch.empty(tensor.shape).uniform_(-1, 1) / max(tensor.shape[-1], 1) ** 0.5
+    for name, tensor in expected.items():
+        # Files older than PyTorch 0.4.1 have no counters of batches, and nothing reads them.
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, torch.zeros((), dtype=tensor.dtype))
+    model = rebuild(identity, state, source)
+    return SavedModel(
+        model,
+        identity,
+        normalisation.mean,
+        normalisation.std,
+        source,
+        digest(model.state_dict()),
+        has_classifier=last is not None,
+    )
+
+
+def _classes(settings: ModelConfig, count: int) -> tuple[str, ...]:
+    """The names that torchvision has; those of ImageNet also for a file with as many classes; else numbers."""
+    names = weights.class_names(settings) or weights.class_names(
+        ModelConfig(model=settings.model, weights="IMAGENET1K_V1")
+    )
+    return names if len(names) == count else tuple(str(number) for number in range(count))

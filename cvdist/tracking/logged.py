@@ -1,0 +1,282 @@
+"""Models that runs have logged: found by run, by name or in the registry, and read without pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from torch import Tensor
+
+from cvdist import config as configs
+from cvdist.config import DataConfig, Precision, SavedModelConfig, TrainConfig
+from cvdist.errors import UserError
+from cvdist.log import redact
+from cvdist.tracking import environment
+from cvdist.tracking.run import NAME_TAG, RunRef, client_of, first_line, require_answer, short_retries, uri_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
+_CLASSIFIER = "classifier."  # where `ServableClassifier` has the model
+_MOST_RUNS = 1000  # whose names are compared with one that is not found
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A model as it was logged.
+
+    source: for people; metadata: architecture, classes, mean, std, as `cvdist.tracking.model` writes them;
+    state: tensors by the architecture's own names; run: that logged it; data, precision: what that run
+    learned from and computed with.
+    """
+
+    source: str
+    metadata: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    run: RunRef | None
+    data: DataConfig | None
+    precision: Precision
+    model_id: str
+
+
+def read_logged(settings: SavedModelConfig) -> Logged:
+    """The model that `settings.source` names: a run's id or name, `runs:/ID`, or `models:/...`.
+
+    Raises:
+        UserError: one line, if the store, the run or the model is not there, or it is no model of cvdist.
+    """
+    if not environment.installed("mlflow"):
+        raise UserError(f"{settings.source} is looked for in MLflow, which is missing: pip install mlflow")
+    uri = _store(settings)
+    try:
+        with short_retries(settings.tracking_timeout):
+            client = client_of(uri)
+            if settings.source.startswith("models:/"):
+                model_id, location, run_id = _registered(client, settings)
+            else:
+                run = _run(client, settings)
+                model_id, location, run_id = *_of_run(client, run), run.info.run_id
+            ref, data, precision, named = _origin(client, uri, run_id)
+    except UserError:
+        raise
+    except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
+        raise UserError(
+            f"the MLflow store {redact(uri)} refused: {first_line(error)}. Mend it, or name another one with "
+            "--tracking-uri"
+        ) from error
+    source = settings.source if settings.source.startswith("models:/") else f"runs:/{run_id}"
+    named = f" ({named})" if named else ""
+    metadata, state = _read(client, location, uri, f"the model {redact(source)}")
+    return Logged(f"{redact(source)}{named}", metadata, state, ref, data, precision, model_id)
+
+
+def _store(settings: SavedModelConfig) -> str:
+    """Address of the tracking store, which is there.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    config = configs.replace(
+        TrainConfig(),
+        tracking_uri=settings.tracking_uri,
+        storage=settings.storage,
+        experiment=settings.experiment,
+    )
+    uri = uri_of(config)
+    if uri.startswith("http"):
+        require_answer(uri, settings.tracking_timeout, "")
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.is_file():
+        raise UserError(
+            f"{redact(settings.source)} is no file or folder, and there is no MLflow store {path} that could "
+            "have a run of this name: set --storage or CVDIST_STORAGE to the folder of the runs, or "
+            "--tracking-uri or MLFLOW_TRACKING_URI to the store"
+        )
+    return uri
+
+
+def _run(client: MlflowClient, settings: SavedModelConfig) -> Any:
+    """The run by its id or its name."""
+    from mlflow.exceptions import MlflowException
+
+    word = settings.source.removeprefix("runs:/").strip("/").split("/")[0]
+    if _RUN_ID.fullmatch(word):
+        try:
+            return client.get_run(word)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(
+                f"there is no run {word} in the MLflow store: --tracking-uri or MLFLOW_TRACKING_URI names "
+                "another one"
+            ) from error
+    experiment = client.get_experiment_by_name(settings.experiment)
+    if experiment is None:
+        known = ", ".join(sorted(found.name for found in client.search_experiments(max_results=20)))
+        raise UserError(
+            f"there is no experiment {settings.experiment!r} to look for the run {word!r} in: --experiment "
+            f"takes one of {known}"
+        )
+    quoted = word.replace("'", "")
+    found = client.search_runs([experiment.experiment_id], f"tags.`{NAME_TAG}` = '{quoted}'", max_results=1)
+    if found:
+        return found[0]
+    names = [
+        run.data.tags.get(NAME_TAG, "")
+        for run in client.search_runs([experiment.experiment_id], max_results=_MOST_RUNS)
+    ]
+    near = difflib.get_close_matches(word, sorted(filter(None, names)), n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the newest are {', '.join(names[:3]) or 'none'}"
+    raise UserError(
+        f"no file, folder or registered name, and no run in the experiment {settings.experiment!r} is called "
+        f"{word!r}: {hint}"
+    )
+
+
+def _of_run(client: MlflowClient, run: Any) -> tuple[str, str]:
+    """Id and place of the best model that a run has logged."""
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if not outputs:
+        name = run.info.run_name
+        raise UserError(
+            f"the run {name} ({run.info.status.lower()}) has no model, only {_has(client, run)}: train it with "
+            f"--log-model, or name its checkpoints, STORAGE/{name}"
+        )
+    # A run that was continued may have a second, better one.
+    best = max(outputs, key=lambda output: output.step)
+    return best.model_id, client.get_logged_model(best.model_id).artifact_location
+
+
+def _has(client: MlflowClient, run: Any) -> str:
+    files = len(client.list_artifacts(run.info.run_id, "figures"))
+    return f"{len(run.data.metrics)} metrics and {files} figures"
+
+
+def _registered(client: MlflowClient, settings: SavedModelConfig) -> tuple[str, str, str]:
+    """Id, place and run of `models:/NAME/VERSION`, `models:/NAME@ALIAS` or `models:/m-ID`."""
+    from mlflow.exceptions import MlflowException
+
+    word = settings.source.removeprefix("models:/").strip("/")
+    if _MODEL_ID.fullmatch(word):
+        model = client.get_logged_model(word)
+        return word, model.artifact_location, model.source_run_id or ""
+    name, alias = (word.partition("@")[0], word.partition("@")[2]) if "@" in word else (word, "")
+    version = ""
+    if not alias:
+        name, _, version = word.rpartition("/")
+    if not name or not (alias or version):
+        raise UserError(f"{settings.source}: a registered model is models:/NAME/VERSION or models:/NAME@ALIAS")
+    try:
+        registered = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        names = sorted(found.name for found in client.search_registered_models(max_results=_MOST_RUNS))
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names[:5]) or 'none'}"
+        raise UserError(f"{settings.source}: no model is registered as {name!r}: {hint}") from error
+    try:
+        found = (
+            client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+        )
+    except MlflowException as error:
+        have = [f"@{other}" for other in sorted(registered.aliases)]
+        have += sorted((one.version for one in client.search_model_versions(f"name='{name}'")), key=int)[-5:]
+        missing = f"alias {alias!r}" if alias else f"version {version!r}"
+        raise UserError(
+            f"{settings.source}: the model {name} has no {missing}, it has "
+            f"{', '.join(map(str, have)) or 'none'}"
+        ) from error
+    # Stores in a database note the model's id as the version's source only.
+    logged = found.model_id or (found.source or "").removeprefix("models:/")
+    if _MODEL_ID.fullmatch(logged):
+        return logged, client.get_logged_model(logged).artifact_location, found.run_id or ""
+    return "", client.get_model_version_download_uri(name, found.version), found.run_id or ""
+
+
+def _origin(
+    client: MlflowClient, uri: str, run_id: str
+) -> tuple[RunRef | None, DataConfig | None, Precision, str]:
+    """The run behind a model, its data, precision and name."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id) if run_id else None
+    except MlflowException:  # deleted since
+        run = None
+    if run is None:
+        return None, None, "auto", ""
+    ref = RunRef(uri, run.info.experiment_id, run_id, system_metrics=False, log_model=False)
+    computed = run.data.params.get("run.precision", "")
+    precision = cast(Precision, computed if computed in get_args(Precision) else "auto")
+    return ref, _data(run.data.params, run.data.tags), precision, run.info.run_name
+
+
+def _data(params: Mapping[str, str], tags: Mapping[str, str]) -> DataConfig | None:
+    """What a run's parameters say of its data; a run that was continued has newer values in its tags."""
+    if "data.dataset" not in params:
+        return None
+    values = {}
+    for key, usual in dataclasses.asdict(DataConfig()).items():
+        name = f"data.{key}"
+        text = tags.get(f"changed.{name}", params.get(name))
+        if text is not None:
+            values[key] = type(usual)(text)  # no field is a truth value
+    return DataConfig(**values)
+
+
+def _read(client: MlflowClient, location: str, uri: str, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors of a model at `location`.
+
+    Raises:
+        UserError: if it can't be read, or was not logged by cvdist.
+    """
+    import mlflow
+    from mlflow.models import Model
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with tempfile.TemporaryDirectory(prefix="cvdist-model-") as folder:
+        try:
+            path = mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=folder, tracking_uri=uri)
+        except Exception as error:
+            raise UserError(f"{name} can't be read from {redact(location)}: {first_line(error)}") from error
+        found = Model.load(path)
+        metadata = (found.metadata or {}).get("cvdist")
+        if not metadata:
+            raise UserError(
+                f"{name} was not logged by cvdist: its metadata say nothing of architecture and classes"
+            )
+        try:
+            # It refuses pickles, also those within a .pt2 file, unless a variable allows them.
+            with _no_pickle():
+                state = mlflow.pytorch.load_model(path).state_dict()
+        except Exception as error:
+            raise UserError(f"{name} is damaged or not in PyTorch's pt2 format: {first_line(error)}") from error
+    tensors = {
+        key.removeprefix(_CLASSIFIER): tensor for key, tensor in state.items() if key.startswith(_CLASSIFIER)
+    }
+    return dict(metadata), tensors
+
+
+@contextmanager
+def _no_pickle() -> Iterator[None]:
+    variable = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+    before = os.environ.get(variable)
+    os.environ[variable] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before

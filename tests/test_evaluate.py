@@ -1,0 +1,300 @@
+"""`jobs/evaluate.py`: figures checked by hand and by other means, on digits and on folders of pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+
+from cvdist import cli, recipes, report
+from cvdist import config as configs
+from cvdist.config import EvaluateConfig
+from cvdist.data import open_loader
+from cvdist.errors import UserError
+from cvdist.evaluation import metrics
+from cvdist.evaluation.compare import compare, mcnemar
+from cvdist.figures.pictures import Answer, difference_grid
+from cvdist.figures.reliability import reliability_diagram
+from cvdist.runtime import evaluation
+from cvdist.runtime.launch import launch
+from tests import pictures
+from tests.jobs import run as run_command
+from tests.jobs import the_error
+from tests.test_figures import assert_readable, images, says
+from tests.trained import REGISTERED
+
+# --------------------------------------------------------------------------------------------- arithmetic
+
+
+def outcome_of(probabilities, true, classes="ab"):
+    logarithms = torch.tensor(probabilities).log()
+    return metrics.outcome(tuple(classes), torch.arange(len(true)), torch.tensor(true), logarithms)
+
+
+def test_calibration_of_five_answers_by_hand():
+    confidence = torch.tensor([0.55, 0.60, 0.80, 0.95, 1.00])
+    right = torch.tensor([True, False, True, True, True])
+    bins = metrics.calibration(confidence, right, 5)
+    assert [one.total for one in bins] == [0, 0, 2, 1, 2]  # 0.6 ends its bin, and so does 0.8
+    assert [one.correct for one in bins] == [0, 0, 1, 1, 2]
+    # (2 |1/2 - 0.575| + 1 |1 - 0.8| + 2 |1 - 0.975|) / 5
+    assert metrics.expected_calibration_error(bins) == pytest.approx((0.15 + 0.2 + 0.05) / 5)
+
+
+def test_every_edge_belongs_to_the_bin_that_it_ends():
+    edges = torch.arange(1, 16) / 15
+    assert [one.total for one in metrics.calibration(edges, edges > 0, 15)] == [1] * 15
+
+
+def test_loss_and_brier_score_by_hand():
+    found = outcome_of([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]], [0, 1, 1])
+    measured = metrics.measure(found, 10)
+    assert (measured.correct, measured.total, measured.top_correct) == (2, 3, None)
+    assert measured.loss == pytest.approx(-(math.log(0.9) + math.log(0.7) + math.log(0.4)) / 3)
+    assert measured.brier == pytest.approx((2 * 0.01 + 2 * 0.09 + 2 * 0.36) / 3)
+    first, second = measured.by_class
+    assert (first.precision, first.recall) == (1 / 2, 1.0) and first.f1 == pytest.approx(2 / 3)
+    assert (second.precision, second.recall) == (1.0, 1 / 2)
+
+
+def test_a_class_without_pictures_has_no_recall_and_top_five_counts_from_eleven_classes():
+    probabilities = torch.full((2, 11), 0.01)
+    probabilities[0, :6] = torch.tensor([0.3, 0.25, 0.2, 0.1, 0.05, 0.02])
+    probabilities[1, 10] = 0.9
+    found = outcome_of(probabilities.tolist(), [4, 10], classes=tuple("abcdefghijk"))
+    measured = metrics.measure(found, 10)
+    assert (measured.correct, measured.top_correct) == (1, 2)
+    assert measured.by_class[1].recall is None and measured.by_class[1].precision is None
+    assert measured.macro_f1 == 0.5  # of the two classes that there are pictures of
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_exact_binomial_test(b, c):
+    n, k = b + c, min(b, c)
+    exact = min(Fraction(1), 2 * sum(Fraction(math.comb(n, i), 2**n) for i in range(k + 1)))
+    assert mcnemar(b, c) == pytest.approx(float(exact), rel=1e-9)
+
+
+def test_mcnemar_of_known_counts():
+    assert mcnemar(1, 9) == pytest.approx(0.021484375)  # 2 (1 + 10) / 1024
+    assert mcnemar(0, 5) == pytest.approx(0.0625) and mcnemar(0, 0) == 1.0
+    # Thousands of pictures: no overflow, and next to the normal approximation with its correction.
+    z = (abs(10_400 - 10_000) - 1) / math.sqrt(20_400)
+    assert mcnemar(10_000, 10_400) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.01)
+
+
+def test_two_models_whose_classes_are_in_another_order():
+    first = outcome_of([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]], [0, 1, 1, 1])
+    second = outcome_of([[0.2, 0.8], [0.4, 0.6], [0.9, 0.1], [0.1, 0.9]], [1, 0, 0, 0], classes="ba")
+    found = compare(first, second, 5)
+    assert (found.both, found.only_first, found.only_second, found.neither) == (1, 1, 1, 1)
+    assert found.by_class == (("a", 1, 1, 1), ("b", 3, 1, 1))
+    assert found.most_different.tolist() == [2, 1]  # 0.4 and 0.9; 0.8 and 0.4
+
+
+# ------------------------------------------------------------------------------------------------ the job
+
+
+def evaluate(trained, source, *words):
+    config = cli.parse_evaluate([str(source), "--storage", str(trained.storage), *map(str, words)])
+    assert isinstance(config, EvaluateConfig)
+    return evaluation.run(config)
+
+
+def eval_error(trained, source, *words):
+    with pytest.raises(UserError) as caught:
+        evaluate(trained, source, *words)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400
+    return message
+
+
+def test_what_training_has_counted_is_counted_again_and_logged(trained, tmp_path):
+    finished = evaluate(trained, "good", "--output", tmp_path / "e.json")
+    measured, summary = finished.evaluation.first.metrics, trained.good.summary
+    assert (measured.correct, measured.total) == (summary.best_correct, 1000)
+    client = MlflowClient(trained.good.run.tracking_uri)
+    training = client.get_run(trained.good.run.run_id)
+    history = client.get_metric_history(trained.good.run.run_id, "valid/loss")
+    assert measured.loss == pytest.approx(
+        next(m.value for m in history if m.step == summary.best_epoch), rel=1e-4
+    )
+    # By class, against the logged model as MLflow loads it.
+    pixels, names = open_loader(recipes.find("digits-cnn"), torch.device("cpu")).pictures("valid", range(1000))
+    with torch.inference_mode():
+        servable = trained.servable(trained.good)
+        predicted = torch.cat([servable(part).argmax(1) for part in pixels.split(100)]).numpy()
+    true = np.array([int(name) for name in names])
+    for digit, one in enumerate(measured.by_class):
+        assert one.correct == int(((true == digit) & (predicted == digit)).sum())
+        assert (one.total, one.predicted) == (100, int((predicted == digit).sum()))
+
+    run = client.get_run(finished.run.run_id)
+    assert run.info.status == "FINISHED" and run.info.experiment_id == training.info.experiment_id
+    assert run.data.metrics["evaluation/correct"] == measured.correct
+    assert run.data.tags["mlflow.parentRunId"] == training.info.run_id
+    assert run.data.tags["cvdist.model"] == f"runs:/{training.info.run_id} (good)"
+    figures = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "figures")}
+    assert figures == {f"figures/{name}.png" for name in ("confusion_matrix", "reliability", "most_wrong")}
+    assert run.data.tags["mlflow.note.content"].startswith("### ")
+    written = json.loads((tmp_path / "e.json").read_text())
+    assert written["models"][0]["correct"] == measured.correct
+    assert sum(one["total"] for one in written["models"][0]["calibration"]) == 1000
+    text = report.evaluation_table(finished)
+    assert f"({measured.correct}/1000)" in text and "next: make ui" in text
+    # The evaluation is not taken for the run of that name.
+    assert evaluate(trained, "good", "--tracking", "none").run is None
+
+
+def test_two_models_side_by_side_and_the_better_one_is_promoted(trained):
+    weak = trained.storage / "weak"  # a checkpoint
+    finished = evaluate(trained, "good", "--compare", weak, "--register", REGISTERED)
+    one, other = finished.evaluation.first.metrics, finished.evaluation.second.metrics
+    found = finished.evaluation.comparison
+    assert found.total == 1000 and found.both + found.only_first == one.correct
+    assert found.both + found.only_second == other.correct == trained.weak.summary.best_correct
+    assert found.p < 1e-6
+    text = report.evaluation_table(finished)
+    assert f"both right {found.both:,}, only A {found.only_first:,}" in text and "unlikely to be chance" in text
+    client = MlflowClient(trained.good.run.tracking_uri)
+    assert finished.registered == f"models:/{REGISTERED}/1 @champion"  # the version that there was
+    version = client.get_model_version_by_alias(REGISTERED, "champion")
+    assert version.run_id == trained.good.run.run_id and f"({one.correct}/1000)" in version.description
+    assert client.get_model_version_by_alias(REGISTERED, "candidate").version == version.version
+    figures = {file.path for file in client.list_artifacts(finished.run.run_id, "figures")}
+    assert "figures/differences.png" in figures
+
+
+def test_training_registers_and_a_registry_that_fails_costs_nothing(trained, tmp_path, monkeypatch):
+    client = MlflowClient(trained.good.run.tracking_uri)
+    assert trained.good.registered == f"models:/{REGISTERED}/1 @candidate"
+    assert "registered     models:/digit-reader/1 @candidate" in report.table(trained.good)
+    version = client.get_model_version(REGISTERED, "1")
+    assert version.tags["recipe"] == "digits-cnn" and version.tags["validation"].endswith("/1000)")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:////dev/null/registry.db")
+    config = configs.replace(
+        recipes.find("digits-cnn"), storage=str(tmp_path), name="kept", runtime="inline", epochs=1,
+        batch_size=500, system_metrics=False, register="x",
+    )  # fmt: skip
+    finished = launch(config)
+    assert finished.registered == "" and finished.not_registered.startswith("--register x: the MLflow registry")
+    assert f"python jobs/evaluate.py runs:/{finished.run.run_id} --register x" in finished.not_registered
+    assert MlflowClient(finished.run.tracking_uri).get_run(finished.run.run_id).info.status == "FINISHED"
+
+
+def test_registering_is_checked_before_anything_is_trained():
+    def error(**changes):
+        with pytest.raises(UserError) as caught:
+            configs.check(configs.replace(recipes.find("digits-cnn"), **changes))
+        return str(caught.value)
+
+    assert "--no-log-model logs none" in error(register="x", log_model=False)
+    assert "--tracking none logs none" in error(register="x", tracking="none")
+    assert "--register 'a/b'" in error(register="a/b")
+    assert "--alias 'latest'" in error(register="a", alias="latest")
+    assert "--alias 'v1'" in error(register="a", alias="v1")
+
+
+def test_bad_input_is_one_line(trained, tmp_path):
+    assert "--register is for models that an MLflow run has logged" in eval_error(
+        trained, trained.storage / "weak", "--dataset", "digits", "--register", "x", "--tracking", "none"
+    )
+    assert "does not say what it was trained on" in eval_error(trained, trained.storage / "weak")
+    photos = pictures.write(tmp_path / "photos", {"0": 2, "bird": 2})
+    unknown = eval_error(trained, "good", "--data", photos, "--tracking", "none")
+    assert "has classes that runs:/" in unknown and "does not know: bird; it knows 0, 1" in unknown
+    assert "--calibration-bins is 0" in eval_error(trained, "good", "--calibration-bins", 0)
+    assert "unknown flag --datas: did you mean --data" in eval_error(trained, "good", "--datas", "x")
+    assert "no file or folder" in eval_error(trained, "good", "--storage", tmp_path)
+    done = run_command(sys.executable, "jobs/evaluate.py", "goood", storage=trained.storage)
+    assert "did you mean good" in the_error(done)
+
+
+# -------------------------------------------------------------------------------------- folders of pictures
+
+
+@pytest.fixture(scope="module")
+def on_photos(trained, tmp_path_factory):
+    """A run on a folder without a division of its own, one picture of which is damaged."""
+    folder = tmp_path_factory.mktemp("photos")
+    photos = pictures.write(folder / "all", {"ant": 20, "bee": 20, "cow": 20})
+    (photos / "bee" / "0003.jpg").write_bytes(b"no picture")
+    config = configs.replace(
+        recipes.find("dogs-cats-cnn"), data=str(photos), image_size=32, max_bad_images=0.1,
+        cache=str(folder / "cache"), storage=str(trained.storage), name="photos", runtime="inline", epochs=1,
+        batch_size=16, precision="float32", system_metrics=False, decode_workers=1,
+    )  # fmt: skip
+    return launch(config), photos, folder / "cache"
+
+
+def test_the_split_of_training_is_found_again(trained, on_photos):
+    finished, _, cache = on_photos
+    words = ("--cache", cache, "--max-bad-images", "0.1", "--tracking", "none")
+    found = evaluate(trained, "photos", *words).evaluation
+    summary = finished.summary
+    assert (found.first.metrics.correct, found.first.metrics.total) == (
+        summary.best_correct, summary.valid_total,
+    )  # fmt: skip
+    rest = evaluate(trained, "photos", *words, "--part", "train").evaluation.first.metrics
+    whole = evaluate(trained, "photos", *words, "--part", "all").evaluation
+    assert rest.total + summary.valid_total == whole.first.metrics.total == 59
+    assert [picture.path for picture in whole.pictures.quarantine] == ["bee/0003.jpg"]
+    assert whole.first.metrics.correct == rest.correct + summary.best_correct
+    assert "more than --max-bad-images 0.001 allows" in eval_error(
+        trained, "photos", "--cache", cache, "--part", "all", "--tracking", "none"
+    )
+
+
+def test_other_pictures_are_matched_by_the_names_of_their_classes(
+    trained, on_photos, s3, monkeypatch, tmp_path
+):
+    """The folder has one class fewer, and so other numbers; it lies in a bucket, with a division of its own."""
+    from pyarrow import fs as arrow
+
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    _, photos, _ = on_photos
+    for part in ("train", "valid"):
+        for name, count in (("bee", 3), ("cow", 9)):
+            (tmp_path / part / name).mkdir(parents=True)
+            for path in sorted((photos / name).glob("*.jpg"))[4 : 4 + count]:
+                (tmp_path / part / name / path.name).write_bytes(path.read_bytes())
+    arrow.copy_files(str(tmp_path), "s3://bucket/others")
+    found = evaluate(trained, "photos", "--data", "s3://bucket/others", "--tracking", "none").evaluation.first
+    assert [(one.name, one.total) for one in found.metrics.by_class] == [("ant", 0), ("bee", 3), ("cow", 9)]
+    assert found.absent == ("ant",)
+    assert dataclasses.asdict(found.metrics.by_class[0])["correct"] == 0
+
+
+# ------------------------------------------------------------------------------------------------- figures
+
+
+def test_a_reliability_diagram_says_its_error_and_can_be_read():
+    confidence = torch.linspace(0.1, 1, 200)
+    bins = metrics.calibration(confidence, torch.arange(200) % 3 > 0, 15)
+    figure = reliability_diagram(bins, metrics.expected_calibration_error(bins))
+    assert any(f"{metrics.expected_calibration_error(bins):.2%}" in text for text in says(figure))
+    heights = [bar.get_height() for bar in figure.axes[1].patches][: sum(one.total > 0 for one in bins)]
+    assert heights == pytest.approx([one.accuracy for one in bins if one.total])
+    assert_readable(figure)
+
+
+@pytest.mark.parametrize("count", [0, 1, 16])
+def test_pictures_that_two_models_answer_differently(count):
+    answers = [Answer("great white shark", 0.971, True)] * count
+    figure = difference_grid(
+        images(count or 1)[:count], ["shark"] * count, answers, [Answer("tench", 0.5, False)] * count,
+        title="Where the models differ", subtitle="A: one; B: the other",
+    )  # fmt: skip
+    text = says(figure)
+    assert text.count("97.1%") == count and ("right on the same pictures" in " ".join(text)) == (count == 0)
+    assert_readable(figure)

@@ -1,0 +1,67 @@
+"""A few runs that are trained once, for the tests of what is done with trained models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import torch
+
+from cvdist import config as configs
+from cvdist import recipes
+from cvdist.config import SavedModelConfig
+from cvdist.runtime.launch import Finished, launch
+from tests.jobs import mlflow_store
+
+REGISTERED = "digit-reader"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """storage: of the runs `good` (registered as REGISTERED@candidate), `averaged` and `weak`."""
+
+    storage: Path
+    good: Finished
+    averaged: Finished
+    weak: Finished
+
+    def saved(self, source: object, **changes: str) -> SavedModelConfig:
+        """Settings that look for `source` in this storage."""
+        return SavedModelConfig(source=str(source), storage=str(self.storage), **changes)
+
+    def servable(self, run: Finished) -> torch.nn.Module:
+        """The logged model as MLflow loads it, without this package: uint8 pictures to probabilities."""
+        client = mlflow.MlflowClient(run.run.tracking_uri)
+        best = max(client.get_run(run.run.run_id).outputs.model_outputs, key=lambda output: output.step)
+        with mlflow_store(self.storage):
+            return mlflow.pytorch.load_model(f"models:/{best.model_id}")
+
+
+def train_all(storage: Path) -> Trained:
+    """In this process, a few seconds each."""
+
+    def run(name: str, **changes: object) -> Finished:
+        config = configs.replace(
+            recipes.find("digits-cnn"),
+            **{
+                "name": name,
+                "storage": str(storage),
+                "runtime": "inline",
+                "system_metrics": False,
+                "epochs": 1,
+                "batch_size": 100,
+                "lr": 0.05,
+                **changes,
+            },
+        )
+        finished = launch(config)
+        assert finished is not None
+        return finished
+
+    return Trained(
+        storage,
+        good=run("good", epochs=2, register=REGISTERED),
+        averaged=run("averaged", model_ema_decay=0.9, keep_checkpoints=2),
+        weak=run("weak", lr=0.001, log_model=False, batch_size=500),
+    )
