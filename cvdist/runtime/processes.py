@@ -17,7 +17,7 @@ import torch.distributed as dist
 from pyarrow import fs as arrow
 
 from cvdist import storage
-from cvdist.config import CheckpointConfig, TrainConfig, storage_root
+from cvdist.config import CheckpointConfig, RuntimeConfig, TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.runtime.fence import Fence, FenceWatch
 from cvdist.runtime.rounds import Rounds
@@ -43,11 +43,12 @@ class ProcessWorker:
     settings: CheckpointConfig = field(default_factory=CheckpointConfig)
     leaving: Callable[[], bool] = lambda: False
     """Whether this process was told to end."""
+    step_timeout: float = RuntimeConfig.step_timeout
 
     def __post_init__(self) -> None:
         """Nothing is on its way yet."""
         self._uploads = Uploads(self.settings.checkpoint_timeout)
-        self._rounds = Rounds(_CONFER_SECONDS)
+        self._rounds = Rounds(_CONFER_SECONDS, self.step_timeout)
         self._watch = FenceWatch(self.kept.fence) if self.kept.fence is not None else None
 
     def checkpoints(self) -> Sequence[str]:
@@ -163,6 +164,7 @@ class Place:
             kept,
             config.checkpoint,
             leaving,
+            config.runtime.step_timeout,
         )
 
 

@@ -64,7 +64,7 @@ class RayWorker:
     def __post_init__(self) -> None:
         """Nothing is on its way yet."""
         self._uploads = Uploads(self.config.checkpoint.checkpoint_timeout)
-        self._rounds = Rounds(_CONFER_SECONDS)
+        self._rounds = Rounds(_CONFER_SECONDS, self.config.runtime.step_timeout)
         self._watch = FenceWatch(self.fence) if self.fence is not None else None
         self._known: dict[str, ray.train.Checkpoint] = {}
         self._notices: set[tuple[str, ...]] = set()

@@ -8,6 +8,7 @@ they confer next follows from the slowest worker's pace, which all of them learn
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,14 +23,19 @@ _MOST = 4096  # steps between two exchanges
 class Rounds:
     """The exchanges of one worker."""
 
-    def __init__(self, seconds: float) -> None:
-        """`seconds`: about how often; a slow step is followed by an exchange each time."""
+    def __init__(self, seconds: float, timeout: float) -> None:
+        """`seconds`: about how often; a slow step is followed by an exchange each time.
+
+        timeout: seconds that one worker waits for the others in an exchange.
+        """
         self._seconds = seconds
         self._left = 1
         self._taken = 0
         self._since = time.monotonic()
         # Apart from the gradients' group: nothing here waits for a GPU.
-        self._group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group: Any = None
+        if dist.is_initialized():
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
     def due(self) -> bool:
         """Whether the workers confer now; to be called once a step."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvdist import config as configs
-from cvdist.config import TrainConfig, cache_folder, storage_root
+from cvdist.config import TrackingConfig, TrainConfig, cache_folder, storage_root
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import environment
@@ -46,7 +46,7 @@ class RunRef:
     """Folder or URI of the run's checkpoints."""
     journal: str = ""
     """On a node: file for metrics that could not be delivered."""
-    patience: float = 120.0
+    patience: float = TrackingConfig.tracking_patience
     """Seconds that a finished job waits for a server that is away."""
 
     def to_dict(self) -> dict[str, Any]:
