@@ -119,6 +119,7 @@ def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path, stop):
     loop._step = dying_step
     with pytest.raises(Killed):
         loop.run()
+    loop.worker.settle()
     rest = make_loop(tmp_path / "parts", **changes)
     assert (rest.progress.epoch, rest.progress.position) == (1, stop // 5 * 5 * 200)
     rest.run()
@@ -189,6 +190,7 @@ def test_one_bad_sample_is_named_with_its_step_and_spoils_no_checkpoint(tmp_path
         UserError, match=r"the loss became nan in step 6 of epoch 1, whose 200 training"
     ) as error:
         loop.run()
+    loop.worker.settle()
     assert all(f"row {row}" in str(error.value) for row in read[:8])
     assert CheckpointFolder(tmp_path / "run", 1).newest() == ["epoch-0001-step-000004"]
     assert all(tensor.isfinite().all() for tensor in make_loop(tmp_path).model.state_dict().values())
@@ -304,6 +306,7 @@ def test_position_in_another_order_is_refused(tmp_path):
     loop._finish_epoch = None  # ends the run after its steps
     with pytest.raises(TypeError):
         loop.run()
+    loop.worker.settle()
     with pytest.raises(
         UserError, match=r"within an epoch .* set --batch-size, --seed and the data as they were"
     ):

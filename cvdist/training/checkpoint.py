@@ -1,6 +1,6 @@
 """What a run needs to go on as if it had never stopped, as a folder of two files.
 
-`state.pt` holds tensors only (weights, their moving average, optimiser, random states) and is read with
+`state.pt` holds tensors and numbers (weights, their moving average, optimiser, random states) and is read with
 `weights_only=True`; `checkpoint.json` holds the rest and can be read by a person. `checkpoint.json` is written
 last: a folder without it is not a checkpoint. It has the other file's SHA-256 and its own, so that a file that
 was cut or has changed is found before anything of it is used.
@@ -117,12 +117,14 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` into `folder`, which exists and is empty."""
     best = dataclasses.asdict(checkpoint.best) if checkpoint.best else None
     confusion = best.pop("confusion") if best else None
-    torch.save({**checkpoint.state, "confusion": confusion}, folder / _STATE)
+    progress = dataclasses.asdict(checkpoint.progress)
+    logged = progress.pop("logged")  # too long for a person
+    torch.save({**checkpoint.state, "confusion": confusion, "logged": logged}, folder / _STATE)
     meta = {
         "format": FORMAT,
         "model": dataclasses.asdict(checkpoint.model),
         "order": dataclasses.asdict(checkpoint.order),
-        "progress": dataclasses.asdict(checkpoint.progress),
+        "progress": progress,
         "best": best,
         "normalisation": dataclasses.asdict(checkpoint.normalisation) if checkpoint.normalisation else None,
         "state_sha256": _file_digest(folder / _STATE),
@@ -148,7 +150,7 @@ def load(folder: Path, *, map_location: str | torch.device = "cpu", name: str = 
         return Checkpoint(
             model=_model_identity(meta),
             order=OrderIdentity(**meta["order"]),
-            progress=_progress(meta["progress"]),
+            progress=_progress(meta["progress"], state.pop("logged", [])),
             best=_evaluation(meta["best"], state.pop("confusion")) if meta["best"] else None,
             state=state,
             normalisation=_normalisation(meta.get("normalisation")),
@@ -240,11 +242,11 @@ def _normalisation(values: dict[str, Any] | None) -> Normalisation | None:
     return Normalisation(tuple(values["mean"]), tuple(values["std"])) if values else None
 
 
-def _progress(values: dict[str, Any]) -> Progress:
+def _progress(values: dict[str, Any], logged: list[Any]) -> Progress:
     history = [EpochRecord(**record) for record in values["history"]]
     shuffle = Shuffle(**values.get("shuffle", {}))
-    logged = [(int(step), dict(metrics)) for step, metrics in values.get("logged", [])]
-    return Progress(**{**values, "history": history, "shuffle": shuffle, "logged": logged})
+    steps = [(int(step), dict(metrics)) for step, metrics in logged]
+    return Progress(**{**values, "history": history, "shuffle": shuffle, "logged": steps})
 
 
 def _evaluation(values: dict[str, Any], confusion: Tensor) -> Evaluation:
