@@ -159,6 +159,9 @@ def _in_processes(config: TrainConfig) -> tuple[str, Summary, RunRef | None] | N
             tracker = open_tracker(run, worker.rank, worker.local_rank, worker.node, attempt)
             try:
                 summary = TrainingLoop(config, worker, tracker).run()
+            except UserError:
+                worker.finish()  # what is on its way may be what the user goes on from
+                raise
             finally:
                 tracker.close()
             if worker.rank == 0:

@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -77,6 +77,11 @@ class ProcessWorker:
     def settle(self) -> None:
         """See `Worker.settle`."""
         with together(self.settings.checkpoint_timeout):
+            self._uploads.wait()
+
+    def finish(self) -> None:
+        """Let the checkpoint on its way arrive, without the other workers."""
+        with suppress(UserError):
             self._uploads.wait()
 
     def asked(self) -> Asked:
