@@ -56,8 +56,14 @@ def check(config: TrainConfig) -> list[Row]:
     Raises:
         UserError: if the cluster itself can't be reached or is too small.
     """
+    # What the environment says here, the nodes' processes may not know.
+    here = {
+        "storage": storage_root(config),
+        "cache": str(cache_folder(config)),
+        "tracking_uri": config.tracking.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""),
+    }
     ray_cluster.connect(config)
-    return list(_rows(config))
+    return list(_rows(configs.replace(config, **here)))
 
 
 def _rows(config: TrainConfig) -> Iterator[Row]:
@@ -156,7 +162,7 @@ def _storage(config: TrainConfig) -> str:
 
 def _health(config: TrainConfig) -> str:
     """Milliseconds until MLflow's server answers this node; empty where there is none to ask."""
-    uri = config.tracking.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = config.tracking.tracking_uri
     if config.tracking.tracking == "none" or not uri.startswith("http"):
         return ""
     began = time.monotonic()
