@@ -41,7 +41,7 @@ def reason_to_skip() -> str:
     """Why this machine can't hold such a cluster; empty if it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs root on Linux, for network namespaces"
-    lacking = [tool for tool in ("ip", "unshare", "mount") if shutil.which(tool) is None]
+    lacking = [tool for tool in ("ip", "unshare", "mount", "setpriv") if shutil.which(tool) is None]
     if lacking:
         return f"needs {', '.join(lacking)}"
     probe = f"cvprobe{os.getpid() % 100000}"
@@ -53,6 +53,22 @@ def reason_to_skip() -> str:
 def ip(*words: str) -> str:
     """`ip WORDS`, which must succeed."""
     return subprocess.run(["ip", *words], capture_output=True, text=True, check=True, timeout=30).stdout
+
+
+# Whatever is started here dies with the process that has started it, also by SIGKILL.
+MORTAL = ("setpriv", "--pdeathsig", "KILL")
+
+
+def sweep() -> None:
+    """Remove namespaces and links that tests have left whose process is gone."""
+    listed = ip("netns", "list") + ip("-o", "link", "show")
+    for tag, pid in set(re.findall(r"\b(cv(\d+))(?=[nv]\d|br\b)", listed)):
+        if Path(f"/proc/{pid}").exists():
+            continue
+        for name in set(re.findall(rf"\b{tag}n\d+\b", listed)):
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+        for name in set(re.findall(rf"\b{tag}(?:v\d+|br)\b", listed)):
+            subprocess.run(["ip", "link", "delete", name], capture_output=True, check=False)
 
 
 class Node:
@@ -88,7 +104,7 @@ class Node:
         with (self.folder / "log").open("w") as log:
             self.launcher = subprocess.Popen(
                 [
-                    *("ip", "netns", "exec", self.namespace),
+                    *(*MORTAL, "ip", "netns", "exec", self.namespace),
                     *("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"),
                     *("bash", "-c", inside),
                 ],
@@ -210,7 +226,7 @@ class MlflowServer:
         with (self._folder / "mlflow.log").open("a") as log:
             self._process = subprocess.Popen(
                 [
-                    *(str(BIN / "mlflow"), "server", "--host", self._host, "--port", str(self._port)),
+                    *(*MORTAL, str(BIN / "mlflow"), "server", "--host", self._host, "--port", str(self._port)),
                     *("--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"),
                     *("--artifacts-destination", str(self._folder / "artifacts")),
                 ],
@@ -246,6 +262,7 @@ class Cluster:
             raise
 
     def _start(self) -> None:
+        sweep()
         taken = ip("-4", "-o", "addr", "show")
         self.subnet = next(
             subnet
