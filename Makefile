@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Where runs, their MLflow store and downloaded data are kept.
 export CVDIST_STORAGE ?= $(CURDIR)/runs
 
-.PHONY: help demo test lint bench bench-readers ui screenshots stack stack-env stack-down image clean lock
+.PHONY: help demo test lint bench bench-readers soak ui screenshots stack stack-env stack-down image clean lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -41,6 +41,12 @@ bench-readers: $(STAMP)  ## reading from the cache against litdata, mosaicml-str
 	$(PY) -c 'import site; print(site.getsitepackages()[0])' > "$$(echo $(READERS)/lib/python*/site-packages)/cvdist.pth"
 	$(READERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/readers.txt
 	$(READERS)/bin/python benchmarks/run.py feature_readers
+
+MINUTES ?= 30
+SEED ?= 0
+
+soak: $(STAMP)  ## MINUTES=30 of faults from a list with SEED=0 on a cluster in namespaces; needs root on Linux
+	$(PY) tests/cluster/soak.py $(MINUTES) $(SEED)
 
 ui: $(STAMP)  ## the MLflow UI on the runs in ./runs, at http://localhost:5000
 	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(CVDIST_STORAGE)/mlflow.db --port 5000

@@ -53,13 +53,13 @@ class Look:
     uri: str
 
 
-def parse_train(arguments: Sequence[str]) -> TrainConfig | None:
+def parse_train(arguments: Sequence[str], program: str = "train.py") -> TrainConfig | None:
     """Configuration from `RECIPE [--field value ...]`; None if only help or the configuration was asked for.
 
     Raises:
         UserError: for an unknown recipe or flag (with the nearest names), or a value of the wrong type.
     """
-    return _parse("train.py", arguments, _overview("train.py", {}))
+    return _parse(program, arguments, _overview(program, {}))
 
 
 def parse_preprocess(arguments: Sequence[str]) -> TrainConfig | Look | None:

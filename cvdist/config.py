@@ -189,6 +189,13 @@ class CheckpointConfig:
     """How many of the best checkpoints are kept, besides the latest."""
     resume: str = ""
     """Folder or URI of one checkpoint to start a new run from."""
+    async_checkpoints: bool = True
+    """Write and upload checkpoints while training goes on, from a copy in main memory."""
+    checkpoint_timeout: float = 600.0
+    """Seconds that a checkpoint may take to be stored: the next one, or the run's end, waits that long."""
+    grace_period: float = 25.0
+    """Seconds in which a job that gets SIGTERM ends after a last checkpoint (torchrun waits 30, and Kubernetes
+    unless told otherwise), and before a preempted node's deadline in which the last checkpoint is begun."""
 
 
 @dataclass(frozen=True)
@@ -197,14 +204,19 @@ class RuntimeConfig:
 
     runtime: Runtime = "auto"
     """`auto`: torchrun's environment if started by it, else Ray. `inline`: in this process, one worker."""
-    workers: int = 2
-    """Ray workers, one process each. (torchrun's own --nproc-per-node counts instead, under torchrun.)"""
+    workers: int | str = 2
+    """Ray workers, one process each. `2:8`: as many as the cluster has room for at any time, from 2 to 8.
+    (torchrun's own --nproc-per-node counts instead, under torchrun.)"""
+    resize_interval: float = 60.0
+    """Seconds between two looks whether there is room for more workers, where their number is a range."""
     device: Device = "auto"
     """`auto`: GPUs where every worker can have one, else CPUs."""
     cpus_per_worker: int = 1
     """CPU cores that Ray reserves for each worker."""
     max_failures: int = 3
     """How often Ray restarts the workers from the last checkpoint before it gives up."""
+    max_preemptions: int = -1
+    """The same for nodes that were preempted, which count apart. -1: without end."""
     connect_timeout: float = 10.0
     """Seconds that the cluster at $RAY_ADDRESS may take to answer."""
     resource_timeout: float = 0.0
@@ -217,15 +229,35 @@ class RuntimeConfig:
     data_timeout: float = 120.0
     """Seconds that a batch may take to be read and decoded before the worker fails."""
     collective_timeout: float = 300.0
-    """Seconds that one worker waits for the others in a collective operation before it fails."""
+    """Seconds that one worker waits for the others before it fails, until the first step is done."""
+    step_timeout: float = 150.0
+    """The same from the second step on. Not below --data-timeout: one of the others may wait for its data."""
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers.
+
+        Raises:
+            UserError: if `workers` is neither a number nor a range.
+        """
+        found = re.fullmatch(r"(\d+)(?::(\d+))?", str(self.workers))
+        if found is None:
+            raise UserError(
+                f"--workers is {self.workers}: it takes a number, or the fewest and the most as in 2:8"
+            )
+        fewest = int(found[1])
+        most = int(found[2] or fewest)
+        if not 1 <= fewest <= most:
+            raise UserError(f"--workers is {self.workers}: it takes 1 or more, the fewest before the most")
+        return fewest, most
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
     """Where the results are shown."""
 
-    tracking: Literal["required", "none"] = "required"
-    """`none`: do not use MLflow at all."""
+    tracking: Literal["required", "optional", "none"] = "required"
+    """`optional`: train without MLflow if it can't be reached at the start. `none`: do not use it at all."""
     tracking_uri: str = ""
     """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
     experiment: str = "cvdist"
@@ -240,6 +272,8 @@ class TrackingConfig:
     """Alias that the registered version gets, in place of the one that had it."""
     tracking_timeout: float = 10.0
     """Seconds that the MLflow server may take to answer at the start."""
+    tracking_patience: float = 120.0
+    """Seconds that a finished job waits for an MLflow server that is away. What is left stays in a journal."""
 
 
 @dataclass(frozen=True)
@@ -384,8 +418,8 @@ class EvaluationConfig:
     """Bins of confidence that the calibration error is computed over, of equal width."""
     output: str = ""
     """File or URI that the results are written to, as JSON."""
-    tracking: Literal["required", "none"] = TrackingConfig.tracking
-    """`none`: leave out the MLflow run that holds the results."""
+    tracking: Literal["required", "optional", "none"] = TrackingConfig.tracking
+    """`none`: leave out the MLflow run that holds the results. `optional`: if MLflow can't be reached."""
     register: str = ""
     """Register the evaluated model in MLflow under this name."""
     alias: str = "champion"
@@ -495,7 +529,6 @@ _AT_LEAST = {
     "log_every_steps": 1,
     "checkpoint_every": 0,
     "keep_checkpoints": 1,
-    "workers": 1,
     "cpus_per_worker": 1,
     "backbone_lr_scale": 0,
     "max_failures": 0,
@@ -526,6 +559,12 @@ _AT_LEAST = {
     "slice_size": 1,
     "predictors": 0,
     "calibration_bins": 1,
+    "step_timeout": 1,
+    "resize_interval": 1,
+    "checkpoint_timeout": 1,
+    "grace_period": 1,
+    "max_preemptions": -1,
+    "tracking_patience": 0,
 }
 # (lowest, highest, whether the highest itself is allowed)
 _BETWEEN: dict[str, tuple[float, float, bool]] = {
@@ -588,6 +627,7 @@ def check(config: TrainConfig) -> None:
     """
     for path, value in flat(config):
         _check_value(path.rpartition(".")[2], value)
+    config.runtime.worker_range  # noqa: B018 (raises)
     if not 0 < config.data.valid_fraction < 1:
         raise UserError(f"--valid-fraction is {config.data.valid_fraction}: it takes a number in (0, 1)")
     if not 0 < config.data.random_resized_crop <= 1:
@@ -600,6 +640,11 @@ def check(config: TrainConfig) -> None:
         )
     if config.features.features and config.data.dataset != "images":
         raise UserError(f"--features is for folders of pictures, not for --dataset {config.data.dataset}")
+    if config.runtime.step_timeout < config.runtime.data_timeout:
+        raise UserError(
+            f"--step-timeout {config.runtime.step_timeout:g} is below --data-timeout "
+            f"{config.runtime.data_timeout:g}: workers would give up on one that waits for its data"
+        )
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")
     if config.tracking.register:

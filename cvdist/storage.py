@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs as arrow
@@ -116,6 +118,51 @@ def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
         arriving.replace(target)
     finally:
         arriving.unlink(missing_ok=True)
+
+
+def publish(
+    filesystem: arrow.FileSystem,
+    path: str,
+    fill: Callable[[Path], None],
+    *,
+    last: str,
+    permit: Callable[[], None] = lambda: None,
+) -> None:
+    """A new folder of files, there whole or not at all; one that was there is replaced.
+
+    fill: writes the files into an empty local folder. last: the file without which the others mean nothing.
+    permit: called before anything can be seen, and raises where this is no longer wanted.
+
+    Raises:
+        OSError: as the operating system or pyarrow words it.
+    """
+    if isinstance(filesystem, arrow.LocalFileSystem):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        arriving = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            arriving.mkdir()
+            fill(arriving)
+            for file in arriving.iterdir():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())  # or a crash of the machine could leave names without contents
+            permit()
+            if target.exists():
+                shutil.rmtree(target)
+            arriving.rename(target)
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
+        return
+    with TemporaryDirectory(prefix="cvdist-publish-") as private:
+        fill(Path(private))
+        permit()
+        for name in sorted((file.name for file in Path(private).iterdir()), key=lambda name: name == last):
+            arrow.copy_files(
+                f"{private}/{name}",
+                f"{path}/{name}",
+                source_filesystem=arrow.LocalFileSystem(),
+                destination_filesystem=filesystem,
+            )
 
 
 @dataclass(frozen=True)
@@ -326,6 +373,26 @@ def _unreadable(uri: str, flag: str, error: Exception) -> UserError:
     return UserError(f"{flag} {redact(uri)} can't be read ({why}){hint}")
 
 
+class PatientS3FileSystem(arrow.S3FileSystem):
+    """S3 with bounds on every wait, and retries that it keeps when it is sent to another process."""
+
+    def __init__(self, anonymous: bool, region: str, endpoint: str | None, attempts: int) -> None:
+        """`attempts`: of one request, with pauses that grow in between."""
+        self._settings = (anonymous, region, endpoint, attempts)
+        super().__init__(
+            anonymous=anonymous,
+            region=region,
+            endpoint_override=endpoint,
+            connect_timeout=_CONNECT_TIMEOUT,
+            request_timeout=_REQUEST_TIMEOUT,
+            retry_strategy=arrow.AwsStandardS3RetryStrategy(attempts),
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without credentials: the other process has its own."""
+        return PatientS3FileSystem, self._settings
+
+
 def _s3(uri: str, attempts: int) -> tuple[arrow.FileSystem, str]:
     """As `FileSystem.from_uri`, with bounds on every wait."""
     parts = urlsplit(uri)
@@ -338,13 +405,11 @@ def _s3(uri: str, attempts: int) -> tuple[arrow.FileSystem, str]:
     bucket = parts.netloc.rpartition("@")[2]
     if not region:
         region = "us-east-1" if endpoint else arrow.resolve_s3_region(bucket)
-    filesystem = arrow.S3FileSystem(
-        anonymous=parts.username == "anonymous",
-        region=region,
-        endpoint_override=endpoint or None,
-        connect_timeout=_CONNECT_TIMEOUT,
-        request_timeout=_REQUEST_TIMEOUT,
-        retry_strategy=arrow.AwsStandardS3RetryStrategy(int(os.environ.get("AWS_MAX_ATTEMPTS", attempts))),
+    filesystem = PatientS3FileSystem(
+        parts.username == "anonymous",
+        region,
+        endpoint or None,
+        int(os.environ.get("AWS_MAX_ATTEMPTS", attempts)),
     )
     return filesystem, f"{bucket}{unquote(parts.path)}".rstrip("/")
 

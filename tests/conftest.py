@@ -97,18 +97,19 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 
 class S3Server:
-    """SeaweedFS on loopback, with a bucket named `bucket`; can be killed and started again on its port."""
+    """SeaweedFS with a bucket named `bucket`; can be killed and started again on its port."""
 
-    def __init__(self, folder: Path) -> None:
-        """Keeps its files in `folder`."""
-        self._folder, self._port = folder, free_port()
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        """Keeps its files in `folder`; listens on `host`."""
+        self._folder, self._host, self._port = folder, host, free_port()
+        folder.mkdir(exist_ok=True)
         names = ("master.port", "volume.port", "filer.port", "admin.port")
         self._ports = [f"-{name}={free_port()}" for name in names]
         self._keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
         self._process: subprocess.Popen[bytes] | None = None
         self.environment = {
             **self._keys,
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
+            "AWS_ENDPOINT_URL": f"http://{host}:{self._port}",
             "AWS_REGION": "us-east-1",
         }
 
@@ -120,7 +121,7 @@ class S3Server:
             server = self._process = subprocess.Popen(
                 [
                     *(weed, "mini", f"-dir={self._folder}", "-bucket=bucket"),
-                    *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={self._port}", *self._ports),
+                    *(f"-ip={self._host}", f"-ip.bind={self._host}", f"-s3.port={self._port}", *self._ports),
                     *("-master.telemetry=false", "-webdav=false", "-admin.ui=false"),
                 ],
                 stdout=output,

@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 
 from cvdist import recipes
 from cvdist.data import open_loader
+from tests import pictures
 from tests.conftest import answers, free_port, wait_until
 from tests.jobs import mlflow_store, run, the_error, train
 
@@ -204,6 +205,32 @@ def test_a_killed_worker_costs_neither_the_job_nor_its_run(ray_cluster, tmp_path
     assert found.info.status == "FINISHED"
     epochs = [metric.step for metric in client.get_metric_history(found.info.run_id, "valid/correct")]
     assert sorted(epochs) == list(range(1, 17))  # none lost with the process, none twice
+
+
+# ----------------------------------------------------------------------------------------------- preflight
+
+
+def test_preflight_looks_at_all_that_a_job_needs(ray_cluster, tmp_path):
+    root = pictures.write(tmp_path / "some", {"a": 3, "b": 3})
+    (root / "b" / "0001.jpg").write_bytes(b"no picture")
+    done = run(
+        *(sys.executable, "jobs/preflight.py", "dogs-cats-cnn", "--data", root, "--workers", "2"),
+        storage=tmp_path / "runs",
+        **ray_cluster,
+    )
+    assert done.returncode == 1, done.stderr
+    for found in (
+        r"machine .*\d+ cores, no GPU, [\d.]+ of [\d.]+ GiB memory free",
+        r"storage .*write \d+ ms, read \d+ ms, delete \d+ ms for 1 MiB",
+        r"versions .*Python 3\.\d+\.\d+, cvdist .*torch .*ray ",
+        r"MLflow .*experiment cvdist in sqlite",
+        r"data .*FAILED",
+        r"1 of 6 pictures can't be decoded: b/0001.jpg",
+        r"all-reduce  2 workers .*\d+ MB/s each way; a step averages [\d.]+ MB in \d+ ms",
+        r"\d of \d+ checks are well",
+    ):
+        assert re.search(found, done.stdout), (found, done.stdout)
+    assert not list((tmp_path / "runs" / ".preflight").iterdir())
 
 
 # ----------------------------------------------------------------------------------------------- bad input

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 
-from tests.jobs import run, torchrun, train
+from tests.conftest import wait_until
+from tests.jobs import ROOT, run, torchrun, train
 
 # 20 steps; nothing random but the order, which all share.
 COMMON = ["digits-cnn", "--epochs", "1", "--batch-size", "200", "--dropout", "0", "--log-every-steps", "1"]
@@ -49,6 +56,73 @@ def test_more_workers_learn_the_same_model(alone, workers, more):
     report = MlflowClient(f"sqlite:///{alone}/mlflow.db").download_artifacts(got.info.run_id, "report.html")
     assert f"<dd>{workers} on " in Path(report).read_text(encoding="utf-8")
     assert done.stdout.count("best accuracy") == 1
+
+
+def test_sigterm_leads_to_a_checkpoint_and_the_same_weights(tmp_path):
+    """Two workers, stopped in mid-epoch and started again, against two that were left alone."""
+    words = ["digits-cnn", "--batch-size", "50", "--lr-scheduler", "constant", "--tracking", "none"]
+    assert torchrun(2, *words, "--epochs", "4", "--name", "whole", storage=tmp_path).returncode == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(
+            [*launcher, "jobs/train.py", *words, "--epochs", "400", "--name", "stopped"],
+            cwd=ROOT,
+            stderr=log,
+            stdout=log,
+            env={**os.environ, "CVDIST_STORAGE": str(tmp_path)},
+        )
+    text = lambda: (tmp_path / "log").read_text()  # noqa: E731
+    try:
+        wait_until(lambda: "epoch 1/400  train" in text(), 120, "an epoch is done")
+    finally:
+        asked_at = time.monotonic()
+        job.terminate()
+        job.wait(60)
+    assert time.monotonic() - asked_at < 40
+    assert "stopped by SIGTERM after a checkpoint: --name stopped goes on from it" in text(), text()
+    again = torchrun(2, *words, "--epochs", "4", "--name", "stopped", storage=tmp_path)
+    assert again.returncode == 0 and "resuming   at epoch" in again.stderr, again.stderr
+    ends = [next((tmp_path / name).glob("epoch-0004*/state.pt")) for name in ("whole", "stopped")]
+    one, other = (torch.load(end, weights_only=True)["model"] for end in ends)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_hanging_worker_is_named_with_the_step(tmp_path):
+    """One of two stops without dying: the other one gives up within --step-timeout and says where it was."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [
+        "digits-cnn",
+        "--epochs",
+        "400",
+        "--tracking",
+        "none",
+        "--data-timeout",
+        "3",
+        "--step-timeout",
+        "3",
+    ]
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(
+            [*launcher, "jobs/train.py", *words],
+            cwd=ROOT,
+            stderr=log,
+            stdout=log,
+            env={**os.environ, "CVDIST_STORAGE": str(tmp_path)},
+        )
+    stopped = None
+    text = lambda: (tmp_path / "log").read_text()  # noqa: E731
+    try:
+        wait_until(lambda: "epoch 1/400  train" in text(), 120, "an epoch is done")
+        second = [p for p in psutil.Process(job.pid).children() if p.environ().get("RANK") == "1"]
+        stopped = second[0]
+        stopped.suspend()
+        wait_until(lambda: "waited in vain for another worker in step" in text(), 60, "the other one gives up")
+        assert re.search(r"worker 0 waited in vain for another worker in step \d+ of epoch \d+", text())
+    finally:
+        if stopped is not None:
+            stopped.kill()
+        job.terminate()
+        job.wait(60)
 
 
 def test_neither_ray_nor_mlflow_is_imported(tmp_path):

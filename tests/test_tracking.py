@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
 import os
 import re
 import signal
@@ -11,15 +14,17 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from cvdist import config as configs
 from cvdist import recipes, tracking
 from cvdist.errors import UserError
 from cvdist.log import redact
-from cvdist.tracking import environment
+from cvdist.tracking import environment, mlflow_tracker
 from cvdist.tracking.mlflow_tracker import MlflowTracker
 from tests.conftest import free_port, wait_until
 from tests.jobs import ROOT, the_error, train
+from tests.jobs import run as run_job
 
 INLINE = ["digits-cnn", "--runtime", "inline", "--no-visualize"]
 
@@ -90,6 +95,105 @@ def test_metrics_arrive_once_and_in_order_over_attempts(tmp_path):
     client, (run,) = runs(tmp_path)
     history = client.get_metric_history(run.info.run_id, "valid/loss")
     assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
+
+
+class Proxy:
+    """MLflow's client, away when it is told to be: it takes what is logged, or says that it does not."""
+
+    def __init__(self, client):
+        self.client, self.away, self.after = client, False, False
+
+    def __getattr__(self, name):
+        def call(*arguments, **words):
+            if self.away and not self.after:
+                raise MlflowException("API request failed: connection refused")
+            result = getattr(self.client, name)(*arguments, **words)
+            if self.away:  # it was done, and the answer was lost
+                raise MlflowException("API request failed: connection reset")
+            return result
+
+        return call
+
+
+@pytest.mark.parametrize("answer_lost", [False, True])
+def test_metrics_of_an_outage_arrive_in_order_and_once(tmp_path, monkeypatch, answer_lost):
+    ref = open_run(tmp_path, cache=str(tmp_path / "cache"))
+    server = Proxy(MlflowClient(ref.tracking_uri))
+    monkeypatch.setattr(mlflow_tracker, "client_of", lambda uri: server)
+    monkeypatch.setattr(mlflow_tracker, "_FLUSH_SECONDS", 0.1)
+    tracker = MlflowTracker(ref, "node", tracking.Attempt(1))
+    for step in range(1, 10):
+        tracker.metrics({"step/loss": 1 / step, "step/total": 1.0}, step)
+        if step == 3:
+            wait_until(
+                lambda: len(server.client.get_metric_history(ref.run_id, "step/loss")) == 3, 20, "all is there"
+            )
+            server.away, server.after = True, answer_lost
+        if step == 6:
+            wait_until(
+                lambda: Path(ref.journal).exists() and Path(ref.journal).read_text().count("step/loss") >= 3,
+                20,
+                "the journal has them",
+            )
+    server.away = False
+    tracker.close()
+    for metric in ("step/loss", "step/total"):
+        history = server.client.get_metric_history(ref.run_id, metric)
+        assert [point.step for point in history] == list(range(1, 10))
+    assert [p.value for p in server.client.get_metric_history(ref.run_id, "run/attempt")] == [1.0]
+    assert not Path(ref.journal).exists()
+
+
+def test_a_tracker_that_never_comes_back_leaves_a_journal_to_replay(tmp_path, monkeypatch, caplog):
+    ref = dataclasses.replace(open_run(tmp_path, cache=str(tmp_path / "cache")), patience=0.5)
+    server = Proxy(MlflowClient(ref.tracking_uri))
+    server.away = True
+    monkeypatch.setattr(mlflow_tracker, "client_of", lambda uri: server)
+    monkeypatch.setattr(mlflow_tracker, "_FLUSH_SECONDS", 0.1)
+    logging.getLogger("cvdist").propagate = True
+    tracker = MlflowTracker(ref, "node", tracking.Attempt(1))
+    for epoch in (1, 2, 3):
+        tracker.metrics({"valid/loss": 1 / epoch}, epoch)
+    tracker.close()
+    command = re.search(r"python jobs/replay.py (\S+)", caplog.text)[1]
+    assert command == f"{tmp_path}/run/undelivered-1.jsonl"
+    for _ in range(2):  # the second time, there is nothing left to do
+        done = run_job(sys.executable, "jobs/replay.py", command, storage=tmp_path)
+        assert done.returncode == 0 and "has all 4 values" in done.stdout, done.stderr
+        _, (run,) = runs(tmp_path)
+        history = server.client.get_metric_history(run.info.run_id, "valid/loss")
+        assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    bad = run_job(sys.executable, "jobs/replay.py", tmp_path / "mlflow.db", storage=tmp_path)
+    assert "mlflow.db is no journal of metrics" in the_error(bad)
+
+
+def test_a_stale_attempt_does_not_write_into_the_run(tmp_path):
+    def refuse():
+        raise tracking.Superseded("another attempt goes on")
+
+    ref = open_run(tmp_path, cache=str(tmp_path / "cache"))
+    tracker = MlflowTracker(ref, "node", tracking.Attempt(1, refuse))
+    tracker.metrics({"valid/loss": 1.0}, 1)
+    tracker.close()
+    _, (run,) = runs(tmp_path)
+    assert not run.data.metrics and not Path(ref.journal).exists()
+
+
+def test_a_run_that_another_job_has_taken_over_is_not_ended(tmp_path):
+    config = config_in(tmp_path)
+    store = tracking.open_store(config)
+    older = tracking.start_run(config, store, continued=False, job="1")
+    with tracking.ended(older):
+        tracking.start_run(config, store, continued=True, job="2")
+    _, (run,) = runs(tmp_path)
+    assert run.info.status == "RUNNING"
+
+
+def test_optional_tracking_trains_without_a_server(tmp_path):
+    uri = f"http://127.0.0.1:{free_port()}"
+    words = [*INLINE, "--tracking", "optional", "--tracking-uri", uri, "--epochs", "1", "--batch-size", "500"]
+    done = train(*words, storage=tmp_path)
+    assert done.returncode == 0 and "training goes on without MLflow (--tracking optional)" in done.stderr
 
 
 def test_a_figure_that_can_not_be_drawn_costs_only_itself(tmp_path, caplog):
@@ -168,7 +272,9 @@ def test_checkpoint_of_another_model_and_missing_checkpoint(tmp_path):
     common = ["--name", "one", "--epochs", "1", "--batch-size", "500", "--tracking", "none"]
     assert train(*INLINE, *common, storage=tmp_path).returncode == 0
     meta = tmp_path / "one" / "epoch-0001" / "checkpoint.json"
-    meta.write_text(meta.read_text().replace('"scratch-cnn"', '"vgg16"'))
+    changed = json.loads(meta.read_text().replace('"scratch-cnn"', '"vgg16"'))
+    del changed["sha256"]  # which would tell that it was changed
+    meta.write_text(json.dumps(changed))
     line = the_error(train(*INLINE, *common, "--epochs", "2", storage=tmp_path))
     assert "is of model vgg16 (10 classes, 1x28x28), this run trains scratch-cnn" in line
     gone = the_error(train(*INLINE, "--resume", tmp_path / "gone", "--tracking", "none", storage=tmp_path))

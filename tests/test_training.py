@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
+import threading
 
 import pytest
 import torch
@@ -116,6 +119,7 @@ def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path, stop):
     loop._step = dying_step
     with pytest.raises(Killed):
         loop.run()
+    loop.worker.settle()
     rest = make_loop(tmp_path / "parts", **changes)
     assert (rest.progress.epoch, rest.progress.position) == (1, stop // 5 * 5 * 200)
     rest.run()
@@ -138,13 +142,10 @@ def test_a_finished_run_started_again_has_nothing_to_do(tmp_path):
 
 def test_best_and_latest_checkpoints_are_kept(tmp_path):
     folder = CheckpointFolder(tmp_path / "run", keep=2)
-    source = tmp_path / "source"
-    source.mkdir()
     for name, score in [("a", 0.5), ("b", 0.9), ("c", 0.7), ("d", 0.1), ("e", 0.2)]:
-        (source / "which").write_text(name)
-        folder.add(name, score, source)
+        folder.add(name, score, lambda new, name=name: (new / "which").write_text(name))
     assert folder.best() == tmp_path / "run" / "b"
-    assert folder.latest() == tmp_path / "run" / "e"
+    assert folder.newest() == ["e", "c", "b"]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"b", "c", "e", "index.json"}
 
 
@@ -168,11 +169,111 @@ def test_best_model_is_the_best_epochs(tmp_path):
 
 
 def test_broken_loss_stops_with_step_and_advice(tmp_path):
-    with pytest.raises(
-        UserError, match=r"the loss became (nan|inf) at or before step \d+ of epoch 1: lower --lr"
-    ):
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) in step \d of epoch 1, .*: lower --lr"):
         make_loop(tmp_path, lr=1e9).run()
     assert not (tmp_path / "run" / "epoch-0001").exists()
+
+
+def test_one_bad_sample_is_named_with_its_step_and_spoils_no_checkpoint(tmp_path):
+    loop = make_loop(tmp_path, log_every_steps=10, checkpoint_every=4)
+    batches, read = loop.loader.train_batches, []
+
+    def with_a_bad_one(*arguments):
+        for number, batch in enumerate(batches(*arguments), start=1):
+            if number == 6:
+                batch.images[3] = math.nan
+                read.extend(batch.indices.tolist())
+            yield batch
+
+    loop.loader.train_batches = with_a_bad_one
+    with pytest.raises(
+        UserError, match=r"the loss became nan in step 6 of epoch 1, whose 200 training"
+    ) as error:
+        loop.run()
+    loop.worker.settle()
+    assert all(f"row {row}" in str(error.value) for row in read[:8])
+    assert CheckpointFolder(tmp_path / "run", 1).newest() == ["epoch-0001-step-000004"]
+    assert all(tensor.isfinite().all() for tensor in make_loop(tmp_path).model.state_dict().values())
+
+
+def test_weights_that_overflow_behind_a_finite_loss_are_not_saved(tmp_path):
+    loop = make_loop(tmp_path, checkpoint_every=2)
+    step, taken = loop._step, []
+
+    def overflowing_step(*arguments):
+        step(*arguments)
+        taken.append(1)
+        if len(taken) == 4:
+            next(loop.model.parameters()).data[0] = math.inf
+
+    loop._step = overflowing_step
+    with pytest.raises(
+        UserError, match="no finite numbers any more at epoch-0001-step-000004, which is not saved"
+    ):
+        loop.run()
+    loop.worker.settle()
+    assert CheckpointFolder(tmp_path / "run", 1).newest() == ["epoch-0001-step-000002"]
+
+
+@pytest.mark.parametrize("file", ["state.pt", "checkpoint.json"])
+def test_the_newest_good_checkpoint_is_used(tmp_path, caplog, file):
+    """One flipped bit, in the middle of numbers."""
+    whole = make_loop(tmp_path / "whole", epochs=3)
+    whole.run()
+    make_loop(tmp_path, epochs=2).run()
+    path = tmp_path / "run" / "epoch-0002" / file
+    content = bytearray(path.read_bytes())
+    at = content.index(b'"valid_correct": ') + 18 if file == "checkpoint.json" else len(content) // 2
+    content[at] ^= 1
+    path.write_bytes(content)
+    with caplog.at_level("WARNING", "cvdist"):
+        logging.getLogger("cvdist").propagate = True
+        loop = make_loop(tmp_path, epochs=3)
+    assert "epoch-0002 of this run is damaged" in caplog.text and "trying the one before" in caplog.text
+    assert loop.progress.epoch == 1
+    loop.run()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, loop.model.state_dict()[name]), name
+
+
+def test_a_checkpoint_is_of_its_moment_though_it_is_written_later(tmp_path):
+    """Written when training has gone on by an epoch, it has the weights and counts of its own time."""
+    release = threading.Event()
+    loop = make_loop(tmp_path, epochs=2)
+    report, states = loop.worker.report, {}
+
+    def late_report(name, score, at, fill):
+        states[name] = ({k: v.clone() for k, v in loop.model.state_dict().items()}, len(loop.progress.history))
+
+        def wait_and_fill(folder):
+            if name == "epoch-0001":
+                release.wait(30)
+            fill(folder)
+
+        report(name, score, at, wait_and_fill)
+
+    loop.worker.report = late_report
+    validate, seen = loop._validate, []
+
+    def validating():
+        seen.append(1)
+        if len(seen) == 2:
+            release.set()
+        return validate()
+
+    loop._validate = validating
+    loop.run()
+    for name, (weights, epochs) in states.items():
+        saved = ckpt.load(tmp_path / "run" / name)
+        assert len(saved.progress.history) == epochs
+        assert all(torch.equal(saved.state["model"][key], tensor) for key, tensor in weights.items())
+
+
+def test_a_checkpoint_that_can_not_be_stored_ends_the_run_with_the_reason(tmp_path):
+    loop = make_loop(tmp_path, epochs=3)
+    (tmp_path / "run").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"the checkpoint .*epoch-0001 could not be written"):
+        loop.run()
 
 
 def test_moving_average_is_validated_and_logged(tmp_path):
@@ -205,6 +306,7 @@ def test_position_in_another_order_is_refused(tmp_path):
     loop._finish_epoch = None  # ends the run after its steps
     with pytest.raises(TypeError):
         loop.run()
+    loop.worker.settle()
     with pytest.raises(
         UserError, match=r"within an epoch .* set --batch-size, --seed and the data as they were"
     ):

@@ -91,6 +91,10 @@ class TrueShuffle:
         """See `Loader.shuffle`."""
         return Shuffle()
 
+    def names(self, split: Split, indices: Sequence[int]) -> list[str]:
+        """See `Loader.names`."""
+        return [f"row {index}" for index in indices]
+
     def epoch_order(self, config: LoopConfig, epoch: int, shuffle: Shuffle) -> EpochOrder:
         """See `Loader.epoch_order`."""
         return EpochOrder(self.info.train_size, config.batch_size, seed=config.seed, epoch=epoch)
@@ -130,6 +134,10 @@ class Loader(Protocol):
 
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         """Original pixels, uint8 (n, C, H, W) on the CPU, and class names, of some rows of a split."""
+        ...
+
+    def names(self, split: Split, indices: Sequence[int]) -> list[str]:
+        """What a person finds some rows of a split by: the pictures' paths where there are any."""
         ...
 
     def digest(self) -> str:

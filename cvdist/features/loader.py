@@ -103,6 +103,10 @@ class FeatureLoader:
         names = [self.info.classes[label] for label in self._labels[split][rows].tolist()]
         return self._pictures(self._paths(split, rows)), names
 
+    def names(self, split: Split, indices: Sequence[int]) -> list[str]:
+        """See `Loader.names`."""
+        return self._paths(split, [int(index) for index in indices])
+
     def digest(self) -> str:
         """See `Loader.digest`: of the index, which has every picture's digest."""
         return self._digest

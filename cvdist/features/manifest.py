@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +97,7 @@ def parse(content: bytes, uri: str) -> Manifest:
             )
         if stated != _digest(values):
             raise ValueError("its checksum is not that of its contents")
-        return Manifest(
+        manifest = Manifest(
             classes=tuple(values["classes"]),
             feature_shape=tuple(values["feature_shape"]),
             fingerprint=Fingerprint.from_dict(values["fingerprint"]),
@@ -107,11 +108,29 @@ def parse(content: bytes, uri: str) -> Manifest:
             shards=tuple(ShardEntry(**shard) for shard in values["shards"]),
             bad=tuple(BadPicture(**picture) for picture in values["bad"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+        _require_harmless(manifest)
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{where} is damaged ({type(error).__name__}): run jobs/preprocess.py again, which keeps the "
             "shards that are finished"
         ) from error
+
+
+def _require_harmless(manifest: Manifest) -> None:
+    """Names stay within the cache's folder and the node's copy, whoever has written the manifest.
+
+    Raises:
+        ValueError: if one does not, or a size is none.
+    """
+    entries: list[ShardEntry | IndexEntry] = [*manifest.shards, manifest.index]
+    for entry in entries:
+        inside = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", entry.object, re.ASCII)
+        if not inside or not re.fullmatch(r"[0-9a-f]{64}", entry.sha256) or int(entry.rows) < 0:
+            raise ValueError(f"{entry.object!r} is no entry of a cache")
+    for shard in manifest.shards:
+        if not re.fullmatch(r"[0-9a-f]{64}", shard.raw_sha256) or not 0 <= int(shard.raw_bytes) < 1 << 48:
+            raise ValueError(f"{shard.object!r} is no shard")
 
 
 def read(folder: Folder) -> Manifest:

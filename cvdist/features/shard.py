@@ -26,6 +26,8 @@ from torch import Tensor
 SUFFIX = ".safetensors.zst"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _CODEC = "zstd"
+# What is unpacked without a doubt, and how many times its own size anything else may claim to be.
+_FREELY, _RATIO = 256 << 20, 1000
 _LEVEL = 1  # higher ones take several times as long and save a few percent
 
 
@@ -82,6 +84,8 @@ def unpack(content: bytes, *, size: int, sha256: str, raw_sha256: str) -> bytes:
     """
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DamagedError("its bytes are not those that were written (checksum)")
+    if size > max(_FREELY, _RATIO * len(content)):
+        raise DamagedError(f"it claims to unpack to {size:,} bytes")
     try:
         raw: bytes = pa.Codec(_CODEC).decompress(content, decompressed_size=size, asbytes=True)
     except (OSError, pa.ArrowException) as error:

@@ -24,7 +24,9 @@ from cvdist import storage, tracking
 from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.log import redact
-from cvdist.tracking import RunRef, environment, open_tracker
+from cvdist.runtime.fence import Fence
+from cvdist.runtime.signals import Stop
+from cvdist.tracking import Attempt, RunRef, environment, open_tracker
 
 if TYPE_CHECKING:
     from cvdist.features.build import Built
@@ -127,11 +129,11 @@ def _on_ray(config: TrainConfig) -> tuple[str, Summary, RunRef | None]:
         store = opening.result()
     from cvdist.runtime import ray_train
 
-    run = _start(config, store)
+    run, fence = _start(config, store, attempt=0)
     with tracking.ended(run):
         if run is not None:
             run.require_reachable_from(nodes)
-        summary = ray_train.fit(config, run)
+        summary = ray_train.fit(config, run, fence)
         _describe(run, summary)
     return config.checkpoint.name, summary, run
 
@@ -144,16 +146,22 @@ def _in_processes(config: TrainConfig) -> tuple[str, Summary, RunRef | None] | N
 
     with processes.joined(config) as place:
         config = configs.replace(config, name=gather(_named(config).checkpoint.name)[0])
-        worker = place.worker(config)
         run: RunRef | None = None
+        fence: Fence | None = None
         with together():
-            if worker.rank == 0:
-                run = _start(config, _open(config, data_is_here=True))
+            processes.require_folder(config)
+            if place.rank == 0:
+                run, fence = _start(config, _open(config, data_is_here=True), attempt=1)
         run = gather(run)[0]
-        with tracking.ended(run if worker.rank == 0 else None):
-            tracker = open_tracker(run, worker.rank, worker.local_rank, worker.node)
+        with tracking.ended(run if place.rank == 0 else None), Stop(config.checkpoint.grace_period) as stop:
+            worker = place.worker(config, fence, stop.asked)
+            attempt = Attempt(fence.number, fence.require_newest) if fence else None
+            tracker = open_tracker(run, worker.rank, worker.local_rank, worker.node, attempt)
             try:
                 summary = TrainingLoop(config, worker, tracker).run()
+            except UserError:
+                worker.finish()  # what is on its way may be what the user goes on from
+                raise
             finally:
                 tracker.close()
             if worker.rank == 0:
@@ -192,15 +200,17 @@ def _open(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | None:
     return tracking.open_store(config)
 
 
-def _start(config: TrainConfig, store: tracking.Store | None) -> RunRef | None:
+def _start(config: TrainConfig, store: tracking.Store | None, *, attempt: int) -> tuple[RunRef | None, Fence]:
+    """Become the newest job of this name, and open its MLflow run."""
     root, name = storage_root(config), config.checkpoint.name
     continued = storage.exists(f"{root}/{name}")
     logger.info("run        %s%s, checkpoints in %s/%s", name, " (continued)" if continued else "", root, name)
+    fence = Fence.claim_job(f"{root}/{name}", attempt=attempt)
     if store is None:
-        return None
-    run = tracking.start_run(config, store, continued=continued)
+        return None, fence
+    run = tracking.start_run(config, store, continued=continued, job=fence.name)
     logger.info("tracking   %s, %s", redact(run.tracking_uri), run.page)
-    return run
+    return run, fence
 
 
 def _describe(run: RunRef | None, summary: Summary) -> None:

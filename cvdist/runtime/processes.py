@@ -6,18 +6,27 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pyarrow import fs as arrow
 
-from cvdist.config import TrainConfig, storage_root
+from cvdist import storage
+from cvdist.config import CheckpointConfig, RuntimeConfig, TrainConfig, storage_root
 from cvdist.errors import UserError
+from cvdist.runtime.fence import Fence, FenceWatch
+from cvdist.runtime.rounds import Rounds
+from cvdist.runtime.uploads import Uploads
+from cvdist.runtime.worker import Asked
+from cvdist.training.checkpoint import META
 from cvdist.training.collectives import together
+
+_CONFER_SECONDS = 1.0
 
 
 @dataclass
@@ -30,61 +39,95 @@ class ProcessWorker:
     local_world_size: int
     node: str
     device: torch.device
-    checkpoints: CheckpointFolder
+    kept: CheckpointFolder
+    settings: CheckpointConfig = field(default_factory=CheckpointConfig)
+    leaving: Callable[[], bool] = lambda: False
+    """Whether this process was told to end."""
+    step_timeout: float = RuntimeConfig.step_timeout
+
+    def __post_init__(self) -> None:
+        """Nothing is on its way yet."""
+        self._uploads = Uploads(self.settings.checkpoint_timeout)
+        self._rounds = Rounds(_CONFER_SECONDS, self.step_timeout)
+        self._watch = FenceWatch(self.kept.fence) if self.kept.fence is not None else None
+
+    def checkpoints(self) -> Sequence[str]:
+        """See `Worker.checkpoints`."""
+        return self.kept.newest()
 
     @contextmanager
-    def latest_checkpoint(self) -> Iterator[Path | None]:
-        """See `Worker.latest_checkpoint`."""
-        yield self.checkpoints.latest()
+    def opened(self, name: str) -> Iterator[Path]:
+        """See `Worker.opened`."""
+        yield self.kept.root / name
 
     @contextmanager
     def best_checkpoint(self) -> Iterator[Path | None]:
         """See `Worker.best_checkpoint`."""
-        yield self.checkpoints.best()
+        yield self.kept.best()
 
-    def report(self, name: str, score: float, folder: Path | None) -> None:
+    def report(self, name: str, score: float, at: int, fill: Callable[[Path], None] | None) -> None:
         """See `Worker.report`."""
-        with together():
-            if folder is not None:
-                self.checkpoints.add(name, score, folder)
+        with together(self.settings.checkpoint_timeout):
+            if fill is not None:
+                self._uploads.wait()
+                self._uploads.start(lambda: self.kept.add(name, score, fill))
+                if not self.settings.async_checkpoints:
+                    self._uploads.wait()
+
+    def settle(self) -> None:
+        """See `Worker.settle`."""
+        with together(self.settings.checkpoint_timeout):
+            self._uploads.wait()
+
+    def finish(self) -> None:
+        """Let the checkpoint on its way arrive, without the other workers."""
+        with suppress(UserError):
+            self._uploads.wait()
+
+    def asked(self) -> Asked:
+        """See `Worker.asked`."""
+        if not self._rounds.due():
+            return Asked.NOTHING
+        mine = Asked.LEAVE if self.leaving() else Asked.NOTHING
+        if self._watch is not None and self._watch.superseded:
+            mine = Asked.STOP
+        return self._rounds.confer(mine)
 
 
 class CheckpointFolder:
     """The checkpoints of one run in `root`, and `index.json` that lists the complete ones, oldest first."""
 
-    def __init__(self, root: Path, keep: int) -> None:
-        """`keep`: how many of the best stay, besides the latest."""
-        self.root, self.keep = root, keep
+    def __init__(self, root: Path, keep: int, fence: Fence | None = None) -> None:
+        """`keep`: how many of the best stay, besides the latest. fence: of the attempt that may add to them."""
+        self.root, self.keep, self.fence = root, keep, fence
 
-    def latest(self) -> Path | None:
-        """The newest checkpoint."""
-        entries = self._entries()
-        return self.root / entries[-1][0] if entries else None
+    def newest(self) -> list[str]:
+        """Names of the checkpoints, the newest first."""
+        return [name for name, _ in reversed(self._entries())]
 
     def best(self) -> Path | None:
         """The one with the highest score."""
         entries = self._entries()
         return self.root / max(entries, key=lambda entry: entry[1])[0] if entries else None
 
-    def add(self, name: str, score: float, folder: Path) -> None:
-        """Copy `folder` in as `name`, list it, then delete what is no longer to be kept.
+    def add(self, name: str, score: float, fill: Callable[[Path], None]) -> None:
+        """Let `fill` write a checkpoint, list it, then delete what is no longer to be kept.
 
         Raises:
             UserError: if the disk can't take it.
+            Superseded: if a newer attempt has begun.
         """
+        if self.fence is not None:
+            name += self.fence.suffix
         target = self.root / name
-        arriving = self.root / f".{name}.{os.getpid()}"
         try:
-            shutil.copytree(folder, arriving)
-            if target.exists():
-                shutil.rmtree(target)
-            arriving.rename(target)
-            entries = [entry for entry in self._entries() if entry[0] != name] + [(name, score)]
-            kept = sorted(entries, key=lambda entry: entry[1])[-self.keep :] + entries[-1:]
-            self._write([entry for entry in entries if entry in kept])
+            storage.publish(arrow.LocalFileSystem(), str(target), fill, last=META)
+            with self.fence.held() if self.fence is not None else nullcontext():
+                entries = [entry for entry in self._entries() if entry[0] != name] + [(name, score)]
+                kept = sorted(entries, key=lambda entry: entry[1])[-self.keep :] + entries[-1:]
+                self._write([entry for entry in entries if entry in kept])
         except OSError as error:
-            shutil.rmtree(arriving, ignore_errors=True)
-            raise UserError(f"the checkpoint {target} could not be written: {error.strerror}") from error
+            raise UserError(f"the checkpoint {target} could not be written: {storage.reason(error)}") from error
         for entry in entries:
             if entry not in kept:
                 shutil.rmtree(self.root / entry[0], ignore_errors=True)
@@ -112,18 +155,10 @@ class Place:
     local_world_size: int
     device: torch.device
 
-    def worker(self, config: TrainConfig) -> ProcessWorker:
-        """The worker of the run that `config` names.
-
-        Raises:
-            UserError: if the storage is not a folder.
-        """
-        root = storage_root(config)
-        if "://" in root:
-            raise UserError(
-                f"--storage {root}: outside of Ray, the storage has to be a folder that all nodes share"
-            )
-        kept = CheckpointFolder(Path(root) / config.checkpoint.name, config.checkpoint.keep_checkpoints)
+    def worker(self, config: TrainConfig, fence: Fence | None, leaving: Callable[[], bool]) -> ProcessWorker:
+        """The worker of the run that `config` names; rank 0 holds its `fence`."""
+        root = Path(storage_root(config)) / config.checkpoint.name
+        kept = CheckpointFolder(root, config.checkpoint.keep_checkpoints, fence)
         return ProcessWorker(
             self.rank,
             self.world_size,
@@ -132,6 +167,22 @@ class Place:
             socket.gethostname(),
             self.device,
             kept,
+            config.checkpoint,
+            leaving,
+            config.runtime.step_timeout,
+        )
+
+
+def require_folder(config: TrainConfig) -> None:
+    """Refuse storage that is no folder.
+
+    Raises:
+        UserError: naming it.
+    """
+    root = storage_root(config)
+    if "://" in root:
+        raise UserError(
+            f"--storage {root}: outside of Ray, the storage has to be a folder that all nodes share"
         )
 
 

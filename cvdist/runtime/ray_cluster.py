@@ -51,11 +51,12 @@ def require_resources(config: TrainConfig, flag: str = "--workers") -> bool:
         UserError: if the cluster has too few CPUs or GPUs, saying how many it has.
     """
     runtime = config.runtime
+    fewest, _ = runtime.worker_range
     deadline = time.monotonic() + runtime.resource_timeout
     while True:
         have = ray.cluster_resources()
         cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
-        use_gpu = runtime.device == "cuda" or (runtime.device == "auto" and gpus >= runtime.workers)
+        use_gpu = runtime.device == "cuda" or (runtime.device == "auto" and gpus >= fewest)
         lacking = _lacking(config, cpus, gpus, use_gpu, flag)
         if not lacking:
             return use_gpu
@@ -63,7 +64,7 @@ def require_resources(config: TrainConfig, flag: str = "--workers") -> bool:
             raise UserError(lacking)
         logger.info("waiting for nodes: %s", lacking)
         ray.autoscaler.sdk.request_resources(  # a no-op where nothing scales
-            bundles=[{"CPU": runtime.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}] * runtime.workers
+            bundles=[{"CPU": runtime.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}] * fewest
         )
         time.sleep(min(5.0, max(0.1, deadline - time.monotonic())))
 
@@ -89,14 +90,15 @@ def _require_listener(address: str, timeout: float) -> None:
 def _lacking(config: TrainConfig, cpus: float, gpus: float, use_gpu: bool, flag: str) -> str:
     """What the cluster has too little of, as one line; empty if it is large enough."""
     runtime = config.runtime
+    fewest, _ = runtime.worker_range
     nodes = sum(node["Alive"] for node in ray.nodes())
     has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {nodes} node{'s' if nodes != 1 else ''}"
-    if use_gpu and gpus < runtime.workers:
+    if use_gpu and gpus < fewest:
         return (
-            f"{flag} {runtime.workers} --device cuda needs {runtime.workers} GPUs, {has}: "
+            f"{flag} {runtime.workers} --device cuda needs {fewest} GPUs, {has}: "
             f"lower {flag}, or set --resource-timeout to wait for an autoscaler"
         )
-    needed = runtime.workers * runtime.cpus_per_worker
+    needed = fewest * runtime.cpus_per_worker
     if cpus < needed:
         return (
             f"{flag} {runtime.workers} with --cpus-per-worker {runtime.cpus_per_worker} needs {needed} "

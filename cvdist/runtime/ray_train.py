@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +16,35 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import (
+    CheckpointConfig,
+    CheckpointUploadMode,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+)
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from cvdist import config as configs
-from cvdist import log
+from cvdist import log, storage
 from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
+from cvdist.runtime.fence import Fence, FenceWatch
 from cvdist.runtime.ray_cluster import require_resources
-from cvdist.tracking import RunRef, open_tracker
+from cvdist.runtime.rounds import Rounds
+from cvdist.runtime.uploads import Uploads
+from cvdist.runtime.worker import Asked
+from cvdist.tracking import Attempt, RunRef, open_tracker
+from cvdist.training.checkpoint import META
+from cvdist.training.collectives import gather, together
 from cvdist.training.loop import Summary, TrainingLoop
 
 logger = logging.getLogger(__name__)
 
-_SCORE = "score"
+_SCORE, _AT = "score", "samples"
+_CONFER_SECONDS = 2.0  # each time, all workers also ask a Ray actor
+_LOST_PEER = r"(?i)connection (closed|reset|refused)|timed out|broken pipe|gloo|NCCL|process group"
 
 
 @dataclass
@@ -39,38 +57,135 @@ class RayWorker:
     local_world_size: int
     node: str
     device: torch.device
+    config: TrainConfig
+    fence: Fence | None
+    """Of this attempt; rank 0 has it."""
+
+    def __post_init__(self) -> None:
+        """Nothing is on its way yet."""
+        self._uploads = Uploads(self.config.checkpoint.checkpoint_timeout)
+        self._rounds = Rounds(_CONFER_SECONDS, self.config.runtime.step_timeout)
+        self._watch = FenceWatch(self.fence) if self.fence is not None else None
+        self._known: dict[str, ray.train.Checkpoint] = {}
+        self._notices: set[tuple[str, ...]] = set()
+
+    def checkpoints(self) -> Sequence[str]:
+        """See `Worker.checkpoints`."""
+        reported = sorted(self._reported(), key=lambda item: item.metrics.get(_AT, 0), reverse=True)
+        self._known = {Path(item.checkpoint.path).name: item.checkpoint for item in reported}
+        return list(self._known)
 
     @contextmanager
-    def latest_checkpoint(self) -> Iterator[Path | None]:
-        """See `Worker.latest_checkpoint`."""
-        with _opened(ray.train.get_checkpoint()) as folder:
-            yield folder
+    def opened(self, name: str) -> Iterator[Path]:
+        """See `Worker.opened`."""
+        try:
+            with self._known[name].as_directory() as folder:
+                yield Path(folder)
+        except FileNotFoundError:
+            with tempfile.TemporaryDirectory() as empty:
+                yield Path(empty)
 
     @contextmanager
     def best_checkpoint(self) -> Iterator[Path | None]:
         """See `Worker.best_checkpoint`."""
-        reported = ray.train.get_all_reported_checkpoints()
-        best = max(reported, key=lambda item: item.metrics[_SCORE], default=None)
-        with _opened(best.checkpoint if best else None) as folder:
-            yield folder
+        best = max(self._reported(), key=lambda item: item.metrics[_SCORE], default=None)
+        if best is None:
+            yield None
+            return
+        with best.checkpoint.as_directory() as folder:
+            yield Path(folder)
 
-    def report(self, name: str, score: float, folder: Path | None) -> None:
-        """See `Worker.report`."""
-        saved = ray.train.Checkpoint.from_directory(folder) if folder is not None else None
-        ray.train.report({_SCORE: score}, checkpoint=saved, checkpoint_dir_name=name)
+    def report(self, name: str, score: float, at: int, fill: Callable[[Path], None] | None) -> None:
+        """See `Worker.report`; a thread of Ray's writes and uploads."""
+        settings = self.config.checkpoint
+        saved = upload = None
+        with together(settings.checkpoint_timeout):
+            self._uploads.wait()
+        if fill is not None:
+            place = ray.train.get_context().get_storage()
+            path = f"{place.experiment_fs_path}/{name}{self.fence.suffix if self.fence else ''}"
+            saved = ray.train.Checkpoint(path, place.storage_filesystem)
+            done = self._uploads.expect()
+
+            def upload(checkpoint: ray.train.Checkpoint, _: str) -> ray.train.Checkpoint:
+                self._uploads.run(lambda: self._store(checkpoint, fill), done)
+                done.result()  # Ray, too, is to know of an error
+                return checkpoint
+
+        ray.train.report(
+            {_SCORE: score, _AT: at},
+            checkpoint=saved,
+            checkpoint_dir_name=Path(saved.path).name if saved is not None else name,
+            checkpoint_upload_mode=(
+                CheckpointUploadMode.ASYNC if settings.async_checkpoints else CheckpointUploadMode.SYNC
+            ),
+            checkpoint_upload_fn=upload,
+            delete_local_checkpoint_after_upload=False,
+        )
+
+    def settle(self) -> None:
+        """See `Worker.settle`."""
+        with together(self.config.checkpoint.checkpoint_timeout):
+            self._uploads.wait()
+
+    def asked(self) -> Asked:
+        """See `Worker.asked`."""
+        if not self._rounds.due():
+            return Asked.NOTHING
+        mine = self._preempted()
+        if self._watch is not None and self._watch.superseded:
+            mine = Asked.STOP
+        return self._rounds.confer(mine)
+
+    def _preempted(self) -> Asked:
+        """SAVE, once when a notice arrives and once more shortly before the node goes. All workers call it.
+
+        A run that returned would count as finished, and one that raised as failed: it goes on until Ray
+        restarts it on the nodes that are left.
+        """
+        info = ray.train.get_preemption_info()
+        if info is None:
+            return Asked.NOTHING
+        due = [("notice", *info.preempted_node_ids)]
+        if info.deadline_ms is not None:
+            left = info.deadline_ms / 1000 - time.time()
+            if left < self.config.checkpoint.grace_period:
+                due.append(("deadline", *info.preempted_node_ids))
+            if self.rank == 0 and due[0] not in self._notices:
+                logger.warning(
+                    "nodes with %d of the workers will be taken away in %s: saving",
+                    len(info.preempted_ranks),
+                    log.duration(left),
+                )
+        new = set(due) - self._notices
+        self._notices |= new
+        return Asked.SAVE if new else Asked.NOTHING
+
+    def _store(self, checkpoint: ray.train.Checkpoint, fill: Callable[[Path], None]) -> None:
+        assert self.fence is not None
+        try:
+            storage.publish(
+                checkpoint.filesystem, checkpoint.path, fill, last=META, permit=self.fence.require_newest
+            )
+            self.fence.require_newest()  # Ray lists it next
+        except OSError as error:
+            raise UserError(
+                f"the checkpoint {checkpoint.path} could not be stored: {storage.reason(error)}"
+            ) from error
+
+    def _reported(self) -> list[Any]:
+        return list(
+            ray.train.get_all_reported_checkpoints(
+                consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED,
+                timeout_s=self.config.checkpoint.checkpoint_timeout,
+            )
+        )
 
 
-@contextmanager
-def _opened(checkpoint: ray.train.Checkpoint | None) -> Iterator[Path | None]:
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as folder:
-        yield Path(folder)
-
-
-def fit(config: TrainConfig, ref: RunRef | None) -> Summary:
+def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
     """Train on the connected cluster; Ray restarts failed workers from the latest checkpoint.
+
+    fence: of this job.
 
     Raises:
         UserError: if the cluster is too small, or for what a worker found to be the user's to mend.
@@ -78,20 +193,33 @@ def fit(config: TrainConfig, ref: RunRef | None) -> Summary:
     use_gpu = require_resources(config)
     runtime = config.runtime
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(runtime.start_timeout))
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.checkpoint.checkpoint_timeout + 60))
     resources = {"CPU": float(runtime.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    fewest, most = runtime.worker_range
+    filesystem, root = storage.locate(storage_root(config), patient=True)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": configs.to_dict(config), "run": ref.to_dict() if ref else None},
+        train_loop_config={
+            "config": configs.to_dict(config),
+            "run": ref.to_dict() if ref else None,
+            "fence": {"uri": fence.folder.uri, "name": fence.name},
+        },
         torch_config=TorchConfig(timeout_s=int(runtime.collective_timeout)),
         scaling_config=ScalingConfig(
-            num_workers=runtime.workers, use_gpu=use_gpu, resources_per_worker=resources
+            num_workers=fewest if fewest == most else (fewest, most),
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=runtime.resize_interval,
         ),
         run_config=RunConfig(
             name=config.checkpoint.name,
-            storage_path=storage_root(config),
+            storage_path=root,
+            storage_filesystem=filesystem,  # with this project's bounds and retries
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(
-                max_failures=runtime.max_failures, controller_failure_limit=runtime.max_failures
+                max_failures=runtime.max_failures,
+                controller_failure_limit=runtime.max_failures,
+                max_preemption_failures=runtime.max_preemptions,
             ),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.checkpoint.keep_checkpoints,
@@ -110,9 +238,16 @@ def fit(config: TrainConfig, ref: RunRef | None) -> Summary:
 
 
 def _cause(error: ray.train.TrainingFailedError) -> Exception:
-    """The `UserError` behind a failed training, if there is one."""
-    failures = getattr(error, "worker_failures", {})
-    return next((UserError(str(f)) for f in failures.values() if isinstance(f, UserError)), error)
+    """The `UserError` behind a failed training, if there is one; else what a worker died of.
+
+    When one worker dies, the others report lost connections: its own error is the one to show.
+    """
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
+        if isinstance(failure, UserError):
+            return UserError(str(failure))
+    own = [failure for failure in failures if not re.search(_LOST_PEER, str(failure))]
+    return (own or [error])[0]
 
 
 def _work(values: dict[str, Any]) -> Summary | str:
@@ -121,21 +256,32 @@ def _work(values: dict[str, Any]) -> Summary | str:
     logging.getLogger().setLevel(logging.WARNING)  # not two lines of Ray for each checkpoint of each rank
     config = configs.from_dict(values["config"])
     context = ray.train.get_context()
-    worker = RayWorker(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        local_rank=context.get_local_rank(),
-        local_world_size=context.get_local_world_size(),
-        node=f"node-{context.get_node_rank()}",
-        device=get_device(),
-    )
-    ref = RunRef(**values["run"]) if values["run"] else None
-    tracker = open_tracker(ref, worker.rank, worker.local_rank, worker.node)
+    rank = context.get_world_rank()
+    fence = None
     try:
-        return TrainingLoop(config, worker, tracker).run()
+        with together():
+            if rank == 0:
+                folder = storage.Folder.open(values["fence"]["uri"], "--storage", patient=True)
+                fence = Fence(folder, values["fence"]["name"], 0).claim_attempt()
+        number = gather(fence.number if fence else 0)[0]
+        worker = RayWorker(
+            rank=rank,
+            world_size=context.get_world_size(),
+            local_rank=context.get_local_rank(),
+            local_world_size=context.get_local_world_size(),
+            node=f"node-{context.get_node_rank()}",
+            device=get_device(),
+            config=config,
+            fence=fence,
+        )
+        ref = RunRef(**values["run"]) if values["run"] else None
+        attempt = Attempt(number, fence.require_newest) if fence else None
+        tracker = open_tracker(ref, worker.rank, worker.local_rank, worker.node, attempt)
+        try:
+            return TrainingLoop(config, worker, tracker).run()
+        finally:
+            tracker.close()
     except UserError as error:
         if error.on_all_workers:
             return str(error)
         raise
-    finally:
-        tracker.close()

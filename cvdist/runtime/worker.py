@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
 
 import torch
+
+
+class Asked(IntEnum):
+    """What a run is asked to do; the more urgent, the higher.
+
+    SAVE: some of its nodes may soon be gone. LEAVE: it is to end after a checkpoint, and will be started again.
+    STOP: a newer job of its name has begun (which the loop learns as an error).
+    """
+
+    NOTHING = 0
+    SAVE = 1
+    LEAVE = 2
+    STOP = 3
 
 
 class Worker(Protocol):
@@ -19,17 +34,42 @@ class Worker(Protocol):
     node: str
     device: torch.device
 
-    def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
-        """Folder of the run's latest checkpoint, local while the context lasts; None for a fresh run."""
+    def checkpoints(self) -> Sequence[str]:
+        """Names of the run's checkpoints, the one to go on from first, then the next best for that."""
+        ...
+
+    def opened(self, name: str) -> AbstractContextManager[Path]:
+        """A checkpoint's folder, local while the context lasts; empty if the checkpoint is gone."""
         ...
 
     def best_checkpoint(self) -> AbstractContextManager[Path | None]:
-        """The same for the checkpoint with the highest score."""
+        """The folder of the checkpoint with the highest score, in the same way; None if there is none."""
         ...
 
-    def report(self, name: str, score: float, folder: Path | None) -> None:
-        """Hand over a checkpoint; every worker calls it, rank 0 with a folder, the others with None.
+    def report(self, name: str, score: float, at: int, fill: Callable[[Path], None] | None) -> None:
+        """Hand over a checkpoint; every worker calls it, rank 0 with `fill`, the others with None.
 
-        The best `--keep-checkpoints` by score are kept, and the latest. The folder may be deleted afterwards.
+        fill: writes the checkpoint into an empty folder, perhaps later and in another thread. At most one
+        checkpoint is on its way; the next one waits for it. at: samples trained on so far. The best
+        `--keep-checkpoints` by score are kept, and the latest.
+
+        Raises:
+            UserError: if the one before could not be stored.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Wait until what was reported is stored; every worker calls it.
+
+        Raises:
+            UserError: if it could not be stored.
+        """
+        ...
+
+    def asked(self) -> Asked:
+        """What the run is asked to do; every worker calls it after each step, and all get the same answer.
+
+        Raises:
+            Superseded: on every worker, if a newer job of the same name has begun.
         """
         ...

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from cvdist.tracking.run import RunRef, Store, describe, ended, log_file, open_store, start_run
-from cvdist.tracking.tracker import NoTracker, Tracker
+from cvdist.tracking.tracker import Attempt, NoTracker, Superseded, Tracker
 
 __all__ = [
+    "Attempt",
     "NoTracker",
     "RunRef",
     "Store",
+    "Superseded",
     "Tracker",
     "describe",
     "ended",
@@ -19,7 +21,9 @@ __all__ = [
 ]
 
 
-def open_tracker(ref: RunRef | None, rank: int, local_rank: int, node: str) -> Tracker:
+def open_tracker(
+    ref: RunRef | None, rank: int, local_rank: int, node: str, attempt: Attempt | None = None
+) -> Tracker:
     """What worker `rank` reports to: rank 0 fills the run, one worker of each node its system metrics."""
     if ref is None:
         return NoTracker()
@@ -27,7 +31,7 @@ def open_tracker(ref: RunRef | None, rank: int, local_rank: int, node: str) -> T
     from cvdist.tracking.mlflow_tracker import MlflowTracker, SystemMetricsTracker
 
     if rank == 0:
-        return MlflowTracker(ref, node)
+        return MlflowTracker(ref, node, attempt)
     if local_rank == 0 and ref.system_metrics:
         return SystemMetricsTracker(ref, node)
     return NoTracker()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import logging
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from cvdist.errors import UserError
+from cvdist.log import duration, redact
+from cvdist.storage import Folder
+from cvdist.tracking.journal import Delivery, Journal, Measured
 from cvdist.tracking.run import RunRef, client_of, first_line, log_params, put_file
-from cvdist.tracking.tracker import NoTracker
+from cvdist.tracking.tracker import Attempt, NoTracker, Superseded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,28 +32,40 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 2.0
-_METRICS_A_CALL = 1000  # MLflow's own limit
+_LOOK_SECONDS = 30.0  # a line while the server is away
 _CLOSE_SECONDS = 120.0
-
-# The metrics of an epoch and those of a step come together: one name of each tells which are there.
-_MARKERS = ("valid/loss", "step/loss")
+# What MLflow's errors are called when it may be better a moment later.
+_PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 
 Action = Callable[["MlflowClient"], None]
-Measured = tuple[dict[str, float], int, int]  # values, step, milliseconds since 1970
 
 
 class MlflowTracker:
-    """Fills one run (`cvdist.tracking.tracker.Tracker`). Calls return at once; a thread talks to MLflow."""
+    """Fills one run (`cvdist.tracking.tracker.Tracker`). Calls return at once; a thread talks to MLflow.
 
-    def __init__(self, ref: RunRef, node: str) -> None:
-        """`node` names this machine's system metrics."""
-        self._ref = ref
-        self._node = node
+    While the server is away, metrics are kept in a journal and all else in memory; both are delivered when it
+    is back, metrics in order and once. If it does not come back before the end, the journal stays.
+    """
+
+    def __init__(self, ref: RunRef, node: str, attempt: Attempt | None = None) -> None:
+        """`node` names this machine's system metrics; `attempt` is the run's present one."""
+        self._ref, self._node = ref, node
+        self._permit = attempt.permit if attempt else None
+        self._number = attempt.number if attempt else 0
         self._queue: queue.Queue[Any] = queue.Queue()
+        journal = Path(ref.journal) if ref.journal else None
+        self._journal = Journal(journal, ref.tracking_uri, ref.run_id)
+        self._delivery = Delivery(ref.run_id)
+        self._metrics: list[Measured] = []
+        self._actions: list[Action] = []
         self._lost = self._taken = 0
-        self._delivered: dict[str, set[int]] = {}
+        self._finished = self._superseded = False
+        self._away_since = self._told = 0.0
         # MLflow takes seconds to import: not before the first step, which people wait for.
         self._first_metrics = threading.Event()
+        if attempt is not None:
+            self._queue.put(lambda client: client.set_tag(ref.run_id, "cvdist.attempt", str(attempt.number)))
+            self._queue.put(_now({"run/attempt": attempt.number}, attempt.number))
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -59,7 +76,7 @@ class MlflowTracker:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """See `Tracker`."""
-        self._queue.put((dict(values), step, int(time.time() * 1000)))
+        self._queue.put(_now(values, step))
         self._first_metrics.set()
 
     def dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
@@ -82,82 +99,170 @@ class MlflowTracker:
         self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
     ) -> None:
         """See `Tracker`."""
+        self._finished = True  # this comes last
         if not self._ref.log_model:
             return
         from cvdist.tracking.model import log_model
 
-        log_model(self._ref, model, identity, info, example, step)
+        deadline = time.monotonic() + self._ref.patience
+        while True:
+            try:
+                self._require_permit()
+                log_model(self._ref, model, identity, info, example, step)
+                return
+            except Exception as error:  # the training is done: what it has reached must stand
+                logger.debug("", exc_info=True)
+                if not _passing(error) or time.monotonic() > deadline:
+                    logger.warning(
+                        "the model was not logged to MLflow (%s): start the same job with its --name once more "
+                        "when MLflow is back; it has nothing left to train",
+                        first_line(error),
+                    )
+                    return
+            time.sleep(_FLUSH_SECONDS)
 
     def close(self) -> None:
-        """See `Tracker`. Waits until all is delivered, or nothing has been for two minutes."""
+        """See `Tracker`. Waits until all is delivered, or nothing has been for some minutes."""
         self._queue.put(None)
         self._first_metrics.set()
         seen, since = self._taken, time.monotonic()
-        while self._thread.is_alive() and time.monotonic() - since < _CLOSE_SECONDS:
+        most = max(self._ref.patience, _CLOSE_SECONDS) + _FLUSH_SECONDS
+        while self._thread.is_alive() and time.monotonic() - since < most:
             self._thread.join(0.5)
             if self._taken != seen:  # drawing takes seconds a figure on a busy machine
                 seen, since = self._taken, time.monotonic()
         if self._thread.is_alive():
-            logger.warning("MLflow took nothing for %g s: the last results are lost", _CLOSE_SECONDS)
-        if self._lost:
-            logger.warning("%d results could not be delivered to MLflow", self._lost)
+            logger.warning(
+                "MLflow took nothing for %g s (--tracking-patience): the last results stay here", most
+            )
+        if self._metrics and not self._superseded:
+            self._leave_journal()
+        if self._lost + len(self._actions) and not self._superseded:
+            logger.warning("%d results could not be delivered to MLflow", self._lost + len(self._actions))
 
     def _deliver(self) -> None:
         self._first_metrics.wait()
         client = client_of(self._ref.tracking_uri)
         monitor = start_system_metrics(self._ref, self._node) if self._ref.system_metrics else None
-        self._attempt(self._look_up_delivered, client)
-        closed = False
-        while not closed:
-            metrics, actions, closed = self._collect()
-            if metrics:
-                self._attempt(functools.partial(_log_metrics, self._ref.run_id, metrics), client)
-            for action in actions:
-                self._attempt(action, client)
+        self._metrics = self._journal.left()
+        closed_at = 0.0
+        while not closed_at or (self._away_since and time.monotonic() < closed_at + self._ref.patience):
+            if self._collect():
+                closed_at = time.monotonic()
+            self._send(client)
         if monitor is not None:
             monitor.finish()
 
-    def _collect(self) -> tuple[list[Measured], list[Action], bool]:
+    def _collect(self) -> bool:
         """What arrives within two seconds, and whether the end has come: few calls, each with much in it."""
-        metrics: list[Measured] = []
-        actions: list[Action] = []
         deadline = time.monotonic() + _FLUSH_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
+        new: list[Measured] = []
+        closed = False
+        while not closed and (left := deadline - time.monotonic()) > 0:
             try:
                 item = self._queue.get(timeout=left)
             except queue.Empty:
                 break
             if item is None:
-                return metrics, actions, True
-            if not isinstance(item, tuple):
-                actions.append(item)
-            elif self._is_new(*item[:2]):
-                metrics.append(item)
-        return metrics, actions, False
+                closed = True
+            elif isinstance(item, Measured):
+                new.append(item)
+            else:
+                self._actions.append(item)
+        self._metrics += new
+        if self._away_since:
+            self._journal.append(new)
+        return closed
 
-    def _look_up_delivered(self, client: MlflowClient) -> None:
-        for marker in _MARKERS:
-            history = client.get_metric_history(self._ref.run_id, marker)
-            self._delivered[marker] = {metric.step for metric in history}
-
-    def _is_new(self, values: Mapping[str, float], step: int) -> bool:
-        """Whether no earlier attempt has delivered this step: a resumed run repeats some."""
-        for marker in _MARKERS:
-            if marker in values:
-                steps = self._delivered.setdefault(marker, set())
-                if step in steps:
-                    return False
-                steps.add(step)
-        return True
-
-    def _attempt(self, action: Action, client: MlflowClient) -> None:
+    def _send(self, client: MlflowClient) -> None:
+        """All that waits, if the server takes it."""
+        if self._superseded:
+            self._metrics, self._actions = [], []
+            return
         try:
-            action(client)
+            self._require_permit()
+            self._delivery.deliver(client, self._metrics)
+        except Superseded as error:
+            self._superseded = True
+            logger.warning("nothing more goes to MLflow: %s", error)
+            return
+        except Exception as error:  # away, or not able to; the training goes on
+            self._stay(error)
+            return
+        self._metrics = []
+        self._taken += 1
+        if self._away_since:
+            logger.info(
+                "MLflow is back after %s and has all metrics", duration(time.monotonic() - self._away_since)
+            )
+            self._away_since = 0.0
+        self._journal.clear()
+        while self._actions:
+            try:
+                self._actions[0](client)
+            except Exception as error:  # a lost picture must not cost the training
+                # A `UserError` here is of the drawing, and would be the same the next time.
+                if _passing(error) and not isinstance(error, UserError):
+                    self._stay(error)
+                    return
+                self._lost += 1
+                logger.warning("not delivered to MLflow: %s", first_line(error))
+                logger.debug("", exc_info=True)
+            self._actions.pop(0)
             self._taken += 1
-        except Exception as error:  # a lost picture or metric must not cost the training
-            self._lost += 1
-            logger.warning("not delivered to MLflow: %s", first_line(error))
-            logger.debug("", exc_info=True)
+
+    def _stay(self, error: Exception) -> None:
+        """Keep what waits, and say so, not too often."""
+        now = time.monotonic()
+        if not self._away_since:
+            self._away_since = now
+            if self._journal.path is not None and not self._journal.path.exists():
+                self._journal.append(self._metrics)
+        if now - self._told > _LOOK_SECONDS:
+            self._told = now
+            logger.warning("MLflow is away (%s): results are kept and delivered later", first_line(error))
+
+    def _require_permit(self) -> None:
+        if self._permit is not None:
+            self._permit()
+
+    def _leave_journal(self) -> None:
+        """Say where the metrics are, in the storage if that takes them, else on this node."""
+        if self._journal.path is None:
+            self._lost += len(self._metrics)
+            return
+        self._journal.append([], finished=self._finished)
+        where = f"{socket.gethostname()}:{self._journal.path}"
+        command = str(self._journal.path)
+        try:
+            name = f"undelivered-{self._number}.jsonl"
+            Folder.open(self._ref.folder, "--storage").write(name, self._journal.path.read_bytes())
+            where = command = f"{redact(self._ref.folder)}/{name}"
+            self._journal.clear()
+        except (UserError, OSError) as error:
+            logger.debug("%s", error)
+        logger.warning(
+            "MLflow was away until the end: %d metrics are in %s. When it is back: python jobs/replay.py %s",
+            sum(len(item.values) for item in self._metrics),
+            where,
+            command,
+        )
+
+
+def _now(values: Mapping[str, float], step: int) -> Measured:
+    return Measured({name: float(value) for name, value in values.items()}, step, int(time.time() * 1000))
+
+
+def _passing(error: Exception) -> bool:
+    """Whether the same may go well a moment later."""
+    from mlflow.exceptions import MlflowException
+    from requests import ConnectionError, Timeout
+
+    if isinstance(error, Superseded):
+        return False
+    if isinstance(error, MlflowException):
+        return error.error_code in _PASSING
+    return isinstance(error, ConnectionError | Timeout | UserError)
 
 
 class SystemMetricsTracker(NoTracker):
@@ -193,18 +298,6 @@ def start_system_metrics(ref: RunRef, node: str) -> Any:
         logger.warning("no system metrics of %s: %s", node, error)
         return None
     return monitor
-
-
-def _log_metrics(run_id: str, batch: list[Measured], client: MlflowClient) -> None:
-    from mlflow.entities import Metric
-
-    metrics = [
-        Metric(name, float(value), timestamp, step)
-        for values, step, timestamp in batch
-        for name, value in values.items()
-    ]
-    for start in range(0, len(metrics), _METRICS_A_CALL):
-        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_CALL])
 
 
 def _log_figure(client: MlflowClient, run_id: str, name: str, figure: Figure) -> None:

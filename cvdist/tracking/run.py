@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from cvdist import config as configs
-from cvdist.config import TrainConfig, storage_root
+from cvdist.config import TrackingConfig, TrainConfig, cache_folder, storage_root
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import environment
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FIRST_STEP = "speed/seconds_to_first_step"
-NAME_TAG = "cvdist.name"
+NAME_TAG, JOB_TAG = "cvdist.name", "cvdist.job"
 _UPLOAD_SECONDS = 60.0
 _PARAMS_A_CALL = 100  # MLflow's own limit
 
@@ -42,6 +42,14 @@ class RunRef:
     run_id: str
     system_metrics: bool
     log_model: bool
+    job: str = ""
+    """The job that owns the run (`cvdist.runtime.fence`)."""
+    folder: str = ""
+    """Folder or URI of the run's checkpoints."""
+    journal: str = ""
+    """On a node: file for metrics that could not be delivered."""
+    patience: float = TrackingConfig.tracking_patience
+    """Seconds that a finished job waits for a server that is away."""
 
     def to_dict(self) -> dict[str, Any]:
         """For another process: `RunRef(**values)`."""
@@ -77,6 +85,9 @@ class Store:
 def client_of(tracking_uri: str) -> MlflowClient:
     """An MLflow client; MLflow is imported on the first call."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git in a container is no reason to warn
+    # What is not delivered is tried again here, in order: MLflow's own retries would take minutes a call.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the job's report names the page
     from mlflow import MlflowClient
 
@@ -105,11 +116,22 @@ def open_store(config: TrainConfig) -> Store | None:
     """Reach the tracking store and find or make the experiment. None with `--tracking none`.
 
     Raises:
-        UserError: if the store can't be reached or written; at the latest after `--tracking-timeout`.
+        UserError: if the store can't be reached or written; at the latest after `--tracking-timeout`. With
+            `--tracking optional` that is a warning, and None is returned.
     """
-    tracking = config.tracking
-    if tracking.tracking == "none":
+    if config.tracking.tracking == "none":
         return None
+    try:
+        return _open_store(config)
+    except UserError as error:
+        if config.tracking.tracking != "optional":
+            raise
+        logger.warning("training goes on without MLflow (--tracking optional): %s", error)
+        return None
+
+
+def _open_store(config: TrainConfig) -> Store:
+    tracking = config.tracking
     if not environment.installed("mlflow"):
         raise UserError("MLflow is not installed: pip install mlflow, or do without: --tracking none")
     uri = uri_of(config)
@@ -129,10 +151,11 @@ def open_store(config: TrainConfig) -> Store | None:
         ) from error
 
 
-def start_run(config: TrainConfig, store: Store, *, continued: bool) -> RunRef:
+def start_run(config: TrainConfig, store: Store, *, continued: bool, job: str = "") -> RunRef:
     """The run of this job: a new one, or, where a job of this name is `continued`, the one it had.
 
-    Logs the whole configuration, and where and from what the job was started.
+    `job` owns it from now on, and nobody else ends it. Logs the whole configuration, and where and from what
+    the job was started.
     """
     client = client_of(store.tracking_uri)
     name = config.checkpoint.name
@@ -148,7 +171,12 @@ def start_run(config: TrainConfig, store: Store, *, continued: bool) -> RunRef:
         run_id=run.info.run_id,
         system_metrics=config.tracking.system_metrics,
         log_model=config.tracking.log_model,
+        job=job,
+        folder=f"{storage_root(config)}/{name}",
+        journal=f"{cache_folder(config)}/journals/{run.info.run_id}.jsonl",
+        patience=config.tracking.tracking_patience,
     )
+    client.set_tag(ref.run_id, JOB_TAG, job)
     log_params(client, ref.run_id, dict(configs.flat(config)))
     for key, value in environment.facts().items():
         client.set_tag(ref.run_id, key, value)
@@ -179,7 +207,7 @@ def ended(ref: RunRef | None) -> Iterator[None]:
         yield
         return
     watchdog = subprocess.Popen(
-        [sys.executable, "-m", "cvdist.tracking.watchdog", ref.tracking_uri, ref.run_id],
+        [sys.executable, "-m", "cvdist.tracking.watchdog", ref.tracking_uri, ref.run_id, ref.job],
         stdin=subprocess.PIPE,
         start_new_session=True,  # outlives a Ctrl-C and a killed process group
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -194,17 +222,22 @@ def ended(ref: RunRef | None) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        end_run(ref.tracking_uri, ref.run_id, status)
+        end_run(ref.tracking_uri, ref.run_id, status, ref.job)
         try:
             watchdog.communicate(b"ended\n", timeout=10)
         except (subprocess.TimeoutExpired, BrokenPipeError):
             watchdog.kill()
 
 
-def end_run(tracking_uri: str, run_id: str, status: str) -> None:
-    """Give the run its final status. A store that is away is logged, not raised: the job's result stands."""
+def end_run(tracking_uri: str, run_id: str, status: str, job: str) -> None:
+    """Give the run its final status, unless another job than `job` owns it by now.
+
+    A store that is away is logged, not raised: the job's result stands.
+    """
     try:
-        client_of(tracking_uri).set_terminated(run_id, status)
+        client = client_of(tracking_uri)
+        if client.get_run(run_id).data.tags.get(JOB_TAG, job) == job:
+            client.set_terminated(run_id, status)
     except Exception as error:  # see above
         logger.warning("the MLflow run %s could not be ended as %s: %s", run_id, status, first_line(error))
 

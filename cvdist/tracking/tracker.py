@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from cvdist.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -11,6 +14,22 @@ if TYPE_CHECKING:
 
     from cvdist.data.dataset import DatasetInfo
     from cvdist.training.checkpoint import ModelIdentity
+
+
+class Superseded(UserError):
+    """A newer attempt of the run has begun; what this one did until then is in its checkpoints."""
+
+
+def _always() -> None:
+    """Permit."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run's workers. number: from 1; permit: raises `Superseded` if there is a newer one."""
+
+    number: int = 1
+    permit: Callable[[], None] = _always
 
 
 class Tracker(Protocol):

@@ -1,4 +1,4 @@
-"""`python -m cvdist.tracking.watchdog URI RUN_ID`: ends a run whose owner died without a word.
+"""`python -m cvdist.tracking.watchdog URI RUN_ID JOB`: ends a run whose owner died without a word.
 
 Waits for the end of its standard input, which comes when the owner says `ended` or is gone, be it by SIGKILL.
 """
@@ -10,13 +10,13 @@ import sys
 
 def main() -> None:
     """Wait for the owner; mark the run killed unless the owner has ended it."""
-    uri, run_id = sys.argv[1:]
+    uri, run_id, job = sys.argv[1:]
     if sys.stdin.read().strip() == "ended":
         return
     from cvdist.tracking.run import client_of, end_run
 
     if client_of(uri).get_run(run_id).info.status == "RUNNING":
-        end_run(uri, run_id, "KILLED")
+        end_run(uri, run_id, "KILLED", job)
 
 
 if __name__ == "__main__":

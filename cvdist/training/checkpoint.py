@@ -1,13 +1,16 @@
 """What a run needs to go on as if it had never stopped, as a folder of two files.
 
-`state.pt` holds tensors only (weights, their moving average, optimiser, random states) and is read with
+`state.pt` holds tensors and numbers (weights, their moving average, optimiser, random states) and is read with
 `weights_only=True`; `checkpoint.json` holds the rest and can be read by a person. `checkpoint.json` is written
-last: a folder without it is not a checkpoint.
+last: a folder without it is not a checkpoint. It has the other file's SHA-256 and its own, so that a file that
+was cut or has changed is found before anything of it is used.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +25,11 @@ from cvdist.training.evaluation import Evaluation, Mistake
 from cvdist.training.history import EpochRecord
 
 FORMAT = 1
-_STATE, _META = "state.pt", "checkpoint.json"
+_STATE, META = "state.pt", "checkpoint.json"
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is not what was written; an older one may be good."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,8 @@ class Progress:
 
     epoch: epochs finished; position: samples of the next epoch already trained on, over all workers;
     shuffle: how that epoch is shuffled; loss_sum, correct: over those samples; best_epoch: 1-based, 0 before
-    the first validation; seconds: of training so far, in all attempts.
+    the first validation; seconds: of training so far, in all attempts; logged: the last step metrics, which a
+    machine that is lost may not have delivered, each with its step.
     """
 
     epoch: int = 0
@@ -66,6 +74,7 @@ class Progress:
     best_epoch: int = 0
     seconds: float = 0.0
     history: list[EpochRecord] = field(default_factory=list)
+    logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     @property
     def best(self) -> EpochRecord | None:
@@ -97,61 +106,81 @@ class Checkpoint:
     normalisation: Normalisation | None = None
 
 
+def snapshot(checkpoint: Checkpoint) -> Checkpoint:
+    """A copy in main memory: it can be written while training changes the original."""
+    return dataclasses.replace(
+        checkpoint, progress=copy.deepcopy(checkpoint.progress), state=_copied(checkpoint.state)
+    )
+
+
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` into `folder`, which exists and is empty."""
     best = dataclasses.asdict(checkpoint.best) if checkpoint.best else None
     confusion = best.pop("confusion") if best else None
-    torch.save({**checkpoint.state, "confusion": confusion}, folder / _STATE)
+    progress = dataclasses.asdict(checkpoint.progress)
+    logged = progress.pop("logged")  # too long for a person
+    torch.save({**checkpoint.state, "confusion": confusion, "logged": logged}, folder / _STATE)
     meta = {
         "format": FORMAT,
         "model": dataclasses.asdict(checkpoint.model),
         "order": dataclasses.asdict(checkpoint.order),
-        "progress": dataclasses.asdict(checkpoint.progress),
+        "progress": progress,
         "best": best,
         "normalisation": dataclasses.asdict(checkpoint.normalisation) if checkpoint.normalisation else None,
+        "state_sha256": _file_digest(folder / _STATE),
     }
-    (folder / _META).write_text(json.dumps(meta, indent=1))
+    (folder / META).write_text(json.dumps({**meta, "sha256": _digest(meta)}, indent=1))
 
 
 def load(folder: Path, *, map_location: str | torch.device = "cpu", name: str = "") -> Checkpoint:
     """Read a checkpoint; `name` stands for it in messages.
 
     Raises:
-        UserError: if it is incomplete, damaged or of an unknown format.
+        DamagedCheckpoint: if it is incomplete or not what was written.
+        UserError: if it is of an unknown format.
     """
     name = name or str(folder)
     meta = read_meta(folder, name)
     try:
+        written = meta.get("state_sha256")  # checkpoints of version 0.1.0 have none
+        if written and written != _file_digest(folder / _STATE):
+            raise ValueError(f"{_STATE} is not what was written")
         # No pickle from storage: weights_only refuses anything but tensors and plain containers.
         state = torch.load(folder / _STATE, map_location=map_location, weights_only=True)
         return Checkpoint(
             model=_model_identity(meta),
             order=OrderIdentity(**meta["order"]),
-            progress=_progress(meta["progress"]),
+            progress=_progress(meta["progress"], state.pop("logged", [])),
             best=_evaluation(meta["best"], state.pop("confusion")) if meta["best"] else None,
             state=state,
             normalisation=_normalisation(meta.get("normalisation")),
         )
     except Exception as error:  # damaged bytes raise all sorts of things
-        raise UserError(f"checkpoint {name} is damaged ({type(error).__name__}): name another one") from error
+        raise DamagedCheckpoint(f"checkpoint {name} is damaged ({_why(error)}): name another one") from error
 
 
 def read_meta(folder: Path, name: str = "") -> dict[str, Any]:
     """`checkpoint.json` of a checkpoint.
 
     Raises:
-        UserError: if it is missing, unreadable or of an unknown format.
+        DamagedCheckpoint: if it is missing, unreadable or not what was written.
+        UserError: if it is of an unknown format.
     """
     name = name or str(folder)
-    path = folder / _META
+    path = folder / META
     if not path.is_file():
-        raise UserError(f"{name} is no checkpoint: it has no {_META}")
+        raise DamagedCheckpoint(f"{name} is no checkpoint: it has no {META}")
     try:
         meta = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"checkpoint {name} is damaged ({error}): name another one") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        if not isinstance(meta, dict):
+            raise ValueError(f"{META} holds no object")
+    except (ValueError, OSError, RecursionError) as error:
+        raise DamagedCheckpoint(f"checkpoint {name} is damaged ({_why(error)}): name another one") from error
+    if meta.get("format") != FORMAT:
         raise UserError(f"checkpoint {name} has a format that this version does not read (it reads {FORMAT})")
+    written = meta.pop("sha256", None)
+    if written and written != _digest(meta):
+        raise DamagedCheckpoint(f"checkpoint {name} is damaged ({META} has changed): name another one")
     return meta
 
 
@@ -178,6 +207,32 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in model.state_dict().items()}
 
 
+def _copied(value: Any) -> Any:
+    """`value` with each tensor in it copied to main memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _why(error: Exception) -> str:
+    """One short line: what unpickling says of hostile bytes goes over pages."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return first[:100] if isinstance(error, ValueError | OSError) and first else type(error).__name__
+
+
 def _model_identity(meta: dict[str, Any]) -> ModelIdentity:
     values = meta["model"]
     return ModelIdentity(**{**values, "classes": tuple(values["classes"])})
@@ -187,10 +242,11 @@ def _normalisation(values: dict[str, Any] | None) -> Normalisation | None:
     return Normalisation(tuple(values["mean"]), tuple(values["std"])) if values else None
 
 
-def _progress(values: dict[str, Any]) -> Progress:
+def _progress(values: dict[str, Any], logged: list[Any]) -> Progress:
     history = [EpochRecord(**record) for record in values["history"]]
     shuffle = Shuffle(**values.get("shuffle", {}))
-    return Progress(**{**values, "history": history, "shuffle": shuffle})
+    steps = [(int(step), dict(metrics)) for step, metrics in logged]
+    return Progress(**{**values, "history": history, "shuffle": shuffle, "logged": steps})
 
 
 def _evaluation(values: dict[str, Any], confusion: Tensor) -> Evaluation:

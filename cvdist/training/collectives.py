@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +14,7 @@ from torch import Tensor
 from cvdist.errors import UserError
 
 T = TypeVar("T")
+_LOST = r"(?i)gloo|nccl|process ?group|connection (closed|reset|refused)|tim(ed out|eout)"
 
 
 def sum_over_workers(tensor: Tensor) -> Tensor:
@@ -38,6 +40,32 @@ def gather(value: T, timeout: float = 0.0) -> list[T]:
     else:
         dist.all_gather_object(values, value)
     return values  # type: ignore[return-value]
+
+
+def hurry(timeout: float) -> None:
+    """From now on, wait `timeout` seconds for the other workers: what takes longer at the start is done."""
+    if dist.is_initialized():
+        dist.set_timeout(timedelta(seconds=timeout))
+
+
+class LostWorkers(RuntimeError):
+    """Another worker has died, hangs, or can't be reached."""
+
+
+@contextmanager
+def naming_lost_workers(rank: int, epoch: int, step: int) -> Iterator[None]:
+    """An error of the process group in the block says which worker waited for the others, and in which step."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not dist.is_initialized() or not re.search(_LOST, text):
+            raise
+        waited = "waited in vain for" if re.search(r"(?i)tim(ed out|eout)", text) else "lost the connection to"
+        raise LostWorkers(
+            f"worker {rank} {waited} another worker in step {step} of epoch {epoch} (--step-timeout bounds the "
+            f"wait): {text.strip().splitlines()[0][:200]}"
+        ) from error
 
 
 @contextmanager

@@ -6,14 +6,14 @@ and save. Each worker computes its share of every global batch; DistributedDataP
 
 from __future__ import annotations
 
+import functools
 import logging
-import math
-import tempfile
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -26,22 +26,32 @@ from cvdist import data, log, models, storage
 from cvdist.config import TrainConfig
 from cvdist.data.sampler import EpochOrder
 from cvdist.errors import UserError
-from cvdist.runtime.worker import Worker
+from cvdist.runtime.worker import Asked, Worker
 from cvdist.seeding import mix
 from cvdist.tracking import run_page
 from cvdist.tracking.tracker import Tracker
 from cvdist.training import checkpoint as ckpt
 from cvdist.training import precision
-from cvdist.training.checkpoint import Checkpoint, ModelIdentity, Normalisation, OrderIdentity, Progress
-from cvdist.training.collectives import gather, together
+from cvdist.training.checkpoint import (
+    Checkpoint,
+    DamagedCheckpoint,
+    ModelIdentity,
+    Normalisation,
+    OrderIdentity,
+    Progress,
+)
+from cvdist.training.collectives import gather, hurry, naming_lost_workers, together
 from cvdist.training.device import describe, peak_memory, random_state, set_random_state
 from cvdist.training.evaluation import Evaluation, evaluate
+from cvdist.training.finite import LossWatch, require_finite_weights
 from cvdist.training.history import EpochRecord
 from cvdist.training.meter import Meter
 from cvdist.training.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from cvdist.training.visualize import Visualizer
 
 logger = logging.getLogger(__name__)
+
+_LOGGED = 500  # step metrics that a checkpoint remembers
 
 
 @dataclass(frozen=True)
@@ -115,9 +125,9 @@ class TrainingLoop:
         self.resumed = ""
         # Each worker drops other activations; the weights above were drawn from a stream that all share.
         torch.manual_seed(mix("dropout", config.loop.seed, worker.rank))
-        with together():
-            self._restore()
+        self._restore()
         self.replica = self._replicate()
+        self.losses = LossWatch()
         self.first_step_at = 0.0
 
     # ---------------------------------------------------------------------------------------------- the run
@@ -134,8 +144,10 @@ class TrainingLoop:
             self.tracker.figure("augmentation", figure)
         fresh = not (self.progress.epoch or self.progress.position)
         self.visualizer.start(self._validated_model(), fresh=fresh)
+        # A killed attempt may not have delivered these; what is there already, the tracker leaves out.
+        for step, values in self.progress.logged:
+            self.tracker.metrics(values, step)
         for record in self.progress.history:
-            # A killed attempt may not have delivered them; what is there already, the tracker leaves out.
             self.tracker.metrics(run_page.epoch_metrics(record), record.epoch)
         for epoch in range(self.progress.epoch + 1, self.config.loop.epochs + 1):
             started = time.monotonic()
@@ -179,16 +191,22 @@ class TrainingLoop:
         self.replica.train()
         for batch in batches:
             rate = self._learning_rate(epoch - 1, progress.position)
-            self._step(batch, rate, meter)
-            step += 1
-            progress.position += batch.global_size
-            if not self.first_step_at:
-                self.first_step_at = time.time()
-            save_now = config.checkpoint.checkpoint_every and step % config.checkpoint.checkpoint_every == 0
+            with naming_lost_workers(worker.rank, epoch, step + 1):
+                self._step(batch, rate, meter)
+                step += 1
+                progress.position += batch.global_size
+                if not self.first_step_at:
+                    self.first_step_at = time.time()
+                    hurry(config.runtime.step_timeout)
+                asked = worker.asked()
+            save_now = asked or (
+                config.checkpoint.checkpoint_every and step % config.checkpoint.checkpoint_every == 0
+            )
             if step % config.loop.log_every_steps == 0 or step == steps or save_now:
                 self._log_step(epoch, step, steps, rate, meter)
             if save_now and step < steps:
                 self._save(f"epoch-{epoch:04}-step-{step:06}", score=-1.0)
+                self._obey(asked)
             if self.line.due():
                 self._show_progress(epoch, step, steps, progress.position - began_at, began)
         self.line.clear()
@@ -199,6 +217,7 @@ class TrainingLoop:
         """Forward, backward, update."""
         optimizer, config = self.optimizer, self.config.optimizer
         set_learning_rate(optimizer, rate)
+        losses: list[Tensor] = []
         for last, images, labels in self._portions(batch):
             # Gradients are averaged over the workers once a step, after the last portion.
             alone = isinstance(self.replica, DistributedDataParallel) and not last
@@ -209,8 +228,10 @@ class TrainingLoop:
                 # and DDP divides by the number of workers, not by samples.
                 (loss * (self.worker.world_size / batch.global_size)).backward()
             meter.add(loss.detach(), scores.detach(), labels)
+            losses.append(loss.detach())
         if config.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.parts.trained.parameters(), config.clip_grad_norm)
+        self.losses.add(sum(losses[1:], losses[0]), batch.indices)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
@@ -307,16 +328,34 @@ class TrainingLoop:
     # ------------------------------------------------------------------------------------------ checkpoints
 
     def _restore(self) -> None:
-        resume = self.config.checkpoint.resume
-        with self.worker.latest_checkpoint() as folder:
-            if folder is not None:
-                self._load(folder, "of this run")
-            elif resume:
-                with storage.local_copy(resume) as copy:
-                    self._load(copy, resume)
+        """Go on from the newest checkpoint that all workers can read; the ones before it are second choice."""
+        names = gather(self.worker.checkpoints())[0]
+        for name in names:
+            damage = ""
+            with together():
+                try:
+                    with self.worker.opened(name) as folder:
+                        saved = ckpt.load(folder, map_location=self.worker.device, name=f"{name} of this run")
+                except DamagedCheckpoint as error:
+                    damage = str(error)
+            found = next(filter(None, gather(damage)), "")
+            if not found:
+                with together():
+                    self._load(saved, f"{name} of this run")
+                return
+            if self.main:
+                logger.warning("%s", found.replace("name another one", "trying the one before"))
+        if names:
+            raise UserError(
+                "none of this run's checkpoints can be read: start under another --name, or from another run's "
+                "with --resume",
+                on_all_workers=True,
+            )
+        if resume := self.config.checkpoint.resume:
+            with together(), storage.local_copy(resume) as copy:
+                self._load(ckpt.load(copy, map_location=self.worker.device, name=resume), resume)
 
-    def _load(self, folder: Path, name: str) -> None:
-        saved = ckpt.load(folder, map_location=self.worker.device, name=name)
+    def _load(self, saved: Checkpoint, name: str) -> None:
         ckpt.require_fit(saved, self.identity, self.order, name)
         self.model.load_state_dict(saved.state["model"])
         restore_optimizer(self.optimizer, saved.state["optimizer"], name)
@@ -325,6 +364,9 @@ class TrainingLoop:
         states: list[dict[str, Tensor]] = saved.state["rng"]
         if len(states) == self.worker.world_size:
             set_random_state(states[self.worker.rank], self.worker.device)
+        else:  # streams of as many workers as there are now, and not those that the run began with
+            at = (saved.progress.epoch, saved.progress.position)
+            torch.manual_seed(mix("dropout", self.config.loop.seed, self.worker.rank, *at))
         self.progress = saved.progress
         self.best = saved.best
         self.visualizer.load_state(saved.state.get("visualizer"))
@@ -334,10 +376,14 @@ class TrainingLoop:
         self.resumed = f"epoch {saved.progress.epoch + 1}, sample {saved.progress.position}"
 
     def _save(self, name: str, score: float) -> None:
-        """Checkpoint; all workers call it."""
+        """Checkpoint, which is written while training goes on; all workers call it."""
+        progress = self.progress
+        at = progress.epoch * self.info.train_size + progress.position
+        with together():
+            require_finite_weights(self.parts.trained, name)
         random_states = gather(random_state(self.worker.device))
         if not self.main:
-            self.worker.report(name, score, None)
+            self.worker.report(name, score, at, None)
             return
         state = {
             "model": ckpt.model_state(self.model),
@@ -346,13 +392,19 @@ class TrainingLoop:
             "rng": random_states,
             "visualizer": self.visualizer.state(),
         }
-        with tempfile.TemporaryDirectory(prefix="cvdist-checkpoint-") as private:
-            folder = Path(private) / name
-            folder.mkdir()  # with ordinary permissions, which the copies inherit
-            pixels = Normalisation(self.info.mean, self.info.std)
-            saved = Checkpoint(self.identity, self.order, self.progress, self.best, state, pixels)
-            ckpt.save(folder, saved)
-            self.worker.report(name, score, folder)
+        pixels = Normalisation(self.info.mean, self.info.std)
+        copied = ckpt.snapshot(Checkpoint(self.identity, self.order, progress, self.best, state, pixels))
+        self.worker.report(name, score, at, functools.partial(ckpt.save, checkpoint=copied))
+
+    def _obey(self, asked: Asked) -> None:
+        """Leave if that is asked for, as soon as the checkpoint is stored."""
+        if asked is not Asked.LEAVE:
+            return
+        self.worker.settle()
+        if self.main:
+            name = self.config.checkpoint.name
+            logger.info("stopped by SIGTERM after a checkpoint: --name %s goes on from it", name)
+        sys.exit(128 + signal.SIGTERM)
 
     @staticmethod
     def _score(record: EpochRecord) -> float:
@@ -420,12 +472,7 @@ class TrainingLoop:
     def _log_step(self, epoch: int, step: int, steps: int, rate: float, meter: Meter) -> None:
         """Reduce what has been measured since the last call, and refuse to go on with a broken loss."""
         loss, correct, count, seconds = meter.take()
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss became {loss} at or before step {step} of epoch {epoch}: lower --lr, set "
-                "--clip-grad-norm, or use --precision float32",
-                on_all_workers=True,
-            )
+        self.losses.require_finite(loss, step, epoch, functools.partial(self.loader.names, "train"))
         self.progress.loss_sum += loss
         self.progress.correct += correct
         values = {
@@ -436,7 +483,9 @@ class TrainingLoop:
             "step/learning_rate": rate,
             "step/samples_per_second": count / seconds,
         }
-        self.tracker.metrics(values, step=(epoch - 1) * steps + step)
+        at = (epoch - 1) * steps + step
+        self.tracker.metrics(values, step=at)
+        self.progress.logged = [*self.progress.logged[1 - _LOGGED :], (at, values)]
 
     def _show_progress(self, epoch: int, step: int, steps: int, samples: int, began: float) -> None:
         rate = samples / (time.monotonic() - began)
@@ -473,6 +522,7 @@ class TrainingLoop:
 
     def _log_results(self) -> None:
         """Figures and the best model, by rank 0; the other workers are done."""
+        self.worker.settle()
         if not self.main:
             return
         assert self.best is not None

@@ -109,6 +109,11 @@ class ImageLoader(TrueShuffle):
         names = [self.info.classes[label] for label in self._labels[rows].tolist()]
         return self._source.pictures(rows).permute(0, 3, 1, 2).contiguous(), names
 
+    def names(self, split: Split, indices: Sequence[int]) -> list[str]:
+        """See `Loader.names`."""
+        rows = self._rows[split][np.asarray(indices, dtype=np.int64)]
+        return [str(path) for path in self._store.table.column("path").take(pa.array(rows)).to_pylist()]
+
     def digest(self) -> str:
         """See `Loader.digest`: of the files' digests and labels, split by split."""
         if not self._digest:

@@ -1,0 +1,332 @@
+"""Before GPUs are spent: is all that a job needs there, on every node, and how fast?
+
+Each node is looked at by a task of its own. The workers' places are then filled with short-lived actors that
+all-reduce a buffer as training would, by PyTorch's own collectives and not by Ray's.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import random
+import shutil
+import socket
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from cvdist import config as configs
+from cvdist import log, storage, tracking
+from cvdist.config import TrainConfig, cache_folder, storage_root
+from cvdist.errors import UserError
+from cvdist.runtime import ray_cluster
+
+_PACKAGES = ("cvdist", "torch", "ray", "mlflow")
+_SMALL_SHM = 1 << 30  # bytes; Ray's object store lies there, and falls back to a slow disk
+_NODE_SECONDS = 40.0
+_REDUCE_SECONDS = 50.0
+_BUFFER = 16 << 20  # float32 values, 64 MiB: as one of DDP's larger buckets
+_ROUNDS = 3
+_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report. problem: what to do about it, empty if all is well."""
+
+    what: str
+    where: str
+    found: str
+    problem: str = ""
+
+
+def check(config: TrainConfig) -> list[Row]:
+    """Look at everything that the training job `config` would use. Takes less than a minute.
+
+    Raises:
+        UserError: if the cluster itself can't be reached or is too small.
+    """
+    # What the environment says here, the nodes' processes may not know.
+    here = {
+        "storage": storage_root(config),
+        "cache": str(cache_folder(config)),
+        "tracking_uri": config.tracking.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""),
+    }
+    ray_cluster.connect(config)
+    return list(_rows(configs.replace(config, **here)))
+
+
+def _rows(config: TrainConfig) -> Iterator[Row]:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    look = ray.remote(num_cpus=0)(_look_at_node)
+    pending = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            configs.to_dict(config)
+        ): f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        for node in nodes
+    }
+    done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_NODE_SECONDS)
+    versions: dict[str, list[str]] = {}
+    for task, where in pending.items():
+        if task not in done:
+            yield Row(
+                "node", where, f"no answer within {_NODE_SECONDS:g} s", "is its network or its memory full?"
+            )
+            continue
+        try:
+            found, rows = ray.get(task)
+        except ray.exceptions.RayError as error:
+            yield Row("node", where, str(error).strip().splitlines()[-1][:100], "mend or remove this node")
+            continue
+        versions.setdefault(found, []).append(where)
+        yield from (Row(what, where, text, problem) for what, text, problem in rows)
+    if len(versions) > 1:
+        counts = "; ".join(f"{found} on {len(places)}" for found, places in versions.items())
+        yield Row("versions", "all nodes", counts, "nodes differ: use one image for all of them")
+    else:
+        yield Row("versions", "all nodes", next(iter(versions), "unknown"))
+    yield _guarded("MLflow", "the driver", lambda: _mlflow(config))
+    yield _guarded("data", "the driver", lambda: _samples(config))
+    yield from _all_reduce(config)
+
+
+def _look_at_node(values: dict[str, Any]) -> tuple[str, list[tuple[str, str, str]]]:
+    """Versions, and (what, found, problem) of the node that this runs on."""
+    import torch
+
+    config = configs.from_dict(values)
+    versions = f"Python {platform.python_version()}, " + ", ".join(
+        f"{name} {_version(name)}" for name in _PACKAGES
+    )
+    rows = []
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    memory = psutil.virtual_memory()
+    rows.append(
+        (
+            "machine",
+            f"{os.cpu_count()} cores, {', '.join(devices) or 'no GPU'}, {memory.available / 2**30:.1f} of "
+            f"{memory.total / 2**30:.1f} GiB memory free",
+            "" if memory.available > memory.total / 20 else "its memory is almost full",
+        )
+    )
+    shm = shutil.disk_usage("/dev/shm") if Path("/dev/shm").exists() else None
+    if shm is not None:
+        small = shm.total < _SMALL_SHM
+        rows.append(
+            (
+                "/dev/shm",
+                f"{shm.total / 2**30:.2f} GiB",
+                "too small for Ray and PyTorch: mount a memory-backed volume there" if small else "",
+            )
+        )
+    cache = cache_folder(config)
+    there = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    rows.append(
+        (
+            "cache",
+            f"{free / 2**30:.1f} GiB free in {cache}",
+            "" if free > 1 << 30 else "less than 1 GiB: see --cache",
+        )
+    )
+    for what, probe in (("storage", lambda: _storage(config)), ("MLflow", lambda: _health(config))):
+        row = _guarded(what, "", probe)
+        if row.found:
+            rows.append((row.what, row.found, row.problem))
+    return versions, rows
+
+
+def _storage(config: TrainConfig) -> str:
+    """Write, read and delete a megabyte; milliseconds of each."""
+    folder = storage.Folder.open(f"{storage_root(config)}/.preflight", "--storage")
+    name, content = f"{socket.gethostname()}-{os.getpid()}", random.randbytes(1 << 20)
+    times = []
+    for act in (lambda: folder.write(name, content), lambda: folder.read(name), lambda: folder.delete(name)):
+        began = time.monotonic()
+        answer = act()
+        times.append(1e3 * (time.monotonic() - began))
+        if isinstance(answer, bytes) and answer != content:
+            raise UserError(f"--storage {folder.uri} returns other bytes than were written")
+    return f"write {times[0]:.0f} ms, read {times[1]:.0f} ms, delete {times[2]:.0f} ms for 1 MiB"
+
+
+def _health(config: TrainConfig) -> str:
+    """Milliseconds until MLflow's server answers this node; empty where there is none to ask."""
+    uri = config.tracking.tracking_uri
+    if config.tracking.tracking == "none" or not uri.startswith("http"):
+        return ""
+    began = time.monotonic()
+    with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=config.tracking.tracking_timeout):
+        return f"answers in {1e3 * (time.monotonic() - began):.0f} ms"
+
+
+def _mlflow(config: TrainConfig) -> str:
+    store = tracking.open_store(config)
+    return (
+        "not used"
+        if store is None
+        else f"experiment {config.tracking.experiment} in {log.redact(store.tracking_uri)}"
+    )
+
+
+def _samples(config: TrainConfig) -> str:
+    """Decode some pictures, or what else the data set needs."""
+    if config.features.features:
+        from cvdist.features import inspect
+
+        return str(inspect.describe(config.features.features)).strip().splitlines()[0]
+    if config.data.dataset != "images":
+        return f"{config.data.dataset}: comes with the package, or is downloaded"
+    from cvdist.data.images import decode, listing
+
+    listed = listing.list_pictures(config.data)
+    paths = listed.table.column("path").to_pylist()
+    filesystem, root = storage.locate(config.data.data, "--data")
+    began = time.monotonic()
+    bad = []
+    chosen = random.Random(0).sample(paths, min(_SAMPLES, len(paths)))
+    for path in chosen:
+        try:
+            decode.decode(
+                storage.read(filesystem, f"{root}/{path}"), config.data.image_size, config.data.resize
+            )
+        except decode.UndecodableError as error:
+            bad.append(f"{path} ({error})")
+    if bad:
+        raise UserError(f"{len(bad)} of {len(chosen)} pictures can't be decoded: {bad[0]}")
+    each = 1e3 * (time.monotonic() - began) / max(len(chosen), 1)
+    return f"{len(paths):,} pictures in {len(listed.classes)} classes, {each:.0f} ms to read and decode one"
+
+
+def _trained_parameters(config: TrainConfig) -> int:
+    """How many of the model's parameters each step averages. Allocates nothing."""
+    import torch
+
+    from cvdist import models
+
+    size = config.data.image_size
+    shape = models.InputSpec(3, size, size) if config.data.dataset == "images" else models.InputSpec(1, 28, 28)
+    with torch.device("meta"):
+        model = models.build_model(configs.replace(config, weights="").model, shape, 10)
+    return sum(p.numel() for p in models.split(model).trained.parameters() if p.requires_grad)
+
+
+def _all_reduce(config: TrainConfig) -> Iterator[Row]:
+    """Measured bandwidth between the workers, and what a step's gradients take of it."""
+    count, _ = config.runtime.worker_range
+    if count < 2:
+        yield Row("all-reduce", "workers", "one worker: nothing to exchange")
+        return
+    use_gpu = ray_cluster.require_resources(config)
+    bundle = {"CPU": float(config.runtime.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    group = placement_group([bundle] * count, strategy="SPREAD")
+    actors: list[Any] = []
+    try:
+        if not group.wait(_REDUCE_SECONDS):
+            yield Row("all-reduce", "workers", "no room now", "other jobs hold the CPUs or GPUs: wait for them")
+            return
+        actor = ray.remote(num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0))(_Reducer)
+        actors = [
+            actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, i)).remote(
+                i, count, use_gpu
+            )
+            for i in range(count)
+        ]
+        address = ray.get(actors[0].address.remote(), timeout=_REDUCE_SECONDS)
+        seconds = max(ray.get([a.measure.remote(address) for a in actors], timeout=_REDUCE_SECONDS))
+    except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+        first = str(error).strip().splitlines()[-1][:120]
+        yield Row(
+            "all-reduce", "workers", first, "can the nodes reach each other on all ports? GLOO_SOCKET_IFNAME?"
+        )
+        return
+    finally:
+        for running in actors:
+            ray.kill(running)
+        remove_placement_group(group)
+    # A ring moves 2 (n - 1) / n of the bytes over each link (Patarasuk and Yuan 2009, JPDC 69).
+    share = 2 * (count - 1) / count
+    rate = _BUFFER * 4 * share / seconds
+    parameters = _trained_parameters(config)
+    step = parameters * 4 * share / rate
+    yield Row(
+        "all-reduce",
+        f"{count} workers",
+        f"{rate / 1e6:,.0f} MB/s each way; a step averages {parameters * 4e-6:,.1f} MB in {1e3 * step:,.0f} ms",
+    )
+
+
+class _Reducer:
+    """One worker's place in the measurement."""
+
+    def __init__(self, rank: int, count: int, use_gpu: bool) -> None:
+        self._rank, self._count, self._use_gpu = rank, count, use_gpu
+
+    def address(self) -> str:
+        """Where the others find rank 0."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def measure(self, address: str) -> float:
+        """Seconds of one all-reduce, the median of a few."""
+        import torch
+        import torch.distributed as dist
+
+        dist.init_process_group(
+            "nccl" if self._use_gpu else "gloo",
+            init_method=address,
+            rank=self._rank,
+            world_size=self._count,
+            timeout=timedelta(seconds=_REDUCE_SECONDS),
+        )
+        buffer = torch.ones(_BUFFER, device="cuda" if self._use_gpu else "cpu")
+        times = []
+        for _ in range(_ROUNDS):
+            dist.barrier()
+            began = time.monotonic()
+            dist.all_reduce(buffer)
+            buffer[0].item()  # waits for a GPU
+            times.append(time.monotonic() - began)
+        dist.destroy_process_group()
+        return sorted(times)[_ROUNDS // 2]
+
+
+def _guarded(what: str, where: str, probe: Callable[[], str]) -> Row:
+    try:
+        return Row(what, where, probe())
+    except UserError as error:
+        return Row(what, where, "FAILED", str(error))
+    except OSError as error:
+        return Row(what, where, "FAILED", storage.reason(error))
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "from a folder" if package == "cvdist" else "missing"
+
+
+def table(rows: list[Row], seconds: float) -> str:
+    """The report: what was found, then what to mend."""
+    widths = [max(len(getattr(row, name)) for row in rows) for name in ("what", "where")]
+    lines = [""]
+    for row in rows:
+        mark = "!" if row.problem else " "
+        lines.append(f"{mark} {row.what:{widths[0]}}  {row.where:{widths[1]}}  {row.found}")
+        if row.problem:
+            lines.append(f"  {'':{widths[0]}}  {'':{widths[1]}}  -> {row.problem}")
+    bad = sum(bool(row.problem) for row in rows)
+    lines += ["", f"{len(rows) - bad} of {len(rows)} checks are well ({log.duration(seconds)})"]
+    return "\n".join(lines)

@@ -1,0 +1,211 @@
+"""Whatever fails on a cluster: the job ends with the weights of an uninterrupted one, and in one whole run."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from pyarrow import fs as arrow
+
+from tests.cluster.conftest import EPOCHS, TRAINING, weights
+from tests.cluster.harness import BIN, Cluster
+
+ALL = ("--epochs", str(EPOCHS))
+STEPS = 63  # an epoch
+# The windows that step metrics are measured over end here: every 10 steps, at checkpoints, at the epoch's end.
+LOGGED = [10, 20, 30, 40, 50, 60, 63]
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def bucket(cluster: Cluster) -> arrow.S3FileSystem:
+    keys = cluster.s3.environment
+    return arrow.S3FileSystem(
+        access_key=keys["AWS_ACCESS_KEY_ID"],
+        secret_key=keys["AWS_SECRET_ACCESS_KEY"],
+        region="us-east-1",
+        endpoint_override=keys["AWS_ENDPOINT_URL"],
+    )
+
+
+def checkpoints(cluster: Cluster, name: str) -> list[str]:
+    listed = bucket(cluster).get_file_info(arrow.FileSelector(f"bucket/runs/{name}", recursive=True))
+    return sorted(i.path.split("/")[-2] for i in listed if i.path.endswith("/checkpoint.json"))
+
+
+def require_same_weights(cluster: Cluster, name: str, reference: dict[str, torch.Tensor]) -> None:
+    (last,) = [c for c in checkpoints(cluster, name) if re.match(rf"epoch-{EPOCHS:04}(-attempt-[\d.]+)?$", c)]
+    with bucket(cluster).open_input_file(f"bucket/runs/{name}/{last}/state.pt") as file:
+        reached = weights(io.BytesIO(file.read()))
+    assert reached.keys() == reference.keys()
+    for key, tensor in reference.items():
+        assert torch.equal(reached[key], tensor), key
+
+
+def require_whole_run(cluster: Cluster, name: str, epochs: int = EPOCHS) -> dict[str, str]:
+    """One finished run that has each metric once, and each sample in each epoch; its tags."""
+    client = MlflowClient(cluster.mlflow.uri)
+    experiment = client.get_experiment_by_name("cvdist").experiment_id
+    (found,) = client.search_runs([experiment], f"tags.`cvdist.name` = '{name}'")
+    assert found.info.status == "FINISHED"
+    history = lambda metric: client.get_metric_history(found.info.run_id, metric)  # noqa: E731
+    assert [metric.step for metric in history("valid/correct")] == list(range(1, epochs + 1))
+    wanted = [epoch * STEPS + step for epoch in range(epochs) for step in LOGGED]
+    assert [metric.step for metric in history("step/loss")] == wanted
+    assert sum(metric.value for metric in history("step/total")) == epochs * 4000
+    attempts = [metric.value for metric in history("run/attempt")]
+    assert attempts[-1] == float(found.data.tags["cvdist.attempt"])
+    return found.data.tags
+
+
+def test_a_killed_worker_and_a_node_without_power(cluster: Cluster, reference: dict[str, torch.Tensor]) -> None:
+    job = cluster.submit(*TRAINING, *ALL, "--name", "power")
+    job.wait_for(r"epoch 1/\d+  train")
+    pid = next(pid for node in cluster.nodes for pid in node.workers())
+    killed_at = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    job.wait_for(r"resuming   at epoch [12], sample \d+")
+    print(f"a killed worker cost {time.monotonic() - killed_at:.0f} s until training went on")
+    job.wait_for(r"epoch 3/\d+  train")
+    victim = next(node for node in cluster.nodes if node.workers())
+    off_at = time.monotonic()
+    victim.power_off()
+    cluster.remove(victim)
+    cluster.add_node()
+    job.wait_for(r"(?s)resuming.*resuming   at epoch [34], sample \d+")
+    print(f"a node without power cost {time.monotonic() - off_at:.0f} s until training went on")
+    job.end()
+    require_same_weights(cluster, "power", reference)
+    assert require_whole_run(cluster, "power")["cvdist.attempt"] == "3"
+    cluster.ready(2)
+
+
+def test_storage_and_tracker_that_go_away(cluster: Cluster, reference: dict[str, torch.Tensor]) -> None:
+    job = cluster.submit(*TRAINING, *ALL, "--name", "away")
+    job.wait_for(r"epoch 1/\d+  train")
+    cluster.proxy.begin_to_refuse()
+    time.sleep(5)
+    cluster.proxy.slow_down = False
+    assert cluster.proxy.refused > 0
+    job.wait_for(r"epoch 3/\d+  train")
+    cluster.s3.stop(kill=True)
+    cluster.mlflow.kill()
+    time.sleep(3)
+    cluster.s3.start()
+    job.wait_for(r"MLflow is away")
+    cluster.mlflow.start()
+    log = job.end()
+    assert "MLflow is back after" in log
+    assert "resuming" not in log, "the workers had to be started again"
+    require_same_weights(cluster, "away", reference)
+    assert require_whole_run(cluster, "away")["cvdist.attempt"] == "1"
+
+
+def test_a_cut_cable_and_the_stale_writer_behind_it(
+    cluster: Cluster, reference: dict[str, torch.Tensor]
+) -> None:
+    job = cluster.submit(*TRAINING, *ALL, "--name", "cable")
+    job.wait_for(r"epoch 1/\d+  train")
+    # The node of rank 0, which writes; its processes go on.
+    first = re.search(r"RayTrainWorker pid=\d+, ip=([\d.]+)\)[^\n]* data       ", job.log())
+    assert first, job.log()[-3000:]
+    victim = next(node for node in cluster.nodes if node.address == first[1])
+    victim.cut_cable()
+    cluster.add_node()
+    job.wait_for(r"resuming   at epoch [12], sample \d+")
+    victim.mend_cable()  # what still runs there reaches the storage and the tracker again
+    job.end()
+    require_same_weights(cluster, "cable", reference)
+    require_whole_run(cluster, "cable")
+    cluster.remove(victim)
+    cluster.ready(2)
+
+
+def test_two_jobs_of_one_name_and_a_damaged_checkpoint(
+    cluster: Cluster, reference: dict[str, torch.Tensor]
+) -> None:
+    older = cluster.submit(*TRAINING, "--name", "twice", "--epochs", "500")
+    older.wait_for(r"epoch 1/\d+  train")
+    (pid, *_) = [pid for node in cluster.nodes for pid in node.workers()]
+    os.kill(pid, signal.SIGSTOP)  # it hangs, and somebody starts the job anew
+    newer = cluster.submit(*TRAINING, "--name", "twice", "--epochs", str(EPOCHS // 2))
+    newer.wait_for(r"run        twice \(continued\)")
+    os.kill(pid, signal.SIGCONT)
+    (line,) = re.findall(r"error: (another job of this --name has begun.*)", older.end("FAILED"))
+    assert "this one stops" in line
+    newer.end()
+    newest = checkpoints(cluster, "twice")[-1]
+    path = f"bucket/runs/twice/{newest}/state.pt"
+    with bucket(cluster).open_input_file(path) as file:
+        content = bytearray(file.read())
+    content[len(content) // 2] ^= 1
+    with bucket(cluster).open_output_stream(path) as file:
+        file.write(content)
+    log = cluster.submit(*TRAINING, *ALL, "--name", "twice").end()
+    assert f"checkpoint {newest} of this run is damaged" in log and "trying the one before" in log
+    require_same_weights(cluster, "twice", reference)
+    require_whole_run(cluster, "twice")
+
+
+def test_a_preemption_notice_leads_to_a_checkpoint_and_costs_no_failure(
+    cluster: Cluster, reference: dict[str, torch.Tensor]
+) -> None:
+    job = cluster.submit(
+        *TRAINING, *ALL, "--name", "spot", "--max-failures", "0", RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1"
+    )
+    job.wait_for(r"epoch 1/\d+  train")
+    victim = next(node for node in cluster.nodes if node.workers())
+    listed = cluster.ask("/nodes?view=summary")["data"]["summary"]
+    (identity,) = [item["raylet"]["nodeId"] for item in listed if item["ip"] == victim.address]
+    subprocess.run(
+        [
+            *(
+                str(BIN / "ray"),
+                "drain-node",
+                "--address",
+                cluster.environment["RAY_ADDRESS"],
+                "--node-id",
+                identity,
+            ),
+            *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"),
+            *("--deadline-remaining-seconds", "15"),
+        ],
+        env={**cluster.node_environment, **cluster.environment},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    cluster.add_node()
+    job.wait_for(r"nodes with 1 of the workers will be taken away in \d+ s: saving")
+    time.sleep(15)
+    victim.power_off()
+    cluster.remove(victim)
+    job.end()
+    require_same_weights(cluster, "spot", reference)
+    require_whole_run(cluster, "spot")
+    cluster.ready(2)
+
+
+def test_fewer_and_more_workers_see_each_sample_once(cluster: Cluster) -> None:
+    epochs = 24
+    job = cluster.submit(
+        *(*TRAINING, "--epochs", str(epochs), "--name", "elastic", "--workers", "1:2", "--resize-interval", "3")
+    )
+    job.wait_for(rf"(?s)workers    2 on .*epoch 1/{epochs}  train")
+    victim = next(node for node in cluster.nodes if node.workers())
+    victim.power_off()
+    cluster.remove(victim)
+    job.wait_for(r"workers    1 on .*[^$]*resuming   at epoch \d+, sample \d+")
+    cluster.add_node()
+    job.wait_for(r"(?s)workers    1 on .*workers    2 on ")
+    log = job.end()
+    assert float(re.search(r"best accuracy  ([\d.]+)%", log)[1]) > 95
+    require_whole_run(cluster, "elastic", epochs)
+    cluster.ready(2)
