@@ -65,7 +65,7 @@ def running():
 
 
 def submit(environment, *words):
-    """`ray job submit --working-dir . -- python jobs/...`, with the stack's settings and metrics each second."""
+    """`ray job submit --working-dir . -- python jobs/...`, with its settings and metrics each second."""
     often = {"env_vars": {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}}
     return run(
         *(RAY, "job", "submit", "--working-dir", ".", "--runtime-env-json", json.dumps(often)),
