@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Where runs, their MLflow store and downloaded data are kept.
 export CVDIST_STORAGE ?= $(CURDIR)/runs
 
-.PHONY: help demo test lint bench bench-readers soak ui screenshots clean lock
+.PHONY: help demo test lint bench bench-readers soak ui screenshots stack stack-env stack-down image clean lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -54,13 +54,36 @@ ui: $(STAMP)  ## the MLflow UI on the runs in ./runs, at http://localhost:5000
 screenshots: $(STAMP)  ## the README's pictures of MLflow anew, from the newest run in ./runs; needs Chromium
 	$(PY) docs/screenshots.py
 
+SERVER := .venv-mlflow
+
+$(SERVER)/.installed: requirements-mlflow.lock
+	rm -rf $(SERVER)
+	$(PYTHON) -m venv $(SERVER)
+	$(SERVER)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	touch $@
+
+stack-env: $(STAMP) $(SERVER)/.installed
+
+stack: stack-env  ## the parts of a cluster on this machine: S3, MLflow on PostgreSQL, Ray; ARGS="--workers 4 ..."
+	$(PY) k8s/stack.py up $(ARGS)
+
+stack-down: $(STAMP)  ## end them; their data stays in ./stack
+	$(PY) k8s/stack.py down $(ARGS)
+
+VARIANT ?= cuda
+
+image:  ## the container images, with docker, podman or buildah; VARIANT=cpu for machines without GPUs
+	k8s/image.sh $(VARIANT)
+
 lock: $(STAMP)  ## write the lock files anew after a change of pyproject.toml
 	$(PY) -m pip install --quiet uv
 	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  pyproject.toml -o requirements.lock
 	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+	grep -oE '^mlflow[a-z-]*==[^ ]+' requirements.lock | $(PY) -m uv pip compile -q --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-header --group mlflow-server -c - -o requirements-mlflow.lock
 
 clean:  ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) $(READERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(READERS) $(SERVER) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

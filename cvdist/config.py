@@ -277,6 +277,45 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class VisualizeConfig:
+    """What a run shows of what the network has learned; all of it needs `--tracking`."""
+
+    visualize: bool = True
+    """Show filters, activations, the most exciting pictures and Grad-CAM among the run's figures."""
+    visualize_layers: str = ""
+    """Convolutions to look into, separated by commas: names, numbers, `first` to `tenth`, `last` or `all`.
+    Empty: the first, the fifth and the last."""
+    visualize_every: int = 0
+    """Epochs between two pictures of the first layer's filters, where that layer is trained. 0: about five
+    pictures over the run."""
+    visualize_pictures: int = 128
+    """Validation pictures, at most, that are run through the network at the end, for activations, exciting
+    pictures and Grad-CAM. 0: none, filters only."""
+
+
+@dataclass(frozen=True)
+class LookConfig:
+    """What `jobs/visualize.py` looks at."""
+
+    data: str = ""
+    """A picture, or a folder or URI of pictures; of `{train,valid}/CLASS/picture.jpg` the validation part.
+    Empty: what the model's run was validated with, where that can be reached."""
+    layers: str = ""
+    """As `--visualize-layers`: convolutions by name or number, or `first`, `fifth`, `last`, `all`."""
+    pictures: int = 1
+    """Pictures whose activations are drawn."""
+    most_pictures: int = 500
+    """Pictures, at most, that are run through the network for exciting pictures and Grad-CAM."""
+    channels: Literal["strongest", "mean"] = "strongest"
+    """What is shown of filters on many channels: the strongest of them, or their mean."""
+    output: str = ""
+    """Folder or URI that the figures are written to. Empty: the artifacts of the model's run or, without one,
+    the folder `figures`."""
+    device: Device = "auto"
+    """`auto`: a GPU where there is one."""
+
+
+@dataclass(frozen=True)
 class SavedModelConfig:
     """Which trained model is used: what evaluation, prediction and visualisation have in common."""
 
@@ -297,6 +336,14 @@ class SavedModelConfig:
     """Folder of the runs, which by default holds the MLflow store. Empty: $CVDIST_STORAGE, else ./runs."""
     tracking_timeout: float = TrackingConfig.tracking_timeout
     """Seconds that the MLflow server may take to answer at the start."""
+
+
+@dataclass(frozen=True)
+class VisualizeJobConfig:
+    """One visualisation."""
+
+    saved: SavedModelConfig = field(default_factory=SavedModelConfig)
+    look: LookConfig = field(default_factory=LookConfig)
 
 
 @dataclass(frozen=True)
@@ -405,6 +452,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    visualize: VisualizeConfig = field(default_factory=VisualizeConfig)
 
 
 @dataclass(frozen=True)
@@ -432,6 +480,7 @@ GROUPS: dict[str, type] = {
     "checkpoint": CheckpointConfig,
     "runtime": RuntimeConfig,
     "tracking": TrackingConfig,
+    "visualize": VisualizeConfig,
 }
 
 
@@ -503,6 +552,10 @@ _AT_LEAST = {
     "start_timeout": 1,
     "collective_timeout": 1,
     "tracking_timeout": 0.1,
+    "visualize_every": 0,
+    "visualize_pictures": 0,
+    "pictures": 0,
+    "most_pictures": 1,
     "slice_size": 1,
     "predictors": 0,
     "calibration_bins": 1,

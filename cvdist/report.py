@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cvdist.runtime.evaluation import Finished as EvaluationFinished
     from cvdist.runtime.launch import Finished, Preprocessed
     from cvdist.runtime.prediction import Finished as PredictionFinished
+    from cvdist.visualize import Shown
 
 _SHOWN_CLASSES = 10
 _OF_THE_NODE = ("data", "cache", "cache_share", "decode_workers", "max_bad_images")  # no part of the features
@@ -72,6 +73,45 @@ def features_table(done: Preprocessed) -> str:
     lines = _aligned(rows)
     lines.append(f"next: python jobs/train.py {config.recipe} --features {uri}{_flags(config)}")
     return "\n".join(lines)
+
+
+def figures_table(shown: Shown) -> str:
+    """The same for a visualisation."""
+    from cvdist.visualize import where
+
+    study = shown.study
+    rows = [
+        ("model", shown.model),
+        ("layers", ", ".join(layer.name for layer in shown.layers)),
+        ("pictures", shown.pictures),
+    ]
+    if shown.bad:
+        rows.append(("left out", f"{len(shown.bad)} can't be decoded, e.g. {log.redact(shown.bad[0])}"))
+    if study is not None:
+        dead = [f"{len(gone)}/{_channels(shown, name)} in {name}" for name, gone in study.dead.items() if gone]
+        rows.append(("dead channels", f"{', '.join(dead) or 'none'}, over {study.seen} pictures"))
+        if study.explained and study.right_in_all + study.wrong_in_all:
+            total = study.right_in_all + study.wrong_in_all
+            rows.append(("predictions", f"{log.percent(study.right_in_all, total)} right"))
+    rows += [
+        ("figures", f"{len(shown.files)} in {where(shown)}"),
+        ("time", f"{log.duration(shown.seconds)} in all"),
+    ]
+    lines = _aligned(rows)
+    if study is None:
+        lines.append("next: the same with --data PICTURES, to see activations, exciting pictures and Grad-CAM")
+    elif shown.run is not None:
+        page = f"http://localhost:5000/{shown.run.page}"
+        at = shown.run.page if shown.run.tracking_uri.startswith("http") else f"{page} (after make ui)"
+        lines.append(f"next: open {at}; python jobs/report.py {shown.run.run_id} renews its report.html")
+    else:
+        first = next((name for name in shown.files if name.startswith("gradcam/")), shown.files[0])
+        lines.append(f"next: open {shown.output.rstrip('/')}/{first}; docs/seeing.md tells how to read them")
+    return "\n".join(lines)
+
+
+def _channels(shown: Shown, name: str) -> int:
+    return next(layer.module.out_channels for layer in shown.layers if layer.name == name)
 
 
 def predictions_table(finished: PredictionFinished) -> str:
@@ -137,7 +177,7 @@ def evaluation_table(finished: EvaluationFinished) -> str:
 
 
 def _verdict(p: float) -> str:
-    return ": no evidence that either is better" if p >= 0.05 else ": unlikely to be chance"
+    return ": different at the 5% level" if p < 0.05 else ": not different at the 5% level"
 
 
 def _results(models: Sequence[Measured]) -> list[list[str]]:

@@ -296,6 +296,14 @@ def download(uri: str, target: Path, flag: str) -> None:
         arriving.unlink(missing_ok=True)
 
 
+def is_file(filesystem: arrow.FileSystem, path: str) -> bool:
+    """Whether there is a file, rather than a folder or nothing; what can't be asked is none."""
+    try:
+        return bool(filesystem.get_file_info(path).type == arrow.FileType.File)
+    except OSError:
+        return False
+
+
 def exists(uri: str) -> bool:
     """Whether there is a file or a folder."""
     filesystem, path = locate(uri)

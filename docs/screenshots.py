@@ -51,7 +51,7 @@ def main() -> int:
         expect(charts.get_by_text(f"{name} (valid/loss)")).to_be_visible()
         charts.screenshot(path=chosen.output / "run.png")
 
-        pages.page.set_viewport_size({"width": 1400, "height": 1340})
+        pages.page.set_viewport_size({"width": 1500, "height": 1720})
         report = pages.report()
         expect(report.locator(".score")).to_be_visible()
         pages.page.screenshot(path=chosen.output / "report.png")

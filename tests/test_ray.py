@@ -107,11 +107,15 @@ def test_the_page_begins_with_result_command_and_figures(submitted):
     assert "jobs/train.py digits-cnn --epochs 4 --batch-size 64 --name submitted" in note
     figures = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "figures")}
     names = {"samples", "augmentation", "loss", "accuracy", "confusion_matrix", "most_wrong"}
-    assert figures == {f"figures/{name}.png" for name in names}
+    folders = {"filters", "activations", "exciting", "gradcam"}
+    assert figures == {f"figures/{name}.png" for name in names} | {f"figures/{name}" for name in folders}
     assert all(f"`figures/{name}.png`" in note for name in names)
+    assert all(f"`figures/{name}/`" in note for name in folders)
+    filters = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "figures/filters")}
+    assert "figures/filters/forming.gif" in filters
     report = Path(client.download_artifacts(found.info.run_id, "report.html")).read_text(encoding="utf-8")
     assert re.search(r"9\d\.\d\d% \(\d+/1000\)", note)[0] in report and "from the job&#x27;s start" in report
-    assert report.count("<img ") == len(names)
+    assert report.count("<img ") > len(names) + len(folders)
 
 
 @pytest.fixture(scope="module")

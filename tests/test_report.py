@@ -124,7 +124,7 @@ def test_the_page_says_what_a_reader_asks_first():
     page = Parsed(render(report()))
     for said in (
         "98.80%",
-        "988 of 1,000",
+        "988/1000",
         "2 of 3",
         "python jobs/train.py digits-cnn --lr 0.1",
         "4,000 for training, 1,000 for validation",
@@ -282,7 +282,7 @@ def test_the_report_of_a_run_in_mlflow(finished):
     _, ref, client = finished
     report_page.log_report_or_warn(ref)
     page = Parsed(Path(client.download_artifacts(ref.run_id, "report.html")).read_text(encoding="utf-8"))
-    assert "97.70%" in page.text and "977 of 1,000" in page.text and "2 of 3" in page.text
+    assert "97.70%" in page.text and "977/1000 validation pictures right" in page.text and "2 of 3" in page.text
     rows = [cells for cells in page.cells if cells and re.fullmatch(r"\d+( \(best\))?", cells[0])]
     assert [cells[0] for cells in rows] == ["1", "2 (best)", "3"]
     assert rows[1][4] == "97.70% (977/1000)" and rows[1][2] == "75.00% (30/40)"

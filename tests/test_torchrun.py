@@ -33,12 +33,14 @@ def results(storage, name):
 def alone(tmp_path_factory):
     """One worker in this machine's plainest way."""
     storage = tmp_path_factory.mktemp("storage")
-    done = train(*COMMON, "--runtime", "inline", "--name", "one", "--no-log-model", storage=storage)
+    done = train(
+        *COMMON, "--runtime", "inline", "--name", "one", "--no-log-model", "--no-visualize", storage=storage
+    )
     assert done.returncode == 0, done.stderr
     return storage
 
 
-@pytest.mark.parametrize(("workers", "more"), [(2, []), (3, ["--accumulate-steps", "2"])])
+@pytest.mark.parametrize(("workers", "more"), [(2, []), (3, ["--accumulate-steps", "2", "--no-visualize"])])
 def test_more_workers_learn_the_same_model(alone, workers, more):
     name = f"workers-{workers}"
     done = torchrun(workers, *COMMON, *more, "--name", name, "--no-log-model", storage=alone)

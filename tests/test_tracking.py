@@ -26,7 +26,7 @@ from tests.conftest import free_port, wait_until
 from tests.jobs import ROOT, the_error, train
 from tests.jobs import run as run_job
 
-INLINE = ["digits-cnn", "--runtime", "inline"]
+INLINE = ["digits-cnn", "--runtime", "inline", "--no-visualize"]
 
 
 def runs(storage):

@@ -49,6 +49,7 @@ def train_all(storage: Path) -> Trained:
                 "storage": str(storage),
                 "runtime": "inline",
                 "system_metrics": False,
+                "visualize": False,
                 "epochs": 1,
                 "batch_size": 100,
                 "lr": 0.05,

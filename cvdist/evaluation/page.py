@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cvdist import log
@@ -31,26 +33,31 @@ def values(measured: Metrics) -> dict[str, float]:
     return found
 
 
-def figures(evaluation: Evaluation) -> dict[str, Figure]:
-    """Drawn at once: by name."""
+def figures(evaluation: Evaluation) -> dict[str, Callable[[], Figure]]:
+    """By name, each as the function that draws it."""
+    drawn = {"confusion_matrix": _confusion, "reliability": _reliability, "most_wrong": _most_wrong}
+    if evaluation.comparison is not None:
+        drawn["differences"] = _differences
+    return {name: functools.partial(draw, evaluation) for name, draw in drawn.items()}
+
+
+def _confusion(evaluation: Evaluation) -> Figure:
     from cvdist.figures.confusion import confusion_matrix
-    from cvdist.figures.reliability import reliability_diagram
 
     first = evaluation.first
-    classes = first.saved.identity.classes
-    drawn = {
-        "confusion_matrix": confusion_matrix(first.metrics.confusion, classes),
-        "reliability": reliability_diagram(first.metrics.bins, first.metrics.calibration_error),
-        "most_wrong": _most_wrong(evaluation, first),
-    }
-    if evaluation.comparison is not None:
-        drawn["differences"] = _differences(evaluation)
-    return drawn
+    return confusion_matrix(first.metrics.confusion, first.saved.identity.classes)
 
 
-def _most_wrong(evaluation: Evaluation, one: Measured) -> Figure:
+def _reliability(evaluation: Evaluation) -> Figure:
+    from cvdist.figures.reliability import reliability_diagram
+
+    return reliability_diagram(evaluation.first.metrics.bins, evaluation.first.metrics.calibration_error)
+
+
+def _most_wrong(evaluation: Evaluation) -> Figure:
     from cvdist.figures.pictures import wrong_grid
 
+    one = evaluation.first
     found, classes = one.outcome, one.saved.identity.classes
     wrong = (~found.right).nonzero().flatten()
     most = wrong[found.confidence[wrong].argsort(descending=True, stable=True)[:SHOWN]]

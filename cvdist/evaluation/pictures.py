@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cvdist import config as configs
-from cvdist import data, storage
+from cvdist import data
 from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, TrainConfig, cache_folder
 from cvdist.data.dataset import BadPicture, Loader
 from cvdist.data.images import store
@@ -24,6 +24,7 @@ from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.prediction.predict import Predictor
 from cvdist.saved import SavedModel
+from cvdist.storage import Folder
 from cvdist.training import precision
 
 _CHUNK = 512  # pictures that are decoded and predicted in one go
@@ -237,11 +238,8 @@ class Photographs:
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
         """See `Pictures.pixels`."""
-        filesystem, root = storage.locate(self._wanted.data, "--data")
-        decoded = [
-            decode(storage.read(filesystem, f"{root}/{self._paths[row]}"), size, self._wanted.resize)
-            for row in rows
-        ]
+        folder = Folder.open(self._wanted.data, "--data")
+        decoded = [decode(folder.read(self._paths[row]), size, self._wanted.resize) for row in rows]
         return torch.stack(decoded).permute(0, 3, 1, 2) if decoded else torch.empty(0, 3, size, size).byte()
 
     def _require_few(self, bad: list[BadPicture]) -> None:

@@ -77,7 +77,7 @@ def wrong_grid(
     if not true:
         return _nothing_wrong(title, total)
     columns = _even_columns(len(true), _MOST_COLUMNS_WRONG)
-    mistakes = list(zip(true, predicted, map(_confidence, confidence), strict=True))
+    mistakes = list(zip(true, predicted, map(style.confidence, confidence), strict=True))
     for lay_out in (_in_one_line, _in_two_lines, _in_three_lines):
         captions = [lay_out(*mistake) for mistake in mistakes]
         if all(_width(line) <= _tile_width(columns) for caption in captions for line in caption):
@@ -128,7 +128,7 @@ def _answer(model: str, answer: Answer) -> Sequence[_Piece]:
     color = style.GREEN if answer.right else style.VERMILLION
     return [
         _Piece(f"{model}:"),
-        _Piece(_confidence(answer.confidence)),
+        _Piece(style.confidence(answer.confidence)),
         _Piece(answer.predicted, color, "bold"),
     ]
 
@@ -249,8 +249,3 @@ def _write_line(axes: Axes, line: Sequence[_Piece], left: float, top: float, roo
             parse_math=False,
         )
         left += style.text_width(piece.text, style.SMALL_SIZE, weight=piece.weight) + _SPACE
-
-
-def _confidence(probability: float) -> str:
-    """`99.7%`. What would be rounded to 100% is shown as `>99.9%`: no model is that sure."""
-    return ">99.9%" if probability >= 0.9995 else f"{probability:.1%}"

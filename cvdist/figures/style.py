@@ -7,7 +7,9 @@ and a thread that does something else with matplotlib don't meet.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
@@ -111,6 +113,18 @@ def percent_tick(fraction: float, _position: int | None = None) -> str:
     return f"{100 * fraction:.6g}%"
 
 
-def save_png(figure: Figure, path: Path) -> None:
+def confidence(probability: float) -> str:
+    """`99.7%`. What would be rounded to 100% is shown as `>99.9%`: no model is that sure."""
+    return ">99.9%" if probability >= 0.9995 else f"{probability:.1%}"
+
+
+def save_png(figure: Figure, path: Path | IO[bytes]) -> None:
     """Write `figure`. The same figure gives the same bytes: the file holds no version and no time."""
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def save_svg(figure: Figure, path: Path | IO[bytes]) -> None:
+    """The same as vectors: text as outlines, no time and no random names in the file."""
+    # Without a salt of its own, names in the file are random. Nothing but SVG files reads this setting.
+    matplotlib.rcParams["svg.hashsalt"] = "cvdist"
+    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})

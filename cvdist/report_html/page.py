@@ -138,7 +138,7 @@ def _warning(status: str) -> Markup | None:
 def _score(report: Report, best: EpochRecord) -> list[Markup]:
     last = report.epochs[-1]
     tiles = [
-        ("right of the validation pictures", f"{best.valid_correct:,} of {best.valid_total:,}"),
+        ("validation pictures right", f"{best.valid_correct}/{best.valid_total}"),
         ("best epoch", f"{best.epoch} of {last.epoch}"),
         ("validation loss there", f"{best.valid_loss:.4f}"),
         ("of training", log.duration(_total_seconds(report))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cvdist.tracking.run import RunRef, Store, describe, ended, open_store, start_run
+from cvdist.tracking.run import RunRef, Store, describe, ended, log_file, open_store, start_run
 from cvdist.tracking.tracker import Attempt, NoTracker, Superseded, Tracker
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Tracker",
     "describe",
     "ended",
+    "log_file",
     "open_store",
     "open_tracker",
     "start_run",

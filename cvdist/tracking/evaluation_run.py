@@ -73,8 +73,8 @@ def log_evaluation(store: tuple[str, str], evaluation: Evaluation) -> RunRef:
             values |= {f"second_{name}": value for name, value in page.values(second.metrics).items()}
             values["comparison/mcnemar_p"] = evaluation.comparison.p
         tracker.metrics(values, step=0)
-        for name, figure in page.figures(evaluation).items():
-            tracker.figure(name, lambda figure=figure: figure)  # type: ignore[misc]
+        for name, draw in page.figures(evaluation).items():
+            tracker.figure(name, draw)
         tracker.text("classes.csv", page.class_table(evaluation.first.metrics))
         tracker.text("evaluation.json", json.dumps(evaluation.to_dict(), indent=1))
         if evaluation.pictures.quarantine:

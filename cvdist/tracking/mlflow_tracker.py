@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import queue
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from cvdist.errors import UserError
 from cvdist.log import duration, redact
 from cvdist.storage import Folder
 from cvdist.tracking.journal import Delivery, Journal, Measured
-from cvdist.tracking.run import RunRef, client_of, first_line, log_params
+from cvdist.tracking.run import RunRef, client_of, first_line, log_params, put_file
 from cvdist.tracking.tracker import Attempt, NoTracker, Superseded
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class MlflowTracker:
         self._delivery = Delivery(ref.run_id)
         self._metrics: list[Measured] = []
         self._actions: list[Action] = []
-        self._lost = 0
+        self._lost = self._taken = 0
         self._finished = self._superseded = False
         self._away_since = self._told = 0.0
         # MLflow takes seconds to import: not before the first step, which people wait for.
@@ -86,6 +86,10 @@ class MlflowTracker:
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
         """See `Tracker`."""
         self._queue.put(lambda client: _log_figure(client, self._ref.run_id, name, draw()))
+
+    def file(self, name: str, make: Callable[[], bytes]) -> None:
+        """See `Tracker`."""
+        self._queue.put(lambda client: put_file(client, self._ref.run_id, name, make()))
 
     def text(self, name: str, content: str) -> None:
         """See `Tracker`."""
@@ -118,13 +122,18 @@ class MlflowTracker:
             time.sleep(_FLUSH_SECONDS)
 
     def close(self) -> None:
-        """See `Tracker`. Waits `--tracking-patience` seconds at most."""
+        """See `Tracker`. Waits until all is delivered, or nothing has been for some minutes."""
         self._queue.put(None)
         self._first_metrics.set()
-        self._thread.join(self._ref.patience + _FLUSH_SECONDS)
+        seen, since = self._taken, time.monotonic()
+        most = max(self._ref.patience, _CLOSE_SECONDS) + _FLUSH_SECONDS
+        while self._thread.is_alive() and time.monotonic() - since < most:
+            self._thread.join(0.5)
+            if self._taken != seen:  # drawing takes seconds a figure on a busy machine
+                seen, since = self._taken, time.monotonic()
         if self._thread.is_alive():
             logger.warning(
-                "MLflow did not take the last results within %g s (--tracking-patience)", self._ref.patience
+                "MLflow took nothing for %g s (--tracking-patience): the last results stay here", most
             )
         if self._metrics and not self._superseded:
             self._leave_journal()
@@ -181,6 +190,7 @@ class MlflowTracker:
             self._stay(error)
             return
         self._metrics = []
+        self._taken += 1
         if self._away_since:
             logger.info(
                 "MLflow is back after %s and has all metrics", duration(time.monotonic() - self._away_since)
@@ -191,13 +201,15 @@ class MlflowTracker:
             try:
                 self._actions[0](client)
             except Exception as error:  # a lost picture must not cost the training
-                if _passing(error):
+                # A `UserError` here is of the drawing, and would be the same the next time.
+                if _passing(error) and not isinstance(error, UserError):
                     self._stay(error)
                     return
                 self._lost += 1
                 logger.warning("not delivered to MLflow: %s", first_line(error))
                 logger.debug("", exc_info=True)
             self._actions.pop(0)
+            self._taken += 1
 
     def _stay(self, error: Exception) -> None:
         """Keep what waits, and say so, not too often."""
@@ -244,12 +256,13 @@ def _now(values: Mapping[str, float], step: int) -> Measured:
 def _passing(error: Exception) -> bool:
     """Whether the same may go well a moment later."""
     from mlflow.exceptions import MlflowException
+    from requests import ConnectionError, Timeout
 
     if isinstance(error, Superseded):
         return False
     if isinstance(error, MlflowException):
         return error.error_code in _PASSING
-    return isinstance(error, OSError | UserError)  # requests' errors are OSErrors
+    return isinstance(error, ConnectionError | Timeout | UserError)
 
 
 class SystemMetricsTracker(NoTracker):
@@ -290,10 +303,9 @@ def start_system_metrics(ref: RunRef, node: str) -> Any:
 def _log_figure(client: MlflowClient, run_id: str, name: str, figure: Figure) -> None:
     from cvdist.figures.style import save_png
 
-    with tempfile.TemporaryDirectory(prefix="cvdist-figure-") as folder:
-        path = Path(folder) / f"{name}.png"
-        save_png(figure, path)
-        client.log_artifact(run_id, str(path), "figures")
+    file = io.BytesIO()
+    save_png(figure, file)
+    put_file(client, run_id, f"figures/{name}.png", file.getvalue())
 
 
 def _log_dataset(client: MlflowClient, run_id: str, info: DatasetInfo, digest: str) -> None:

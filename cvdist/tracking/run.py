@@ -7,12 +7,13 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from cvdist import config as configs
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_STEP = "speed/seconds_to_first_step"
 NAME_TAG, JOB_TAG = "cvdist.name", "cvdist.job"
+_UPLOAD_SECONDS = 60.0
 _PARAMS_A_CALL = 100  # MLflow's own limit
 
 
@@ -249,6 +251,32 @@ def describe(ref: RunRef, markdown: str, seconds_to_first_step: float = 0.0) -> 
             client.log_metric(ref.run_id, FIRST_STEP, seconds_to_first_step)
     except Exception as error:  # the job's result stands
         logger.warning("the run's description was not delivered to MLflow: %s", first_line(error))
+
+
+def log_file(ref: RunRef, name: str, content: bytes) -> None:
+    """Put a file among a run's artifacts; one of this name is replaced.
+
+    Raises:
+        UserError: if the store does not take it.
+    """
+    try:
+        with short_retries(_UPLOAD_SECONDS):
+            put_file(client_of(ref.tracking_uri), ref.run_id, name, content)
+    except Exception as error:  # a server, a bucket, a permission: MLflow passes on whatever it meets
+        raise UserError(
+            f"the run {ref.run_id} in {redact(ref.tracking_uri)} does not take {name} ({first_line(error)}): "
+            "mend its artifact store"
+        ) from error
+
+
+def put_file(client: MlflowClient, run_id: str, name: str, content: bytes) -> None:
+    """The same with MLflow's own errors."""
+    where = PurePosixPath(name)
+    with tempfile.TemporaryDirectory(prefix="cvdist-file-") as folder:
+        path = Path(folder) / where.name
+        path.write_bytes(content)
+        parent = str(where.parent)
+        client.log_artifact(run_id, str(path), None if parent == "." else parent)
 
 
 def uri_of(config: TrainConfig) -> str:

@@ -33,6 +33,13 @@ FIGURES = {
     "most_wrong": "the validation pictures that were wrong with most confidence",
 }
 
+FOLDERS = {
+    "filters": "what the convolutions look for; `forming.gif`: how they came about",
+    "activations": "what they make of a picture, before and after ReLU",
+    "exciting": "the validation pictures that excite their channels most",
+    "gradcam": "which part of a picture spoke for the prediction, right and wrong ones",
+}
+
 
 def epoch_metrics(record: EpochRecord) -> dict[str, float]:
     """The metrics of an epoch, grouped by their prefixes."""
@@ -137,6 +144,7 @@ def quarantine_table(bad: Sequence[BadPicture]) -> str:
 def description(summary: Summary, command: str) -> str:
     """Markdown for the top of the run's page."""
     figures = "\n".join(f"- `figures/{name}.png`: {what}" for name, what in FIGURES.items())
+    figures += "".join(f"\n- `figures/{name}/`: {what}" for name, what in FOLDERS.items() if summary.visualized)
     return f"""### {log.percent(summary.best_correct, summary.valid_total)} at epoch {summary.best_epoch}
 
 `{command}`

@@ -48,7 +48,11 @@ class Tracker(Protocol):
         ...
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
-        """A picture for the artifacts, drawn off the training's path."""
+        """A picture for the artifacts, drawn off the training's path. `name` may have folders."""
+        ...
+
+    def file(self, name: str, make: Callable[[], bytes]) -> None:
+        """A file for the artifacts, `figures/filters/forming.gif`, made off the training's path."""
         ...
 
     def text(self, name: str, content: str) -> None:
@@ -79,6 +83,9 @@ class NoTracker:
         """See `Tracker`."""
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
+        """See `Tracker`."""
+
+    def file(self, name: str, make: Callable[[], bytes]) -> None:
         """See `Tracker`."""
 
     def text(self, name: str, content: str) -> None:

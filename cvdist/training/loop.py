@@ -47,6 +47,7 @@ from cvdist.training.finite import LossWatch, require_finite_weights
 from cvdist.training.history import EpochRecord
 from cvdist.training.meter import Meter
 from cvdist.training.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
+from cvdist.training.visualize import Visualizer
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class Summary:
     train_seconds: float
     first_step_at: float
     """Seconds since 1970 when the first step was done; 0 if the run had nothing left to do."""
+    visualized: bool = False
+    """Whether the run shows what the network has learned."""
 
 
 class TrainingLoop:
@@ -98,6 +101,7 @@ class TrainingLoop:
             )
             self.info = self.loader.info
             self.model = self._build_model()
+            self.visualizer = Visualizer(config, self.model, tracker, enabled=self.main)
         self._require_same_data()
         self.parts = models.split(self.model)
         # From a cache, what the frozen layers make of the pictures comes instead of the pictures.
@@ -138,6 +142,8 @@ class TrainingLoop:
         if self.loader.augmentation is not None:
             figure = run_page.augmentation_figure(self.loader, self.loader.augmentation)
             self.tracker.figure("augmentation", figure)
+        fresh = not (self.progress.epoch or self.progress.position)
+        self.visualizer.start(self._validated_model(), fresh=fresh)
         # A killed attempt may not have delivered these; what is there already, the tracker leaves out.
         for step, values in self.progress.logged:
             self.tracker.metrics(values, step)
@@ -162,6 +168,7 @@ class TrainingLoop:
                 peak_memory=peak_memory(self.worker.device),
             )
             self._finish_epoch(record, result)
+            self.visualizer.epoch_done(self._validated_model(), epoch)
             self._save(f"epoch-{epoch:04}", score=self._score(record))
             self.tracker.metrics(run_page.epoch_metrics(record), epoch)
         self._log_results()
@@ -362,6 +369,7 @@ class TrainingLoop:
             torch.manual_seed(mix("dropout", self.config.loop.seed, self.worker.rank, *at))
         self.progress = saved.progress
         self.best = saved.best
+        self.visualizer.load_state(saved.state.get("visualizer"))
         if not self.main:
             # These are sums over all workers, and are going to be summed over them again.
             self.progress.loss_sum, self.progress.correct = 0.0, 0
@@ -382,6 +390,7 @@ class TrainingLoop:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "rng": random_states,
+            "visualizer": self.visualizer.state(),
         }
         pixels = Normalisation(self.info.mean, self.info.std)
         copied = ckpt.snapshot(Checkpoint(self.identity, self.order, progress, self.best, state, pixels))
@@ -528,6 +537,15 @@ class TrainingLoop:
         run_page.log_figures(self.tracker, self.loader, self.progress, self.best)
         example, _ = self.loader.pictures("valid", range(min(4, self.info.valid_size)))
         self.tracker.model(model, self.identity, self.info, example, step=self.progress.best_epoch)
+        self.visualizer.finish(
+            model,
+            self.loader,
+            self.worker.device,
+            self.arithmetic,
+            self.best,
+            self.progress.best_epoch,
+            channels_last=self.config.loop.channels_last,
+        )
 
     def _summary(self) -> Summary:
         history, best = self.progress.history, self.progress.best
@@ -544,4 +562,5 @@ class TrainingLoop:
             samples_per_second=sum(r.samples_per_second for r in history) / len(history),
             train_seconds=self.progress.seconds,
             first_step_at=self.first_step_at,
+            visualized=self.visualizer.enabled,
         )

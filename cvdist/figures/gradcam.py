@@ -1,0 +1,120 @@
+"""Grad-CAM beside its pictures: which part spoke for the class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cvdist.figures import style, tiles
+from cvdist.interpret.study import Explained
+
+_GAP = 0.06
+_BETWEEN = 0.3  # two pictures
+_HEAT = "inferno"
+
+
+def right_ones(explained: Sequence[Explained], images: Tensor, layer: str, *, right: int, seen: int) -> Figure:
+    """Pictures that are classified rightly, each beside what spoke for its class.
+
+    Args:
+        explained: n pictures with their maps.
+        images: uint8 (n, 1 or 3, H, W).
+        layer: that the maps are of.
+        right: how many of `seen` pictures were right.
+        seen: how many pictures were looked at.
+    """
+    title = "Grad-CAM: what spoke for the right answer"
+    return _sheet(explained, images, title, f"{right}/{seen} right; {_HOW.format(layer=layer)}", kinds=1)
+
+
+def wrong_ones(explained: Sequence[Explained], images: Tensor, layer: str, *, wrong: int, seen: int) -> Figure:
+    """Pictures that are classified wrongly: what spoke for the wrong class, and what for the true one."""
+    title = "Grad-CAM: what misled the network"
+    if not explained:
+        figure, axes = tiles.sheet(title, "", 1.0)
+        tiles.write(
+            axes, f"no mistakes: all {seen}/{seen} right", tiles.WIDTH / 2, 0.8, tiles.ROOM, size=18,
+            color=style.GREEN, ha="center",
+        )  # fmt: skip
+        return figure
+    subtitle = f"{wrong}/{seen} wrong, those with most confidence; {_HOW.format(layer=layer)}"
+    return _sheet(explained, images, title, subtitle, kinds=2)
+
+
+def predicted_ones(explained: Sequence[Explained], images: Tensor, layer: str, *, seen: int) -> Figure:
+    """Pictures of unknown class, each beside what spoke for the predicted one."""
+    title = "Grad-CAM: what spoke for the prediction"
+    return _sheet(explained, images, title, f"{len(explained)} of {seen}; {_HOW.format(layer=layer)}", kinds=1)
+
+
+_HOW = "maps of {layer}, each from 0 to its own maximum"
+
+
+def overlay(image: Tensor, heat: Tensor) -> NDArray[np.float64]:
+    """`image` uint8 (1 or 3, H, W) in grey with `heat` (h, w) over it, RGB (H, W, 3) in [0, 1]."""
+    height, width = image.shape[1:]
+    large = F.interpolate(heat[None, None].float(), (height, width), mode="bilinear", align_corners=False)[0, 0]
+    strength = (large / heat.max().clamp(min=1e-12)).clamp(0, 1).numpy()
+    grey = np.asarray(image.float().mean(0) / 255)[..., None].repeat(3, -1)
+    # Colours that grow lighter as well: the order is seen without telling hues apart.
+    tint = colormaps[_HEAT](0.3 + 0.65 * strength)[..., :3]
+    opacity = 0.85 * strength[..., None] ** 0.8
+    mixed: NDArray[np.float64] = (0.85 * grey + 0.15) * (1 - opacity) + tint * opacity
+    return mixed
+
+
+def _sheet(explained: Sequence[Explained], images: Tensor, title: str, subtitle: str, kinds: int) -> Figure:
+    """`kinds` maps beside each picture."""
+    per_row = 3 if kinds == 1 else 2
+    group = (tiles.ROOM + _BETWEEN) / per_row - _BETWEEN
+    width = (group + _GAP) / (kinds + 1) - _GAP
+    height = width * images.shape[2] / images.shape[3] if len(images) else width
+    pitch = height + tiles.LINE + 0.22
+    rows = -(-len(explained) // per_row)
+    figure, axes = tiles.sheet(title, subtitle, max(rows, 1) * pitch + 0.1)
+    top = figure.get_size_inches()[1] - tiles.TOP
+    for place, (one, image) in enumerate(zip(explained, images, strict=True)):
+        row, column = divmod(place, per_row)
+        left, upper = style.MARGIN + column * (group + _BETWEEN), top - row * pitch
+        wrong = one.true is not None
+        tiles.draw(axes, tiles.pixels(image), left, upper, width, height)
+        name = one.judged.true or "class unknown"
+        tiles.write(
+            axes, name, left, upper - height - 0.05, width, weight="bold",
+            color=style.GREEN if one.judged.true else style.MUTED,
+        )  # fmt: skip
+        x = left + width + _GAP
+        sure = f", {style.confidence(one.judged.confidence)}"
+        _map(axes, image, one.predicted, x, upper, width, height, one.judged.predicted, sure, wrong)
+        if one.true is not None:
+            x += width + _GAP
+            _map(axes, image, one.true, x, upper, width, height, one.judged.true, "", False)
+    return figure
+
+
+def _map(
+    axes: Axes,
+    image: Tensor,
+    heat: Tensor,
+    left: float,
+    top: float,
+    width: float,
+    height: float,
+    name: str,
+    sure: str,
+    wrong: bool,
+) -> None:
+    tiles.draw(axes, overlay(image, heat), left, top, width, height)
+    text = f"for {name}{sure}" if bool(torch.any(heat > 0)) else f"nothing for {name}"
+    tiles.write(
+        axes, text, left, top - height - 0.05, width,
+        color=style.VERMILLION if wrong else style.GREEN, weight="bold",
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""The convolution layers of a model, by name and by number, and what each of them sees of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cvdist.errors import UserError
+
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_BETWEEN = (nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d)
+_MOST_NAMED = 40  # in an error message
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """A convolution. name: in the model's state dict, without `.weight`; number: 1 for the first."""
+
+    name: str
+    number: int
+    module: nn.Conv2d
+
+    @property
+    def weight(self) -> Tensor:
+        """A copy on the CPU, float32 (outputs, inputs / groups, height, width)."""
+        return self.module.weight.detach().to("cpu", torch.float32, copy=True).contiguous()
+
+
+@dataclass(frozen=True)
+class Field:
+    """Which part of the picture one value of a map depends on: its receptive field, in pixels.
+
+    size: height and width; offset: top and left edge for the map's first value, negative where padding begins;
+    step: from one value to the next. Computed as in Araujo, Norris and Sim 2019, "Computing Receptive Fields of
+    Convolutional Neural Networks", for layers that run one after another.
+    """
+
+    size: tuple[int, int] = (1, 1)
+    offset: tuple[int, int] = (0, 0)
+    step: tuple[int, int] = (1, 1)
+
+    def box(self, row: int, column: int) -> tuple[int, int, int, int]:
+        """Top, left, bottom and right edge for the map's value at (`row`, `column`); may leave the picture."""
+        top, left = (
+            offset + step * at for offset, step, at in zip(self.offset, self.step, (row, column), strict=True)
+        )
+        return top, left, top + self.size[0], left + self.size[1]
+
+    def through(self, module: nn.Module) -> Field:
+        """The field after one more layer."""
+        kernel, stride, padding, dilation = (
+            _pair(getattr(module, name, default))
+            for name, default in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
+        )
+        both = range(2)
+        return Field(
+            size=_two(self.size[i] + (kernel[i] - 1) * dilation[i] * self.step[i] for i in both),
+            offset=_two(self.offset[i] - padding[i] * self.step[i] for i in both),
+            step=_two(self.step[i] * stride[i] for i in both),
+        )
+
+
+def convolutions(model: nn.Module) -> list[ConvLayer]:
+    """All of them, in the order in which the model lists them."""
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    return [ConvLayer(name, number, module) for number, (name, module) in enumerate(found, start=1)]
+
+
+def choose(model: nn.Module, asked: str = "", flag: str = "--layers") -> list[ConvLayer]:
+    """The convolutions that `asked` names, in the model's order.
+
+    asked: names, numbers (`1` is the first), `first` to `tenth`, `last` or `all`, separated by commas; empty:
+    the first, the fifth and the last, as many of them as there are. flag: the setting that it came from, for
+    messages.
+
+    Raises:
+        UserError: if there is no such layer; the message has those that there are.
+    """
+    layers = convolutions(model)
+    if not layers:
+        raise UserError(f"the model {type(model).__name__} has no convolution layers (nn.Conv2d) to look into")
+    words = [word.strip() for word in asked.split(",") if word.strip()]
+    if not words:
+        return [layer for layer in layers if layer.number in (1, 5, len(layers))]
+    chosen: set[int] = set()
+    for word in words:
+        chosen |= _numbers(word, layers, flag)
+    return [layer for layer in layers if layer.number in chosen]
+
+
+def rectified(model: nn.Module, layer: ConvLayer) -> nn.Module:
+    """The ReLU that follows `layer` in the model's order, or the layer itself where none does.
+
+    Between the two, a batch norm, pooling or dropout may lie.
+    """
+    leaves = [module for module in model.modules() if not any(module.children())]
+    rest = leaves[leaves.index(layer.module) + 1 :]
+    following = next((module for module in rest if not isinstance(module, _BETWEEN)), None)
+    return following if isinstance(following, nn.ReLU) else layer.module
+
+
+def _numbers(word: str, layers: Sequence[ConvLayer], flag: str) -> set[int]:
+    if word == "all":
+        return {layer.number for layer in layers}
+    if word == "last":
+        return {len(layers)}
+    number = _ORDINALS.index(word) + 1 if word in _ORDINALS else int(word) if word.isdecimal() else 0
+    found = {layer.number for layer in layers if number == layer.number or word == layer.name}
+    if not found:
+        names = ", ".join(layer.name for layer in layers[:_MOST_NAMED])
+        more = f" and {len(layers) - _MOST_NAMED} more" if len(layers) > _MOST_NAMED else ""
+        raise UserError(
+            f"{flag} {word}: the model has no such convolution; it has {len(layers)}: {names}{more} (or 1 to "
+            f"{len(layers)}, first, last, all)"
+        )
+    return found
+
+
+def _pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
+    if isinstance(value, str):  # padding "same" and "valid": a box that is off by the padding does no harm
+        return 0, 0
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _two(values: Iterator[int]) -> tuple[int, int]:
+    first, second = values
+    return first, second

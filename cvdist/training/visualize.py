@@ -1,0 +1,190 @@
+"""What a run shows of what its network learns, by rank 0 alone: no other worker waits for any of it.
+
+While it trains, the first layer's filters are copied at an epoch's end, a few numbers; drawing is the tracker's
+thread's. At the end a bounded number of validation pictures is run through the best model. The copies travel in
+the checkpoint, so a resumed run goes on with its animation.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cvdist import log
+from cvdist.config import TrainConfig
+from cvdist.data.dataset import Loader
+from cvdist.data.normalise import Normaliser
+from cvdist.figures import network
+from cvdist.interpret.layers import ConvLayer, choose, convolutions
+from cvdist.interpret.study import Limits, study
+from cvdist.tracking.tracker import Tracker
+from cvdist.training.evaluation import Evaluation
+from cvdist.training.precision import Arithmetic
+
+logger = logging.getLogger(__name__)
+
+_MOST_FRAMES = 40
+_USUAL_PICTURES = 5  # of the first layer over a run
+_UNREADABLE = 128  # what `Loader.pictures` gives, all over, for an original that can't be read any more
+
+
+class Visualizer:
+    """Pictures of one run's network. With `enabled` false it does nothing at all."""
+
+    def __init__(self, config: TrainConfig, model: nn.Module, tracker: Tracker, *, enabled: bool) -> None:
+        """Choose the layers.
+
+        Raises:
+            UserError: if `--visualize-layers` names one that the model has not, also where not enabled: on all
+                workers alike.
+        """
+        settings, epochs = config.visualize, config.loop.epochs
+        found = convolutions(model)
+        wanted = settings.visualize and config.tracking.tracking != "none" and bool(found)
+        chosen = choose(model, settings.visualize_layers, "--visualize-layers") if wanted else []
+        self.enabled = enabled and wanted
+        self._names = [layer.name for layer in chosen]
+        self._trained = {layer.name for layer in found if layer.module.weight.requires_grad}
+        self._first = found[0].name if found else ""
+        self._tracker, self._epochs, self._pictures = tracker, epochs, settings.visualize_pictures
+        self._frame_every = math.ceil(epochs / _MOST_FRAMES)
+        self._picture_every = settings.visualize_every or math.ceil(epochs / _USUAL_PICTURES)
+        self._before: dict[str, Tensor] = {}
+        self._frames: dict[str, Tensor] = {}  # by epoch; a checkpoint's keys are strings
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint: tensors only."""
+        return {"before": self._before, "frames": self._frames}
+
+    def load_state(self, state: dict[str, Any] | None) -> None:
+        """Inverse of `state`; None from a checkpoint that has none."""
+        if self.enabled and state:
+            self._before = {name: weight.cpu() for name, weight in state["before"].items()}
+            self._frames = {epoch: weight.cpu() for epoch, weight in state["frames"].items()}
+
+    def start(self, model: nn.Module, *, fresh: bool) -> None:
+        """Copy the filters that training is about to change; `fresh`: it has not begun yet."""
+        if not self.enabled:
+            return
+        if fresh:
+            names = self._trained & set(self._names)
+            self._before = {layer.name: layer.weight for layer in convolutions(model) if layer.name in names}
+            self.epoch_done(model, 0)
+            return
+        for epoch in self._frames:
+            self._draw_frame(int(epoch))  # an earlier attempt may not have delivered it
+
+    def epoch_done(self, model: nn.Module, epoch: int) -> None:
+        """Copy the first layer's filters, if it is their turn."""
+        if not self.enabled or self._first not in self._trained:
+            return
+        if epoch % self._frame_every == 0 or epoch % self._picture_every == 0 or epoch == self._epochs:
+            self._frames[str(epoch)] = convolutions(model)[0].weight
+            self._draw_frame(epoch)
+
+    def finish(
+        self,
+        model: nn.Module,
+        loader: Loader,
+        device: torch.device,
+        arithmetic: Arithmetic,
+        best: Evaluation,
+        best_epoch: int,
+        *,
+        channels_last: bool,
+    ) -> None:
+        """Show the best model, that of `best_epoch`. What goes wrong here must not cost the result."""
+        if not self.enabled:
+            return
+        try:
+            layers = [layer for layer in convolutions(model) if layer.name in self._names]
+            self._show_filters(layers, best_epoch)
+            if self._pictures:
+                self._show_pictures(model, layers, loader, device, arithmetic, best, channels_last)
+        except Exception as error:  # see above
+            logger.warning("figures    not all could be made: %s: %s", type(error).__name__, error)
+            logger.debug("", exc_info=True)
+
+    def _draw_frame(self, epoch: int) -> None:
+        if epoch % self._picture_every == 0 or epoch == self._epochs:
+            weight, name = self._frames[str(epoch)], self._first
+            when = f"after epoch {epoch}" if epoch else "before training"
+            draw = functools.partial(network.filters, name, weight, "strongest", when)
+            self._tracker.figure(f"filters/{name}-epoch-{epoch:04}", draw)
+
+    def _show_filters(self, layers: Sequence[ConvLayer], best_epoch: int) -> None:
+        for layer in layers:
+            name, weight, place = layer.name, layer.weight, f"filters/{layer.name}"
+            when = f"after epoch {best_epoch}"
+            if name not in self._trained:
+                when = "frozen: the same before and after training"
+            self._tracker.figure(place, functools.partial(network.filters, name, weight, "strongest", when))
+            if network.small_enough_for_svg(layer):
+                make = functools.partial(network.filters_svg, name, weight, when)
+                self._tracker.file(f"figures/{place}.svg", make)
+            if name in self._before:
+                draw = functools.partial(network.before_and_after, name, self._before[name], weight, when)
+                self._tracker.figure(f"{place}-before-after", draw)
+        if len(self._frames) > 1:
+            frames = sorted((int(epoch), weight) for epoch, weight in self._frames.items())
+            self._tracker.file(
+                "figures/filters/forming.gif", functools.partial(network.forming, self._first, frames)
+            )
+
+    def _show_pictures(
+        self,
+        model: nn.Module,
+        layers: Sequence[ConvLayer],
+        loader: Loader,
+        device: torch.device,
+        arithmetic: Arithmetic,
+        best: Evaluation,
+        channels_last: bool,
+    ) -> None:
+        started = time.monotonic()
+        source = ValidationPictures(loader)
+        looked_at, _ = source.read(range(min(4, source.size)))
+        if bool((looked_at == _UNREADABLE).all()):
+            logger.warning("figures    without activations and Grad-CAM: the original pictures can't be read")
+            return
+        info = loader.info
+        result = study(
+            model.to(device),  # trained from cached features, its frozen layers have never been there
+            source,
+            info.classes,
+            Normaliser(info.mean, info.std, device, channels_last=channels_last),
+            device,
+            layers,
+            Limits(pictures=self._pictures),
+            include=[mistake.index for mistake in best.mistakes],
+            counts=(best.correct, best.total - best.correct),
+            autocast=arithmetic.autocast,
+        )
+        for name, draw in network.of_study(result, source).items():
+            self._tracker.figure(name, draw)
+        logger.info(
+            "figures    %d of %d validation pictures looked at in %s",
+            result.seen,
+            result.available,
+            log.duration(time.monotonic() - started),
+        )
+
+
+class ValidationPictures:
+    """The original validation pictures of a data set (`cvdist.interpret.study.Source`)."""
+
+    def __init__(self, loader: Loader) -> None:
+        """All of them."""
+        self._loader = loader
+        self.size = self.available = loader.info.valid_size
+
+    def read(self, rows: Sequence[int]) -> tuple[Tensor, list[str]]:
+        """See `Source.read`."""
+        return self._loader.pictures("valid", rows)

@@ -1,0 +1,296 @@
+"""Figures of a trained model: opened, looked at with pictures, drawn, and put where they belong."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cvdist import config as configs
+from cvdist import data as datasets
+from cvdist import log, storage, tracking
+from cvdist.config import DataConfig, LookConfig, TrainConfig, VisualizeJobConfig
+from cvdist.data.images.decode import UndecodableError, decode
+from cvdist.data.images.listing import list_pictures, list_unsorted, split
+from cvdist.data.normalise import Normaliser
+from cvdist.errors import UserError
+from cvdist.figures import network
+from cvdist.hardware import usable_cores
+from cvdist.interpret.layers import ConvLayer, choose
+from cvdist.interpret.study import Limits, Source, Study, study
+from cvdist.log import redact
+from cvdist.runtime.prediction import device_here
+from cvdist.saved import SavedModel, open_model
+from cvdist.seeding import generator
+from cvdist.storage import Folder
+from cvdist.training.visualize import ValidationPictures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+_VALID = ("valid", "val", "validation", "test")
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes grey of colours
+
+Made = Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A finished visualisation. study: None without pictures; bad: pictures that could not be decoded."""
+
+    model: str
+    layers: list[ConvLayer]
+    study: Study | None
+    pictures: str
+    bad: list[str]
+    files: list[str]
+    output: str
+    run: tracking.RunRef | None
+    seconds: float
+
+
+def visualize(config: VisualizeJobConfig) -> Shown:
+    """Draw all figures of the model, into its run or a folder.
+
+    Raises:
+        UserError: for all that the user can mend: no such model, layer or picture, or nowhere to write to.
+    """
+    started = time.monotonic()
+    look = config.look
+    configs.check_groups(config)
+    saved = open_model(config.saved)
+    layers = choose(saved.model, look.layers)
+    output = look.output or ("" if saved.run else "figures")
+    if output:
+        storage.check_writable(output, "--output")
+    pictures = _pictures(saved, config)
+    logger.info("model      %s, %s", saved.source, saved.identity)
+    logger.info("layers     %s", ", ".join(layer.name for layer in layers))
+    logger.info("pictures   %s", pictures.words if pictures else "none: filters only (--data names some)")
+    result = _study(saved, layers, pictures, look) if pictures else None
+    drawings = dict(_drawings(layers, result, pictures, look))
+    files = _write(drawings, output, saved.run)
+    return Shown(
+        model=f"{saved.source}, {saved.identity}",
+        layers=layers,
+        study=result,
+        pictures=pictures.words if pictures else "none",
+        bad=pictures.bad if pictures else [],
+        files=files,
+        output=output,
+        run=saved.run,
+        seconds=time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    source: Source
+    words: str
+    bad: list[str]
+
+
+class Decoded:
+    """Pictures in memory (`cvdist.interpret.study.Source`)."""
+
+    def __init__(self, pixels: Tensor, labels: Sequence[str], available: int) -> None:
+        """`pixels`: uint8 (n, C, H, W); available: how many these were chosen from."""
+        self.size, self.available = len(pixels), available
+        self._pixels, self._labels = pixels, labels
+
+    def read(self, rows: Sequence[int]) -> tuple[Tensor, list[str]]:
+        """See `Source.read`."""
+        return self._pixels[list(rows)], [self._labels[row] for row in rows]
+
+
+def _study(saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, look: LookConfig) -> Study:
+    device = device_here(look.device)
+    line = log.ProgressLine(logger, enabled=True)
+
+    def progress(done: int, of: int) -> None:
+        if line.due():
+            line.show(f"{done}/{of} pictures through the network")
+
+    model = saved.model.to(device).to(memory_format=torch.channels_last)
+    result = study(
+        model,
+        pictures.source,
+        saved.identity.classes,
+        Normaliser(saved.mean, saved.std, device, channels_last=True),
+        device,
+        layers,
+        Limits(pictures=look.most_pictures, maps=look.pictures),
+        explain=saved.has_classifier,
+        progress=progress,
+    )
+    line.clear()
+    return result
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None:
+    """What `--data` names, else what the model's run was validated with, else none.
+
+    Raises:
+        UserError: if `--data` has no pictures that can be decoded.
+    """
+    look = config.look
+    if look.data:
+        size, resize = saved.identity.height, saved.data.resize if saved.data else DataConfig.resize
+        found = _listed(look.data, saved.identity.classes if saved.has_classifier else None)
+        return _decoded(look.data, found, look.most_pictures, saved, size, resize)
+    if saved.data is None:
+        return None
+    try:
+        return _of_the_run(saved, saved.data, config)
+    except UserError as error:
+        logger.warning("pictures   those of the run can't be had: %s", error)
+        return None
+
+
+def _of_the_run(saved: SavedModel, data: DataConfig, config: VisualizeJobConfig) -> _Pictures:
+    if data.dataset == "images":
+        # Listed anew instead of decoded whole: a few hundred pictures are enough.
+        listing = list_pictures(data)
+        _, rows = split(listing.table, data, listing.classes)
+        names = np.array(listing.classes)[np.asarray(listing.table.column("label"))[rows]]
+        paths = listing.table.column("path").take(rows).to_pylist()
+        found = list(zip(paths, names.tolist(), strict=True))
+        return _decoded(data.data, found, config.look.most_pictures, saved, data.image_size, data.resize)
+    settings = dataclasses.replace(TrainConfig(), data=data)
+    loader = datasets.open_loader(configs.replace(settings, storage=config.saved.storage), torch.device("cpu"))
+    source = ValidationPictures(loader)
+    return _Pictures(source, f"{loader.info.name}, the {source.size:,} validation pictures of the run", [])
+
+
+def _listed(uri: str, classes: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Path below `uri` (empty: `uri` itself is the file) and class of each picture, empty where unknown.
+
+    classes: what the model knows; None: it knows none, and the folders' names say what is shown.
+
+    Raises:
+        UserError: if there is nothing, or nothing by the name of a picture.
+    """
+    filesystem, path = storage.locate(uri, "--data")
+    if storage.is_file(filesystem, path):
+        return [("", _class_of("", str(PurePosixPath(path).parent), classes))]
+    paths = list_unsorted(uri).column("path").to_pylist()
+    tops = {path.split("/")[0] for path in paths if path.count("/") > 1}
+    held_back = next((name for name in _VALID if name in tops and "train" in tops), "")
+    paths = [path for path in paths if path.startswith(f"{held_back}/")] if held_back else paths
+    return [(path, _class_of(path, uri, classes)) for path in paths]
+
+
+def _class_of(path: str, uri: str, classes: Sequence[str] | None) -> str:
+    """The innermost folder that is a class, or empty."""
+    parts = [*PurePosixPath(uri.partition("://")[2] or uri).parts[-1:], *PurePosixPath(path).parts[:-1]]
+    if classes is None:
+        return parts[-1]
+    return next((part for part in reversed(parts) if part in classes), "")
+
+
+def _decoded(
+    uri: str, found: list[tuple[str, str]], limit: int, saved: SavedModel, size: int, resize: str
+) -> _Pictures:
+    """Up to `limit` of the pictures, by a fixed seed, in memory: 150 kB each at 224 pixels.
+
+    Raises:
+        UserError: if none of them can be decoded.
+    """
+    order = torch.randperm(len(found), generator=generator("pictures of a folder")).tolist()[:limit]
+    chosen = [found[row] for row in sorted(order)]
+    filesystem, root = storage.locate(uri, "--data")
+
+    def load(entry: tuple[str, str]) -> Tensor | str:
+        path = f"{root}/{entry[0]}" if entry[0] else root
+        try:
+            return decode(storage.read(filesystem, path), size, resize)
+        except UndecodableError as error:
+            return f"{entry[0] or uri}: {error}"
+        except OSError as error:
+            return f"{entry[0] or uri}: {storage.reason(error)}"
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        loaded = list(pool.map(load, chosen))
+    bad = [reason for reason in loaded if isinstance(reason, str)]
+    good = [
+        (pixels, name) for pixels, (_, name) in zip(loaded, chosen, strict=True) if isinstance(pixels, Tensor)
+    ]
+    if not good:
+        what = "the picture can't" if len(bad) == 1 else f"none of {len(bad)} pictures can"
+        raise UserError(f"--data {redact(uri)}: {what} be decoded ({redact(bad[0])})")
+    for reason in bad:
+        logger.warning("pictures   left out, it can't be decoded: %s", redact(reason))
+    pixels = torch.stack([pixels for pixels, _ in good]).permute(0, 3, 1, 2)
+    if saved.identity.channels == 1:
+        weights = torch.tensor(_LUMA).view(1, 3, 1, 1)
+        pixels = (pixels.float() * weights).sum(1, keepdim=True).round().to(torch.uint8)
+    source = Decoded(pixels.contiguous(), [name for _, name in good], len(found) - len(bad))
+    many = f"{len(good):,} of {len(found):,} pictures" if len(good) < len(found) else f"{len(good):,} pictures"
+    return _Pictures(source, f"{many} in {redact(uri)}", bad)
+
+
+# ----------------------------------------------------------------------------------------------- drawings
+
+
+def _drawings(
+    layers: Sequence[ConvLayer], result: Study | None, pictures: _Pictures | None, look: LookConfig
+) -> Iterator[tuple[str, Made]]:
+    """Each file's name below `figures/`, and what makes it."""
+    for layer in layers:
+        grid = functools.partial(network.filters, layer.name, layer.weight, look.channels)
+        yield f"filters/{layer.name}.png", functools.partial(_png, grid)
+        if network.small_enough_for_svg(layer):
+            yield f"filters/{layer.name}.svg", functools.partial(network.filters_svg, layer.name, layer.weight)
+    if result is not None and pictures is not None:
+        for name, draw in network.of_study(result, pictures.source).items():
+            yield f"{name}.png", functools.partial(_png, draw)
+
+
+def _png(draw: Callable[[], Figure]) -> bytes:
+    from cvdist.figures.style import save_png
+
+    file = io.BytesIO()
+    save_png(draw(), file)
+    return file.getvalue()
+
+
+def _write(drawings: dict[str, Made], output: str, run: tracking.RunRef | None) -> list[str]:
+    """Draw one after another; returns the files' names below the output folder or the run's artifacts."""
+    folder = Folder.open(output, "--output") if output else None
+    line = log.ProgressLine(logger, enabled=True)
+    for number, (name, make) in enumerate(drawings.items(), start=1):
+        content = make()
+        if folder is not None:
+            folder.write(name, content)
+        if run is not None:
+            tracking.log_file(run, f"figures/{name}", content)
+        if line.due():
+            line.show(f"{number}/{len(drawings)} figures")
+    line.clear()
+    return list(drawings)
+
+
+def where(shown: Shown) -> str:
+    """Of the figures, in words."""
+    places = []
+    if shown.output:
+        places.append(redact(shown.output) if "://" in shown.output else str(Path(shown.output).resolve()))
+    if shown.run is not None:
+        places.append("the run's artifacts, figures/")
+    return " and ".join(places)

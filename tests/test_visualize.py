@@ -1,0 +1,416 @@
+"""Figures of what a network has learned, during training and of saved models."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from mlflow import MlflowClient
+from PIL import Image
+
+from cvdist import config as configs
+from cvdist import recipes, tracking
+from cvdist.config import LookConfig, SavedModelConfig, TrainConfig, VisualizeJobConfig
+from cvdist.errors import UserError
+from cvdist.figures import network, style, tiles
+from cvdist.figures.activations import feature_maps
+from cvdist.figures.animation import forming
+from cvdist.figures.exciting import exciting_patches
+from cvdist.figures.filters import Statistics, before_and_after, filter_grid
+from cvdist.figures.gradcam import right_ones, wrong_ones
+from cvdist.interpret.activations import Shown
+from cvdist.interpret.exciting import Exciting
+from cvdist.interpret.layers import Field
+from cvdist.interpret.study import Explained, Judged
+from cvdist.models.registry import InputSpec
+from cvdist.models.scratch_cnn import scratch_cnn
+from cvdist.runtime.launch import launch
+from cvdist.tracking import NoTracker
+from cvdist.training.visualize import Visualizer
+from cvdist.visualize import visualize
+from tests.jobs import run
+from tests.pictures import FOUR, write
+from tests.test_figures import LONG_NAMES, assert_readable, images, pixels, png, says
+
+
+def random(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def tile_pixels(figure, number, at):
+    """RGB in [0, 1] of the middle of the weight at (row, column) of the tile that was drawn as `number`."""
+    axes, shown = figure.axes[0], figure.axes[0].images[number]
+    left, right, bottom, top = shown.get_extent()
+    rows, columns = shown.get_array().shape[:2]
+    x = left + (right - left) * (at[1] + 0.5) / columns
+    y = top - (top - bottom) * (at[0] + 0.5) / rows
+    picture = pixels(figure)
+    across, up = axes.transData.transform((x, y))
+    return picture[len(picture) - 1 - int(up), int(across)]
+
+
+# ------------------------------------------------------------------------------------------------ filters
+
+
+def test_a_known_weight_has_its_colour():
+    weight = torch.zeros(2, 1, 3, 3)
+    weight[0, 0, 0, 2], weight[1, 0, 2, 1] = 0.5, -0.5
+    weight[1, 0, 0, 0] = 0.25
+    figure = filter_grid(weight, "conv1")
+    assert tile_pixels(figure, 0, (1, 1)) == pytest.approx(tiles.DIVERGING(0.5)[:3], abs=0.01)
+    assert tile_pixels(figure, 0, (0, 2)) == pytest.approx(tiles.DIVERGING(1.0)[:3], abs=0.01)
+    assert tile_pixels(figure, 1, (2, 1)) == pytest.approx(tiles.DIVERGING(0.0)[:3], abs=0.01)
+    assert tile_pixels(figure, 1, (0, 0)) == pytest.approx(tiles.DIVERGING(0.75)[:3], abs=0.01)
+
+
+def test_filters_on_colours_are_in_colour_and_grey_is_zero():
+    weight = torch.zeros(1, 3, 2, 2)
+    weight[0, :, 0, 1] = torch.tensor([0.2, -0.2, 0.1])
+    figure = filter_grid(weight, "features.0")
+    assert tile_pixels(figure, 0, (0, 0)) == pytest.approx((0.5, 0.5, 0.5), abs=0.01)
+    assert tile_pixels(figure, 0, (0, 1)) == pytest.approx((1, 0, 0.75), abs=0.01)
+
+
+def test_an_outlier_does_not_leave_the_others_pale():
+    weight = random(40, 1, 6, 6).clamp(-1, 1)
+    weight[0, 0, 0, 0] = 100.0
+    figure = filter_grid(weight, "conv")
+    row, column = divmod(int(weight[1, 0].abs().argmax()), 6)
+    shown = tile_pixels(figure, 1, (row, column))
+    assert np.abs(shown - to_rgb("#F7F7F7")).max() > 0.5
+
+
+def test_the_title_has_shape_and_statistics():
+    weight = torch.tensor([1.0, -1.0, 0.5, 0.005]).view(1, 1, 2, 2)
+    found = Statistics.of(weight)
+    assert (found.mean, found.lowest, found.highest, found.near_zero) == (
+        pytest.approx(0.12625),
+        -1.0,
+        1.0,
+        0.25,
+    )
+    said = says(filter_grid(weight, "conv1", when="after epoch 3"))
+    assert "conv1: 1 filter of 1×2×2, after epoch 3" in said
+    assert any(line.startswith("mean 0.126, deviation 0.739, from −1 to 1, 25.0% near zero") for line in said)
+
+
+def test_deep_layers_show_the_strongest_or_the_mean():
+    weight = 0.01 * random(40, 20, 3, 3)
+    weight[7, 13] = 5.0
+    figure = filter_grid(weight, "deep")
+    assert (figure.axes[0].images[0].get_array() == 5).all()  # the strongest input of the strongest filter
+    assert {"filter 7", "13"} <= set(says(figure))
+    mean = filter_grid(weight, "deep", channels="mean")
+    assert np.allclose(mean.axes[0].images[7].get_array(), weight[7].mean(0), atol=1e-6)
+    assert len(mean.axes[0].images) == 40 + 1  # and the colour bar
+
+
+@pytest.mark.parametrize("outputs", [1, 10, 63, 512])
+@pytest.mark.parametrize("inputs", [1, 3, 64])
+def test_filters_are_readable_at_any_number_of_channels(outputs, inputs):
+    weight = random(outputs, inputs, 3, 3)
+    assert_readable(filter_grid(weight, "features.28"))
+    assert_readable(filter_grid(weight, "features.28", channels="mean"))
+    assert_readable(before_and_after(weight, weight + random(outputs, inputs, 3, 3), "features.28"))
+
+
+def test_before_and_after_with_the_difference():
+    before = random(4, 1, 3, 3)
+    after = before + 0.1
+    figure = before_and_after(before, after, "conv1", when="after epoch 20")
+    drawn = [tile.get_array() for tile in figure.axes[0].images]
+    assert np.allclose(drawn[0], before[0, 0]) and np.allclose(drawn[1], after[0, 0])
+    assert np.allclose(drawn[2], 0.1, atol=1e-6)
+    assert "conv1: before training and after epoch 20" in says(figure)
+
+
+def test_small_vectors_and_the_same_file_twice(tmp_path):
+    weight = random(64, 3, 3, 3)
+    svg = network.filters_svg("features.0", weight)
+    assert svg == network.filters_svg("features.0", weight) and 10_000 < len(svg) < 200_000
+    assert b"2026" not in svg and b"Matplotlib v" not in svg
+    one, other = (png(filter_grid(weight, "features.0"), tmp_path) for _ in range(2))
+    assert one == other
+
+
+def test_an_animation_has_a_frame_for_each_moment_and_is_the_same_twice():
+    frames = [(epoch, random(10, 1, 5, 5) * epoch) for epoch in range(4)]
+    made = forming(frames, "conv1")
+    assert made == forming(frames, "conv1")
+    with Image.open(io.BytesIO(made)) as animation:
+        assert animation.n_frames == 4 and animation.info["loop"] == 0
+        assert 900 <= animation.width <= 1200
+    with pytest.raises(ValueError, match="without frames"):
+        forming([], "conv1")
+
+
+# ------------------------------------------------------------------------------------- the other figures
+
+
+@pytest.mark.parametrize(("count", "total"), [(1, 1), (10, 10), (20, 20), (64, 512)])
+def test_activations_are_readable_and_name_dead_channels(count, total):
+    channels = tuple(range(3, 3 + count))
+    before = random(count, 8, 8)
+    shown = Shown(channels, before, before.relu(), total, silent=1)
+    dead = [3, 5] if count > 1 else []
+    figure = feature_maps(
+        shown, images(1, 3, 90, 224)[0], "features.28", label=", ".join(LONG_NAMES), dead=dead, seen=128
+    )
+    assert_readable(figure)
+    said = says(figure)
+    if dead:
+        assert f"2 of {total} channels are dead, zero after ReLU in all of 128 pictures: 3, 5" in said
+    else:
+        assert "no dead channel: each of the 1 was above zero somewhere in 128 pictures" in said
+    limited = f"{count} of {total} channels, the strongest in this picture, by number"
+    assert (limited in said) == (count < total)
+    assert (figure.axes[0].images[1 + 1].get_array() == before[0].numpy()).all()
+
+
+@pytest.mark.parametrize(("pictures", "field"), [(1, 3), (9, 5), (9, 500)])
+def test_exciting_pictures_are_readable_and_marked(pictures, field):
+    values = torch.arange(30.0, 0, -1).view(10, 3)[:, : min(3, pictures)].repeat(1, 3)[:, :pictures] - 3
+    exciting = Exciting(
+        values=values,
+        pictures=torch.arange(pictures).expand(10, -1),
+        places=torch.full((10, pictures, 2), 20),
+        field=Field((field, field), (-1, -1), (2, 2)),
+    )
+    figure = exciting_patches(
+        exciting,
+        dict(enumerate(images(pictures, 3, 90, 100))),
+        dict(enumerate((LONG_NAMES * 3)[:pictures])),
+        random(10, 3, 3, 3),
+        "features.0",
+        seen=pictures,
+        available=400,
+        dead=1,
+    )
+    assert_readable(figure)
+    assert any(f"over {pictures} of 400 pictures; 1 are never excited" in line for line in says(figure))
+
+
+def test_grad_cam_beside_pictures():
+    judged = [Judged(n, LONG_NAMES[n % 3], LONG_NAMES[(n + 1) % 3], 0.9999) for n in range(4)]
+    heat = torch.zeros(4, 4)
+    heat[1, 1] = 2.0
+    wrong = [Explained(one, heat, torch.zeros(4, 4)) for one in judged]
+    figure = wrong_ones(wrong, images(4, 3, 80, 80), "features.28", wrong=4, seen=400)
+    assert_readable(figure)
+    assert any(line.startswith("4/400 wrong") for line in says(figure))
+    right = [Explained(dataclasses.replace(one, predicted=one.true), heat, None) for one in judged]
+    figure = right_ones(right, images(4, 1), "conv2", right=396, seen=400)
+    assert_readable(figure)
+    assert any(line.startswith("396/400 right") for line in says(figure))
+    none = wrong_ones([], torch.empty(0, 3, 1, 1), "conv2", wrong=0, seen=400)
+    assert "no mistakes: all 400/400 right" in says(none)
+
+
+# ----------------------------------------------------------------------------------------- while training
+
+
+class Recorded(NoTracker):
+    """Keeps names, draws nothing."""
+
+    def __init__(self):
+        self.names = []
+
+    def figure(self, name, draw):
+        self.names.append(name)
+
+    def file(self, name, make):
+        self.names.append(name)
+
+
+def scratch():
+    torch.manual_seed(0)
+    return scratch_cnn(InputSpec(1, 28, 28), 10, (50,), 0.5)
+
+
+def test_pictures_of_filters_forming_and_a_resumed_run_goes_on_with_them():
+    config = configs.replace(TrainConfig(), epochs=100, visualize_every=40)
+    model, tracker = scratch(), Recorded()
+    first = Visualizer(config, model, tracker, enabled=True)
+    first.start(model, fresh=True)
+    for epoch in range(1, 61):
+        with torch.no_grad():
+            model.conv1.weight += 1
+        first.epoch_done(model, epoch)
+    assert tracker.names == ["filters/conv1-epoch-0000", "filters/conv1-epoch-0040"]
+    again = Visualizer(config, scratch(), Recorded(), enabled=True)
+    again.load_state(torch.load(io.BytesIO(saved(first.state())), weights_only=True))
+    state = again.state()
+    assert set(state["before"]) == {"conv1", "conv2"}
+    assert torch.equal(state["before"]["conv1"], scratch().conv1.weight)
+    frames = state["frames"]
+    assert 15 < len(frames) <= 41 and (frames["60"] - frames["0"]).mean() == pytest.approx(60, abs=1e-3)
+    again.start(model, fresh=False)
+    assert again._tracker.names == tracker.names
+
+
+def saved(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changes", "enabled"), [({"tracking": "none"}, True), ({"visualize": False}, True), ({}, False)]
+)
+def test_nothing_is_computed_for_nobody(changes, enabled):
+    model, tracker = scratch(), Recorded()
+    off = Visualizer(configs.replace(TrainConfig(), **changes), model, tracker, enabled=enabled)
+    off.start(model, fresh=True)
+    off.epoch_done(model, 1)
+    off.finish(model, None, None, None, None, 1, channels_last=False)  # what it would look at is not there
+    assert not tracker.names and not off.state()["frames"] and not off.state()["before"]
+
+
+def test_frozen_layers_are_said_to_be_frozen_and_have_no_before():
+    model, tracker = scratch(), Recorded()
+    model.conv1.requires_grad_(False)
+    some = Visualizer(TrainConfig(), model, tracker, enabled=True)
+    some.start(model, fresh=True)
+    some.epoch_done(model, 1)
+    assert set(some.state()["before"]) == {"conv2"} and not tracker.names
+    said = says(network.filters("conv1", model.conv1.weight, when="frozen: the same before and after training"))
+    assert any("frozen" in line for line in said)
+
+
+FIGURES = {
+    *("filters/conv1.png", "filters/conv1.svg", "filters/conv2.png", "filters/forming.gif"),
+    *("filters/conv1-before-after.png", "filters/conv2-before-after.png"),
+    *("activations/conv1.png", "activations/conv2.png", "exciting/conv1.png", "exciting/conv2.png"),
+    *("gradcam/right.png", "gradcam/wrong.png"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Storage of a run of two epochs, that was then continued for one more."""
+    storage = tmp_path_factory.mktemp("runs")
+    for epochs in (2, 3):
+        config = configs.replace(
+            recipes.find("digits-cnn"),
+            name="seen",
+            storage=str(storage),
+            runtime="inline",
+            system_metrics=False,
+            epochs=epochs,
+            batch_size=100,
+            keep_checkpoints=1,
+        )
+        launch(config)
+    return storage
+
+
+def artifacts_of(storage):
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    (found,) = client.search_runs([client.get_experiment_by_name("cvdist").experiment_id])
+    folder = Path(client.get_run(found.info.run_id).info.artifact_uri.removeprefix("file://")) / "figures"
+    return found, folder
+
+
+def test_a_runs_artifacts_show_what_it_has_learned(trained):
+    _, figures = artifacts_of(trained)
+    there = {str(path.relative_to(figures)) for path in figures.rglob("*.*")}
+    snapshots = {f"filters/conv1-epoch-{epoch:04}.png" for epoch in range(4)}
+    assert there >= FIGURES | snapshots
+    with Image.open(figures / "filters" / "forming.gif") as animation:
+        assert animation.n_frames == 4  # of both attempts
+
+
+def job(storage, source, **look):
+    return visualize(
+        VisualizeJobConfig(SavedModelConfig(source=source, storage=str(storage)), LookConfig(**look))
+    )
+
+
+def test_a_job_shows_a_runs_model(trained, tmp_path):
+    found, figures = artifacts_of(trained)
+    before = (figures / "exciting" / "conv1.png").read_bytes()
+    done = run(
+        *(sys.executable, "jobs/visualize.py", "seen", "--layers", "first", "--most-pictures", "60"),
+        *("--output", tmp_path / "out"),
+        storage=trained,
+    )
+    assert done.returncode == 0, done.stderr
+    names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    assert names == {
+        name for name in FIGURES if "conv2" not in name and not name.endswith(("after.png", "gif"))
+    }
+    assert "dead channels  none, over 60 pictures" in done.stdout
+    assert found.info.run_id in done.stdout.splitlines()[-1]
+    assert (figures / "exciting" / "conv1.png").read_bytes() != before  # of other pictures
+
+
+def test_a_job_shows_a_checkpoint_with_pictures_of_a_folder(trained, tmp_path):
+    write(tmp_path / "pictures", FOUR)
+    (tmp_path / "pictures" / "valid" / "cat" / "bad.jpg").write_bytes(b"no picture")
+    shown = job(trained, f"{trained}/seen", data=str(tmp_path / "pictures"), output=str(tmp_path / "out"))
+    assert shown.study.seen == 5 and shown.run is None  # the validation part, without the bad one
+    assert [reason.partition(":")[0] for reason in shown.bad] == ["valid/cat/bad.jpg"]
+    assert (tmp_path / "out" / "gradcam" / "predicted.png").is_file()  # cats and dogs are no digits
+    assert len(shown.files) == len(list((tmp_path / "out").rglob("*.*")))
+    one = tmp_path / "pictures" / "train" / "dog" / "0000.jpg"
+    assert job(trained, f"{trained}/seen", data=str(one), output=str(tmp_path / "one")).study.seen == 1
+
+
+@pytest.mark.parametrize(
+    ("look", "says_why"),
+    [
+        ({"data": "bad.jpg"}, r"--data .*bad\.jpg: the picture can't be decoded \(.*not a picture of any"),
+        ({"data": "folder"}, r"--data .*folder has no pictures"),
+        ({"data": "absent"}, r"--data .*absent can't be read"),
+        ({"layers": "conv3"}, r"--layers conv3: the model has no such convolution; it has 2: conv1, conv2"),
+        ({"most_pictures": 0}, r"--most-pictures is 0: it takes 1 or more"),
+        ({"output": "bad.jpg/x"}, r"--output"),
+    ],
+)
+def test_bad_input_of_the_job(trained, tmp_path, look, says_why):
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "folder").mkdir()
+    look = {key: str(tmp_path / value) if key in ("data", "output") else value for key, value in look.items()}
+    with pytest.raises(UserError, match=says_why) as raised:
+        job(trained, f"{trained}/seen", **{"output": str(tmp_path / "out"), **look})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_run_without_a_model(tmp_path):
+    config = configs.replace(
+        recipes.find("digits-cnn"), storage=str(tmp_path), name="bare", system_metrics=False
+    )
+    tracking.start_run(config, tracking.open_store(config), continued=False)
+    with pytest.raises(UserError, match="has no model"):
+        job(tmp_path, "bare")
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_a_layer_that_does_not_exist_is_found_before_training_and_on_all_workers(main):
+    config = configs.replace(TrainConfig(), visualize_layers="conv9")
+    with pytest.raises(
+        UserError, match="--visualize-layers conv9: the model has no such convolution; it has 2"
+    ):
+        Visualizer(config, scratch(), NoTracker(), enabled=main)
+
+
+# ------------------------------------------------------------------------------------------- real weights
+
+
+def test_the_first_filters_of_vgg16_are_edges_and_colours(shared_data):
+    state = torch.load(shared_data / "weights" / "vgg16_features.pth", weights_only=True)
+    weight = state["features.0.weight"]
+    assert_readable(filter_grid(weight, "features.0"))
+    # Some filters take all colours alike and differ over the kernel, others the other way round.
+    over_kernel = weight.mean(1).flatten(1).std(1)
+    over_colours = weight.mean((2, 3)).std(1)
+    assert (over_kernel > 5 * over_colours).sum() >= 10 and (over_colours > 5 * over_kernel).sum() >= 3
+    assert json.dumps(str(Statistics.of(weight)))
+    assert style.DPI * tiles.WIDTH <= 1200
