@@ -111,3 +111,19 @@ def test_an_error_is_one_line_and_debug_shows_where():
     assert (plain.returncode, plain.stdout) == (2, "")
     assert plain.stderr.startswith("error: unknown flag --epoch") and plain.stderr.count("\n") == 1
     assert "Traceback" in job("mnist-cnn", "--epoch", "7", "--debug").stderr
+
+
+def test_workers_are_a_number_or_a_range():
+    for word, expected in (("3", (3, 3)), ("2:8", (2, 8))):
+        config = cli.parse_train(["digits-cnn", "--workers", word])
+        configs.check(config)
+        assert config.runtime.worker_range == expected
+    for word in ("8:2", "0", "some", "2:", "-1"):
+        with pytest.raises(UserError, match=r"^--workers is"):
+            configs.check(configs.replace(config, workers=word))
+
+
+def test_workers_do_not_give_up_on_one_that_waits_for_its_data():
+    config = cli.parse_train(["digits-cnn", "--data-timeout", "600"])
+    with pytest.raises(UserError, match=r"--step-timeout 150 is below --data-timeout 600"):
+        configs.check(config)

@@ -17,9 +17,12 @@ import pytest
 import requests
 import torch
 from mlflow import MlflowClient
+from ray.train import WorkerGroupError
 
 from cvdist import recipes
 from cvdist.data import open_loader
+from cvdist.errors import UserError
+from cvdist.runtime.ray_train import _cause
 from tests import pictures
 from tests.conftest import answers, free_port, wait_until
 from tests.jobs import mlflow_store, run, the_error, train
@@ -205,6 +208,15 @@ def test_a_killed_worker_costs_neither_the_job_nor_its_run(ray_cluster, tmp_path
     assert found.info.status == "FINISHED"
     epochs = [metric.step for metric in client.get_metric_history(found.info.run_id, "valid/correct")]
     assert sorted(epochs) == list(range(1, 17))  # none lost with the process, none twice
+
+
+def test_of_several_errors_the_one_that_came_first_is_shown():
+    """When one worker fails, the others lose their connections to it."""
+    lost = RuntimeError("[gloo] Connection closed by peer [10.0.0.1]:1234")
+    failed = WorkerGroupError("failed", {0: lost, 1: ValueError("its own"), 2: lost})
+    assert str(_cause(failed)) == "its own"
+    mended = WorkerGroupError("failed", {0: lost, 1: UserError("mend this")})
+    assert isinstance(_cause(mended), UserError)
 
 
 # ----------------------------------------------------------------------------------------------- preflight

@@ -247,7 +247,7 @@ def _cause(error: ray.train.TrainingFailedError) -> Exception:
         if isinstance(failure, UserError):
             return UserError(str(failure))
     own = [failure for failure in failures if not re.search(_LOST_PEER, str(failure))]
-    return (own or [error])[0]
+    return (own or [getattr(error, "controller_failure", error)])[0]
 
 
 def _work(values: dict[str, Any]) -> Summary | str:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import hashlib
 import json
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,12 +117,22 @@ def snapshot(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` into `folder`, which exists and is empty."""
+    """Write `checkpoint` into `folder`, which exists and is empty.
+
+    Raises:
+        OSError: if the disk can't take it.
+    """
     best = dataclasses.asdict(checkpoint.best) if checkpoint.best else None
     confusion = best.pop("confusion") if best else None
     progress = dataclasses.asdict(checkpoint.progress)
     logged = progress.pop("logged")  # too long for a person
-    torch.save({**checkpoint.state, "confusion": confusion, "logged": logged}, folder / _STATE)
+    try:
+        torch.save({**checkpoint.state, "confusion": confusion, "logged": logged}, folder / _STATE)
+    except RuntimeError as error:
+        # PyTorch keeps the system's reason to itself.
+        if shutil.disk_usage(folder).free < 1 << 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
     meta = {
         "format": FORMAT,
         "model": dataclasses.asdict(checkpoint.model),
