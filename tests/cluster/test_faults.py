@@ -205,7 +205,7 @@ def test_a_preemption_notice_leads_to_a_checkpoint_and_costs_no_failure(
 
 
 def test_fewer_and_more_workers_see_each_sample_once(cluster: Cluster) -> None:
-    epochs = 40
+    epochs = 24
     job = cluster.submit(
         *(*TRAINING, "--epochs", str(epochs), "--name", "elastic"),
         *("--workers", "1:2", "--resize-interval", "3", "--start-timeout", "60"),
