@@ -4,7 +4,7 @@
 #
 # VARIANT=cuda: PyTorch's wheels bring CUDA; the node brings the driver. VARIANT=cpu: the same wheels without what
 # is only loaded where there is a GPU.
-ARG BASE=docker.io/library/python:3.11-slim-bookworm
+ARG BASE=python:3.11-slim-bookworm
 
 
 # PyTorch and CUDA: large, and as old as its last update, so in a layer of its own.

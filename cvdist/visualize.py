@@ -156,6 +156,9 @@ def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None
         return _decoded(look.data, found, look.most_pictures, saved, size, resize)
     if saved.data is None:
         return None
+    if saved.data.dataset == "images" and not saved.data.data:  # trained from a cache of features alone
+        logger.warning("pictures   the run does not say where its pictures are: --data names them")
+        return None
     try:
         return _of_the_run(saved, saved.data, config)
     except UserError as error:

@@ -10,7 +10,8 @@ VARIANT=${1:-cuda}
 VERSION=$(sed -nE 's/^__version__ = "(.*)"/\1/p' cvdist/__init__.py)
 # What runs log as their commit. Files that differ from it are said to.
 COMMIT=$(git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null || true)
-BASE=${BASE:-docker.io/library/python:3.11-slim-bookworm}
+BASE=${BASE:-python:3.11-slim-bookworm}
+MADE=localhost/cvdist-base:bookworm  # where no registry of images can be reached
 case $VARIANT in
   cuda) TAG=$VERSION ;;
   cpu) TAG=$VERSION-cpu ;;
@@ -26,7 +27,9 @@ elif [ "$(id -u)" = 0 ] && command -v buildah >/dev/null; then
   build=(buildah bud --isolation chroot --storage-driver overlay --network host --layers)
   # A network that opens TLS connections has a certificate of its own, which pip has to know.
   if [ -d /etc/ssl/certs ]; then build+=(--volume /etc/ssl/certs:/etc/ssl/certs:ro); fi
-  if ! buildah inspect --type image "$BASE" >/dev/null 2>&1 && ! timeout 120 buildah pull -q "$BASE" >/dev/null 2>&1; then
+  if buildah inspect --type image "$MADE" >/dev/null 2>&1; then
+    BASE=$MADE
+  elif ! buildah inspect --type image "$BASE" >/dev/null 2>&1 && ! timeout 120 buildah pull -q "$BASE" >/dev/null 2>&1; then
     command -v debootstrap >/dev/null || {
       echo "error: no registry has $BASE, and there is no debootstrap to make a base with: apt-get install debootstrap" >&2
       exit 2
@@ -35,10 +38,11 @@ elif [ "$(id -u)" = 0 ] && command -v buildah >/dev/null; then
     root=$(mktemp -d)
     trap 'rm -rf "$root"' EXIT
     debootstrap --variant=minbase --include=ca-certificates,netbase,python3,python3-pip,python3-venv \
-      bookworm "$root/base" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$root/log" || { tail -5 "$root/log" >&2; exit 1; }
+      bookworm "$root/base" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$root/log" || { tail -5 "$root/log" >&2; exit 1; }
     container=$(buildah from --storage-driver overlay scratch)
     buildah add -q "$container" "$root/base" /
-    buildah commit -q --rm "$container" "$BASE"
+    buildah commit -q --rm "$container" "$MADE"
+    BASE=$MADE
   fi
 else
   echo "error: neither docker nor podman runs here; as root, buildah will do: apt-get install buildah" >&2

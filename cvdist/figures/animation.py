@@ -14,7 +14,8 @@ from cvdist.figures import style, tiles
 from cvdist.figures.filters import filter_grid, scale_of
 
 _DPI = 100  # 900 pixels wide
-_COLORS = 64
+_COLORS = 128
+_RAMP = 200  # rows of pixels
 _LAST_SECONDS = 2.5
 _WHOLE_SECONDS = 8.0  # of a pass, about
 _SLOWEST, _FASTEST = 0.5, 0.12  # seconds a frame

@@ -136,7 +136,7 @@ def before_and_after(before: Tensor, after: Tensor, name: str, *, when: str = ""
             axes, labels[number], left + width / 2, top - 3 * (height + _GAP), width + _GAP, ha="center",
             color=style.MUTED,
         )  # fmt: skip
-    _legends(axes, was.shape[1] == 3, scale, moved_scale)
+    _legends(axes, after.shape[1], scale, moved_scale)
     return figure
 
 
@@ -227,12 +227,11 @@ def _draw(
         tiles.draw(axes, values[0], left, top, width, height, cmap=tiles.DIVERGING, limits=(-scale, scale))
 
 
-def _legends(axes: Axes, in_color: bool, scale: float, moved_scale: float) -> None:
+def _legends(axes: Axes, inputs: int, scale: float, moved_scale: float) -> None:
     reach, moved = tiles.number(scale), tiles.number(moved_scale)
-    kind = (
-        "grey is zero, the colours end" if in_color else "white is zero, blue below, red above; the colours end"
-    )
-    tiles.note(axes, f"{kind} at ±{reach}; those of the difference at ±{moved}")
+    kind = "grey is zero" if inputs == 3 else "white is zero, blue below, orange above"
+    which = f"; of each filter the strongest of {inputs} inputs" if inputs not in (1, 3) else ""
+    tiles.note(axes, f"{kind}; the colours end at ±{reach}, those of the difference at ±{moved}{which}")
 
 
 def _most_changed(before: Tensor, after: Tensor) -> tuple[list[tuple[int, int | None]], list[str]]:

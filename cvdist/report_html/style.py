@@ -89,7 +89,8 @@ footer { margin-top: 3rem; padding-top: .9rem; border-top: 1px solid var(--line)
   nav { display: none; }
   h2, h3, section > p { break-after: avoid; }
   h2 { margin-top: 1.4rem; }
-  figure, tr, .tile { break-inside: avoid; }
+  figure, tr, .tile, p { break-inside: avoid; }
+  footer { margin-top: 1rem; padding-top: .3rem; }
   figure img { max-height: 125mm; width: auto; }
   .settings { columns: 2; font-size: 8.5pt; }
   .pair { grid-template-columns: 1fr 1fr; }
