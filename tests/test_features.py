@@ -304,8 +304,9 @@ def test_a_stopped_windowed_epoch_goes_on_as_it_began(chosen, tmp_path, monkeypa
     class Stopped(Exception):
         pass
 
-    def stop(self, name, score, folder):
-        report(self, name, score, folder)
+    def stop(self, name, score, at, fill):
+        report(self, name, score, at, fill)
+        self.settle()
         if name.endswith("000002"):
             raise Stopped
 

@@ -43,6 +43,7 @@ from cvdist.training.loop import Summary, TrainingLoop
 logger = logging.getLogger(__name__)
 
 _SCORE, _AT = "score", "samples"
+_TRIAL_SECONDS = 30.0
 _CONFER_SECONDS = 2.0  # each time, all workers also ask a Ray actor
 _LOST_PEER = r"(?i)connection (closed|reset|refused)|timed out|broken pipe|gloo|NCCL|process group"
 
@@ -192,10 +193,12 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
     """
     use_gpu = require_resources(config)
     runtime = config.runtime
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(runtime.start_timeout))
+    fewest, most = runtime.worker_range
+    # Where the number may vary, Ray first tries with what it believes to have, a lost node included.
+    start_timeout = runtime.start_timeout if fewest == most else min(runtime.start_timeout, _TRIAL_SECONDS)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout))
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.checkpoint.checkpoint_timeout + 60))
     resources = {"CPU": float(runtime.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
-    fewest, most = runtime.worker_range
     filesystem, root = storage.locate(storage_root(config), patient=True)
     trainer = TorchTrainer(
         _work,

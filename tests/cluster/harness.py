@@ -34,6 +34,7 @@ DETECTION = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "5",
+    "RAY_memory_monitor_refresh_ms": "0",  # the machine's memory is not a node's
 }
 
 

@@ -50,8 +50,13 @@ def require_same_weights(cluster: Cluster, name: str, reference: dict[str, torch
         assert torch.equal(reached[key], tensor), key
 
 
-def require_whole_run(cluster: Cluster, name: str, epochs: int = EPOCHS) -> dict[str, str]:
-    """One finished run that has each metric once, and each sample in each epoch; its tags."""
+def require_whole_run(
+    cluster: Cluster, name: str, epochs: int = EPOCHS, *, more: bool = False
+) -> dict[str, str]:
+    """One finished run that has each metric once, and each sample in each epoch; its tags.
+
+    more: step metrics may also lie at checkpoints that nobody could foresee.
+    """
     client = MlflowClient(cluster.mlflow.uri)
     experiment = client.get_experiment_by_name("cvdist").experiment_id
     (found,) = client.search_runs([experiment], f"tags.`cvdist.name` = '{name}'")
@@ -59,7 +64,9 @@ def require_whole_run(cluster: Cluster, name: str, epochs: int = EPOCHS) -> dict
     history = lambda metric: client.get_metric_history(found.info.run_id, metric)  # noqa: E731
     assert [metric.step for metric in history("valid/correct")] == list(range(1, epochs + 1))
     wanted = [epoch * STEPS + step for epoch in range(epochs) for step in LOGGED]
-    assert [metric.step for metric in history("step/loss")] == wanted
+    steps = [metric.step for metric in history("step/loss")]
+    assert steps == sorted(set(steps)) and set(wanted) <= set(steps)
+    assert more or steps == wanted
     assert sum(metric.value for metric in history("step/total")) == epochs * 4000
     attempts = [metric.value for metric in history("run/attempt")]
     assert attempts[-1] == float(found.data.tags["cvdist.attempt"])
@@ -193,12 +200,12 @@ def test_a_preemption_notice_leads_to_a_checkpoint_and_costs_no_failure(
     cluster.remove(victim)
     job.end()
     require_same_weights(cluster, "spot", reference)
-    require_whole_run(cluster, "spot")
+    require_whole_run(cluster, "spot", more=True)
     cluster.ready(2)
 
 
 def test_fewer_and_more_workers_see_each_sample_once(cluster: Cluster) -> None:
-    epochs = 40
+    epochs = 24
     job = cluster.submit(
         *(*TRAINING, "--epochs", str(epochs), "--name", "elastic"),
         *("--workers", "1:2", "--resize-interval", "3", "--start-timeout", "60"),
