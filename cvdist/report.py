@@ -103,7 +103,7 @@ def figures_table(shown: Shown) -> str:
     elif shown.run is not None:
         page = f"http://localhost:5000/{shown.run.page}"
         at = shown.run.page if shown.run.tracking_uri.startswith("http") else f"{page} (after make ui)"
-        lines.append(f"next: open {at}; python jobs/report.py {shown.run.run_id} renews its report.html")
+        lines.append(f"next: open {at}, whose report.html has the new figures")
     else:
         first = next((name for name in shown.files if name.startswith("gradcam/")), shown.files[0])
         lines.append(f"next: open {shown.output.rstrip('/')}/{first}; docs/seeing.md tells how to read them")

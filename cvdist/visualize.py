@@ -34,6 +34,7 @@ from cvdist.runtime.prediction import device_here
 from cvdist.saved import SavedModel, open_model
 from cvdist.seeding import generator
 from cvdist.storage import Folder
+from cvdist.tracking import report_page
 from cvdist.training.visualize import ValidationPictures
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def visualize(config: VisualizeJobConfig) -> Shown:
     result = _study(saved, layers, pictures, look) if pictures else None
     drawings = dict(_drawings(layers, result, pictures, look))
     files = _write(drawings, output, saved.run)
+    if saved.run is not None:
+        report_page.log_report_or_warn(saved.run, ended=False)
     return Shown(
         model=f"{saved.source}, {saved.identity}",
         layers=layers,

@@ -47,7 +47,8 @@ def arguments(place, *more):
         *("dogs-cats-vgg16", "--model", "vgg11", "--data", place / "pictures", "--image-size", "32"),
         *("--weights", place / "weights.pth", "--weights-preprocessing", "imagenet", "--lr", "0.001"),
         *("--max-bad-images", "0.1", "--batch-size", "8", "--log-every-steps", "1", "--no-log-model"),
-        *("--dropout", "0", "--precision", "float32", "--cache", place / "cache", *more),
+        *("--dropout", "0", "--precision", "float32", "--cache", place / "cache"),
+        *("--no-visualize", *more),
     ]
 
 
@@ -101,7 +102,7 @@ def test_two_workers_learn_what_one_learns(place, alone):
 
 
 def test_fine_tuning_the_last_blocks_with_moving_averages(place):
-    more = ("--trainable-blocks", "2", "--backbone-lr-scale", "0.1", "--model-ema-decay", "0.5")
+    more = ("--trainable-blocks", "2", "--backbone-lr-scale", "0.1", "--model-ema-decay", "0.5", "--visualize")
     done = train(
         *arguments(place, "--runtime", "inline", "--name", "fine", "--epochs", "1", *more),
         *(
@@ -117,6 +118,12 @@ def test_fine_tuning_the_last_blocks_with_moving_averages(place):
         storage=place,
     )
     assert done.returncode == 0, done.stderr
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    run, _ = results(place, "fine")
+    shown = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "figures/filters")}
+    # Those of the frozen first layer are as they were, and do not form.
+    changed = {f"features.{n}-before-after.png" for n in (11, 18)}
+    assert shown == {"features.0.svg", *(f"features.{n}.png" for n in (0, 11, 18)), *changed}
     before = torch.load(place / "weights.pth", weights_only=True)
     state = torch.load(place / "fine" / "epoch-0001" / "state.pt", weights_only=True, mmap=True)
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, state["model"][name])}
@@ -124,8 +131,8 @@ def test_fine_tuning_the_last_blocks_with_moving_averages(place):
     assert changed and changed <= blocks and len(changed) >= 4
     done = train(*arguments(place, "--runtime", "inline", "--name", "fine", "--epochs", "2"), storage=place)
     assert the_error(done) == (
-        "checkpoint of this run trained other layers than this run does: set --trainable-blocks as it was, or "
-        "start under another --name"
+        "checkpoint epoch-0001 of this run trained other layers than this run does: set --trainable-blocks as "
+        "it was, or start under another --name"
     )
 
 
@@ -178,7 +185,7 @@ def test_accuracy_on_real_photographs(shared_data, tmp_path):
     done = train(
         *("dogs-cats-vgg16", "--data", tmp_path / "few", "--weights", features, "--runtime", "inline"),
         *("--weights-preprocessing", "vgg-features", "--batch-size", "8", "--epochs", "2", "--no-log-model"),
-        *("--lr-warmup-epochs", "0", "--cache", tmp_path / "cache", "--name", "few"),
+        *("--lr-warmup-epochs", "0", "--cache", tmp_path / "cache", "--name", "few", "--no-visualize"),
         storage=tmp_path,
         OMP_NUM_THREADS="2",
     )

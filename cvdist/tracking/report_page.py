@@ -63,10 +63,10 @@ def log_report(ref: RunRef, *, ended: bool = False) -> None:
         client_of(ref.tracking_uri).log_text(ref.run_id, page, NAME)
 
 
-def log_report_or_warn(ref: RunRef) -> None:
+def log_report_or_warn(ref: RunRef, *, ended: bool = True) -> None:
     """The same at a job's end: the job's result stands, whatever becomes of its report."""
     try:
-        log_report(ref, ended=True)
+        log_report(ref, ended=ended)
     except Exception as error:  # see above
         logger.warning("no %s: %s; python jobs/report.py %s makes it", NAME, first_line(error), ref.run_id)
         logger.debug("", exc_info=True)
