@@ -489,6 +489,13 @@ def may_connect(objects: list[Object], source: dict[str, str], target: dict[str,
     return leaves and open_("ingress", target, source)
 
 
+def _may_ask_kubernetes(objects: list[Object], labels: dict[str, str]) -> bool:
+    """Whether a pod reaches the API server, wherever that is, on the ports that it commonly has."""
+    policies = [o["spec"] for o in objects if o["kind"] == "NetworkPolicy"]
+    rules = [rule for p in policies if matches(p["podSelector"], labels) for rule in p.get("egress", [])]
+    return {443, 6443} <= {p["port"] for rule in rules if "to" not in rule for p in rule["ports"]}
+
+
 def _network_problems(objects: list[Object]) -> Iterator[str]:
     made = list(pods(objects))
     services = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "Service"}
@@ -530,6 +537,9 @@ def _network_problems(objects: list[Object]) -> Iterator[str]:
                     may_connect(objects, pod.labels, other.labels, port) for other in behind[host]
                 ):
                     yield f"{called}: the network policies are in the way"
+        scales = any(container["name"] == "autoscaler" for container in pod.containers)
+        if scales and not _may_ask_kubernetes(objects, pod.labels):
+            yield f"pod of {pod.owner}: can't scale: the network policies are in the way"
         if pod.role == "head" and not may_connect(objects, OPERATOR, pod.labels, 8265):
             yield f"pod of {pod.owner}: KubeRay can't submit jobs: the network policies are in the way"
 
@@ -613,22 +623,24 @@ def _own_room_problems(where: str, spec: Object, job: Object) -> Iterator[str]:
 def _room_problems(where: str, spec: Object, config: TrainConfig) -> Iterator[str]:
     """Whether the workers that a job asks for fit its cluster."""
     runtime = config.runtime
-    room = 0
-    gpus = 0
+    scales = spec.get("enableInTreeAutoscaling", False)
+    room = gpus = 0
     for group in spec["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        nodes = group["maxReplicas"] if scales else group["replicas"]
         on_node = int(quantity(limits["cpu"])) // runtime.cpus_per_worker
-        gpus += group["replicas"] * int(limits.get("nvidia.com/gpu", 0))
+        gpus += nodes * int(limits.get("nvidia.com/gpu", 0))
         if runtime.device == "cuda":
             on_node = min(on_node, int(limits.get("nvidia.com/gpu", 0)))
-        room += group["replicas"] * on_node
+        room += nodes * on_node
     extracting = config.features.features and config.data.data
-    if room < (1 if extracting else runtime.workers):
-        yield f"{where}: {runtime.workers} workers don't fit its cluster, which has room for {room}"
+    highest = runtime.worker_range[1]
+    if room < (1 if extracting else highest):
+        yield f"{where}: {highest} workers don't fit its cluster, which has room for {room}"
     if gpus and runtime.device != "cuda":
         yield f"{where}: has GPUs and does not insist on them"
-    if gpus and not extracting and runtime.workers != gpus:
-        yield f"{where}: {runtime.workers} workers on {gpus} GPUs"
+    if gpus and not extracting and highest != gpus:
+        yield f"{where}: {highest} workers on {gpus} GPUs"
 
 
 def _ray_problems(objects: list[Object]) -> Iterator[str]:
