@@ -24,7 +24,8 @@ demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few 
 	$(PY) jobs/train.py digits-cnn
 
 test: $(STAMP)  ## all tests
-	$(PY) -m pytest -n 2 --dist loadgroup
+	$(PY) -m pytest -n 2 --dist loadfile --ignore tests/cluster
+	$(PY) -m pytest tests/cluster
 
 lint: $(STAMP)  ## style and types
 	$(PY) -m ruff check .

@@ -25,15 +25,6 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`: a file's tests stay together, and those of what is costly share it."""
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        shared = next((name for name in ("ray_cluster", "trained") if name in fixtures), item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(shared))
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real data sets and weights, named by CVDIST_TEST_DATA."""
