@@ -44,7 +44,7 @@ def log_evaluation(store: tuple[str, str], evaluation: Evaluation) -> RunRef:
     saved = evaluation.first.saved
     trained_by = saved.run if saved.run is not None and saved.run.tracking_uri == uri else None
     tags = {
-        "cvdist.job": "evaluate",
+        "cvdist.kind": "evaluation",
         "cvdist.model": saved.source,
         "cvdist.model_digest": saved.digest,
         **environment.facts(),
