@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Where runs, their MLflow store and downloaded data are kept.
 export CVDIST_STORAGE ?= $(CURDIR)/runs
 
-.PHONY: help demo test lint bench bench-readers soak ui screenshots stack stack-env stack-down image clean lock
+.PHONY: help demo test test-faults lint bench bench-readers soak ui screenshots stack stack-env stack-down image clean lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,6 +25,9 @@ demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few 
 
 test: $(STAMP)  ## all tests
 	$(PY) -m pytest -n 2 --dist loadfile --ignore tests/cluster
+	$(PY) -m pytest tests/cluster -m "not slow"
+
+test-faults: $(STAMP)  ## all that can fail on a cluster: ten minutes, as root
 	$(PY) -m pytest tests/cluster
 
 lint: $(STAMP)  ## style and types

@@ -136,6 +136,7 @@ def test_a_cut_cable_and_the_stale_writer_behind_it(
     cluster.ready(2)
 
 
+@pytest.mark.slow
 def test_two_jobs_of_one_name_and_a_damaged_checkpoint(
     cluster: Cluster, reference: dict[str, torch.Tensor]
 ) -> None:
@@ -204,6 +205,7 @@ def test_a_preemption_notice_leads_to_a_checkpoint_and_costs_no_failure(
     cluster.ready(2)
 
 
+@pytest.mark.slow
 def test_fewer_and_more_workers_see_each_sample_once(cluster: Cluster) -> None:
     epochs = 24
     job = cluster.submit(
