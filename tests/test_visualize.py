@@ -280,7 +280,7 @@ def test_frozen_layers_are_said_to_be_frozen_and_have_no_before():
     some.start(model, fresh=True)
     some.epoch_done(model, 1)
     assert set(some.state()["before"]) == {"conv2"} and not tracker.names
-    said = says(network.filters("conv1", model.conv1.weight, when="frozen: the same before and after training"))
+    said = says(network.filters("conv1", model.conv1.weight, when="frozen, so unchanged"))
     assert any("frozen" in line for line in said)
 
 

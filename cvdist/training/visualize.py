@@ -124,7 +124,7 @@ class Visualizer:
             name, weight, place = layer.name, layer.weight, f"filters/{layer.name}"
             when = f"after epoch {best_epoch}"
             if name not in self._trained:
-                when = "frozen: the same before and after training"
+                when = "frozen, so unchanged"
             self._tracker.figure(place, functools.partial(network.filters, name, weight, "strongest", when))
             if network.small_enough_for_svg(layer):
                 make = functools.partial(network.filters_svg, name, weight, when)
