@@ -52,7 +52,7 @@ SEED ?= 0
 soak: $(STAMP)  ## MINUTES=30 of faults from a list with SEED=0 on a cluster in namespaces; needs root on Linux
 	$(PY) tests/cluster/soak.py $(MINUTES) $(SEED)
 
-ui: $(STAMP)  ## the MLflow UI on the runs in ./runs, at http://localhost:5000
+ui: $(STAMP)  ## the MLflow UI on the runs in ./runs, on port 5000 of this machine
 	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(CVDIST_STORAGE)/mlflow.db --port 5000
 
 screenshots: $(STAMP)  ## the README's pictures of MLflow anew, from the newest run in ./runs; needs Chromium

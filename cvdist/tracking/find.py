@@ -32,29 +32,43 @@ def find_run(config: TrainConfig, run: str) -> RunRef:
         raise UserError(f"there is no MLflow store {redact(uri)}: name it with --tracking-uri or --storage")
     try:
         with short_retries(timeout):
-            found = _look_up(client_of(uri), config.tracking.experiment, run)
+            found = look_up(client_of(uri), config.tracking.experiment, run)
     except UserError:
         raise
     except Exception as error:  # see `open_store`
         raise UserError(f"the MLflow store {redact(uri)} refused: {first_line(error)}") from error
-    return RunRef(uri, found.experiment_id, found.run_id, system_metrics=False, log_model=False)
+    if found is None:
+        raise UserError(f"no run has the id {run}: --tracking-uri or MLFLOW_TRACKING_URI names another store")
+    return RunRef(uri, found.info.experiment_id, found.info.run_id, system_metrics=False, log_model=False)
 
 
-def _look_up(client: MlflowClient, experiment: str, run: str) -> Any:
+def look_up(client: MlflowClient, experiment: str, word: str) -> Any:
+    """The MLflow run with the id `word` or, in the experiment, the newest of this name; None for an unknown id.
+
+    Raises:
+        UserError: if there is no such experiment, or no run of this name in it, with the nearest names.
+    """
     from mlflow.exceptions import MlflowException
 
-    if re.fullmatch(r"[0-9a-f]{32}", run):
+    if re.fullmatch(r"[0-9a-f]{32}", word):
         try:
-            return client.get_run(run).info
-        except MlflowException:
-            raise UserError(f"no run has the id {run}") from None
+            return client.get_run(word)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        raise UserError(f"there is no experiment {experiment!r}: name it with --experiment")
+        known = ", ".join(sorted(one.name for one in client.search_experiments(max_results=20)))
+        raise UserError(
+            f"there is no experiment {experiment!r} to look for the run {word!r} in: --experiment takes one of "
+            f"{known}"
+        )
     runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time DESC"], max_results=1000)
-    for one in runs:
-        if run in (one.data.tags.get(NAME_TAG), one.info.run_name):
-            return one.info
-    near = difflib.get_close_matches(run, [str(one.info.run_name) for one in runs], n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "--experiment names another one"
-    raise UserError(f"no run in the experiment {experiment!r} is called {run!r}: {hint}")
+    for run in runs:
+        if word in (run.data.tags.get(NAME_TAG), run.info.run_name):
+            return run
+    names = [str(run.data.tags.get(NAME_TAG) or run.info.run_name) for run in runs]
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the newest are {', '.join(names[:3]) or 'none'}"
+    raise UserError(f"no run in the experiment {experiment!r} is called {word!r}: {hint}")

@@ -20,12 +20,12 @@ from cvdist.config import DataConfig, Precision, SavedModelConfig, TrainConfig
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import environment
-from cvdist.tracking.run import NAME_TAG, RunRef, client_of, first_line, require_answer, short_retries, uri_of
+from cvdist.tracking.find import look_up
+from cvdist.tracking.run import RunRef, client_of, first_line, require_answer, short_retries, uri_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _CLASSIFIER = "classifier."  # where `ServableClassifier` has the model
 _MOST_RUNS = 1000  # whose names are compared with one that is not found
@@ -107,40 +107,13 @@ def _store(settings: SavedModelConfig) -> str:
 
 def _run(client: MlflowClient, settings: SavedModelConfig) -> Any:
     """The run by its id or its name."""
-    from mlflow.exceptions import MlflowException
-
     word = settings.source.removeprefix("runs:/").strip("/").split("/")[0]
-    if _RUN_ID.fullmatch(word):
-        try:
-            return client.get_run(word)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise UserError(
-                f"there is no run {word} in the MLflow store: --tracking-uri or MLFLOW_TRACKING_URI names "
-                "another one"
-            ) from error
-    experiment = client.get_experiment_by_name(settings.experiment)
-    if experiment is None:
-        known = ", ".join(sorted(found.name for found in client.search_experiments(max_results=20)))
+    run = look_up(client, settings.experiment, word)
+    if run is None:
         raise UserError(
-            f"there is no experiment {settings.experiment!r} to look for the run {word!r} in: --experiment "
-            f"takes one of {known}"
+            f"there is no run {word} in the MLflow store: --tracking-uri or MLFLOW_TRACKING_URI names another"
         )
-    quoted = word.replace("'", "")
-    found = client.search_runs([experiment.experiment_id], f"tags.`{NAME_TAG}` = '{quoted}'", max_results=1)
-    if found:
-        return found[0]
-    names = [
-        run.data.tags.get(NAME_TAG, "")
-        for run in client.search_runs([experiment.experiment_id], max_results=_MOST_RUNS)
-    ]
-    near = difflib.get_close_matches(word, sorted(filter(None, names)), n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the newest are {', '.join(names[:3]) or 'none'}"
-    raise UserError(
-        f"no file, folder or registered name, and no run in the experiment {settings.experiment!r} is called "
-        f"{word!r}: {hint}"
-    )
+    return run
 
 
 def _of_run(client: MlflowClient, run: Any) -> tuple[str, str]:
