@@ -9,7 +9,7 @@ export CVDIST_STORAGE ?= $(CURDIR)/runs
 .PHONY: help demo test test-faults lint bench bench-readers soak ui screenshots stack stack-env stack-down image clean lock
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(STAMP): requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -23,7 +23,7 @@ $(STAMP): requirements-dev.lock
 demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few minutes
 	$(PY) jobs/train.py digits-cnn
 
-test: $(STAMP)  ## all tests
+test: $(STAMP)  ## all tests but the two longest, which test-faults has
 	$(PY) -m pytest -n 2 --dist loadfile --ignore tests/cluster
 	$(PY) -m pytest tests/cluster -m "not slow"
 

@@ -30,8 +30,8 @@ def replay(uri: str, tracking_uri: str = "") -> Replayed:
     Raises:
         UserError: if the journal can't be read, or MLflow does not take it.
     """
-    folder, _, name = uri.rpartition("/")
-    content = storage.Folder.open(folder or ".", "the journal").read(name)
+    folder, slash, name = uri.rpartition("/")
+    content = storage.Folder.open(folder or slash or ".", "the journal").read(name)
     kept = journal.parse(content.decode(errors="replace"), PurePosixPath(name).name)
     where = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or kept.tracking_uri
     if "***@" in where:
