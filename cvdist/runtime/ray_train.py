@@ -16,6 +16,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from ray.exceptions import RayActorError
 from ray.train import (
     CheckpointConfig,
     CheckpointUploadMode,
@@ -232,12 +233,37 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
         ),
     )
     try:
-        outcome = trainer.fit().return_value
+        outcome = _fit(trainer, runtime.max_failures)
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     if isinstance(outcome, str):
         raise UserError(outcome)
     return outcome
+
+
+def _fit(trainer: TorchTrainer, failures: int) -> Any:
+    """What the workers return.
+
+    Ray itself restarts workers that fail, but gives up when one dies just as it is started, or when its own
+    controller dies. After either, the same training goes on from its last checkpoint, up to `failures` times.
+
+    Raises:
+        TrainingFailedError: for all else.
+    """
+    for failed in range(1, failures + 2):
+        try:
+            return trainer.fit().return_value
+        except (ray.train.ControllerError, RayActorError) as error:
+            death = getattr(error, "controller_failure", error)
+            if failed > failures or not isinstance(death, RayActorError):
+                raise
+            logger.warning(
+                "a process of Ray Train died while the workers were being started or watched: starting them "
+                "again (%d of %d, --max-failures)",
+                failed,
+                failures,
+            )
+    raise AssertionError
 
 
 def _cause(error: ray.train.TrainingFailedError) -> Exception:

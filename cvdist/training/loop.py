@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cvdist import data, log, models, storage
+from cvdist import data, log, models, storage, strain
 from cvdist.config import TrainConfig
 from cvdist.data.sampler import EpochOrder
 from cvdist.errors import UserError
 from cvdist.runtime.worker import Asked, Worker
 from cvdist.seeding import mix
+from cvdist.strain import NO_STRAIN, Strain
 from cvdist.tracking import run_page
 from cvdist.tracking.tracker import Tracker
 from cvdist.training import checkpoint as ckpt
@@ -72,6 +73,8 @@ class Summary:
     """Seconds since 1970 when the first step was done; 0 if the run had nothing left to do."""
     visualized: bool = False
     """Whether the run shows what the network has learned."""
+    waited: Strain = NO_STRAIN
+    """What the storage cost beyond the usual."""
 
 
 class TrainingLoop:
@@ -154,6 +157,7 @@ class TrainingLoop:
             train_loss, train_correct, speed = self._train_epoch(epoch)
             result = self._validate()
             seconds = time.monotonic() - started
+            waited = sum(gather(strain.storage.take()), NO_STRAIN)
             record = EpochRecord(
                 epoch=epoch,
                 train_loss=train_loss,
@@ -166,6 +170,9 @@ class TrainingLoop:
                 seconds=seconds,
                 samples_per_second=speed,
                 peak_memory=peak_memory(self.worker.device),
+                storage_slow=waited.slow,
+                storage_failed=waited.failed,
+                storage_seconds=waited.seconds,
             )
             self._finish_epoch(record, result)
             self.visualizer.epoch_done(self._validated_model(), epoch)
@@ -563,4 +570,5 @@ class TrainingLoop:
             train_seconds=self.progress.seconds,
             first_step_at=self.first_step_at,
             visualized=self.visualizer.enabled,
+            waited=sum((record.waited for record in history), strain.storage.take()),
         )

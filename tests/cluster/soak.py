@@ -17,11 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.cluster.conftest import EPOCHS, TRAINING, weights
+from tests.cluster.conftest import TRAINING, undisturbed
 from tests.cluster.harness import Cluster, Job, reason_to_skip
 from tests.cluster.test_faults import require_same_weights, require_whole_run
-from tests.jobs import torchrun
 
+EPOCHS = 60
 FAULTS = ("worker killed", "node powered off", "cable cut", "503 for 5 s", "S3 killed", "MLflow killed")
 
 
@@ -59,11 +59,7 @@ def main() -> int:
         return 2
     random_, struck, rows = random.Random(seed), Counter[str](), []
     folder = Path(tempfile.mkdtemp(prefix="cvs-", dir="/tmp"))
-    plain = torchrun(
-        2, *TRAINING, "--epochs", str(EPOCHS), "--name", "reference", "--tracking", "none", storage=folder
-    )
-    assert plain.returncode == 0, plain.stderr
-    reference = weights(folder / "reference" / f"epoch-{EPOCHS:04}" / "state.pt")
+    reference = undisturbed(folder, EPOCHS)
     cluster = Cluster(folder)
     try:
         cluster.add_node(), cluster.add_node()
@@ -88,7 +84,7 @@ def _round(
 ) -> str:
     began, faults = time.monotonic(), []
     while job.status() not in ("SUCCEEDED", "FAILED", "STOPPED"):
-        pause = time.monotonic() + random_.uniform(15, 40)
+        pause = time.monotonic() + random_.uniform(5, 25)
         while time.monotonic() < pause and job.status() in ("PENDING", "RUNNING"):
             time.sleep(0.5)
         if job.status() == "RUNNING" and "train loss" in job.log():
@@ -97,11 +93,13 @@ def _round(
             strike(cluster, faults[-1], random_)
     try:
         job.end()
-        require_same_weights(cluster, name, reference)
-        attempts = require_whole_run(cluster, name)["cvdist.attempt"]
+        require_same_weights(cluster, name, reference, EPOCHS)
+        attempts = require_whole_run(cluster, name, EPOCHS)["cvdist.attempt"]
         end = f"as the reference, {EPOCHS * 4000} samples, {attempts} attempts"
     except AssertionError as error:
-        end = f"WRONG: {str(error).strip().splitlines()[-1][:200]}"
+        log = Path(tempfile.gettempdir()) / f"{name}.log"
+        log.write_text(f"{job.log()}\n{error}\n")
+        end = f"WRONG, see {log}"
     return f"{name}: {time.monotonic() - began:.0f} s, {', '.join(faults) or 'no fault'}: {end}"
 
 

@@ -41,8 +41,10 @@ def checkpoints(cluster: Cluster, name: str) -> list[str]:
     return sorted(i.path.split("/")[-2] for i in listed if i.path.endswith("/checkpoint.json"))
 
 
-def require_same_weights(cluster: Cluster, name: str, reference: dict[str, torch.Tensor]) -> None:
-    (last,) = [c for c in checkpoints(cluster, name) if re.match(rf"epoch-{EPOCHS:04}(-attempt-[\d.]+)?$", c)]
+def require_same_weights(
+    cluster: Cluster, name: str, reference: dict[str, torch.Tensor], epochs: int = EPOCHS
+) -> None:
+    (last,) = [c for c in checkpoints(cluster, name) if re.match(rf"epoch-{epochs:04}(-attempt-[\d.]+)?$", c)]
     with bucket(cluster).open_input_file(f"bucket/runs/{name}/{last}/state.pt") as file:
         reached = weights(io.BytesIO(file.read()))
     assert reached.keys() == reference.keys()
