@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+import ray
 from cvdist import config as configs
 from cvdist import log, storage, tracking
 from cvdist.config import TrainConfig, cache_folder, storage_root

@@ -110,7 +110,12 @@ class TrainingLoop:
         if self.frozen is not None:
             self.frozen.to(worker.device)
         self.identity = ModelIdentity(
-            config.model.model, self.info.classes, self.info.channels, self.info.height, self.info.width
+            config.model.model,
+            self.info.classes,
+            self.info.channels,
+            self.info.height,
+            self.info.width,
+            *models.head_of(config.model),
         )
         self.order = OrderIdentity(self.info.train_size, config.loop.batch_size, config.loop.seed)
         self.optimizer = build_optimizer(
@@ -440,6 +445,8 @@ class TrainingLoop:
                 origin.preprocessing.name,
                 origin.digest[:16],
             )
+            if origin.note:
+                logger.info("           %s", origin.note)
         logger.info("workers    %d on %s", worker.world_size, hardware)
         layout = "channels_last" if config.loop.channels_last else "contiguous"
         logger.info("arithmetic %s, %s (%s)", self.arithmetic.name, layout, self.arithmetic.reason)
