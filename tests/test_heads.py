@@ -13,11 +13,12 @@ import torchvision
 from torch import nn
 
 from cvdist import config as configs
-from cvdist import models
+from cvdist import models, recipes
 from cvdist.config import ModelConfig, SavedModelConfig
 from cvdist.errors import UserError
 from cvdist.models import HeadSize, InputSpec, heads
 from cvdist.runtime.launch import launch
+from cvdist.runtime.preflight import _trained_parameters
 from cvdist.saved import open_model
 from cvdist.training.checkpoint import ModelIdentity
 from tests import feature_caches, pictures
@@ -88,6 +89,13 @@ def test_a_new_model_begins_as_torchvisions():
                 torch.equal(tensor, other.state_dict()[name]) for name, tensor in mine.state_dict().items()
             )
     assert model.classifier[0].weight.std().item() == pytest.approx(0.01, rel=0.05)
+
+
+def test_preflight_counts_what_each_step_averages():
+    usual = _trained_parameters(recipes.find("dogs-cats-vgg16"))
+    assert usual == (25088 * 4096 + 4096) + (4096 * 4096 + 4096) + (4096 * 10 + 10)
+    assert _trained_parameters(recipes.find("dogs-cats-vgg16-mlp")) == (512 * 256 + 256) + (256 * 10 + 10)
+    assert _trained_parameters(recipes.find("dogs-cats-vgg16-probe")) == 25088 * 10 + 10
 
 
 @pytest.mark.parametrize(
