@@ -96,6 +96,9 @@ class FeaturesConfig:
     """Shards that each worker fetches at a time."""
     features_on_device: bool = True
     """Keep the features in GPU memory where they take less than half of what is free there."""
+    ridge_probe: bool = True
+    """Before training, fit a linear classifier to the features' channel means and maxima in closed form: the
+    baseline, for one more pass over the cache."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from cvdist.config import ModelConfig
 from cvdist.data.dataset import Shuffle
 from cvdist.errors import UserError
 from cvdist.training.evaluation import Evaluation, Mistake
-from cvdist.training.history import EpochRecord
+from cvdist.training.history import EpochRecord, RidgeResult
 
 FORMAT = 1
 _STATE, META = "state.pt", "checkpoint.json"
@@ -84,7 +84,7 @@ class Progress:
     epoch: epochs finished; position: samples of the next epoch already trained on, over all workers;
     shuffle: how that epoch is shuffled; loss_sum, correct: over those samples; best_epoch: 1-based, 0 before
     the first validation; seconds: of training so far, in all attempts; logged: the last step metrics, which a
-    machine that is lost may not have delivered, each with its step.
+    machine that is lost may not have delivered, each with its step; ridge: the baseline, if one was computed.
     """
 
     epoch: int = 0
@@ -96,6 +96,7 @@ class Progress:
     seconds: float = 0.0
     history: list[EpochRecord] = field(default_factory=list)
     logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    ridge: RidgeResult | None = None
 
     @property
     def best(self) -> EpochRecord | None:
@@ -272,7 +273,8 @@ def _progress(values: dict[str, Any], logged: list[Any]) -> Progress:
     history = [EpochRecord(**record) for record in values["history"]]
     shuffle = Shuffle(**values.get("shuffle", {}))
     steps = [(int(step), dict(metrics)) for step, metrics in logged]
-    return Progress(**{**values, "history": history, "shuffle": shuffle, "logged": steps})
+    ridge = RidgeResult(**values["ridge"]) if values.get("ridge") else None
+    return Progress(**{**values, "history": history, "shuffle": shuffle, "logged": steps, "ridge": ridge})
 
 
 def _evaluation(values: dict[str, Any], confusion: Tensor) -> Evaluation:

@@ -31,7 +31,7 @@ from cvdist.seeding import mix
 from cvdist.tracking import run_page
 from cvdist.tracking.tracker import Tracker
 from cvdist.training import checkpoint as ckpt
-from cvdist.training import precision
+from cvdist.training import precision, ridge
 from cvdist.training.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
@@ -44,7 +44,7 @@ from cvdist.training.collectives import gather, hurry, naming_lost_workers, toge
 from cvdist.training.device import describe, peak_memory, random_state, set_random_state
 from cvdist.training.evaluation import Evaluation, evaluate
 from cvdist.training.finite import LossWatch, require_finite_weights
-from cvdist.training.history import EpochRecord
+from cvdist.training.history import EpochRecord, RidgeResult
 from cvdist.training.meter import Meter
 from cvdist.training.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from cvdist.training.visualize import Visualizer
@@ -72,6 +72,8 @@ class Summary:
     """Seconds since 1970 when the first step was done; 0 if the run had nothing left to do."""
     visualized: bool = False
     """Whether the run shows what the network has learned."""
+    ridge: RidgeResult | None = None
+    """The baseline, where one was computed."""
 
 
 class TrainingLoop:
@@ -150,6 +152,7 @@ class TrainingLoop:
         fresh = not (self.progress.epoch or self.progress.position)
         self.visualizer.start(self._validated_model(), fresh=fresh)
         # A killed attempt may not have delivered these; what is there already, the tracker leaves out.
+        self._probe()
         for step, values in self.progress.logged:
             self.tracker.metrics(values, step)
         for record in self.progress.history:
@@ -178,6 +181,16 @@ class TrainingLoop:
             self.tracker.metrics(run_page.epoch_metrics(record), epoch)
         self._log_results()
         return self._summary()
+
+    def _probe(self) -> None:
+        """What a linear classifier in closed form makes of the features: seconds, and computed once a run."""
+        worker, progress = self.worker, self.progress
+        if self.config.features.ridge_probe and progress.ridge is None:
+            progress.ridge = ridge.probe(self.loader, worker.rank, worker.world_size, worker.device, self.line)
+            if self.main and progress.ridge is not None:
+                logger.info("baseline   ridge probe %s", progress.ridge)
+        if progress.ridge is not None:
+            self.tracker.metrics(run_page.ridge_metrics(progress.ridge), 0)
 
     def _train_epoch(self, epoch: int) -> tuple[float, int, float]:
         """One pass over the training data, from where the last checkpoint left it.
@@ -359,6 +372,7 @@ class TrainingLoop:
         if resume := self.config.checkpoint.resume:
             with together(), storage.local_copy(resume) as copy:
                 self._load(ckpt.load(copy, map_location=self.worker.device, name=resume), resume)
+                self.progress.ridge = None  # of another run, and maybe of other features
 
     def _load(self, saved: Checkpoint, name: str) -> None:
         ckpt.require_fit(saved, self.identity, self.order, name)
@@ -570,4 +584,5 @@ class TrainingLoop:
             train_seconds=self.progress.seconds,
             first_step_at=self.first_step_at,
             visualized=self.visualizer.enabled,
+            ridge=self.progress.ridge,
         )
