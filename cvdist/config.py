@@ -22,6 +22,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 Runtime = Literal["auto", "ray", "torchrun", "inline"]
 ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
+Head = Literal["vgg", "mlp", "linear"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,9 @@ class FeaturesConfig:
     """Shards that each worker fetches at a time."""
     features_on_device: bool = True
     """Keep the features in GPU memory where they take less than half of what is free there."""
+    ridge_probe: bool = True
+    """Before training, fit a linear classifier to the features' channel means and maxima in closed form: the
+    baseline, for one more pass over the cache."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,13 @@ class ModelConfig:
 
     model: str = "scratch-cnn"
     """Name in the registry (`cvdist.models`)."""
+    head: Head = "vgg"
+    """What is trained on a pretrained model's convolutions. `vgg`: its own two hidden layers. `mlp`: one hidden
+    layer on each channel's mean. `linear`: a linear probe on all positions. One feature cache serves all."""
+    hidden_size: int = 0
+    """Units of the head's hidden layers. 0: 4,096 for `vgg`, 256 for `mlp`; `linear` has none."""
     dropout: float = 0.5
-    """Probability that an activation is dropped in training."""
+    """Probability that an activation is dropped in training; the `linear` head has no dropout."""
     weights: str = ""
     """Pretrained weights to go on from: torchvision's name (`IMAGENET1K_V1`; for vgg16 also
     `IMAGENET1K_FEATURES`, convolutions only), or a state dict's file or URI. Empty or `none`: random ones."""
@@ -549,6 +558,7 @@ _AT_LEAST = {
     "powersgd_rank": 1,
     "cpus_per_worker": 1,
     "backbone_lr_scale": 0,
+    "hidden_size": 0,
     "max_failures": 0,
     "lr": 0,
     "weight_decay": 0,

@@ -32,7 +32,7 @@ from cvdist.tracking import run_page
 from cvdist.tracking.tracker import Tracker
 from cvdist.training import checkpoint as ckpt
 from cvdist.training import parts as ckpt_parts
-from cvdist.training import precision
+from cvdist.training import precision, ridge
 from cvdist.training.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
@@ -45,7 +45,7 @@ from cvdist.training.collectives import gather, hurry, naming_lost_workers, toge
 from cvdist.training.device import describe, peak_memory, random_state, set_random_state
 from cvdist.training.evaluation import Evaluation, evaluate
 from cvdist.training.finite import LossWatch, require_finite_weights
-from cvdist.training.history import EpochRecord
+from cvdist.training.history import EpochRecord, RidgeResult
 from cvdist.training.meter import Meter
 from cvdist.training.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from cvdist.training.visualize import Visualizer
@@ -73,6 +73,8 @@ class Summary:
     """Seconds since 1970 when the first step was done; 0 if the run had nothing left to do."""
     visualized: bool = False
     """Whether the run shows what the network has learned."""
+    ridge: RidgeResult | None = None
+    """The baseline, where one was computed."""
 
 
 class TrainingLoop:
@@ -113,7 +115,12 @@ class TrainingLoop:
         self.trained_parameters = sum(p.numel() for p in self.parts.trained.parameters())
         self.all_parameters = sum(p.numel() for p in self.model.parameters())
         self.identity = ModelIdentity(
-            config.model.model, self.info.classes, self.info.channels, self.info.height, self.info.width
+            config.model.model,
+            self.info.classes,
+            self.info.channels,
+            self.info.height,
+            self.info.width,
+            *models.head_of(config.model),
         )
         self.order = OrderIdentity(self.info.train_size, config.loop.batch_size, config.loop.seed)
         self.progress = Progress()
@@ -154,6 +161,7 @@ class TrainingLoop:
         fresh = not (self.progress.epoch or self.progress.position)
         self.visualizer.start(self._validated_model(), fresh=fresh)
         # A killed attempt may not have delivered these; what is there already, the tracker leaves out.
+        self._probe()
         for step, values in self.progress.logged:
             self.tracker.metrics(values, step)
         for record in self.progress.history:
@@ -182,6 +190,16 @@ class TrainingLoop:
             self.tracker.metrics(run_page.epoch_metrics(record), epoch)
         self._log_results()
         return self._summary()
+
+    def _probe(self) -> None:
+        """What a linear classifier in closed form makes of the features: seconds, and computed once a run."""
+        worker, progress = self.worker, self.progress
+        if self.config.features.ridge_probe and progress.ridge is None:
+            progress.ridge = ridge.probe(self.loader, worker.rank, worker.world_size, worker.device, self.line)
+            if self.main and progress.ridge is not None:
+                logger.info("baseline   ridge probe %s", progress.ridge)
+        if progress.ridge is not None:
+            self.tracker.metrics(run_page.ridge_metrics(progress.ridge), 0)
 
     def _train_epoch(self, epoch: int) -> tuple[float, int, float]:
         """One pass over the training data, from where the last checkpoint left it.
@@ -376,6 +394,7 @@ class TrainingLoop:
         with ExitStack() as stack:
             with together():
                 saved = self._read(stack.enter_context(storage.local_copy(resume)), resume)
+                saved.progress.ridge = None  # of another run, and maybe of other features
             yield saved, resume
 
     def _read(self, folder: Path, name: str) -> Checkpoint:
@@ -505,6 +524,8 @@ class TrainingLoop:
                 origin.preprocessing.name,
                 origin.digest[:16],
             )
+            if origin.note:
+                logger.info("           %s", origin.note)
         logger.info("workers    %d on %s", worker.world_size, hardware)
         logger.info("parallel   %s", self.division.note)
         layout = "channels_last" if config.loop.channels_last else "contiguous"
@@ -645,4 +666,5 @@ class TrainingLoop:
             train_seconds=self.progress.seconds,
             first_step_at=self.first_step_at,
             visualized=self.visualizer.enabled,
+            ridge=self.progress.ridge,
         )
