@@ -22,6 +22,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 Runtime = Literal["auto", "ray", "torchrun", "inline"]
 ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
+Head = Literal["vgg", "mlp", "linear"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,9 @@ class FeaturesConfig:
     """Shards that each worker fetches at a time."""
     features_on_device: bool = True
     """Keep the features in GPU memory where they take less than half of what is free there."""
+    ridge_probe: bool = True
+    """Before training, fit a linear classifier to the features' channel means and maxima in closed form: the
+    baseline, for one more pass over the cache."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,13 @@ class ModelConfig:
 
     model: str = "scratch-cnn"
     """Name in the registry (`cvdist.models`)."""
+    head: Head = "vgg"
+    """What is trained on a pretrained model's convolutions. `vgg`: its own two hidden layers. `mlp`: one hidden
+    layer on each channel's mean. `linear`: a linear probe on all positions. One feature cache serves all."""
+    hidden_size: int = 0
+    """Units of the head's hidden layers. 0: 4,096 for `vgg`, 256 for `mlp`; `linear` has none."""
     dropout: float = 0.5
-    """Probability that an activation is dropped in training."""
+    """Probability that an activation is dropped in training; the `linear` head has no dropout."""
     weights: str = ""
     """Pretrained weights to go on from: torchvision's name (`IMAGENET1K_V1`; for vgg16 also
     `IMAGENET1K_FEATURES`, convolutions only), or a state dict's file or URI. Empty or `none`: random ones."""
@@ -172,6 +181,21 @@ class LoopConfig:
     """Of weights, order, augmentation and dropout."""
     log_every_steps: int = 50
     """Steps between two points of the `step/` metrics."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a step is divided over the workers."""
+
+    parallel: Literal["auto", "data", "head"] = "auto"
+    """`data`: each worker has all of the model and a share of the batch; gradients are averaged. `head`: the
+    first two linear layers of the classifier are split over the workers, which exchange activations instead.
+    `auto`: what a model of both costs says is faster, on the measured link and a few steps."""
+    gradient_compression: Literal["none", "bf16", "powersgd"] = "none"
+    """What gradients are averaged as. `bf16`: half the bytes. `powersgd`: approximated by matrices of a low
+    rank, few bytes; the losses differ."""
+    powersgd_rank: int = 4
+    """Of those matrices."""
 
 
 @dataclass(frozen=True)
@@ -449,6 +473,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -477,6 +502,7 @@ GROUPS: dict[str, type] = {
     "model": ModelConfig,
     "optimizer": OptimizerConfig,
     "loop": LoopConfig,
+    "parallel": ParallelConfig,
     "checkpoint": CheckpointConfig,
     "runtime": RuntimeConfig,
     "tracking": TrackingConfig,
@@ -529,8 +555,10 @@ _AT_LEAST = {
     "log_every_steps": 1,
     "checkpoint_every": 0,
     "keep_checkpoints": 1,
+    "powersgd_rank": 1,
     "cpus_per_worker": 1,
     "backbone_lr_scale": 0,
+    "hidden_size": 0,
     "max_failures": 0,
     "lr": 0,
     "weight_decay": 0,

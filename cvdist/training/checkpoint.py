@@ -1,9 +1,10 @@
-"""What a run needs to go on as if it had never stopped, as a folder of two files.
+"""What a run needs to go on as if it had never stopped, as a folder of two files, or more of a split model.
 
 `state.pt` holds tensors and numbers (weights, their moving average, optimiser, random states) and is read with
 `weights_only=True`; `checkpoint.json` holds the rest and can be read by a person. `checkpoint.json` is written
 last: a folder without it is not a checkpoint. It has the other file's SHA-256 and its own, so that a file that
-was cut or has changed is found before anything of it is used.
+was cut or has changed is found before anything of it is used. What is split over the workers lies beside them
+in files of each worker's (`cvdist.training.parts`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cvdist import models
+from cvdist.config import ModelConfig
 from cvdist.data.dataset import Shuffle
 from cvdist.errors import UserError
+from cvdist.training import parts
 from cvdist.training.evaluation import Evaluation, Mistake
-from cvdist.training.history import EpochRecord
+from cvdist.training.history import EpochRecord, RidgeResult
 
 FORMAT = 1
 _STATE, META = "state.pt", "checkpoint.json"
+_AVERAGED = "module."  # where `torch.optim.swa_utils.AveragedModel` has the model
 
 
 class DamagedCheckpoint(UserError):
@@ -37,17 +43,32 @@ class DamagedCheckpoint(UserError):
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What has to agree for weights to fit."""
+    """What has to agree for weights to fit.
+
+    head, hidden_size: see `cvdist.models.heads`; empty and 0 for models that have no choice of heads.
+    """
 
     name: str
     classes: tuple[str, ...]
     channels: int
     height: int
     width: int
+    head: str = ""
+    hidden_size: int = 0
 
     def __str__(self) -> str:
         """As error messages name it."""
-        return f"{self.name} ({len(self.classes)} classes, {self.channels}x{self.height}x{self.width})"
+        size = models.HeadSize(self.head, self.hidden_size)
+        head = "" if size in (("", 0), models.heads.USUAL) else f", {size}"
+        return f"{self.name}{head} ({len(self.classes)} classes, {self.channels}x{self.height}x{self.width})"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelIdentity:
+        """Inverse of `dataclasses.asdict`, also after JSON; what older versions wrote has the usual head."""
+        if "head" not in values:
+            size = models.head_of(ModelConfig(model=values["name"]))
+            values = {**values, "head": size.name, "hidden_size": size.hidden_size}
+        return cls(**{**values, "classes": tuple(values["classes"])})
 
 
 @dataclass(frozen=True)
@@ -66,7 +87,7 @@ class Progress:
     epoch: epochs finished; position: samples of the next epoch already trained on, over all workers;
     shuffle: how that epoch is shuffled; loss_sum, correct: over those samples; best_epoch: 1-based, 0 before
     the first validation; seconds: of training so far, in all attempts; logged: the last step metrics, which a
-    machine that is lost may not have delivered, each with its step.
+    machine that is lost may not have delivered, each with its step; ridge: the baseline, if one was computed.
     """
 
     epoch: int = 0
@@ -78,6 +99,7 @@ class Progress:
     seconds: float = 0.0
     history: list[EpochRecord] = field(default_factory=list)
     logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    ridge: RidgeResult | None = None
 
     @property
     def best(self) -> EpochRecord | None:
@@ -98,7 +120,8 @@ class Checkpoint:
     """The contents of the two files.
 
     best: the evaluation of the best epoch so far; normalisation: of the model's input, None in checkpoints of
-    older versions.
+    older versions; parallel: how steps were divided, see `cvdist.parallel`; workers: how many of them have a
+    part of the model in a file of their own, 0 if it is all in one.
     """
 
     model: ModelIdentity
@@ -107,6 +130,8 @@ class Checkpoint:
     best: Evaluation | None
     state: dict[str, Any]
     normalisation: Normalisation | None = None
+    parallel: str = ""
+    workers: int = 0
 
 
 def snapshot(checkpoint: Checkpoint) -> Checkpoint:
@@ -140,13 +165,19 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "progress": progress,
         "best": best,
         "normalisation": dataclasses.asdict(checkpoint.normalisation) if checkpoint.normalisation else None,
+        "parallel": checkpoint.parallel,
+        "workers": checkpoint.workers,
         "state_sha256": _file_digest(folder / _STATE),
     }
     (folder / META).write_text(json.dumps({**meta, "sha256": _digest(meta)}, indent=1))
 
 
-def load(folder: Path, *, map_location: str | torch.device = "cpu", name: str = "") -> Checkpoint:
+def load(
+    folder: Path, *, map_location: str | torch.device = "cpu", name: str = "", whole: bool = True
+) -> Checkpoint:
     """Read a checkpoint; `name` stands for it in messages.
+
+    whole: join what lies in the files of several workers; else `state` has `parts.Pieces` in their place.
 
     Raises:
         DamagedCheckpoint: if it is incomplete or not what was written.
@@ -160,13 +191,20 @@ def load(folder: Path, *, map_location: str | torch.device = "cpu", name: str = 
             raise ValueError(f"{_STATE} is not what was written")
         # No pickle from storage: weights_only refuses anything but tensors and plain containers.
         state = torch.load(folder / _STATE, map_location=map_location, weights_only=True)
+        workers = int(meta.get("workers", 0))
+        if workers:
+            state = parts.join(state, folder, workers)
+        if workers and whole:
+            state = parts.whole(state, map_location)
         return Checkpoint(
-            model=_model_identity(meta),
+            model=ModelIdentity.from_dict(meta["model"]),
             order=OrderIdentity(**meta["order"]),
             progress=_progress(meta["progress"], state.pop("logged", [])),
             best=_evaluation(meta["best"], state.pop("confusion")) if meta["best"] else None,
             state=state,
             normalisation=_normalisation(meta.get("normalisation")),
+            parallel=str(meta.get("parallel", "")),
+            workers=workers,
         )
     except Exception as error:  # damaged bytes raise all sorts of things
         raise DamagedCheckpoint(f"checkpoint {name} is damaged ({_why(error)}): name another one") from error
@@ -206,13 +244,22 @@ def require_fit(checkpoint: Checkpoint, model: ModelIdentity, order: OrderIdenti
     if checkpoint.model != model:
         raise UserError(
             f"checkpoint {name} is of model {checkpoint.model}, this run trains {model}: "
-            "start it under another --name, or with the checkpoint's --model and data"
+            "start it under another --name, or with the checkpoint's --model, --head and data"
         )
     if checkpoint.progress.position and checkpoint.order != order:
         raise UserError(
             f"checkpoint {name} lies within an epoch of {checkpoint.order}, this run has {order}: "
             "set --batch-size, --seed and the data as they were"
         )
+
+
+def trained_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The model's tensors by name, of the moving average where there is one."""
+    tensors: dict[str, Tensor] = dict(checkpoint.state["model"])
+    for name, tensor in (checkpoint.state.get("ema") or {}).items():
+        if name.startswith(_AVERAGED):  # besides, it counts its updates
+            tensors[name.removeprefix(_AVERAGED)] = tensor
+    return tensors
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
@@ -246,11 +293,6 @@ def _why(error: Exception) -> str:
     return first[:100] if isinstance(error, ValueError | OSError) and first else type(error).__name__
 
 
-def _model_identity(meta: dict[str, Any]) -> ModelIdentity:
-    values = meta["model"]
-    return ModelIdentity(**{**values, "classes": tuple(values["classes"])})
-
-
 def _normalisation(values: dict[str, Any] | None) -> Normalisation | None:
     return Normalisation(tuple(values["mean"]), tuple(values["std"])) if values else None
 
@@ -259,7 +301,8 @@ def _progress(values: dict[str, Any], logged: list[Any]) -> Progress:
     history = [EpochRecord(**record) for record in values["history"]]
     shuffle = Shuffle(**values.get("shuffle", {}))
     steps = [(int(step), dict(metrics)) for step, metrics in logged]
-    return Progress(**{**values, "history": history, "shuffle": shuffle, "logged": steps})
+    ridge = RidgeResult(**values["ridge"]) if values.get("ridge") else None
+    return Progress(**{**values, "history": history, "shuffle": shuffle, "logged": steps, "ridge": ridge})
 
 
 def _evaluation(values: dict[str, Any], confusion: Tensor) -> Evaluation:
