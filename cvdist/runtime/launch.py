@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# When this process began: importing torch is a part of what its user waits for. Seconds since 1970, and by the
+# clock that nobody sets.
+_BEGAN_AT = float(psutil.Process().create_time())
+_BEGAN = time.monotonic() - (time.time() - _BEGAN_AT)
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -80,7 +85,7 @@ def launch(config: TrainConfig) -> Finished | None:
         return None
     name, summary, run = finished
     registered, not_registered = _register(config, summary, run)
-    seconds, first_step = time.time() - _started(), _seconds_to_first_step(summary)
+    seconds, first_step = time.monotonic() - _BEGAN, _seconds_to_first_step(summary)
     return Finished(name, summary, run, storage_root(config), seconds, first_step, registered, not_registered)
 
 
@@ -222,13 +227,8 @@ def _describe(run: RunRef | None, summary: Summary) -> None:
         report_page.log_report_or_warn(run)
 
 
-def _started() -> float:
-    """When this process began: importing torch is a part of what its user waits for. Seconds since 1970."""
-    return float(psutil.Process().create_time())
-
-
 def _seconds_to_first_step(summary: Summary) -> float:
-    return summary.first_step_at - _started() if summary.first_step_at else 0.0
+    return max(summary.first_step_at - _BEGAN_AT, 0.0) if summary.first_step_at else 0.0
 
 
 def _register(config: TrainConfig, summary: Summary, run: RunRef | None) -> tuple[str, str]:

@@ -70,6 +70,7 @@ class RayWorker:
         self._watch = FenceWatch(self.fence) if self.fence is not None else None
         self._known: dict[str, ray.train.Checkpoint] = {}
         self._notices: set[tuple[str, ...]] = set()
+        self._deadlines: dict[int, float] = {}
 
     def checkpoints(self) -> Sequence[str]:
         """See `Worker.checkpoints`."""
@@ -163,7 +164,9 @@ class RayWorker:
             return Asked.NOTHING
         due = [("notice", *info.preempted_node_ids)]
         if info.deadline_ms is not None:
-            left = info.deadline_ms / 1000 - time.time()
+            # Ray names a time of day; the clock may be set before it comes.
+            new_deadline = time.monotonic() + info.deadline_ms / 1000 - time.time()
+            left = self._deadlines.setdefault(info.deadline_ms, new_deadline) - time.monotonic()
             if left < self.config.checkpoint.grace_period:
                 due.append(("deadline", *info.preempted_node_ids))
             if self.rank == 0 and due[0] not in self._notices:

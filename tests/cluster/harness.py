@@ -38,6 +38,9 @@ DETECTION = {
 }
 
 
+DISK = "200m"
+
+
 def reason_to_skip() -> str:
     """Why this machine can't hold such a cluster; empty if it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
@@ -82,6 +85,8 @@ class Node:
         self.link = f"{cluster.tag}v{number}"
         self.folder = cluster.folder / f"node-{number}"
         (self.folder / "ray").mkdir(parents=True)
+        # The head's disk is small, so that it can be filled.
+        disk = f"-t tmpfs -o size={DISK} tmpfs" if number == 2 else f"--bind {self.folder}/ray"
         ip("netns", "add", self.namespace)
         ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
         ip("link", "set", self.link, "master", cluster.bridge, "up")
@@ -99,7 +104,7 @@ class Node:
             *("--object-store-memory=100000000", f"--node-ip-address={self.address}", *how),
         ]
         inside = (
-            f"mount -t tmpfs -o size=512m tmpfs /dev/shm && mount --bind {self.folder}/ray /tmp/ray && "
+            f"mount -t tmpfs -o size=512m tmpfs /dev/shm && mount {disk} /tmp/ray && "
             f"hostname node-{number} && exec {' '.join(ray)}"
         )
         with (self.folder / "log").open("w") as log:
@@ -127,6 +132,24 @@ class Node:
     def mend_cable(self) -> None:
         """The inverse of `cut_cable`."""
         ip("link", "set", self.link, "up")
+
+    def file(self, path: str) -> Path:
+        """A file of the node, as this machine reaches it."""
+        return Path(f"/proc/{self.launcher.pid}/root{path}")
+
+    def fill_disk(self) -> None:
+        """Not a byte more fits on it, until `free_disk`."""
+        with self.file("/tmp/ray/filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(1 << 16)):
+                pass
+
+    def free_disk(self) -> None:
+        """The inverse of `fill_disk`."""
+        self.file("/tmp/ray/filler").unlink()
+
+    def set_clock(self, seconds: int) -> None:
+        """Set the clock of its Python processes forward by `seconds`, from the true time (`clock/`)."""
+        self.file("/tmp/ray/clock").write_text(str(seconds))
 
     def workers(self) -> dict[int, str]:
         """Process ids (of this machine) and command lines of its Ray Train workers."""
@@ -234,6 +257,8 @@ class MlflowServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                # Without the processes for jobs that nobody here has.
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
         wait_until(lambda: answers(f"{self.uri}/health"), 120, "the MLflow server answers")
 
@@ -295,6 +320,8 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
             "CVDIST_CACHE": "/tmp/ray/cache",
+            "PYTHONPATH": str(Path(__file__).parent / "clock"),
+            "CVDIST_TEST_CLOCK": "/tmp/ray/clock",
         }
         self.nodes.append(Node(self, 2, cpus=0))
         self.s3 = S3Server(self.folder / "s3", self.host)
