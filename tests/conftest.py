@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 # Several processes share few cores: a thread pool in each would slow them all down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def log_reaches_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a job in this process has set up before, `caplog` sees the package's log."""
+    monkeypatch.setattr(logging.getLogger("cvdist"), "propagate", True)
 
 
 @pytest.fixture(scope="session")
