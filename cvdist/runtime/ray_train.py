@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -32,11 +33,11 @@ from cvdist import log, storage
 from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.runtime.fence import Fence, FenceWatch
-from cvdist.runtime.ray_cluster import require_resources
+from cvdist.runtime.ray_cluster import reconnect, require_resources
 from cvdist.runtime.rounds import Rounds
 from cvdist.runtime.uploads import Uploads
 from cvdist.runtime.worker import Asked
-from cvdist.tracking import Attempt, RunRef, open_tracker
+from cvdist.tracking import Attempt, RunRef, Superseded, open_tracker
 from cvdist.training.checkpoint import META
 from cvdist.training.collectives import gather, together
 from cvdist.training.loop import Summary, TrainingLoop
@@ -122,7 +123,13 @@ class RayWorker:
 
             def upload(checkpoint: ray.train.Checkpoint, _: str) -> ray.train.Checkpoint:
                 self._uploads.run(lambda: self._store(checkpoint, fill, awaited), done)
-                done.result()  # Ray, too, is to know of an error
+                try:
+                    done.result()  # Ray, too, is to know of an error
+                except Superseded as error:
+                    if not error.on_all_workers or not settings.async_checkpoints:
+                        raise
+                    # But of none that a restart can't mend: the workers learn of it and end by themselves.
+                    raise SystemExit from error
                 return checkpoint
 
         elif fill is not None:
@@ -247,7 +254,8 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.checkpoint.checkpoint_timeout + 60))
     resources = {"CPU": float(runtime.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     filesystem, root = storage.locate(storage_root(config), patient=True)
-    trainer = TorchTrainer(
+    make = functools.partial(
+        TorchTrainer,
         _work,
         train_loop_config={
             "config": configs.to_dict(config),
@@ -279,7 +287,7 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
         ),
     )
     try:
-        outcome = _fit(trainer, runtime.max_failures)
+        outcome = _fit(config, make)
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     if isinstance(outcome, str):
@@ -287,28 +295,31 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
     return outcome
 
 
-def _fit(trainer: TorchTrainer, failures: int) -> Any:
+def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:
     """What the workers return.
 
-    Ray itself restarts workers that fail, but gives up when one dies just as it is started, or when its own
-    controller dies. After either, the same training goes on from its last checkpoint, up to `failures` times.
+    Ray itself restarts workers that fail, but gives up, and goes on holding their CPUs, when one dies just as
+    its work is handed to it; nor does it restart its own controller. After either, a new trainer goes on from
+    the last checkpoint, up to `--max-failures` times.
 
     Raises:
         TrainingFailedError: for all else.
     """
+    failures = config.runtime.max_failures
     for failed in range(1, failures + 2):
         try:
-            return trainer.fit().return_value
+            return make().fit().return_value
         except (ray.train.ControllerError, RayActorError) as error:
             death = getattr(error, "controller_failure", error)
             if failed > failures or not isinstance(death, RayActorError):
                 raise
-            logger.warning(
-                "a process of Ray Train died while the workers were being started or watched: starting them "
-                "again (%d of %d, --max-failures)",
-                failed,
-                failures,
-            )
+        logger.warning(
+            "a process of Ray Train died while the workers were being started or watched: starting them again "
+            "(%d of %d, --max-failures)",
+            failed,
+            failures,
+        )
+        reconnect(config)
     raise AssertionError
 
 

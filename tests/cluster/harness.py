@@ -20,12 +20,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import requests
 
 from tests.conftest import S3Server, answers, free_port, wait_until
-from tests.jobs import run
+from tests.jobs import ROOT, run
 
 BIN = Path(sys.executable).parent
 # Ray notices a dead node after about five seconds instead of half a minute.
@@ -385,6 +386,34 @@ class Cluster:
         assert found, done.stdout + done.stderr
         return Job(self, found[1])
 
+    def torchrun(self, *arguments: str, storage: Path) -> list[Launched]:
+        """`torchrun --nnodes 2 jobs/train.py ARGUMENTS`: two nodes, a worker each, that share `storage`."""
+        nodes = self.nodes[1:3]
+        words = ["--nnodes=2", "--nproc-per-node=1", f"--master-addr={nodes[0].address}", "--master-port=29400"]
+        started = []
+        for rank, node in enumerate(nodes):
+            log = storage / f"torchrun-{rank}-{secrets.token_hex(2)}.log"
+            with log.open("w") as file:
+                process = subprocess.Popen(
+                    [
+                        *(*MORTAL, "ip", "netns", "exec", node.namespace, sys.executable),
+                        *("-m", "torch.distributed.run", *words, f"--node-rank={rank}"),
+                        *("jobs/train.py", *arguments),
+                    ],
+                    cwd=ROOT,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env={
+                        **self.node_environment,
+                        "CVDIST_STORAGE": str(storage),
+                        "CVDIST_CACHE": str(storage / "cache"),
+                        "MLFLOW_TRACKING_URI": self.mlflow.uri,
+                    },
+                )
+            self._cleanup.callback(process.kill)
+            started.append(Launched(process, log))
+        return started
+
     def ask(self, path: str) -> dict:
         """The cluster's REST API."""
         token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
@@ -398,6 +427,14 @@ class Cluster:
         for node in list(self.nodes):
             self.remove(node)
         self._cleanup.close()
+
+
+@dataclass(frozen=True)
+class Launched:
+    """torchrun on one node, and the file of what it prints."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
 
 
 class Job:

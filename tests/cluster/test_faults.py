@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from pyarrow import fs as arrow
 
 from tests.cluster.conftest import EPOCHS, TRAINING, weights
 from tests.cluster.harness import BIN, Cluster
+from tests.conftest import wait_until
 
 ALL = ("--epochs", str(EPOCHS))
 STEPS = 63  # an epoch
@@ -47,6 +49,10 @@ def require_same_weights(
     (last,) = [c for c in checkpoints(cluster, name) if re.match(rf"epoch-{epochs:04}(-attempt-[\d.]+)?$", c)]
     with bucket(cluster).open_input_file(f"bucket/runs/{name}/{last}/state.pt") as file:
         reached = weights(io.BytesIO(file.read()))
+    require_equal(reached, reference)
+
+
+def require_equal(reached: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> None:
     assert reached.keys() == reference.keys()
     for key, tensor in reference.items():
         assert torch.equal(reached[key], tensor), key
@@ -116,6 +122,42 @@ def test_storage_and_tracker_that_go_away(cluster: Cluster, reference: dict[str,
     assert "resuming" not in log, "the workers had to be started again"
     require_same_weights(cluster, "away", reference)
     assert require_whole_run(cluster, "away")["cvdist.attempt"] == "1"
+
+
+def test_sigterm_to_one_of_two_nodes_under_torchrun(
+    cluster: Cluster, reference: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    words = (*TRAINING, "--name", "torchrun")
+    pair = cluster.torchrun(*words, "--epochs", "500", storage=tmp_path)
+    text = lambda: pair[0].log.read_text()  # noqa: E731
+    wait_until(lambda: "epoch 1/500  train" in text(), 120, "an epoch is done")
+    pair[1].process.terminate()  # rank 0 is on the other one, which hears of it from this one's worker
+    assert all(one.process.wait(60) != 0 for one in pair)
+    assert "stopped by SIGTERM after a checkpoint: --name torchrun goes on from it" in text(), text()
+    pair = cluster.torchrun(*words, *ALL, storage=tmp_path)
+    assert [one.process.wait(120) for one in pair] == [0, 0], text()
+    assert re.search(r"resuming   at epoch \d+, sample \d+", text())
+    reached = weights(next((tmp_path / "torchrun").glob(f"epoch-{EPOCHS:04}*/state.pt")))
+    require_equal(reached, reference)
+    assert require_whole_run(cluster, "torchrun", more=True)["cvdist.attempt"] == "2"
+
+
+def test_the_heads_disk_is_full(cluster: Cluster, reference: dict[str, torch.Tensor]) -> None:
+    job = cluster.submit(*TRAINING, *ALL, "--name", "disk")
+    job.wait_for(r"epoch 1/\d+  train")
+    cluster.nodes[0].fill_disk()
+    deadline = time.monotonic() + 120
+    while job.status() == "RUNNING" and time.monotonic() < deadline:
+        time.sleep(1)
+    print("STATUS", job.status())
+    print(job.log()[-5000:])
+    cluster.nodes[0].free_disk()
+    time.sleep(20)
+    print("STATUS", job.status())
+    print(job.log()[-5000:])
+    print(cluster.ask("/api/jobs/"))
+    require_same_weights(cluster, "disk", reference)
+    require_whole_run(cluster, "disk")
 
 
 def test_a_cut_cable_and_the_stale_writer_behind_it(
