@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -452,13 +453,17 @@ class Job:
 
     def wait_for(self, text: str, seconds: float = 150) -> None:
         """Until a regular expression is found in the log; fails at once if the job has ended without it."""
+        self.wait(lambda: re.search(text, self.log()), f"its log has {text!r}", seconds)
+
+    def wait(self, condition: Callable[[], object], what: str, seconds: float = 150) -> None:
+        """Until `condition` is true; fails at once if the job has ended without that."""
         deadline = time.monotonic() + seconds
         while True:
             ended = self.status() in ("SUCCEEDED", "FAILED", "STOPPED")
-            if re.search(text, log := self.log()):
+            if condition():
                 return
-            assert not ended, f"the job has ended without {text!r}:\n{log[-6000:]}"
-            assert time.monotonic() < deadline, f"{text!r} has not come within {seconds:g} s:\n{log[-6000:]}"
+            assert not ended, f"the job has ended before {what}:\n{self.log()[-6000:]}"
+            assert time.monotonic() < deadline, f"waited {seconds:g} s until {what}:\n{self.log()[-6000:]}"
             time.sleep(0.3)
 
     def status(self) -> str:
