@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed import HashStore
 
 from cvdist.errors import UserError
 from cvdist.parallel.head import linear_layers
 from cvdist.parallel.modes import powersgd_bytes
 from cvdist.parallel.slices import cut, part
-from cvdist.runtime.processes import Place
+from cvdist.runtime.processes import Place, require_same_devices
 from cvdist.saved import checkpoints
 from cvdist.training import checkpoint as ckpt
 from cvdist.training import parts
@@ -40,6 +41,7 @@ def test_parts_are_everything_once(size, workers):
     assert all(map(torch.equal, [c for c in chunks if len(c)], whole.chunk(workers)))
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(5, 12), st.integers(0, 1))
 def test_what_some_workers_wrote_others_read(tmp_path_factory, writers, readers, size, dim):
     folder = tmp_path_factory.mktemp("parts")
@@ -111,6 +113,16 @@ def test_a_damaged_or_missing_part_is_found(tmp_path):
 def test_what_can_not_be_split_is_one_line(classifier, workers, message):
     with pytest.raises(UserError, match=message):
         linear_layers(classifier, workers)
+
+
+def test_workers_on_gpus_and_on_cpus_are_one_line():
+    store = HashStore()
+    store.set("device-1", "cuda")
+    store.set("device-2", "cpu")
+    with pytest.raises(UserError, match="different devices, 2 on cpu and 1 on cuda: use nodes of one kind"):
+        require_same_devices(store, 0, 3, "cpu")
+    store.set("device-1", "cpu")
+    require_same_devices(store, 0, 3, "cpu")
 
 
 def test_powersgd_compresses_what_gets_smaller():
