@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from cvdist import data, log, models, storage
 from cvdist.config import TrainConfig
@@ -30,8 +30,8 @@ from cvdist.runtime.worker import Asked, Worker
 from cvdist.seeding import mix
 from cvdist.tracking import run_page
 from cvdist.tracking.tracker import Tracker
+from cvdist.training import average, compiling, precision, ridge
 from cvdist.training import checkpoint as ckpt
-from cvdist.training import precision, ridge
 from cvdist.training.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
@@ -234,6 +234,7 @@ class TrainingLoop:
     def _step(self, batch: data.Batch, rate: float, meter: Meter) -> None:
         """Forward, backward, update."""
         optimizer, config = self.optimizer, self.config.optimizer
+        compiling.begin_step(self.config.loop.compile)
         set_learning_rate(optimizer, rate)
         losses: list[Tensor] = []
         for last, images, labels in self._portions(batch):
@@ -253,7 +254,7 @@ class TrainingLoop:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.parts.trained)
+            average.update(self.ema, self.parts.trained, config.model_ema_decay)
 
     def _scores(self, images: Tensor) -> Tensor:
         """What the model says of normalised pictures; only the trained part leaves a graph."""
@@ -301,14 +302,11 @@ class TrainingLoop:
         decay = self.config.optimizer.model_ema_decay
         if not decay:
             return None
-        return AveragedModel(self.parts.trained, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        return average.build(self.parts.trained, decay)
 
     def _replicate(self) -> nn.Module:
         """The trained part as the training step calls it. Its parameters are those of `self.model`."""
-        if self.config.loop.compile:
-            for part in (self.frozen, self.parts.trained):
-                if part is not None:
-                    part.compile()
+        compiling.compile_parts(self.config.loop.compile, self.frozen, self.parts.trained)
         if self.worker.world_size == 1:
             return self.parts.trained
         device_ids = [self.worker.device] if self.worker.device.type == "cuda" else None
