@@ -83,6 +83,9 @@ class FeaturesConfig:
     with augmentation, else 1; to train from, as many as the cache has."""
     features_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """What features are stored as."""
+    decoder: Literal["cpu", "nvjpeg"] = "cpu"
+    """What decodes ordinary JPEGs for an extraction. `nvjpeg`: the GPU, where processors can't keep up
+    with it; its pixels differ a little, so that one of them makes and updates a cache."""
     shard_size: int = 128
     """Pictures a shard: the unit of work, of retry and of resume."""
     extractors: int = 0

@@ -61,11 +61,13 @@ class Batch:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor`, from main memory, on `device`; what computes there is not waited for.
+    """`tensor` on `device`; what computes there is not waited for.
 
     A GPU copies by itself from pinned memory only: from any other the processor waits until its turn has come.
     """
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
