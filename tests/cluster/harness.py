@@ -47,7 +47,7 @@ def reason_to_skip() -> str:
     """Why this machine can't hold such a cluster; empty if it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs root on Linux, for network namespaces"
-    lacking = [tool for tool in ("ip", "unshare", "mount", "setpriv") if shutil.which(tool) is None]
+    lacking = [tool for tool in ("ip", "tc", "unshare", "mount", "setpriv") if shutil.which(tool) is None]
     if lacking:
         return f"needs {', '.join(lacking)}"
     probe = f"cvprobe{os.getpid() % 100000}"
@@ -134,6 +134,13 @@ class Node:
     def mend_cable(self) -> None:
         """The inverse of `cut_cable`."""
         ip("link", "set", self.link, "up")
+
+    def limit_rate(self, rate: str = "") -> None:
+        """Its link carries at most `rate`, e.g. `8mbit`, in both directions; empty: as much as it can."""
+        shape = ("tbf", "rate", rate, "burst", "32kbit", "latency", "400ms") if rate else ()
+        for enter, link in (((), self.link), (("ip", "netns", "exec", self.namespace), "eth0")):
+            words = (*enter, "tc", "qdisc", "replace" if rate else "delete", "dev", link, "root", *shape)
+            subprocess.run(words, capture_output=True, check=True, timeout=30)
 
     def file(self, path: str) -> Path:
         """A file of the node, as this machine reaches it."""

@@ -138,7 +138,7 @@ def goes_on(job: Job, what: str) -> Iterator[None]:
 
 
 def test_storage_and_tracker_that_go_away(cluster: Cluster, reference: dict[str, torch.Tensor]) -> None:
-    """And clocks that step back by an hour on all nodes: nobody is to go by them."""
+    """And a slow network, and clocks that step back by an hour on all nodes: nobody is to go by them."""
     job = cluster.submit(*TRAINING, *ALL, "--name", "away")
     job.wait_for(r"epoch 1/\d+  train")
     for node in cluster.nodes:
@@ -147,6 +147,11 @@ def test_storage_and_tracker_that_go_away(cluster: Cluster, reference: dict[str,
     time.sleep(5)
     cluster.proxy.slow_down = False
     assert cluster.proxy.refused > 0
+    for node in cluster.nodes[1:]:
+        node.limit_rate("8mbit")
+    time.sleep(5)
+    for node in cluster.nodes[1:]:
+        node.limit_rate()
     job.wait_for(r"epoch 3/\d+  train")
     cluster.s3.stop(kill=True)
     cluster.mlflow.kill()
