@@ -162,6 +162,10 @@ class Node:
 
     def workers(self) -> dict[int, str]:
         """Process ids (of this machine) and command lines of its Ray Train workers."""
+        return self.processes("RayTrainWorker")
+
+    def processes(self, actor: str) -> dict[int, str]:
+        """The same of the processes of one kind of Ray actors."""
         inside = subprocess.run(
             ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False
         ).stdout.split()
@@ -169,7 +173,7 @@ class Node:
         for pid in inside:
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if words.startswith("ray::") and "RayTrainWorker" in words:
+                if words.startswith("ray::") and actor in words:
                     found[int(pid)] = words
         return found
 

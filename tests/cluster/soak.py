@@ -22,6 +22,7 @@ from tests.cluster.harness import Cluster, Job, reason_to_skip
 from tests.cluster.test_faults import require_same_weights, require_whole_run
 
 EPOCHS = 60
+HANGS = 1500.0  # seconds after which a job does
 FAULTS = ("worker killed", "node powered off", "cable cut", "503 for 5 s", "S3 killed", "MLflow killed")
 
 
@@ -83,7 +84,7 @@ def _round(
     cluster: Cluster, job: Job, name: str, reference: dict, random_: random.Random, struck: Counter[str]
 ) -> str:
     began, faults = time.monotonic(), []
-    while job.status() not in ("SUCCEEDED", "FAILED", "STOPPED"):
+    while job.status() not in ("SUCCEEDED", "FAILED", "STOPPED") and time.monotonic() < began + HANGS:
         pause = time.monotonic() + random_.uniform(5, 25)
         while time.monotonic() < pause and job.status() in ("PENDING", "RUNNING"):
             time.sleep(0.5)
@@ -100,7 +101,8 @@ def _round(
         log = Path(tempfile.gettempdir()) / f"{name}.log"
         log.write_text(f"{job.log()}\n{error}\n")
         end = f"WRONG, see {log}"
-    return f"{name}: {time.monotonic() - began:.0f} s, {', '.join(faults) or 'no fault'}: {end}"
+    counts = ", ".join(f"{count} x {fault}" for fault, count in Counter(faults).most_common())
+    return f"{name}: {time.monotonic() - began:.0f} s, {counts or 'no fault'}: {end}"
 
 
 if __name__ == "__main__":
