@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.exceptions import RayActorError
@@ -27,7 +28,6 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-import ray
 from cvdist import config as configs
 from cvdist import log, storage
 from cvdist.config import TrainConfig, storage_root
@@ -276,7 +276,7 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(
                 max_failures=runtime.max_failures,
-                controller_failure_limit=runtime.max_failures,
+                controller_failure_limit=0,  # see `_fit`
                 max_preemption_failures=runtime.max_preemptions,
             ),
             checkpoint_config=CheckpointConfig(
@@ -298,9 +298,10 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
 def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:
     """What the workers return.
 
-    Ray itself restarts workers that fail, but gives up, and goes on holding their CPUs, when one dies just as
-    its work is handed to it; nor does it restart its own controller. After either, a new trainer goes on from
-    the last checkpoint, up to `--max-failures` times.
+    Ray itself restarts workers that fail. Where one dies while all are being started, it goes on holding the
+    CPUs of those that it has started, gives up, or waits for as many CPUs again; nor does it restart its own
+    controller. After any of these, a new trainer in a new job of Ray's, whose end frees all that the old one
+    held, goes on from the last checkpoint, up to `--max-failures` times.
 
     Raises:
         TrainingFailedError: for all else.
@@ -310,12 +311,12 @@ def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:
         try:
             return make().fit().return_value
         except (ray.train.ControllerError, RayActorError) as error:
-            death = getattr(error, "controller_failure", error)
-            if failed > failures or not isinstance(death, RayActorError):
+            if failed > failures:
                 raise
+            why = str(getattr(error, "controller_failure", error)).strip().partition("\n")[0]
         logger.warning(
-            "a process of Ray Train died while the workers were being started or watched: starting them again "
-            "(%d of %d, --max-failures)",
+            "Ray Train could not start or watch the workers (%s): once more (%d of %d, --max-failures)",
+            why,
             failed,
             failures,
         )
