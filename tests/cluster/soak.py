@@ -58,6 +58,7 @@ def main() -> int:
     if reason := reason_to_skip():
         print(f"error: the soak {reason}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so through `finally`
     random_, struck, rows = random.Random(seed), Counter[str](), []
     folder = Path(tempfile.mkdtemp(prefix="cvs-", dir="/tmp"))
     reference = undisturbed(folder, EPOCHS)
