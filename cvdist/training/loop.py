@@ -123,6 +123,7 @@ class TrainingLoop:
         self.progress = Progress()
         self.best: Evaluation | None = None
         self.resumed = ""
+        self.adopted = False  # whether it went on from another run's checkpoint
         # Each worker drops other activations; the weights above were drawn from a stream that all share.
         torch.manual_seed(mix("dropout", config.loop.seed, worker.rank))
         self._restore()
@@ -144,6 +145,9 @@ class TrainingLoop:
             self.tracker.figure("augmentation", figure)
         fresh = not (self.progress.epoch or self.progress.position)
         self.visualizer.start(self._validated_model(), fresh=fresh)
+        if self.adopted and self.progress.history and not self.progress.position:
+            # It may stay the best, and this run's best model is one of its own checkpoints.
+            self._save(f"epoch-{self.progress.epoch:04}", score=self._score(self.progress.history[-1]))
         # A killed attempt may not have delivered these; what is there already, the tracker leaves out.
         for step, values in self.progress.logged:
             self.tracker.metrics(values, step)
@@ -354,6 +358,7 @@ class TrainingLoop:
         if resume := self.config.checkpoint.resume:
             with together(), storage.local_copy(resume) as copy:
                 self._load(ckpt.load(copy, map_location=self.worker.device, name=resume), resume)
+            self.adopted = True
 
     def _load(self, saved: Checkpoint, name: str) -> None:
         ckpt.require_fit(saved, self.identity, self.order, name)
