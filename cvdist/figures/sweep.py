@@ -21,7 +21,7 @@ from cvdist.sweep.space import Dimension
 _WIDTH, _HEIGHT = 9.0, 5.2
 _TOP = style.TITLE_HEIGHT + style.SUBTITLE_HEIGHT + 0.5
 _ABSENT = -0.12  # where a setting is drawn that a trial does not have
-_NICE = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999, 1.0)
+_NICE = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.96, 0.97, 0.7, 0.6, 0.85, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999, 1.0)
 _TICK_GAP = 0.055  # of an axis: two labels closer together would touch
 _BAR = 0.42  # inches
 # From this share of the variance on, the forest knows something; below, its order is mostly chance.
@@ -41,7 +41,7 @@ def parallel_coordinates(search: Sequence[Dimension], trials: Sequence[Trial]) -
     left_out = f"; {lost} without a result left out" if lost else ""
     style.add_title(figure, "Settings and accuracy", f"{len(measured)} trials{left_out}: {_of_best(best)}")
     width, height = figure.get_size_inches()
-    axes = style.add_axes(figure, 0.9, 0.75, width - 2.0, height - 0.75 - _TOP)
+    axes = style.add_axes(figure, 0.9, 0.55, width - 2.0, height - 0.55 - _TOP)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_xlim(0, len(search))
     absent = any(dimension.name not in trial.settings for trial in measured for dimension in search)
@@ -53,7 +53,7 @@ def parallel_coordinates(search: Sequence[Dimension], trials: Sequence[Trial]) -
         axes.text(0.5, 0.5, "no results", transform=axes.transAxes, size=18, color=style.MUTED, ha="center")
         return figure
     scale = _ErrorScale(measured)
-    colors = matplotlib.colormaps["cividis"]
+    colors = matplotlib.colormaps["viridis"]
     for trial in sorted(measured, key=lambda trial: (trial is best, trial.score)):
         reached = scale.share(trial)
         places = [_place(dimension, trial) for dimension in search] + [reached]
@@ -61,7 +61,7 @@ def parallel_coordinates(search: Sequence[Dimension], trials: Sequence[Trial]) -
         axes.plot(
             range(len(places)),
             places,
-            color=style.VALID if trial is best else colors(0.95 * reached),
+            color=style.VALID if trial is best else colors(0.85 * reached),
             linewidth=3.0 if trial is best else 1.3,
             linestyle=(0, (1, 1.2)) if stopped else "-",
             alpha=1.0 if trial is best else 0.8,
@@ -83,15 +83,15 @@ def parallel_coordinates(search: Sequence[Dimension], trials: Sequence[Trial]) -
 def importance_bars(importance: Importance) -> Figure:
     """How far each setting explains the accuracy; whiskers: a standard deviation over repeated shuffles."""
     count = len(importance.flags)
-    height = 0.75 + _BAR * count + style.TITLE_HEIGHT + 2 * style.SUBTITLE_HEIGHT + 0.2
+    height = 0.75 + _BAR * count + style.TITLE_HEIGHT + style.SUBTITLE_HEIGHT + 0.15
     figure = style.new_figure(_WIDTH, height)
     epochs = f"{importance.epochs} epoch{'s' if importance.epochs > 1 else ''}"
-    doubt = "" if importance.explained >= _TRUSTED else ": too little to trust this order, try more settings"
+    doubt = "" if importance.explained >= _TRUSTED else ": too little to trust the order"
     style.add_title(
         figure,
         "Which settings matter",
-        f"for the accuracy after {epochs}, of {importance.trials} trials; a random forest explains "
-        f"{max(importance.explained, 0.0):.0%} of it in trials that it has not seen{doubt}",
+        f"accuracy after {epochs}, {importance.trials} trials; random forest, R² {importance.explained:.2f} on "
+        f"trials that it has not seen{doubt}",
     )
     left = 0.45 + max(style.text_width(flag, style.TEXT_SIZE) for flag in importance.flags)
     axes = style.add_axes(figure, left, 0.75, _WIDTH - left - 0.9, _BAR * count)
@@ -238,15 +238,17 @@ def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
     values = [low, high]
     if dimension.logarithmic:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        values += [step * 10.0**power for power in powers for step in (1, 2, 5)]
+        steps = (1,) if len(powers) > 3 else (1, 2, 5)
+        values += [step * 10.0**power for power in powers for step in steps]
     elif low < high:
-        values += [float(tick) for tick in MaxNLocator(nbins=5).tick_values(low, high)]
+        whole = dimension.kind is int
+        values += [float(tick) for tick in MaxNLocator(nbins=5, integer=whole).tick_values(low, high)]
     chosen: list[tuple[float, str]] = []
     for value in values:
         if low <= value <= high:
             place = dimension.share(value)
             if all(abs(place - other) >= _TICK_GAP for other, _ in chosen):
-                chosen.append((place, f"{value:g}"))
+                chosen.append((place, f"{value:g}".replace("e-0", "e-").replace("e+0", "e")))
     return sorted(chosen)
 
 

@@ -62,6 +62,10 @@ def run(job: SweepJobConfig) -> Finished:
     config = configs.replace(config, storage=storage_root(config))  # trials run in other folders
     search = space.parse(job.sweep.search, config)
     tries = space.draw(search, job.sweep.sweep_seed, job.sweep.trials)
+    if len(tries) == 1 < job.sweep.trials:
+        raise UserError(
+            f"--search has one point alone, {space.describe(tries[0])}: name a range, or train with jobs/train.py"
+        )
     for settings in tries:
         try:
             space.apply(config, settings)

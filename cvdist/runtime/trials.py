@@ -244,7 +244,7 @@ class _Process(tune.Trainable):
             raise _Stopped
 
     def _say(self, **values: Any) -> None:
-        self._results.put({"done": True, **values})
+        self._results.put({_EPOCH: 0, _SCORE: -1.0, "done": True, **values})
 
 
 # ------------------------------------------------------------------------------------------------- all of them
@@ -288,6 +288,10 @@ class Watch(tune.Callback, tune.Stopper):
             from cvdist.tracking import sweep_run
 
             sweep_run.running(self._runs[number])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See `tune.Callback`: it has failed, and starts again."""
+        self._running.discard(trial.config["trial"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -379,6 +383,7 @@ def run(sweep: SweepConfig, task: Task, watch: Watch, left: Sequence[int]) -> No
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends this job as any other
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that nobody reads
     resources = {"cpu": task.config.runtime.cpus_per_worker, "gpu": sweep.gpus_per_trial if task.use_gpu else 0}
     earlier = [trial for trial in watch.trials.values() if trial.number not in left and trial.epochs]
     with tempfile.TemporaryDirectory(prefix="cvdist-tune-") as scratch:
@@ -393,6 +398,7 @@ def run(sweep: SweepConfig, task: Task, watch: Watch, left: Sequence[int]) -> No
             run_config=tune.RunConfig(
                 name="trials",
                 storage_path=scratch,  # for what it writes and nobody reads
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=task.config.runtime.max_failures),
                 callbacks=[watch],
                 stop=watch,

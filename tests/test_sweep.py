@@ -1,0 +1,245 @@
+"""Sweeps: what is searched and what becomes of it, alone; and one real sweep that is killed and goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+
+from cvdist import config as configs
+from cvdist import recipes
+from cvdist.errors import UserError
+from cvdist.figures import sweep as figures
+from cvdist.runtime import trials as running
+from cvdist.storage import Folder
+from cvdist.sweep import importance, space
+from cvdist.sweep.record import Epoch, Records, Trial, best_of
+from cvdist.tracking import sweep_run
+from tests import pictures
+from tests.conftest import wait_until
+from tests.feature_caches import config as tiny
+from tests.feature_caches import extract, write_weights
+from tests.jobs import ROOT, mlflow_store, run, the_error
+
+BASE = recipes.find("digits-cnn")
+
+
+def parse(*words, base=BASE):
+    return space.parse(words, base)
+
+
+# ------------------------------------------------------------------------------------------ what is searched
+
+
+@settings(deadline=None)
+@given(
+    low=st.floats(1e-8, 1e3),
+    factor=st.floats(1, 1e6),
+    logarithmic=st.booleans(),
+    share=st.floats(0, 1, exclude_max=True),
+)
+def test_a_range_gives_values_inside_it_in_its_order(low, factor, logarithmic, share):
+    one = space.Dimension("lr", float, low=low, high=low * factor, logarithmic=logarithmic)
+    value = one.at(share)
+    assert one.low <= value <= one.high
+    assert one.at(share / 2) <= value
+    assert -1e-9 <= one.share(value) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("word", "shares", "values"),
+    [
+        ("lr=1e-4:1e-2:log", (0, 0.5, 0.999), (1e-4, 1e-3, 0.00995)),
+        ("dropout=0:0.8", (0, 0.5), (0, 0.4)),
+        ("batch-size=16,64,256", (0, 0.4, 0.99), (16, 64, 256)),
+        ("batch-size=1:4", (0, 0.26, 0.999), (1, 2, 4)),
+        ("batch_size=8:8192:log", (0, 0.5), (8, 256)),
+        ("optimizer=sgd,adamw", (0.49, 0.5), ("sgd", "adamw")),
+        ("nesterov=true,false", (0, 0.9), (True, False)),
+    ],
+)
+def test_ranges_as_users_write_them(word, shares, values):
+    (one,) = parse(word)
+    assert [one.at(share) for share in shares] == pytest.approx(list(values))
+    assert parse(str(one)) == (one,)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["lr"], "--search lr: it takes FLAG=RANGE, such as lr=1e-5:1e-2:log"),
+        (["lr=a:1"], "'a' is not a number"),
+        (["lr=0:1:log"], "a logarithmic range begins above 0"),
+        (["lr=1:0.1"], "1 is above 0.1: name the lower end first"),
+        (["lr=1:2:3"], "a range is FROM:TO, or FROM:TO:log"),
+        (["droput=0:1"], "droput can't be searched: did you mean dropout?"),
+        (["workers=1,2"], "what can be searched is batch-size, "),
+        (["optimizer=sgd:adamw"], "optimizer takes choices, optimizer=sgd,adamw"),
+        (["optimizer=adam"], "'adam' is not one of sgd, adamw"),
+        (["dropout=0:1.5"], "--search dropout=0:1.5: --dropout is 1.5: it takes a number in [0, 1)"),
+        (["lr=nan:1"], "'nan' is not a finite number"),
+        (["lr=1:2", "lr=3:4"], "--search names lr twice"),
+        (["batch-size=1.5"], "'1.5' is not a whole number"),
+    ],
+)
+def test_a_bad_search_is_one_line(words, error):
+    with pytest.raises(UserError) as found:
+        parse(*words)
+    assert error in str(found.value) and "\n" not in str(found.value)
+
+
+def test_the_points_depend_on_the_seed_alone_and_more_trials_keep_the_first_ones():
+    search = parse("lr=1e-4:1e-1:log", "dropout=0:0.8", "optimizer=sgd,adamw")
+    points = space.draw(search, 0, 32)
+    assert space.draw(search, 0, 8) == points[:8] and space.draw(search, 1, 8) != points[:8]
+    assert len({json.dumps(point) for point in points}) == 32
+    # Evenly spread: each half of each range gets its half, as random numbers seldom do.
+    for dimension in search:
+        assert sum(dimension.share(point[dimension.name]) < 0.5 for point in points) in range(14, 19)
+
+
+def test_a_search_with_few_points_tries_each_once():
+    assert len(space.draw(parse("optimizer=sgd,adamw", "nesterov=true,false"), 0, 20)) == 4
+
+
+def test_the_usual_search_is_around_the_recipe():
+    words = [str(dimension) for dimension in parse()]
+    assert words[0] == "lr=0.002:0.2:log" and "dropout=0:0.8" in words
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (("--trials", "0"), "--trials is 0: it takes 1 or more"),
+        (("--epochs", "3", "--trial-epochs", "4"), "--trial-epochs 4 is above --epochs 3"),
+        (("--epochs", "3", "--grace-epochs", "4"), "--grace-epochs 4 is above --epochs 3"),
+        (("--reduction-factor", "1"), "--reduction-factor is 1: it takes 1.1 or more"),
+        (("--runtime", "inline"), "--runtime inline: sweeps run on Ray"),
+        (("--register", "m", "--no-train-best"), "--register takes the best trial trained on"),
+        (("--search", "lr=1"), "--search has one point alone"),
+        (("--trial", "3"), "unknown flag --trial: did you mean --trials"),
+    ],
+)
+def test_bad_flags_are_one_line(flags, error, tmp_path):
+    from cvdist import cli
+    from cvdist.runtime import sweep
+
+    with pytest.raises(UserError, match=re.escape(error)):
+        sweep.run(cli.parse_sweep(["digits-cnn", "--storage", str(tmp_path), *flags]))
+    assert not any(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------ what came of it
+
+
+def trial(number, state="finished", corrects=(), **point):
+    epochs = [Epoch(i, correct, 100, 1.0) for i, correct in enumerate(corrects, start=1)]
+    return Trial(number, point, state, tuple(epochs))
+
+
+def test_the_best_is_the_one_with_most_right_then_the_lowest_loss():
+    low = Trial(2, {}, "finished", (Epoch(1, 90, 100, 0.2),))
+    assert low.score > trial(1, corrects=[90]).score
+    assert best_of([trial(1, corrects=[90]), low, trial(3, "stopped", corrects=[99])]) is low
+    assert best_of([trial(1, "stopped", [99])]) is None
+    one = trial(1, corrects=[80, 95, 90])
+    assert one.best.epoch == 2 and one.after(1).correct == 80 and one.after(4) is None
+
+
+def test_records_are_kept_and_another_search_is_refused(tmp_path):
+    records = Records(Folder.open(str(tmp_path), "--storage"))
+    assert not records.begin({"--search": ["lr=1:2"], "--epochs": 3})
+    done = trial(2, "stopped", [50, 60], lr=0.1)
+    records.write(done)
+    points = [{"lr": 0.2}, {"lr": 0.1}, {"lr": 0.3}]
+    assert records.read(points) == [Trial(1, points[0]), done, Trial(3, points[2])]
+    assert records.begin({"--search": ["lr=1:2"], "--epochs": 3})
+    with pytest.raises(UserError, match="--epochs 3, now 4. Start it with the same flags"):
+        records.begin({"--search": ["lr=1:2"], "--epochs": 4})
+
+
+def test_early_stopping_remembers_what_earlier_jobs_have_reached():
+    sweep = configs.SweepConfig(grace_epochs=1, reduction_factor=2)
+    earlier = [trial(i, corrects=[60 + i, 70 + i, 80]) for i in range(4)]
+    scheduler = running._scheduler(sweep, 9, earlier)
+
+    class Weak:
+        trial_id = "weak"
+
+    scheduler.on_trial_add(None, Weak)
+    weak = {"epoch": 1, "score": 10.0}
+    assert scheduler.on_trial_result(None, Weak, weak) == "STOP"
+    forgetful = running._scheduler(sweep, 9, [])
+    forgetful.on_trial_add(None, Weak)
+    assert forgetful.on_trial_result(None, Weak, weak) == "CONTINUE"
+
+
+@pytest.fixture
+def tried():
+    """Twenty trials whose accuracy depends on the learning rate alone; two lost ones and two stopped ones."""
+    search = parse("lr=1e-4:1e-1:log", "dropout=0:0.8", "optimizer=sgd,adamw")
+    found = []
+    for number, point in enumerate(space.draw(search, 0, 20), start=1):
+        right = round(500 + 450 * search[0].share(point["lr"]))
+        epochs = tuple(Epoch(i, right + i, 1000, 0.5) for i in range(1, 3 if number in (4, 5) else 4))
+        found.append(Trial(number, point, "stopped" if number in (4, 5) else "finished", epochs))
+    found[2] = Trial(3, found[2].settings, "diverged", (), "the loss became nan")
+    point = {name: value for name, value in found[6].settings.items() if name != "dropout"}
+    found[6] = Trial(7, point, "finished", found[6].epochs)
+    return search, found
+
+
+def test_importance_finds_what_matters(tried):
+    search, trials = tried
+    found = importance.of(search, trials, 2)
+    assert found.flags[0] == "lr" and found.drops[0] > 0.5 > 5 * max(found.drops[1:])
+    assert found.explained > 0.7 and found.trials == 19
+    assert importance.of(search, trials[:6], 2) is None
+
+
+def test_figures_and_table_show_all_trials(tried):
+    search, trials = tried
+    drawn = figures.parallel_coordinates(search, trials)
+    lines = [line for line in drawn.axes[0].lines if len(line.get_xdata()) == len(search) + 1]
+    assert len(lines) == 19
+    best = max(lines, key=lambda line: line.get_linewidth())
+    assert best.get_ydata()[-1] == pytest.approx(1) and best.get_ydata()[0] == max(
+        line.get_ydata()[0] for line in lines
+    )
+    text = " ".join(item.get_text() for item in [*drawn.texts, *drawn.axes[0].texts])
+    winner = best_of(trials)
+    assert f"({winner.best.correct}/1000)" in text and "1 without a result" in text and "none" in text
+    curves = figures.trial_curves(trials)
+    assert sum(line.get_marker() == "x" for line in curves.axes[0].lines) == 2
+    figures.importance_bars(importance.of(search, trials, 2))
+    rows = list(csv.DictReader(sweep_run.table(search, trials).splitlines()))
+    assert [row["trial"] for row in rows] == [str(i) for i in range(1, 21)]
+    assert rows[2]["state"] == "diverged" and rows[2]["reason"] == "the loss became nan"
+    assert rows[winner.number - 1]["correct"] == str(winner.best.correct) and rows[6]["dropout"] == ""
+    assert f"| {winner.number} |" in sweep_run.description(search, trials, "command")
+
+
+def test_figures_of_a_sweep_without_results():
+    search = parse("lr=1e-4:1e-1:log")
+    for draw in (lambda: figures.parallel_coordinates(search, [trial(1, "failed", lr=0.1)]),
+                 lambda: figures.trial_curves([trial(1, "failed", lr=0.1)])):  # fmt: skip
+        assert any(item.get_text() == "no results" for item in draw().axes[0].texts)
+
+
+def test_progress_counts():
+    trials = [trial(1, corrects=[90], lr=0.1), trial(2, "stopped", [80]), trial(3, "running", [95], lr=0.2)]
+    trials += [trial(4, "waiting"), trial(5, "diverged")]
+    assert running.progress(trials, 1) == (
+        "trials 3/5 done, 1 running, 1 stopped early, 1 diverged or failed, best 95.00% (95/100) lr=0.2"
+    )
