@@ -105,7 +105,7 @@ def _parse_with(
     """With `more` groups of flags than a training has: an instance of each comes by the same name."""
     words = [word for word in arguments if word != "--debug"]
     show = "--show-config" in words
-    words = [word for word in words if word != "--show-config"]
+    words = _with_values([word for word in words if word != "--show-config"])
     if not words or words[0] in ("-h", "--help"):
         print(overview)
         return None
@@ -119,6 +119,17 @@ def _parse_with(
         print(json.dumps({**configs.to_dict(config), **shown}, indent=2))
         return None
     return config, rest
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """`--compile`, once a switch, alone and with `--no-`, as its values."""
+    found: list[str] = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        if word == "--no-compile":
+            found += ["--compile", "none"]
+        else:
+            found += [word, "default"] if word == "--compile" and following.startswith("-") else [word]
+    return found
 
 
 Settings = TypeVar("Settings", bound="DataclassInstance")

@@ -18,10 +18,13 @@ from typing import Any, Literal
 
 from cvdist.errors import UserError
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 Runtime = Literal["auto", "ray", "torchrun", "inline"]
 ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
+Head = Literal["vgg", "mlp", "linear"]
+Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
+CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes that replay kernels on a GPU
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,9 @@ class FeaturesConfig:
     with augmentation, else 1; to train from, as many as the cache has."""
     features_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """What features are stored as."""
+    decoder: Literal["cpu", "nvjpeg"] = "cpu"
+    """What decodes ordinary JPEGs for an extraction. `nvjpeg`: the GPU, where processors can't keep up
+    with it; its pixels differ a little, so that one of them makes and updates a cache."""
     shard_size: int = 128
     """Pictures a shard: the unit of work, of retry and of resume."""
     extractors: int = 0
@@ -95,6 +101,9 @@ class FeaturesConfig:
     """Shards that each worker fetches at a time."""
     features_on_device: bool = True
     """Keep the features in GPU memory where they take less than half of what is free there."""
+    ridge_probe: bool = True
+    """Before training, fit a linear classifier to the features' channel means and maxima in closed form: the
+    baseline, for one more pass over the cache."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +112,13 @@ class ModelConfig:
 
     model: str = "scratch-cnn"
     """Name in the registry (`cvdist.models`)."""
+    head: Head = "vgg"
+    """What is trained on a pretrained model's convolutions. `vgg`: its own two hidden layers. `mlp`: one hidden
+    layer on each channel's mean. `linear`: a linear probe on all positions. One feature cache serves all."""
+    hidden_size: int = 0
+    """Units of the head's hidden layers. 0: 4,096 for `vgg`, 256 for `mlp`; `linear` has none."""
     dropout: float = 0.5
-    """Probability that an activation is dropped in training."""
+    """Probability that an activation is dropped in training; the `linear` head has no dropout."""
     weights: str = ""
     """Pretrained weights to go on from: torchvision's name (`IMAGENET1K_V1`; for vgg16 also
     `IMAGENET1K_FEATURES`, convolutions only), or a state dict's file or URI. Empty or `none`: random ones."""
@@ -163,11 +177,13 @@ class LoopConfig:
     valid_batch_size: int = 1000
     """Pictures a forward pass in validation, on each worker."""
     precision: Precision = "auto"
-    """`auto`: bfloat16 autocast where the processor computes it natively, else float32."""
+    """`auto`: bfloat16 autocast where the processor computes it natively, else float32. `tf32`: float32 whose
+    products GPUs compute from 19 bits: weights are read as they are, not cast in each step. CPUs: float32."""
     channels_last: bool = True
     """Memory layout NHWC, which convolutions are fastest with."""
-    compile: bool = False
-    """Run the model through `torch.compile` (needs a C++ compiler on CPUs)."""
+    compile: Compile = "none"
+    """Run the model through `torch.compile` (needs a C++ compiler on CPUs); `--compile` alone is `default`.
+    `reduce-overhead`: replay CUDA graphs, for small heads on GPUs. `max-autotune`: also try out kernels."""
     seed: int = 0
     """Of weights, order, augmentation and dropout."""
     log_every_steps: int = 50
@@ -570,6 +586,7 @@ _AT_LEAST = {
     "keep_checkpoints": 1,
     "cpus_per_worker": 1,
     "backbone_lr_scale": 0,
+    "hidden_size": 0,
     "max_failures": 0,
     "lr": 0,
     "weight_decay": 0,
@@ -687,6 +704,11 @@ def check(config: TrainConfig) -> None:
         raise UserError(
             f"--step-timeout {config.runtime.step_timeout:g} is below --data-timeout "
             f"{config.runtime.data_timeout:g}: workers would give up on one that waits for its data"
+        )
+    if config.loop.compile in CUDA_GRAPHS and config.loop.accumulate_steps > 1:
+        raise UserError(
+            f"--compile {config.loop.compile} replays each forward pass on the same memory, so that gradients "
+            "can't be summed over --accumulate-steps: set that to 1, or --compile default"
         )
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")

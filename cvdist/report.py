@@ -37,6 +37,7 @@ def table(finished: Finished) -> str:
             "best accuracy",
             f"{log.percent(summary.best_correct, summary.valid_total)} at epoch {summary.best_epoch}",
         ),
+        *([("ridge probe", f"{summary.ridge}, without an epoch")] if summary.ridge else []),
         (
             "time",
             f"{log.duration(finished.seconds)} in all, first step after "

@@ -13,8 +13,10 @@ from cvdist import config as configs
 from cvdist import recipes
 from cvdist.config import TrainConfig
 from cvdist.features import build
+from cvdist.features import open as open_cache
 from cvdist.features.build import Built, Plan
 from cvdist.features.extract import Extractor
+from cvdist.features.loader import FeatureLoader
 from cvdist.features.plan import Slice
 from cvdist.features.receipt import Receipt
 
@@ -73,3 +75,8 @@ def extract(chosen: TrainConfig) -> tuple[Built, list[str]]:
     computed: list[Slice] = []
     built = build.build(chosen, plan, computing(chosen, plan, computed))
     return built, [path for work in computed for path in work.paths]
+
+
+def loader(chosen: TrainConfig) -> FeatureLoader:
+    """Batches from the cache, on the CPU."""
+    return open_cache.load(chosen, CPU, workers_on_node=1)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cvdist.config import LoopConfig
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Shuffle, Split
+from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Shuffle, Split, to_device
 from cvdist.data.sampler import EpochOrder, Share, deal
-from cvdist.features.copies import Copy, Rows
+from cvdist.features.copies import Copy, DeviceCopy, Rows
 from cvdist.features.order import windowed
 from cvdist.seeding import generator
 
@@ -56,8 +56,7 @@ class FeatureLoader:
         self._paths, self._pictures, self._digest = paths, pictures, digest
         self._views, self._seed, self._window = views, seed, window
         # By shard: validation then reads each of them once, whatever has become of the listing since.
-        valid = splits["valid"]
-        self._valid_order = np.lexsort((valid.row, valid.shard))
+        self._by_shard = {split: np.lexsort((rows.row, rows.shard)) for split, rows in splits.items()}
 
     def shuffle(self, world_size: int) -> Shuffle:
         """See `Loader.shuffle`."""
@@ -85,17 +84,26 @@ class FeatureLoader:
         shards = self._splits["train"].shard
         soon = shards[torch.cat(mine).numpy()] if mine else shards[:0]
         if not self._window:  # what validation needs may arrive in the meantime
-            soon = np.concatenate([soon, self._splits["valid"].shard[self._valid_order]])
+            soon = np.concatenate([soon, self._splits["valid"].shard[self._by_shard["valid"]]])
         self._copy.expect(soon)
         return self._batches("train", order.shares(rank, world_size, position), drawn)
 
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """See `Loader.valid_batches`."""
-        part = deal(self.info.valid_size, rank, world_size)
-        mine = self._valid_order[part.start : part.stop]
-        self._copy.expect(self._splits["valid"].shard[mine])
+        return self.batches_in_order("valid", rank, world_size, batch_size)
+
+    def batches_in_order(self, split: Split, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
+        """This worker's part of a split, each sample once and as it is, shard by shard."""
+        part = deal(len(self._by_shard[split]), rank, world_size)
+        mine = self._by_shard[split][part.start : part.stop]
+        self._copy.expect(self._splits[split].shard[mine])
         cut = (torch.from_numpy(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size))
-        return self._batches("valid", (Share(rows, 0, 0, len(rows)) for rows in cut), None)
+        return self._batches(split, (Share(rows, 0, 0, len(rows)) for rows in cut), None)
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of one sample: channels first."""
+        return tuple(self._copy.shape)
 
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         """See `Loader.pictures`; grey ones where the originals can't be read any more."""
@@ -120,6 +128,9 @@ class FeatureLoader:
 
     def _batches(self, split: Split, shares: Iterator[Share], views: np.ndarray | None) -> Iterator[Batch]:
         where, labels = self._splits[split], self._labels[split]
+        if isinstance(self._copy, DeviceCopy):
+            yield from self._on_device(self._copy, split, list(shares), views)
+            return
         ahead: deque[Share] = deque()
 
         def wanted() -> Iterator[Rows]:
@@ -134,7 +145,22 @@ class FeatureLoader:
             yield Batch(
                 # As they are stored, half as many bytes cross to a GPU; what computes is float32 or autocast.
                 features.to(self._device, non_blocking=True).float(),
-                labels[share.indices].to(self._device, non_blocking=True),
+                to_device(labels[share.indices], self._device),
                 share.indices,
                 share.global_size,
             )
+
+    def _on_device(
+        self, copy: DeviceCopy, split: Split, shares: Sequence[Share], views: np.ndarray | None
+    ) -> Iterator[Batch]:
+        """The same where all features are on the device: the order goes there at once, steps only gather."""
+        if not shares:
+            return
+        where, indices = self._splits[split], torch.cat([share.indices for share in shares])
+        rows = indices.numpy()
+        drawn = views[rows] if views is not None else np.zeros(len(rows), dtype=np.int64)
+        sizes = [len(share.indices) for share in shares]
+        places = copy.places(Rows(where.shard[rows], where.row[rows], drawn)).split(sizes)
+        labels = to_device(self._labels[split][indices], self._device).split(sizes)
+        for share, mine, classes in zip(shares, places, labels, strict=True):
+            yield Batch(copy.at(mine).float(), classes, share.indices, share.global_size)

@@ -21,7 +21,26 @@ from cvdist.sweep.space import Dimension
 _WIDTH, _HEIGHT = 9.0, 5.2
 _TOP = style.TITLE_HEIGHT + style.SUBTITLE_HEIGHT + 0.5
 _ABSENT = -0.12  # where a setting is drawn that a trial does not have
-_NICE = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.96, 0.97, 0.7, 0.6, 0.85, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999, 1.0)
+# Accuracies that an axis names, the ones that matter more first.
+_NICE = (
+    0.5,
+    0.8,
+    0.9,
+    0.95,
+    0.98,
+    0.99,
+    0.995,
+    0.998,
+    0.999,
+    0.9995,
+    0.9998,
+    0.9999,
+    0.96,
+    0.97,
+    0.7,
+    0.6,
+    0.85,
+)
 _TICK_GAP = 0.055  # of an axis: two labels closer together would touch
 _BAR = 0.42  # inches
 # From this share of the variance on, the forest knows something; below, its order is mostly chance.

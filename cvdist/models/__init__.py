@@ -1,12 +1,24 @@
 """Image classifiers by name."""
 
 from cvdist.models import scratch_cnn, vgg  # noqa: F401  (their models register themselves)
+from cvdist.models.heads import HeadSize
 from cvdist.models.parts import FrozenPart, Parts, split, with_trained
-from cvdist.models.registry import InputSpec, ModelSpec, build_frozen, build_model, find, names, register
+from cvdist.models.registry import (
+    InputSpec,
+    ModelSpec,
+    build_frozen,
+    build_model,
+    find,
+    head_of,
+    names,
+    register,
+    skeleton,
+)
 from cvdist.models.weights import Origin, Preprocessing, origin, prepare, preprocessing
 
 __all__ = [
     "FrozenPart",
+    "HeadSize",
     "InputSpec",
     "ModelSpec",
     "Origin",
@@ -15,11 +27,13 @@ __all__ = [
     "build_frozen",
     "build_model",
     "find",
+    "head_of",
     "names",
     "origin",
     "prepare",
     "preprocessing",
     "register",
+    "skeleton",
     "split",
     "with_trained",
 ]

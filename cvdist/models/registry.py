@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from cvdist.config import ModelConfig
 from cvdist.errors import UserError
+from cvdist.models.heads import HeadSize, size_of
 from cvdist.models.parts import FrozenPart
 
 BLOCKS = 5  # of convolutions in a model that goes on from pretrained weights: all of VGG's sizes have five
@@ -81,8 +84,18 @@ class ModelSpec:
                     f"--model {self.name} without --weights would freeze convolutions that are random: name "
                     f"--weights, or train all of them with --trainable-blocks {BLOCKS}"
                 )
+            if settings.head == "linear" and settings.hidden_size:
+                raise UserError(
+                    f"--hidden-size {settings.hidden_size} is for --head vgg and mlp, the linear head has no "
+                    "hidden layer: leave it out, or choose one of these"
+                )
             return
-        pretraining = {"weights": settings.has_weights, "trainable-blocks": settings.trainable_blocks > 0}
+        pretraining = {
+            "weights": settings.has_weights,
+            "trainable-blocks": settings.trainable_blocks > 0,
+            "head": settings.head != ModelConfig.head,
+            "hidden-size": settings.hidden_size > 0,
+        }
         for flag, given in pretraining.items():
             if given:
                 able = ", ".join(name for name, spec in _MODELS.items() if spec.pretrained)
@@ -132,6 +145,20 @@ def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn
     spec.check(input)
     spec.check_settings(settings)
     return spec.build(input, num_classes, settings)
+
+
+def head_of(settings: ModelConfig) -> HeadSize:
+    """The head that `settings` give the model; one without a name for a model that has no choice of heads."""
+    spec = _MODELS.get(settings.model)
+    return size_of(settings) if spec is not None and spec.pretrained else HeadSize("", 0)
+
+
+def skeleton(settings: ModelConfig, num_classes: int = 1000) -> nn.Module:
+    """The pretrained model that `settings` name, for pictures of its usual size: shapes without values."""
+    spec = find(settings.model)
+    bare = dataclasses.replace(settings, weights="", trainable_blocks=BLOCKS)
+    with torch.device("meta"):
+        return spec.build(spec.default_input, num_classes, bare)
 
 
 def build_frozen(settings: ModelConfig) -> FrozenPart:

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from cvdist.config import ModelConfig
-from cvdist.models import weights
+from cvdist.models import heads, weights
 from cvdist.models.parts import Frozen, FrozenPart, Parts
 from cvdist.models.registry import BLOCKS, InputSpec, ModelSpec, register
 
@@ -68,16 +68,19 @@ class TransferVGG(nn.Sequential):
 def _build(name: str, input: InputSpec, num_classes: int, settings: ModelConfig) -> TransferVGG:
     """The model for `num_classes`: what the weights have comes from them, all else is new.
 
-    The last layer is always new, and with weights of the convolutions alone all linear layers are. Those begin
+    The last layer is always new, and with weights of the convolutions alone all linear layers are, as they are
+    where the weights' head is another one than that of `settings`. Those begin
     as PyTorch's linear layers do, with a variance of 1 / (3 inputs), not as a new VGG of torchvision does, with
     0.01^2. On the convolutions of IMAGENET1K_FEATURES, whose activations have a root mean square of 12, the
     latter has nearly three times the training loss in its first epoch (`docs/results.md`).
     """
-    vgg = torchvision.models.get_model(name, weights=None, num_classes=num_classes, dropout=settings.dropout)
-    if settings.has_weights:
-        for layer in vgg.classifier:
-            if isinstance(layer, nn.Linear):
-                layer.reset_parameters()
+    with torch.device("meta"):  # its classifier, nine tenths of a VGG16, may not be the one that is wanted
+        vgg = torchvision.models.get_model(name, weights=None)
+    vgg.features.to_empty(device=torch.get_default_device())
+    _begin(vgg.features)
+    vgg.avgpool, vgg.classifier = heads.build(settings, num_classes)
+    if not settings.has_weights:
+        heads.begin_as_torchvision(vgg.classifier)
     model = TransferVGG(vgg, settings.trainable_blocks)
     if settings.has_weights:
         pretrained = weights.load(settings, model.state_dict())
@@ -87,12 +90,25 @@ def _build(name: str, input: InputSpec, num_classes: int, settings: ModelConfig)
     return model
 
 
+def _begin(features: nn.Module) -> None:
+    """Random weights as a new VGG of torchvision has them (He et al. 2015, arXiv:1502.01852)."""
+    for layer in features.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
+
+
 def _build_frozen(name: str, settings: ModelConfig) -> FrozenPart | None:
     """The frozen convolutions alone; the classifier, nine tenths of a VGG16, is not even made."""
     if not settings.has_weights:
         return None
     with torch.device("meta"):  # shapes without values
-        model = TransferVGG(torchvision.models.get_model(name, weights=None), settings.trainable_blocks)
+        vgg = torchvision.models.get_model(name, weights=None)
+        vgg.avgpool, vgg.classifier = heads.build(settings, num_classes=1000)
+        model = TransferVGG(vgg, settings.trainable_blocks)
     frozen = model.parts().frozen
     if not isinstance(frozen, Frozen):
         return None

@@ -5,6 +5,7 @@ Weights belong to the normalisation of the pictures that they were trained with,
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import pickle
@@ -15,26 +16,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights, get_model_weights
 
 from cvdist import storage
-from cvdist.config import ModelConfig
+from cvdist.config import Head, ModelConfig
 from cvdist.errors import UserError
 from cvdist.lock import locked
 from cvdist.log import redact
-from cvdist.models.registry import find
+from cvdist.models import heads
+from cvdist.models.registry import find, skeleton
 
 logger = logging.getLogger(__name__)
 
 _SOCKET_TIMEOUT = 10.0  # seconds without a byte from the server
 _WAIT_TIMEOUT = 1800.0  # seconds for another process of this node to finish its download
-_LAST = "classifier.6."
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,15 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where pretrained weights came from, for records. `digest`: SHA-256 of the file, hexadecimal."""
+    """Where pretrained weights came from, for records. `digest`: SHA-256 of the file, hexadecimal.
+
+    note: for people, what of the file was left out because the model has another head.
+    """
 
     source: str
     digest: str
     preprocessing: Preprocessing
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,7 @@ def prepare(settings: ModelConfig) -> None:
     """
     preprocessing(settings)
     if settings.has_weights:
-        with torch.device("meta"):  # shapes without values
-            skeleton = torchvision.models.get_model(settings.model)
-        load(settings, skeleton.state_dict())
+        load(settings, skeleton(settings).state_dict())
 
 
 def origin(model: nn.Module) -> Origin | None:
@@ -132,8 +134,9 @@ def origin(model: nn.Module) -> Origin | None:
 def load(settings: ModelConfig, expected: Mapping[str, Tensor], *, last_layer: bool = False) -> Pretrained:
     """The configured weights, for a model whose state dict is `expected` (its values are not looked at).
 
-    The state has all of the features, and of the classifier either all but the last layer or nothing.
-    last_layer: with a classifier, that of the file as well, of as many classes as it has.
+    The state has all of the features, and of the classifier either all but the last layer or nothing: nothing
+    where the file has none, or another head than the model. last_layer: with a classifier, that of the file as
+    well, of as many classes as it has.
 
     Raises:
         UserError: one line, if they can't be had, are damaged, or belong to another architecture.
@@ -143,13 +146,33 @@ def load(settings: ModelConfig, expected: Mapping[str, Tensor], *, last_layer: b
     with _local_file(settings, normalisation) as path:
         source = redact(settings.weights)
         content = _read(path, source)
+        theirs, ours = heads.found_in(content), heads.size_of(settings)
+        other = theirs is not None and theirs != ours and _has_classifier(content)
+        if other:
+            content = _convolutions(content)
         state = _suitable(content, expected, source, settings.model)
-        if last_layer and _has_classifier(state):
+        if last_layer and _has_classifier(content):
             state |= _last_layer(content, expected, source, settings.model)
         # Of the file, not of the tensors: `sha256sum` tells the same, and torchvision's file names begin it.
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Pretrained(Origin(source, digest, normalisation), state)
+    note = f"its convolutions only: {theirs} in the file, {ours} in the model" if other else ""
+    return Pretrained(Origin(source, digest, normalisation, note), state)
+
+
+def with_head_of_file(settings: ModelConfig) -> ModelConfig:
+    """`settings` with the head that the configured weights have; as they are if these have none.
+
+    Raises:
+        UserError: as `load`.
+    """
+    normalisation = preprocessing(settings)
+    assert normalisation is not None, "asked for weights without naming any"
+    with _local_file(settings, normalisation) as path:
+        size = heads.found_in(_read(path, redact(settings.weights)))
+    if size is None:
+        return settings
+    return dataclasses.replace(settings, head=cast(Head, size.name), hidden_size=size.hidden_size)
 
 
 # ------------------------------------------------------------------------------------------------- finding
@@ -294,11 +317,12 @@ def _suitable(
     Raises:
         UserError: naming the first layer that differs, with both shapes.
     """
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(_LAST)}
-    wanted = {name: tensor for name, tensor in expected.items() if not name.startswith(_LAST)}
-    if not _has_classifier(state):
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
-        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("classifier.")}
+    last = heads.last_layer(expected)
+    has_classifier = _has_classifier(state)
+    state = {name: tensor for name, tensor in state.items() if not last or not name.startswith(last)}
+    wanted = {name: tensor for name, tensor in expected.items() if not last or not name.startswith(last)}
+    if not has_classifier:
+        state, wanted = _convolutions(state), _convolutions(wanted)
     for name in [*wanted, *(name for name in state if name not in wanted)]:
         # Files older than PyTorch 0.4.1 have no such counters, and nothing here reads them.
         if name.endswith("num_batches_tracked"):
@@ -313,6 +337,11 @@ def _suitable(
     return state
 
 
+def _convolutions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` without a classifier."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+
+
 def _last_layer(
     content: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, model: str
 ) -> dict[str, Tensor]:
@@ -321,14 +350,15 @@ def _last_layer(
     Raises:
         UserError: if it has none that fits the model.
     """
-    weight, bias = (content.get(f"{_LAST}{name}") for name in ("weight", "bias"))
-    inputs = expected[f"{_LAST}weight"].shape[1]
+    last = heads.last_layer(expected)
+    weight, bias = (content.get(f"{last}{name}") for name in ("weight", "bias"))
+    inputs = expected[f"{last}weight"].shape[1]
     if weight is None or bias is None or weight.shape != (len(bias), inputs):
         raise UserError(
-            f"--weights {source} is not of {model}: {_LAST}weight is {_shape(weight)} in the file, and the "
+            f"--weights {source} is not of {model}: {last}weight is {_shape(weight)} in the file, and the "
             f"model's has {inputs} inputs"
         )
-    return {f"{_LAST}weight": weight, f"{_LAST}bias": bias}
+    return {f"{last}weight": weight, f"{last}bias": bias}
 
 
 def names(model: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cvdist.training.history import EpochRecord
+from cvdist.training.history import EpochRecord, RidgeResult
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Report:
     precision: str = ""
     epochs: tuple[EpochRecord, ...] = ()
     first_step_seconds: float | None = None
+    ridge: RidgeResult | None = None
+    """The baseline of a run from a cache of features."""
     settings: tuple[Setting, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     """Parameters that no one has set: what the job found at its start."""

@@ -144,6 +144,8 @@ def _score(report: Report, best: EpochRecord) -> list[Markup]:
         ("of training", log.duration(_total_seconds(report))),
         ("samples a second (median)", f"{_median_speed(report):,.0f}"),
     ]
+    if report.ridge:
+        tiles.insert(1, ("by a ridge probe, without an epoch", f"{report.ridge.correct}/{report.ridge.total}"))
     return [
         element("p", f"{100 * best.valid_accuracy:.2f}%", class_="score"),
         element(
@@ -166,6 +168,9 @@ def _trained(report: Report) -> Markup:
         on = f" on {report.hardware}" if report.hardware else ""
         rows.append(("Workers", f"{report.workers}{on}"))
     rows += [("Precision", report.precision), ("Recipe", report.recipe)]
+    if report.ridge:
+        probe = f"ridge probe on the features: {report.ridge}, penalty {report.ridge.penalty:.3g}"
+        rows.append(("Baseline", probe))
     return _pairs(rows)
 
 

@@ -118,7 +118,6 @@ def _here(config: PredictConfig, saved: SavedModel) -> job.Compute:
 def _on_ray(config: PredictConfig, saved: SavedModel) -> job.Compute:
     """Connect, then predict by actors, which take the model from Ray's object store, not from where it was."""
     import ray
-
     from cvdist.runtime import actor_pool, ray_cluster
 
     prediction = config.prediction
@@ -163,7 +162,7 @@ def _packed(saved: SavedModel) -> dict[str, Any]:
 
 
 def _unpacked(values: dict[str, Any]) -> SavedModel:
-    identity = ModelIdentity(**{**values["identity"], "classes": tuple(values["identity"]["classes"])})
+    identity = ModelIdentity.from_dict(values["identity"])
     with warnings.catch_warnings():
         # Ray's arrays can't be written to, and nobody does: `rebuild` copies them.
         warnings.simplefilter("ignore")

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+import ray
 from cvdist import config as configs
 from cvdist import log, storage, tracking
 from cvdist.config import TrainConfig, cache_folder, storage_root
@@ -217,7 +217,8 @@ def _trained_parameters(config: TrainConfig) -> int:
     size = config.data.image_size
     shape = models.InputSpec(3, size, size) if config.data.dataset == "images" else models.InputSpec(1, 28, 28)
     with torch.device("meta"):
-        model = models.build_model(configs.replace(config, weights="").model, shape, 10)
+        # Past the check of settings: frozen layers without weights are of no use, but can be counted.
+        model = models.find(config.model.model).build(shape, 10, configs.replace(config, weights="").model)
     return sum(p.numel() for p in models.split(model).trained.parameters() if p.requires_grad)
 
 

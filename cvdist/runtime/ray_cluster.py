@@ -12,7 +12,6 @@ import time
 from typing import Any
 
 import ray
-
 from cvdist.config import TrainConfig
 from cvdist.errors import UserError
 

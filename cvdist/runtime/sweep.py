@@ -64,7 +64,7 @@ def run(job: SweepJobConfig) -> Finished:
     tries = space.draw(search, job.sweep.sweep_seed, job.sweep.trials)
     if len(tries) == 1 < job.sweep.trials:
         raise UserError(
-            f"--search has one point alone, {space.describe(tries[0])}: name a range, or train with jobs/train.py"
+            f"--search has one point alone, {space.describe(tries[0])}: name a range, or use jobs/train.py"
         )
     for settings in tries:
         try:
@@ -218,9 +218,9 @@ def _plan(config: TrainConfig, search: tuple[Dimension, ...], seed: int, epochs:
 
 
 def _of_a_trial(config: TrainConfig) -> TrainConfig:
-    """What is for the best run alone is left out."""
+    """Without what is for the best run alone, or the same for all trials."""
     return configs.replace(
-        config, register="", log_model=False, system_metrics=False, visualize=False, keep_checkpoints=1
+        config, register="", log_model=False, system_metrics=False, visualize=False, ridge_probe=False
     )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from cvdist import models
-from cvdist.config import DataConfig, ModelConfig, Precision
+from cvdist.config import DataConfig, Head, ModelConfig, Precision
 from cvdist.errors import UserError
 from cvdist.models.registry import BLOCKS, find
 from cvdist.tracking import RunRef
@@ -72,6 +74,9 @@ def rebuild(identity: ModelIdentity, state: Mapping[str, Tensor], source: str) -
     spec = find(identity.name)
     # All blocks trained: the one configuration of a pretrained model that needs no weights to begin with.
     settings = ModelConfig(model=identity.name, trainable_blocks=BLOCKS if spec.pretrained else 0)
+    if identity.head:
+        head = cast(Head, identity.head)
+        settings = dataclasses.replace(settings, head=head, hidden_size=identity.hidden_size)
     shape = models.InputSpec(identity.channels, identity.height, identity.width)
     with torch.device("meta"):  # shapes without values, which are about to come
         model = models.build_model(settings, shape, len(identity.classes))

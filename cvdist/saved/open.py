@@ -13,7 +13,7 @@ from cvdist.config import ModelConfig, SavedModelConfig
 from cvdist.errors import UserError
 from cvdist.features.fingerprint import digest
 from cvdist.log import redact
-from cvdist.models import weights
+from cvdist.models import heads, weights
 from cvdist.models.registry import BLOCKS
 from cvdist.models.weights import PREPROCESSING
 from cvdist.saved import checkpoints
@@ -83,7 +83,7 @@ def _logged(settings: SavedModelConfig) -> SavedModel:
     found = read_logged(settings)
     values = dict(found.metadata)
     mean, std = tuple(values.pop("mean")), tuple(values.pop("std"))
-    identity = ModelIdentity(**{**values, "classes": tuple(values["classes"])})
+    identity = ModelIdentity.from_dict(values)
     model = rebuild(identity, found.state, found.source)
     return SavedModel(
         model,
@@ -118,23 +118,24 @@ def _of_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
 
 def _of_weights(settings: ModelConfig, source: str) -> SavedModel:
     """Weights of torchvision, or a state dict's file."""
-    spec = models.find(settings.model)
-    input = spec.default_input
-    with torch.device("meta"):  # shapes without values
-        skeleton = spec.build(input, 1, ModelConfig(model=settings.model, trainable_blocks=BLOCKS))
-    expected = skeleton.state_dict()
+    input = models.find(settings.model).default_input
     try:
         normalisation = models.preprocessing(settings)
+        settings = weights.with_head_of_file(settings)
+        expected = models.skeleton(settings).state_dict()
         found = weights.load(settings, expected, last_layer=True)
     except UserError as error:
         # Here they are not what a flag has named.
         raise UserError(str(error).replace("--weights ", "MODEL ", 1)) from error
     assert normalisation is not None, "weights are named"
-    last = next((tensor for name, tensor in found.state.items() if name.endswith("classifier.6.bias")), None)
+    last = found.state.get(f"{heads.last_layer(expected)}bias")
     classes = _NO_CLASSIFIER_CLASSES if last is None else _classes(settings, len(last))
-    identity = ModelIdentity(settings.model, classes, input.channels, input.height, input.width)
+    identity = ModelIdentity(
+        settings.model, classes, input.channels, input.height, input.width, *models.head_of(settings)
+    )
     state = dict(found.state)
     if last is None:
+        expected = models.skeleton(settings, len(classes)).state_dict()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix("classifier"))
             for name, tensor in expected.items():

@@ -24,7 +24,7 @@ from cvdist.report_html.embed import TYPES
 from cvdist.report_html.page import render
 from cvdist.tracking.find import find_run
 from cvdist.tracking.run import FIRST_STEP, RunRef, client_of, first_line, short_retries
-from cvdist.training.history import EpochRecord
+from cvdist.training.history import EpochRecord, RidgeResult
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -122,6 +122,7 @@ def _content(client: MlflowClient, run_id: str, ended: bool) -> Report:
         precision=parameters.get("run.precision", ""),
         epochs=_epochs(client, run_id),
         first_step_seconds=first_step,
+        ridge=_ridge(run.data.metrics),
         settings=settings,
         facts=facts,
         versions=tuple(
@@ -216,6 +217,19 @@ def _model(parameters: Mapping[str, str]) -> Model | None:
         weights_sha256=parameters.get("weights.sha256", ""),
         normalisation=parameters.get("weights.normalisation", ""),
     )
+
+
+def _ridge(metrics: Mapping[str, float]) -> RidgeResult | None:
+    """The baseline, if it has arrived whole."""
+    try:
+        return RidgeResult(
+            correct=int(metrics["ridge/valid_correct"]),
+            total=int(metrics["ridge/valid_total"]),
+            penalty=metrics["ridge/penalty"],
+            seconds=metrics["ridge/seconds"],
+        )
+    except KeyError:
+        return None
 
 
 def _epochs(client: MlflowClient, run_id: str) -> tuple[EpochRecord, ...]:

@@ -16,7 +16,7 @@ from cvdist.data.sampler import Share
 from cvdist.seeding import generator
 from cvdist.tracking.tracker import Tracker
 from cvdist.training.evaluation import Evaluation
-from cvdist.training.history import EpochRecord
+from cvdist.training.history import EpochRecord, RidgeResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,6 +56,17 @@ def epoch_metrics(record: EpochRecord) -> dict[str, float]:
         "speed/epoch_seconds": record.seconds,
         "speed/samples_per_second": record.samples_per_second,
         "memory/peak_mb": record.peak_memory / 2**20,
+    }
+
+
+def ridge_metrics(result: RidgeResult) -> dict[str, float]:
+    """The metrics of a ridge probe."""
+    return {
+        "ridge/valid_accuracy": result.accuracy,
+        "ridge/valid_correct": result.correct,
+        "ridge/valid_total": result.total,
+        "ridge/penalty": result.penalty,
+        "ridge/seconds": result.seconds,
     }
 
 
@@ -145,13 +156,14 @@ def description(summary: Summary, command: str) -> str:
     """Markdown for the top of the run's page."""
     figures = "\n".join(f"- `figures/{name}.png`: {what}" for name, what in FIGURES.items())
     figures += "".join(f"\n- `figures/{name}/`: {what}" for name, what in FOLDERS.items() if summary.visualized)
+    baseline = f"\nBaseline, a ridge probe on the same features: {summary.ridge}.\n" if summary.ridge else ""
     return f"""### {log.percent(summary.best_correct, summary.valid_total)} at epoch {summary.best_epoch}
 
 `{command}`
 
 {summary.model} on {summary.data}; {summary.epochs} epochs on {summary.workers} workers \
 ({summary.hardware}), {summary.samples_per_second:,.0f} samples/s, {log.duration(summary.train_seconds)}.
-
+{baseline}
 Artifacts:
 - `report.html`: all of this on one page, to send to others
 {figures}

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cvdist import models
+from cvdist.config import ModelConfig
 from cvdist.data.dataset import Shuffle
 from cvdist.errors import UserError
 from cvdist.training.evaluation import Evaluation, Mistake
-from cvdist.training.history import EpochRecord
+from cvdist.training.history import EpochRecord, RidgeResult
 
 FORMAT = 1
 _STATE, META = "state.pt", "checkpoint.json"
@@ -37,17 +40,32 @@ class DamagedCheckpoint(UserError):
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What has to agree for weights to fit."""
+    """What has to agree for weights to fit.
+
+    head, hidden_size: see `cvdist.models.heads`; empty and 0 for models that have no choice of heads.
+    """
 
     name: str
     classes: tuple[str, ...]
     channels: int
     height: int
     width: int
+    head: str = ""
+    hidden_size: int = 0
 
     def __str__(self) -> str:
         """As error messages name it."""
-        return f"{self.name} ({len(self.classes)} classes, {self.channels}x{self.height}x{self.width})"
+        size = models.HeadSize(self.head, self.hidden_size)
+        head = "" if size in (("", 0), models.heads.USUAL) else f", {size}"
+        return f"{self.name}{head} ({len(self.classes)} classes, {self.channels}x{self.height}x{self.width})"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelIdentity:
+        """Inverse of `dataclasses.asdict`, also after JSON; what older versions wrote has the usual head."""
+        if "head" not in values:
+            size = models.head_of(ModelConfig(model=values["name"]))
+            values = {**values, "head": size.name, "hidden_size": size.hidden_size}
+        return cls(**{**values, "classes": tuple(values["classes"])})
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,7 @@ class Progress:
     epoch: epochs finished; position: samples of the next epoch already trained on, over all workers;
     shuffle: how that epoch is shuffled; loss_sum, correct: over those samples; best_epoch: 1-based, 0 before
     the first validation; seconds: of training so far, in all attempts; logged: the last step metrics, which a
-    machine that is lost may not have delivered, each with its step.
+    machine that is lost may not have delivered, each with its step; ridge: the baseline, if one was computed.
     """
 
     epoch: int = 0
@@ -78,6 +96,7 @@ class Progress:
     seconds: float = 0.0
     history: list[EpochRecord] = field(default_factory=list)
     logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    ridge: RidgeResult | None = None
 
     @property
     def best(self) -> EpochRecord | None:
@@ -161,7 +180,7 @@ def load(folder: Path, *, map_location: str | torch.device = "cpu", name: str = 
         # No pickle from storage: weights_only refuses anything but tensors and plain containers.
         state = torch.load(folder / _STATE, map_location=map_location, weights_only=True)
         return Checkpoint(
-            model=_model_identity(meta),
+            model=ModelIdentity.from_dict(meta["model"]),
             order=OrderIdentity(**meta["order"]),
             progress=_progress(meta["progress"], state.pop("logged", [])),
             best=_evaluation(meta["best"], state.pop("confusion")) if meta["best"] else None,
@@ -206,7 +225,7 @@ def require_fit(checkpoint: Checkpoint, model: ModelIdentity, order: OrderIdenti
     if checkpoint.model != model:
         raise UserError(
             f"checkpoint {name} is of model {checkpoint.model}, this run trains {model}: "
-            "start it under another --name, or with the checkpoint's --model and data"
+            "start it under another --name, or with the checkpoint's --model, --head and data"
         )
     if checkpoint.progress.position and checkpoint.order != order:
         raise UserError(
@@ -246,11 +265,6 @@ def _why(error: Exception) -> str:
     return first[:100] if isinstance(error, ValueError | OSError) and first else type(error).__name__
 
 
-def _model_identity(meta: dict[str, Any]) -> ModelIdentity:
-    values = meta["model"]
-    return ModelIdentity(**{**values, "classes": tuple(values["classes"])})
-
-
 def _normalisation(values: dict[str, Any] | None) -> Normalisation | None:
     return Normalisation(tuple(values["mean"]), tuple(values["std"])) if values else None
 
@@ -259,7 +273,8 @@ def _progress(values: dict[str, Any], logged: list[Any]) -> Progress:
     history = [EpochRecord(**record) for record in values["history"]]
     shuffle = Shuffle(**values.get("shuffle", {}))
     steps = [(int(step), dict(metrics)) for step, metrics in logged]
-    return Progress(**{**values, "history": history, "shuffle": shuffle, "logged": steps})
+    ridge = RidgeResult(**values["ridge"]) if values.get("ridge") else None
+    return Progress(**{**values, "history": history, "shuffle": shuffle, "logged": steps, "ridge": ridge})
 
 
 def _evaluation(values: dict[str, Any], confusion: Tensor) -> Evaluation:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from cvdist import data, log, models, storage
 from cvdist.config import TrainConfig
@@ -30,8 +30,8 @@ from cvdist.runtime.worker import Asked, Worker
 from cvdist.seeding import mix
 from cvdist.tracking import run_page
 from cvdist.tracking.tracker import Tracker
+from cvdist.training import average, compiling, precision, ridge
 from cvdist.training import checkpoint as ckpt
-from cvdist.training import precision
 from cvdist.training.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
@@ -44,7 +44,7 @@ from cvdist.training.collectives import gather, hurry, naming_lost_workers, toge
 from cvdist.training.device import describe, peak_memory, random_state, set_random_state
 from cvdist.training.evaluation import Evaluation, evaluate
 from cvdist.training.finite import LossWatch, require_finite_weights
-from cvdist.training.history import EpochRecord
+from cvdist.training.history import EpochRecord, RidgeResult
 from cvdist.training.meter import Meter
 from cvdist.training.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from cvdist.training.visualize import Visualizer
@@ -72,6 +72,8 @@ class Summary:
     """Seconds since 1970 when the first step was done; 0 if the run had nothing left to do."""
     visualized: bool = False
     """Whether the run shows what the network has learned."""
+    ridge: RidgeResult | None = None
+    """The baseline, where one was computed."""
 
 
 class TrainingLoop:
@@ -110,7 +112,12 @@ class TrainingLoop:
         if self.frozen is not None:
             self.frozen.to(worker.device)
         self.identity = ModelIdentity(
-            config.model.model, self.info.classes, self.info.channels, self.info.height, self.info.width
+            config.model.model,
+            self.info.classes,
+            self.info.channels,
+            self.info.height,
+            self.info.width,
+            *models.head_of(config.model),
         )
         self.order = OrderIdentity(self.info.train_size, config.loop.batch_size, config.loop.seed)
         self.optimizer = build_optimizer(
@@ -149,6 +156,7 @@ class TrainingLoop:
             # It may stay the best, and this run's best model is one of its own checkpoints.
             self._save(f"epoch-{self.progress.epoch:04}", score=self._score(self.progress.history[-1]))
         # A killed attempt may not have delivered these; what is there already, the tracker leaves out.
+        self._probe()
         for step, values in self.progress.logged:
             self.tracker.metrics(values, step)
         for record in self.progress.history:
@@ -177,6 +185,16 @@ class TrainingLoop:
             self.tracker.metrics(run_page.epoch_metrics(record), epoch)
         self._log_results()
         return self._summary()
+
+    def _probe(self) -> None:
+        """What a linear classifier in closed form makes of the features: seconds, and computed once a run."""
+        worker, progress = self.worker, self.progress
+        if self.config.features.ridge_probe and progress.ridge is None:
+            progress.ridge = ridge.probe(self.loader, worker.rank, worker.world_size, worker.device, self.line)
+            if self.main and progress.ridge is not None:
+                logger.info("baseline   ridge probe %s", progress.ridge)
+        if progress.ridge is not None:
+            self.tracker.metrics(run_page.ridge_metrics(progress.ridge), 0)
 
     def _train_epoch(self, epoch: int) -> tuple[float, int, float]:
         """One pass over the training data, from where the last checkpoint left it.
@@ -220,6 +238,7 @@ class TrainingLoop:
     def _step(self, batch: data.Batch, rate: float, meter: Meter) -> None:
         """Forward, backward, update."""
         optimizer, config = self.optimizer, self.config.optimizer
+        compiling.begin_step(self.config.loop.compile)
         set_learning_rate(optimizer, rate)
         losses: list[Tensor] = []
         for last, images, labels in self._portions(batch):
@@ -239,7 +258,7 @@ class TrainingLoop:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.parts.trained)
+            average.update(self.ema, self.parts.trained, config.model_ema_decay)
 
     def _scores(self, images: Tensor) -> Tensor:
         """What the model says of normalised pictures; only the trained part leaves a graph."""
@@ -287,14 +306,11 @@ class TrainingLoop:
         decay = self.config.optimizer.model_ema_decay
         if not decay:
             return None
-        return AveragedModel(self.parts.trained, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        return average.build(self.parts.trained, decay)
 
     def _replicate(self) -> nn.Module:
         """The trained part as the training step calls it. Its parameters are those of `self.model`."""
-        if self.config.loop.compile:
-            for part in (self.frozen, self.parts.trained):
-                if part is not None:
-                    part.compile()
+        compiling.compile_parts(self.config.loop.compile, self.frozen, self.parts.trained)
         if self.worker.world_size == 1:
             return self.parts.trained
         device_ids = [self.worker.device] if self.worker.device.type == "cuda" else None
@@ -358,6 +374,7 @@ class TrainingLoop:
         if resume := self.config.checkpoint.resume:
             with together(), storage.local_copy(resume) as copy:
                 self._load(ckpt.load(copy, map_location=self.worker.device, name=resume), resume)
+                self.progress.ridge = None  # of another run, and maybe of other features
             self.adopted = True
 
     def _load(self, saved: Checkpoint, name: str) -> None:
@@ -445,6 +462,8 @@ class TrainingLoop:
                 origin.preprocessing.name,
                 origin.digest[:16],
             )
+            if origin.note:
+                logger.info("           %s", origin.note)
         logger.info("workers    %d on %s", worker.world_size, hardware)
         layout = "channels_last" if config.loop.channels_last else "contiguous"
         logger.info("arithmetic %s, %s (%s)", self.arithmetic.name, layout, self.arithmetic.reason)
@@ -568,4 +587,5 @@ class TrainingLoop:
             train_seconds=self.progress.seconds,
             first_step_at=self.first_step_at,
             visualized=self.visualizer.enabled,
+            ridge=self.progress.ridge,
         )

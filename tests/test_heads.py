@@ -1,0 +1,208 @@
+"""Heads on a VGG's convolutions: what they compute, which weights fit them, and that one cache serves all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from cvdist import config as configs
+from cvdist import models, recipes
+from cvdist.config import ModelConfig, SavedModelConfig
+from cvdist.errors import UserError
+from cvdist.models import HeadSize, InputSpec, heads
+from cvdist.runtime.launch import launch
+from cvdist.runtime.preflight import _trained_parameters
+from cvdist.saved import open_model
+from cvdist.training.checkpoint import ModelIdentity
+from tests import feature_caches, pictures
+
+TINY = InputSpec(3, 32, 32)
+
+
+def head(name, hidden_size=0, **changes):
+    return ModelConfig(model="vgg11", head=name, hidden_size=hidden_size, trainable_blocks=5, **changes)
+
+
+def linear_layers(model):
+    return [tuple(layer.weight.shape) for layer in model.modules() if isinstance(layer, nn.Linear)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers", "size"),
+    [
+        (head("vgg"), [(4096, 25088), (4096, 4096), (3, 4096)], HeadSize("vgg", 4096)),
+        (head("vgg", 1024), [(1024, 25088), (1024, 1024), (3, 1024)], HeadSize("vgg", 1024)),
+        (head("mlp"), [(256, 512), (3, 256)], HeadSize("mlp", 256)),
+        (head("mlp", 64), [(64, 512), (3, 64)], HeadSize("mlp", 64)),
+        (head("linear"), [(3, 25088)], HeadSize("linear", 0)),
+    ],
+)
+def test_sizes_and_what_tells_heads_apart(settings, layers, size):
+    model = models.skeleton(settings, num_classes=3)
+    assert linear_layers(model) == layers
+    assert models.head_of(settings) == size == heads.found_in(model.state_dict())
+    assert all(type(layer) in (nn.Linear, nn.ReLU, nn.Dropout) for layer in model.classifier)
+    assert [layer.p for layer in model.classifier if isinstance(layer, nn.Dropout)] == [0.5] * (len(layers) - 1)
+    # Nothing but the classifier has weights: any head's state dict is features and classifier.
+    assert {name.split(".")[0] for name in model.state_dict()} == {"features", "classifier"}
+
+
+def test_what_is_no_head_is_none():
+    state = models.skeleton(head("vgg", 8), num_classes=3).state_dict()
+    assert heads.found_in({name: tensor for name, tensor in state.items() if "features" in name}) is None
+    assert heads.found_in(state | {"classifier.3.weight": torch.empty(8, 9)}) is None
+    assert heads.found_in(state | {"classifier.0.weight": torch.empty(8, 512)}) is None
+    assert heads.found_in(state | {"classifier.9.weight": torch.empty(2, 3)}) is None
+
+
+def test_a_linear_probe_and_an_mlp_are_what_their_names_say():
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 224, 224)
+    probe = models.build_model(head("linear"), TINY, 2).eval()
+    features = probe.features(images)
+    weight, bias = probe.classifier[0].weight, probe.classifier[0].bias
+    torch.testing.assert_close(probe(images), features.flatten(1) @ weight.T + bias)
+    mlp = models.build_model(head("mlp", 16), TINY, 2).eval()
+    first, last = mlp.classifier[0], mlp.classifier[-1]
+    hidden = (mlp.features(images).mean((2, 3)) @ first.weight.T + first.bias).clamp(min=0)
+    torch.testing.assert_close(mlp(images), hidden @ last.weight.T + last.bias)
+
+
+def test_a_new_model_begins_as_torchvisions():
+    """In distribution: without weights convolutions by He et al., linear layers with deviation 0.01."""
+    torch.manual_seed(0)
+    model = models.build_model(dataclasses.replace(head("mlp"), model="vgg11_bn"), TINY, 1000)
+    theirs = torchvision.models.vgg11_bn(num_classes=1)
+    for mine, other in zip(model.features, theirs.features, strict=True):
+        if isinstance(mine, nn.Conv2d):
+            assert mine.weight.std().item() == pytest.approx(other.weight.std().item(), rel=0.1)
+            assert not mine.bias.any()
+        elif isinstance(mine, nn.BatchNorm2d):
+            assert all(
+                torch.equal(tensor, other.state_dict()[name]) for name, tensor in mine.state_dict().items()
+            )
+    assert model.classifier[0].weight.std().item() == pytest.approx(0.01, rel=0.05)
+
+
+def test_preflight_counts_what_each_step_averages():
+    usual = _trained_parameters(recipes.find("dogs-cats-vgg16"))
+    assert usual == (25088 * 4096 + 4096) + (4096 * 4096 + 4096) + (4096 * 10 + 10)
+    assert _trained_parameters(recipes.find("dogs-cats-vgg16-mlp")) == (512 * 256 + 256) + (256 * 10 + 10)
+    assert _trained_parameters(recipes.find("dogs-cats-vgg16-probe")) == 25088 * 10 + 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (head("linear", 8), "--hidden-size 8 is for --head vgg and mlp, the linear head has no hidden layer"),
+        (ModelConfig(head="mlp"), "--head is for models that go on from pretrained weights, not for --model"),
+        (ModelConfig(hidden_size=8), "--hidden-size is for models that go on from pretrained weights, not"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, text):
+    with pytest.raises(UserError, match=f"^{text}"):
+        models.prepare(settings)
+
+
+def test_settings_out_of_range():
+    with pytest.raises(UserError, match="--hidden-size is -1: it takes 0 or more"):
+        configs.check(configs.replace(configs.TrainConfig(), hidden_size=-1))
+
+
+# --------------------------------------------------------------------------------------- files of weights
+
+
+def file_of(folder, settings, num_classes=5):
+    """A state dict of small tensors that look large: each 0.5 over and over."""
+    state = models.skeleton(settings, num_classes).state_dict()
+    path = folder / f"{models.head_of(settings)}.pth".replace(" ", "-")
+    torch.save({name: torch.tensor(0.5).expand(tensor.shape) for name, tensor in state.items()}, path)
+    return path
+
+
+def goes_on_from(path, settings):
+    """Which parameters a model for 2 classes takes over from the file, and what is said about that."""
+    given = {"weights": str(path), "weights_preprocessing": "imagenet", "trainable_blocks": 0}
+    settings = dataclasses.replace(settings, **given)
+    models.prepare(settings)
+    model = models.build_model(settings, TINY, 2)
+    return {name for name, p in model.named_parameters() if p.eq(0.5).all()}, models.origin(model).note
+
+
+def test_what_a_head_takes_over_from_a_file(tmp_path):
+    """The file's head, if it is the same one, but for its last layer; else the convolutions, which is said."""
+    whole, small = file_of(tmp_path, head("vgg")), file_of(tmp_path, head("mlp", 8))
+    convolutions = {name for name in models.skeleton(head("mlp")).state_dict() if name.startswith("features.")}
+    first = {"classifier.0.weight", "classifier.0.bias"}
+    assert goes_on_from(small, head("mlp", 8)) == (convolutions | first, "")
+    assert goes_on_from(small, head("mlp", 9)) == (
+        convolutions,
+        "its convolutions only: mlp head of 8 hidden units in the file, mlp head of 9 hidden units in the "
+        "model",
+    )
+    for settings in (head("mlp"), head("linear"), head("vgg", 8)):
+        taken, note = goes_on_from(whole, settings)
+        assert taken == convolutions and note.startswith("its convolutions only: vgg head of 4096 ")
+    # What is no head at all is an error, as ever.
+    state = torch.load(small, weights_only=True) | {"classifier.0.weight": torch.ones(8, 100)}
+    torch.save(state, small)
+    with pytest.raises(UserError, match=r"not of vgg11: .* is 8x100 in the file and 8x512 in the model"):
+        goes_on_from(small, head("mlp", 8))
+
+
+@pytest.mark.parametrize("settings", [head("mlp", 8), head("linear")], ids=["mlp", "linear"])
+def test_a_state_dict_is_opened_with_the_head_that_it_has(tmp_path, settings):
+    path = file_of(tmp_path, settings)
+    saved = open_model(SavedModelConfig(source=str(path), model="vgg11", weights_preprocessing="imagenet"))
+    assert (saved.identity.head, saved.identity.hidden_size) == models.head_of(settings)
+    assert saved.has_classifier and saved.identity.classes == tuple("01234")
+    assert saved.model(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
+
+
+# --------------------------------------------------------------------------------------------------- runs
+
+
+def test_checkpoints_of_older_versions_have_the_usual_head():
+    shape = {"classes": ["a", "b"], "channels": 3, "height": 32, "width": 32}
+    vgg = ModelIdentity.from_dict({"name": "vgg16", **shape})
+    assert (vgg.head, vgg.hidden_size) == ("vgg", 4096) and str(vgg) == "vgg16 (2 classes, 3x32x32)"
+    scratch = ModelIdentity.from_dict({"name": "scratch-cnn", **shape})
+    assert (scratch.head, scratch.hidden_size) == ("", 0)
+    mlp = dataclasses.replace(vgg, head="mlp", hidden_size=64)
+    assert ModelIdentity.from_dict(json.loads(json.dumps(dataclasses.asdict(mlp)))) == mlp != vgg
+    assert str(mlp) == "vgg16, mlp head of 64 hidden units (2 classes, 3x32x32)"
+
+
+def test_one_cache_serves_all_heads_and_models_are_rebuilt_with_theirs(tmp_path):
+    pictures.write(tmp_path / "pictures", {f"{part}/{name}": 4 for part in ("train", "valid") for name in "ab"})
+    weights = feature_caches.write_weights(tmp_path / "weights.pth")
+    chosen = feature_caches.config(
+        tmp_path / "pictures", tmp_path / "features", weights, tmp_path / "cache", storage=str(tmp_path)
+    )
+    feature_caches.extract(chosen)  # made with the usual head
+    chosen = configs.replace(
+        chosen, runtime="inline", tracking="required", system_metrics=False, visualize=False, hidden_size=8
+    )
+    launch(configs.replace(chosen, name="mlp", head="mlp"))
+    probe = configs.replace(chosen, name="probe", head="linear", hidden_size=0, tracking="none")
+    launch(probe)
+    for name, size in (("mlp", ("mlp", 8)), ("probe", ("linear", 0))):
+        saved = open_model(SavedModelConfig(source=str(tmp_path / name)))
+        assert (saved.identity.head, saved.identity.hidden_size) == size
+        assert saved.model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+        frozen = torch.load(weights, weights_only=True)
+        assert all(torch.equal(saved.model.state_dict()[key], tensor) for key, tensor in frozen.items())
+    logged = open_model(SavedModelConfig(source="mlp", storage=str(tmp_path)))
+    assert logged.digest == open_model(SavedModelConfig(source=str(tmp_path / "mlp"))).digest
+    assert logged.identity.hidden_size == 8
+    # Another head can't go on from it, and is told so.
+    shutil.copytree(tmp_path / "mlp", tmp_path / "other")
+    with pytest.raises(UserError, match=re.escape("of model vgg11, mlp head of 8 hidden units (2 classes")):
+        launch(configs.replace(probe, name="other"))
