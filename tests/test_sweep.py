@@ -243,3 +243,157 @@ def test_progress_counts():
     assert running.progress(trials, 1) == (
         "trials 3/5 done, 1 running, 1 stopped early, 1 diverged or failed, best 95.00% (95/100) lr=0.2"
     )
+
+
+# ------------------------------------------------------------------------------------- a real sweep, killed once
+
+
+class CountingProxy:
+    """Passes bytes on to an S3 server, and counts the reads of objects whose names hold `what`."""
+
+    def __init__(self, endpoint, what):
+        host, port = endpoint.removeprefix("http://").split(":")
+        self._there, self._what = (host, int(port)), what.encode()
+        self.reads: list[str] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self):
+        self._server.close()
+
+    def _accept(self):
+        while True:
+            try:
+                near, _ = self._server.accept()
+            except OSError:
+                return
+            far = socket.create_connection(self._there)
+            for one, other, counted in ((near, far, True), (far, near, False)):
+                threading.Thread(target=self._pass, args=(one, other, counted), daemon=True).start()
+
+    def _pass(self, one, other, counted):
+        with one, other:
+            try:
+                while content := one.recv(1 << 16):
+                    if counted:
+                        found = re.findall(rb"GET (\S*" + self._what + rb"\S*) HTTP", content)
+                        self.reads += [name.decode() for name in found]
+                    other.sendall(content)
+                other.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+
+
+@pytest.fixture
+def cache(s3, monkeypatch, tmp_path):
+    """Features of 24 tiny pictures in a bucket: flags for a sweep over them, the proxy, the environment."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    weights = write_weights(tmp_path / "vgg11.pth")
+    counts = {"train/cat": 8, "train/dog": 8, "valid/cat": 4, "valid/dog": 4}
+    photos = pictures.write(tmp_path / "photos", counts)
+    extract(tiny(photos, "s3://bucket/sweep/features", weights, tmp_path / "other", log_model=False))
+    proxy = CountingProxy(s3["AWS_ENDPOINT_URL"], "/shards/")
+    flags = [
+        *("dogs-cats-vgg16-features", "--features", "s3://bucket/sweep/features", "--model", "vgg11"),
+        *(
+            "--weights",
+            weights,
+            "--weights-preprocessing",
+            "imagenet",
+            "--image-size",
+            "32",
+            "--batch-size",
+            "4",
+        ),
+        *("--precision", "float32", "--cache", tmp_path / "cache", "--workers", "1", "--epochs", "4"),
+    ]
+    # The cluster was started before the server: its processes get the addresses as `ray job submit` hands them on.
+    addresses = {**s3, "AWS_ENDPOINT_URL": proxy.endpoint}
+    job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": addresses}})}
+    yield list(map(str, flags)), proxy, {**addresses, **job}
+    proxy.close()
+
+
+def test_a_killed_sweep_goes_on_to_a_registered_model(cache, ray_cluster, tmp_path):
+    """Two trials at a time from one copy of the cache; what has ended is neither lost nor done again."""
+    flags, proxy, environment = cache
+    command = [sys.executable, "jobs/sweep.py", *flags, "--name", "s", "--trials", "6", "--no-early-stopping"]
+    command += ["--search", "head=mlp,linear", "lr=1e-4:1e-2:log", "hidden-size=4,8"]
+    records = tmp_path / "s" / "trials"
+    state = lambda: {  # noqa: E731
+        int(path.stem): json.loads(path.read_text()) for path in records.glob("[0-9]*.json")
+    }
+    first = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "CVDIST_STORAGE": str(tmp_path), **environment, **ray_cluster},
+        stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "log").open("w"),
+        start_new_session=True,
+    )
+    try:
+        wait_until(
+            lambda: first.poll() is not None or sum(t["state"] == "finished" for t in state().values()) >= 2,
+            120,
+            "two trials have finished",
+        )
+        assert first.poll() is None, (tmp_path / "log").read_text()[-3000:]
+    finally:
+        first.kill()
+        first.wait()
+    before = {number: one for number, one in state().items() if one["state"] == "finished"}
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("cvdist").experiment_id
+    statuses = lambda: [one.info.status for one in client.search_runs([experiment])]  # noqa: E731
+    wait_until(
+        lambda: not {"RUNNING", "SCHEDULED"} & set(statuses()), 30, "the runs of the killed job are ended"
+    )
+
+    done = run(*command, "--register", "pets", storage=tmp_path, **environment, **ray_cluster)
+    assert done.returncode == 0, done.stderr[-4000:]
+    after = state()
+    assert f"{len(before)} trials have ended and are kept, {6 - len(before)} are left" in done.stderr
+    assert {number: after[number] for number in before} == before
+    assert len(after) == 6 and all(one["state"] == "finished" for one in after.values())
+    assert all([epoch["epoch"] for epoch in one["epochs"]] == [1, 2, 3, 4] for one in after.values())
+
+    # Exact counts, everywhere the same ones.
+    trials = [Trial(n, one["settings"], one["state"], tuple(Epoch(**e) for e in one["epochs"])) for n, one in
+              sorted(after.items())]  # fmt: skip
+    best = best_of(trials)
+    result = f"{best.best.correct}/8"
+    assert f"trial {best.number}: {space.describe(best.settings)}" in done.stdout and result in done.stdout
+    runs = {one.data.tags["cvdist.name"]: one for one in client.search_runs([experiment])}
+    parent = runs.pop("s")
+    assert parent.info.status == "FINISHED" and parent.data.metrics["best/correct"] == best.best.correct
+    assert set(runs) == {f"s-trial-{n:02}" for n in range(1, 7)} | {f"s-best-{best.number:02}"}
+    for name, one in runs.items():
+        assert one.info.status == "FINISHED", name
+        assert one.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    for one in trials:
+        found = runs[f"s-trial-{one.number:02}"]
+        history = client.get_metric_history(found.info.run_id, "valid/correct")
+        assert [m.value for m in sorted(history, key=lambda m: m.step)] == [e.correct for e in one.epochs]
+        assert found.data.params["optimizer.lr"] == str(one.settings["lr"])
+        if one.number in before:
+            assert found.data.metrics["run/attempt"] == 1
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id, "figures")}
+    assert artifacts == {f"figures/{name}.png" for name in ("parallel_coordinates", "trials")}
+    assert (tmp_path / "s" / f"trial-{best.number:02}").glob("epoch-*/checkpoint.json")
+    kept = {path.parent.parent.name for path in (tmp_path / "s").glob("trial-*/*/checkpoint.json")}
+    assert kept == {f"trial-{best.number:02}"}
+
+    # The best one is an ordinary run, whose model is the version with the alias.
+    final = runs[f"s-best-{best.number:02}"]
+    assert "report.html" in {item.path for item in client.list_artifacts(final.info.run_id)}
+    with mlflow_store(tmp_path):
+        version = client.get_model_version_by_alias("pets", "candidate")
+    assert version.run_id == final.info.run_id and result in version.tags["validation"]
+
+    # One copy for all trials of both jobs and the last training: each shard came once.
+    assert len(proxy.reads) == len(set(proxy.reads)) == 6
+
+    again = the_error(run(*command, "--epochs", "5", storage=tmp_path, **environment, **ray_cluster))
+    assert "--epochs 4, now 5. Start it with the same flags, or give this one another --name" in again

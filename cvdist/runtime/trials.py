@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 _STORE_SECONDS = 30.0  # a checkpoint that is not the best so far waits for so long after the one before
 _END_SECONDS = 120.0  # for the last results to reach MLflow, and a checkpoint the storage
+_SHOWN = 80  # letters of a reason
 _SCORE, _EPOCH = "score", "epoch"
 
 
@@ -369,9 +370,10 @@ def progress(trials: Sequence[Trial], running: int) -> str:
 def ended_line(trial: Trial) -> str:
     """What became of a trial."""
     result = f", {log.percent(trial.best.correct, trial.best.total)}" if trial.best is not None else ""
-    after = f" after {trial.epochs[-1].epoch} epochs" if trial.state == "stopped" and trial.epochs else ""
-    reason = f": {trial.reason}" if trial.reason else ""
-    return f"trial {trial.number:<4} {trial.state}{after}{result}  {space.describe(trial.settings)}{reason}"
+    after = f" after epoch {trial.epochs[-1].epoch}" if trial.state == "stopped" and trial.epochs else ""
+    # The whole of it is in the table.
+    reason = f"{trial.reason[:_SHOWN].rpartition(' ')[0]} ..." if len(trial.reason) > _SHOWN else trial.reason
+    return f"trial {trial.number:<4} {trial.state}{after}{result}  {space.describe(trial.settings)}{reason and ': ' + reason}"
 
 
 def run(sweep: SweepConfig, task: Task, watch: Watch, left: Sequence[int]) -> None:
