@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -245,7 +244,7 @@ def test_progress_counts():
     )
 
 
-# ------------------------------------------------------------------------------------- a real sweep, killed once
+# ------------------------------------------------------------------------------------ a real sweep, killed once
 
 
 class CountingProxy:
@@ -309,7 +308,7 @@ def cache(s3, monkeypatch, tmp_path):
         ),
         *("--precision", "float32", "--cache", tmp_path / "cache", "--workers", "1", "--epochs", "4"),
     ]
-    # The cluster was started before the server: its processes get the addresses as `ray job submit` hands them on.
+    # The cluster was started before the server: addresses come as `ray job submit` hands them on.
     addresses = {**s3, "AWS_ENDPOINT_URL": proxy.endpoint}
     job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": addresses}})}
     yield list(map(str, flags)), proxy, {**addresses, **job}

@@ -373,7 +373,8 @@ def ended_line(trial: Trial) -> str:
     after = f" after epoch {trial.epochs[-1].epoch}" if trial.state == "stopped" and trial.epochs else ""
     # The whole of it is in the table.
     reason = f"{trial.reason[:_SHOWN].rpartition(' ')[0]} ..." if len(trial.reason) > _SHOWN else trial.reason
-    return f"trial {trial.number:<4} {trial.state}{after}{result}  {space.describe(trial.settings)}{reason and ': ' + reason}"
+    settings = space.describe(trial.settings) + (f": {reason}" if reason else "")
+    return f"trial {trial.number:<4} {trial.state}{after}{result}  {settings}"
 
 
 def run(sweep: SweepConfig, task: Task, watch: Watch, left: Sequence[int]) -> None:

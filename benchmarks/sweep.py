@@ -1,0 +1,132 @@
+"""A sweep of 20 trials from a cache against 20 trainings of the same epochs from the pictures.
+
+All are trainings of VGG16 on frozen convolutions, with 1,600 pictures to learn from and 400 to validate, on all
+cores; compared are core-seconds, seconds times cores. The sweep is `jobs/sweep.py` as users run it, from its start
+to its end, with the usual search over heads and their settings, without the last training of the best. Its features
+are made up, of VGG16's size. It is compared twice: with `--no-early-stopping`, which trains all epochs of all
+trials, and as it is, with ASHA, against whole trainings.
+
+The other side trains from decoded pictures in the page cache, with this project's own loop (bfloat16 and NHWC where
+the processor has them: several times as fast as the book's code). It is timed on a few batches of training and
+validation and scaled to the epochs: 20 trainings would take hours. Its start, listing and decoding are left out, in
+its favour.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torchvision
+
+from benchmarks import made_up_features
+from benchmarks.harness import Comparison, summarise
+from benchmarks.photographs import write_folder
+from cvdist import config as configs
+from cvdist import recipes
+from cvdist.features import fingerprint, manifest
+from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
+from cvdist.storage import Folder
+from cvdist.tracking import NoTracker
+from cvdist.training.loop import TrainingLoop
+
+TRIALS, EPOCHS, TRAIN, VALID, BATCH = 20, 2, 1600, 400, 64
+TIMED_BATCHES, ROUNDS = 2, 2
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def measure() -> Iterator[Comparison]:
+    """Core-seconds."""
+    cores = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        weights = _weights(root)
+        _features(root, weights)
+        loop = _from_pictures(root, weights)
+        rounds = [_epoch_from_pictures(loop) for _ in range(ROUNDS + 1)][1:]
+        del loop
+        print(f"  an epoch from the pictures: {', '.join(f'{seconds:.0f}' for seconds in rounds)} s")
+        for name, flags in (("all epochs of all", ("--no-early-stopping",)), ("ASHA against all epochs", ())):
+            seconds, epochs = _sweep(root, weights, *flags)
+            print(f"  {name}: {seconds:.0f} s, {epochs} of {TRIALS * EPOCHS} epochs trained")
+            whole = TRIALS * EPOCHS * cores
+            yield summarise(
+                f"{TRIALS} trainings / a sweep, {name}",
+                [(whole * epoch, seconds * cores) for epoch in rounds], unit="core-s", target=15,
+            )  # fmt: skip
+
+
+def _weights(root: Path) -> Path:
+    path = root / "weights.pth"
+    vgg = torchvision.models.vgg16()
+    torch.save({f"features.{n}": t for n, t in vgg.features.state_dict().items()}, path)
+    return path
+
+
+def _features(root: Path, weights: Path) -> None:
+    """A cache that says of itself what training asks for."""
+    made = made_up_features.write(root / "features", TRAIN, VALID)
+    config = configs.replace(
+        recipes.find("dogs-cats-vgg16-features"), weights=str(weights), weights_preprocessing="imagenet"
+    )
+    made = dataclasses.replace(made, fingerprint=fingerprint.asked_for_training(config))
+    Folder.open(str(root / "features"), "--features").write(manifest.NAME, manifest.dump(made))
+
+
+def _sweep(root: Path, weights: Path, *flags: str) -> tuple[float, int]:
+    """Seconds that the job takes, and epochs that its trials were trained for."""
+    run = ["jobs/sweep.py", "dogs-cats-vgg16-features", "--features", root / "features", "--weights", weights]
+    run += ["--weights-preprocessing", "imagenet", "--epochs", EPOCHS, "--trials", TRIALS, "--workers", 1]
+    run += ["--cache", root / "cache", "--storage", root / f"runs{len(flags)}", "--no-train-best", *flags]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *map(str, run)],
+        cwd=_ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - started
+    found = re.search(r"(\d+) of \d+ epochs trained", done.stdout)
+    if done.returncode or not found:
+        raise RuntimeError(done.stderr[-3000:])
+    return seconds, int(found[1])
+
+
+def _from_pictures(root: Path, weights: Path) -> TrainingLoop:
+    """A training on a few of the pictures."""
+    folder = write_folder(root / "pictures", TIMED_BATCHES * BATCH)
+    for i in range(BATCH):
+        name = f"{('cat', 'dog')[i % 2]}/{i:06}.jpg"
+        shutil.copyfile(folder / "train" / name, folder / "valid" / name)
+    config = configs.replace(
+        recipes.find("dogs-cats-vgg16-dropout"),
+        data=str(root / "pictures"), cache=str(root / "cache"), batch_size=BATCH, tracking="none",
+        weights=str(weights), weights_preprocessing="imagenet", name="bench",
+    )  # fmt: skip
+    worker = ProcessWorker(0, 1, 0, 1, "here", torch.device("cpu"), CheckpointFolder(root / "none", 1))
+    return TrainingLoop(config, worker, NoTracker())
+
+
+def _epoch_from_pictures(loop: TrainingLoop) -> float:
+    """Seconds of an epoch over all pictures, from a part of it."""
+    started = time.perf_counter()
+    loop.progress.position = 0
+    loop._train_epoch(1)
+    trained = time.perf_counter()
+    loop._validate()
+    validated = time.perf_counter()
+    return (trained - started) * TRAIN / loop.info.train_size + (
+        validated - trained
+    ) * VALID / loop.info.valid_size
