@@ -1,15 +1,15 @@
 """A sweep of 20 trials from a cache against 20 trainings of the same epochs from the pictures.
 
-All are trainings of VGG16 on frozen convolutions, with 1,600 pictures to learn from and 400 to validate, on all
-cores; compared are core-seconds, seconds times cores. The sweep is `jobs/sweep.py` as users run it, from its start
-to its end, with the usual search over heads and their settings, without the last training of the best. Its features
-are made up, of VGG16's size. It is compared twice: with `--no-early-stopping`, which trains all epochs of all
-trials, and as it is, with ASHA, against whole trainings.
+All are trainings of VGG16 on frozen convolutions, with 1,600 pictures to learn from and 400 to validate, on
+all cores; compared are core-seconds, seconds times cores. The sweep is `jobs/sweep.py` as users run it, from
+its start to its end, with the usual search over heads and their settings, without the last training of the
+best. Its features are made up, of VGG16's size. It is compared twice: with `--no-early-stopping`, which trains
+all epochs of all trials, and as it is, with ASHA, against whole trainings.
 
-The other side trains from decoded pictures in the page cache, with this project's own loop (bfloat16 and NHWC where
-the processor has them: several times as fast as the book's code). It is timed on a few batches of training and
-validation and scaled to the epochs: 20 trainings would take hours. Its start, listing and decoding are left out, in
-its favour.
+The other side trains from decoded pictures in the page cache, with this project's own loop (bfloat16 and NHWC
+where the processor has them: several times as fast as the book's code). It is timed on a few batches of
+training and validation and scaled to the epochs: 20 trainings would take hours. Its start, listing and decoding
+are left out, in its favour.
 """
 
 from __future__ import annotations
