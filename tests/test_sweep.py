@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -152,7 +153,7 @@ def test_the_best_is_the_one_with_most_right_then_the_lowest_loss():
     assert low.score > trial(1, corrects=[90]).score
     assert best_of([trial(1, corrects=[90]), low, trial(3, "stopped", corrects=[99])]) is low
     assert best_of([trial(1, "stopped", [99])]) is None
-    one = trial(1, corrects=[80, 95, 90])
+    one = trial(1, corrects=[80, 95, 95])
     assert one.best.epoch == 2 and one.after(1).correct == 80 and one.after(4) is None
 
 
@@ -242,6 +243,53 @@ def test_progress_counts():
     assert running.progress(trials, 1) == (
         "trials 3/5 done, 1 running, 1 stopped early, 1 diverged or failed, best 95.00% (95/100) lr=0.2"
     )
+
+
+# --------------------------------------------------------------------------------- a trial, without a cluster
+
+
+def test_a_trial_stops_when_told_and_goes_on_from_its_best_checkpoint(tmp_path):
+    photos = pictures.write(
+        tmp_path / "photos", {"train/cat": 6, "train/dog": 6, "valid/cat": 3, "valid/dog": 3}
+    )
+    weights = write_weights(tmp_path / "vgg11.pth")
+    chosen = tiny(
+        *(photos, tmp_path / "features", weights, tmp_path / "cache"),
+        epochs=3,
+        visualize=False,
+        ridge_probe=False,
+        head="mlp",
+    )
+    extract(chosen)
+    task = running.Task(chosen, str(tmp_path / "s"), 3, 2, False, {1: {"lr": 0.01}, 2: {"lr": 1e30}}, {})
+
+    def process(number):
+        made = running._Process.__new__(running._Process)
+        made.setup({"trial": number}, task)
+        return made
+
+    def epochs(made):
+        results = []
+        while not results or not results[-1].get("done"):
+            results.append(made.step())
+        made.cleanup()
+        return results
+
+    whole = epochs(process(1))
+    assert [one["epoch"] for one in whole] == [1, 2, 3] and whole[-1]["state"] == "finished"
+    task = dataclasses.replace(task, folder=str(tmp_path / "other"))
+    stopped = process(1)
+    assert stopped.step()["epoch"] == 1
+    stopped.cleanup()
+    (checkpoint,) = (tmp_path / "other" / "trial-01").glob("*/checkpoint.json")
+    assert checkpoint.parent.name == "epoch-0001"
+    again = epochs(process(1))
+    same = ("epoch", "correct", "loss", "score")
+    assert [[one[name] for name in same] for one in again] == [[one[name] for name in same] for one in whole]
+    # The same process goes on with another trial, which diverges.
+    stopped.reset_config({"trial": 2})
+    (ended,) = epochs(stopped)
+    assert ended["state"] == "diverged" and re.match(r"the (loss became|weights are no)", ended["reason"])
 
 
 # ------------------------------------------------------------------------------------ a real sweep, killed once

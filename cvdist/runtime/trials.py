@@ -156,7 +156,7 @@ class _Process(tune.Trainable):
         self._go = threading.Semaphore(0)
         self._stopping = False
         self._error: BaseException | None = None
-        self._best = -1.0
+        self._best: Epoch | None = None
         self._started = time.monotonic()
         self._last: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._work, args=(int(new_config["trial"]),), daemon=True)
@@ -229,10 +229,11 @@ class _Process(tune.Trainable):
         """Tell Ray Tune, and wait until it wants the next one; the last is told when all is delivered."""
         if self._stopping:
             raise _Stopped
-        self._best = max(self._best, epoch.score)  # what a run is judged by: its best epoch
+        if self._best is None or epoch.correct > self._best.correct:
+            self._best = epoch  # what a run is judged by
         result = {
             **dataclasses.asdict(epoch),
-            _SCORE: self._best,
+            _SCORE: self._best.score,
             "seconds": time.monotonic() - self._started,
             "state": "running",
         }

@@ -9,7 +9,7 @@ from cvdist.sweep.record import Trial
 from cvdist.sweep.space import Dimension
 
 _LEAST_TRIALS = 8
-_TREES, _REPEATS = 200, 30
+_TREES, _REPEATS = 100, 20
 
 
 @dataclass(frozen=True)

@@ -54,19 +54,19 @@ class Trial:
 
     @property
     def best(self) -> Epoch | None:
-        """The best epoch, the first of equals."""
-        return max(self.epochs, key=lambda epoch: epoch.score, default=None)
+        """The best epoch, the first of equals: that of the run's best checkpoint."""
+        return max(self.epochs, key=lambda epoch: epoch.correct, default=None)
 
     @property
     def score(self) -> float:
-        """Of the best epoch; below all others without one."""
+        """Of the best epoch, to compare trials by; below all others without one."""
         return self.best.score if self.best is not None else -1.0
 
     def after(self, epochs: int) -> Epoch | None:
         """The best of the first `epochs` epochs; None if it has not come that far."""
         if not self.epochs or self.epochs[-1].epoch < epochs:
             return None
-        return max((one for one in self.epochs if one.epoch <= epochs), key=lambda one: one.score)
+        return max((one for one in self.epochs if one.epoch <= epochs), key=lambda one: one.correct)
 
     def with_epoch(self, epoch: Epoch, seconds: float) -> Trial:
         """With one more result, or the same again."""
