@@ -1,9 +1,9 @@
 """A sweep of 20 trials from a cache against 20 trainings of the same epochs from the pictures.
 
 All are trainings of VGG16 on frozen convolutions, with 1,600 pictures to learn from and 400 to validate, on
-all cores; compared are core-seconds, seconds times cores. The sweep is `jobs/sweep.py` as users run it, from
-its start to its end, with the usual search over heads and their settings, without the last training of the
-best. Its features are made up, of VGG16's size. It is compared twice: with `--no-early-stopping`, which trains
+all cores; compared are core-seconds: processor time, user's and system's, of all processes. The sweep is
+`jobs/sweep.py` as users run it, from its start to its end and with all of Ray's processes, with the usual search
+over heads and their settings, without the last training of the best. Its features are made up, of VGG16's size. It is compared twice: with `--no-early-stopping`, which trains
 all epochs of all trials, and as it is, with ASHA, against whole trainings.
 
 The other side trains from decoded pictures in the page cache, with this project's own loop (bfloat16 and NHWC
@@ -18,13 +18,14 @@ import dataclasses
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 import torchvision
 
@@ -41,12 +42,12 @@ from cvdist.training.loop import TrainingLoop
 
 TRIALS, EPOCHS, TRAIN, VALID, BATCH = 20, 2, 1600, 400, 64
 TIMED_BATCHES, ROUNDS = 2, 2
+_LOOK_SECONDS = 0.5  # between two looks at the processes: what one of them does after the last is not seen
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 def measure() -> Iterator[Comparison]:
     """Core-seconds."""
-    cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         weights = _weights(root)
@@ -54,14 +55,13 @@ def measure() -> Iterator[Comparison]:
         loop = _from_pictures(root, weights)
         rounds = [_epoch_from_pictures(loop) for _ in range(ROUNDS + 1)][1:]
         del loop
-        print(f"  an epoch from the pictures: {', '.join(f'{seconds:.0f}' for seconds in rounds)} s")
+        print(f"  an epoch from the pictures: {', '.join(f'{seconds:.0f}' for seconds in rounds)} core-s")
         for name, flags in (("all epochs of all", ("--no-early-stopping",)), ("ASHA against all epochs", ())):
             seconds, epochs = _sweep(root, weights, *flags)
-            print(f"  {name}: {seconds:.0f} s, {epochs} of {TRIALS * EPOCHS} epochs trained")
-            whole = TRIALS * EPOCHS * cores
+            print(f"  {name}: {seconds:.0f} core-s, {epochs} of {TRIALS * EPOCHS} epochs trained")
             yield summarise(
                 f"{TRIALS} trainings / a sweep, {name}",
-                [(whole * epoch, seconds * cores) for epoch in rounds], unit="core-s", target=15,
+                [(TRIALS * EPOCHS * epoch, seconds) for epoch in rounds], unit="core-s", target=15,
             )  # fmt: skip
 
 
@@ -83,25 +83,28 @@ def _features(root: Path, weights: Path) -> None:
 
 
 def _sweep(root: Path, weights: Path, *flags: str) -> tuple[float, int]:
-    """Seconds that the job takes, and epochs that its trials were trained for."""
+    """Core-seconds that the job takes, and epochs that its trials were trained for."""
     run = ["jobs/sweep.py", "dogs-cats-vgg16-features", "--features", root / "features", "--weights", weights]
     run += ["--weights-preprocessing", "imagenet", "--epochs", EPOCHS, "--trials", TRIALS, "--workers", 1]
     run += ["--cache", root / "cache", "--storage", root / f"runs{len(flags)}", "--no-train-best", *flags]
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-    started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *map(str, run)],
-        cwd=_ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    seconds = time.perf_counter() - started
-    found = re.search(r"(\d+) of \d+ epochs trained", done.stdout)
-    if done.returncode or not found:
-        raise RuntimeError(done.stderr[-3000:])
-    return seconds, int(found[1])
+    with (root / "out").open("w+") as output:
+        job = psutil.Popen(
+            [sys.executable, *map(str, run)], cwd=_ROOT, env=environment, stdout=output, stderr=output
+        )
+        seconds: dict[tuple[int, float], float] = {}
+        while job.poll() is None:
+            for process in [job, *job.children(recursive=True)]:  # Ray's are among them
+                with suppress(psutil.Error):
+                    times = process.cpu_times()
+                    seconds[process.pid, process.create_time()] = times.user + times.system
+            time.sleep(_LOOK_SECONDS)
+        output.seek(0)
+        text = output.read()
+    found = re.search(r"(\d+) of \d+ epochs trained", text)
+    if job.returncode or not found:
+        raise RuntimeError(text[-3000:])
+    return sum(seconds.values()), int(found[1])
 
 
 def _from_pictures(root: Path, weights: Path) -> TrainingLoop:
@@ -120,13 +123,13 @@ def _from_pictures(root: Path, weights: Path) -> TrainingLoop:
 
 
 def _epoch_from_pictures(loop: TrainingLoop) -> float:
-    """Seconds of an epoch over all pictures, from a part of it."""
-    started = time.perf_counter()
+    """Core-seconds of an epoch over all pictures, from a part of it."""
+    started = time.process_time()
     loop.progress.position = 0
     loop._train_epoch(1)
-    trained = time.perf_counter()
+    trained = time.process_time()
     loop._validate()
-    validated = time.perf_counter()
+    validated = time.process_time()
     return (trained - started) * TRAIN / loop.info.train_size + (
         validated - trained
     ) * VALID / loop.info.valid_size
