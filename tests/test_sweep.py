@@ -261,7 +261,7 @@ def test_a_trial_stops_when_told_and_goes_on_from_its_best_checkpoint(tmp_path):
         head="mlp",
     )
     extract(chosen)
-    task = running.Task(chosen, str(tmp_path / "s"), 3, 2, False, {1: {"lr": 0.01}, 2: {"lr": 1e30}}, {})
+    task = running.Task(chosen, str(tmp_path / "s"), 3, 2, False, 0, {1: {"lr": 0.01}, 2: {"lr": 1e30}}, {})
 
     def process(number):
         made = running._Process.__new__(running._Process)

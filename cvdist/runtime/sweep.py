@@ -12,7 +12,7 @@ from typing import Any
 
 from cvdist import config as configs
 from cvdist import log, tracking
-from cvdist.config import SweepJobConfig, TrainConfig, storage_root
+from cvdist.config import ModelConfig, SweepJobConfig, TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.runtime import launch
@@ -26,6 +26,7 @@ from cvdist.tracking import RunRef
 
 logger = logging.getLogger(__name__)
 
+_BYTES_OF_A_PROCESS = 10**9  # with PyTorch and MLflow
 # Of the data, what a node may have otherwise without another result.
 _OF_THE_NODE = ("cache", "cache_share", "decode_workers", "max_bad_images")
 
@@ -122,6 +123,7 @@ def _run(job: SweepJobConfig, search: tuple[Dimension, ...], tries: list[Setting
                 epochs=epochs,
                 trials_on_node=_trials_on_node(job),
                 use_gpu=use_gpu,
+                memory=_memory(config, tries),
                 settings={trial.number: trial.settings for trial in left},
                 runs=runs,
             )
@@ -233,6 +235,29 @@ def _trials_on_node(job: SweepJobConfig) -> int:
         (int(node["Resources"].get("CPU", 0) // cores) for node in ray.nodes() if node["Alive"]), default=1
     )
     return max(1, min(fit, job.sweep.concurrent_trials or fit))
+
+
+def _memory(config: TrainConfig, tries: list[Settings]) -> int:
+    """Bytes that the largest trial needs, about; where no node has as many, all of a node's.
+
+    Weights, their gradients and the optimiser's state, and the copy of them that is being stored.
+    """
+    import ray
+
+    from cvdist.runtime.preflight import _trained_parameters
+
+    most = 0
+    sizes: dict[ModelConfig, int] = {}
+    for settings in tries:
+        chosen = space.apply(config, settings)
+        model = dataclasses.replace(chosen.model, dropout=0.0)
+        if model not in sizes:
+            sizes[model] = _trained_parameters(chosen)
+        state = 2 if chosen.optimizer.optimizer == "adamw" else int(chosen.optimizer.momentum > 0)
+        copies = 2 * (1 + state + int(chosen.optimizer.model_ema_decay > 0)) + 1
+        most = max(most, _BYTES_OF_A_PROCESS + 4 * copies * sizes[model])
+    nodes = [int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]]
+    return min(most, max(nodes, default=0))
 
 
 def _announce(

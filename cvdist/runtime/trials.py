@@ -127,13 +127,14 @@ class TrialTracker(NoTracker):
 
 @dataclass(frozen=True)
 class Task:
-    """What a process needs for its trials. folder: of the sweep; runs: by the trials' numbers."""
+    """What a process needs for its trials. folder: of the sweep; memory: bytes; runs: by trial."""
 
     config: TrainConfig
     folder: str
     epochs: int
     trials_on_node: int
     use_gpu: bool
+    memory: int
     settings: dict[int, space.Settings]
     runs: dict[int, RunRef]
 
@@ -388,7 +389,11 @@ def run(sweep: SweepConfig, task: Task, watch: Watch, left: Sequence[int]) -> No
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends this job as any other
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that nobody reads
-    resources = {"cpu": task.config.runtime.cpus_per_worker, "gpu": sweep.gpus_per_trial if task.use_gpu else 0}
+    resources = {
+        "cpu": task.config.runtime.cpus_per_worker,
+        "gpu": sweep.gpus_per_trial if task.use_gpu else 0,
+        "memory": task.memory,
+    }
     earlier = [trial for trial in watch.trials.values() if trial.number not in left and trial.epochs]
     with tempfile.TemporaryDirectory(prefix="cvdist-tune-") as scratch:
         tuner = tune.Tuner(
