@@ -61,8 +61,16 @@ class Preprocessed:
     seconds: float
 
 
-def launch(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Finished | None:
-    """Run a training job. Under torchrun, None on all workers but the first. tags: more of them for its run.
+@dataclass(frozen=True)
+class Part:
+    """A training as a part of a longer job. tags: for its MLflow run; began: seconds since 1970."""
+
+    tags: Mapping[str, str]
+    began: float
+
+
+def launch(config: TrainConfig, part: Part | None = None) -> Finished | None:
+    """Run a training job. Under torchrun, None on all workers but the first.
 
     Raises:
         UserError: for all that the user can mend, as early as it can be found.
@@ -74,13 +82,14 @@ def launch(config: TrainConfig, tags: Mapping[str, str] | None = None) -> Finish
     if runtime == "auto":
         # What torchrun, or anything else that starts workers, tells each of them.
         runtime = "torchrun" if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else "ray"
+    part = part or Part({}, _started())
     with sigterm_raises():
-        finished = _on_ray(config, tags or {}) if runtime == "ray" else _in_processes(config, tags or {})
+        finished = _on_ray(config, part) if runtime == "ray" else _in_processes(config, part)
     if finished is None:
         return None
     name, summary, run = finished
     registered, not_registered = _register(config, summary, run)
-    seconds, first_step = time.time() - _started(), _seconds_to_first_step(summary)
+    seconds, first_step = time.time() - part.began, _seconds_to_first_step(summary, part)
     return Finished(name, summary, run, storage_root(config), seconds, first_step, registered, not_registered)
 
 
@@ -116,7 +125,7 @@ def require_ray(otherwise: str) -> None:
         )
 
 
-def _on_ray(config: TrainConfig, tags: Mapping[str, str]) -> tuple[str, Summary, RunRef | None]:
+def _on_ray(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | None]:
     """This process is the driver: it owns the MLflow run, the workers fill it."""
     require_ray("start with torchrun --nproc-per-node N jobs/train.py ... or use --runtime inline")
     from cvdist.runtime import ray_cluster
@@ -129,16 +138,16 @@ def _on_ray(config: TrainConfig, tags: Mapping[str, str]) -> tuple[str, Summary,
         store = opening.result()
     from cvdist.runtime import ray_train
 
-    run, fence = _start(config, store, attempt=0, tags=tags)
+    run, fence = _start(config, store, attempt=0, tags=part.tags)
     with tracking.ended(run):
         if run is not None:
             run.require_reachable_from(nodes)
         summary = ray_train.fit(config, run, fence)
-        _describe(run, summary)
+        _describe(run, summary, part)
     return config.checkpoint.name, summary, run
 
 
-def _in_processes(config: TrainConfig, tags: Mapping[str, str]) -> tuple[str, Summary, RunRef | None] | None:
+def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | None] | None:
     """This process is a worker; the first one owns the MLflow run as well."""
     from cvdist.runtime import processes
     from cvdist.training.collectives import gather, together
@@ -151,7 +160,7 @@ def _in_processes(config: TrainConfig, tags: Mapping[str, str]) -> tuple[str, Su
         with together():
             processes.require_folder(config)
             if place.rank == 0:
-                run, fence = _start(config, open_all(config, data_is_here=True), attempt=1, tags=tags)
+                run, fence = _start(config, open_all(config, data_is_here=True), attempt=1, tags=part.tags)
         run = gather(run)[0]
         with tracking.ended(run if place.rank == 0 else None), Stop(config.checkpoint.grace_period) as stop:
             worker = place.worker(config, fence, stop.asked)
@@ -165,7 +174,7 @@ def _in_processes(config: TrainConfig, tags: Mapping[str, str]) -> tuple[str, Su
             finally:
                 tracker.close()
             if worker.rank == 0:
-                _describe(run, summary)
+                _describe(run, summary, part)
     return (config.checkpoint.name, summary, run) if worker.rank == 0 else None
 
 
@@ -216,12 +225,12 @@ def _start(
     return run, fence
 
 
-def _describe(run: RunRef | None, summary: Summary) -> None:
+def _describe(run: RunRef | None, summary: Summary, part: Part) -> None:
     if run is not None:
         from cvdist.tracking import report_page, run_page
 
         description = run_page.description(summary, environment.command())
-        tracking.describe(run, description, _seconds_to_first_step(summary))
+        tracking.describe(run, description, _seconds_to_first_step(summary, part))
         report_page.log_report_or_warn(run)
 
 
@@ -230,8 +239,8 @@ def _started() -> float:
     return float(psutil.Process().create_time())
 
 
-def _seconds_to_first_step(summary: Summary) -> float:
-    return summary.first_step_at - _started() if summary.first_step_at else 0.0
+def _seconds_to_first_step(summary: Summary, part: Part) -> float:
+    return summary.first_step_at - part.began if summary.first_step_at else 0.0
 
 
 def _register(config: TrainConfig, summary: Summary, run: RunRef | None) -> tuple[str, str]:

@@ -300,4 +300,5 @@ def _train_best(
     if not checkpoint:
         logger.warning("its checkpoint is gone: it is trained from the start")
     config = configs.replace(config, name=f"{config.checkpoint.name}-best-{best.number:02}", resume=checkpoint)
-    return launch.launch(config, {tracking.PARENT_TAG: parent.run_id} if parent is not None else None)
+    tags = {tracking.PARENT_TAG: parent.run_id} if parent is not None else {}
+    return launch.launch(config, launch.Part(tags, time.time()))
