@@ -151,8 +151,11 @@ class _Process(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """See `tune.Trainable`."""
+        """See `tune.Trainable`: False where the trial before does not end, and another process is needed."""
+        before = self._thread
         self.cleanup()
+        if before is not None and before.is_alive():
+            return False
         self._results: queue.Queue[dict[str, Any]] = queue.Queue()
         self._go = threading.Semaphore(0)
         self._stopping = False
@@ -190,6 +193,7 @@ class _Process(tune.Trainable):
     def _work(self, number: int) -> None:
         try:
             self._train(number, self._task)
+            self._say(state="failed", reason="it ended before its last epoch")  # so that nobody waits
         except _Stopped:
             if self._last:
                 self._results.put(self._last)
