@@ -228,7 +228,7 @@ def test_figures_and_table_show_all_trials(tried):
     assert [row["trial"] for row in rows] == [str(i) for i in range(1, 21)]
     assert rows[2]["state"] == "diverged" and rows[2]["reason"] == "the loss became nan"
     assert rows[winner.number - 1]["correct"] == str(winner.best.correct) and rows[6]["dropout"] == ""
-    assert f"| {winner.number} |" in sweep_run.description(search, trials, "command")
+    assert f"| {winner.number} |" in sweep_run.description(search, trials, "command", ())
 
 
 def test_figures_of_a_sweep_without_results():

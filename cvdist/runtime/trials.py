@@ -341,11 +341,10 @@ class Watch(tune.Callback, tune.Stopper):
         self._line.clear()
 
     def _end(self, trial: Trial) -> None:
-        self._note(trial)
-        if self.error is None:
-            self._line.clear()
-            logger.info("%s", ended_line(trial))
-            self._ended(trial)
+        self._line.clear()
+        logger.info("%s", ended_line(trial))
+        self._ended(trial)
+        self._note(trial)  # last: what is noted as ended is not looked at again
 
     def _note(self, trial: Trial) -> None:
         self.trials[trial.number] = trial

@@ -170,8 +170,8 @@ def start_run(
     name = config.checkpoint.name
     run = _find(client, store.experiment_id, name) if continued else None
     if run is None:
-        tags = {NAME_TAG: name, "cvdist.recipe": config.recipe}
-        run = client.create_run(store.experiment_id, run_name=name, tags=tags)
+        first = {NAME_TAG: name, "cvdist.recipe": config.recipe, **(tags or {})}
+        run = client.create_run(store.experiment_id, run_name=name, tags=first)
     else:
         client.update_run(run.info.run_id, status="RUNNING")
     if status != "RUNNING":

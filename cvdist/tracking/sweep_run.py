@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from cvdist import config as configs
@@ -29,6 +29,11 @@ from cvdist.tracking.run import (
 
 _STATE_TAG = "cvdist.trial_state"
 _SHOWN = 30  # trials in the description
+_FIGURES = {
+    "parallel_coordinates": "which settings lead where",
+    "importance": "which of them matter",
+    "trials": "accuracy by epoch, and where trials were stopped",
+}
 
 
 def start(
@@ -95,10 +100,11 @@ def log_results(ref: RunRef, search: Sequence[Dimension], trials: Sequence[Trial
         }
     tracker.metrics(numbers, step=0)
     tracker.text("trials.csv", table(search, trials))
-    for name, draw in figures(search, trials, grace).items():
+    drawn = figures(search, trials, grace)
+    for name, draw in drawn.items():
         tracker.figure(name, draw)
     tracker.close()
-    describe(ref, description(search, trials, environment.command()))
+    describe(ref, description(search, trials, environment.command(), set(drawn)))
 
 
 def figures(search: Sequence[Dimension], trials: Sequence[Trial], grace: int) -> Mapping[str, Any]:
@@ -144,8 +150,11 @@ def table(search: Sequence[Dimension], trials: Sequence[Trial]) -> str:
     return output.getvalue()
 
 
-def description(search: Sequence[Dimension], trials: Sequence[Trial], command: str) -> str:
-    """Markdown for the top of the run's page."""
+def description(
+    search: Sequence[Dimension], trials: Sequence[Trial], command: str, drawn: Container[str]
+) -> str:
+    """Markdown for the top of the run's page. drawn: names of the figures."""
+    shown = "\n".join(f"- `figures/{name}.png`: {what}" for name, what in _FIGURES.items() if name in drawn)
     best = best_of(trials)
     title = "no trial has finished"
     if best is not None and best.best is not None:
@@ -168,9 +177,7 @@ def description(search: Sequence[Dimension], trials: Sequence[Trial], command: s
 
 Artifacts:
 - `trials.csv`: all trials, with their settings and exact counts
-- `figures/parallel_coordinates.png`: which settings lead where
-- `figures/importance.png`: which of them matter
-- `figures/trials.png`: accuracy by epoch, and where trials were stopped
+{shown}
 
 Each trial is a run below this one; the best, trained on, has figures, a report and a model.
 """
