@@ -191,6 +191,21 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How a step is divided over the workers."""
+
+    parallel: Literal["auto", "data", "head"] = "auto"
+    """`data`: each worker has all of the model and a share of the batch; gradients are averaged. `head`: the
+    first two linear layers of the classifier are split over the workers, which exchange activations instead.
+    `auto`: what a model of both costs says is faster, on the measured link and a few steps."""
+    gradient_compression: Literal["none", "bf16", "powersgd"] = "none"
+    """What gradients are averaged as. `bf16`: half the bytes. `powersgd`: approximated by matrices of a low
+    rank, few bytes; the losses differ."""
+    powersgd_rank: int = 4
+    """Of those matrices."""
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """What survives a crash, and where."""
 
@@ -465,6 +480,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -532,6 +548,7 @@ GROUPS: dict[str, type] = {
     "model": ModelConfig,
     "optimizer": OptimizerConfig,
     "loop": LoopConfig,
+    "parallel": ParallelConfig,
     "checkpoint": CheckpointConfig,
     "runtime": RuntimeConfig,
     "tracking": TrackingConfig,
@@ -584,6 +601,7 @@ _AT_LEAST = {
     "log_every_steps": 1,
     "checkpoint_every": 0,
     "keep_checkpoints": 1,
+    "powersgd_rank": 1,
     "cpus_per_worker": 1,
     "backbone_lr_scale": 0,
     "hidden_size": 0,

@@ -11,7 +11,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +29,7 @@ from cvdist.log import redact
 _CONNECT_TIMEOUT = 10.0  # seconds
 _REQUEST_TIMEOUT = 60.0  # seconds without a byte
 _ATTEMPTS = 4  # of one request, with back-off in between
+_AWAIT_SECONDS = 0.2  # between two looks for another worker's file
 _PATIENT_ATTEMPTS = 10  # the same in the middle of a long job: about a minute
 
 
@@ -163,6 +165,70 @@ def publish(
                 source_filesystem=arrow.LocalFileSystem(),
                 destination_filesystem=filesystem,
             )
+
+
+def publish_part(
+    filesystem: arrow.FileSystem,
+    path: str,
+    fill: Callable[[Path], None],
+    *,
+    awaited: Sequence[str],
+    last: str,
+    timeout: float,
+    permit: Callable[[], None] = lambda: None,
+) -> None:
+    """One worker's files of a new folder that several write at the same time.
+
+    fill: writes this worker's files into an empty local folder. awaited: files that have to be there before
+    `last`, if this worker has that one. permit: see `publish`.
+
+    Raises:
+        OSError: as the operating system or pyarrow words it.
+        UserError: if what is awaited does not come within `timeout` seconds.
+    """
+    local = isinstance(filesystem, arrow.LocalFileSystem)
+    target = Path(path)
+    if local:
+        target.mkdir(parents=True, exist_ok=True)
+    # On the same disk, so that files can be moved into their place.
+    with TemporaryDirectory(prefix=".arriving-", dir=target if local else None) as private:
+        fill(Path(private))
+        permit()
+        # What tells of other files follows them.
+        order = {
+            name: (name == last, name.endswith(".json"))
+            for name in (file.name for file in Path(private).iterdir())
+        }
+        for name in sorted(order, key=lambda name: order[name]):
+            if name == last:
+                _await(filesystem, path, awaited, timeout)
+                permit()
+            if local:
+                with (Path(private) / name).open("rb") as opened:
+                    os.fsync(opened.fileno())
+                (Path(private) / name).replace(target / name)
+            else:
+                arrow.copy_files(
+                    f"{private}/{name}",
+                    f"{path}/{name}",
+                    source_filesystem=arrow.LocalFileSystem(),
+                    destination_filesystem=filesystem,
+                )
+
+
+def _await(filesystem: arrow.FileSystem, path: str, names: Sequence[str], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while names:
+        found = filesystem.get_file_info([f"{path}/{name}" for name in names])
+        missing = [info.base_name for info in found if info.type != arrow.FileType.File]
+        if not missing:
+            return
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{missing[0]} of the checkpoint {path} has not come from its worker within {timeout:g} s "
+                "(--checkpoint-timeout): is that worker's way to the storage slow or cut?"
+            )
+        time.sleep(_AWAIT_SECONDS)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def test_a_step_from_features_on_the_device_waits_for_nothing(chosen, tmp_path):
     worker = ProcessWorker(0, 1, 0, 1, "here", CPU, CheckpointFolder(tmp_path, 1))
     loop = TrainingLoop(config, worker, NoTracker())
     loop.loader._copy = DeviceCopy(loop.loader._copy, CPU)
-    meter, before = Meter(CPU), [p.clone() for p in loop.parts.trained.parameters()]
+    meter, before = Meter(CPU, loop.mode.traffic), [p.clone() for p in loop.parts.trained.parameters()]
     order = loop.loader.epoch_order(config.loop, 1, loop.loader.shuffle(1))
     batches = loop.loader.train_batches(order, 0, 1)
     loop.parts.trained.train()
@@ -76,7 +76,7 @@ def test_a_step_from_features_on_the_device_waits_for_nothing(chosen, tmp_path):
     assert steps == 5 and int(loop.ema.n_averaged) == 5
     # The average's counter lies on the CPU, where reading it waits for nobody.
     assert watch.waits == ["_local_scalar_dense"] * 4 and loop.ema.n_averaged.device == CPU
-    assert meter.take()[2] == 20
+    assert meter.take().count == 20
     assert all(not torch.equal(p, b) for p, b in zip(loop.parts.trained.parameters(), before, strict=True))
 
 

@@ -242,7 +242,7 @@ def test_a_checkpoint_is_of_its_moment_though_it_is_written_later(tmp_path):
     loop = make_loop(tmp_path, epochs=2)
     report, states = loop.worker.report, {}
 
-    def late_report(name, score, at, fill):
+    def late_report(name, score, at, fill, awaited=()):
         states[name] = ({k: v.clone() for k, v in loop.model.state_dict().items()}, len(loop.progress.history))
 
         def wait_and_fill(folder):

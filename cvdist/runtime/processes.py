@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from pyarrow import fs as arrow
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from cvdist import storage
 from cvdist.config import CheckpointConfig, RuntimeConfig, TrainConfig, storage_root
@@ -24,7 +27,7 @@ from cvdist.runtime.rounds import Rounds
 from cvdist.runtime.uploads import Uploads
 from cvdist.runtime.worker import Asked
 from cvdist.training.checkpoint import META
-from cvdist.training.collectives import together
+from cvdist.training.collectives import gather, together
 
 _CONFER_SECONDS = 1.0
 
@@ -65,12 +68,24 @@ class ProcessWorker:
         """See `Worker.best_checkpoint`."""
         yield self.kept.best()
 
-    def report(self, name: str, score: float, at: int, fill: Callable[[Path], None] | None) -> None:
+    def report(
+        self,
+        name: str,
+        score: float,
+        at: int,
+        fill: Callable[[Path], None] | None,
+        awaited: Sequence[str] = (),
+    ) -> None:
         """See `Worker.report`."""
-        with together(self.settings.checkpoint_timeout):
+        suffix = gather(self.kept.suffix)[0] if awaited else ""
+        timeout = self.settings.checkpoint_timeout
+        with together(timeout):
             if fill is not None:
                 self._uploads.wait()
-                self._uploads.start(lambda: self.kept.add(name, score, fill))
+                if self.rank == 0:
+                    self._uploads.start(lambda: self.kept.add(name, score, fill, awaited, timeout))
+                else:
+                    self._uploads.start(lambda: self.kept.add_part(name + suffix, fill))
                 if not self.settings.async_checkpoints:
                     self._uploads.wait()
 
@@ -110,18 +125,34 @@ class CheckpointFolder:
         entries = self._entries()
         return self.root / max(entries, key=lambda entry: entry[1])[0] if entries else None
 
-    def add(self, name: str, score: float, fill: Callable[[Path], None]) -> None:
+    @property
+    def suffix(self) -> str:
+        """What ends the names of this attempt's checkpoints."""
+        return self.fence.suffix if self.fence is not None else ""
+
+    def add(
+        self,
+        name: str,
+        score: float,
+        fill: Callable[[Path], None],
+        awaited: Sequence[str] = (),
+        timeout: float = CheckpointConfig.checkpoint_timeout,
+    ) -> None:
         """Let `fill` write a checkpoint, list it, then delete what is no longer to be kept.
+
+        awaited: files of other workers that belong to it, for `timeout` seconds.
 
         Raises:
             UserError: if the disk can't take it.
             Superseded: if a newer attempt has begun.
         """
-        if self.fence is not None:
-            name += self.fence.suffix
+        name += self.suffix
         target = self.root / name
         try:
-            storage.publish(arrow.LocalFileSystem(), str(target), fill, last=META)
+            if awaited:
+                self.add_part(name, fill, awaited, timeout)
+            else:
+                storage.publish(arrow.LocalFileSystem(), str(target), fill, last=META)
             with self.fence.held() if self.fence is not None else nullcontext():
                 entries = [entry for entry in self._entries() if entry[0] != name] + [(name, score)]
                 kept = sorted(entries, key=lambda entry: entry[1])[-self.keep :] + entries[-1:]
@@ -131,6 +162,26 @@ class CheckpointFolder:
         for entry in entries:
             if entry not in kept:
                 shutil.rmtree(self.root / entry[0], ignore_errors=True)
+
+    def add_part(
+        self,
+        name: str,
+        fill: Callable[[Path], None],
+        awaited: Sequence[str] = (),
+        timeout: float = CheckpointConfig.checkpoint_timeout,
+    ) -> None:
+        """Let `fill` write this worker's files of a checkpoint.
+
+        Raises:
+            UserError: if the disk can't take it, or what is `awaited` does not come within `timeout` seconds.
+        """
+        target = self.root / name
+        try:
+            storage.publish_part(
+                arrow.LocalFileSystem(), str(target), fill, awaited=awaited, last=META, timeout=timeout
+            )
+        except OSError as error:
+            raise UserError(f"the checkpoint {target} could not be written: {storage.reason(error)}") from error
 
     def _entries(self) -> list[tuple[str, float]]:
         try:
@@ -199,9 +250,16 @@ def joined(config: TrainConfig) -> Iterator[Place]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size > 1:
+        timeout = timedelta(seconds=config.runtime.collective_timeout)
+        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
+        store.set_timeout(timeout)
+        require_same_devices(store, rank, world_size, device.type)
         dist.init_process_group(
             backend="nccl" if device.type == "cuda" else "gloo",
-            timeout=timedelta(seconds=config.runtime.collective_timeout),
+            timeout=timeout,
+            store=PrefixStore("cvdist", store),
+            rank=rank,
+            world_size=world_size,
             device_id=device if device.type == "cuda" else None,
         )
     try:
@@ -209,6 +267,22 @@ def joined(config: TrainConfig) -> Iterator[Place]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def require_same_devices(store: Store, rank: int, world_size: int, kind: str) -> None:
+    """Refuse a group of which some have GPUs: there is no way to exchange anything between them.
+
+    Raises:
+        UserError: on all workers.
+    """
+    store.set(f"device-{rank}", kind)
+    kinds = [store.get(f"device-{other}").decode() for other in range(world_size)]
+    if len(set(kinds)) > 1:
+        counts = " and ".join(f"{count} on {name}" for name, count in Counter(kinds).items())
+        raise UserError(
+            f"the workers have different devices, {counts}: use nodes of one kind, or --device cpu",
+            on_all_workers=True,
+        )
 
 
 def _device(config: TrainConfig, local_rank: int, needed: int) -> torch.device:

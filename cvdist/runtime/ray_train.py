@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.train import (
@@ -25,7 +26,6 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-import ray
 from cvdist import config as configs
 from cvdist import log, storage
 from cvdist.config import TrainConfig, storage_root
@@ -96,22 +96,35 @@ class RayWorker:
         with best.checkpoint.as_directory() as folder:
             yield Path(folder)
 
-    def report(self, name: str, score: float, at: int, fill: Callable[[Path], None] | None) -> None:
-        """See `Worker.report`; a thread of Ray's writes and uploads."""
+    def report(
+        self,
+        name: str,
+        score: float,
+        at: int,
+        fill: Callable[[Path], None] | None,
+        awaited: Sequence[str] = (),
+    ) -> None:
+        """See `Worker.report`; a thread of Ray's writes and uploads rank 0's."""
         settings = self.config.checkpoint
         saved = upload = None
         with together(settings.checkpoint_timeout):
             self._uploads.wait()
-        if fill is not None:
-            place = ray.train.get_context().get_storage()
-            path = f"{place.experiment_fs_path}/{name}{self.fence.suffix if self.fence else ''}"
-            saved = ray.train.Checkpoint(path, place.storage_filesystem)
+        suffix = self.fence.suffix if self.fence is not None else ""
+        if awaited:
+            suffix = gather(suffix)[0]
+        place = ray.train.get_context().get_storage()
+        target = ray.train.Checkpoint(f"{place.experiment_fs_path}/{name}{suffix}", place.storage_filesystem)
+        if fill is not None and self.rank == 0:
+            saved = target
             done = self._uploads.expect()
 
             def upload(checkpoint: ray.train.Checkpoint, _: str) -> ray.train.Checkpoint:
-                self._uploads.run(lambda: self._store(checkpoint, fill), done)
+                self._uploads.run(lambda: self._store(checkpoint, fill, awaited), done)
                 done.result()  # Ray, too, is to know of an error
                 return checkpoint
+
+        elif fill is not None:
+            self._uploads.start(lambda: self._store_part(target, fill))
 
         ray.train.report(
             {_SCORE: score, _AT: at},
@@ -162,17 +175,36 @@ class RayWorker:
         self._notices |= new
         return Asked.SAVE if new else Asked.NOTHING
 
-    def _store(self, checkpoint: ray.train.Checkpoint, fill: Callable[[Path], None]) -> None:
+    def _store(
+        self, checkpoint: ray.train.Checkpoint, fill: Callable[[Path], None], awaited: Sequence[str]
+    ) -> None:
         assert self.fence is not None
-        try:
-            storage.publish(
-                checkpoint.filesystem, checkpoint.path, fill, last=META, permit=self.fence.require_newest
+        permit = self.fence.require_newest
+        if awaited:
+            self._store_part(checkpoint, fill, awaited, permit)
+        else:
+            with _naming(checkpoint):
+                storage.publish(checkpoint.filesystem, checkpoint.path, fill, last=META, permit=permit)
+        permit()  # Ray lists it next
+
+    def _store_part(
+        self,
+        checkpoint: ray.train.Checkpoint,
+        fill: Callable[[Path], None],
+        awaited: Sequence[str] = (),
+        permit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """This worker's files: attempts have folders of their own, so that only rank 0 needs a permit."""
+        with _naming(checkpoint):
+            storage.publish_part(
+                checkpoint.filesystem,
+                checkpoint.path,
+                fill,
+                awaited=awaited,
+                last=META,
+                timeout=self.config.checkpoint.checkpoint_timeout,
+                permit=permit,
             )
-            self.fence.require_newest()  # Ray lists it next
-        except OSError as error:
-            raise UserError(
-                f"the checkpoint {checkpoint.path} could not be stored: {storage.reason(error)}"
-            ) from error
 
     def _reported(self) -> list[Any]:
         return list(
@@ -181,6 +213,17 @@ class RayWorker:
                 timeout_s=self.config.checkpoint.checkpoint_timeout,
             )
         )
+
+
+@contextmanager
+def _naming(checkpoint: ray.train.Checkpoint) -> Iterator[None]:
+    """Storage errors in the block say which checkpoint they are about."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the checkpoint {checkpoint.path} could not be stored: {storage.reason(error)}"
+        ) from error
 
 
 def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:

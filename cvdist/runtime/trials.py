@@ -86,7 +86,14 @@ class TrialWorker:
         name = self._kept.best()
         return self._kept.opened(name) if name is not None else nullcontext(None)
 
-    def report(self, name: str, score: float, at: int, fill: Callable[[Path], None] | None) -> None:
+    def report(
+        self,
+        name: str,
+        score: float,
+        at: int,
+        fill: Callable[[Path], None] | None,
+        awaited: Sequence[str] = (),
+    ) -> None:
         """See `Worker.report`. Trials may last seconds: what neither is the best nor saves much is left out."""
         assert fill is not None
         if score <= self._best and time.monotonic() - self._stored_at < _STORE_SECONDS:

@@ -46,12 +46,20 @@ class Worker(Protocol):
         """The folder of the checkpoint with the highest score, in the same way; None if there is none."""
         ...
 
-    def report(self, name: str, score: float, at: int, fill: Callable[[Path], None] | None) -> None:
+    def report(
+        self,
+        name: str,
+        score: float,
+        at: int,
+        fill: Callable[[Path], None] | None,
+        awaited: Sequence[str] = (),
+    ) -> None:
         """Hand over a checkpoint; every worker calls it, rank 0 with `fill`, the others with None.
 
         fill: writes the checkpoint into an empty folder, perhaps later and in another thread. At most one
         checkpoint is on its way; the next one waits for it. at: samples trained on so far. The best
-        `--keep-checkpoints` by score are kept, and the latest.
+        `--keep-checkpoints` by score are kept, and the latest. awaited: the files that the others write, each
+        its own with a `fill` of its own, without which rank 0's is not complete.
 
         Raises:
             UserError: if the one before could not be stored.

@@ -17,7 +17,6 @@ from cvdist.training import checkpoint as ckpt
 from cvdist.training.checkpoint import Checkpoint
 
 _META = "checkpoint.json"
-_AVERAGED = "module."  # where `torch.optim.swa_utils.AveragedModel` has the model
 
 
 def find(uri: str) -> str:
@@ -49,11 +48,7 @@ def read(uri: str) -> tuple[Checkpoint, Mapping[str, Tensor]]:
     """
     with storage.local_copy(uri) as folder:
         saved = ckpt.load(folder, name=redact(uri))
-    tensors: dict[str, Tensor] = dict(saved.state["model"])
-    for name, tensor in (saved.state.get("ema") or {}).items():
-        if name.startswith(_AVERAGED):  # besides, it counts its updates
-            tensors[name.removeprefix(_AVERAGED)] = tensor
-    return saved, tensors
+    return saved, ckpt.trained_tensors(saved)
 
 
 def _subfolders(folder: Folder) -> list[str]:

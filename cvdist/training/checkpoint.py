@@ -1,9 +1,10 @@
-"""What a run needs to go on as if it had never stopped, as a folder of two files.
+"""What a run needs to go on as if it had never stopped, as a folder of two files, or more of a split model.
 
 `state.pt` holds tensors and numbers (weights, their moving average, optimiser, random states) and is read with
 `weights_only=True`; `checkpoint.json` holds the rest and can be read by a person. `checkpoint.json` is written
 last: a folder without it is not a checkpoint. It has the other file's SHA-256 and its own, so that a file that
-was cut or has changed is found before anything of it is used.
+was cut or has changed is found before anything of it is used. What is split over the workers lies beside them
+in files of each worker's (`cvdist.training.parts`).
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from cvdist import models
 from cvdist.config import ModelConfig
 from cvdist.data.dataset import Shuffle
 from cvdist.errors import UserError
+from cvdist.training import parts
 from cvdist.training.evaluation import Evaluation, Mistake
 from cvdist.training.history import EpochRecord, RidgeResult
 
 FORMAT = 1
 _STATE, META = "state.pt", "checkpoint.json"
+_AVERAGED = "module."  # where `torch.optim.swa_utils.AveragedModel` has the model
 
 
 class DamagedCheckpoint(UserError):
@@ -117,7 +120,8 @@ class Checkpoint:
     """The contents of the two files.
 
     best: the evaluation of the best epoch so far; normalisation: of the model's input, None in checkpoints of
-    older versions.
+    older versions; parallel: how steps were divided, see `cvdist.parallel`; workers: how many of them have a
+    part of the model in a file of their own, 0 if it is all in one.
     """
 
     model: ModelIdentity
@@ -126,6 +130,8 @@ class Checkpoint:
     best: Evaluation | None
     state: dict[str, Any]
     normalisation: Normalisation | None = None
+    parallel: str = ""
+    workers: int = 0
 
 
 def snapshot(checkpoint: Checkpoint) -> Checkpoint:
@@ -159,13 +165,19 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "progress": progress,
         "best": best,
         "normalisation": dataclasses.asdict(checkpoint.normalisation) if checkpoint.normalisation else None,
+        "parallel": checkpoint.parallel,
+        "workers": checkpoint.workers,
         "state_sha256": _file_digest(folder / _STATE),
     }
     (folder / META).write_text(json.dumps({**meta, "sha256": _digest(meta)}, indent=1))
 
 
-def load(folder: Path, *, map_location: str | torch.device = "cpu", name: str = "") -> Checkpoint:
+def load(
+    folder: Path, *, map_location: str | torch.device = "cpu", name: str = "", whole: bool = True
+) -> Checkpoint:
     """Read a checkpoint; `name` stands for it in messages.
+
+    whole: join what lies in the files of several workers; else `state` has `parts.Pieces` in their place.
 
     Raises:
         DamagedCheckpoint: if it is incomplete or not what was written.
@@ -179,6 +191,11 @@ def load(folder: Path, *, map_location: str | torch.device = "cpu", name: str = 
             raise ValueError(f"{_STATE} is not what was written")
         # No pickle from storage: weights_only refuses anything but tensors and plain containers.
         state = torch.load(folder / _STATE, map_location=map_location, weights_only=True)
+        workers = int(meta.get("workers", 0))
+        if workers:
+            state = parts.join(state, folder, workers)
+        if workers and whole:
+            state = parts.whole(state, map_location)
         return Checkpoint(
             model=ModelIdentity.from_dict(meta["model"]),
             order=OrderIdentity(**meta["order"]),
@@ -186,6 +203,8 @@ def load(folder: Path, *, map_location: str | torch.device = "cpu", name: str = 
             best=_evaluation(meta["best"], state.pop("confusion")) if meta["best"] else None,
             state=state,
             normalisation=_normalisation(meta.get("normalisation")),
+            parallel=str(meta.get("parallel", "")),
+            workers=workers,
         )
     except Exception as error:  # damaged bytes raise all sorts of things
         raise DamagedCheckpoint(f"checkpoint {name} is damaged ({_why(error)}): name another one") from error
@@ -232,6 +251,15 @@ def require_fit(checkpoint: Checkpoint, model: ModelIdentity, order: OrderIdenti
             f"checkpoint {name} lies within an epoch of {checkpoint.order}, this run has {order}: "
             "set --batch-size, --seed and the data as they were"
         )
+
+
+def trained_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The model's tensors by name, of the moving average where there is one."""
+    tensors: dict[str, Tensor] = dict(checkpoint.state["model"])
+    for name, tensor in (checkpoint.state.get("ema") or {}).items():
+        if name.startswith(_AVERAGED):  # besides, it counts its updates
+            tensors[name.removeprefix(_AVERAGED)] = tensor
+    return tensors
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:

@@ -43,11 +43,18 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], classes: int, device: torch.device, arithmetic: Arithmetic
+    model: nn.Module,
+    batches: Iterable[Batch],
+    classes: int,
+    device: torch.device,
+    arithmetic: Arithmetic,
+    *,
+    counts: bool = True,
 ) -> Evaluation:
     """Each worker runs `model` over its own batches; the sums are reduced once, at the end.
 
-    In between no worker waits for another, so their numbers of batches may differ.
+    In between no worker waits for another, so their numbers of batches may differ, unless the model itself is
+    split over them. counts: false on all workers but one where all of them have the same batches.
     """
     was_training = model.training
     model.eval()
@@ -57,6 +64,8 @@ def evaluate(
     for batch in batches:
         with arithmetic.autocast():
             scores = model(batch.images)
+        if not counts:
+            continue
         scores = scores.float()
         loss += F.cross_entropy(scores, batch.labels, reduction="sum")
         confidence, predicted = scores.softmax(1).max(1)

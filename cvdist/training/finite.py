@@ -55,7 +55,8 @@ class LossWatch:
         # The worker whose sample broke it is the first; the others follow with the weights that it spoiled.
         at = min(found for found in gather(bad[0] if bad else len(steps)))
         mine = steps[at] if at < len(steps) and at in bad else None
-        rows = [row for part in gather(mine[1].tolist() if mine else []) for row in part]
+        # Once each: with a split head all workers have the same ones.
+        rows = list(dict.fromkeys(row for part in gather(mine[1].tolist() if mine else []) for row in part))
         raise NotFinite(
             f"the loss became {loss} in step {first + min(at, len(steps) - 1)} of epoch {epoch}, whose "
             f"{len(rows)} training samples were {_some(rows, names)}: {_ADVICE}, or look at these samples",

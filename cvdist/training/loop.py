@@ -1,7 +1,7 @@
 """The training loop, the same under every runtime.
 
 Reads from top to bottom: set up, go on from a checkpoint if there is one, then for each epoch train, validate
-and save. Each worker computes its share of every global batch; DistributedDataParallel averages the gradients.
+and save. How a step is divided over the workers is `cvdist.parallel`'s.
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from cvdist import data, log, models, storage
+from cvdist import data, log, models, parallel, storage
 from cvdist.config import TrainConfig
 from cvdist.data.sampler import EpochOrder
 from cvdist.errors import UserError
+from cvdist.parallel.slices import Slice
 from cvdist.runtime.worker import Asked, Worker
 from cvdist.seeding import mix
 from cvdist.tracking import run_page
 from cvdist.tracking.tracker import Tracker
 from cvdist.training import average, compiling, precision, ridge
 from cvdist.training import checkpoint as ckpt
+from cvdist.training import parts as ckpt_parts
 from cvdist.training.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
@@ -111,6 +112,8 @@ class TrainingLoop:
         self.parts.trained.to(worker.device)
         if self.frozen is not None:
             self.frozen.to(worker.device)
+        self.trained_parameters = sum(p.numel() for p in self.parts.trained.parameters())
+        self.all_parameters = sum(p.numel() for p in self.model.parameters())
         self.identity = ModelIdentity(
             config.model.model,
             self.info.classes,
@@ -120,21 +123,28 @@ class TrainingLoop:
             *models.head_of(config.model),
         )
         self.order = OrderIdentity(self.info.train_size, config.loop.batch_size, config.loop.seed)
-        self.optimizer = build_optimizer(
-            self.parts.trained,
-            config.optimizer,
-            backbone=self.parts.backbone,
-            backbone_lr_scale=config.model.backbone_lr_scale,
-        )
-        self.ema = self._build_average()
         self.progress = Progress()
         self.best: Evaluation | None = None
         self.resumed = ""
-        self.adopted = False  # whether it went on from another run's checkpoint
-        # Each worker drops other activations; the weights above were drawn from a stream that all share.
-        torch.manual_seed(mix("dropout", config.loop.seed, worker.rank))
-        self._restore()
-        self.replica = self._replicate()
+        with self._opened_checkpoint() as found:
+            # Whether it goes on from another run's checkpoint.
+            self.adopted = found is not None and found[1] == config.checkpoint.resume
+            recorded = found[0].parallel if found else ""
+            self.division = parallel.choose(config, worker, self.parts, self.loader, self.arithmetic, recorded)
+            self.mode = self.division.mode
+            self._compile()
+            self.optimizer = build_optimizer(
+                self.parts.trained,
+                config.optimizer,
+                backbone=self.parts.backbone,
+                backbone_lr_scale=config.model.backbone_lr_scale,
+            )
+            self.ema = self._build_average()
+            # Each worker drops other activations; the weights above were drawn from a stream that all share.
+            torch.manual_seed(mix("dropout", config.loop.seed, self.mode.random_rank))
+            if found:
+                with together():
+                    self._load(*found)
         self.losses = LossWatch()
         self.first_step_at = 0.0
 
@@ -202,16 +212,18 @@ class TrainingLoop:
         Returns the mean loss, the number of correct predictions and samples a second, over all workers.
         """
         config, worker, progress = self.config, self.worker, self.progress
+        mode = self.mode
         if not progress.position:
-            progress.shuffle = self.loader.shuffle(worker.world_size)
+            progress.shuffle = self.loader.shuffle(mode.world_size)
         order = self.loader.epoch_order(config.loop, epoch, progress.shuffle)
         steps = order.steps()
         step = steps - order.steps(progress.position)
-        meter = Meter(worker.device)
+        mode.align()
+        meter = Meter(worker.device, mode.traffic)
         began, began_at = time.monotonic(), progress.position
-        batches = self.loader.train_batches(order, worker.rank, worker.world_size, progress.position)
-        self.replica.train()
-        for batch in batches:
+        batches = self.loader.train_batches(order, mode.rank, mode.world_size, progress.position)
+        mode.replica.train()
+        for batch in meter.waiting_for(batches):
             rate = self._learning_rate(epoch - 1, progress.position)
             with naming_lost_workers(worker.rank, epoch, step + 1):
                 self._step(batch, rate, meter)
@@ -237,23 +249,22 @@ class TrainingLoop:
 
     def _step(self, batch: data.Batch, rate: float, meter: Meter) -> None:
         """Forward, backward, update."""
-        optimizer, config = self.optimizer, self.config.optimizer
+        optimizer, config, mode = self.optimizer, self.config.optimizer, self.mode
         compiling.begin_step(self.config.loop.compile)
         set_learning_rate(optimizer, rate)
         losses: list[Tensor] = []
         for last, images, labels in self._portions(batch):
-            # Gradients are averaged over the workers once a step, after the last portion.
-            alone = isinstance(self.replica, DistributedDataParallel) and not last
-            with cast(DistributedDataParallel, self.replica).no_sync() if alone else nullcontext():
+            with mode.portion(last=last):
                 scores = self._scores(images).float()
                 loss = F.cross_entropy(scores, labels, reduction="sum", label_smoothing=config.label_smoothing)
                 # The gradient is to be that of the mean over the *global* batch. Shares may differ in size,
-                # and DDP divides by the number of workers, not by samples.
-                (loss * (self.worker.world_size / batch.global_size)).backward()
-            meter.add(loss.detach(), scores.detach(), labels)
+                # and an average divides by the number of workers, not by samples.
+                (loss * (mode.world_size / batch.global_size)).backward()
+            if mode.counts:
+                meter.add(loss.detach(), scores.detach(), labels)
             losses.append(loss.detach())
         if config.clip_grad_norm:
-            nn.utils.clip_grad_norm_(self.parts.trained.parameters(), config.clip_grad_norm)
+            mode.clip(dict(self.parts.trained.named_parameters()), config.clip_grad_norm)
         self.losses.add(sum(losses[1:], losses[0]), batch.indices)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -266,15 +277,17 @@ class TrainingLoop:
             if self.frozen is not None:
                 with torch.no_grad():
                     images = self.frozen(images)
-            scores: Tensor = self.replica(images)
+            scores: Tensor = self.mode.replica(images)
         return scores
 
     def _portions(self, batch: data.Batch) -> Iterator[tuple[bool, Tensor, Tensor]]:
-        """A share cut into `--accumulate-steps` parts of about equal size (fewer if it is smaller than that).
+        """A share cut into `--accumulate-steps` parts of about equal size (fewer if a share is smaller than
+        that).
 
-        An empty share is one empty portion: the worker still takes part in averaging the gradients.
+        All workers have as many. An empty share is one empty portion: the worker still takes part in exchanges.
         """
-        parts = max(1, min(self.config.loop.accumulate_steps, len(batch.labels)))
+        smallest = batch.global_size // self.mode.world_size
+        parts = max(1, min(self.config.loop.accumulate_steps, smallest))
         if parts == 1:
             yield True, batch.images, batch.labels
             return
@@ -283,10 +296,14 @@ class TrainingLoop:
             yield number == parts, images, labels
 
     def _validate(self) -> Evaluation:
-        worker = self.worker
-        batches = self.loader.valid_batches(worker.rank, worker.world_size, self.config.loop.valid_batch_size)
+        batches = self.mode.valid_batches(self.loader, self.config.loop.valid_batch_size)
         result = evaluate(
-            self._validated_part(), batches, len(self.info.classes), worker.device, self.arithmetic
+            self._validated_part(),
+            batches,
+            len(self.info.classes),
+            self.worker.device,
+            self.arithmetic,
+            counts=self.mode.counts,
         )
         if result.total != self.info.valid_size:
             raise RuntimeError(f"validated {result.total} of {self.info.valid_size} samples")
@@ -308,16 +325,13 @@ class TrainingLoop:
             return None
         return average.build(self.parts.trained, decay)
 
-    def _replicate(self) -> nn.Module:
-        """The trained part as the training step calls it. Its parameters are those of `self.model`."""
-        compiling.compile_parts(self.config.loop.compile, self.frozen, self.parts.trained)
-        if self.worker.world_size == 1:
-            return self.parts.trained
-        device_ids = [self.worker.device] if self.worker.device.type == "cuda" else None
-        return DistributedDataParallel(self.parts.trained, device_ids=device_ids, gradient_as_bucket_view=True)
+    def _compile(self) -> None:
+        # Not what is split: between its parts lie exchanges with other workers.
+        trained = self.parts.trained if self.mode.name == "data" else None
+        compiling.compile_parts(self.config.loop.compile, self.frozen, trained)
 
     def _validated_model(self) -> nn.Module:
-        """The whole model, for pictures."""
+        """The model for pictures. With a split head it has this worker's part of that."""
         return models.with_trained(self.model, self.ema.module) if self.ema is not None else self.model
 
     def _validated_part(self) -> nn.Module:
@@ -347,22 +361,26 @@ class TrainingLoop:
 
     # ------------------------------------------------------------------------------------------ checkpoints
 
-    def _restore(self) -> None:
-        """Go on from the newest checkpoint that all workers can read; the ones before it are second choice."""
+    @contextmanager
+    def _opened_checkpoint(self) -> Iterator[tuple[Checkpoint, str] | None]:
+        """What to go on from, and its name in messages, while the context lasts; None for a fresh start.
+
+        The newest checkpoint of this run that all workers can read; the ones before it are second choice.
+        """
         names = gather(self.worker.checkpoints())[0]
         for name in names:
             damage = ""
-            with together():
-                try:
-                    with self.worker.opened(name) as folder:
-                        saved = ckpt.load(folder, map_location=self.worker.device, name=f"{name} of this run")
-                except DamagedCheckpoint as error:
-                    damage = str(error)
-            found = next(filter(None, gather(damage)), "")
-            if not found:
+            with ExitStack() as stack:
                 with together():
-                    self._load(saved, f"{name} of this run")
-                return
+                    try:
+                        folder = stack.enter_context(self.worker.opened(name))
+                        saved = self._read(folder, f"{name} of this run")
+                    except DamagedCheckpoint as error:
+                        damage = str(error)
+                found = next(filter(None, gather(damage)), "")
+                if not found:
+                    yield saved, f"{name} of this run"
+                    return
             if self.main:
                 logger.warning("%s", found.replace("name another one", "trying the one before"))
         if names:
@@ -371,27 +389,39 @@ class TrainingLoop:
                 "with --resume",
                 on_all_workers=True,
             )
-        if resume := self.config.checkpoint.resume:
-            with together(), storage.local_copy(resume) as copy:
-                self._load(ckpt.load(copy, map_location=self.worker.device, name=resume), resume)
-                self.progress.ridge = None  # of another run, and maybe of other features
-            self.adopted = True
+        resume = self.config.checkpoint.resume
+        if not resume:
+            yield None
+            return
+        with ExitStack() as stack:
+            with together():
+                saved = self._read(stack.enter_context(storage.local_copy(resume)), resume)
+                saved.progress.ridge = None  # of another run, and maybe of other features
+            yield saved, resume
+
+    def _read(self, folder: Path, name: str) -> Checkpoint:
+        return ckpt.load(folder, map_location=self.worker.device, name=name, whole=False)
 
     def _load(self, saved: Checkpoint, name: str) -> None:
         ckpt.require_fit(saved, self.identity, self.order, name)
-        self.model.load_state_dict(saved.state["model"])
-        restore_optimizer(self.optimizer, saved.state["optimizer"], name)
+        state = ckpt_parts.localise(saved.state, self._slice_of(), self.worker.device)
+        self.model.load_state_dict(state["model"])
+        restore_optimizer(self.optimizer, state["optimizer"], name)
         if self.ema is not None:
-            self.ema.load_state_dict(saved.state.get("ema") or self.ema.state_dict())
-        states: list[dict[str, Tensor]] = saved.state["rng"]
-        if len(states) == self.worker.world_size:
-            set_random_state(states[self.worker.rank], self.worker.device)
+            self.ema.load_state_dict(state.get("ema") or self.ema.state_dict())
+        states: list[dict[str, Tensor]] = state["rng"]
+        rank = self.mode.random_rank
+        # With a split head all workers draw what one process would.
+        was_one = saved.parallel == "head" or len(states) == 1
+        is_one = self.mode.name == "head" or self.worker.world_size == 1
+        if was_one == is_one and (is_one or len(states) == self.worker.world_size):
+            set_random_state(states[rank], self.worker.device)
         else:  # streams of as many workers as there are now, and not those that the run began with
             at = (saved.progress.epoch, saved.progress.position)
-            torch.manual_seed(mix("dropout", self.config.loop.seed, self.worker.rank, *at))
+            torch.manual_seed(mix("dropout", self.config.loop.seed, rank, *at))
         self.progress = saved.progress
         self.best = saved.best
-        self.visualizer.load_state(saved.state.get("visualizer"))
+        self.visualizer.load_state(state.get("visualizer"))
         if not self.main:
             # These are sums over all workers, and are going to be summed over them again.
             self.progress.loss_sum, self.progress.correct = 0.0, 0
@@ -403,20 +433,53 @@ class TrainingLoop:
         at = progress.epoch * self.info.train_size + progress.position
         with together():
             require_finite_weights(self.parts.trained, name)
-        random_states = gather(random_state(self.worker.device))
-        if not self.main:
-            self.worker.report(name, score, at, None)
-            return
         state = {
             "model": ckpt.model_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
-            "rng": random_states,
+            "rng": gather(random_state(self.worker.device)),
             "visualizer": self.visualizer.state(),
         }
-        pixels = Normalisation(self.info.mean, self.info.std)
-        copied = ckpt.snapshot(Checkpoint(self.identity, self.order, progress, self.best, state, pixels))
-        self.worker.report(name, score, at, functools.partial(ckpt.save, checkpoint=copied))
+        rank, count = self.worker.rank, self.worker.world_size
+        split: dict[str, tuple[Tensor, Slice]] = {}
+        if self.mode.slices:
+            state, split = ckpt_parts.separate(state, self._slice_of())
+            split = {
+                path: (tensor.detach().to("cpu", copy=True), part) for path, (tensor, part) in split.items()
+            }
+        elif not self.main:
+            self.worker.report(name, score, at, None)
+            return
+        whole: Checkpoint | None = None
+        if self.main:
+            pixels = Normalisation(self.info.mean, self.info.std)
+            whole = ckpt.snapshot(
+                Checkpoint(
+                    self.identity,
+                    self.order,
+                    progress,
+                    self.best,
+                    state,
+                    pixels,
+                    parallel=self.mode.name,
+                    workers=count if split else 0,
+                )
+            )
+
+        def fill(folder: Path) -> None:
+            if split:
+                ckpt_parts.write(folder, rank, count, split)
+            if whole is not None:
+                ckpt.save(folder, whole)
+
+        awaited = [ckpt_parts.names(count, other)[1] for other in range(1, count)] if split else []
+        self.worker.report(name, score, at, fill, awaited)
+
+    def _slice_of(self) -> ckpt_parts.SliceOf:
+        """Which part of the training state this worker has."""
+        names = {id(p): name for name, p in self.parts.trained.named_parameters()}
+        order = [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
+        return ckpt_parts.slices_by_path(self.mode.slices, order)
 
     def _obey(self, asked: Asked) -> None:
         """Leave if that is asked for, as soon as the checkpoint is stored."""
@@ -440,10 +503,11 @@ class TrainingLoop:
             return
         config, worker = self.config, self.worker
         hardware = describe(worker.device)
-        trained = sum(p.numel() for p in self.parts.trained.parameters())
-        frozen = sum(p.numel() for p in self.model.parameters()) - trained
+        trained = self.trained_parameters
+        frozen = self.all_parameters - trained
         origin = models.origin(self.model)
-        shares = [len(range(config.loop.batch_size)[r :: worker.world_size]) for r in range(worker.world_size)]
+        count = self.mode.world_size
+        shares = [len(range(config.loop.batch_size)[r::count]) for r in range(count)]
         each = str(shares[0]) if min(shares) == max(shares) else f"{min(shares)} to {max(shares)}"
         order = EpochOrder(self.info.train_size, config.loop.batch_size, seed=0, epoch=0)
         logger.info("data       %s", self.info)
@@ -465,6 +529,7 @@ class TrainingLoop:
             if origin.note:
                 logger.info("           %s", origin.note)
         logger.info("workers    %d on %s", worker.world_size, hardware)
+        logger.info("parallel   %s", self.division.note)
         layout = "channels_last" if config.loop.channels_last else "contiguous"
         logger.info("arithmetic %s, %s (%s)", self.arithmetic.name, layout, self.arithmetic.reason)
         logger.info(
@@ -483,6 +548,7 @@ class TrainingLoop:
                 "run.world_size": worker.world_size,
                 "run.hardware": hardware,
                 "run.precision": self.arithmetic.name,
+                "run.parallel": self.mode.name,
                 "run.parameters": trained,
                 "run.frozen_parameters": frozen,
                 "weights.sha256": origin.digest if origin else "",
@@ -495,17 +561,25 @@ class TrainingLoop:
 
     def _log_step(self, epoch: int, step: int, steps: int, rate: float, meter: Meter) -> None:
         """Reduce what has been measured since the last call, and refuse to go on with a broken loss."""
-        loss, correct, count, seconds = meter.take()
+        found = meter.take()
+        loss, correct, count = found.loss, found.correct, found.count
         self.losses.require_finite(loss, step, epoch, functools.partial(self.loader.names, "train"))
         self.progress.loss_sum += loss
         self.progress.correct += correct
+        seconds = found.seconds / found.steps
         values = {
             "step/loss": loss / count,
             "step/accuracy": correct / count,
             "step/correct": correct,
             "step/total": count,
             "step/learning_rate": rate,
-            "step/samples_per_second": count / seconds,
+            "step/samples_per_second": count / found.seconds,
+            "step/seconds": seconds,
+            "step/data_seconds": found.data_seconds,
+            "step/compute_seconds": found.compute_seconds,
+            "step/communication_seconds": found.communication_seconds,
+            "step/bytes_sent": found.bytes_sent,
+            "step/limit_share": self.division.floor(round(count / found.steps)) / seconds,
         }
         at = (epoch - 1) * steps + step
         self.tracker.metrics(values, step=at)
@@ -550,14 +624,7 @@ class TrainingLoop:
         if not self.main:
             return
         assert self.best is not None
-        model = self._validated_model()
-        with self.worker.best_checkpoint() as folder:
-            if folder is not None:
-                state = ckpt.load(folder, map_location=self.worker.device).state
-                ema = state["ema"] if self.ema is not None else None
-                (self.ema if self.ema is not None and ema else self.model).load_state_dict(
-                    ema or state["model"]
-                )
+        model = self._best_model()
         run_page.log_figures(self.tracker, self.loader, self.progress, self.best)
         example, _ = self.loader.pictures("valid", range(min(4, self.info.valid_size)))
         self.tracker.model(model, self.identity, self.info, example, step=self.progress.best_epoch)
@@ -570,6 +637,20 @@ class TrainingLoop:
             self.progress.best_epoch,
             channels_last=self.config.loop.channels_last,
         )
+
+    def _best_model(self) -> nn.Module:
+        """The whole model of the best epoch, as its checkpoint has it."""
+        with self.worker.best_checkpoint() as folder:
+            saved = ckpt.load(folder, map_location=self.worker.device) if folder is not None else None
+        if saved is not None and self.mode.slices:
+            model = self._build_model()  # no worker has all of a split one
+            model.load_state_dict(ckpt.trained_tensors(saved))
+            return model
+        if saved is not None:
+            average = saved.state["ema"] if self.ema is not None else None
+            target = self.ema if self.ema is not None and average else self.model
+            target.load_state_dict(average or saved.state["model"])
+        return self._validated_model()
 
     def _summary(self) -> Summary:
         history, best = self.progress.history, self.progress.best

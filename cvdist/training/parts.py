@@ -1,0 +1,182 @@
+"""Tensors of a checkpoint that are split over workers: each worker's parts, in a file of its own.
+
+No worker gathers what the others have. `part-R-of-N.safetensors` is worker R's (a format without code), and the
+`.json` beside it, written after it, has its SHA-256 and says which rows of which tensor it holds. `state.pt`
+has a mark in each such tensor's place. Read again, parts are joined along the dimension that they were cut
+along, or as much of them as a worker needs: how many workers wrote them does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cvdist.parallel.slices import Slice
+
+_MARK = "cvdist.parts"
+
+SliceOf = Callable[[str, tuple[int, ...]], Slice | None]
+"""By a tensor's path in the state and its shape, whole or in part: this worker's slice, None for all of it."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A tensor in several files. pieces: (first row, one past the last, file), in the order of their rows."""
+
+    path: str
+    dim: int
+    pieces: tuple[tuple[int, int, Path], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole tensor."""
+        with safe_open(self.pieces[0][2], framework="pt") as file:
+            shape = list(file.get_slice(self.path).get_shape())
+        shape[self.dim] = self.pieces[-1][1]
+        return tuple(shape)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` along `dim`."""
+        found = []
+        for number, (first, end, name) in enumerate(self.pieces):
+            low, high = max(start, first), min(stop, end)
+            if low < high or (start == stop and not number):
+                low, high = (low, high) if low < high else (first, first)
+                with safe_open(name, framework="pt") as file:
+                    piece = file.get_slice(self.path)
+                    rows = slice(low - first, high - first)
+                    found.append(piece[(slice(None),) * self.dim + (rows,)])
+        return torch.cat(found, self.dim)
+
+    def whole(self) -> Tensor:
+        """All rows."""
+        return self.read(0, self.pieces[-1][1])
+
+
+def names(count: int, rank: int) -> tuple[str, str]:
+    """Files of worker `rank` of `count`: the tensors, and what is written after them."""
+    stem = f"part-{rank:05}-of-{count:05}"
+    return f"{stem}.safetensors", f"{stem}.json"
+
+
+def separate(state: Any, slice_of: SliceOf, path: str = "") -> tuple[Any, dict[str, tuple[Tensor, Slice]]]:
+    """`state` with a mark in the place of each split tensor, and those tensors by their paths."""
+    if isinstance(state, Tensor):
+        part = slice_of(path, tuple(state.shape))
+        return (state, {}) if part is None else ({_MARK: part.dim}, {path: (state, part)})
+    if not isinstance(state, dict | list | tuple):
+        return state, {}
+    found: dict[str, tuple[Tensor, Slice]] = {}
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    rest = {}
+    for key, value in items:
+        rest[key], inner = separate(value, slice_of, f"{path}/{key}" if path else str(key))
+        found |= inner
+    return (rest if isinstance(state, dict) else type(state)(rest.values())), found
+
+
+def write(folder: Path, rank: int, count: int, tensors: dict[str, tuple[Tensor, Slice]]) -> None:
+    """This worker's file, and what lies beside it.
+
+    Raises:
+        OSError: if the disk can't take it.
+    """
+    data, receipt = names(count, rank)
+    save_file({path: tensor.contiguous() for path, (tensor, _) in tensors.items()}, folder / data)
+    with (folder / data).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    rows = {path: [part.start, part.stop] for path, (_, part) in tensors.items()}
+    (folder / receipt).write_text(json.dumps({"sha256": digest, "rows": rows}))
+
+
+def join(state: Any, folder: Path, count: int) -> Any:
+    """`state` with `Pieces` in the place of each mark.
+
+    Raises:
+        ValueError: if a file is not what was written, or a row is missing.
+        OSError: if a file is missing.
+    """
+    rows: dict[str, list[tuple[int, int, Path]]] = {}
+    for rank in range(count):
+        data, receipt = (folder / name for name in names(count, rank))
+        written = json.loads(receipt.read_text())
+        with data.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != written["sha256"]:
+                raise ValueError(f"{data.name} is not what was written")
+        for path, (start, stop) in written["rows"].items():
+            rows.setdefault(str(path), []).append((int(start), int(stop), data))
+    return _joined(state, rows, "")
+
+
+def _require_rows(piece: tuple[int, int, Path], path: str, dim: int) -> None:
+    start, stop, name = piece
+    with safe_open(name, framework="pt") as file:
+        shape = file.get_slice(path).get_shape()
+    if shape[dim] != stop - start:
+        raise ValueError(f"{name.name} has other rows of {path} than it says")
+
+
+def _joined(state: Any, rows: dict[str, list[tuple[int, int, Path]]], path: str) -> Any:
+    if isinstance(state, dict) and _MARK in state:
+        pieces = sorted(rows.get(path, []), key=lambda piece: piece[0])
+        ends = [0, *(stop for _, stop, _ in pieces)]
+        if not pieces or [start for start, _, _ in pieces] != ends[:-1]:
+            raise ValueError(f"rows of {path} are missing")
+        for piece in pieces:
+            _require_rows(piece, path, int(state[_MARK]))
+        return Pieces(path, int(state[_MARK]), tuple(pieces))
+    if not isinstance(state, dict | list | tuple):
+        return state
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    joined = {key: _joined(value, rows, f"{path}/{key}" if path else str(key)) for key, value in items}
+    return joined if isinstance(state, dict) else type(state)(joined.values())
+
+
+def localise(state: Any, slice_of: SliceOf, device: str | torch.device, path: str = "") -> Any:
+    """`state` as this worker needs it: of split tensors its slice, of others all."""
+    if isinstance(state, Pieces | Tensor):
+        part = slice_of(path, tuple(state.shape))
+        if isinstance(state, Pieces):
+            rows = state.read(part.start, part.stop) if part is not None else state.whole()
+            return rows.to(device)
+        return part.of(state).clone(memory_format=torch.contiguous_format) if part is not None else state
+    if not isinstance(state, dict | list | tuple):
+        return state
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    found = {
+        key: localise(value, slice_of, device, f"{path}/{key}" if path else str(key)) for key, value in items
+    }
+    return found if isinstance(state, dict) else type(state)(found.values())
+
+
+def whole(state: Any, device: str | torch.device) -> Any:
+    """`state` with all tensors whole."""
+    return localise(state, lambda path, shape: None, device)
+
+
+def slices_by_path(slices: Mapping[str, Slice], parameters: Sequence[str]) -> SliceOf:
+    """For a training state of `model`, `ema` and `optimizer`, from the slices of parameters by name.
+
+    parameters: names in the optimiser's order; its buffers are split as their parameters are.
+    """
+
+    def slice_of(path: str, shape: tuple[int, ...]) -> Slice | None:
+        group, _, rest = path.partition("/")
+        if group == "optimizer":
+            found = rest.split("/")
+            name = parameters[int(found[1])] if len(found) == 3 and found[0] == "state" else ""
+        else:
+            name = rest.removeprefix("module.") if group == "ema" else rest if group == "model" else ""
+        part = slices.get(name)
+        return part if part is not None and shape in (part.shape, part.local_shape) else None
+
+    return slice_of
