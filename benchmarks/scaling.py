@@ -1,8 +1,8 @@
 """VGG16's classifier on 1, 2 and 4 nodes: split over them against data-parallel, both against the cost model.
 
-Nodes are network namespaces with one process of one thread each, joined by a switch, for two of them at last by
-1 Gbit/s each way. They train through `TrainingLoop` from made-up features: 64 pictures a step, layers of 25,088,
-4,096, 4,096 and 2. What leaves a node is counted by its network interface. The three data-parallel ways have
+Nodes are network namespaces with one process of one thread each, joined by a switch, two of them at last by
+1 Gbit/s each way. They train through `TrainingLoop` from made-up features: 64 pictures a step, layers of
+25,088, 4,096, 4,096 and 2. What leaves a node is counted by its network interface. The three data-parallel ways have
 weights and momentum in common, for memory; PowerSGD's first steps, which are not compressed, are not timed.
 """
 

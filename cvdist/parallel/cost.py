@@ -8,7 +8,7 @@ inputs where they come more slowly than all that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cvdist.parallel.traffic import ring_bytes
 
@@ -72,10 +72,14 @@ class Cost:
     inputs: float = 0.0
 
     @property
+    def gradients(self) -> float:
+        """Seconds of forward and backward pass."""
+        return max(self.arithmetic, self.memory * GRADIENT_PASSES / PASSES)
+
+    @property
     def computing(self) -> float:
-        """Seconds of forward pass, backward pass and update."""
-        gradients = max(self.arithmetic, self.memory * GRADIENT_PASSES / PASSES)
-        return gradients + self.memory * UPDATE_PASSES / PASSES
+        """Of these and the update."""
+        return self.gradients + self.memory * UPDATE_PASSES / PASSES
 
     @property
     def seconds(self) -> float:
@@ -86,21 +90,23 @@ class Cost:
 def data_parallel(work: Work, machine: Machine, workers: int, gradient_bytes: float = _FLOAT) -> Cost:
     """Each worker computes its share of the batch with all weights, and all gradients are averaged.
 
-    The early gradients are on their way while that of the last layer's weights is computed, 2 FLOP a weight and
-    picture. gradient_bytes: a parameter's, as they are exchanged.
+    The early gradients are on their way while that of the last layer's weights is computed, 2 of the FLOP for
+    each weight and picture. gradient_bytes: a parameter's, as they are exchanged.
     """
     share = -(-work.batch // workers)
     sent = ring_bytes(work.parameters * gradient_bytes, workers)
     early = ring_bytes(work.early_parameters * gradient_bytes, workers)
-    last = 2 * (work.parameters - work.early_parameters) * share / machine.matrix_rate
-    hidden = min(early / machine.link_rate, last)
-    return Cost(
+    alone = Cost(
         arithmetic=work.flops * share / machine.matrix_rate,
         memory=work.parameters * _FLOAT * PASSES / machine.memory_rate,
-        communication=sent / machine.link_rate - hidden + (machine.latency if workers > 1 else 0.0),
+        communication=0.0,
         sent=sent,
         inputs=share * work.input_bytes / machine.input_rate,
     )
+    last = min(2 * (work.parameters - work.early_parameters) / work.flops, 1.0) if work.flops else 0.0
+    hidden = min(early / machine.link_rate, last * alone.gradients)
+    waiting = sent / machine.link_rate - hidden + (machine.latency if workers > 1 else 0.0)
+    return replace(alone, communication=waiting)
 
 
 def split_head(work: Work, machine: Machine, workers: int, gradient_bytes: float = _FLOAT) -> Cost:
