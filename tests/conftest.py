@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from pyarrow import fs as arrow
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 # Several processes share few cores: a thread pool in each would slow them all down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# How fast a busy machine is says nothing about the code.
+settings.register_profile("cvdist", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cvdist")
 
 
 @pytest.fixture(scope="session")

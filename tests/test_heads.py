@@ -18,7 +18,7 @@ from cvdist.config import ModelConfig, SavedModelConfig
 from cvdist.errors import UserError
 from cvdist.models import HeadSize, InputSpec, heads
 from cvdist.runtime.launch import launch
-from cvdist.runtime.preflight import _trained_parameters
+from cvdist.runtime.preflight import _summed_bytes, _trained_parameters
 from cvdist.saved import open_model
 from cvdist.training.checkpoint import ModelIdentity
 from tests import feature_caches, pictures
@@ -89,6 +89,12 @@ def test_a_new_model_begins_as_torchvisions():
                 torch.equal(tensor, other.state_dict()[name]) for name, tensor in mine.state_dict().items()
             )
     assert model.classifier[0].weight.std().item() == pytest.approx(0.01, rel=0.05)
+
+
+def test_preflight_says_what_a_split_head_sums():
+    vgg = recipes.find("dogs-cats-vgg16")
+    assert _summed_bytes(vgg, 4) == 64 * 4096 * 4
+    assert _summed_bytes(recipes.find("dogs-cats-vgg16-probe"), 4) == 0
 
 
 def test_preflight_counts_what_each_step_averages():

@@ -26,6 +26,7 @@ from cvdist.features import inspect, manifest
 from cvdist.features.copies import MappedCopy, Rows
 from cvdist.features.local import LocalShards
 from cvdist.storage import Folder
+from cvdist.training import checkpoint
 from tests import pictures
 from tests.conftest import wait_until
 from tests.feature_caches import write_weights
@@ -123,6 +124,20 @@ def test_on_a_cluster_and_then_without_one(weights, ray_cluster, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"best accuracy  [\d.]+% \(\d/5\)", done.stdout) and "on this node" in done.stderr
+    # On the cluster again, with the head split over workers that write a checkpoint together.
+    done = train(
+        *(*tiny(weights, photos, features), "--epochs", "2", "--tracking", "none", "--batch-size", "4"),
+        *("--parallel", "head", "--hidden-size", "16", "--name", "split"),
+        **common,
+        **ray_cluster,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"best accuracy  [\d.]+% \(\d/5\)", done.stdout)
+    assert "parallel   head: " in done.stderr + done.stdout
+    (written,) = (tmp_path / "split").glob("epoch-0002*")
+    saved = checkpoint.load(written)
+    assert saved.workers == 2 and saved.progress.epoch == 2
+    assert saved.state["model"]["classifier.0.weight"].shape == (16, 25088)
 
 
 def test_errors_are_one_line(weights, s3, tmp_path):

@@ -6,7 +6,7 @@ weird trick for parallelizing convolutional neural networks", arXiv:1404.5997). 
 two.
 """
 
-from cvdist.parallel.choose import choose
+from cvdist.parallel.choose import can_split, choose
 from cvdist.parallel.modes import DataParallel, Mode, SplitHead
 
-__all__ = ["DataParallel", "Mode", "SplitHead", "choose"]
+__all__ = ["DataParallel", "Mode", "SplitHead", "can_split", "choose"]

@@ -155,12 +155,11 @@ def _work(
     work = Work(config.loop.batch_size, flops, trained)
     if loader.features:
         frozen_flops = 0.0
-    classifier = dict(parts.trained.named_children()).get(CLASSIFIER)
-    if classifier is None or not _can_split(classifier, workers):
+    layers = can_split(parts.trained, workers)
+    if layers is None:
         return work, frozen_flops
-    assert isinstance(classifier, nn.Sequential)
-    (_, first), (_, second) = linear_layers(classifier, workers)
-    in_classifier = sum(p.numel() for p in classifier.parameters())
+    first, second = layers
+    in_classifier = sum(p.numel() for p in parts.trained.get_submodule(CLASSIFIER).parameters())
     split = sum(p.numel() for p in first.parameters()) + second.weight.numel()
     work = replace(
         work,
@@ -177,12 +176,17 @@ def _work(
     return work, frozen_flops
 
 
-def _can_split(classifier: nn.Module, workers: int) -> bool:
+def can_split(trained: nn.Module, workers: int) -> tuple[nn.Linear, nn.Linear] | None:
+    """The two layers of `trained` that can be split over `workers`, None if there are none."""
     try:
-        linear_layers(classifier, workers)
+        (_, first), (_, second) = linear_layers(_classifier(trained), workers)
     except UserError:
-        return False
-    return True
+        return None
+    return first, second
+
+
+def _classifier(trained: nn.Module) -> nn.Module:
+    return dict(trained.named_children()).get(CLASSIFIER, nn.Identity())
 
 
 def _require_use(config: TrainConfig, parts: Parts, workers: int) -> None:
@@ -194,7 +198,7 @@ def _require_use(config: TrainConfig, parts: Parts, workers: int) -> None:
     settings = config.parallel
     if settings.parallel != "head":
         return
-    classifier = dict(parts.trained.named_children()).get(CLASSIFIER, nn.Identity())
+    classifier = _classifier(parts.trained)
     linear_layers(classifier, workers)
     others = set(parts.trained.parameters()) - set(classifier.parameters())
     if settings.gradient_compression != "none" and not any(p.requires_grad for p in others):

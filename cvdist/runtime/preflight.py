@@ -18,18 +18,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-import ray
 from cvdist import config as configs
 from cvdist import log, storage, tracking
 from cvdist.config import TrainConfig, cache_folder, storage_root
 from cvdist.errors import UserError
 from cvdist.runtime import ray_cluster
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _PACKAGES = ("cvdist", "torch", "ray", "mlflow")
 _SMALL_SHM = 1 << 30  # bytes; Ray's object store lies there, and falls back to a slow disk
@@ -210,6 +213,19 @@ def _samples(config: TrainConfig) -> str:
 
 def _trained_parameters(config: TrainConfig) -> int:
     """How many of the model's parameters each step averages. Allocates nothing."""
+    return sum(p.numel() for p in _trained(config).parameters() if p.requires_grad)
+
+
+def _summed_bytes(config: TrainConfig, workers: int) -> int:
+    """Bytes of activations that each step sums with a split head and a cache; 0 if the head can't be split."""
+    from cvdist.parallel import can_split
+
+    layers = can_split(_trained(config), workers)
+    return 4 * config.loop.batch_size * layers[1].out_features if layers else 0
+
+
+def _trained(config: TrainConfig) -> nn.Module:
+    """What is trained of the configured model, without values."""
     import torch
 
     from cvdist import models
@@ -219,7 +235,7 @@ def _trained_parameters(config: TrainConfig) -> int:
     with torch.device("meta"):
         # Past the check of settings: frozen layers without weights are of no use, but can be counted.
         model = models.find(config.model.model).build(shape, 10, configs.replace(config, weights="").model)
-    return sum(p.numel() for p in models.split(model).trained.parameters() if p.requires_grad)
+    return models.split(model).trained
 
 
 def _all_reduce(config: TrainConfig) -> Iterator[Row]:
@@ -259,12 +275,14 @@ def _all_reduce(config: TrainConfig) -> Iterator[Row]:
     share = 2 * (count - 1) / count
     rate = _BUFFER * 4 * share / seconds
     parameters = _trained_parameters(config)
-    step = parameters * 4 * share / rate
-    yield Row(
-        "all-reduce",
-        f"{count} workers",
-        f"{rate / 1e6:,.0f} MB/s each way; a step averages {parameters * 4e-6:,.1f} MB in {1e3 * step:,.0f} ms",
-    )
+    needs = f"a step averages {_step(4 * parameters, share / rate)}"
+    if summed := _summed_bytes(config, count):
+        needs += f", or sums {_step(summed, share / rate)} with --parallel head"
+    yield Row("all-reduce", f"{count} workers", f"{rate / 1e6:,.0f} MB/s each way; {needs}")
+
+
+def _step(size: float, seconds_a_byte: float) -> str:
+    return f"{size / 1e6:,.1f} MB in {1e3 * size * seconds_a_byte:,.0f} ms"
 
 
 class _Reducer:

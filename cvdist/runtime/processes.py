@@ -253,7 +253,7 @@ def joined(config: TrainConfig) -> Iterator[Place]:
         timeout = timedelta(seconds=config.runtime.collective_timeout)
         store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
         store.set_timeout(timeout)
-        _require_same_devices(store, rank, world_size, device.type)
+        require_same_devices(store, rank, world_size, device.type)
         dist.init_process_group(
             backend="nccl" if device.type == "cuda" else "gloo",
             timeout=timeout,
@@ -269,7 +269,7 @@ def joined(config: TrainConfig) -> Iterator[Place]:
             dist.destroy_process_group()
 
 
-def _require_same_devices(store: Store, rank: int, world_size: int, kind: str) -> None:
+def require_same_devices(store: Store, rank: int, world_size: int, kind: str) -> None:
     """Refuse a group of which some have GPUs: there is no way to exchange anything between them.
 
     Raises:

@@ -47,9 +47,10 @@ class Pieces:
     def read(self, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` along `dim`."""
         found = []
-        for first, end, name in self.pieces:
+        for number, (first, end, name) in enumerate(self.pieces):
             low, high = max(start, first), min(stop, end)
-            if low < high:
+            if low < high or (start == stop and not number):
+                low, high = (low, high) if low < high else (first, first)
                 with safe_open(name, framework="pt") as file:
                     piece = file.get_slice(self.path)
                     rows = slice(low - first, high - first)

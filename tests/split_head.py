@@ -1,0 +1,73 @@
+"""Trains several configurations in one group of workers: torchrun tests/split_head.py CASES RESULTS."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cvdist import config as configs
+from cvdist import recipes
+from cvdist.errors import UserError
+from cvdist.runtime import processes
+from cvdist.runtime.fence import Fence
+from cvdist.tracking import NoTracker
+from cvdist.training.collectives import together
+from cvdist.training.loop import TrainingLoop
+
+
+class Recorder(NoTracker):
+    """Keeps step and epoch metrics, and says whether the logged model is an ordinary one."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.steps: list[dict[str, float]] = []
+        self.epochs: list[dict[str, float]] = []
+        self.logged: dict[str, list[int]] = {}
+
+    def metrics(self, values: Any, step: int) -> None:
+        """See `Tracker`."""
+        (self.steps if "step/loss" in values else self.epochs).append(dict(values))
+
+    def model(self, model: torch.nn.Module, *_: Any, **__: Any) -> None:
+        """See `Tracker`."""
+        self.logged = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def train(place: processes.Place, changes: dict[str, Any]) -> dict[str, Any]:
+    """One run, or the error that all workers end with."""
+    config = configs.replace(recipes.find("dogs-cats-vgg16-features"), **changes)
+    configs.check(config)
+    recorder, found = Recorder(), {}
+    try:
+        fence = None
+        with together():
+            if place.rank == 0:
+                fence = Fence.claim_job(f"{config.checkpoint.storage}/{config.checkpoint.name}", attempt=1)
+        loop = TrainingLoop(config, place.worker(config, fence, lambda: False), recorder)
+        found = {"mode": loop.mode.name, "note": loop.division.note, "kept": loop.mode.slices != {}}
+        summary = loop.run()
+        found |= {"correct": summary.best_correct, "total": summary.valid_total}
+    except UserError as error:
+        found["error"] = str(error)
+    return {**found, "steps": recorder.steps, "epochs": recorder.epochs, "logged": recorder.logged}
+
+
+def main(cases: Path, results: Path) -> None:
+    """Train each of the cases in turn; rank 0 writes what came of them."""
+    torch.set_num_threads(1)
+    wanted = json.loads(cases.read_text())
+    first = configs.replace(recipes.find("dogs-cats-vgg16-features"), device="cpu")
+    with processes.joined(first) as place:
+        found = {name: train(place, changes) for name, changes in wanted.items()}
+    if place.rank == 0:
+        results.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
