@@ -2,8 +2,9 @@
 
 Nodes are network namespaces with one process of one thread each, joined by a switch, two of them at last by
 1 Gbit/s each way. They train through `TrainingLoop` from made-up features: 64 pictures a step, layers of
-25,088, 4,096, 4,096 and 2. What leaves a node is counted by its network interface. The three data-parallel ways have
-weights and momentum in common, for memory; PowerSGD's first steps, which are not compressed, are not timed.
+25,088, 4,096, 4,096 and 2. What leaves a node is counted by its network interface. The three data-parallel
+ways have weights and momentum in common, for memory; PowerSGD's first steps, which are not compressed, are not
+timed.
 """
 
 from __future__ import annotations

@@ -12,13 +12,15 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.axes import Axes
+
 from benchmarks import cost_model
 from cvdist.figures import style
 from cvdist.parallel import cost
 from cvdist.parallel.cost import Machine, Work
 
 GPUS = (1, 8, 16, 64, 256, 1024)
-COUNTS = (1_300_000, 10_000_000, 100_000_000, 1_000_000_000)
+COUNTS = (500_000, 1_300_000, 10_000_000, 100_000_000, 1_000_000_000)
 BATCHES = (64, 1024)
 LINKS = (400.0, 100.0, 25.0)
 _FIRST, _SECOND, _LAST = 25088 * 4096 + 4096, 4096 * 4096 + 4096, 4096 * 2 + 2
@@ -52,10 +54,10 @@ class Assumptions:
     host_ms: float = 1.0
     """That Python and the launches of a step take: no step is shorter, whatever the GPU does."""
     gathered_gb_s: float = 3.0
-    """At which a worker's thread collects a batch from the node's memory, where the features do not fit into the
-    GPU's."""
-    device_share: float = 0.7
-    """Of the GPU's memory that features may take."""
+    """At which a worker's thread collects a batch from the node's memory, where the features do not fit into
+    the GPU's."""
+    device_share: float = 0.5
+    """Of the GPU's memory that features may take, as `cvdist.features.open` has it."""
     cores_per_gpu: int = 16
     """That decode and decompress."""
 
@@ -98,14 +100,15 @@ def machine(a: Assumptions, gpus: int, gbit: float, pictures: int) -> Machine:
 
 
 def step(a: Assumptions, batch: int, gpus: int, gbit: float, *, split: bool, pictures: int = 0) -> float:
-    """Seconds of one. pictures: of the data set; few enough for the GPU's memory unless given."""
+    """Seconds of one, of the GPU. pictures: of the data set, which fits the GPU's memory unless given."""
     way = cost.split_head if split else cost.data_parallel
-    return max(way(work(batch), machine(a, gpus, gbit, pictures), gpus).seconds, a.host_ms * 1e-3)
+    return way(work(batch), machine(a, gpus, gbit, pictures), gpus).seconds
 
 
 def epoch(a: Assumptions, pictures: int, gpus: int, gbit: float, *, split: bool, batch: int = 1024) -> float:
-    """Seconds of one after the first."""
-    return math.ceil(pictures / batch) * step(a, batch, gpus, gbit, split=split, pictures=pictures)
+    """Seconds of one after the first, with the time that the host takes."""
+    seconds = step(a, batch, gpus, gbit, split=split, pictures=pictures)
+    return math.ceil(pictures / batch) * max(seconds, a.host_ms * 1e-3)
 
 
 def first_read(a: Assumptions, pictures: int, gbit: float, sizes: cost_model.Assumptions) -> float:
@@ -169,7 +172,7 @@ def data_table(a: Assumptions) -> str:
 
 
 def ends_table(a: Assumptions) -> str:
-    """Where each way stops to gain, in Markdown: the number of GPUs, doubled as long as a step gains a tenth."""
+    """Where each way stops to gain, in Markdown."""
     lines = ["| batch | between nodes | `data`: GPUs, gain over one | `head`: GPUs, gain over one |"]
     lines.append("| --- " * 4 + "|")
     for batch in BATCHES:
@@ -183,29 +186,67 @@ def ends_table(a: Assumptions) -> str:
     return "\n".join(lines)
 
 
+def shares_table(a: Assumptions) -> str:
+    """Pictures a GPU at which data-parallel steps compute as long as they wait, in Markdown."""
+    places = [("within a node", 8, LINKS[0]), *((f"{gbit:g} Gbit/s between nodes", 64, gbit) for gbit in LINKS)]
+    lines = ["| " + " | ".join(name for name, _, _ in places) + " |", "| --- " * len(places) + "|"]
+    shares = []
+    for _, gpus, gbit in places:
+        waited = cost.data_parallel(work(gpus), machine(a, gpus, gbit, 0), gpus).communication
+        shares.append(waited * a.matrix_tflops * 1e12 * a.matrix_share / work(1).flops)
+    return "\n".join([*lines, "| " + " | ".join(f"{round(share, -2):,.0f}" for share in shares) + " |"])
+
+
 def most_useful(a: Assumptions, batch: int, gbit: float, *, split: bool) -> int:
-    """The fewest GPUs, a power of two, of whose steps no larger number's is shorter by a tenth."""
+    """GPUs, doubled as long as a step becomes shorter by a tenth, or does with the next doublings."""
     seconds = {2**i: step(a, batch, 2**i, gbit, split=split) for i in range(11)}
     return next(gpus for gpus, own in seconds.items() if own <= 1.1 * min(seconds.values()))
 
 
 def draw(a: Assumptions, path: Path) -> None:
-    """Seconds of a step against the number of GPUs, both ways, over each link; a panel a batch."""
-    figure = style.new_figure(9.2, 4.4)
+    """Milliseconds of a step against the number of GPUs, both ways, over each link; a panel a batch."""
+    figure = style.new_figure(9.2, 4.7)
     style.add_title(
         figure,
-        "Splitting the head pays off where weights outweigh pictures",
-        "A step of VGG16's classifier from a cache in GPU memory, by the cost model: H100, eight in a node",
+        "More GPUs make a step longer, or, with the head split, shorter",
+        "VGG16's classifier from features in GPU memory, by the cost model: H100s, eight to a node",
     )
     numbers = [2**i for i in range(11)]
     for place, batch in enumerate(BATCHES):
-        axes = style.add_axes(figure, 0.85 + place * 4.25, 0.65, 3.1, 2.65)
+        axes = style.add_axes(figure, 0.8 + place * 4.2, 0.65, 2.75, 2.9)
         for split, colour in ((False, style.VERMILLION), (True, style.BLUE)):
-            for gbit, line in zip(LINKS, ("-", "--", ":"), strict=True):
+            ends: list[tuple[float, str]] = []
+            for gbit, line in sorted(zip(LINKS, ("-", "--", ":"), strict=True), reverse=True):
                 values = [1e3 * step(a, batch, gpus, gbit, split=split) for gpus in numbers]
                 axes.plot(numbers, values, line, color=colour, linewidth=1.8)
-        axes.axhline(a.host_ms, color=style.MUTED, linewidth=0.8)
+                lowest = ends[-1][0] * 1.7 if ends else 0.0  # so that no label lies on another
+                ends.append((max(values[-1], lowest), f"{gbit:g}"))
+            for value, text in ends:
+                axes.annotate(
+                    text, (numbers[-1], value), (5, 0), textcoords="offset points", va="center",
+                    color=colour, size=style.SMALL_SIZE, annotation_clip=False,
+                )  # fmt: skip
+        axes.axhline(a.host_ms, color=style.MUTED, linewidth=0.9)
+        axes.set(xscale="log", yscale="log", xlim=(1, 1024), ylim=(0.03, 1000))
+        axes.set_xticks([1, 8, 64, 1024], ["1", "8", "64", "1,024"])
+        axes.set_yticks([0.1, 1, 10, 100, 1000], ["0.1", "1", "10", "100", "1,000"])
+        axes.minorticks_off()
+        axes.grid(axis="y", color=style.GRID)
+        axes.set(xlabel="GPUs", ylabel="milliseconds a step")
+        axes.set_title(f"{batch:,} pictures a step", loc="left", size=style.LABEL_SIZE, color=style.INK)
+        _write(axes, 1.1, 9, "data-parallel", style.VERMILLION)
+        _write(axes, 1.2, 0.2, "head split", style.BLUE)
+        if not place:
+            _write(axes, 7, a.host_ms * 1.5, f"the host takes {a.host_ms:g} ms", style.MUTED)
+    figure.text(
+        1 - style.MARGIN / 9.2, 0.12 / 4.7, "At the lines' ends: Gbit/s between nodes",
+        size=style.SMALL_SIZE, color=style.MUTED, ha="right",
+    )  # fmt: skip
     style.save_png(figure, path)
+
+
+def _write(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+    axes.text(x, y, text, color=colour, size=style.SMALL_SIZE, va="center")
 
 
 def _gpus(count: int) -> str:
@@ -225,7 +266,7 @@ def _time(seconds: float) -> str:
 
 def main(a: Assumptions, /, figure: Path | None = None) -> None:
     """Print the tables; `figure`: also draw, into this PNG."""
-    for table in (steps_table, ends_table, data_table):
+    for table in (steps_table, ends_table, shares_table, data_table):
         print(table(a) + "\n")
     if figure is not None:
         draw(a, figure)
