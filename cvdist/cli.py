@@ -84,7 +84,7 @@ def parse_preprocess(arguments: Sequence[str]) -> TrainConfig | Look | None:
 def _parse(program: str, arguments: Sequence[str], overview: str) -> TrainConfig | None:
     words = [word for word in arguments if word != "--debug"]
     show = "--show-config" in words
-    words = [word for word in words if word != "--show-config"]
+    words = _with_values([word for word in words if word != "--show-config"])
     if not words or words[0] in ("-h", "--help"):
         print(overview)
         return None
@@ -97,6 +97,17 @@ def _parse(program: str, arguments: Sequence[str], overview: str) -> TrainConfig
         print(json.dumps(configs.to_dict(config), indent=2))
         return None
     return config
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """`--compile`, once a switch, alone and with `--no-`, as its values."""
+    found: list[str] = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        if word == "--no-compile":
+            found += ["--compile", "none"]
+        else:
+            found += [word, "default"] if word == "--compile" and following.startswith("-") else [word]
+    return found
 
 
 Settings = TypeVar("Settings", bound="DataclassInstance")

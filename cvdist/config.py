@@ -18,11 +18,13 @@ from typing import Any, Literal
 
 from cvdist.errors import UserError
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 Runtime = Literal["auto", "ray", "torchrun", "inline"]
 ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
 Head = Literal["vgg", "mlp", "linear"]
+Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
+CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes that replay kernels on a GPU
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ class FeaturesConfig:
     with augmentation, else 1; to train from, as many as the cache has."""
     features_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """What features are stored as."""
+    decoder: Literal["cpu", "nvjpeg"] = "cpu"
+    """What decodes ordinary JPEGs for an extraction. `nvjpeg`: the GPU, where processors can't keep up
+    with it; its pixels differ a little, so that one of them makes and updates a cache."""
     shard_size: int = 128
     """Pictures a shard: the unit of work, of retry and of resume."""
     extractors: int = 0
@@ -172,11 +177,13 @@ class LoopConfig:
     valid_batch_size: int = 1000
     """Pictures a forward pass in validation, on each worker."""
     precision: Precision = "auto"
-    """`auto`: bfloat16 autocast where the processor computes it natively, else float32."""
+    """`auto`: bfloat16 autocast where the processor computes it natively, else float32. `tf32`: float32 whose
+    products GPUs compute from 19 bits: weights are read as they are, not cast in each step. CPUs: float32."""
     channels_last: bool = True
     """Memory layout NHWC, which convolutions are fastest with."""
-    compile: bool = False
-    """Run the model through `torch.compile` (needs a C++ compiler on CPUs)."""
+    compile: Compile = "none"
+    """Run the model through `torch.compile` (needs a C++ compiler on CPUs); `--compile` alone is `default`.
+    `reduce-overhead`: replay CUDA graphs, for small heads on GPUs. `max-autotune`: also try out kernels."""
     seed: int = 0
     """Of weights, order, augmentation and dropout."""
     log_every_steps: int = 50
@@ -672,6 +679,11 @@ def check(config: TrainConfig) -> None:
         raise UserError(
             f"--step-timeout {config.runtime.step_timeout:g} is below --data-timeout "
             f"{config.runtime.data_timeout:g}: workers would give up on one that waits for its data"
+        )
+    if config.loop.compile in CUDA_GRAPHS and config.loop.accumulate_steps > 1:
+        raise UserError(
+            f"--compile {config.loop.compile} replays each forward pass on the same memory, so that gradients "
+            "can't be summed over --accumulate-steps: set that to 1, or --compile default"
         )
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")

@@ -23,7 +23,7 @@ def test_flags_override_a_recipe():
         "mnist-cnn", "--epochs", "3", "--lr", "0.5", "--compile", "--no-channels-last", "--name", "x"
     )
     assert (config.recipe, config.loop.epochs, config.optimizer.lr) == ("mnist-cnn", 3, 0.5)
-    assert config.loop.compile and not config.loop.channels_last
+    assert config.loop.compile == "default" and not config.loop.channels_last
     assert config.optimizer.momentum == 0.5
 
 

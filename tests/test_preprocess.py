@@ -90,6 +90,8 @@ def test_real_photographs_through_a_bucket(shared_data, bucket, s3, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     correct = int(re.search(r"best accuracy  [\d.]+% \((\d+)/60\)", done.stdout)[1])
     assert correct >= 56, done.stdout
+    # The baseline, from the sums of both workers: 100 photographs are enough for most of the 60.
+    assert int(re.search(r"ridge probe +[\d.]+% \((\d+)/60\) in", done.stdout)[1]) >= 54, done.stdout
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs(["1"])
     (output,) = run.outputs.model_outputs
@@ -124,6 +126,7 @@ def test_on_a_cluster_and_then_without_one(weights, ray_cluster, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"best accuracy  [\d.]+% \(\d/5\)", done.stdout) and "on this node" in done.stderr
+    assert re.search(r"ridge probe +[\d.]+% \(\d/5\) in", done.stdout)
     # On the cluster again, with the head split over workers that write a checkpoint together.
     done = train(
         *(*tiny(weights, photos, features), "--epochs", "2", "--tracking", "none", "--batch-size", "4"),

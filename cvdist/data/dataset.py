@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from cvdist.data.augment import Augmentation
@@ -57,6 +58,16 @@ class Batch:
     labels: Tensor
     indices: Tensor
     global_size: int
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`; what computes there is not waited for.
+
+    A GPU copies by itself from pinned memory only: from any other the processor waits until its turn has come.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Split, TrueShuffle
+from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Split, TrueShuffle, to_device
 from cvdist.data.normalise import Normaliser
 from cvdist.data.sampler import EpochOrder, Share, deal
 
@@ -93,12 +93,12 @@ class InMemoryLoader(TrueShuffle):
         if self.augmentation is None:
             return None
         draws = [self.augmentation.draw(share, epoch) for share in chunk]
-        return torch.cat(draws).to(self.device, non_blocking=True)
+        return to_device(torch.cat(draws), self.device)
 
     def _gather(self, split: Split, chunk: list[Share], draws: Tensor | None) -> Iterator[Batch]:
         data = self._splits[split]
         indices = torch.cat([share.indices for share in chunk])
-        rows = indices.to(self.device, non_blocking=True)
+        rows = to_device(indices, self.device)
         images = data.images.index_select(0, rows).float()
         if self.augmentation is not None and draws is not None:
             images = self.augmentation.apply(images, draws)

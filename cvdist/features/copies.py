@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cvdist.data.dataset import to_device
 from cvdist.errors import UserError
 from cvdist.features import shard
 from cvdist.features.local import LocalShards
@@ -184,15 +185,24 @@ class DeviceCopy:
 
     def gather(self, rows: Rows) -> Tensor:
         """See `MappedCopy.gather`; the tensor is on the device."""
+        return self.at(self.places(rows))
+
+    def places(self, rows: Rows) -> Tensor:
+        """Where some rows are, int64 (n,) on the device: for `at`."""
+        flat = torch.from_numpy(self._first[rows.shard] + rows.row * self._views[rows.shard] + rows.view)
+        return to_device(flat, self._device)
+
+    def at(self, places: Tensor) -> Tensor:
+        """Features (n, ...) on the device; loads all of them at the first call."""
         if self._all is None:
             self._all = self._load()
-        flat = torch.from_numpy(self._first[rows.shard] + rows.row * self._views[rows.shard] + rows.view)
-        return self._all.index_select(0, flat.to(self._device, non_blocking=True))
+        return self._all.index_select(0, places)
 
     def close(self) -> None:
         """See `MappedCopy.close`."""
         self._source.close()
 
+    @torch.inference_mode(False)  # whatever the first use is: its tensors are to be trained from
     def _load(self) -> Tensor:
         loaded = torch.empty(int(self._first[-1]), *self.shape, dtype=self.dtype, device=self._device)
         self._source.expect(range(len(self._views)))

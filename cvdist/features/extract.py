@@ -10,7 +10,9 @@ from torch import Tensor
 from cvdist import models
 from cvdist.config import TrainConfig
 from cvdist.data.augment import Augmentation
+from cvdist.data.dataset import to_device
 from cvdist.data.images.ahead import BATCH, DecodeAhead
+from cvdist.data.images.on_gpu import GpuDecoder
 from cvdist.data.normalise import Normaliser
 from cvdist.errors import UserError
 from cvdist.features import fingerprint as fingerprints
@@ -66,7 +68,12 @@ class Extractor:
             config.data.resize,
             threads=decode_threads,
             timeout=config.runtime.data_timeout,
+            for_gpu=fingerprint.decoder == "nvjpeg",
         )
+        self._decoder: GpuDecoder | None = None
+        if fingerprint.decoder == "nvjpeg":
+            self._decoder = GpuDecoder(device, config.data.image_size, config.data.resize)
+            self._decoder.require()
         self._target = Folder.open(config.features.features, "--features", patient=True)
         self._computing = threading.Lock()
 
@@ -113,6 +120,9 @@ class Extractor:
         bad: list[tuple[int, str]] = []
         good = 0
         for first, decoded in self._ahead.batches(work.paths, self._batch):
+            if self._decoder is not None:
+                with self._computing:
+                    decoded = self._decoder(decoded)
             digests += [one.digest for one in decoded]
             bad += [(first + i, one.reason) for i, one in enumerate(decoded) if one.pixels is None]
             pixels = [one.pixels for one in decoded if one.pixels is not None]
@@ -126,7 +136,7 @@ class Extractor:
 
     def _compute(self, pixels: Tensor, names: list[str], views: int) -> Tensor:
         """uint8 (n, H, W, C) to features (n, views, ...) on the CPU, in the stored dtype."""
-        plain = pixels.to(self._device).permute(0, 3, 1, 2).float()
+        plain = to_device(pixels, self._device).permute(0, 3, 1, 2).float()
         computed = []
         for view in range(views):
             images = plain.clone()

@@ -29,7 +29,7 @@ class Fingerprint:
     model, cut: architecture, and the last layer that was run; weights: SHA-256 of the frozen layers' tensors;
     decode, size, resize, mean, std: from a file to the network's input; views: stored for each training
     picture; augmentation: of the views but the first, None where there is one; dtype: as stored; precision: as
-    `--precision` of the extraction.
+    `--precision` of the extraction; decoder: as `--decoder`.
     """
 
     model: str
@@ -44,10 +44,14 @@ class Fingerprint:
     augmentation: dict[str, float] | None
     dtype: str
     precision: str
+    decoder: str = "cpu"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self)
+        """For JSON; as older versions wrote it, where they knew all of it."""
+        values = dataclasses.asdict(self)
+        if self.decoder == "cpu":
+            del values["decoder"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fingerprint:
@@ -79,6 +83,7 @@ _FLAGS = {
     "augmentation": "augmentation",
     "dtype": "--features-dtype",
     "precision": "--precision",
+    "decoder": "--decoder",
 }
 
 
@@ -118,6 +123,7 @@ def _of(config: TrainConfig, views: int, augmentation: dict[str, float] | None) 
         augmentation=augmentation,
         dtype=config.features.features_dtype,
         precision=config.loop.precision,
+        decoder=config.features.decoder,
     )
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cvdist.config import LoopConfig
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Shuffle, Split
+from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Shuffle, Split, to_device
 from cvdist.data.sampler import EpochOrder, Share, deal
-from cvdist.features.copies import Copy, Rows
+from cvdist.features.copies import Copy, DeviceCopy, Rows
 from cvdist.features.order import windowed
 from cvdist.seeding import generator
 
@@ -128,6 +128,9 @@ class FeatureLoader:
 
     def _batches(self, split: Split, shares: Iterator[Share], views: np.ndarray | None) -> Iterator[Batch]:
         where, labels = self._splits[split], self._labels[split]
+        if isinstance(self._copy, DeviceCopy):
+            yield from self._on_device(self._copy, split, list(shares), views)
+            return
         ahead: deque[Share] = deque()
 
         def wanted() -> Iterator[Rows]:
@@ -142,7 +145,22 @@ class FeatureLoader:
             yield Batch(
                 # As they are stored, half as many bytes cross to a GPU; what computes is float32 or autocast.
                 features.to(self._device, non_blocking=True).float(),
-                labels[share.indices].to(self._device, non_blocking=True),
+                to_device(labels[share.indices], self._device),
                 share.indices,
                 share.global_size,
             )
+
+    def _on_device(
+        self, copy: DeviceCopy, split: Split, shares: Sequence[Share], views: np.ndarray | None
+    ) -> Iterator[Batch]:
+        """The same where all features are on the device: the order goes there at once, steps only gather."""
+        if not shares:
+            return
+        where, indices = self._splits[split], torch.cat([share.indices for share in shares])
+        rows = indices.numpy()
+        drawn = views[rows] if views is not None else np.zeros(len(rows), dtype=np.int64)
+        sizes = [len(share.indices) for share in shares]
+        places = copy.places(Rows(where.shard[rows], where.row[rows], drawn)).split(sizes)
+        labels = to_device(self._labels[split][indices], self._device).split(sizes)
+        for share, mine, classes in zip(shares, places, labels, strict=True):
+            yield Batch(copy.at(mine).float(), classes, share.indices, share.global_size)

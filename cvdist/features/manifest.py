@@ -75,6 +75,7 @@ class Manifest:
 def dump(manifest: Manifest) -> bytes:
     """As JSON, with a checksum of itself."""
     values = dataclasses.asdict(manifest) | {"format": FORMAT, "version": VERSION}
+    values["fingerprint"] = manifest.fingerprint.to_dict()
     return json.dumps({"sha256": _digest(values), **values}, indent=1).encode()
 
 

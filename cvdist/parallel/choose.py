@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from cvdist import log
 from cvdist.config import TrainConfig
 from cvdist.data.dataset import Loader
 from cvdist.errors import UserError
@@ -81,6 +80,9 @@ def choose(
         else:
             name, note, machine = _decide(work, machine, config, worker, parts, arithmetic)
     name = gather(name)[0]
+    if worker.device.type == "cuda":  # what was measured is no part of the run's memory
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(worker.device)
     mode: Mode
     if name == "head":
         mode = SplitHead(worker, parts.trained, settings, cached=loader.features)
@@ -121,8 +123,8 @@ def _decide(
     head = _cost("head", work, measured, worker.world_size, config)
     name = "head" if data.seconds > _WORTH * head.seconds else "data"
     note = (
-        f"--parallel auto: about {log.duration(head.seconds)} a step with the head split, "
-        f"{log.duration(data.seconds)} without, over a link of {rate * 8e-9:.3g} Gbit/s"
+        f"--parallel auto: about {head.seconds:.2g} s a step with the head split, {data.seconds:.2g} s without, "
+        f"over a link of {rate * 8e-9:.3g} Gbit/s"
     )
     return name, note, replace(machine, link_rate=rate, latency=latency)
 

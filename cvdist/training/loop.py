@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from cvdist import data, log, models, parallel, storage
 from cvdist.config import TrainConfig
@@ -30,9 +30,9 @@ from cvdist.runtime.worker import Asked, Worker
 from cvdist.seeding import mix
 from cvdist.tracking import run_page
 from cvdist.tracking.tracker import Tracker
+from cvdist.training import average, compiling, precision, ridge
 from cvdist.training import checkpoint as ckpt
 from cvdist.training import parts as ckpt_parts
-from cvdist.training import precision, ridge
 from cvdist.training.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
@@ -245,6 +245,7 @@ class TrainingLoop:
     def _step(self, batch: data.Batch, rate: float, meter: Meter) -> None:
         """Forward, backward, update."""
         optimizer, config, mode = self.optimizer, self.config.optimizer, self.mode
+        compiling.begin_step(self.config.loop.compile)
         set_learning_rate(optimizer, rate)
         losses: list[Tensor] = []
         for last, images, labels in self._portions(batch):
@@ -263,7 +264,7 @@ class TrainingLoop:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.parts.trained)
+            average.update(self.ema, self.parts.trained, config.model_ema_decay)
 
     def _scores(self, images: Tensor) -> Tensor:
         """What the model says of normalised pictures; only the trained part leaves a graph."""
@@ -317,16 +318,12 @@ class TrainingLoop:
         decay = self.config.optimizer.model_ema_decay
         if not decay:
             return None
-        return AveragedModel(self.parts.trained, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        return average.build(self.parts.trained, decay)
 
     def _compile(self) -> None:
-        if not self.config.loop.compile:
-            return
         # Not what is split: between its parts lie exchanges with other workers.
         trained = self.parts.trained if self.mode.name == "data" else None
-        for part in (self.frozen, trained):
-            if part is not None:
-                part.compile()
+        compiling.compile_parts(self.config.loop.compile, self.frozen, trained)
 
     def _validated_model(self) -> nn.Module:
         """The model for pictures. With a split head it has this worker's part of that."""

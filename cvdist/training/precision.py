@@ -17,11 +17,12 @@ class Arithmetic:
     device_type: str
     bfloat16: bool
     reason: str
+    tf32: bool = False
 
     @property
     def name(self) -> str:
         """As `--precision` takes it."""
-        return "bfloat16" if self.bfloat16 else "float32"
+        return "bfloat16" if self.bfloat16 else "tf32" if self.tf32 else "float32"
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context for a forward pass. Weights, gradients and the optimiser stay float32."""
@@ -29,7 +30,17 @@ class Arithmetic:
 
 
 def choose(precision: Precision, device: torch.device) -> Arithmetic:
-    """bfloat16 autocast if asked for, or if left to us and the processor computes it natively."""
+    """bfloat16 autocast if asked for, or if left to us and the processor computes it natively.
+
+    TF32 is set for the process as a whole: it is not a property of a forward pass, the backward one has it too.
+    """
+    tf32 = precision == "tf32" and device.type == "cuda"
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    if tf32:
+        return Arithmetic(device.type, False, "as set by --precision", tf32=True)
+    if precision == "tf32":
+        return Arithmetic(device.type, False, "TF32 is for GPUs only")
     if precision != "auto":
         return Arithmetic(device.type, precision == "bfloat16", "as set by --precision")
     if _native_bfloat16(device):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cvdist import storage
-from cvdist.data.images.decode import UndecodableError, decode
+from cvdist.data.images.decode import UndecodableError, decode, is_for_gpu
 from cvdist.errors import UserError
 from cvdist.hardware import usable_cores
 from cvdist.log import redact
@@ -24,11 +24,15 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class Decoded:
-    """digest: 16 bytes of the file's SHA-256; pixels: uint8 (size, size, 3), or None with the reason."""
+    """digest: 16 bytes of the file's SHA-256; pixels: uint8 (size, size, 3), or None with the reason.
+
+    encoded: the file's content instead, where a GPU is to decode it (`cvdist.data.images.on_gpu`).
+    """
 
     digest: bytes
     pixels: Tensor | None
     reason: str = ""
+    encoded: bytes | None = None
 
 
 def digest_of(content: bytes) -> bytes:
@@ -39,13 +43,17 @@ def digest_of(content: bytes) -> bytes:
 class DecodeAhead:
     """Reads and decodes files below a folder or URI. Safe to use from several threads."""
 
-    def __init__(self, uri: str, size: int, resize: str, *, threads: int, timeout: float) -> None:
-        """`threads`: 0: one a core; `timeout`: seconds that a batch may take.
+    def __init__(
+        self, uri: str, size: int, resize: str, *, threads: int, timeout: float, for_gpu: bool = False
+    ) -> None:
+        """`threads`: 0: one a core; `timeout`: seconds that a batch may take; `for_gpu`: leave encoded what a
+        GPU can decode.
 
         Raises:
             UserError: if the URI can't be understood.
         """
         self._uri, self._size, self._resize, self._timeout = uri, size, resize, timeout
+        self._for_gpu = for_gpu
         self._pool = ThreadPoolExecutor(threads or usable_cores(), thread_name_prefix="decode")
         self._source = storage.locate(uri, "--data", patient=True)
 
@@ -82,6 +90,8 @@ class DecodeAhead:
                 f"--data {redact(self._uri)}: {path} can't be read ({storage.reason(error)})"
             ) from error
         digest = digest_of(content)
+        if self._for_gpu and is_for_gpu(content, self._size):
+            return Decoded(digest, None, encoded=content)
         try:
             return Decoded(digest, decode(content, self._size, self._resize))
         except UndecodableError as error:

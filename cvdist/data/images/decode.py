@@ -71,8 +71,8 @@ def decode(content: bytes, size: int, resize: str) -> Tensor:
             warnings.simplefilter("ignore")  # of damaged metadata, and of sizes that are refused below anyway
             with Image.open(io.BytesIO(content)) as image:
                 if _is_ordinary_jpeg(image, size):
-                    return _resize(_decode_jpeg(content), size, resize)
-                return _resize(_decode_any(image, size), size, resize)
+                    return resized(_decode_jpeg(content), size, resize)
+                return resized(_decode_any(image, size), size, resize)
     except UnidentifiedImageError:
         raise UndecodableError("not a picture of any known kind") from None
     except Image.DecompressionBombError:
@@ -83,6 +83,21 @@ def decode(content: bytes, size: int, resize: str) -> Tensor:
 
 def _is_ordinary_jpeg(image: Image.Image, size: int) -> bool:
     return image.format == "JPEG" and image.mode in ("RGB", "L") and min(image.size) < _DRAFT_FROM * size
+
+
+def is_for_gpu(content: bytes, size: int) -> bool:
+    """Whether nvJPEG makes of it what `decode` does, but for rounding: a whole, upright, ordinary JPEG."""
+    if not content.rstrip(b"\0").endswith(b"\xff\xd9"):  # it would fill up with grey what is missing
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as image:
+                in_rgb = image.info.get("adobe_transform") == 0 and image.mode == "RGB"
+                upright = image.getexif().get(_ORIENTATION, 1) == 1
+                return _is_ordinary_jpeg(image, size) and upright and not in_rgb
+    except Exception:  # whatever is wrong with it, `decode` says so
+        return False
 
 
 def _decode_jpeg(content: bytes) -> Tensor:
@@ -125,8 +140,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values.clip(0) * (255 / full)).round().astype(np.uint8))
 
 
-def _resize(pixels: Tensor, size: int, resize: str) -> Tensor:
-    """uint8 (3, H, W) to (size, size, 3)."""
+def resized(pixels: Tensor, size: int, resize: str) -> Tensor:
+    """uint8 (3, H, W) to (size, size, 3), on any device."""
     height, width = pixels.shape[1:]
     if resize == "crop":
         side = max(1, round(min(height, width) / _CROP))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Split, TrueShuffle
+from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Split, TrueShuffle, to_device
 from cvdist.data.images.decoders import Rows
 from cvdist.data.images.store import Store
 from cvdist.data.normalise import Normaliser
@@ -140,7 +140,7 @@ class ImageLoader(TrueShuffle):
             labels = self._labels[rows[share.indices.numpy()]]
             yield Batch(
                 self._prepare(pixels, share, epoch),
-                labels.to(self.device, non_blocking=True),
+                to_device(labels, self.device),
                 share.indices,
                 share.global_size,
             )
@@ -151,5 +151,5 @@ class ImageLoader(TrueShuffle):
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
         if self.augmentation is not None and epoch is not None:
             draws = self.augmentation.draw(share, epoch)
-            images = self.augmentation.apply(images, draws.to(self.device, non_blocking=True))
+            images = self.augmentation.apply(images, to_device(draws, self.device))
         return self._normalise(images)
