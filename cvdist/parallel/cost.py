@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 from cvdist.parallel.traffic import ring_bytes
 
-# Times that each trained weight passes through memory in a step, in float32: read forward and backward, its
-# gradient written; then read by the optimiser with the gradient and the momentum, and two of the three written.
-GRADIENT_PASSES, UPDATE_PASSES = 3, 5
+# Times that each trained weight passes through memory in a step, in float32: read in the forward pass, and its
+# gradient written; then weight, gradient and momentum read, and weight and momentum written. Reading it in the
+# backward pass is left out: the largest layer's inputs are frozen.
+GRADIENT_PASSES, UPDATE_PASSES = 2, 5
 PASSES = GRADIENT_PASSES + UPDATE_PASSES
 _FLOAT = 4  # bytes
 
