@@ -187,9 +187,8 @@ def _webdataset(root: Path, features: torch.Tensor, labels: torch.Tensor) -> lis
 def _ray_parquet(root: Path, features: torch.Tensor, labels: torch.Tensor) -> list[Epoch]:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    import ray.data
-
     import ray
+    import ray.data
 
     root.mkdir()
     for start in range(0, SAMPLES, 512):

@@ -123,8 +123,8 @@ def _decide(
     head = _cost("head", work, measured, worker.world_size, config)
     name = "head" if data.seconds > _WORTH * head.seconds else "data"
     note = (
-        f"--parallel auto: about {head.seconds:.2g} s a step with the head split, {data.seconds:.2g} s without, "
-        f"over a link of {rate * 8e-9:.3g} Gbit/s"
+        f"--parallel auto: about {head.seconds:.2g} s a step with the head split, {data.seconds:.2g} s "
+        f"without, over a link of {rate * 8e-9:.3g} Gbit/s"
     )
     return name, note, replace(machine, link_rate=rate, latency=latency)
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import ray
 import ray.data
 
-import ray
 from cvdist.config import TrainConfig
 from cvdist.errors import UserError
 from cvdist.runtime import ray_cluster

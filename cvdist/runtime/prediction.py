@@ -118,6 +118,7 @@ def _here(config: PredictConfig, saved: SavedModel) -> job.Compute:
 def _on_ray(config: PredictConfig, saved: SavedModel) -> job.Compute:
     """Connect, then predict by actors, which take the model from Ray's object store, not from where it was."""
     import ray
+
     from cvdist.runtime import actor_pool, ray_cluster
 
     prediction = config.prediction

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import ray
+
 from cvdist.config import TrainConfig
 from cvdist.errors import UserError
 

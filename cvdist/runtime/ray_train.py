@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.train import (
@@ -25,7 +26,6 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-import ray
 from cvdist import config as configs
 from cvdist import log, storage
 from cvdist.config import TrainConfig, storage_root
