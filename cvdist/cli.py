@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import json
 import logging
@@ -244,6 +245,19 @@ def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | 
         first = next(iter(str(error).strip().splitlines()), "")
         print(f"error: {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
         return 1
+
+
+def show(text: str) -> None:
+    """Print what a finished job reports. A disk too full to keep its log does not make it a failed one."""
+    for stream, words in ((sys.stdout, f"{text}\n"), (sys.stderr, "")):
+        try:
+            stream.write(words)
+            stream.flush()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # Python tries once more at its end, and would fail then.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _override(

@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs as arrow
 
+from cvdist import strain
 from cvdist.errors import UserError
 from cvdist.log import redact
 
@@ -92,9 +93,11 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
     """
     if isinstance(filesystem, arrow.LocalFileSystem):
         return Path(path).read_bytes()
-    # Otherwise arrow would decompress what is named like a compressed file.
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        content: bytes = stream.read()
+    with strain.storage.request(path) as sizes:
+        # Otherwise arrow would decompress what is named like a compressed file.
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            content: bytes = stream.read()
+        sizes.append(len(content))
         return content
 
 
@@ -106,7 +109,10 @@ def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
     """
     if not isinstance(filesystem, arrow.LocalFileSystem):
         # An object appears when its upload is complete.
-        with filesystem.open_output_stream(path, compression=None) as stream:
+        with (
+            strain.storage.request(path, len(content)),
+            filesystem.open_output_stream(path, compression=None) as stream,
+        ):
             stream.write(content)
         return
     target = Path(path)
@@ -159,12 +165,13 @@ def publish(
         fill(Path(private))
         permit()
         for name in sorted((file.name for file in Path(private).iterdir()), key=lambda name: name == last):
-            arrow.copy_files(
-                f"{private}/{name}",
-                f"{path}/{name}",
-                source_filesystem=arrow.LocalFileSystem(),
-                destination_filesystem=filesystem,
-            )
+            with strain.storage.request(f"{path}/{name}", Path(private, name).stat().st_size):
+                arrow.copy_files(
+                    f"{private}/{name}",
+                    f"{path}/{name}",
+                    source_filesystem=arrow.LocalFileSystem(),
+                    destination_filesystem=filesystem,
+                )
 
 
 def publish_part(
@@ -320,7 +327,8 @@ class Folder:
         """
         selector = arrow.FileSelector(self.root, recursive=True, allow_not_found=True)
         try:
-            found = self.filesystem.get_file_info(selector)
+            with strain.storage.request(f"the list of {self.root}"):
+                found = self.filesystem.get_file_info(selector)
         except OSError as error:
             raise _unreadable(self.uri, self.flag, error) from error
         prefix = len(self.root) + 1

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     from cvdist import report
     from cvdist.runtime import evaluation
 
-    print(report.evaluation_table(evaluation.run(config)))
+    cli.show(report.evaluation_table(evaluation.run(config)))
 
 
 if __name__ == "__main__":

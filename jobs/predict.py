@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     from cvdist import report
     from cvdist.runtime import prediction
 
-    print(report.predictions_table(prediction.run(config)))
+    cli.show(report.predictions_table(prediction.run(config)))
 
 
 if __name__ == "__main__":

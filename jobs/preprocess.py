@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     from cvdist import report
     from cvdist.runtime.launch import preprocess
 
-    print(report.features_table(preprocess(asked)))
+    cli.show(report.features_table(preprocess(asked)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     from cvdist.runtime import sweep
 
     finished = sweep.run(job)
-    print(report.sweep_table(finished))
+    cli.show(report.sweep_table(finished))
     if finished.trained is not None and finished.trained.not_registered:
         raise UserError(finished.trained.not_registered)
 

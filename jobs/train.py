@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
 
     finished = launch(config)
     if finished is not None:
-        print(report.table(finished))
+        cli.show(report.table(finished))
         if finished.not_registered:
             raise UserError(finished.not_registered)
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     from cvdist import report
     from cvdist.visualize import visualize
 
-    print(report.figures_table(visualize(config)))
+    cli.show(report.figures_table(visualize(config)))
 
 
 if __name__ == "__main__":

@@ -192,7 +192,12 @@ class Stack:
         self._start(
             "mlflow",
             command,
-            {**s3, **environment, "MLFLOW_BACKEND_STORE_URI": database},
+            {
+                **s3,
+                **environment,
+                "MLFLOW_BACKEND_STORE_URI": database,
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes for jobs that nobody submits
+            },
         )
         address = f"http://{_HOST}:{port}"
         self._wait("mlflow", lambda: _answers(f"{address}/health"), "MLflow answers")

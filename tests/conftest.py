@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -27,6 +28,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How fast a busy machine is says nothing about the code.
 settings.register_profile("cvdist", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cvdist")
+
+
+@pytest.fixture(autouse=True)
+def log_reaches_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a job in this process has set up before, `caplog` sees the package's log."""
+    monkeypatch.setattr(logging.getLogger("cvdist"), "propagate", True)
 
 
 @pytest.fixture(scope="session")

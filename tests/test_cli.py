@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -127,3 +128,11 @@ def test_workers_do_not_give_up_on_one_that_waits_for_its_data():
     config = cli.parse_train(["digits-cnn", "--data-timeout", "600"])
     with pytest.raises(UserError, match=r"--step-timeout 150 is below --data-timeout 600"):
         configs.check(config)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_log_on_a_full_disk_does_not_make_a_finished_job_a_failed_one():
+    script = "import sys; from cvdist import cli; sys.exit(cli.main(lambda _: cli.show('done'), []))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=full, cwd=ROOT, check=False)
+    assert done.returncode == 0

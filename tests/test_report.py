@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import logging
 import re
 import sys
 from html.parser import HTMLParser
@@ -295,8 +294,7 @@ def test_the_report_of_a_run_in_mlflow(finished):
     assert "This run" not in page.text  # had not ended, or failed
 
 
-def test_a_report_that_can_not_be_made_costs_a_warning(finished, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("cvdist"), "propagate", True)  # which a job's log may have ended
+def test_a_report_that_can_not_be_made_costs_a_warning(finished, caplog):
     _, ref, _ = finished
     report_page.log_report_or_warn(dataclasses.replace(ref, run_id="0" * 32))
     assert "no report.html" in caplog.text and "jobs/report.py" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import torch
 from pyarrow import fs as arrow
 
 from cvdist import config as configs
-from cvdist import data, storage
+from cvdist import data, log, storage, strain
 from cvdist.config import ModelConfig, TrainConfig
 from cvdist.errors import UserError
 from cvdist.models import weights
 from tests import pictures
+from tests.cluster.harness import FaultProxy
 from tests.jobs import the_error, train
 
 
@@ -99,6 +101,34 @@ def test_a_server_that_is_not_there(bucket, monkeypatch):
     began = time.monotonic()
     assert error_of(f"{bucket}/x").endswith("check AWS_ENDPOINT_URL and the network")
     assert time.monotonic() - began < 20
+
+
+def test_throttled_requests_are_counted_with_the_time_that_they_cost(bucket, s3, monkeypatch, caplog):
+    proxy = FaultProxy("127.0.0.1", s3["AWS_ENDPOINT_URL"].rpartition("//")[2])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    try:
+        folder = storage.Folder.open(f"{bucket}/throttled", "--storage", patient=True)
+        strain.storage.take()
+        folder.write("quick", b"1")
+        assert folder.find("absent") is None and not strain.storage.take()
+        proxy.begin_to_refuse()
+        end = threading.Timer(3.0, setattr, (proxy, "slow_down", False))
+        end.start()
+        began = time.monotonic()
+        folder.write("late", b"2")  # tried again by the AWS SDK until it is taken
+        seconds = time.monotonic() - began
+        seen = strain.storage.take()
+        assert (seen.slow, seen.failed) == (1, 0) and 2.5 < seen.seconds <= seconds and proxy.refused > 1
+        assert f"the storage took {log.duration(seconds)} for bucket/throttled/late" in caplog.text
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        proxy.begin_to_refuse()
+        with pytest.raises(UserError, match="can't be written"):
+            storage.Folder.open(f"{bucket}/throttled", "--storage").write("never", b"3")
+        assert strain.storage.take().failed == 1
+        proxy.slow_down = False
+        assert folder.read("late") == b"2"
+    finally:
+        proxy.close()
 
 
 def test_no_secret_in_messages(monkeypatch):

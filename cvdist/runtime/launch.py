@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# When this process began: importing torch is a part of what its user waits for. Seconds since 1970, and by the
+# clock that nobody sets.
+_BEGAN_AT = float(psutil.Process().create_time())
+_BEGAN = time.monotonic() - (time.time() - _BEGAN_AT)
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -82,14 +87,15 @@ def launch(config: TrainConfig, part: Part | None = None) -> Finished | None:
     if runtime == "auto":
         # What torchrun, or anything else that starts workers, tells each of them.
         runtime = "torchrun" if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else "ray"
-    part = part or Part({}, _started())
+    began = time.monotonic() - (time.time() - part.began) if part else _BEGAN
+    part = part or Part({}, _BEGAN_AT)
     with sigterm_raises():
         finished = _on_ray(config, part) if runtime == "ray" else _in_processes(config, part)
     if finished is None:
         return None
     name, summary, run = finished
     registered, not_registered = _register(config, summary, run)
-    seconds, first_step = time.time() - part.began, _seconds_to_first_step(summary, part)
+    seconds, first_step = time.monotonic() - began, _seconds_to_first_step(summary, part)
     return Finished(name, summary, run, storage_root(config), seconds, first_step, registered, not_registered)
 
 
@@ -234,13 +240,8 @@ def _describe(run: RunRef | None, summary: Summary, part: Part) -> None:
         report_page.log_report_or_warn(run)
 
 
-def _started() -> float:
-    """When this process began: importing torch is a part of what its user waits for. Seconds since 1970."""
-    return float(psutil.Process().create_time())
-
-
 def _seconds_to_first_step(summary: Summary, part: Part) -> float:
-    return summary.first_step_at - part.began if summary.first_step_at else 0.0
+    return max(summary.first_step_at - part.began, 0.0) if summary.first_step_at else 0.0
 
 
 def _register(config: TrainConfig, summary: Summary, run: RunRef | None) -> tuple[str, str]:

@@ -27,6 +27,22 @@ def connect(config: TrainConfig, flag: str = "--workers") -> int:
     Raises:
         UserError: if there is no cluster at RAY_ADDRESS, or it is too small for the configuration.
     """
+    _join(config)
+    require_resources(config, flag)
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+def reconnect(config: TrainConfig) -> None:
+    """Join the cluster as a new job; Ray ends whatever is left of the old one, and frees what that holds.
+
+    Raises:
+        UserError: if the cluster is gone.
+    """
+    ray.shutdown()
+    _join(config)
+
+
+def _join(config: TrainConfig) -> None:
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
     address = os.environ.get("RAY_ADDRESS")
     try:
@@ -42,8 +58,6 @@ def connect(config: TrainConfig, flag: str = "--workers") -> int:
         where = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"could not connect to {where}: {first}") from error
-    require_resources(config, flag)
-    return sum(node["Alive"] for node in ray.nodes())
 
 
 def require_resources(config: TrainConfig, flag: str = "--workers") -> bool:

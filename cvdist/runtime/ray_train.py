@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from ray.exceptions import RayActorError
 from ray.train import (
     CheckpointConfig,
     CheckpointUploadMode,
@@ -31,11 +33,11 @@ from cvdist import log, storage
 from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.runtime.fence import Fence, FenceWatch
-from cvdist.runtime.ray_cluster import require_resources
+from cvdist.runtime.ray_cluster import reconnect, require_resources
 from cvdist.runtime.rounds import Rounds
 from cvdist.runtime.uploads import Uploads
 from cvdist.runtime.worker import Asked
-from cvdist.tracking import Attempt, RunRef, open_tracker
+from cvdist.tracking import Attempt, RunRef, Superseded, open_tracker
 from cvdist.training.checkpoint import META
 from cvdist.training.collectives import gather, together
 from cvdist.training.loop import Summary, TrainingLoop
@@ -69,6 +71,7 @@ class RayWorker:
         self._watch = FenceWatch(self.fence) if self.fence is not None else None
         self._known: dict[str, ray.train.Checkpoint] = {}
         self._notices: set[tuple[str, ...]] = set()
+        self._deadlines: dict[int, float] = {}
 
     def checkpoints(self) -> Sequence[str]:
         """See `Worker.checkpoints`."""
@@ -120,7 +123,13 @@ class RayWorker:
 
             def upload(checkpoint: ray.train.Checkpoint, _: str) -> ray.train.Checkpoint:
                 self._uploads.run(lambda: self._store(checkpoint, fill, awaited), done)
-                done.result()  # Ray, too, is to know of an error
+                try:
+                    done.result()  # Ray, too, is to know of an error
+                except Superseded as error:
+                    if not error.on_all_workers or not settings.async_checkpoints:
+                        raise
+                    # But of none that a restart can't mend: the workers learn of it and end by themselves.
+                    raise SystemExit from error
                 return checkpoint
 
         elif fill is not None:
@@ -162,7 +171,9 @@ class RayWorker:
             return Asked.NOTHING
         due = [("notice", *info.preempted_node_ids)]
         if info.deadline_ms is not None:
-            left = info.deadline_ms / 1000 - time.time()
+            # Ray names a time of day; the clock may be set before it comes.
+            new_deadline = time.monotonic() + info.deadline_ms / 1000 - time.time()
+            left = self._deadlines.setdefault(info.deadline_ms, new_deadline) - time.monotonic()
             if left < self.config.checkpoint.grace_period:
                 due.append(("deadline", *info.preempted_node_ids))
             if self.rank == 0 and due[0] not in self._notices:
@@ -243,7 +254,8 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.checkpoint.checkpoint_timeout + 60))
     resources = {"CPU": float(runtime.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     filesystem, root = storage.locate(storage_root(config), patient=True)
-    trainer = TorchTrainer(
+    make = functools.partial(
+        TorchTrainer,
         _work,
         train_loop_config={
             "config": configs.to_dict(config),
@@ -264,7 +276,7 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(
                 max_failures=runtime.max_failures,
-                controller_failure_limit=runtime.max_failures,
+                controller_failure_limit=0,  # see `_fit`
                 max_preemption_failures=runtime.max_preemptions,
             ),
             checkpoint_config=CheckpointConfig(
@@ -275,12 +287,41 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
         ),
     )
     try:
-        outcome = trainer.fit().return_value
+        outcome = _fit(config, make)
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     if isinstance(outcome, str):
         raise UserError(outcome)
     return outcome
+
+
+def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:
+    """What the workers return.
+
+    Ray itself restarts workers that fail. Where one dies while all are being started, it goes on holding the
+    CPUs of those that it has started, gives up, or waits for as many CPUs again; nor does it restart its own
+    controller. After any of these, a new trainer in a new job of Ray's, whose end frees all that the old one
+    held, goes on from the last checkpoint, up to `--max-failures` times.
+
+    Raises:
+        TrainingFailedError: for all else.
+    """
+    failures = config.runtime.max_failures
+    for failed in range(1, failures + 2):
+        try:
+            return make().fit().return_value
+        except (ray.train.ControllerError, RayActorError) as error:
+            if failed > failures:
+                raise
+            why = str(getattr(error, "controller_failure", error)).strip().partition("\n")[0]
+        logger.warning(
+            "Ray Train could not start or watch the workers (%s): once more (%d of %d, --max-failures)",
+            why,
+            failed,
+            failures,
+        )
+        reconnect(config)
+    raise AssertionError
 
 
 def _cause(error: ray.train.TrainingFailedError) -> Exception:

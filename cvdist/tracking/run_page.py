@@ -56,6 +56,9 @@ def epoch_metrics(record: EpochRecord) -> dict[str, float]:
         "speed/epoch_seconds": record.seconds,
         "speed/samples_per_second": record.samples_per_second,
         "memory/peak_mb": record.peak_memory / 2**20,
+        "storage/slow_requests": record.storage_slow,
+        "storage/failed_requests": record.storage_failed,
+        "storage/seconds_lost": record.storage_seconds,
     }
 
 

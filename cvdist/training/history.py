@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cvdist import log
+from cvdist.strain import Strain
 
 
 @dataclass(frozen=True)
 class EpochRecord:
     """Exact results of one epoch.
 
-    `epoch` counts from 1, losses are means, `seconds` hold both phases, `peak_memory` is in bytes, of rank 0.
+    `epoch` counts from 1, losses are means, `seconds` hold both phases, `peak_memory` is in bytes, of rank 0;
+    `storage_*` are of the requests since the epoch before, over all workers (`cvdist.strain`).
     """
 
     epoch: int
@@ -25,6 +27,9 @@ class EpochRecord:
     seconds: float
     samples_per_second: float
     peak_memory: int = 0
+    storage_slow: int = 0
+    storage_failed: int = 0
+    storage_seconds: float = 0.0
 
     @property
     def train_accuracy(self) -> float:
@@ -35,6 +40,11 @@ class EpochRecord:
     def valid_accuracy(self) -> float:
         """Fraction in [0, 1]."""
         return self.valid_correct / self.valid_total
+
+    @property
+    def waited(self) -> Strain:
+        """What the storage cost beyond the usual."""
+        return Strain(self.storage_slow, self.storage_failed, self.storage_seconds)
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from cvdist import data, log, models, parallel, storage
+from cvdist import data, log, models, parallel, storage, strain
 from cvdist.config import TrainConfig
 from cvdist.data.sampler import EpochOrder
 from cvdist.errors import UserError
 from cvdist.parallel.slices import Slice
 from cvdist.runtime.worker import Asked, Worker
 from cvdist.seeding import mix
+from cvdist.strain import NO_STRAIN, Strain
 from cvdist.tracking import run_page
 from cvdist.tracking.tracker import Tracker
 from cvdist.training import average, compiling, precision, ridge
@@ -73,6 +74,8 @@ class Summary:
     """Seconds since 1970 when the first step was done; 0 if the run had nothing left to do."""
     visualized: bool = False
     """Whether the run shows what the network has learned."""
+    waited: Strain = NO_STRAIN
+    """What the storage cost beyond the usual."""
     ridge: RidgeResult | None = None
     """The baseline, where one was computed."""
 
@@ -176,6 +179,7 @@ class TrainingLoop:
             train_loss, train_correct, speed = self._train_epoch(epoch)
             result = self._validate()
             seconds = time.monotonic() - started
+            waited = sum(gather(strain.storage.take()), NO_STRAIN)
             record = EpochRecord(
                 epoch=epoch,
                 train_loss=train_loss,
@@ -188,6 +192,9 @@ class TrainingLoop:
                 seconds=seconds,
                 samples_per_second=speed,
                 peak_memory=peak_memory(self.worker.device),
+                storage_slow=waited.slow,
+                storage_failed=waited.failed,
+                storage_seconds=waited.seconds,
             )
             self._finish_epoch(record, result)
             self.visualizer.epoch_done(self._validated_model(), epoch)
@@ -668,5 +675,6 @@ class TrainingLoop:
             train_seconds=self.progress.seconds,
             first_step_at=self.first_step_at,
             visualized=self.visualizer.enabled,
+            waited=sum((record.waited for record in history), strain.storage.take()),
             ridge=self.progress.ridge,
         )

@@ -41,12 +41,15 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """The weights that two workers reach if nothing happens, on this machine without Ray."""
-    storage = tmp_path_factory.mktemp("reference")
-    done = torchrun(
-        2, *TRAINING, "--epochs", str(EPOCHS), "--name", "reference", "--tracking", "none", storage=storage
-    )
+    return undisturbed(tmp_path_factory.mktemp("reference"), EPOCHS)
+
+
+def undisturbed(storage: Path, epochs: int) -> dict[str, torch.Tensor]:
+    """What two workers under torchrun reach in `epochs`; with as many threads as those of the cluster."""
+    words = [*TRAINING, "--epochs", str(epochs), "--name", "reference", "--tracking", "none"]
+    done = torchrun(2, *words, storage=storage, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    return weights(storage / "reference" / f"epoch-{EPOCHS:04}" / "state.pt")
+    return weights(storage / "reference" / f"epoch-{epochs:04}" / "state.pt")
 
 
 def weights(file: object) -> dict[str, torch.Tensor]:

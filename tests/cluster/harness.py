@@ -20,12 +20,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import requests
 
 from tests.conftest import S3Server, answers, free_port, wait_until
-from tests.jobs import run
+from tests.jobs import ROOT, run
 
 BIN = Path(sys.executable).parent
 # Ray notices a dead node after about five seconds instead of half a minute.
@@ -38,11 +40,14 @@ DETECTION = {
 }
 
 
+DISK = "200m"
+
+
 def reason_to_skip() -> str:
     """Why this machine can't hold such a cluster; empty if it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs root on Linux, for network namespaces"
-    lacking = [tool for tool in ("ip", "unshare", "mount", "setpriv") if shutil.which(tool) is None]
+    lacking = [tool for tool in ("ip", "tc", "unshare", "mount", "setpriv") if shutil.which(tool) is None]
     if lacking:
         return f"needs {', '.join(lacking)}"
     probe = f"cvprobe{os.getpid() % 100000}"
@@ -82,6 +87,8 @@ class Node:
         self.link = f"{cluster.tag}v{number}"
         self.folder = cluster.folder / f"node-{number}"
         (self.folder / "ray").mkdir(parents=True)
+        # The head's disk is small, so that it can be filled.
+        disk = f"-t tmpfs -o size={DISK} tmpfs" if number == 2 else f"--bind {self.folder}/ray"
         ip("netns", "add", self.namespace)
         ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
         ip("link", "set", self.link, "master", cluster.bridge, "up")
@@ -99,7 +106,7 @@ class Node:
             *("--object-store-memory=100000000", f"--node-ip-address={self.address}", *how),
         ]
         inside = (
-            f"mount -t tmpfs -o size=512m tmpfs /dev/shm && mount --bind {self.folder}/ray /tmp/ray && "
+            f"mount -t tmpfs -o size=512m tmpfs /dev/shm && mount {disk} /tmp/ray && "
             f"hostname node-{number} && exec {' '.join(ray)}"
         )
         with (self.folder / "log").open("w") as log:
@@ -128,8 +135,37 @@ class Node:
         """The inverse of `cut_cable`."""
         ip("link", "set", self.link, "up")
 
+    def limit_rate(self, rate: str = "") -> None:
+        """Its link carries at most `rate`, e.g. `8mbit`, in both directions; empty: as much as it can."""
+        shape = ("tbf", "rate", rate, "burst", "32kbit", "latency", "400ms") if rate else ()
+        for enter, link in (((), self.link), (("ip", "netns", "exec", self.namespace), "eth0")):
+            words = (*enter, "tc", "qdisc", "replace" if rate else "delete", "dev", link, "root", *shape)
+            subprocess.run(words, capture_output=True, check=True, timeout=30)
+
+    def file(self, path: str) -> Path:
+        """A file of the node, as this machine reaches it."""
+        return Path(f"/proc/{self.launcher.pid}/root{path}")
+
+    def fill_disk(self) -> None:
+        """Not a byte more fits on it, until `free_disk`."""
+        with self.file("/tmp/ray/filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(1 << 16)):
+                pass
+
+    def free_disk(self) -> None:
+        """The inverse of `fill_disk`."""
+        self.file("/tmp/ray/filler").unlink()
+
+    def set_clock(self, seconds: int) -> None:
+        """Set the clock of its Python processes forward by `seconds`, from the true time (`clock/`)."""
+        self.file("/tmp/ray/clock").write_text(str(seconds))
+
     def workers(self) -> dict[int, str]:
         """Process ids (of this machine) and command lines of its Ray Train workers."""
+        return self.processes("RayTrainWorker")
+
+    def processes(self, actor: str) -> dict[int, str]:
+        """The same of the processes of one kind of Ray actors."""
         inside = subprocess.run(
             ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False
         ).stdout.split()
@@ -137,7 +173,7 @@ class Node:
         for pid in inside:
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if words.startswith("ray::") and "RayTrainWorker" in words:
+                if words.startswith("ray::") and actor in words:
                     found[int(pid)] = words
         return found
 
@@ -234,6 +270,8 @@ class MlflowServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                # Without the processes for jobs that nobody here has.
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
         wait_until(lambda: answers(f"{self.uri}/health"), 120, "the MLflow server answers")
 
@@ -295,6 +333,8 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
             "CVDIST_CACHE": "/tmp/ray/cache",
+            "PYTHONPATH": str(Path(__file__).parent / "clock"),
+            "CVDIST_TEST_CLOCK": "/tmp/ray/clock",
         }
         self.nodes.append(Node(self, 2, cpus=0))
         self.s3 = S3Server(self.folder / "s3", self.host)
@@ -358,6 +398,34 @@ class Cluster:
         assert found, done.stdout + done.stderr
         return Job(self, found[1])
 
+    def torchrun(self, *arguments: str, storage: Path) -> list[Launched]:
+        """`torchrun --nnodes 2 jobs/train.py ARGUMENTS`: two nodes, a worker each, that share `storage`."""
+        nodes = self.nodes[1:3]
+        words = ["--nnodes=2", "--nproc-per-node=1", f"--master-addr={nodes[0].address}", "--master-port=29400"]
+        started = []
+        for rank, node in enumerate(nodes):
+            log = storage / f"torchrun-{rank}-{secrets.token_hex(2)}.log"
+            with log.open("w") as file:
+                process = subprocess.Popen(
+                    [
+                        *(*MORTAL, "ip", "netns", "exec", node.namespace, sys.executable),
+                        *("-m", "torch.distributed.run", *words, f"--node-rank={rank}"),
+                        *("jobs/train.py", *arguments),
+                    ],
+                    cwd=ROOT,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env={
+                        **self.node_environment,
+                        "CVDIST_STORAGE": str(storage),
+                        "CVDIST_CACHE": str(storage / "cache"),
+                        "MLFLOW_TRACKING_URI": self.mlflow.uri,
+                    },
+                )
+            self._cleanup.callback(process.kill)
+            started.append(Launched(process, log))
+        return started
+
     def ask(self, path: str) -> dict:
         """The cluster's REST API."""
         token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
@@ -371,6 +439,14 @@ class Cluster:
         for node in list(self.nodes):
             self.remove(node)
         self._cleanup.close()
+
+
+@dataclass(frozen=True)
+class Launched:
+    """torchrun on one node, and the file of what it prints."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
 
 
 class Job:
@@ -388,13 +464,17 @@ class Job:
 
     def wait_for(self, text: str, seconds: float = 150) -> None:
         """Until a regular expression is found in the log; fails at once if the job has ended without it."""
+        self.wait(lambda: re.search(text, self.log()), f"its log has {text!r}", seconds)
+
+    def wait(self, condition: Callable[[], object], what: str, seconds: float = 150) -> None:
+        """Until `condition` is true; fails at once if the job has ended without that."""
         deadline = time.monotonic() + seconds
         while True:
             ended = self.status() in ("SUCCEEDED", "FAILED", "STOPPED")
-            if re.search(text, log := self.log()):
+            if condition():
                 return
-            assert not ended, f"the job has ended without {text!r}:\n{log[-6000:]}"
-            assert time.monotonic() < deadline, f"{text!r} has not come within {seconds:g} s:\n{log[-6000:]}"
+            assert not ended, f"the job has ended before {what}:\n{self.log()[-6000:]}"
+            assert time.monotonic() < deadline, f"waited {seconds:g} s until {what}:\n{self.log()[-6000:]}"
             time.sleep(0.3)
 
     def status(self) -> str:

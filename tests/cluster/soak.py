@@ -17,11 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.cluster.conftest import EPOCHS, TRAINING, weights
+from tests.cluster.conftest import TRAINING, undisturbed
 from tests.cluster.harness import Cluster, Job, reason_to_skip
 from tests.cluster.test_faults import require_same_weights, require_whole_run
-from tests.jobs import torchrun
 
+EPOCHS = 60
+HANGS = 1500.0  # seconds after which a job does
 FAULTS = ("worker killed", "node powered off", "cable cut", "503 for 5 s", "S3 killed", "MLflow killed")
 
 
@@ -57,13 +58,10 @@ def main() -> int:
     if reason := reason_to_skip():
         print(f"error: the soak {reason}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so through `finally`
     random_, struck, rows = random.Random(seed), Counter[str](), []
     folder = Path(tempfile.mkdtemp(prefix="cvs-", dir="/tmp"))
-    plain = torchrun(
-        2, *TRAINING, "--epochs", str(EPOCHS), "--name", "reference", "--tracking", "none", storage=folder
-    )
-    assert plain.returncode == 0, plain.stderr
-    reference = weights(folder / "reference" / f"epoch-{EPOCHS:04}" / "state.pt")
+    reference = undisturbed(folder, EPOCHS)
     cluster = Cluster(folder)
     try:
         cluster.add_node(), cluster.add_node()
@@ -87,8 +85,8 @@ def _round(
     cluster: Cluster, job: Job, name: str, reference: dict, random_: random.Random, struck: Counter[str]
 ) -> str:
     began, faults = time.monotonic(), []
-    while job.status() not in ("SUCCEEDED", "FAILED", "STOPPED"):
-        pause = time.monotonic() + random_.uniform(15, 40)
+    while job.status() not in ("SUCCEEDED", "FAILED", "STOPPED") and time.monotonic() < began + HANGS:
+        pause = time.monotonic() + random_.uniform(5, 25)
         while time.monotonic() < pause and job.status() in ("PENDING", "RUNNING"):
             time.sleep(0.5)
         if job.status() == "RUNNING" and "train loss" in job.log():
@@ -97,12 +95,15 @@ def _round(
             strike(cluster, faults[-1], random_)
     try:
         job.end()
-        require_same_weights(cluster, name, reference)
-        attempts = require_whole_run(cluster, name)["cvdist.attempt"]
+        require_same_weights(cluster, name, reference, EPOCHS)
+        attempts = require_whole_run(cluster, name, EPOCHS)["cvdist.attempt"]
         end = f"as the reference, {EPOCHS * 4000} samples, {attempts} attempts"
     except AssertionError as error:
-        end = f"WRONG: {str(error).strip().splitlines()[-1][:200]}"
-    return f"{name}: {time.monotonic() - began:.0f} s, {', '.join(faults) or 'no fault'}: {end}"
+        log = Path(tempfile.gettempdir()) / f"{name}.log"
+        log.write_text(f"{job.log()}\n{error}\n")
+        end = f"WRONG, see {log}"
+    counts = ", ".join(f"{count} x {fault}" for fault, count in Counter(faults).most_common())
+    return f"{name}: {time.monotonic() - began:.0f} s, {counts or 'no fault'}: {end}"
 
 
 if __name__ == "__main__":
