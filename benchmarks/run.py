@@ -16,7 +16,10 @@ sys.path.insert(0, str(FOLDER.parent))
 
 from benchmarks.harness import Comparison, table  # noqa: E402
 
-_NOT_BENCHMARKS = {"cost_model", "harness", "made_up_features", "photographs", "run"}
+_NOT_BENCHMARKS = {
+    *("cost_model", "harness", "made_up_features", "nodes", "photographs", "run", "scaling_model"),
+    "scaling_worker",
+}
 
 
 def main() -> int:

@@ -25,6 +25,8 @@ from cvdist.config import (
     PredictConfig,
     ReportConfig,
     SavedModelConfig,
+    SweepConfig,
+    SweepJobConfig,
     TrainConfig,
 )
 from cvdist.errors import EXIT_USER_ERROR, UserError
@@ -82,7 +84,26 @@ def parse_preprocess(arguments: Sequence[str]) -> TrainConfig | Look | None:
     return config
 
 
+def parse_sweep(arguments: Sequence[str]) -> SweepJobConfig | None:
+    """The same for `RECIPE [--trials N] [--search FLAG=RANGE ...] [--field value ...]`.
+
+    Raises:
+        UserError: as `parse_train`.
+    """
+    example = "--trials 20 --search lr=1e-5:1e-2:log dropout=0.2,0.5 --name my-sweep"
+    parsed = _parse_with({"sweep": SweepConfig}, "sweep.py", arguments, _overview("sweep.py", {}, example))
+    return None if parsed is None else SweepJobConfig(parsed[0], parsed[1]["sweep"])
+
+
 def _parse(program: str, arguments: Sequence[str], overview: str) -> TrainConfig | None:
+    parsed = _parse_with({}, program, arguments, overview)
+    return None if parsed is None else parsed[0]
+
+
+def _parse_with(
+    more: dict[str, type], program: str, arguments: Sequence[str], overview: str
+) -> tuple[TrainConfig, dict[str, Any]] | None:
+    """With `more` groups of flags than a training has: an instance of each comes by the same name."""
     words = [word for word in arguments if word != "--debug"]
     show = "--show-config" in words
     words = _with_values([word for word in words if word != "--show-config"])
@@ -92,12 +113,13 @@ def _parse(program: str, arguments: Sequence[str], overview: str) -> TrainConfig
     if words[0].startswith("-"):
         raise UserError(f"the first argument is a recipe, not {words[0]}: one of {', '.join(recipes.names())}")
     config = recipes.find(words[0])
-    _require_known(words[1:])
-    config = _override(program, config, words)
+    _require_known(words[1:], (*GROUPS.values(), *more.values()))
+    config, rest = _override(program, config, words, more)
     if show:
-        print(json.dumps(configs.to_dict(config), indent=2))
+        shown = {name: dataclasses.asdict(group) for name, group in rest.items()}
+        print(json.dumps({**configs.to_dict(config), **shown}, indent=2))
         return None
-    return config
+    return config, rest
 
 
 def _with_values(words: Sequence[str]) -> list[str]:
@@ -238,13 +260,17 @@ def show(text: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _override(program: str, config: TrainConfig, words: Sequence[str]) -> TrainConfig:
+def _override(
+    program: str, config: TrainConfig, words: Sequence[str], more: dict[str, type]
+) -> tuple[TrainConfig, dict[str, Any]]:
     # Without the field `recipe`, which the first argument has set.
-    fields = [(name, cls, dataclasses.field(default=getattr(config, name))) for name, cls in GROUPS.items()]
+    fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in more.items()]
+    fields += [(name, cls, dataclasses.field(default=getattr(config, name))) for name, cls in GROUPS.items()]
     settings = dataclasses.make_dataclass("Settings", fields, frozen=True)
     about = f"Recipe {words[0]}: {recipes.names()[words[0]]}"
     chosen = _ask_tyro(settings, f"{program} {words[0]}", about, words[1:])
-    return dataclasses.replace(config, **{name: getattr(chosen, name) for name in GROUPS})
+    changed = dataclasses.replace(config, **{name: getattr(chosen, name) for name in GROUPS})
+    return changed, {name: getattr(chosen, name) for name in more}
 
 
 def _ask_tyro(settings: type[Any], program: str, about: str, words: Sequence[str]) -> Any:
@@ -297,7 +323,7 @@ def _one_line(box: str) -> str:
     return " ".join(text) or "the arguments could not be read: --help shows them"
 
 
-def _overview(program: str, looks: dict[str, str]) -> str:
+def _overview(program: str, looks: dict[str, str], example: str = "") -> str:
     options = {**looks, **_GENERAL}
     width = max(map(len, [*recipes.names(), *options]))
     usage = f"python jobs/{program} RECIPE [--field value ...]"
@@ -307,7 +333,10 @@ def _overview(program: str, looks: dict[str, str]) -> str:
     lines += [f"  {name:{width}}  {what}" for name, what in recipes.names().items()]
     lines += ["", "options:"]
     lines += [f"  {flag:{width}}  {what}" for flag, what in options.items()]
-    example = "--views 3 --features s3://bucket/features" if looks else "--lr 0.05 --workers 4 --name my-run"
+    if not example:
+        example = (
+            "--views 3 --features s3://bucket/features" if looks else "--lr 0.05 --workers 4 --name my-run"
+        )
     lines += [
         "",
         f"Every setting of a recipe is a flag: --batch-size 32 {example}.",

@@ -488,6 +488,45 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    """Which settings a sweep tries, for how long, and what becomes of the best."""
+
+    trials: int = 20
+    """Settings to try. The first ones stay the same when a sweep goes on with more."""
+    search: tuple[str, ...] = ()
+    """What is searched, as `FLAG=RANGE` without the flag's hyphens: `lr=1e-5:1e-2:log` (from, to, evenly by
+    orders of magnitude), `dropout=0:0.7` (evenly), `head=vgg,mlp` (one of these). Empty: learning rate, weight
+    decay and dropout around the recipe's, and the head where the model has a choice."""
+    sweep_seed: int = 0
+    """Which points of the ranges are tried. `--seed`, of the training, is the same for all trials."""
+    trial_epochs: int = 0
+    """Epochs of a trial that is not stopped. The learning rate follows `--epochs`, to which the best trial is
+    trained on. 0: all of `--epochs`."""
+    early_stopping: bool = True
+    """Stop trials that fall behind (ASHA, Li et al., "A System for Massively Parallel Hyperparameter Tuning",
+    2020)."""
+    grace_epochs: int = 1
+    """Epochs that every trial is trained for, before it may be stopped."""
+    reduction_factor: float = 3.0
+    """One of so many trials goes on after `--grace-epochs`, and again after this multiple of them, and so
+    forth."""
+    concurrent_trials: int = 0
+    """Trials that run side by side, each with `--cpus-per-worker` cores. 0: as many as there is room for."""
+    gpus_per_trial: float = 1.0
+    """GPUs of each trial, where there are any. 0.25: four trials share one."""
+    train_best: bool = True
+    """Train the best trial on, to all of `--epochs`, as a run of its own with figures, a model and a report."""
+
+
+@dataclass(frozen=True)
+class SweepJobConfig:
+    """One job of `jobs/sweep.py`: `train` holds what all trials have in common."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """Where a run's report is made from, anew, and where it goes."""
 
@@ -600,6 +639,10 @@ _AT_LEAST = {
     "grace_period": 1,
     "max_preemptions": -1,
     "tracking_patience": 0,
+    "trials": 1,
+    "trial_epochs": 0,
+    "grace_epochs": 1,
+    "concurrent_trials": 0,
 }
 # (lowest, highest, whether the highest itself is allowed)
 _BETWEEN: dict[str, tuple[float, float, bool]] = {
@@ -696,6 +739,36 @@ def check(config: TrainConfig) -> None:
         raise UserError(
             f"--name {config.checkpoint.name!r}: a name is 1 to 128 letters, digits, dots, hyphens, underscores"
         )
+
+
+def check_sweep(job: SweepJobConfig) -> None:
+    """The same for a sweep, without the settings that it searches.
+
+    Raises:
+        UserError: as `check`.
+    """
+    check(job.train)
+    sweep, epochs = job.sweep, job.train.loop.epochs
+    for name, value in dataclasses.asdict(sweep).items():
+        _check_value(name, value)
+    if sweep.trial_epochs > epochs:
+        raise UserError(
+            f"--trial-epochs {sweep.trial_epochs} is above --epochs {epochs}: a trial is the beginning of a "
+            "training of --epochs"
+        )
+    if sweep.grace_epochs > (most := sweep.trial_epochs or epochs):
+        flag = "--trial-epochs" if sweep.trial_epochs else "--epochs"
+        raise UserError(f"--grace-epochs {sweep.grace_epochs} is above {flag} {most}: lower it")
+    if sweep.reduction_factor < 1.1:
+        raise UserError(f"--reduction-factor is {sweep.reduction_factor:g}: it takes 1.1 or more")
+    if sweep.gpus_per_trial <= 0:
+        raise UserError(f"--gpus-per-trial is {sweep.gpus_per_trial:g}: it takes a number above 0")
+    if job.train.runtime.runtime not in ("auto", "ray"):
+        raise UserError(f"--runtime {job.train.runtime.runtime}: sweeps run on Ray, leave it out")
+    if job.train.checkpoint.resume:
+        raise UserError("--resume is for one training: a sweep goes on under its --name")
+    if job.train.tracking.register and not sweep.train_best:
+        raise UserError("--register takes the best trial trained on: leave out --no-train-best")
 
 
 def storage_root(config: TrainConfig) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from cvdist import log, recipes
+from cvdist.sweep import space
+from cvdist.sweep.record import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from cvdist.runtime.evaluation import Finished as EvaluationFinished
     from cvdist.runtime.launch import Finished, Preprocessed
     from cvdist.runtime.prediction import Finished as PredictionFinished
+    from cvdist.runtime.sweep import Finished as SweepFinished
     from cvdist.visualize import Shown
 
 _SHOWN_CLASSES = 10
@@ -56,6 +59,52 @@ def table(finished: Finished) -> str:
         lines.append(f"next: open {run.page}")
     else:
         lines.append(f"next: make ui   then open http://localhost:5000/{run.page}")
+    return "\n".join(lines)
+
+
+def sweep_table(finished: SweepFinished) -> str:
+    """The same for a sweep."""
+    best, job, trained = finished.best, finished.job, finished.trained
+    name = job.train.checkpoint.name
+    count = {state: sum(trial.state == state for trial in finished.trials) for state in get_args(State)}
+    ends = ", ".join(f"{number} {state}" for state, number in count.items() if number)
+    epochs = sum(len(trial.epochs) for trial in finished.trials)
+    whole = len(finished.trials) * (job.sweep.trial_epochs or job.train.loop.epochs)
+    assert best.best is not None
+    rows = [
+        ("sweep", name),
+        ("trials", f"{len(finished.trials)}: {ends}; {epochs} of {whole} epochs trained"),
+        ("best", f"trial {best.number}: {space.describe(best.settings)}"),
+        ("", f"{log.percent(best.best.correct, best.best.total)} at epoch {best.best.epoch}"),
+    ]
+    if trained is not None:
+        summary = trained.summary
+        result = log.percent(summary.best_correct, summary.valid_total)
+        rows.append(("trained on", f"{trained.name}: {result} at epoch {summary.best_epoch}"))
+    rows.append(("time", f"{log.duration(finished.seconds)} in all"))
+    if trained is not None:
+        rows.append(("checkpoints", f"{trained.storage}/{trained.name}"))
+    elif finished.checkpoint:
+        rows.append(("checkpoint", finished.checkpoint))
+    run = finished.run
+    if run is not None:
+        rows.append(("MLflow", run.page if run.tracking_uri.startswith("http") else run.tracking_uri))
+    if trained is not None and trained.registered:
+        rows.append(("registered", trained.registered))
+    lines = _aligned(rows)
+    if trained is None:
+        resume = f" --resume {finished.checkpoint}" if finished.checkpoint else ""
+        lines.append(
+            f"next: the sweep's command without --no-train-best, or one training: python jobs/train.py "
+            f"{job.train.recipe} {space.flags(best.settings)}{resume} and the sweep's other flags"
+        )
+        return "\n".join(lines)
+    if run is None:
+        lines.append(f"next: python jobs/evaluate.py {trained.storage}/{trained.name}")
+    else:
+        where = run.page if run.tracking_uri.startswith("http") else f"http://localhost:5000/{run.page}"
+        start = "" if run.tracking_uri.startswith("http") else "make ui   then "
+        lines.append(f"next: {start}open {where}, and python jobs/evaluate.py {trained.name}")
     return "\n".join(lines)
 
 

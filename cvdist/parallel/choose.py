@@ -113,7 +113,7 @@ def _decide(
     seconds = measure.step_seconds(classifier, features, arithmetic)
     # What the measured pass, without the optimiser's part, takes longer than by the rates alone.
     weights = work.parameters - work.data_parameters
-    passes = weights * 4 * (cost.PASSES - 5) / machine.memory_rate
+    passes = weights * 4 * cost.GRADIENT_PASSES / machine.memory_rate
     least = max(6 * weights * share / machine.matrix_rate, passes)
     speed = min(least / seconds, 1.0)
     found = torch.tensor([machine.matrix_rate * speed, machine.memory_rate * speed], dtype=torch.float64)
@@ -170,6 +170,10 @@ def _work(
         columns=second.out_features,
         gathered=0 if loader.features else first.in_features,
         activation_bytes=2 if arithmetic.bfloat16 else 4,
+        # Behind trained convolutions, the first linear layer is not the last whose gradient is computed.
+        early_parameters=in_classifier - sum(p.numel() for p in first.parameters())
+        if trained == in_classifier
+        else 0,
     )
     return work, frozen_flops
 

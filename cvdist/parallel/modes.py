@@ -187,12 +187,22 @@ def averaging(
     device_ids = [worker.device] if worker.device.type == "cuda" else None
     wrapped = DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True)
     state, hook, sent = _compression(config)
+    before: list[torch.futures.Future[Tensor]] = []
 
     def exchange(state: Any, bucket: Any) -> torch.futures.Future[Tensor]:
         traffic.sent(ring_bytes(sent(bucket), worker.world_size))
         if bucket.is_last():
             traffic.begin()  # the backward pass is over: from here on the step only waits
-        return hook(state, bucket)
+        if config.gradient_compression != "powersgd":
+            return hook(state, bucket)
+        # Its exchanges start one another. Those of two buckets at once might come in another order on another
+        # worker, and gloo takes them as they come.
+        if before:
+            before.pop().wait()
+        future = hook(state, bucket)
+        if not bucket.is_last():
+            before.append(future)
+        return future
 
     # PyTorch looks at annotations, of which a lambda has none.
     wrapped.register_comm_hook(state, lambda state, bucket: exchange(state, bucket))

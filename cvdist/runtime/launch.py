@@ -9,7 +9,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +66,15 @@ class Preprocessed:
     seconds: float
 
 
-def launch(config: TrainConfig) -> Finished | None:
+@dataclass(frozen=True)
+class Part:
+    """A training as a part of a longer job. tags: for its MLflow run; began: seconds since 1970."""
+
+    tags: Mapping[str, str]
+    began: float
+
+
+def launch(config: TrainConfig, part: Part | None = None) -> Finished | None:
     """Run a training job. Under torchrun, None on all workers but the first.
 
     Raises:
@@ -79,13 +87,15 @@ def launch(config: TrainConfig) -> Finished | None:
     if runtime == "auto":
         # What torchrun, or anything else that starts workers, tells each of them.
         runtime = "torchrun" if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else "ray"
+    began = time.monotonic() - (time.time() - part.began) if part else _BEGAN
+    part = part or Part({}, _BEGAN_AT)
     with sigterm_raises():
-        finished = _on_ray(config) if runtime == "ray" else _in_processes(config)
+        finished = _on_ray(config, part) if runtime == "ray" else _in_processes(config, part)
     if finished is None:
         return None
     name, summary, run = finished
     registered, not_registered = _register(config, summary, run)
-    seconds, first_step = time.monotonic() - _BEGAN, _seconds_to_first_step(summary)
+    seconds, first_step = time.monotonic() - began, _seconds_to_first_step(summary, part)
     return Finished(name, summary, run, storage_root(config), seconds, first_step, registered, not_registered)
 
 
@@ -121,42 +131,42 @@ def require_ray(otherwise: str) -> None:
         )
 
 
-def _on_ray(config: TrainConfig) -> tuple[str, Summary, RunRef | None]:
+def _on_ray(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | None]:
     """This process is the driver: it owns the MLflow run, the workers fill it."""
     require_ray("start with torchrun --nproc-per-node N jobs/train.py ... or use --runtime inline")
     from cvdist.runtime import ray_cluster
 
-    config = _named(config)
+    config = named(config)
     with ThreadPoolExecutor(max_workers=1) as pool:
         # Ray's processes take seconds to start, and so do PyTorch and MLflow to import: side by side.
-        opening = pool.submit(_open, config, data_is_here="RAY_ADDRESS" not in os.environ)
+        opening = pool.submit(open_all, config, data_is_here="RAY_ADDRESS" not in os.environ)
         nodes = ray_cluster.connect(config)
         store = opening.result()
     from cvdist.runtime import ray_train
 
-    run, fence = _start(config, store, attempt=0)
+    run, fence = _start(config, store, attempt=0, tags=part.tags)
     with tracking.ended(run):
         if run is not None:
             run.require_reachable_from(nodes)
         summary = ray_train.fit(config, run, fence)
-        _describe(run, summary)
+        _describe(run, summary, part)
     return config.checkpoint.name, summary, run
 
 
-def _in_processes(config: TrainConfig) -> tuple[str, Summary, RunRef | None] | None:
+def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | None] | None:
     """This process is a worker; the first one owns the MLflow run as well."""
     from cvdist.runtime import processes
     from cvdist.training.collectives import gather, together
     from cvdist.training.loop import TrainingLoop
 
     with processes.joined(config) as place:
-        config = configs.replace(config, name=gather(_named(config).checkpoint.name)[0])
+        config = configs.replace(config, name=gather(named(config).checkpoint.name)[0])
         run: RunRef | None = None
         fence: Fence | None = None
         with together():
             processes.require_folder(config)
             if place.rank == 0:
-                run, fence = _start(config, _open(config, data_is_here=True), attempt=1)
+                run, fence = _start(config, open_all(config, data_is_here=True), attempt=1, tags=part.tags)
         run = gather(run)[0]
         with tracking.ended(run if place.rank == 0 else None), Stop(config.checkpoint.grace_period) as stop:
             worker = place.worker(config, fence, stop.asked)
@@ -170,11 +180,12 @@ def _in_processes(config: TrainConfig) -> tuple[str, Summary, RunRef | None] | N
             finally:
                 tracker.close()
             if worker.rank == 0:
-                _describe(run, summary)
+                _describe(run, summary, part)
     return (config.checkpoint.name, summary, run) if worker.rank == 0 else None
 
 
-def _named(config: TrainConfig) -> TrainConfig:
+def named(config: TrainConfig) -> TrainConfig:
+    """With a name of its own, where none is given."""
     if config.checkpoint.name:
         return config
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -193,7 +204,7 @@ def absolute(config: TrainConfig) -> TrainConfig:
     return configs.replace(config, **{name: str(path.absolute()) for name, path in there.items()})
 
 
-def _open(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | None:
+def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | None:
     """Reach all that results are written to, and the data if the workers are on this machine."""
     from cvdist import data, models  # bring in PyTorch, which takes seconds
 
@@ -205,7 +216,9 @@ def _open(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | None:
     return tracking.open_store(config)
 
 
-def _start(config: TrainConfig, store: tracking.Store | None, *, attempt: int) -> tuple[RunRef | None, Fence]:
+def _start(
+    config: TrainConfig, store: tracking.Store | None, *, attempt: int, tags: Mapping[str, str]
+) -> tuple[RunRef | None, Fence]:
     """Become the newest job of this name, and open its MLflow run."""
     root, name = storage_root(config), config.checkpoint.name
     continued = storage.exists(f"{root}/{name}")
@@ -213,22 +226,22 @@ def _start(config: TrainConfig, store: tracking.Store | None, *, attempt: int) -
     fence = Fence.claim_job(f"{root}/{name}", attempt=attempt)
     if store is None:
         return None, fence
-    run = tracking.start_run(config, store, continued=continued, job=fence.name)
+    run = tracking.start_run(config, store, continued=continued, job=fence.name, tags=tags)
     logger.info("tracking   %s, %s", redact(run.tracking_uri), run.page)
     return run, fence
 
 
-def _describe(run: RunRef | None, summary: Summary) -> None:
+def _describe(run: RunRef | None, summary: Summary, part: Part) -> None:
     if run is not None:
         from cvdist.tracking import report_page, run_page
 
         description = run_page.description(summary, environment.command())
-        tracking.describe(run, description, _seconds_to_first_step(summary))
+        tracking.describe(run, description, _seconds_to_first_step(summary, part))
         report_page.log_report_or_warn(run)
 
 
-def _seconds_to_first_step(summary: Summary) -> float:
-    return max(summary.first_step_at - _BEGAN_AT, 0.0) if summary.first_step_at else 0.0
+def _seconds_to_first_step(summary: Summary, part: Part) -> float:
+    return max(summary.first_step_at - part.began, 0.0) if summary.first_step_at else 0.0
 
 
 def _register(config: TrainConfig, summary: Summary, run: RunRef | None) -> tuple[str, str]:

@@ -46,7 +46,9 @@ def _join(config: TrainConfig) -> None:
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
     address = os.environ.get("RAY_ADDRESS")
     try:
-        if address:
+        if ray.is_initialized():
+            pass  # a part of a job that has connected
+        elif address:
             _require_listener(address, config.runtime.connect_timeout)
             ray.init(address=address, **options)
         else:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from cvdist.tracking.run import RunRef, Store, describe, ended, log_file, open_store, start_run
+from cvdist.tracking.run import (
+    PARENT_TAG,
+    RunRef,
+    Store,
+    describe,
+    end_children,
+    ended,
+    log_file,
+    open_store,
+    set_status,
+    start_run,
+)
 from cvdist.tracking.tracker import Attempt, NoTracker, Superseded, Tracker
 
 __all__ = [
+    "PARENT_TAG",
     "Attempt",
     "NoTracker",
     "RunRef",
@@ -13,10 +25,12 @@ __all__ = [
     "Superseded",
     "Tracker",
     "describe",
+    "end_children",
     "ended",
     "log_file",
     "open_store",
     "open_tracker",
+    "set_status",
     "start_run",
 ]
 

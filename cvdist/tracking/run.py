@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_STEP = "speed/seconds_to_first_step"
 NAME_TAG, JOB_TAG = "cvdist.name", "cvdist.job"
+PARENT_TAG = "mlflow.parentRunId"
 _UPLOAD_SECONDS = 60.0
 _PARAMS_A_CALL = 100  # MLflow's own limit
 
@@ -151,20 +152,30 @@ def _open_store(config: TrainConfig) -> Store:
         ) from error
 
 
-def start_run(config: TrainConfig, store: Store, *, continued: bool, job: str = "") -> RunRef:
+def start_run(
+    config: TrainConfig,
+    store: Store,
+    *,
+    continued: bool,
+    job: str = "",
+    tags: Mapping[str, str] | None = None,
+    status: str = "RUNNING",
+) -> RunRef:
     """The run of this job: a new one, or, where a job of this name is `continued`, the one it had.
 
     `job` owns it from now on, and nobody else ends it. Logs the whole configuration, and where and from what
-    the job was started.
+    the job was started. tags: more of them.
     """
     client = client_of(store.tracking_uri)
     name = config.checkpoint.name
     run = _find(client, store.experiment_id, name) if continued else None
     if run is None:
-        tags = {NAME_TAG: name, "cvdist.recipe": config.recipe}
-        run = client.create_run(store.experiment_id, run_name=name, tags=tags)
+        first = {NAME_TAG: name, "cvdist.recipe": config.recipe, **(tags or {})}
+        run = client.create_run(store.experiment_id, run_name=name, tags=first)
     else:
         client.update_run(run.info.run_id, status="RUNNING")
+    if status != "RUNNING":
+        client.update_run(run.info.run_id, status=status)
     ref = RunRef(
         tracking_uri=store.tracking_uri,
         experiment_id=store.experiment_id,
@@ -178,7 +189,7 @@ def start_run(config: TrainConfig, store: Store, *, continued: bool, job: str = 
     )
     client.set_tag(ref.run_id, JOB_TAG, job)
     log_params(client, ref.run_id, dict(configs.flat(config)))
-    for key, value in environment.facts().items():
+    for key, value in {**environment.facts(), **(tags or {})}.items():
         client.set_tag(ref.run_id, key, value)
     return ref
 
@@ -240,6 +251,30 @@ def end_run(tracking_uri: str, run_id: str, status: str, job: str) -> None:
             client.set_terminated(run_id, status)
     except Exception as error:  # see above
         logger.warning("the MLflow run %s could not be ended as %s: %s", run_id, status, first_line(error))
+
+
+def set_status(ref: RunRef, status: str, tags: Mapping[str, str] | None = None) -> None:
+    """Change what the UI shows of a run; a store that is away is logged, not raised."""
+    try:
+        client = client_of(ref.tracking_uri)
+        for key, value in (tags or {}).items():
+            client.set_tag(ref.run_id, key, value)
+        client.update_run(ref.run_id, status=status)
+    except Exception as error:  # see `end_run`
+        logger.warning("the MLflow run %s is not shown as %s: %s", ref.run_id, status, first_line(error))
+
+
+def end_children(tracking_uri: str, run_id: str, status: str, job: str) -> None:
+    """Give the runs of `job` below a run their final status, where they have none."""
+    try:
+        client = client_of(tracking_uri)
+        experiment = client.get_run(run_id).info.experiment_id
+        below = f"tags.`{PARENT_TAG}` = '{run_id}' and tags.`{JOB_TAG}` = '{job}'"
+        for child in client.search_runs([experiment], below, max_results=1000):
+            if child.info.status in ("RUNNING", "SCHEDULED"):
+                client.set_terminated(child.info.run_id, status)
+    except Exception as error:  # see `end_run`
+        logger.warning("the runs below the MLflow run %s could not be ended: %s", run_id, first_line(error))
 
 
 def describe(ref: RunRef, markdown: str, seconds_to_first_step: float = 0.0) -> None:

@@ -9,13 +9,14 @@ import sys
 
 
 def main() -> None:
-    """Wait for the owner; mark the run killed unless the owner has ended it."""
+    """Wait for the owner; mark the run and its trials killed unless the owner has ended it."""
     uri, run_id, job = sys.argv[1:]
     if sys.stdin.read().strip() == "ended":
         return
-    from cvdist.tracking.run import client_of, end_run
+    from cvdist.tracking.run import client_of, end_children, end_run
 
     if client_of(uri).get_run(run_id).info.status == "RUNNING":
+        end_children(uri, run_id, "KILLED", job)
         end_run(uri, run_id, "KILLED", job)
 
 

@@ -22,6 +22,10 @@ _SHOWN = 8  # samples that a message names
 _ADVICE = "lower --lr, set --clip-grad-norm, or use --precision float32"
 
 
+class NotFinite(UserError):
+    """The training has diverged: the same again would diverge again."""
+
+
 class LossWatch:
     """The losses and samples of the steps since the last look, of this worker."""
 
@@ -41,7 +45,7 @@ class LossWatch:
         names: what a person knows rows of the training data by.
 
         Raises:
-            UserError: on all workers, if one of the losses was not finite, with the step and its samples.
+            NotFinite: on all workers, if one of the losses was not finite, with the step and its samples.
         """
         steps, self._steps = self._steps, []
         if math.isfinite(loss):
@@ -53,7 +57,7 @@ class LossWatch:
         mine = steps[at] if at < len(steps) and at in bad else None
         # Once each: with a split head all workers have the same ones.
         rows = list(dict.fromkeys(row for part in gather(mine[1].tolist() if mine else []) for row in part))
-        raise UserError(
+        raise NotFinite(
             f"the loss became {loss} in step {first + min(at, len(steps) - 1)} of epoch {epoch}, whose "
             f"{len(rows)} training samples were {_some(rows, names)}: {_ADVICE}, or look at these samples",
             on_all_workers=True,
@@ -64,12 +68,12 @@ def require_finite_weights(model: nn.Module, name: str) -> None:
     """Refuse to save weights that are spoiled, as the checkpoint `name`.
 
     Raises:
-        UserError: if a parameter is not finite. All workers hold the same ones.
+        NotFinite: if a parameter is not finite. All workers hold the same ones.
     """
     parameters: Iterable[Tensor] = [p.detach() for p in model.parameters() if p.requires_grad]
     norms = torch._foreach_norm(list(parameters), ord=math.inf)
     if norms and not bool(torch.stack(list(norms)).isfinite().all()):
-        raise UserError(
+        raise NotFinite(
             f"the weights are no finite numbers any more at {name}, which is not saved: {_ADVICE}",
             on_all_workers=True,
         )

@@ -130,6 +130,8 @@ class TrainingLoop:
         self.best: Evaluation | None = None
         self.resumed = ""
         with self._opened_checkpoint() as found:
+            # Whether it goes on from another run's checkpoint.
+            self.adopted = found is not None and found[1] == config.checkpoint.resume
             recorded = found[0].parallel if found else ""
             self.division = parallel.choose(config, worker, self.parts, self.loader, self.arithmetic, recorded)
             self.mode = self.division.mode
@@ -163,6 +165,9 @@ class TrainingLoop:
             self.tracker.figure("augmentation", figure)
         fresh = not (self.progress.epoch or self.progress.position)
         self.visualizer.start(self._validated_model(), fresh=fresh)
+        if self.adopted and self.progress.history and not self.progress.position:
+            # It may stay the best, and this run's best model is one of its own checkpoints.
+            self._save(f"epoch-{self.progress.epoch:04}", score=self._score(self.progress.history[-1]))
         # A killed attempt may not have delivered these; what is there already, the tracker leaves out.
         self._probe()
         for step, values in self.progress.logged:

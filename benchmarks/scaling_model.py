@@ -1,0 +1,278 @@
+"""What more GPUs bring VGG16's classifier, by the cost model: the tables and the figure of docs/scaling.md.
+
+    python benchmarks/scaling_model.py --matrix-share 0.4 --memory-share 0.7 --host-ms 1.0
+    python benchmarks/scaling_model.py --figure docs/pictures/scaling.png
+
+The step is `cvdist.parallel.cost`'s, on GPUs in nodes. The assumptions are arguments: put in what you measure.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from benchmarks import cost_model
+from cvdist.figures import style
+from cvdist.parallel import cost
+from cvdist.parallel.cost import Machine, Work
+
+GPUS = (1, 8, 16, 64, 256, 1024)
+COUNTS = (500_000, 1_300_000, 10_000_000, 100_000_000, 1_000_000_000)
+BATCHES = (64, 1024)
+LINKS = (400.0, 100.0, 25.0)
+_FIRST, _SECOND, _LAST = 25088 * 4096 + 4096, 4096 * 4096 + 4096, 4096 * 2 + 2
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the figures rest on. Of the data sheets: an NVIDIA H100 (SXM), eight in a node."""
+
+    matrix_tflops: float = 989.0
+    """Of bfloat16, dense."""
+    memory_gb_s: float = 3350.0
+    """Of GPU memory, read and written."""
+    memory_gb: float = 80.0
+    """Its size."""
+    nvlink_gb_s: float = 450.0
+    """That a GPU sends to the others in its node."""
+    gpus_per_node: int = 8
+    """That share a node's link to other nodes."""
+    matrix_share: float = 0.4
+    """Of the matrix rate that is reached, in the convolutions and in the classifier."""
+    memory_share: float = 0.7
+    """Of the memory's rate that is reached."""
+    link_share: float = 0.8
+    """Of a link's rate that is reached."""
+    latency_us: float = 20.0
+    """Of the smallest all-reduce within a node."""
+    hop_us: float = 10.0
+    """From node to node. A tree of nodes is climbed up and down."""
+    host_ms: float = 1.0
+    """That Python and the launches of a step take: no step is shorter, whatever the GPU does."""
+    gathered_gb_s: float = 3.0
+    """At which a worker's thread collects a batch from the node's memory, where the features do not fit into
+    the GPU's."""
+    device_share: float = 0.5
+    """Of the GPU's memory that features may take, as `cvdist.features.open` has it."""
+    cores_per_gpu: int = 16
+    """That decode and decompress."""
+
+
+def work(batch: int) -> Work:
+    """A step of VGG16's classifier for two classes, from a cache, in bfloat16."""
+    return Work(
+        batch=batch,
+        # Forward, and backward for the weights and, behind the first layer, for what comes in.
+        flops=4.0 * 25088 * 4096 + 6.0 * 4096 * 4096 + 6.0 * 4096 * 2,
+        parameters=_FIRST + _SECOND + _LAST,
+        split_parameters=_FIRST + _SECOND - 4096,
+        columns=4096,
+        activation_bytes=2,
+        early_parameters=_SECOND + _LAST,
+        input_bytes=2.0 * 25088,
+    )
+
+
+def resident(a: Assumptions, pictures: int) -> bool:
+    """Whether the features of so many pictures fit into the memory of each GPU."""
+    return pictures * work(1).input_bytes < a.device_share * a.memory_gb * 1e9
+
+
+def machine(a: Assumptions, gpus: int, gbit: float, pictures: int) -> Machine:
+    """One of `gpus` GPUs, in nodes that are joined by `gbit` Gbit/s each.
+
+    A ring enters and leaves each node once, so that the slowest of its links is the node's (Patarasuk and Yuan
+    2009). A small sum goes up and down a tree of nodes (Sanders, Speck and Träff 2009, Parallel Computing 35).
+    """
+    nodes = math.ceil(gpus / a.gpus_per_node)
+    inside, between = a.nvlink_gb_s * 1e9, gbit / 8 * 1e9
+    return Machine(
+        matrix_rate=a.matrix_tflops * 1e12 * a.matrix_share,
+        memory_rate=a.memory_gb_s * 1e9 * a.memory_share,
+        link_rate=a.link_share * (min(inside, between) if nodes > 1 else inside),
+        latency=1e-6 * (a.latency_us + 2 * math.ceil(math.log2(nodes)) * a.hop_us),
+        input_rate=a.memory_gb_s * 1e9 * a.memory_share if resident(a, pictures) else a.gathered_gb_s * 1e9,
+    )
+
+
+def step(a: Assumptions, batch: int, gpus: int, gbit: float, *, split: bool, pictures: int = 0) -> float:
+    """Seconds of one, of the GPU. pictures: of the data set, which fits the GPU's memory unless given."""
+    way = cost.split_head if split else cost.data_parallel
+    return way(work(batch), machine(a, gpus, gbit, pictures), gpus).seconds
+
+
+def epoch(a: Assumptions, pictures: int, gpus: int, gbit: float, *, split: bool, batch: int = 1024) -> float:
+    """Seconds of one after the first, with the time that the host takes."""
+    seconds = step(a, batch, gpus, gbit, split=split, pictures=pictures)
+    return math.ceil(pictures / batch) * max(seconds, a.host_ms * 1e-3)
+
+
+def first_read(a: Assumptions, pictures: int, gbit: float, sizes: cost_model.Assumptions) -> float:
+    """Seconds until a node has all features: the slower of its link and of its cores, which decompress."""
+    fetched = pictures * sizes.features_kb * 1e3 / (a.link_share * gbit / 8 * 1e9)
+    cores = a.cores_per_gpu * a.gpus_per_node
+    unpacked = pictures * sizes.features_uncompressed_kb * 1e3
+    return max(fetched, unpacked / (cores * sizes.decompressed_gb_s_per_core * 1e9))
+
+
+def extraction(a: Assumptions) -> cost_model.Assumptions:
+    """The assumptions about extraction: those of docs/kubernetes.md, on these GPUs."""
+    return cost_model.Assumptions(
+        gpu_tflops=a.matrix_tflops,
+        gpu_memory_gb_s=a.memory_gb_s,
+        utilisation=a.matrix_share,
+        cores_per_gpu=a.cores_per_gpu,
+    )
+
+
+def steps_table(a: Assumptions) -> str:
+    """Milliseconds of a step by GPUs, in Markdown."""
+    lines = [
+        "| batch | split | between nodes | " + " | ".join(_gpus(gpus) for gpus in GPUS) + " |",
+        "| --- " * (3 + len(GPUS)) + "|",
+    ]
+    for batch in BATCHES:
+        for split, gbit in ((s, g) for s in (False, True) for g in LINKS):
+            values = [f"{1e3 * step(a, batch, gpus, gbit, split=split):,.2f}" for gpus in GPUS]
+            name = "`head`" if split else "`data`"
+            lines.append(f"| {batch:,} | {name} | {gbit:g} Gbit/s | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def data_table(a: Assumptions) -> str:
+    """Bytes and times by pictures, in Markdown."""
+    sizes = extraction(a)
+    rate = cost_model.extraction_rate(sizes)
+    rows: list[tuple[str, list[str]]] = [
+        ("pictures in the bucket", [_size(n * sizes.picture_kb) for n in COUNTS]),
+        ("features in the bucket", [_size(n * sizes.features_kb) for n in COUNTS]),
+        ("features on each node", [_size(n * sizes.features_uncompressed_kb) for n in COUNTS]),
+        ("in the memory of each GPU", ["yes" if resident(a, n) else "no" for n in COUNTS]),
+    ]
+    for gpus in (1, 8, 64, 1024):
+        rows.append((f"extraction, {_gpus(gpus)}", [_time(n / rate / gpus) for n in COUNTS]))
+    for gbit in LINKS:
+        seconds = [_time(first_read(a, n, gbit, sizes)) for n in COUNTS]
+        rows.append((f"first read of the features, {gbit:g} Gbit/s", seconds))
+    for gpus, gbit in ((1, 100.0), (8, 100.0), (64, 400.0), (64, 25.0)):
+        ways = (False,) if gpus == 1 else (False, True)
+        for split in ways:
+            seconds = [_time(epoch(a, n, gpus, gbit, split=split)) for n in COUNTS]
+            between = f" at {gbit:g} Gbit/s" if gpus > a.gpus_per_node else ""
+            way = "" if gpus == 1 else ", `head`" if split else ", `data`"
+            rows.append((f"an epoch, {_gpus(gpus)}{between}{way}", seconds))
+    lines = ["| | " + " | ".join(f"{n / 1e6:,g} million" for n in COUNTS) + " |"]
+    lines.append("| --- " * (len(COUNTS) + 1) + "|")
+    lines += [f"| {name} | " + " | ".join(values) + " |" for name, values in rows]
+    return "\n".join(lines)
+
+
+def ends_table(a: Assumptions) -> str:
+    """Where each way stops to gain, in Markdown."""
+    lines = ["| batch | between nodes | `data`: GPUs, gain over one | `head`: GPUs, gain over one |"]
+    lines.append("| --- " * 4 + "|")
+    for batch in BATCHES:
+        for gbit in LINKS:
+            told = []
+            for split in (False, True):
+                gpus = most_useful(a, batch, gbit, split=split)
+                gain = step(a, batch, 1, gbit, split=False) / step(a, batch, gpus, gbit, split=split)
+                told.append(f"{gpus:,}, {gain:.1f}x")
+            lines.append(f"| {batch:,} | {gbit:g} Gbit/s | {told[0]} | {told[1]} |")
+    return "\n".join(lines)
+
+
+def shares_table(a: Assumptions) -> str:
+    """Pictures a GPU at which data-parallel steps compute as long as they wait, in Markdown."""
+    places = [("within a node", 8, LINKS[0]), *((f"{gbit:g} Gbit/s between nodes", 64, gbit) for gbit in LINKS)]
+    lines = ["| " + " | ".join(name for name, _, _ in places) + " |", "| --- " * len(places) + "|"]
+    shares = []
+    for _, gpus, gbit in places:
+        waited = cost.data_parallel(work(gpus), machine(a, gpus, gbit, 0), gpus).communication
+        shares.append(waited * a.matrix_tflops * 1e12 * a.matrix_share / work(1).flops)
+    return "\n".join([*lines, "| " + " | ".join(f"{round(share, -2):,.0f}" for share in shares) + " |"])
+
+
+def most_useful(a: Assumptions, batch: int, gbit: float, *, split: bool) -> int:
+    """GPUs, doubled as long as a step becomes shorter by a tenth, or does with the next doublings."""
+    seconds = {2**i: step(a, batch, 2**i, gbit, split=split) for i in range(11)}
+    return next(gpus for gpus, own in seconds.items() if own <= 1.1 * min(seconds.values()))
+
+
+def draw(a: Assumptions, path: Path) -> None:
+    """Milliseconds of a step against the number of GPUs, both ways, over each link; a panel a batch."""
+    figure = style.new_figure(9.2, 4.7)
+    style.add_title(
+        figure,
+        "More GPUs make a step longer, or, with the head split, shorter",
+        "VGG16's classifier from features in GPU memory, by the cost model: H100s, eight to a node",
+    )
+    numbers = [2**i for i in range(11)]
+    for place, batch in enumerate(BATCHES):
+        axes = style.add_axes(figure, 0.8 + place * 4.2, 0.65, 2.75, 2.9)
+        for split, colour in ((False, style.VERMILLION), (True, style.BLUE)):
+            ends: list[tuple[float, str]] = []
+            for gbit, line in sorted(zip(LINKS, ("-", "--", ":"), strict=True), reverse=True):
+                values = [1e3 * step(a, batch, gpus, gbit, split=split) for gpus in numbers]
+                axes.plot(numbers, values, line, color=colour, linewidth=1.8)
+                lowest = ends[-1][0] * 1.7 if ends else 0.0  # so that no label lies on another
+                ends.append((max(values[-1], lowest), f"{gbit:g}"))
+            for value, text in ends:
+                axes.annotate(
+                    text, (numbers[-1], value), (5, 0), textcoords="offset points", va="center",
+                    color=colour, size=style.SMALL_SIZE, annotation_clip=False,
+                )  # fmt: skip
+        axes.axhline(a.host_ms, color=style.MUTED, linewidth=0.9)
+        axes.set(xscale="log", yscale="log", xlim=(1, 1024), ylim=(0.03, 1000))
+        axes.set_xticks([1, 8, 64, 1024], ["1", "8", "64", "1,024"])
+        axes.set_yticks([0.1, 1, 10, 100, 1000], ["0.1", "1", "10", "100", "1,000"])
+        axes.minorticks_off()
+        axes.grid(axis="y", color=style.GRID)
+        axes.set(xlabel="GPUs", ylabel="milliseconds a step")
+        axes.set_title(f"{batch:,} pictures a step", loc="left", size=style.LABEL_SIZE, color=style.INK)
+        _write(axes, 1.1, 9, "data-parallel", style.VERMILLION)
+        _write(axes, 1.2, 0.2, "head split", style.BLUE)
+        if not place:
+            _write(axes, 7, a.host_ms * 1.5, f"the host takes {a.host_ms:g} ms", style.MUTED)
+    figure.text(
+        1 - style.MARGIN / 9.2, 0.12 / 4.7, "At the lines' ends: Gbit/s between nodes",
+        size=style.SMALL_SIZE, color=style.MUTED, ha="right",
+    )  # fmt: skip
+    style.save_png(figure, path)
+
+
+def _write(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+    axes.text(x, y, text, color=colour, size=style.SMALL_SIZE, va="center")
+
+
+def _gpus(count: int) -> str:
+    return f"{count:,} GPU" + ("s" if count > 1 else "")
+
+
+def _size(kilobytes: float) -> str:
+    gigabytes = kilobytes / 1e6
+    return f"{gigabytes / 1000:,.1f} TB" if gigabytes >= 1000 else f"{gigabytes:,.1f} GB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:,.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 2 * _HOUR else f"{seconds / _HOUR:,.1f} h"
+
+
+def main(a: Assumptions, /, figure: Path | None = None) -> None:
+    """Print the tables; `figure`: also draw, into this PNG."""
+    for table in (steps_table, ends_table, shares_table, data_table):
+        print(table(a) + "\n")
+    if figure is not None:
+        draw(a, figure)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main, description=(__doc__ or "").strip().splitlines()[0])

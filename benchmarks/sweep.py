@@ -1,0 +1,141 @@
+"""A sweep of 20 trials from a cache against 20 trainings of the same epochs from the pictures.
+
+All are trainings of VGG16 on frozen convolutions, with 1,600 pictures to learn from and 400 to validate, three
+epochs long, on all cores. What is compared is core-seconds: processor time, user's and system's, of all
+processes. The sweep is `jobs/sweep.py` as users run it, from its start to its end and with all of Ray's
+processes, with the usual search over heads and their settings and with ASHA, without the last training of the
+best. Its features are made up, of VGG16's size. The second line leaves out what early stopping saves: trainings
+from the pictures for only as many epochs as the sweep's trials had.
+
+The other side trains from decoded pictures in the page cache, with this project's own loop (bfloat16 and NHWC
+where the processor has them: several times as fast as the book's code). It is timed on a few batches of
+training and validation and scaled to the epochs: 20 trainings would take hours. Its start, listing and decoding
+are left out, in its favour.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+import torchvision
+
+from benchmarks import made_up_features
+from benchmarks.harness import Comparison, summarise
+from benchmarks.photographs import write_folder
+from cvdist import config as configs
+from cvdist import recipes
+from cvdist.features import fingerprint, manifest
+from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
+from cvdist.storage import Folder
+from cvdist.tracking import NoTracker
+from cvdist.training.loop import TrainingLoop
+
+TRIALS, EPOCHS, TRAIN, VALID, BATCH = 20, 3, 1600, 400, 64
+TIMED_BATCHES, ROUNDS = 2, 2
+# Between two looks at the processes: what one of them does after the last is not seen.
+_LOOK_SECONDS = 0.5
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def measure() -> Iterator[Comparison]:
+    """Core-seconds."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        weights = _weights(root)
+        _features(root, weights)
+        loop = _from_pictures(root, weights)
+        rounds = [_epoch_from_pictures(loop) for _ in range(ROUNDS + 1)][1:]
+        del loop
+        print(f"  an epoch from the pictures: {', '.join(f'{seconds:.0f}' for seconds in rounds)} core-s")
+        seconds, epochs = _sweep(root, weights)
+    print(f"  the sweep: {seconds:.0f} core-s, {epochs} of {TRIALS * EPOCHS} epochs trained")
+    yield summarise(
+        "20 trainings from the pictures / a sweep of 20 trials",
+        [(TRIALS * EPOCHS * epoch, seconds) for epoch in rounds], unit="core-s", target=15,
+    )  # fmt: skip
+    yield summarise(
+        "the same, of as many epochs as the sweep trained",
+        [(epochs * epoch, seconds) for epoch in rounds], unit="core-s", target=7,
+    )  # fmt: skip
+
+
+def _weights(root: Path) -> Path:
+    path = root / "weights.pth"
+    vgg = torchvision.models.vgg16()
+    torch.save({f"features.{n}": t for n, t in vgg.features.state_dict().items()}, path)
+    return path
+
+
+def _features(root: Path, weights: Path) -> None:
+    """A cache that says of itself what training asks for."""
+    made = made_up_features.write(root / "features", TRAIN, VALID)
+    config = configs.replace(
+        recipes.find("dogs-cats-vgg16-features"), weights=str(weights), weights_preprocessing="imagenet"
+    )
+    made = dataclasses.replace(made, fingerprint=fingerprint.asked_for_training(config))
+    Folder.open(str(root / "features"), "--features").write(manifest.NAME, manifest.dump(made))
+
+
+def _sweep(root: Path, weights: Path) -> tuple[float, int]:
+    """Core-seconds that the job takes, and epochs that its trials were trained for."""
+    run = ["jobs/sweep.py", "dogs-cats-vgg16-features", "--features", root / "features", "--weights", weights]
+    run += ["--weights-preprocessing", "imagenet", "--epochs", EPOCHS, "--trials", TRIALS, "--workers", 1]
+    run += ["--cache", root / "cache", "--storage", root / "runs", "--no-train-best"]
+    ours = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    with (root / "out").open("w+") as output:
+        job = psutil.Popen(
+            [sys.executable, *map(str, run)], cwd=_ROOT, env=environment, stdout=output, stderr=output
+        )
+        seconds: dict[tuple[int, float], float] = {}
+        while job.poll() is None:
+            for process in [job, *job.children(recursive=True)]:  # Ray's are among them
+                with suppress(psutil.Error):
+                    times = process.cpu_times()
+                    seconds[process.pid, process.create_time()] = times.user + times.system
+            time.sleep(_LOOK_SECONDS)
+        output.seek(0)
+        text = output.read()
+    found = re.search(r"(\d+) of \d+ epochs trained", text)
+    if job.returncode or not found:
+        raise RuntimeError(text[-3000:])
+    return sum(seconds.values()), int(found[1])
+
+
+def _from_pictures(root: Path, weights: Path) -> TrainingLoop:
+    """A training on a few of the pictures."""
+    folder = write_folder(root / "pictures", TIMED_BATCHES * BATCH)
+    for i in range(BATCH):
+        name = f"{('cat', 'dog')[i % 2]}/{i:06}.jpg"
+        shutil.copyfile(folder / "train" / name, folder / "valid" / name)
+    config = configs.replace(
+        recipes.find("dogs-cats-vgg16-dropout"),
+        data=str(root / "pictures"), cache=str(root / "cache"), batch_size=BATCH, tracking="none",
+        weights=str(weights), weights_preprocessing="imagenet", name="bench",
+    )  # fmt: skip
+    worker = ProcessWorker(0, 1, 0, 1, "here", torch.device("cpu"), CheckpointFolder(root / "none", 1))
+    return TrainingLoop(config, worker, NoTracker())
+
+
+def _epoch_from_pictures(loop: TrainingLoop) -> float:
+    """Core-seconds of an epoch over all pictures, from a part of it."""
+    started = time.process_time()
+    loop.progress.position = 0
+    loop._train_epoch(1)
+    trained = time.process_time()
+    loop._validate()
+    validated = time.process_time()
+    return (trained - started) * TRAIN / loop.info.train_size + (
+        validated - trained
+    ) * VALID / loop.info.valid_size

@@ -1,0 +1,452 @@
+"""Trials by Ray Tune: each is a training loop in another process, and hears after each epoch whether to go on.
+
+Ray Tune decides what runs where, and its ASHA what is stopped. It keeps no state that matters: checkpoints and
+results lie in the run's own storage (`runtime/stored.py`, `sweep/record.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+import queue
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import ray
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from cvdist import log
+from cvdist.config import SweepConfig, TrainConfig
+from cvdist.errors import UserError
+from cvdist.runtime.fence import Fence, FenceWatch, another_job
+from cvdist.runtime.stored import StoredCheckpoints
+from cvdist.runtime.uploads import Uploads
+from cvdist.runtime.worker import Asked
+from cvdist.storage import Folder
+from cvdist.sweep import space
+from cvdist.sweep.record import Epoch, Trial, folder_of
+from cvdist.tracking import Attempt, NoTracker, RunRef, Superseded, Tracker, open_tracker
+from cvdist.training.finite import NotFinite
+from cvdist.training.loop import TrainingLoop
+
+logger = logging.getLogger(__name__)
+
+_STORE_SECONDS = 30.0  # a checkpoint that is not the best so far waits for so long after the one before
+_END_SECONDS = 120.0  # for the last results to reach MLflow, and a checkpoint the storage
+_SHOWN = 80  # letters of a reason
+_SCORE, _EPOCH = "score", "epoch"
+
+
+class _Stopped(BaseException):
+    """The trial is not to go on. No error: nothing that catches errors is to hold it up."""
+
+
+# --------------------------------------------------------------------------------------------------- a trial
+
+
+class TrialWorker:
+    """The one worker of a trial (`cvdist.runtime.worker.Worker`)."""
+
+    rank = local_rank = 0
+    world_size = 1
+
+    def __init__(
+        self, config: TrainConfig, kept: StoredCheckpoints, device: torch.device, trials_on_node: int
+    ) -> None:
+        """`trials_on_node`: how many may share the node's disk and memory."""
+        self.device, self.node, self.local_world_size = device, ray.util.get_node_ip_address(), trials_on_node
+        self._kept = kept
+        self._uploads = Uploads(config.checkpoint.checkpoint_timeout)
+        self._asynchronous = config.checkpoint.async_checkpoints
+        self._watch = FenceWatch(kept.fence) if kept.fence is not None else None
+        self._best, self._stored_at = -2.0, 0.0
+
+    def checkpoints(self) -> Sequence[str]:
+        """See `Worker.checkpoints`."""
+        return self._kept.newest()
+
+    def opened(self, name: str) -> AbstractContextManager[Path]:
+        """See `Worker.opened`."""
+        return self._kept.opened(name)
+
+    def best_checkpoint(self) -> AbstractContextManager[Path | None]:
+        """See `Worker.best_checkpoint`."""
+        name = self._kept.best()
+        return self._kept.opened(name) if name is not None else nullcontext(None)
+
+    def report(
+        self,
+        name: str,
+        score: float,
+        at: int,
+        fill: Callable[[Path], None] | None,
+        awaited: Sequence[str] = (),
+    ) -> None:
+        """See `Worker.report`. Trials may last seconds: what neither is the best nor saves much is left out."""
+        assert fill is not None
+        if score <= self._best and time.monotonic() - self._stored_at < _STORE_SECONDS:
+            return
+        self._uploads.wait()
+        self._best, self._stored_at = max(self._best, score), time.monotonic()
+        self._uploads.start(lambda: self._kept.add(name, score, fill))
+        if not self._asynchronous:
+            self._uploads.wait()
+
+    def settle(self) -> None:
+        """See `Worker.settle`."""
+        self._uploads.wait()
+
+    def asked(self) -> Asked:
+        """See `Worker.asked`."""
+        if self._watch is not None and self._watch.superseded:
+            raise another_job()
+        return Asked.NOTHING
+
+
+class TrialTracker(NoTracker):
+    """Passes on a trial's parameters and metrics, not its figures and files, and tells of each epoch."""
+
+    def __init__(self, inner: Tracker, epoch_done: Callable[[Epoch], None]) -> None:
+        """`inner`: of the trial's run."""
+        self._inner, self._epoch_done = inner, epoch_done
+        self.params, self.dataset, self.close = inner.params, inner.dataset, inner.close  # type: ignore[method-assign]
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """See `Tracker`. An epoch's come after its checkpoint; a resumed trial begins with those before."""
+        self._inner.metrics(values, step)
+        if "valid/correct" in values:
+            self._epoch_done(
+                Epoch(step, int(values["valid/correct"]), int(values["valid/total"]), values["valid/loss"])
+            )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process needs for its trials. folder: of the sweep; memory: bytes; runs: by trial."""
+
+    config: TrainConfig
+    folder: str
+    epochs: int
+    trials_on_node: int
+    use_gpu: bool
+    memory: int
+    settings: dict[int, space.Settings]
+    runs: dict[int, RunRef]
+
+
+class _Process(tune.Trainable):
+    """A process of Ray Tune's: one trial after the other, each in a thread that waits after each epoch."""
+
+    def setup(self, config: dict[str, Any], task: Task) -> None:
+        """See `tune.Trainable`."""
+        self._task = task
+        log.setup()
+        logging.getLogger("cvdist").setLevel(logging.WARNING)  # twenty trainings would tell the same
+        self._thread: threading.Thread | None = None
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """See `tune.Trainable`: False where the trial before does not end, and another process is needed."""
+        before = self._thread
+        self.cleanup()
+        if before is not None and before.is_alive():
+            return False
+        self._results: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._go = threading.Semaphore(0)
+        self._stopping = False
+        self._error: BaseException | None = None
+        self._best: Epoch | None = None
+        self._started = time.monotonic()
+        self._last: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._work, args=(int(new_config["trial"]),), daemon=True)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One epoch; or what the trial ended with."""
+        assert self._thread is not None
+        if not self._thread.ident:
+            self._thread.start()
+        else:
+            self._go.release()
+        result = self._results.get()
+        if self._error is not None:
+            raise self._error
+        return result
+
+    def cleanup(self) -> None:
+        """See `tune.Trainable`: returns when the trial's results are where they belong."""
+        thread, self._thread = self._thread, None
+        if thread is None or not thread.ident:
+            return
+        self._stopping = True
+        self._go.release()
+        thread.join(_END_SECONDS)
+        gc.collect()  # the model and its optimiser, before the next ones are built
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _work(self, number: int) -> None:
+        try:
+            self._train(number, self._task)
+            self._say(state="failed", reason="it ended before its last epoch")  # so that nobody waits
+        except _Stopped:
+            if self._last:
+                self._results.put(self._last)
+        except Superseded as error:
+            self._say(state="failed", reason=str(error), whole=True)
+        except NotFinite as error:
+            self._say(state="diverged", reason=str(error))
+        except UserError as error:
+            self._say(state="failed", reason=str(error))
+        except BaseException as error:  # for Ray Tune, which starts the trial again
+            traceback.print_exc()
+            self._error = error
+            self._results.put({})
+
+    def _train(self, number: int, task: Task) -> None:
+        folder = Folder.open(f"{task.folder}/{folder_of(number)}", "--storage", patient=True)
+        fence = Fence.claim_job(folder.uri, attempt=1)
+        attempt = Attempt(fence.number, fence.require_newest)
+        tracker = TrialTracker(open_tracker(task.runs.get(number), 0, 0, "", attempt), self._epoch_done)
+        device = torch.device("cuda", 0) if task.use_gpu else torch.device("cpu")
+        kept = StoredCheckpoints(folder, fence)
+        worker = TrialWorker(task.config, kept, device, task.trials_on_node)
+        try:
+            try:
+                loop = TrainingLoop(space.apply(task.config, task.settings[number]), worker, tracker)
+            except UserError as error:
+                # What a trial can't even begin with, the others can't either.
+                self._say(state="failed", reason=str(error), whole=True)
+                return
+            loop.run()
+        finally:
+            try:
+                worker.settle()
+            finally:
+                tracker.close()
+
+    def _epoch_done(self, epoch: Epoch) -> None:
+        """Tell Ray Tune, and wait until it wants the next one; the last is told when all is delivered."""
+        if self._stopping:
+            raise _Stopped
+        if self._best is None or epoch.correct > self._best.correct:
+            self._best = epoch  # what a run is judged by
+        result = {
+            **dataclasses.asdict(epoch),
+            _SCORE: self._best.score,
+            "seconds": time.monotonic() - self._started,
+            "state": "running",
+        }
+        if epoch.epoch >= self._task.epochs:
+            self._last = {**result, "state": "finished", "done": True}
+            raise _Stopped
+        self._results.put(result)
+        self._go.acquire()
+        if self._stopping:
+            raise _Stopped
+
+    def _say(self, **values: Any) -> None:
+        self._results.put({_EPOCH: 0, _SCORE: -1.0, "done": True, **values})
+
+
+# ------------------------------------------------------------------------------------------------- all of them
+
+
+class Watch(tune.Callback, tune.Stopper):
+    """Keeps what the trials have reached, shows it, and ends the sweep where it can't go on."""
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        runs: Mapping[int, RunRef],
+        keep: Callable[[Trial], None],
+        ended: Callable[[Trial], None],
+        fence: Fence,
+    ) -> None:
+        """`keep`: stores a trial's state, called after each epoch; ended: called when a trial is over."""
+        self.trials = {trial.number: trial for trial in trials}
+        self.error: UserError | None = None
+        self._runs, self._keep, self._ended = runs, keep, ended
+        self._line = log.ProgressLine(logger, enabled=True)
+        self._fence = FenceWatch(fence)
+        self._running: set[int] = set()
+        self._before = {trial.number: trial.seconds for trial in trials}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """See `tune.Stopper`: no single trial is stopped here."""
+        return False
+
+    def stop_all(self) -> bool:
+        """See `tune.Stopper`."""
+        if self._fence.superseded and self.error is None:
+            self.error = another_job()
+        return self.error is not None
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See `tune.Callback`."""
+        number = trial.config["trial"]
+        self._running.add(number)
+        if number in self._runs:
+            from cvdist.tracking import sweep_run
+
+            sweep_run.running(self._runs[number])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See `tune.Callback`: it has failed, and starts again."""
+        self._running.discard(trial.config["trial"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """See `tune.Callback`."""
+        mine = self.trials[trial.config["trial"]]
+        if result.get("whole"):
+            self.error = UserError(f"trial {mine.number} ({space.describe(mine.settings)}): {result['reason']}")
+        elif "correct" in result:
+            epoch = Epoch(result[_EPOCH], result["correct"], result["total"], result["loss"])
+            new = mine.with_epoch(epoch, self._before[mine.number] + result["seconds"])
+            self._note(dataclasses.replace(new, state="running"))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See `tune.Callback`."""
+        mine, last = self.trials[trial.config["trial"]], trial.last_result or {}
+        self._running.discard(mine.number)
+        if self.error is not None:
+            return
+        state = last.get("state", "stopped")
+        if state == "running":
+            state = "stopped"
+        self._end(dataclasses.replace(mine, state=state, reason=last.get("reason", "")))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See `tune.Callback`: comes when it has failed too often."""
+        mine = self.trials[trial.config["trial"]]
+        self._running.discard(mine.number)
+        error = trial.get_error() if hasattr(trial, "get_error") else None
+        reason = str(getattr(error, "cause", None) or error or "its process died").strip().splitlines()[-1]
+        self._end(dataclasses.replace(mine, state="failed", reason=reason))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """See `tune.Callback`: every now and then, whether or not there are results."""
+        if self._line.due():
+            self._line.show(progress(list(self.trials.values()), len(self._running)))
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """See `tune.Callback`."""
+        self._line.clear()
+
+    def _end(self, trial: Trial) -> None:
+        self._line.clear()
+        logger.info("%s", ended_line(trial))
+        self._ended(trial)
+        self._note(trial)  # last: what is noted as ended is not looked at again
+
+    def _note(self, trial: Trial) -> None:
+        self.trials[trial.number] = trial
+        try:
+            self._keep(trial)
+        except UserError as error:
+            self.error = error
+
+
+def progress(trials: Sequence[Trial], running: int) -> str:
+    """`trials 7/20 done, 2 running, 4 stopped early, best 98.25% (393/400) lr=0.0002`."""
+    count = {state: sum(trial.state == state for trial in trials) for state in ("finished", "stopped")}
+    lost = sum(trial.state in ("diverged", "failed") for trial in trials)
+    parts = [
+        f"trials {sum(count.values()) + lost}/{len(trials)} done",
+        f"{running} running",
+        f"{count['stopped']} stopped early",
+    ]
+    if lost:
+        parts.append(f"{lost} diverged or failed")
+    best = max(trials, key=lambda trial: trial.score)
+    if best.best is not None:
+        result = log.percent(best.best.correct, best.best.total)
+        parts.append(f"best {result} {space.describe(best.settings)}")
+    return ", ".join(parts)
+
+
+def ended_line(trial: Trial) -> str:
+    """What became of a trial."""
+    result = f", {log.percent(trial.best.correct, trial.best.total)}" if trial.best is not None else ""
+    after = f" after epoch {trial.epochs[-1].epoch}" if trial.state == "stopped" and trial.epochs else ""
+    # The whole of it is in the table.
+    reason = f"{trial.reason[:_SHOWN].rpartition(' ')[0]} ..." if len(trial.reason) > _SHOWN else trial.reason
+    settings = space.describe(trial.settings) + (f": {reason}" if reason else "")
+    return f"trial {trial.number:<4} {trial.state}{after}{result}  {settings}"
+
+
+def run(sweep: SweepConfig, task: Task, watch: Watch, left: Sequence[int]) -> None:
+    """Train the trials of the numbers `left` on the connected cluster.
+
+    Raises:
+        UserError: if the sweep can't go on.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends this job as any other
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that nobody reads
+    resources = {
+        "cpu": task.config.runtime.cpus_per_worker,
+        "gpu": sweep.gpus_per_trial if task.use_gpu else 0,
+        "memory": task.memory,
+    }
+    earlier = [trial for trial in watch.trials.values() if trial.number not in left and trial.epochs]
+    with tempfile.TemporaryDirectory(prefix="cvdist-tune-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_Process, task=task), resources),
+            param_space={"trial": tune.grid_search(list(left))},
+            tune_config=tune.TuneConfig(
+                scheduler=_scheduler(sweep, task.epochs, earlier),
+                max_concurrent_trials=sweep.concurrent_trials or None,
+                reuse_actors=True,  # a process takes longer to start than a small head to train
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=scratch,  # for what it writes and nobody reads
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=task.config.runtime.max_failures),
+                callbacks=[watch],
+                stop=watch,
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    if watch.error is not None:
+        raise watch.error
+
+
+def _scheduler(sweep: SweepConfig, epochs: int, earlier: Sequence[Trial]) -> TrialScheduler:
+    """ASHA, which has seen what earlier jobs of this sweep have reached."""
+    if not sweep.early_stopping:
+        return FIFOScheduler()
+    scheduler = ASHAScheduler(
+        time_attr=_EPOCH,
+        metric=_SCORE,
+        mode="max",
+        max_t=epochs,
+        grace_period=sweep.grace_epochs,
+        reduction_factor=sweep.reduction_factor,
+    )
+    nobody = cast(Any, None)
+    for trial in earlier:
+        known = cast(Any, SimpleNamespace(trial_id=f"earlier-{trial.number}"))
+        scheduler.on_trial_add(nobody, known)
+        for epoch in trial.epochs:
+            best = trial.after(epoch.epoch)
+            assert best is not None
+            scheduler.on_trial_result(nobody, known, {_EPOCH: epoch.epoch, _SCORE: best.score})
+    return scheduler

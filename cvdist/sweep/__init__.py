@@ -1,0 +1,1 @@
+"""What a sweep tries and what came of it, without Ray and MLflow."""

@@ -1,0 +1,230 @@
+"""What a sweep searches: ranges of settings as users write them, and the points in them that are tried."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cvdist import config as configs
+from cvdist.config import FeaturesConfig, LoopConfig, ModelConfig, OptimizerConfig, TrainConfig
+from cvdist.errors import UserError
+from cvdist.seeding import mix
+
+Settings = dict[str, Any]
+"""A trial's values of the searched fields, by the fields' names."""
+
+_DIGITS = 3  # of a number that is drawn: what a person may type again
+_DRAWS_A_TRIAL = 64  # points that are looked at for one that was not tried yet
+# What can differ between trials that share one cache and one order of the data.
+_SEARCHABLE: dict[type, tuple[str, ...]] = {
+    ModelConfig: ("head", "hidden_size", "dropout"),
+    OptimizerConfig: tuple(field.name for field in dataclasses.fields(OptimizerConfig)),
+    FeaturesConfig: ("views",),
+    LoopConfig: ("batch_size",),
+}
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One setting and where it is searched: among `choices`, or from `low` to `high`.
+
+    kind: of its values; logarithmic: evenly by orders of magnitude.
+    """
+
+    name: str
+    kind: type
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    logarithmic: bool = False
+
+    @property
+    def flag(self) -> str:
+        """As on the command line, without its hyphens in front."""
+        return self.name.replace("_", "-")
+
+    def at(self, share: float) -> Any:
+        """The value at `share` of the range, in [0, 1)."""
+        if self.choices:
+            return self.choices[min(int(share * len(self.choices)), len(self.choices) - 1)]
+        if self.kind is int and not self.logarithmic:
+            return int(self.low) + min(int(share * (self.high - self.low + 1)), int(self.high - self.low))
+        if self.logarithmic:
+            value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
+        else:
+            value = self.low + share * (self.high - self.low)
+        value = min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
+        return round(value) if self.kind is int else value
+
+    def share(self, value: Any) -> float:
+        """Inverse of `at`, for axes: a choice is in the middle of its part."""
+        if self.choices:
+            return (self.choices.index(value) + 0.5) / len(self.choices)
+        if self.low == self.high:
+            return 0.5
+        if self.logarithmic:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return float((value - self.low) / (self.high - self.low))
+
+    def __str__(self) -> str:
+        """As a user may write it."""
+        if self.choices:
+            return f"{self.flag}={','.join(map(text, self.choices))}"
+        end = ":log" if self.logarithmic else ""
+        return f"{self.flag}={text(self.low)}:{text(self.high)}{end}"
+
+
+def parse(words: Sequence[str], config: TrainConfig) -> tuple[Dimension, ...]:
+    """The dimensions that `--search` names; without words, the usual ones around the values of `config`.
+
+    Raises:
+        UserError: one line that names the word and what it should be.
+    """
+    space = tuple(_parse_one(word) for word in words) if words else _usual(config)
+    names = [dimension.name for dimension in space]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--search names {name.replace('_', '-')} twice: give each setting one range")
+    for dimension in space:
+        for value in dimension.choices or (dimension.low, dimension.high):
+            _require_fit(config, {dimension.name: dimension.kind(value)}, f"--search {dimension}")
+    return space
+
+
+def draw(space: Sequence[Dimension], seed: int, count: int) -> list[Settings]:
+    """Up to `count` different points, fewer only where there are no more; the first ones are those of fewer.
+
+    A scrambled Sobol' sequence (Sobol', "On the distribution of points in a cube and the approximate evaluation
+    of integrals", 1967; scrambled after Owen): random search (Bergstra and Bengio, 2012) without its holes.
+    """
+    from torch.quasirandom import SobolEngine
+
+    engine = SobolEngine(len(space), scramble=True, seed=mix("sweep", seed))
+    found: list[Settings] = []
+    for _ in range(_DRAWS_A_TRIAL * count):
+        shares = engine.draw(1)[0].tolist()
+        point = {one.name: one.at(share) for one, share in zip(space, shares, strict=True)}
+        if point.get("head") == "linear":
+            # It has none of these: points that differ in them alone are the same.
+            point = {name: value for name, value in point.items() if name not in ("hidden_size", "dropout")}
+        if point not in found:
+            found.append(point)
+        if len(found) == count:
+            break
+    return found
+
+
+def apply(config: TrainConfig, settings: Settings) -> TrainConfig:
+    """`config` with a trial's settings.
+
+    Raises:
+        UserError: if no run can work with them.
+    """
+    changed = configs.replace(config, **settings)
+    configs.check(changed)
+    return changed
+
+
+def describe(settings: Settings) -> str:
+    """`lr=0.0002 dropout=0.5`."""
+    return " ".join(f"{name.replace('_', '-')}={text(value)}" for name, value in settings.items())
+
+
+def flags(settings: Settings) -> str:
+    """`--lr 0.0002 --dropout 0.5`, for a command."""
+    words = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words.append(f"--{flag} {text(value)}")
+    return " ".join(words)
+
+
+def text(value: Any) -> str:
+    """A value as a person writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _usual(config: TrainConfig) -> tuple[Dimension, ...]:
+    lr, decay = config.optimizer.lr, config.optimizer.weight_decay or 1e-4
+    words = [f"lr={lr / 10:g}:{lr * 10:g}:log", f"weight-decay={decay / 100:g}:{decay * 100:g}:log"]
+    if config.model.has_weights and "head" in _fields():
+        words.append("head=vgg,mlp,linear")
+    words.append("dropout=0:0.8")
+    return tuple(map(_parse_one, words))
+
+
+def _parse_one(word: str) -> Dimension:
+    flag, equals, range_ = word.partition("=")
+    name = flag.strip().lstrip("-").replace("-", "_")
+    fields = _fields()
+    if not equals or not range_:
+        raise UserError(
+            f"--search {word}: it takes FLAG=RANGE, such as lr=1e-5:1e-2:log, dropout=0:0.7 or dropout=0.2,0.5"
+        )
+    if name not in fields:
+        near = difflib.get_close_matches(name, fields, n=2, cutoff=0.6)
+        known = ", ".join(sorted(one.replace("_", "-") for one in fields))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"what can be searched is {known}"
+        raise UserError(f"--search {word}: {flag} can't be searched: {hint}".replace("_", "-"))
+    kind, options = fields[name]
+    if ":" not in range_:
+        return Dimension(
+            name, kind, choices=tuple(_value(word, one, kind, options) for one in range_.split(","))
+        )
+    parts = range_.split(":")
+    if kind not in (int, float):
+        raise UserError(f"--search {word}: {flag} takes choices, {flag}={','.join(options) or 'true,false'}")
+    if len(parts) > 3 or (len(parts) == 3 and parts[2] != "log"):
+        raise UserError(f"--search {word}: a range is FROM:TO, or FROM:TO:log")
+    low, high = (_value(word, part, kind, ()) for part in parts[:2])
+    logarithmic = len(parts) == 3
+    if low > high:
+        raise UserError(f"--search {word}: {text(low)} is above {text(high)}: name the lower end first")
+    if logarithmic and low <= 0:
+        raise UserError(f"--search {word}: a logarithmic range begins above 0")
+    return Dimension(name, kind, low=low, high=high, logarithmic=logarithmic)
+
+
+def _value(word: str, part: str, kind: type, options: tuple[str, ...]) -> Any:
+    part = part.strip()
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[part.lower()]
+        value = kind(part)
+    except (ValueError, KeyError):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        raise UserError(f"--search {word}: {part!r} is not {wanted}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"--search {word}: {part!r} is not a finite number")
+    if options and value not in options:
+        raise UserError(f"--search {word}: {part!r} is not one of {', '.join(options)}")
+    return value
+
+
+def _fields() -> dict[str, tuple[type, tuple[str, ...]]]:
+    """By name, the type of each field that can be searched, and what a text may be."""
+    found: dict[str, tuple[type, tuple[str, ...]]] = {}
+    for group, names in _SEARCHABLE.items():
+        hints = typing.get_type_hints(group)
+        for name in names:
+            if name in hints:
+                options = typing.get_args(hints[name])
+                found[name] = (str, options) if options else (hints[name], ())
+    return found
+
+
+def _require_fit(config: TrainConfig, settings: Settings, where: str) -> None:
+    try:
+        apply(config, settings)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
