@@ -52,7 +52,7 @@ def test_which_files_are_for_the_gpu(name):
     assert is_for_gpu(content, SIZE) == expected
 
 
-@pytest.mark.parametrize("refused", [set(), {"other.jpg"}, {"plain.jpg", "grey.jpg"}], ids=str)
+@pytest.mark.parametrize("refused", [(), ("other.jpg",), ("plain.jpg", "grey.jpg")], ids=str)
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 def test_all_is_decoded_in_order_whoever_does_it(tmp_path, monkeypatch, resize, refused):
     """The same as by the processor alone, which is the decoder behind both here."""
