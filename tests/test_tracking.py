@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from cvdist import recipes, tracking
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import environment, mlflow_tracker
+from cvdist.tracking import run as tracking_run
 from cvdist.tracking.mlflow_tracker import MlflowTracker
 from tests.conftest import free_port, wait_until
 from tests.jobs import ROOT, the_error, train
@@ -165,6 +167,22 @@ def test_a_tracker_that_never_comes_back_leaves_a_journal_to_replay(tmp_path, mo
         assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     bad = run_job(sys.executable, "jobs/replay.py", tmp_path / "mlflow.db", storage=tmp_path)
     assert "mlflow.db is no journal of metrics" in the_error(bad)
+
+
+def test_a_finished_job_waits_for_a_server_that_is_away(tmp_path, monkeypatch, caplog):
+    ref = dataclasses.replace(open_run(tmp_path), tracking_uri="http://mlflow:5000", patience=60)
+    server = Proxy(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"))
+    monkeypatch.setattr(tracking_run, "client_of", lambda uri: server)
+    monkeypatch.setattr(tracking_run, "_AWAY_SECONDS", 0.1)
+    server.away = True
+    assert not tracking.wait_for_server(dataclasses.replace(ref, patience=0.3))
+    timer = threading.Timer(0.5, setattr, (server, "away", False))
+    timer.start()
+    with caplog.at_level("WARNING", "cvdist"):
+        assert tracking.wait_for_server(ref)
+    assert "MLflow is away: waiting 60 s for it (--tracking-patience)" in caplog.text
+    tracking.set_status(ref, "FINISHED")
+    assert server.client.get_run(ref.run_id).info.status == "FINISHED"
 
 
 def test_a_stale_attempt_does_not_write_into_the_run(tmp_path):

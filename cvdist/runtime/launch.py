@@ -236,6 +236,7 @@ def _describe(run: RunRef | None, summary: Summary, part: Part) -> None:
         from cvdist.tracking import report_page, run_page
 
         description = run_page.description(summary, environment.command())
+        tracking.wait_for_server(run)
         tracking.describe(run, description, _seconds_to_first_step(summary, part))
         report_page.log_report_or_warn(run)
 

@@ -13,6 +13,7 @@ from cvdist.tracking.run import (
     open_store,
     set_status,
     start_run,
+    wait_for_server,
 )
 from cvdist.tracking.tracker import Attempt, NoTracker, Superseded, Tracker
 
@@ -32,6 +33,7 @@ __all__ = [
     "open_tracker",
     "set_status",
     "start_run",
+    "wait_for_server",
 ]
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ FIRST_STEP = "speed/seconds_to_first_step"
 NAME_TAG, JOB_TAG = "cvdist.name", "cvdist.job"
 PARENT_TAG = "mlflow.parentRunId"
 _UPLOAD_SECONDS = 60.0
+_AWAY_SECONDS = 1.0  # between two looks for a server that is away
 _PARAMS_A_CALL = 100  # MLflow's own limit
 
 
@@ -238,6 +240,25 @@ def ended(ref: RunRef | None) -> Iterator[None]:
             watchdog.communicate(b"ended\n", timeout=10)
         except (subprocess.TimeoutExpired, BrokenPipeError):
             watchdog.kill()
+
+
+def wait_for_server(ref: RunRef) -> bool:
+    """Before a finished job's last words: until the store answers, at most `--tracking-patience` seconds."""
+    deadline, said = time.monotonic() + ref.patience, False
+    while True:
+        try:
+            with short_retries(_UPLOAD_SECONDS):
+                client_of(ref.tracking_uri).get_run(ref.run_id)
+            return True
+        except Exception as error:
+            left = deadline - time.monotonic()
+            if left <= 0 or not ref.tracking_uri.startswith("http"):
+                return False  # what is to be written says so by itself
+            if not said:
+                reason = first_line(error)
+                logger.warning("MLflow is away: waiting %.0f s for it (--tracking-patience): %s", left, reason)
+                said = True
+            time.sleep(min(_AWAY_SECONDS, left))
 
 
 def end_run(tracking_uri: str, run_id: str, status: str, job: str) -> None:
