@@ -173,7 +173,9 @@ def slices_by_path(slices: Mapping[str, Slice], parameters: Sequence[str]) -> Sl
         group, _, rest = path.partition("/")
         if group == "optimizer":
             found = rest.split("/")
-            name = parameters[int(found[1])] if len(found) == 3 and found[0] == "state" else ""
+            number = int(found[1]) if len(found) == 3 and found[0] == "state" else len(parameters)
+            # A checkpoint may have trained more layers than this run: that is for its reader to say.
+            name = parameters[number] if number < len(parameters) else ""
         else:
             name = rest.removeprefix("module.") if group == "ema" else rest if group == "model" else ""
         part = slices.get(name)
