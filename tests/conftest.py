@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +35,14 @@ settings.load_profile("cvdist")
 def log_reaches_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a job in this process has set up before, `caplog` sees the package's log."""
     monkeypatch.setattr(logging.getLogger("cvdist"), "propagate", True)
+
+
+@pytest.fixture(scope="module")
+def module_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for the tests of one file, gone after the last: checkpoints of VGG fill disks."""
+    folder = tmp_path_factory.mktemp("module")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from ray.train import WorkerGroupError
 
 from cvdist import recipes
+from cvdist.config import CheckpointConfig
 from cvdist.data import open_loader
 from cvdist.errors import UserError
 from cvdist.runtime.ray_train import _cause
@@ -203,7 +204,9 @@ def test_a_killed_worker_costs_neither_the_job_nor_its_run(ray_cluster, tmp_path
     ended = lambda: ask(ray_cluster, f"/api/jobs/{job}")["status"] in ("SUCCEEDED", "FAILED")  # noqa: E731
     wait_until(ended, 120, "the job ends")
     assert "best accuracy" in logs(), logs()[-3000:]
+    # Ray may not have heard of them yet when the worker died.
     assert "resuming   at epoch" in logs()
+    assert len(checkpoints()) <= CheckpointConfig.keep_checkpoints + 1  # those included: none stays for ever
     client, found = the_run(tmp_path)
     assert found.info.status == "FINISHED"
     epochs = [metric.step for metric in client.get_metric_history(found.info.run_id, "valid/correct")]

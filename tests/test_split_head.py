@@ -134,9 +134,9 @@ def test_powersgd_compresses_what_gets_smaller():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(module_path):
     """A cache of 17 + 7 pictures, and what all runs have in common."""
-    root = tmp_path_factory.mktemp("split")
+    root = module_path
     pictures.write(root / "pictures", {"train/cat": 8, "train/dog": 9, "valid/cat": 3, "valid/dog": 4})
     weights = feature_caches.write_weights(root / "weights.pth")
     config = feature_caches.config(root / "pictures", root / "features", weights, root / "cache")

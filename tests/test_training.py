@@ -15,6 +15,8 @@ from cvdist import recipes
 from cvdist.config import OptimizerConfig
 from cvdist.errors import UserError
 from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
+from cvdist.runtime.stored import whole_checkpoints
+from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
 from cvdist.training import checkpoint as ckpt
 from cvdist.training.loop import TrainingLoop
@@ -138,6 +140,18 @@ def test_a_finished_run_started_again_has_nothing_to_do(tmp_path):
     assert again.first_step_at == 0
     longer = make_loop(tmp_path, epochs=2).run()
     assert longer.epochs == 2
+
+
+def test_whole_checkpoints_are_found_without_their_index(tmp_path):
+    loop = make_loop(tmp_path, epochs=2, checkpoint_every=15, keep_checkpoints=9)
+    loop.run()
+    listed = json.loads((tmp_path / "run" / "index.json").read_text())
+    cut = tmp_path / "run" / "epoch-0003"
+    cut.mkdir()
+    (cut / "checkpoint.json").write_text('{"format": 1, "prog')
+    found = whole_checkpoints(Folder.open(str(tmp_path / "run"), ""))
+    assert [[one.name, one.score] for one in found] == listed
+    assert [one.at for one in found] == [3000, 4000, 7000, 8000]
 
 
 def test_best_and_latest_checkpoints_are_kept(tmp_path):

@@ -23,9 +23,9 @@ CLASSIFIER = 119_554_050
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(module_path):
     """Sixteen pictures, one bad one, and weights."""
-    root = tmp_path_factory.mktemp("transfer")
+    root = module_path
     counts = {"train/cat": 8, "train/dog": 8, "valid/cat": 3, "valid/dog": 3}
     pictures.write(root / "pictures", counts)
     (root / "pictures" / "train" / "dog" / "damaged.jpg").write_bytes(pictures.jpeg(1)[:300])

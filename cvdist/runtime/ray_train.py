@@ -35,6 +35,7 @@ from cvdist.errors import UserError
 from cvdist.runtime.fence import Fence, FenceWatch
 from cvdist.runtime.ray_cluster import reconnect, require_resources
 from cvdist.runtime.rounds import Rounds
+from cvdist.runtime.stored import whole_checkpoints
 from cvdist.runtime.uploads import Uploads
 from cvdist.runtime.worker import Asked
 from cvdist.tracking import Attempt, RunRef, Superseded, open_tracker
@@ -75,6 +76,7 @@ class RayWorker:
 
     def checkpoints(self) -> Sequence[str]:
         """See `Worker.checkpoints`."""
+        self._adopt()
         reported = sorted(self._reported(), key=lambda item: item.metrics.get(_AT, 0), reverse=True)
         self._known = {Path(item.checkpoint.path).name: item.checkpoint for item in reported}
         return list(self._known)
@@ -215,6 +217,24 @@ class RayWorker:
                 last=META,
                 timeout=self.config.checkpoint.checkpoint_timeout,
                 permit=permit,
+            )
+
+    def _adopt(self) -> None:
+        """Tell Ray of what earlier attempts stored and died of before it heard; all workers call it.
+
+        Only of what is newer than all that Ray knows: the rest is what it no longer keeps.
+        """
+        place = ray.train.get_context().get_storage()
+        newest = max((item.metrics.get(_AT, 0) for item in self._reported()), default=-1)
+        with together(self.config.checkpoint.checkpoint_timeout):
+            mine = whole_checkpoints(self.fence.folder) if self.fence is not None else []
+        for name, score, at in gather([one for one in mine if one.at > newest])[0]:
+            path = f"{place.experiment_fs_path}/{name}"
+            ray.train.report(
+                {_SCORE: score, _AT: at},
+                checkpoint=ray.train.Checkpoint(path, place.storage_filesystem) if self.rank == 0 else None,
+                checkpoint_dir_name=name,
+                checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
             )
 
     def _reported(self) -> list[Any]:

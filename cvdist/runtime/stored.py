@@ -1,4 +1,4 @@
-"""The checkpoints of a run that one process trains, in a folder or a bucket."""
+"""A run's checkpoints in a folder or a bucket: those of a run that one process trains, and what lies there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from pyarrow import fs as arrow
 
@@ -14,11 +15,38 @@ from cvdist import storage
 from cvdist.errors import UserError
 from cvdist.runtime.fence import Fence
 from cvdist.storage import Folder
-from cvdist.training.checkpoint import META
+from cvdist.training.checkpoint import META, parse_meta, standing
 
 logger = logging.getLogger(__name__)
 
 _INDEX = "index.json"
+
+
+class Whole(NamedTuple):
+    """A checkpoint of which all files are there. at: samples trained on until then."""
+
+    name: str
+    score: float
+    at: int
+
+
+def whole_checkpoints(folder: Folder) -> list[Whole]:
+    """What lies in a run's folder, whether or not anything lists it, the oldest first.
+
+    Raises:
+        UserError: if it can't be read.
+    """
+    found = []
+    for file in folder.sizes():
+        name, _, rest = file.partition("/")
+        if rest != META or name.startswith("."):
+            continue
+        content = folder.find(file) or b""
+        try:
+            found.append(Whole(name, *standing(parse_meta(content, name))))
+        except (UserError, KeyError, TypeError) as error:
+            logger.debug("the checkpoint %s is passed over: %s", name, error)
+    return sorted(found, key=lambda one: one.at)
 
 
 class StoredCheckpoints:

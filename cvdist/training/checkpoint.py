@@ -33,6 +33,7 @@ from cvdist.training.evaluation import Evaluation, Mistake
 from cvdist.training.history import EpochRecord, RidgeResult
 
 FORMAT = 1
+UNSCORED = -1.0  # the score of a checkpoint within an epoch
 _STATE, META = "state.pt", "checkpoint.json"
 _AVERAGED = "module."  # where `torch.optim.swa_utils.AveragedModel` has the model
 
@@ -222,10 +223,23 @@ def read_meta(folder: Path, name: str = "") -> dict[str, Any]:
     if not path.is_file():
         raise DamagedCheckpoint(f"{name} is no checkpoint: it has no {META}")
     try:
-        meta = json.loads(path.read_text())
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamagedCheckpoint(f"checkpoint {name} is damaged ({_why(error)}): name another one") from error
+    return parse_meta(content, name)
+
+
+def parse_meta(content: bytes, name: str) -> dict[str, Any]:
+    """What `checkpoint.json` says, of which `content` are the bytes.
+
+    Raises:
+        DamagedCheckpoint, UserError: as `read_meta`.
+    """
+    try:
+        meta = json.loads(content)
         if not isinstance(meta, dict):
             raise ValueError(f"{META} holds no object")
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"checkpoint {name} is damaged ({_why(error)}): name another one") from error
     if meta.get("format") != FORMAT:
         raise UserError(f"checkpoint {name} has a format that this version does not read (it reads {FORMAT})")
@@ -233,6 +247,14 @@ def read_meta(folder: Path, name: str = "") -> dict[str, Any]:
     if written and written != _digest(meta):
         raise DamagedCheckpoint(f"checkpoint {name} is damaged ({META} has changed): name another one")
     return meta
+
+
+def standing(meta: dict[str, Any]) -> tuple[float, int]:
+    """Score and samples trained on of the checkpoint that `meta` describes, as it was reported with."""
+    progress = _progress(meta["progress"], [])
+    whole = progress.history and not progress.position
+    at = progress.epoch * int(meta["order"]["train_size"]) + progress.position
+    return (progress.history[-1].score if whole else UNSCORED), at
 
 
 def require_fit(checkpoint: Checkpoint, model: ModelIdentity, order: OrderIdentity, name: str) -> None:

@@ -42,6 +42,11 @@ class EpochRecord:
         return self.valid_correct / self.valid_total
 
     @property
+    def score(self) -> float:
+        """Which checkpoint is the best: validation accuracy; of equals the earlier one."""
+        return self.valid_accuracy - 1e-9 * self.epoch
+
+    @property
     def waited(self) -> Strain:
         """What the storage cost beyond the usual."""
         return Strain(self.storage_slow, self.storage_failed, self.storage_seconds)

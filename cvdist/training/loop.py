@@ -167,7 +167,7 @@ class TrainingLoop:
         self.visualizer.start(self._validated_model(), fresh=fresh)
         if self.adopted and self.progress.history and not self.progress.position:
             # It may stay the best, and this run's best model is one of its own checkpoints.
-            self._save(f"epoch-{self.progress.epoch:04}", score=self._score(self.progress.history[-1]))
+            self._save(f"epoch-{self.progress.epoch:04}", score=self.progress.history[-1].score)
         # A killed attempt may not have delivered these; what is there already, the tracker leaves out.
         self._probe()
         for step, values in self.progress.logged:
@@ -198,7 +198,7 @@ class TrainingLoop:
             )
             self._finish_epoch(record, result)
             self.visualizer.epoch_done(self._validated_model(), epoch)
-            self._save(f"epoch-{epoch:04}", score=self._score(record))
+            self._save(f"epoch-{epoch:04}", score=record.score)
             self.tracker.metrics(run_page.epoch_metrics(record), epoch)
         self._log_results()
         return self._summary()
@@ -246,7 +246,7 @@ class TrainingLoop:
             if step % config.loop.log_every_steps == 0 or step == steps or save_now:
                 self._log_step(epoch, step, steps, rate, meter)
             if save_now and step < steps:
-                self._save(f"epoch-{epoch:04}-step-{step:06}", score=-1.0)
+                self._save(f"epoch-{epoch:04}-step-{step:06}", score=ckpt.UNSCORED)
                 self._obey(asked)
             if self.line.due():
                 self._show_progress(epoch, step, steps, progress.position - began_at, began)
@@ -497,11 +497,6 @@ class TrainingLoop:
             name = self.config.checkpoint.name
             logger.info("stopped by SIGTERM after a checkpoint: --name %s goes on from it", name)
         sys.exit(128 + signal.SIGTERM)
-
-    @staticmethod
-    def _score(record: EpochRecord) -> float:
-        """Validation accuracy; of equals the earlier one is better."""
-        return record.valid_accuracy - 1e-9 * record.epoch
 
     # ------------------------------------------------------------------------------------- telling about it
 
