@@ -1,0 +1,315 @@
+"""What a training can be told, in groups: what is learned from, what is trained, how, and where."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cvdist.config.bounds import at_least, between
+from cvdist.errors import UserError
+
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
+Runtime = Literal["auto", "ray", "torchrun", "inline"]
+ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
+Head = Literal["vgg", "mlp", "linear"]
+Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
+CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes that replay kernels on a GPU
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from."""
+
+    dataset: Literal["digits", "mnist", "images"] = "digits"
+    """`digits`: 5,000 real MNIST digits that come with a package, no network needed. `mnist`: all 70,000.
+    `images`: the folder of pictures in `--data`."""
+    data: str = ""
+    """Folder of the data set; `mnist` is downloaded into it when absent. For `images` a folder or URI (s3://,
+    gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`, which is split by
+    `--valid-fraction`. Empty: `<storage>/data`."""
+    image_size: Annotated[int, at_least(8)] = 224
+    """Height and width, in pixels, that photographs are resized to."""
+    resize: Literal["squash", "crop"] = "squash"
+    """`squash`: whole pictures, without regard to their proportions, as in the book. `crop`: the middle of
+    them, in proportion, as torchvision's weights were evaluated."""
+    max_bad_images: Annotated[float, between(0, 1)] = 0.001
+    """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`."""
+    cache: str = ""
+    """Folder on each node for its decoded pictures, best on a fast local disk. Empty: $CVDIST_CACHE, else
+    ~/.cache/cvdist."""
+    cache_share: Annotated[float, between(0, 1)] = 0.8
+    """Share of that disk's free space that decoded pictures may take. If they need more, they are decoded
+    anew in each epoch."""
+    decode_workers: Annotated[int, at_least(0)] = 0
+    """Processes on each node that decode pictures. 0: one for each CPU core."""
+    valid_fraction: Annotated[float, between(0, 1, "()")] = 0.2
+    """Share held back for validation, stratified by class, where a data set has no split of its own."""
+    split_seed: int = 0
+    """Seed of that split: apart from `--seed`, so that repeats with other seeds validate on the same data."""
+    horizontal_flip: Annotated[float, between(0, 1)] = 0.0
+    """Training only: probability that a picture is mirrored."""
+    rotation: Annotated[float, at_least(0)] = 0.0
+    """Training only: each picture is turned by up to this many degrees to either side."""
+    translation: Annotated[float, between(0, 1)] = 0.0
+    """Training only: each picture is moved by up to this fraction of its width and height."""
+    random_resized_crop: Annotated[float, between(0, 1, "(]")] = 1.0
+    """Training only: a random part of each picture, with at least this share of its area and sides of 3:4 to
+    4:3, is enlarged to the whole. 1: no crops."""
+    color_jitter: Annotated[float, between(0, 1)] = 0.0
+    """Training only: brightness, contrast and saturation each change by up to this factor."""
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """The feature cache: what the frozen layers make of the pictures, computed once and kept in storage."""
+
+    features: str = ""
+    """Folder or URI (s3://, gs://, file://) of the cache: `jobs/preprocess.py` makes it, `jobs/train.py` trains
+    from it. Empty: none."""
+    views: Annotated[int, at_least(0)] = 0
+    """How many views of each training picture are stored: the first as it is, the others augmented (mirrored by
+    half and turned by up to 10 degrees, if nothing else is named); each epoch draws one of them. 0: to store, 4
+    with augmentation, else 1; to train from, as many as the cache has."""
+    features_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """What features are stored as."""
+    decoder: Literal["cpu", "nvjpeg"] = "cpu"
+    """What decodes ordinary JPEGs for an extraction. `nvjpeg`: the GPU, where processors can't keep up
+    with it; its pixels differ a little, so that one of them makes and updates a cache."""
+    shard_size: Annotated[int, at_least(1)] = 128
+    """Pictures a shard: the unit of work, of retry and of resume."""
+    extractors: Annotated[int, at_least(0)] = 0
+    """Ray actors that compute features. 0: one a GPU or, without GPUs, one for each --cpus-per-worker cores."""
+    replace: bool = False
+    """Replace a cache that was made with other weights or settings."""
+    local_cache_gb: Annotated[float, at_least(0)] = 0.0
+    """Gigabytes that a node's copy of the shards may take, in --cache. 0: --cache-share of that disk's free
+    space. Less than the whole cache: shards come and go, and are shuffled by window."""
+    shuffle_window: Annotated[int, at_least(1)] = 16
+    """Shards that are shuffled together where the cache does not fit the node."""
+    fetch_threads: Annotated[int, at_least(1)] = 8
+    """Shards that each worker fetches at a time."""
+    features_on_device: bool = True
+    """Keep the features in GPU memory where they take less than half of what is free there."""
+    ridge_probe: bool = True
+    """Before training, fit a linear classifier to the features' channel means and maxima in closed form: the
+    baseline, for one more pass over the cache."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained."""
+
+    model: str = "scratch-cnn"
+    """Name in the registry (`cvdist.models`)."""
+    head: Head = "vgg"
+    """What is trained on a pretrained model's convolutions. `vgg`: its own two hidden layers. `mlp`: one hidden
+    layer on each channel's mean. `linear`: a linear probe on all positions. One feature cache serves all."""
+    hidden_size: Annotated[int, at_least(0)] = 0
+    """Units of the head's hidden layers. 0: 4,096 for `vgg`, 256 for `mlp`; `linear` has none."""
+    dropout: Annotated[float, between(0, 1, "[)")] = 0.5
+    """Probability that an activation is dropped in training; the `linear` head has no dropout."""
+    weights: str = ""
+    """Pretrained weights to go on from: torchvision's name (`IMAGENET1K_V1`; for vgg16 also
+    `IMAGENET1K_FEATURES`, convolutions only), or a state dict's file or URI. Empty or `none`: random ones."""
+    weights_preprocessing: ModelPreprocessing = ""
+    """Normalisation that the file in `--weights` was trained with: that of torchvision's `IMAGENET1K_V1` or of
+    its `IMAGENET1K_FEATURES`. torchvision's names bring their own."""
+    trainable_blocks: Annotated[int, between(0, 5)] = 0
+    """How many of a pretrained model's convolution blocks are trained, counted from the last; the others stay
+    as they are."""
+    backbone_lr_scale: Annotated[float, at_least(0)] = 1.0
+    """Learning rate of those blocks as a multiple of `--lr`."""
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether pretrained weights are named."""
+        return self.weights not in ("", "none")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights move. The book's values: SGD, lr 0.01, momentum 0.5."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`sgd` (with `--momentum`) or `adamw`."""
+    lr: Annotated[float, at_least(0)] = 0.01
+    """Peak learning rate."""
+    momentum: Annotated[float, between(0, 1, "[)")] = 0.5
+    """Of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of SGD's momentum."""
+    weight_decay: Annotated[float, at_least(0)] = 0.0
+    """L2 penalty for `sgd`, decoupled decay for `adamw`; biases and norms are left out."""
+    lr_scheduler: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does after warm-up."""
+    lr_warmup_epochs: Annotated[float, at_least(0)] = 0.0
+    """Epochs (fractions allowed) in which the learning rate grows linearly to its peak."""
+    label_smoothing: Annotated[float, between(0, 1, "[)")] = 0.0
+    """Share of each target spread evenly over all classes, in training only."""
+    clip_grad_norm: Annotated[float, at_least(0)] = 0.0
+    """Largest L2 norm of all gradients together. 0: no clipping."""
+    model_ema_decay: Annotated[float, between(0, 1, "[)")] = 0.0
+    """Decay a step of the weights' exponential moving average, which is then what is validated and logged.
+    0: none."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, in which portions and with which arithmetic."""
+
+    epochs: Annotated[int, at_least(1)] = 20
+    """Passes over the training data."""
+    batch_size: Annotated[int, at_least(1)] = 32
+    """Pictures a step, over all workers together: the learning rate need not change with their number."""
+    accumulate_steps: Annotated[int, at_least(1)] = 1
+    """Each worker computes its share of a batch in this many portions. Saves memory, same gradients."""
+    valid_batch_size: Annotated[int, at_least(1)] = 1000
+    """Pictures a forward pass in validation, on each worker."""
+    precision: Precision = "auto"
+    """`auto`: bfloat16 autocast where the processor computes it natively, else float32. `tf32`: float32 whose
+    products GPUs compute from 19 bits: weights are read as they are, not cast in each step. CPUs: float32."""
+    channels_last: bool = True
+    """Memory layout NHWC, which convolutions are fastest with."""
+    compile: Compile = "none"
+    """Run the model through `torch.compile` (needs a C++ compiler on CPUs); `--compile` alone is `default`.
+    `reduce-overhead`: replay CUDA graphs, for small heads on GPUs. `max-autotune`: also try out kernels."""
+    seed: int = 0
+    """Of weights, order, augmentation and dropout."""
+    log_every_steps: Annotated[int, at_least(1)] = 50
+    """Steps between two points of the `step/` metrics."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a step is divided over the workers."""
+
+    parallel: Literal["auto", "data", "head"] = "auto"
+    """`data`: each worker has all of the model and a share of the batch; gradients are averaged. `head`: the
+    first two linear layers of the classifier are split over the workers, which exchange activations instead.
+    `auto`: what a model of both costs says is faster, on the measured link and a few steps."""
+    gradient_compression: Literal["none", "bf16", "powersgd"] = "none"
+    """What gradients are averaged as. `bf16`: half the bytes. `powersgd`: approximated by matrices of a low
+    rank, few bytes; the losses differ."""
+    powersgd_rank: Annotated[int, at_least(1)] = 4
+    """Of those matrices."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What survives a crash, and where."""
+
+    name: str = ""
+    """Name of the run. A name that exists is continued from its last checkpoint. Empty: a new name."""
+    storage: str = ""
+    """Folder or URI (s3://bucket/path) that holds each run's checkpoints and, by default, the MLflow store.
+    Empty: $CVDIST_STORAGE, else ./runs."""
+    checkpoint_every: Annotated[int, at_least(0)] = 0
+    """Steps between checkpoints inside an epoch. 0: at each epoch's end only."""
+    keep_checkpoints: Annotated[int, at_least(1)] = 2
+    """How many of the best checkpoints are kept, besides the latest."""
+    resume: str = ""
+    """Folder or URI of one checkpoint to start a new run from."""
+    async_checkpoints: bool = True
+    """Write and upload checkpoints while training goes on, from a copy in main memory."""
+    checkpoint_timeout: Annotated[float, at_least(1)] = 600.0
+    """Seconds that a checkpoint may take to be stored: the next one, or the run's end, waits that long."""
+    grace_period: Annotated[float, at_least(1)] = 25.0
+    """Seconds in which a job that gets SIGTERM ends after a last checkpoint (torchrun waits 30, and Kubernetes
+    unless told otherwise), and before a preempted node's deadline in which the last checkpoint is begun."""
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where it runs."""
+
+    runtime: Runtime = "auto"
+    """`auto`: torchrun's environment if started by it, else Ray. `inline`: in this process, one worker."""
+    workers: int | str = 2
+    """Ray workers, one process each. `2:8`: as many as the cluster has room for at any time, from 2 to 8.
+    (torchrun's own --nproc-per-node counts instead, under torchrun.)"""
+    resize_interval: Annotated[float, at_least(1)] = 60.0
+    """Seconds between two looks whether there is room for more workers, where their number is a range."""
+    device: Device = "auto"
+    """`auto`: GPUs where every worker can have one, else CPUs."""
+    cpus_per_worker: Annotated[int, at_least(1)] = 1
+    """CPU cores that Ray reserves for each worker."""
+    max_failures: Annotated[int, at_least(0)] = 3
+    """How often Ray restarts the workers from the last checkpoint before it gives up."""
+    max_preemptions: Annotated[int, at_least(-1)] = -1
+    """The same for nodes that were preempted, which count apart. -1: without end."""
+    connect_timeout: Annotated[float, at_least(0.1)] = 10.0
+    """Seconds that the cluster at $RAY_ADDRESS may take to answer."""
+    resource_timeout: Annotated[float, at_least(0)] = 0.0
+    """Seconds to wait for the cluster to have the CPUs and GPUs asked for (an autoscaler adds nodes). 0: fail
+    at once."""
+    start_timeout: Annotated[float, at_least(1)] = 300.0
+    """Seconds that the worker processes may take to start."""
+    prepare_timeout: Annotated[float, at_least(1)] = 3600.0
+    """Seconds that a node may take to download weights, and to download or decode its data."""
+    data_timeout: Annotated[float, at_least(1)] = 120.0
+    """Seconds that a batch may take to be read and decoded before the worker fails."""
+    collective_timeout: Annotated[float, at_least(1)] = 300.0
+    """Seconds that one worker waits for the others before it fails, until the first step is done."""
+    step_timeout: Annotated[float, at_least(1)] = 150.0
+    """The same from the second step on. Not below --data-timeout: one of the others may wait for its data."""
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers.
+
+        Raises:
+            UserError: if `workers` is neither a number nor a range.
+        """
+        found = re.fullmatch(r"(\d+)(?::(\d+))?", str(self.workers))
+        if found is None:
+            raise UserError(
+                f"--workers is {self.workers}: it takes a number, or the fewest and the most as in 2:8"
+            )
+        fewest = int(found[1])
+        most = int(found[2] or fewest)
+        if not 1 <= fewest <= most:
+            raise UserError(f"--workers is {self.workers}: it takes 1 or more, the fewest before the most")
+        return fewest, most
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where the results are shown."""
+
+    tracking: Literal["required", "optional", "none"] = "required"
+    """`optional`: train without MLflow if it can't be reached at the start. `none`: do not use it at all."""
+    tracking_uri: str = ""
+    """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
+    experiment: str = "cvdist"
+    """MLflow experiment."""
+    system_metrics: bool = True
+    """Log CPU, memory, disk, network and GPU use of every node."""
+    log_model: bool = True
+    """Log the best model, ready to load and to serve."""
+    register: str = ""
+    """Register the best model in MLflow under this name."""
+    alias: str = "candidate"
+    """Alias that the registered version gets, in place of the one that had it."""
+    tracking_timeout: Annotated[float, at_least(0.1)] = 10.0
+    """Seconds that the MLflow server may take to answer at the start."""
+    tracking_patience: Annotated[float, at_least(0)] = 120.0
+    """Seconds that a finished job waits for an MLflow server that is away. What is left stays in a journal."""
+
+
+@dataclass(frozen=True)
+class VisualizeConfig:
+    """What a run shows of what the network has learned; all of it needs `--tracking`."""
+
+    visualize: bool = True
+    """Show filters, activations, the most exciting pictures and Grad-CAM among the run's figures."""
+    visualize_layers: str = ""
+    """Convolutions to look into, separated by commas: names, numbers, `first` to `tenth`, `last` or `all`.
+    Empty: the first, the fifth and the last."""
+    visualize_every: Annotated[int, at_least(0)] = 0
+    """Epochs between two pictures of the first layer's filters, where that layer is trained. 0: about five
+    pictures over the run."""
+    visualize_pictures: Annotated[int, at_least(0)] = 128
+    """Validation pictures, at most, that are run through the network at the end, for activations, exciting
+    pictures and Grad-CAM. 0: none, filters only."""
