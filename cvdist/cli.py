@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cvdist import config as configs
@@ -125,7 +126,7 @@ def _parse_with(
 def _with_values(words: Sequence[str]) -> list[str]:
     """`--compile`, once a switch, alone and with `--no-`, as its values."""
     found: list[str] = []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in pairwise([*words, "--"]):
         if word == "--no-compile":
             found += ["--compile", "none"]
         else:

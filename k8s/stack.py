@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import os
 import pwd
 import secrets
@@ -72,6 +73,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for each part (%(default)s)")
     values = vars(parser.parse_args(arguments))
     what = values.pop("what")
+    for name, least, most in (
+        *((name, 1, math.inf) for name in ("workers", "cpus_per_worker", "timeout")),
+        *((name, 0, 65535) for name in ("s3_port", "mlflow_port", "dashboard_port")),
+    ):
+        if not least <= values[name] <= most:
+            upper = f"{least} to {most}" if most < math.inf else f"{least} or more"
+            raise UserError(f"--{name.replace('_', '-')} is {values[name]}: it takes {upper}")
     options = Options(**{**values, "folder": values["folder"].absolute()})
     if what == "down":
         down(options.folder)

@@ -107,6 +107,12 @@ def test_help_and_configuration_are_printed():
     assert json.loads(shown.stdout)["loop"]["epochs"] == 7
 
 
+def test_without_arguments_a_job_lists_the_recipes(capsys):
+    for parse_job in (cli.parse_train, cli.parse_preprocess, cli.parse_sweep):
+        assert parse_job([]) is None
+        assert "dogs-cats-vgg16-features" in capsys.readouterr().out
+
+
 def test_an_error_is_one_line_and_debug_shows_where():
     plain = job("mnist-cnn", "--epoch", "7")
     assert (plain.returncode, plain.stdout) == (2, "")

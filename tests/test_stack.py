@@ -147,6 +147,8 @@ def test_mistakes_are_one_line(running, tmp_path):
     line = the_error(stack("up", "--folder", tmp_path / "other", "--s3-port", port))
     assert line == f"port {port} is taken: --s3-port names another one, 0 any free one"
     assert not (tmp_path / "other" / "state.json").exists()
+    line = the_error(stack("up", "--folder", tmp_path / "other", "--workers", "0"))
+    assert line == "--workers is 0: it takes 1 or more"
     # What is in a stale state.json is another process by now, or none: left alone.
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:

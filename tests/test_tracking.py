@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import http.server
 import json
 import logging
 import os
@@ -259,6 +260,12 @@ def test_no_server_is_said_quickly_with_the_alternatives(tmp_path):
     line = the_error(train(*INLINE, "--tracking-uri", uri, storage=tmp_path))
     assert line.startswith("no MLflow server answers at http://***@127.0.0.1")
     assert "--tracking none" in line and "hunter2" not in line
+
+
+def test_a_server_with_a_login_is_asked_by_its_host_alone():
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:  # answers 501
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        tracking.require_answer(f"http://user:hunter2@127.0.0.1:{server.server_port}/", 10)
 
 
 def test_unwritable_storage(tmp_path):

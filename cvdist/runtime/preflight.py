@@ -13,7 +13,6 @@ import random
 import shutil
 import socket
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -169,8 +168,8 @@ def _health(config: TrainConfig) -> str:
     if config.tracking.tracking == "none" or not uri.startswith("http"):
         return ""
     began = time.monotonic()
-    with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=config.tracking.tracking_timeout):
-        return f"answers in {1e3 * (time.monotonic() - began):.0f} ms"
+    tracking.require_answer(uri, config.tracking.tracking_timeout)
+    return f"answers in {1e3 * (time.monotonic() - began):.0f} ms"
 
 
 def _mlflow(config: TrainConfig) -> str:

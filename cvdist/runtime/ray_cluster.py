@@ -43,7 +43,20 @@ def reconnect(config: TrainConfig) -> None:
 
 
 def _join(config: TrainConfig) -> None:
-    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    def know_own_cluster() -> None:  # nested, so that it is pickled whole: workers can't import this module yet
+        import os
+
+        import ray
+
+        os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+
+    options: dict[str, Any] = {
+        "log_to_driver": True,
+        "logging_level": logging.WARNING,
+        # Ray Train's PlacementGroupCleaner asks the cluster whether training goes on. Without an address it
+        # takes the machine's newest, which may be another one, knows of no training, and has this one ended.
+        "runtime_env": {"worker_process_setup_hook": know_own_cluster},
+    }
     address = os.environ.get("RAY_ADDRESS")
     try:
         if ray.is_initialized():

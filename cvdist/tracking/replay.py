@@ -37,7 +37,7 @@ def replay(uri: str, tracking_uri: str = "") -> Replayed:
     if "***@" in where:
         raise UserError("the MLflow store needs a user and a password: name it with MLFLOW_TRACKING_URI")
     if where.startswith("http"):
-        require_answer(where, 10.0)
+        require_answer(where, 10.0, "")
     try:
         client = client_of(where)
         journal.Delivery(kept.run_id).deliver(client, kept.metrics)

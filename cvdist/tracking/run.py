@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from cvdist import config as configs
 from cvdist.config import TrackingConfig, TrainConfig, cache_folder, storage_root
@@ -369,12 +371,17 @@ def require_answer(uri: str, timeout: float, otherwise: str = ", or do without: 
         UserError: if it does not answer, ending with the alternative.
     """
     try:
-        with urllib.request.urlopen(f"{uri}/health", timeout=timeout):
+        parts = urlsplit(uri.rstrip("/"))
+        # MLflow's client takes name and password from the URI; here they would become a part of the host.
+        address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        with urllib.request.urlopen(f"{address}/health", timeout=timeout):
             return
     except urllib.error.HTTPError:
         return  # it answers; what it refuses, the first real call says better
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return  # likewise: MLflow has settings of its own for certificates
         raise UserError(
             f"no MLflow server answers at {redact(uri)} within {timeout:g} s (--tracking-timeout): {reason}. "
             f"Start it, or correct --tracking-uri or MLFLOW_TRACKING_URI{otherwise}"

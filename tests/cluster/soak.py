@@ -53,8 +53,12 @@ def strike(cluster: Cluster, fault: str, random_: random.Random) -> None:
 
 def main() -> int:
     """Run, then print the table; 1 if a job has ended otherwise than it should."""
-    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    try:
+        minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
+        seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    except ValueError as error:
+        print(f"error: MINUTES and SEED are numbers: {error}", file=sys.stderr)
+        return 2
     if reason := reason_to_skip():
         print(f"error: the soak {reason}", file=sys.stderr)
         return 2
