@@ -22,6 +22,7 @@ import secrets
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ _NAME = re.compile(r"(\d{6})\.(\d{6})-[0-9a-f]{8}\.json")
 _TRIES = 8
 _LOCK_SECONDS = 60.0
 _WATCH_SECONDS = 10.0
+_END_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,10 @@ class Fence:
         """
         names = _names(self.folder)
         _require_job(self.folder, names, self.name)
-        if max(names) != self.name:
+        newest = max(names, default=self.name)  # none: somebody has deleted the run
+        if newest != self.name:
             raise Superseded(
-                f"attempt {self.name} of this run was given up but still runs: it leaves it to {max(names)}"
+                f"attempt {self.name} of this run was given up but still runs: it leaves it to {newest}"
             )
 
     @contextmanager
@@ -137,19 +140,33 @@ class FenceWatch:
 
     def __init__(self, fence: Fence) -> None:
         """Begin to look."""
-        self.superseded = False
-        threading.Thread(target=self._look, args=(fence,), name="fence", daemon=True).start()
+        self._superseded, stop = threading.Event(), threading.Event()
+        thread = threading.Thread(target=_look, args=(fence, self._superseded, stop), name="fence", daemon=True)
+        thread.start()
+        # When nobody asks any more, and before Python ends: it would abort in the middle of a request.
+        weakref.finalize(self, _end, thread, stop)
 
-    def _look(self, fence: Fence) -> None:
-        while True:
-            time.sleep(_WATCH_SECONDS)
-            try:
-                fence.require_newest()
-            except Superseded:
-                self.superseded = True
-                return
-            except UserError as error:  # the storage is away; what needs it says so
-                logger.debug("%s", error)
+    @property
+    def superseded(self) -> bool:
+        """Whether a newer attempt has been seen."""
+        return self._superseded.is_set()
+
+
+def _look(fence: Fence, superseded: threading.Event, stop: threading.Event) -> None:
+    while not stop.wait(_WATCH_SECONDS):
+        try:
+            fence.require_newest()
+        except Superseded:
+            superseded.set()
+            return
+        except UserError as error:  # the storage is away; what needs it says so
+            logger.debug("%s", error)
+
+
+def _end(thread: threading.Thread, stop: threading.Event) -> None:
+    stop.set()
+    if thread is not threading.current_thread():
+        thread.join(_END_SECONDS)
 
 
 def _names(folder: Folder) -> list[str]:
