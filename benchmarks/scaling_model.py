@@ -9,15 +9,18 @@ The step is `cvdist.parallel.cost`'s, on GPUs in nodes. The assumptions are argu
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from benchmarks import cost_model
-from cvdist.figures import style
-from cvdist.parallel import cost
-from cvdist.parallel.cost import Machine, Work
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import cost_model  # noqa: E402
+from cvdist.figures import style  # noqa: E402
+from cvdist.parallel import cost  # noqa: E402
+from cvdist.parallel.cost import Machine, Work  # noqa: E402
 
 GPUS = (1, 8, 16, 64, 256, 1024)
 COUNTS = (500_000, 1_300_000, 10_000_000, 100_000_000, 1_000_000_000)
