@@ -17,10 +17,10 @@ from matplotlib.axes import Axes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import cost_model  # noqa: E402
-from cvdist.figures import style  # noqa: E402
-from cvdist.parallel import cost  # noqa: E402
-from cvdist.parallel.cost import Machine, Work  # noqa: E402
+from benchmarks import cost_model
+from cvdist.figures import style
+from cvdist.parallel import cost
+from cvdist.parallel.cost import Machine, Work
 
 GPUS = (1, 8, 16, 64, 256, 1024)
 COUNTS = (500_000, 1_300_000, 10_000_000, 100_000_000, 1_000_000_000)
