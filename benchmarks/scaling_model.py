@@ -267,15 +267,16 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:,.0f} min" if seconds < 2 * _HOUR else f"{seconds / _HOUR:,.1f} h"
 
 
-def main(a: Assumptions, /, figure: Path | None = None) -> None:
+def main(assumptions: Assumptions, figure: Path | None = None) -> None:
     """Print the tables; `figure`: also draw, into this PNG."""
     for table in (steps_table, ends_table, shares_table, data_table):
-        print(table(a) + "\n")
+        print(table(assumptions) + "\n")
     if figure is not None:
-        draw(a, figure)
+        draw(assumptions, figure)
 
 
 if __name__ == "__main__":
     import tyro
 
-    tyro.cli(main, description=(__doc__ or "").strip().splitlines()[0])
+    about = (__doc__ or "").strip().splitlines()[0]
+    tyro.cli(main, description=about, config=(tyro.conf.OmitArgPrefixes,))
