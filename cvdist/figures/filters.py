@@ -191,13 +191,14 @@ def _deep(weight: Tensor, title: str, subtitle: str, scale: float | None) -> Fig
     height = width * weight.shape[2] / weight.shape[3]
     pitch = height + tiles.LINE + 0.12
     figure, axes = tiles.sheet(title, subtitle, rows * pitch + tiles.LEGEND)
-    limit = scale or scale_of(weight[order])
+    strongest = {number: strongest_first(weight[number])[:inputs].tolist() for number in order}
+    limit = scale or scale_of(torch.cat([weight[number, channels] for number, channels in strongest.items()]))
     top = figure.get_size_inches()[1] - tiles.TOP
     for place, number in enumerate(order):
         column, row = divmod(place, rows)
         left, upper = style.MARGIN + column * block, top - row * pitch
         tiles.write(axes, f"filter {number}", left, upper - height / 2 + 0.07, label_width, weight="bold")
-        for slot, channel in enumerate(strongest_first(weight[number])[:inputs].tolist()):
+        for slot, channel in enumerate(strongest[number]):
             x = left + label_width + slot * (width + _GAP)
             _draw(axes, weight[number, channel][None], limit, x, upper, width, height)
             tiles.write(
