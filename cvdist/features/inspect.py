@@ -65,7 +65,9 @@ def check(uri: str) -> str:
                 line.show(f"checked {count}/{len(cache.shards)} shards")
     line.clear()
     if damaged:
-        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        for why in damaged[1:]:
+            logger.warning("damaged    %s", why)
+        more = f" (and {len(damaged) - 1} more, named above)" if len(damaged) > 1 else ""
         raise UserError(
             f"--check {redact(uri)}: {len(damaged)} of {len(cache.shards)} shards are damaged: "
             f"{damaged[0]}{more}. Delete what is damaged and run jobs/preprocess.py as before: it computes "

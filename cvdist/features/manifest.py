@@ -79,13 +79,13 @@ def dump(manifest: Manifest) -> bytes:
     return json.dumps({"sha256": _digest(values), **values}, indent=1).encode()
 
 
-def parse(content: bytes, uri: str) -> Manifest:
-    """Inverse of `dump`.
+def parse(content: bytes, uri: str, flag: str = "--features") -> Manifest:
+    """Inverse of `dump`. `flag`: where `uri` came from.
 
     Raises:
         UserError: if it is cut short, changed, or of another version.
     """
-    where = f"--features {redact(uri)}: {NAME}"
+    where = f"{flag} {redact(uri)}: {NAME}"
     try:
         values: dict[str, Any] = json.loads(content)
         stated = values.pop("sha256")
@@ -143,11 +143,11 @@ def read(folder: Folder) -> Manifest:
     content = folder.find(NAME)
     if content is None:
         raise UserError(
-            f"--features {redact(folder.uri)} has no {NAME}, so no finished cache: make it with "
+            f"{folder.flag} {redact(folder.uri)} has no {NAME}, so no finished cache: make it with "
             "python jobs/preprocess.py RECIPE --data PICTURES --features "
             f"{redact(folder.uri)}"
         )
-    return parse(content, folder.uri)
+    return parse(content, folder.uri, folder.flag)
 
 
 def _digest(values: dict[str, Any]) -> str:
