@@ -66,7 +66,7 @@ def _most_wrong(evaluation: Evaluation) -> Figure:
         [classes[i] for i in found.true[most].tolist()],
         [classes[i] for i in found.predicted[most].tolist()],
         found.confidence[most].tolist(),
-        title=f"Most confidently wrong: {len(wrong)} mistakes in {len(found)}",
+        title=f"Most confidently wrong ({len(wrong)}/{len(found)} are wrong)",
         total=len(found),
     )
 

@@ -136,7 +136,7 @@ def log_figures(tracker: Tracker, loader: Loader, progress: Progress, best: Eval
             true,
             [classes[mistake.predicted] for mistake in best.mistakes],
             [mistake.confidence for mistake in best.mistakes],
-            title=f"Most confidently wrong: {best.total - best.correct} mistakes in {best.total}",
+            title=f"Most confidently wrong ({best.total - best.correct}/{best.total} are wrong)",
             total=best.total,
         )
 
