@@ -114,7 +114,9 @@ def _decide(
     # What the measured pass, without the optimiser's part, takes longer than by the rates alone.
     weights = work.parameters - work.data_parameters
     passes = weights * 4 * cost.GRADIENT_PASSES / machine.memory_rate
-    least = max(6 * weights * share / machine.matrix_rate, passes)
+    # Forward 2, backward 4 a weight; the first layer's input here needs no gradient.
+    flops = 6 * weights - 2 * first.weight.numel()
+    least = max(flops * share / machine.matrix_rate, passes)
     speed = min(least / seconds, 1.0)
     found = torch.tensor([machine.matrix_rate * speed, machine.memory_rate * speed], dtype=torch.float64)
     slowest = [min(values) for values in zip(*gather(found.tolist()), strict=True)]
