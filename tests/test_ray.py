@@ -213,6 +213,22 @@ def test_a_killed_worker_costs_neither_the_job_nor_its_run(ray_cluster, tmp_path
     assert sorted(epochs) == list(range(1, 17))  # none lost with the process, none twice
 
 
+_OWN_CLUSTER = """
+import os, ray
+from cvdist.config import TrainConfig
+from cvdist.runtime import ray_cluster
+ray_cluster.connect(TrainConfig())
+print(ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote()))
+"""
+
+
+def test_processes_of_a_job_know_the_cluster_that_they_belong_to(ray_cluster, tmp_path):
+    """Ray's own would ask the machine's newest about this training, and end it where that knows of none."""
+    done = run(sys.executable, "-c", _OWN_CLUSTER, storage=tmp_path, **ray_cluster)
+    port = ray_cluster["RAY_ADDRESS"].rpartition(":")[2]  # of another address of this machine, perhaps
+    assert done.stdout.strip().endswith(f":{port}"), done.stderr
+
+
 def test_of_several_errors_the_one_that_came_first_is_shown():
     """When one worker fails, the others lose their connections to it."""
     lost = RuntimeError("[gloo] Connection closed by peer [10.0.0.1]:1234")
