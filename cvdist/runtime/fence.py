@@ -140,24 +140,22 @@ class FenceWatch:
 
     def __init__(self, fence: Fence) -> None:
         """Begin to look."""
-        self._superseded, stop = threading.Event(), threading.Event()
-        thread = threading.Thread(target=_look, args=(fence, self._superseded, stop), name="fence", daemon=True)
+        self.superseded = False
+        stop = threading.Event()  # not an attribute: Ray Tune pickles what holds this
+        asking = weakref.ref(self)
+        thread = threading.Thread(target=_look, args=(fence, asking, stop), name="fence", daemon=True)
         thread.start()
         # When nobody asks any more, and before Python ends: it would abort in the middle of a request.
         weakref.finalize(self, _end, thread, stop)
 
-    @property
-    def superseded(self) -> bool:
-        """Whether a newer attempt has been seen."""
-        return self._superseded.is_set()
 
-
-def _look(fence: Fence, superseded: threading.Event, stop: threading.Event) -> None:
+def _look(fence: Fence, asking: weakref.ref[FenceWatch], stop: threading.Event) -> None:
     while not stop.wait(_WATCH_SECONDS):
         try:
             fence.require_newest()
         except Superseded:
-            superseded.set()
+            if watch := asking():
+                watch.superseded = True
             return
         except UserError as error:  # the storage is away; what needs it says so
             logger.debug("%s", error)
