@@ -93,7 +93,7 @@ def _ours(config: TrainConfig, root: Path) -> float:
 
 @torch.inference_mode()
 def _bare(config: TrainConfig) -> float:
-    from cvdist.training import precision
+    from cvdist.distributed import precision
 
     frozen = models.build_frozen(config.model).module.to(memory_format=torch.channels_last)
     arithmetic = precision.choose(config.loop.precision, CPU)

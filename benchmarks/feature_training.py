@@ -38,8 +38,8 @@ from cvdist.features.local import LocalShards
 from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
 from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
-from cvdist.training.loop import TrainingLoop
 from cvdist.training.optimizer import build_optimizer
+from cvdist.training.train import TrainingLoop
 
 PICTURES, BATCH, ROUNDS = 1600, 64, 3
 BOOK_BATCHES = 1
@@ -75,14 +75,14 @@ def _loop(root: Path) -> TrainingLoop:
         weights=str(root / "weights.pth"), weights_preprocessing="imagenet", name="bench",
     )  # fmt: skip
     worker = ProcessWorker(0, 1, 0, 1, "here", torch.device("cpu"), CheckpointFolder(root / "none", 1))
-    # Not through data.prepare, which would refuse features that are made up.
-    from cvdist import data
+    # Not through loaders.prepare, which would refuse features that are made up.
+    from cvdist import loaders
 
-    prepare, data.prepare = data.prepare, lambda config: None
+    prepare, loaders.prepare = loaders.prepare, lambda config: None
     try:
         return TrainingLoop(config, worker, NoTracker())
     finally:
-        data.prepare = prepare
+        loaders.prepare = prepare
 
 
 def _from_the_cache(loop: TrainingLoop) -> Callable[[], float]:

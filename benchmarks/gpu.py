@@ -26,17 +26,17 @@ from benchmarks import made_up_features
 from benchmarks.harness import Comparison, summarise
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
-from cvdist import data, models, recipes
+from cvdist import loaders, models, recipes
 from cvdist.config import ModelConfig, Precision, TrainConfig
 from cvdist.data.images.ahead import BATCH
+from cvdist.distributed import precision
 from cvdist.errors import UserError
 from cvdist.features import build
 from cvdist.features.extract import Extractor
 from cvdist.models.registry import BLOCKS
 from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
 from cvdist.tracking import NoTracker
-from cvdist.training import precision
-from cvdist.training.loop import TrainingLoop
+from cvdist.training.train import TrainingLoop
 
 _BYTES_A_WEIGHT = 7 * 4  # see above
 _SECONDS = 0.5  # that an epoch may take on an H100
@@ -124,12 +124,12 @@ def _config(sizes: Sizes, root: Path, kind: Precision) -> TrainConfig:
 
 def _loop(config: TrainConfig, device: torch.device, root: Path) -> TrainingLoop:
     worker = ProcessWorker(0, 1, 0, 1, "here", device, CheckpointFolder(root / "none", 1))
-    # Not through data.prepare, which would refuse features that are made up.
-    prepare, data.prepare = data.prepare, lambda config: None
+    # Not through loaders.prepare, which would refuse features that are made up.
+    prepare, loaders.prepare = loaders.prepare, lambda config: None
     try:
         return TrainingLoop(config, worker, NoTracker())
     finally:
-        data.prepare = prepare
+        loaders.prepare = prepare
 
 
 def _epoch(loop: TrainingLoop, device: torch.device) -> float:

@@ -21,9 +21,9 @@ from benchmarks.harness import Comparison, compare
 from benchmarks.photographs import write_folder
 from cvdist.config import InferenceConfig, PredictConfig, PredictionConfig, SavedModelConfig
 from cvdist.data.images.ahead import BATCH
-from cvdist.prediction import job
+from cvdist.jobs import predict
+from cvdist.prediction import batch
 from cvdist.prediction.predict import Predictor
-from cvdist.runtime import prediction
 from cvdist.saved import SavedModel, open_model
 
 PICTURES, PAIRS = 240, 2
@@ -77,8 +77,8 @@ def _ours(config: PredictConfig, saved: SavedModel, root: Path) -> float:
     """From the listing to the manifest."""
     shutil.rmtree(root / "output", ignore_errors=True)
     started = time.perf_counter()
-    todo = job.make_plan(config, saved)
-    done = prediction.predict(config, saved, todo)
+    todo = batch.make_plan(config, saved)
+    done = predict.predict(config, saved, todo)
     assert done.rows == done.computed == PICTURES
     return PICTURES / (time.perf_counter() - started)
 

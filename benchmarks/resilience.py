@@ -21,13 +21,13 @@ import torch
 from benchmarks.harness import Comparison, compare
 from cvdist import config as configs
 from cvdist import recipes
+from cvdist.checkpoints.fence import Fence
 from cvdist.config import TrainConfig
-from cvdist.runtime.fence import Fence
+from cvdist.distributed.worker import Asked
 from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
-from cvdist.runtime.worker import Asked
 from cvdist.tracking import NoTracker
-from cvdist.training import loop as loop_module
-from cvdist.training.loop import TrainingLoop
+from cvdist.training import train as loop_module
+from cvdist.training.train import TrainingLoop
 
 PAIRS = 25
 

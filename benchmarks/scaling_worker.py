@@ -25,12 +25,12 @@ import torch
 import torch.distributed as dist
 
 from cvdist import config as configs
-from cvdist import data, recipes
+from cvdist import loaders, recipes
 from cvdist.config import TrainConfig
 from cvdist.parallel import measure, modes
 from cvdist.runtime.processes import Place, joined
 from cvdist.tracking import NoTracker
-from cvdist.training.loop import TrainingLoop
+from cvdist.training.train import TrainingLoop
 
 BATCH, EPOCHS = 64, 10
 
@@ -56,9 +56,9 @@ class Server:
         self.loops: dict[str, TrainingLoop] = {}
 
     def build(self, name: str, steps: str, dropout: str, kind: str) -> None:
-        """Without `data.prepare`, which would refuse features that are made up."""
+        """Without `loaders.prepare`, which would refuse features that are made up."""
         config = configured(self.folder, self.place.rank, int(steps), float(dropout), kind)
-        data.prepare = lambda config: None
+        loaders.prepare = lambda config: None
         worker = self.place.worker(config, None, lambda: False)
         self.loops[name] = TrainingLoop(config, worker, _Noting())
 

@@ -39,7 +39,7 @@ from cvdist.features import fingerprint, manifest
 from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
 from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
-from cvdist.training.loop import TrainingLoop
+from cvdist.training.train import TrainingLoop
 
 TRIALS, EPOCHS, TRAIN, VALID, BATCH = 20, 3, 1600, 400, 64
 TIMED_BATCHES, ROUNDS = 2, 2

@@ -25,8 +25,8 @@ from cvdist import recipes
 from cvdist.config import TrainConfig
 from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
 from cvdist.tracking import NoTracker
-from cvdist.training.loop import TrainingLoop
 from cvdist.training.optimizer import build_optimizer
+from cvdist.training.train import TrainingLoop
 
 PAIRS = 15
 STEPS = 125  # 4,000 digits in batches of 32

@@ -23,12 +23,12 @@ from torchvision import datasets, transforms
 from benchmarks.harness import Comparison, summarise
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
-from cvdist import data, models, recipes
+from cvdist import loaders, models, recipes
 from cvdist.config import TrainConfig
 from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
 from cvdist.tracking import NoTracker
-from cvdist.training.loop import TrainingLoop
 from cvdist.training.optimizer import build_optimizer
+from cvdist.training.train import TrainingLoop
 
 BATCH, STEPS, ROUNDS = 64, 2, 3
 GFLOP_A_PICTURE = 30.7  # of the convolutions at 224x224, counting a multiplication and an addition as two
@@ -46,7 +46,7 @@ def measure() -> Iterator[Comparison]:
             data=str(root / "pictures"), cache=str(root / "cache"), batch_size=BATCH, epochs=1, tracking="none",
             weights=str(root / "weights.pth"), weights_preprocessing="imagenet", name="bench",
         )  # fmt: skip
-        data.prepare(config)
+        loaders.prepare(config)
         loop = _loop(config, root)
         sides = {"loop": _through_the_loop(loop), "limit": _bare(loop), "book": _the_books_way(root)}
         rate = _matrix_rate()

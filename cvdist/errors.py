@@ -15,3 +15,16 @@ class UserError(Exception):
 
 
 EXIT_USER_ERROR = 2
+
+
+class Superseded(UserError):
+    """A newer attempt of the run has begun; what this one has done is in its checkpoints."""
+
+
+def superseded_by_another_job(who: str = "") -> Superseded:
+    """The error with which a job ends when a newer job of the same name has taken over its run."""
+    return Superseded(
+        f"another job of this --name has begun{who} and goes on from the last checkpoint: this one stops. Give "
+        "jobs that are to run side by side names of their own",
+        on_all_workers=True,
+    )

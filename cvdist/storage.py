@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs as arrow
 
-from cvdist import strain
+from cvdist import slow_requests
 from cvdist.errors import UserError
 from cvdist.log import redact
 
@@ -93,7 +93,7 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
     """
     if isinstance(filesystem, arrow.LocalFileSystem):
         return Path(path).read_bytes()
-    with strain.storage.request(path) as sizes:
+    with slow_requests.storage.request(path) as sizes:
         # Otherwise arrow would decompress what is named like a compressed file.
         with filesystem.open_input_stream(path, compression=None) as stream:
             content: bytes = stream.read()
@@ -110,7 +110,7 @@ def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
     if not isinstance(filesystem, arrow.LocalFileSystem):
         # An object appears when its upload is complete.
         with (
-            strain.storage.request(path, len(content)),
+            slow_requests.storage.request(path, len(content)),
             filesystem.open_output_stream(path, compression=None) as stream,
         ):
             stream.write(content)
@@ -165,7 +165,7 @@ def publish(
         fill(Path(private))
         permit()
         for name in sorted((file.name for file in Path(private).iterdir()), key=lambda name: name == last):
-            with strain.storage.request(f"{path}/{name}", Path(private, name).stat().st_size):
+            with slow_requests.storage.request(f"{path}/{name}", Path(private, name).stat().st_size):
                 arrow.copy_files(
                     f"{private}/{name}",
                     f"{path}/{name}",
@@ -327,7 +327,7 @@ class Folder:
         """
         selector = arrow.FileSelector(self.root, recursive=True, allow_not_found=True)
         try:
-            with strain.storage.request(f"the list of {self.root}"):
+            with slow_requests.storage.request(f"the list of {self.root}"):
                 found = self.filesystem.get_file_info(selector)
         except OSError as error:
             raise _unreadable(self.uri, self.flag, error) from error

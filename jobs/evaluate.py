@@ -9,7 +9,7 @@ from pathlib import Path
 # See jobs/train.py.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cvdist import cli
+from cvdist.jobs import cli
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -17,10 +17,9 @@ def main(arguments: Sequence[str]) -> None:
     config = cli.parse_evaluate(arguments)
     if config is None:
         return
-    from cvdist import report
-    from cvdist.runtime import evaluation
+    from cvdist.jobs import console, evaluate
 
-    cli.show(report.evaluation_table(evaluation.run(config)))
+    cli.show(console.evaluation_table(evaluate.run(config)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 # See jobs/train.py.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cvdist import cli
+from cvdist.jobs import cli
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -17,10 +17,9 @@ def main(arguments: Sequence[str]) -> None:
     config = cli.parse_predict(arguments)
     if config is None:
         return
-    from cvdist import report
-    from cvdist.runtime import prediction
+    from cvdist.jobs import console, predict
 
-    cli.show(report.predictions_table(prediction.run(config)))
+    cli.show(console.predictions_table(predict.run(config)))
 
 
 if __name__ == "__main__":

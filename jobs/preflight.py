@@ -10,7 +10,7 @@ from pathlib import Path
 # See jobs/train.py.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cvdist import cli
+from cvdist.jobs import cli
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     if config is None:
         return 0
     from cvdist import config as configs
-    from cvdist.runtime import preflight
+    from cvdist.jobs import preflight
 
     began = time.monotonic()
     configs.check(config)

@@ -9,7 +9,7 @@ from pathlib import Path
 # See jobs/train.py.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cvdist import cli
+from cvdist.jobs import cli
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -28,10 +28,10 @@ def main(arguments: Sequence[str]) -> None:
             pruned = inspect.prune(asked.uri)
             print(f"deleted {pruned.files} files, {pruned.bytes / 1e6:,.1f} MB")
         return
-    from cvdist import report
-    from cvdist.runtime.launch import preprocess
+    from cvdist.jobs import console
+    from cvdist.jobs.train import preprocess
 
-    cli.show(report.features_table(preprocess(asked)))
+    cli.show(console.features_table(preprocess(asked)))
 
 
 if __name__ == "__main__":

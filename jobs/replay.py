@@ -9,8 +9,8 @@ from pathlib import Path
 # See jobs/train.py.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cvdist import cli
 from cvdist.errors import UserError
+from cvdist.jobs import cli
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     if len(words) != 1 or words[0].startswith("-"):
         raise UserError("jobs/replay.py takes one journal, a file or URI, and no flags")
-    from cvdist.tracking.replay import replay
+    from cvdist.jobs.replay import replay
 
     done = replay(words[0])
     ended = ", and is marked as finished" if done.ended else ""

@@ -9,15 +9,15 @@ from pathlib import Path
 # See jobs/train.py.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cvdist import cli
+from cvdist.jobs import cli
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, find the run, make its page, say where it is."""
     run, settings = cli.parse_report(arguments)
-    from cvdist.tracking import report_page  # only now: help and errors need not wait for MLflow
+    from cvdist.jobs import report
 
-    print(report_page.make(run, settings))
+    print(report.make(run, settings))
 
 
 if __name__ == "__main__":

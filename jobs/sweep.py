@@ -9,8 +9,8 @@ from pathlib import Path
 # See jobs/train.py.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cvdist import cli
 from cvdist.errors import UserError
+from cvdist.jobs import cli
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -18,11 +18,10 @@ def main(arguments: Sequence[str]) -> None:
     job = cli.parse_sweep(arguments)
     if job is None:
         return
-    from cvdist import report
-    from cvdist.runtime import sweep
+    from cvdist.jobs import console, sweep
 
     finished = sweep.run(job)
-    cli.show(report.sweep_table(finished))
+    cli.show(console.sweep_table(finished))
     if finished.trained is not None and finished.trained.not_registered:
         raise UserError(finished.trained.not_registered)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 # `ray job submit --working-dir .` uploads, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cvdist import cli
 from cvdist.errors import UserError
+from cvdist.jobs import cli
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -19,12 +19,12 @@ def main(arguments: Sequence[str]) -> None:
     config = cli.parse_train(arguments)
     if config is None:
         return
-    from cvdist import report  # only now: help and errors need not wait for torch
-    from cvdist.runtime.launch import launch
+    from cvdist.jobs import console
+    from cvdist.jobs.train import launch
 
     finished = launch(config)
     if finished is not None:
-        cli.show(report.table(finished))
+        cli.show(console.table(finished))
         if finished.not_registered:
             raise UserError(finished.not_registered)
 

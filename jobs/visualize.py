@@ -9,8 +9,8 @@ from pathlib import Path
 # See jobs/train.py.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cvdist import cli
 from cvdist.config import VisualizeJobConfig
+from cvdist.jobs import cli
 
 _ABOUT = (
     "Figures of what a model has learned: the filters of its convolutions and, with pictures, its activations, "
@@ -23,10 +23,10 @@ def main(arguments: Sequence[str]) -> None:
     config = cli.parse_model_job("visualize.py", arguments, VisualizeJobConfig, _ABOUT)
     if config is None:
         return
-    from cvdist import report
-    from cvdist.visualize import visualize
+    from cvdist.jobs import console
+    from cvdist.jobs.visualize import visualize
 
-    cli.show(report.figures_table(visualize(config)))
+    cli.show(console.figures_table(visualize(config)))
 
 
 if __name__ == "__main__":

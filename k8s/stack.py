@@ -34,8 +34,8 @@ sys.path.insert(0, str(ROOT))
 
 import psutil  # noqa: E402
 
-from cvdist import cli  # noqa: E402
 from cvdist.errors import UserError  # noqa: E402
+from cvdist.jobs import cli  # noqa: E402
 
 logger = logging.getLogger("cvdist.stack")
 

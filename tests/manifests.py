@@ -20,10 +20,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cvdist import cli
 from cvdist import config as configs
 from cvdist.config import EvaluateConfig, TrainConfig
 from cvdist.errors import UserError
+from cvdist.jobs import cli
 from tests.jobs import ROOT
 
 Object = dict[str, Any]

@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cvdist import config as configs
 from cvdist import recipes
+from cvdist.checkpoints.fence import Fence
+from cvdist.distributed.collectives import together
 from cvdist.errors import UserError
 from cvdist.runtime import processes
-from cvdist.runtime.fence import Fence
 from cvdist.tracking import NoTracker
-from cvdist.training.collectives import together
-from cvdist.training.loop import TrainingLoop
+from cvdist.training.train import TrainingLoop
 
 
 class Recorder(NoTracker):

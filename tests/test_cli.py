@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cvdist import cli, recipes
 from cvdist import config as configs
+from cvdist import recipes
 from cvdist.errors import UserError
+from cvdist.jobs import cli
 from tests.jobs import ROOT
 
 

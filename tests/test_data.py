@@ -9,13 +9,13 @@ from torchvision.transforms import v2
 from cvdist import config as configs
 from cvdist import recipes
 from cvdist.config import DataConfig
-from cvdist.data import open_loader
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo
 from cvdist.data.in_memory import InMemoryLoader, Labelled
 from cvdist.data.sampler import EpochOrder, Share
 from cvdist.data.split import stratified
 from cvdist.errors import UserError
+from cvdist.loaders import open_loader
 
 CPU = torch.device("cpu")
 

@@ -15,17 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from cvdist import cli, recipes, report
 from cvdist import config as configs
+from cvdist import recipes
 from cvdist.config import EvaluateConfig
-from cvdist.data import open_loader
 from cvdist.errors import UserError
 from cvdist.evaluation import metrics
 from cvdist.evaluation.compare import compare, mcnemar
 from cvdist.figures.pictures import Answer, difference_grid
 from cvdist.figures.reliability import reliability_diagram
-from cvdist.runtime import evaluation
-from cvdist.runtime.launch import launch
+from cvdist.jobs import cli, console
+from cvdist.jobs import evaluate as job
+from cvdist.jobs.train import launch
+from cvdist.loaders import open_loader
 from tests import pictures
 from tests.jobs import run as run_command
 from tests.jobs import the_error
@@ -107,7 +108,7 @@ def test_two_models_whose_classes_are_in_another_order():
 def evaluate(trained, source, *words):
     config = cli.parse_evaluate([str(source), "--storage", str(trained.storage), *map(str, words)])
     assert isinstance(config, EvaluateConfig)
-    return evaluation.run(config)
+    return job.run(config)
 
 
 def eval_error(trained, source, *words):
@@ -149,7 +150,7 @@ def test_what_training_has_counted_is_counted_again_and_logged(trained, tmp_path
     written = json.loads((tmp_path / "e.json").read_text())
     assert written["models"][0]["correct"] == measured.correct
     assert sum(one["total"] for one in written["models"][0]["calibration"]) == 1000
-    text = report.evaluation_table(finished)
+    text = console.evaluation_table(finished)
     assert f"({measured.correct}/1000)" in text and "next: make ui" in text
     # The evaluation is not taken for the run of that name.
     assert evaluate(trained, "good", "--tracking", "none").run is None
@@ -163,7 +164,7 @@ def test_two_models_side_by_side_and_the_better_one_is_promoted(trained):
     assert found.total == 1000 and found.both + found.only_first == one.correct
     assert found.both + found.only_second == other.correct == trained.weak.summary.best_correct
     assert found.p < 1e-6
-    text = report.evaluation_table(finished)
+    text = console.evaluation_table(finished)
     assert (
         f"both right {found.both:,}, only A {found.only_first:,}" in text
         and "different at the 5% level" in text
@@ -180,7 +181,7 @@ def test_two_models_side_by_side_and_the_better_one_is_promoted(trained):
 def test_training_registers_and_a_registry_that_fails_costs_nothing(trained, tmp_path, monkeypatch):
     client = MlflowClient(trained.good.run.tracking_uri)
     assert trained.good.registered == f"models:/{REGISTERED}/1 @candidate"
-    assert "registered     models:/digit-reader/1 @candidate" in report.table(trained.good)
+    assert "registered     models:/digit-reader/1 @candidate" in console.table(trained.good)
     version = client.get_model_version(REGISTERED, "1")
     assert version.tags["recipe"] == "digits-cnn" and version.tags["validation"].endswith("/1000)")
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:////dev/null/registry.db")

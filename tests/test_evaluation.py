@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from cvdist.data.dataset import Batch
-from cvdist.training.evaluation import Mistake, _most_confident, evaluate
-from cvdist.training.precision import choose
+from cvdist.distributed.precision import choose
+from cvdist.results import Mistake
+from cvdist.training.evaluation import _most_confident, evaluate
 
 CPU = torch.device("cpu")
 FLOAT = choose("float32", CPU)

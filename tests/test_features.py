@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from benchmarks import made_up_features
 from cvdist import config as configs
-from cvdist import data, models
+from cvdist import loaders, models
 from cvdist.config import LoopConfig
 from cvdist.data.dataset import Shuffle
 from cvdist.errors import UserError
@@ -28,7 +28,7 @@ from cvdist.features.order import windowed
 from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
 from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
-from cvdist.training.loop import TrainingLoop
+from cvdist.training.train import TrainingLoop
 from tests import pictures
 from tests.feature_caches import CPU, SIZE, computing, config, extract, write_weights
 
@@ -52,8 +52,8 @@ def chosen(photos, weights, tmp_path):
 
 def opened(chosen, **changes):
     chosen = configs.replace(chosen, **changes)
-    data.prepare(chosen)
-    return data.open_loader(chosen, CPU)
+    loaders.prepare(chosen)
+    return loaders.open_loader(chosen, CPU)
 
 
 def epoch(loader, batch_size=4, *, number=1, rank=0, world=1, shuffle=None, position=0):
@@ -120,7 +120,7 @@ def test_features_are_those_of_the_frozen_layers(chosen):
     uncached = opened(chosen, features="")
     frozen = models.build_frozen(chosen.model).module
     normal = models.preprocessing(chosen.model)
-    uncached = data.open_loader(
+    uncached = loaders.open_loader(
         configs.replace(chosen, features=""), CPU, normalisation=(normal.mean, normal.std)
     )
     for ours, theirs in zip(epoch(cached), epoch(uncached), strict=True):
@@ -226,7 +226,7 @@ def test_windowed_order_is_a_permutation_also_after_a_change_of_workers(
     order = windowed(numbers, batch_size, seed=1, epoch=2, streams=streams, window=window)
     again = windowed(numbers, batch_size, seed=1, epoch=2, streams=streams, window=window)
     assert torch.equal(order.order, again.order)
-    step = data.draw(st.integers(0, order.steps()))
+    step = loaders.draw(st.integers(0, order.steps()))
     position = min(step * batch_size, order.size)
     before = order.order[:position].tolist()
     after = [i for rank in range(now) for s in order.shares(rank, now, position) for i in s.indices.tolist()]
@@ -334,7 +334,7 @@ def test_a_moving_average_from_a_cache(chosen, tmp_path):
 
 def refusal(chosen, **changes):
     with pytest.raises(UserError) as error:
-        data.prepare(configs.replace(chosen, **changes))
+        loaders.prepare(configs.replace(chosen, **changes))
     text = str(error.value)
     assert "\n" not in text and "--features" in text
     return text
@@ -363,12 +363,12 @@ def test_the_same_weights_in_another_file_are_the_same(chosen, tmp_path):
         for kind, shape in (("weight", (rows, columns)), ("bias", (rows,)))
     }
     torch.save(whole, tmp_path / "whole.pth")
-    data.prepare(configs.replace(chosen, weights=str(tmp_path / "whole.pth")))
+    loaders.prepare(configs.replace(chosen, weights=str(tmp_path / "whole.pth")))
 
 
 def test_pictures_that_changed_are_named(chosen, photos):
     extract(chosen)
-    data.prepare(chosen)
+    loaders.prepare(chosen)
     added = photos / "train" / "cat" / "new.jpg"
     added.write_bytes(pictures.jpeg(77))
     assert "1 added, e.g. train/cat/new.jpg" in refusal(chosen)
@@ -378,16 +378,16 @@ def test_pictures_that_changed_are_named(chosen, photos):
     first.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))  # of the same size
     assert "1 changed, e.g. train/cat/0000.jpg" in refusal(chosen)
     first.write_bytes(before)  # with another time: its contents tell that it is the same
-    data.prepare(chosen)
+    loaders.prepare(chosen)
     first.unlink()
     assert "1 removed, e.g. train/cat/0000.jpg" in refusal(chosen)
-    data.prepare(configs.replace(chosen, data=""))  # without naming pictures, there is nothing to compare
+    loaders.prepare(configs.replace(chosen, data=""))  # without naming pictures, there is nothing to compare
 
 
 def test_a_copy_of_the_pictures_elsewhere_is_the_same(chosen, photos, tmp_path):
     extract(chosen)
     shutil.copytree(photos, tmp_path / "copy", copy_function=shutil.copyfile)
-    data.prepare(configs.replace(chosen, data=str(tmp_path / "copy")))
+    loaders.prepare(configs.replace(chosen, data=str(tmp_path / "copy")))
 
 
 def test_another_class_is_another_data_set(chosen, photos):
@@ -506,7 +506,7 @@ def test_a_half_written_manifest_is_no_cache(chosen):
     path.write_bytes(whole[:100])
     _, computed = extract(chosen)
     assert computed == []  # all shards have their receipts
-    data.prepare(chosen)
+    loaders.prepare(chosen)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "swapped"])

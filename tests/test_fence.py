@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cvdist.runtime.fence import Fence
+from cvdist.checkpoints.fence import Fence
+from cvdist.errors import Superseded
 from cvdist.runtime.processes import CheckpointFolder
-from cvdist.tracking import Superseded
 
 
 @pytest.fixture(params=["folder", "bucket"])

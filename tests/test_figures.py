@@ -19,7 +19,7 @@ from cvdist.figures import style
 from cvdist.figures.confusion import confusion_matrix, most_confused
 from cvdist.figures.curves import accuracy_curves, loss_curves
 from cvdist.figures.pictures import picture_grid, wrong_grid
-from cvdist.training.history import EpochRecord
+from cvdist.results import EpochRecord
 
 DIGITS = [str(digit) for digit in range(10)]
 LONG_NAMES = ["German short-haired pointer", "great white shark, white shark, man-eater", "US$ 1 and US$ 5"]

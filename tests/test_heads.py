@@ -16,11 +16,11 @@ from cvdist import config as configs
 from cvdist import models, recipes
 from cvdist.config import ModelConfig, SavedModelConfig
 from cvdist.errors import UserError
+from cvdist.jobs.preflight import _summed_bytes, _trained_parameters
+from cvdist.jobs.train import launch
 from cvdist.models import HeadSize, InputSpec, heads
-from cvdist.runtime.launch import launch
-from cvdist.runtime.preflight import _summed_bytes, _trained_parameters
+from cvdist.results import ModelIdentity
 from cvdist.saved import open_model
-from cvdist.training.checkpoint import ModelIdentity
 from tests import feature_caches, pictures
 
 TINY = InputSpec(3, 32, 32)

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvdist import config as configs
-from cvdist import data
+from cvdist import loaders
 from cvdist.config import TrainConfig, cache_folder
 from cvdist.data.augment import Augmentation
 from cvdist.data.images import decode, store
 from cvdist.data.images.loader import PixelFile
 from cvdist.data.sampler import EpochOrder
 from cvdist.errors import UserError
-from cvdist.tracking import run_page
+from cvdist.training import reporting
 from tests import pictures
 from tests.jobs import the_error, train
 
@@ -36,8 +36,8 @@ def config(root, tmp_path, **changes):
 
 def opened(root, tmp_path, **changes):
     chosen = config(root, tmp_path, **changes)
-    data.prepare(chosen)
-    return data.open_loader(chosen, CPU)
+    loaders.prepare(chosen)
+    return loaders.open_loader(chosen, CPU)
 
 
 def refused(root, tmp_path, **changes):
@@ -238,14 +238,14 @@ def test_an_interrupted_copy_is_made_anew(folder, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         opened(folder, tmp_path)
     with pytest.raises(UserError, match="has lost its copy of"):
-        data.open_loader(config(folder, tmp_path), CPU)
+        loaders.open_loader(config(folder, tmp_path), CPU)
     monkeypatch.undo()
     assert len(epoch(opened(folder, tmp_path))) == 3
 
 
 def test_two_jobs_on_a_node_decode_once(folder, tmp_path, caplog):
     caplog.set_level("INFO", "cvdist")
-    both = [threading.Thread(target=data.prepare, args=(config(folder, tmp_path),)) for _ in range(2)]
+    both = [threading.Thread(target=loaders.prepare, args=(config(folder, tmp_path),)) for _ in range(2)]
     for thread in both:
         thread.start()
     for thread in both:
@@ -341,8 +341,8 @@ def test_statistics_are_those_of_the_training_pixels(kept):
 
 def test_normalisation_of_pretrained_weights_replaces_them(folder, tmp_path):
     chosen = config(folder, tmp_path)
-    data.prepare(chosen)
-    loader = data.open_loader(chosen, CPU, normalisation=((0.5, 0.4, 0.3), (0.1, 0.2, 0.3)))
+    loaders.prepare(chosen)
+    loader = loaders.open_loader(chosen, CPU, normalisation=((0.5, 0.4, 0.3), (0.1, 0.2, 0.3)))
     (batch,) = loader.valid_batches(0, 1, 5)
     pixels = loader.pictures("valid", range(5))[0] / 255
     for channel, (mean, std) in enumerate(((0.5, 0.1), (0.4, 0.2), (0.3, 0.3))):
@@ -434,7 +434,7 @@ def test_colour_changes_by_up_to_the_factor():
 
 def test_the_figure_of_the_augmentation(folder, tmp_path):
     loader = opened(folder, tmp_path, horizontal_flip=0.5, rotation=10.0)
-    figure = run_page.augmentation_figure(loader, loader.augmentation)()
+    figure = reporting.augmentation_figure(loader, loader.augmentation)()
     shown = [image.get_array() for image in figure.axes[0].images]
     assert len(shown) == 4 * 8  # eight pictures, and three epochs of each
     assert any((shown[i] != shown[8 + i]).any() for i in range(8))

@@ -14,11 +14,11 @@ from torch import nn
 
 from cvdist.errors import UserError
 from cvdist.interpret.activations import capture, dead_channels, strongest
-from cvdist.interpret.exciting import fields, most_exciting
 from cvdist.interpret.gradcam import grad_cam
 from cvdist.interpret.hooks import raw_scores, watching
 from cvdist.interpret.layers import choose, convolutions
 from cvdist.interpret.study import Limits, study
+from cvdist.interpret.top_activations import fields, most_exciting
 from cvdist.models.registry import InputSpec
 from cvdist.models.scratch_cnn import scratch_cnn
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from benchmarks import scaling_model as model
 from cvdist import config as configs
 from cvdist import recipes
+from cvdist.distributed import precision
 from cvdist.models import InputSpec, heads
 from cvdist.models.vgg import TransferVGG
 from cvdist.parallel import choose, cost, measure
 from cvdist.parallel.cost import Machine, Work
-from cvdist.training import precision
 from tests.jobs import ROOT
 
 FIRST, SECOND, LAST = 25088 * 4096 + 4096, 4096 * 4096 + 4096, 4096 * 2 + 2

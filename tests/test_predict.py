@@ -23,12 +23,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cvdist import cli, report
 from cvdist.data.images.decode import decode
 from cvdist.errors import UserError
+from cvdist.jobs import cli, console
+from cvdist.jobs import predict as job
 from cvdist.prediction import plan
 from cvdist.prediction.predict import grey
-from cvdist.runtime import prediction
 from cvdist.storage import Folder
 from tests import pictures
 from tests.jobs import ROOT, run, the_error
@@ -38,7 +38,7 @@ def predict(trained, source, *words):
     config = cli.parse_predict(
         [str(source), "--storage", str(trained.storage), "--runtime", "inline", *map(str, words)]
     )
-    return prediction.run(config)
+    return job.run(config)
 
 
 def error(trained, source, *words):
@@ -132,7 +132,7 @@ def test_results_are_what_the_logged_model_says_and_can_be_read_by_all(trained, 
     assert sum(one["rows"] for one in manifest["files"]) == 40
     bad = list(csv.DictReader(io.StringIO((output / "quarantine.csv").read_text())))
     assert [row["path"] for row in bad] == ["deep/bad.jpg"]
-    text = report.predictions_table(finished)
+    text = console.predictions_table(finished)
     assert "40 of 41, 1 can't be decoded" in text and "pandas.read_parquet" in text
 
 

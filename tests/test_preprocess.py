@@ -19,14 +19,14 @@ import torch
 from mlflow import MlflowClient
 
 from benchmarks import made_up_features
-from cvdist import cli
+from cvdist.checkpoints import format
 from cvdist.data.images.decode import decode
 from cvdist.errors import UserError
 from cvdist.features import inspect, manifest
 from cvdist.features.copies import MappedCopy, Rows
 from cvdist.features.local import LocalShards
+from cvdist.jobs import cli
 from cvdist.storage import Folder
-from cvdist.training import checkpoint
 from tests import pictures
 from tests.conftest import wait_until
 from tests.feature_caches import write_weights
@@ -138,7 +138,7 @@ def test_on_a_cluster_and_then_without_one(weights, ray_cluster, tmp_path):
     assert re.search(r"best accuracy  [\d.]+% \(\d/5\)", done.stdout)
     assert "parallel   head: " in done.stderr + done.stdout
     (written,) = (tmp_path / "split").glob("epoch-0002*")
-    saved = checkpoint.load(written)
+    saved = format.load(written)
     assert saved.workers == 2 and saved.progress.epoch == 2
     assert saved.state["model"]["classifier.0.weight"].shape == (16, 25088)
 

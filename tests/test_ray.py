@@ -21,8 +21,8 @@ from ray.train import WorkerGroupError
 
 from cvdist import recipes
 from cvdist.config import CheckpointConfig
-from cvdist.data import open_loader
 from cvdist.errors import UserError
+from cvdist.loaders import open_loader
 from cvdist.runtime.ray_train import _cause
 from tests import pictures
 from tests.conftest import answers, free_port, wait_until

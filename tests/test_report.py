@@ -20,13 +20,13 @@ from cvdist import recipes, tracking
 from cvdist.config import ReportConfig
 from cvdist.data.dataset import DatasetInfo
 from cvdist.errors import UserError
+from cvdist.jobs import report as job
 from cvdist.report_html import figures
 from cvdist.report_html.content import Data, Model, Picture, Report, Setting
 from cvdist.report_html.page import MAX_BYTES, render
-from cvdist.tracking import report_page
+from cvdist.results import EpochRecord
 from cvdist.tracking.mlflow_tracker import _log_dataset
-from cvdist.tracking.run_page import epoch_metrics, quarantine_table
-from cvdist.training.history import EpochRecord
+from cvdist.training.reporting import epoch_metrics, quarantine_table
 from tests.jobs import run as run_job
 from tests.jobs import the_error
 
@@ -279,7 +279,7 @@ def finished(tmp_path_factory):
 
 def test_the_report_of_a_run_in_mlflow(finished):
     _, ref, client = finished
-    report_page.log_report_or_warn(ref)
+    job.log_report_or_warn(ref)
     page = Parsed(Path(client.download_artifacts(ref.run_id, "report.html")).read_text(encoding="utf-8"))
     assert "97.70%" in page.text and "977/1000 validation pictures right" in page.text and "2 of 3" in page.text
     rows = [cells for cells in page.cells if cells and re.fullmatch(r"\d+( \(best\))?", cells[0])]
@@ -296,26 +296,26 @@ def test_the_report_of_a_run_in_mlflow(finished):
 
 def test_a_report_that_can_not_be_made_costs_a_warning(finished, caplog):
     _, ref, _ = finished
-    report_page.log_report_or_warn(dataclasses.replace(ref, run_id="0" * 32))
+    job.log_report_or_warn(dataclasses.replace(ref, run_id="0" * 32))
     assert "no report.html" in caplog.text and "jobs/report.py" in caplog.text
 
 
 def test_a_report_made_anew(finished, tmp_path):
     storage, ref, _ = finished
     settings = ReportConfig(storage=str(storage), output=str(tmp_path / "page.html"))
-    assert "page.html" in report_page.make("kept", settings)
+    assert "page.html" in job.make("kept", settings)
     made = (tmp_path / "page.html").read_bytes()
-    assert "page.html" in report_page.make(ref.run_id, settings)
+    assert "page.html" in job.make(ref.run_id, settings)
     assert (tmp_path / "page.html").read_bytes() == made
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
     with pytest.raises(UserError, match="no run in the experiment 'cvdist' is called 'kpt': did you mean kept"):
-        report_page.make("kpt", settings)
+        job.make("kpt", settings)
     with pytest.raises(UserError, match="no run has the id"):
-        report_page.make("0" * 32, settings)
+        job.make("0" * 32, settings)
     with pytest.raises(UserError, match="there is no MLflow store"):
-        report_page.make("kept", ReportConfig(storage=str(tmp_path / "gone")))
+        job.make("kept", ReportConfig(storage=str(tmp_path / "gone")))
     with pytest.raises(UserError, match=r"--output .* can't be written: "):
-        report_page.make("kept", dataclasses.replace(settings, output=str(tmp_path / "no" / "x.html")))
+        job.make("kept", dataclasses.replace(settings, output=str(tmp_path / "no" / "x.html")))
 
 
 def test_the_command_names_its_mistakes(tmp_path):

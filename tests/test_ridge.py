@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from cvdist import config as configs
-from cvdist import report
-from cvdist.runtime.launch import launch
-from cvdist.tracking import report_page
+from cvdist.jobs import console, report
+from cvdist.jobs.train import launch
 from cvdist.training import ridge
 from cvdist.training.ridge import Sums, pooled, solve
 from tests import feature_caches, pictures
@@ -137,8 +136,8 @@ def test_a_run_tells_its_baseline_and_a_resumed_run_keeps_it(chosen, monkeypatch
     assert metrics["ridge/valid_correct"] == result.correct and metrics["ridge/valid_total"] == 7
     assert metrics["ridge/valid_accuracy"] == pytest.approx(result.correct / 7)
     assert metrics["ridge/penalty"] == pytest.approx(result.penalty)
-    assert f"ridge probe    {result}" in report.table(first)
-    page = report_page.build(first.run.tracking_uri, first.run.run_id)
+    assert f"ridge probe    {result}" in console.table(first)
+    page = report.build(first.run.tracking_uri, first.run.run_id)
     assert f"ridge probe on the features: {result}" in page and f"{result.correct}/7</b>" in page
     # From the checkpoint, to the last digit of its seconds.
     monkeypatch.setattr(ridge, "probe", None)
@@ -147,4 +146,4 @@ def test_a_run_tells_its_baseline_and_a_resumed_run_keeps_it(chosen, monkeypatch
 
 def test_it_can_be_left_out(chosen):
     done = launch(configs.replace(chosen, name="without", ridge_probe=False))
-    assert done.summary.ridge is None and "ridge probe" not in report.table(done)
+    assert done.summary.ridge is None and "ridge probe" not in console.table(done)

@@ -12,11 +12,12 @@ import torchvision
 from pyarrow import fs as arrow
 
 from cvdist import recipes
+from cvdist.checkpoints import find
+from cvdist.checkpoints import format as ckpt
 from cvdist.config import SavedModelConfig
-from cvdist.data import open_loader
 from cvdist.errors import UserError
-from cvdist.saved import checkpoints, open_model
-from cvdist.training import checkpoint as ckpt
+from cvdist.loaders import open_loader
+from cvdist.saved import open_model
 from tests.jobs import mlflow_store
 from tests.trained import REGISTERED
 
@@ -82,13 +83,13 @@ def test_the_best_checkpoint_is_taken_else_the_newest(tmp_path):
         (tmp_path / name / "checkpoint.json").write_text(json.dumps({"progress": progress}))
 
     write("epoch-0001-step-000005", 0, 50, 0)
-    assert checkpoints.find(str(tmp_path)).endswith("/epoch-0001-step-000005")
+    assert find.find(str(tmp_path)).endswith("/epoch-0001-step-000005")
     for epoch, best in ((1, 1), (2, 2), (3, 2)):
         write(f"epoch-{epoch:04}", epoch, 0, best)
     write("epoch-0004-step-000005", 3, 50, 2)
-    assert checkpoints.find(str(tmp_path)).endswith("/epoch-0002")
+    assert find.find(str(tmp_path)).endswith("/epoch-0002")
     (tmp_path / "epoch-0002" / "checkpoint.json").unlink()  # not kept
-    assert checkpoints.find(str(tmp_path)).endswith("/epoch-0004-step-000005")
+    assert find.find(str(tmp_path)).endswith("/epoch-0004-step-000005")
 
 
 def test_a_whole_state_dict_keeps_its_classifier(tmp_path):

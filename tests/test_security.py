@@ -15,13 +15,13 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from cvdist.checkpoints import format as ckpt
 from cvdist.data.images.decode import UndecodableError, decode
 from cvdist.errors import UserError
 from cvdist.features import manifest, shard
 from cvdist.features.fingerprint import Fingerprint
 from cvdist.features.manifest import IndexEntry, Manifest, ShardEntry
 from cvdist.tracking import journal
-from cvdist.training import checkpoint as ckpt
 from tests.jobs import ROOT, train
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributed import HashStore
 
+from cvdist.checkpoints import find, shards
+from cvdist.checkpoints import format as ckpt
+from cvdist.distributed.tensor_shard import cut, part
 from cvdist.errors import UserError
 from cvdist.parallel.head import linear_layers
 from cvdist.parallel.modes import powersgd_bytes
-from cvdist.parallel.slices import cut, part
 from cvdist.runtime.processes import Place, require_same_devices
-from cvdist.saved import checkpoints
-from cvdist.training import checkpoint as ckpt
-from cvdist.training import parts
 from tests import feature_caches, pictures
 from tests.jobs import run
 from tests.split_head import train
@@ -50,7 +49,7 @@ def test_what_some_workers_wrote_others_read(tmp_path_factory, writers, readers,
 
     def local(rank, count):
         mine = {"w": cut((size, size), dim, count, rank)}
-        return parts.slices_by_path(mine, ["other", "w"]), mine["w"]
+        return shards.slices_by_path(mine, ["other", "w"]), mine["w"]
 
     states = []
     for rank in range(writers):
@@ -60,41 +59,41 @@ def test_what_some_workers_wrote_others_read(tmp_path_factory, writers, readers,
             "optimizer": {"state": {1: {"momentum_buffer": mine.of(momentum).clone(), "step": torch.ones(())}}},
             "rng": [{"cpu": torch.zeros(2)}],
         }
-        rest, split = parts.separate(state, slice_of)
+        rest, split = shards.separate(state, slice_of)
         assert set(split) == {"model/w", "optimizer/state/1/momentum_buffer"}
-        parts.write(folder, rank, writers, split)
+        shards.write(folder, rank, writers, split)
         states.append(rest)
-    read = parts.join(states[0], folder, writers)
+    read = shards.join(states[0], folder, writers)
     for rank in range(readers):
         slice_of, mine = local(rank, readers)
-        found = parts.localise(read, slice_of, "cpu")
+        found = shards.localise(read, slice_of, "cpu")
         assert torch.equal(found["model"]["w"], mine.of(weight))
         assert torch.equal(found["optimizer"]["state"][1]["momentum_buffer"], mine.of(momentum))
         assert torch.equal(found["model"]["other"], torch.ones(3))
-    assert torch.equal(parts.whole(read, "cpu")["model"]["w"], weight)
+    assert torch.equal(shards.whole(read, "cpu")["model"]["w"], weight)
 
 
 def test_a_damaged_or_missing_part_is_found(tmp_path):
     for rank in range(2):
         mine = cut((6, 2), 0, 2, rank)
-        parts.write(tmp_path, rank, 2, {"model/w": (torch.ones(mine.local_shape), mine)})
+        shards.write(tmp_path, rank, 2, {"model/w": (torch.ones(mine.local_shape), mine)})
     marked = {"model": {"w": {"cvdist.parts": 0}}}
-    assert parts.whole(parts.join(marked, tmp_path, 2), "cpu")["model"]["w"].shape == (6, 2)
-    data, receipt = (tmp_path / name for name in parts.names(2, 1))
+    assert shards.whole(shards.join(marked, tmp_path, 2), "cpu")["model"]["w"].shape == (6, 2)
+    data, receipt = (tmp_path / name for name in shards.names(2, 1))
     written = json.loads(receipt.read_text())
     receipt.write_text(json.dumps({**written, "rows": {"model/w": [3, 900]}}))
     with pytest.raises(ValueError, match="has other rows of model/w than it says"):
-        parts.join(marked, tmp_path, 2)
+        shards.join(marked, tmp_path, 2)
     receipt.write_text(json.dumps({**written, "rows": {}}))
     with pytest.raises(ValueError, match="rows of model/v are missing"):
-        parts.join({"model": {"v": {"cvdist.parts": 0}}}, tmp_path, 2)
+        shards.join({"model": {"v": {"cvdist.parts": 0}}}, tmp_path, 2)
     receipt.write_text(json.dumps(written))
     data.write_bytes(data.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="is not what was written"):
-        parts.join(marked, tmp_path, 2)
+        shards.join(marked, tmp_path, 2)
     data.unlink()
     with pytest.raises(OSError, match="No such file"):
-        parts.join(marked, tmp_path, 2)
+        shards.join(marked, tmp_path, 2)
 
 
 @pytest.mark.parametrize(
@@ -230,16 +229,16 @@ def test_checkpoints_are_whole_models_in_parts_of_each_worker(runs):
     assert names == {
         "checkpoint.json",
         "state.pt",
-        *(name for rank in range(3) for name in parts.names(3, rank)),
+        *(name for rank in range(3) for name in shards.names(3, rank)),
     }
     in_parts = ckpt.load(folder, whole=False).state
-    assert isinstance(in_parts["model"]["classifier.0.weight"], parts.Pieces)
-    assert isinstance(in_parts["optimizer"]["state"][0]["momentum_buffer"], parts.Pieces)
+    assert isinstance(in_parts["model"]["classifier.0.weight"], shards.Pieces)
+    assert isinstance(in_parts["optimizer"]["state"][0]["momentum_buffer"], shards.Pieces)
     # What one worker holds is a third of it, and none has gathered the rest.
-    sizes = [(folder / parts.names(3, rank)[0]).stat().st_size for rank in range(3)]
+    sizes = [(folder / shards.names(3, rank)[0]).stat().st_size for rank in range(3)]
     assert sizes == pytest.approx([sum(sizes) * share for share in (0.4, 0.4, 0.2)], rel=0.02)
-    _, tensors = checkpoints.read(str(folder))
-    alone, expected = checkpoints.read(str(root / "cached-alone" / "epoch-0002"))
+    _, tensors = find.read(str(folder))
+    alone, expected = find.read(str(root / "cached-alone" / "epoch-0002"))
     assert {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in expected.items()}
     for name, tensor in expected.items():
         torch.testing.assert_close(tensors[name], tensor, rtol=1e-4, atol=1e-6)

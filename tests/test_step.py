@@ -10,13 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cvdist import config as configs
 from cvdist.config import TrainConfig
+from cvdist.distributed import precision
 from cvdist.errors import UserError
 from cvdist.features.copies import DeviceCopy
 from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
 from cvdist.tracking import NoTracker
-from cvdist.training import average, precision
-from cvdist.training.loop import TrainingLoop
+from cvdist.training import average
 from cvdist.training.meter import Meter
+from cvdist.training.train import TrainingLoop
 from tests import feature_caches, pictures
 
 CPU, META = torch.device("cpu"), torch.device("meta")

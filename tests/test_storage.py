@@ -11,7 +11,7 @@ import torch
 from pyarrow import fs as arrow
 
 from cvdist import config as configs
-from cvdist import data, log, storage, strain
+from cvdist import log, slow_requests, storage
 from cvdist.config import ModelConfig, TrainConfig
 from cvdist.errors import UserError
 from cvdist.models import weights
@@ -54,8 +54,8 @@ def test_pictures_in_a_bucket_are_those_in_a_folder(bucket, tmp_path, cache_shar
     for place in (str(root), uri):
         settings = {"cache": str(tmp_path / "cache"), "cache_share": cache_share, "decode_workers": 2}
         chosen = configs.replace(TrainConfig(), dataset="images", data=place, image_size=16, **settings)
-        data.prepare(chosen)
-        loaders.append(data.open_loader(chosen, torch.device("cpu")))
+        loaders.prepare(chosen)
+        loaders.append(loaders.open_loader(chosen, torch.device("cpu")))
     assert loaders[0].digest() == loaders[1].digest()
     batches = [torch.cat([b.images for b in loader.valid_batches(0, 1, 3)]) for loader in loaders]
     assert torch.equal(*batches)
@@ -108,23 +108,23 @@ def test_throttled_requests_are_counted_with_the_time_that_they_cost(bucket, s3,
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     try:
         folder = storage.Folder.open(f"{bucket}/throttled", "--storage", patient=True)
-        strain.storage.take()
+        slow_requests.storage.take()
         folder.write("quick", b"1")
-        assert folder.find("absent") is None and not strain.storage.take()
+        assert folder.find("absent") is None and not slow_requests.storage.take()
         proxy.begin_to_refuse()
         end = threading.Timer(3.0, setattr, (proxy, "slow_down", False))
         end.start()
         began = time.monotonic()
         folder.write("late", b"2")  # tried again by the AWS SDK until it is taken
         seconds = time.monotonic() - began
-        seen = strain.storage.take()
+        seen = slow_requests.storage.take()
         assert (seen.slow, seen.failed) == (1, 0) and 2.5 < seen.seconds <= seconds and proxy.refused > 1
         assert f"the storage took {log.duration(seconds)} for bucket/throttled/late" in caplog.text
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         proxy.begin_to_refuse()
         with pytest.raises(UserError, match="can't be written"):
             storage.Folder.open(f"{bucket}/throttled", "--storage").write("never", b"3")
-        assert strain.storage.take().failed == 1
+        assert slow_requests.storage.take().failed == 1
         proxy.slow_down = False
         assert folder.read("late") == b"2"
     finally:

@@ -19,14 +19,14 @@ from mlflow import MlflowClient
 
 from cvdist import config as configs
 from cvdist import recipes
+from cvdist.checkpoints.store import StoredCheckpoints
 from cvdist.errors import UserError
 from cvdist.figures import sweep as figures
-from cvdist.runtime import trials as running
-from cvdist.runtime.stored import StoredCheckpoints
+from cvdist.jobs import sweep_run
+from cvdist.jobs import trials as running
 from cvdist.storage import Folder
 from cvdist.sweep import importance, space
 from cvdist.sweep.record import Epoch, Records, Trial, best_of
-from cvdist.tracking import sweep_run
 from tests import pictures
 from tests.conftest import wait_until
 from tests.feature_caches import config as tiny
@@ -133,8 +133,7 @@ def test_the_usual_search_is_around_the_recipe():
     ],
 )
 def test_bad_flags_are_one_line(flags, error, tmp_path):
-    from cvdist import cli
-    from cvdist.runtime import sweep
+    from cvdist.jobs import cli, sweep
 
     with pytest.raises(UserError, match=re.escape(error)):
         sweep.run(cli.parse_sweep(["digits-cnn", "--storage", str(tmp_path), *flags]))

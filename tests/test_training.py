@@ -12,15 +12,15 @@ import torch
 
 from cvdist import config as configs
 from cvdist import recipes
+from cvdist.checkpoints import format as ckpt
+from cvdist.checkpoints.store import whole_checkpoints
 from cvdist.config import OptimizerConfig
 from cvdist.errors import UserError
 from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
-from cvdist.runtime.stored import whole_checkpoints
 from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
-from cvdist.training import checkpoint as ckpt
-from cvdist.training.loop import TrainingLoop
 from cvdist.training.optimizer import build_optimizer, learning_rate
+from cvdist.training.train import TrainingLoop
 
 
 class Recorder(NoTracker):

@@ -22,19 +22,19 @@ from cvdist.errors import UserError
 from cvdist.figures import network, style, tiles
 from cvdist.figures.activations import feature_maps
 from cvdist.figures.animation import forming
-from cvdist.figures.exciting import exciting_patches
 from cvdist.figures.filters import Statistics, before_and_after, filter_grid
 from cvdist.figures.gradcam import right_ones, wrong_ones
+from cvdist.figures.top_activations import exciting_patches
 from cvdist.interpret.activations import Shown
-from cvdist.interpret.exciting import Exciting
 from cvdist.interpret.layers import Field
 from cvdist.interpret.study import Explained, Judged
+from cvdist.interpret.top_activations import Exciting
+from cvdist.jobs.train import launch
+from cvdist.jobs.visualize import visualize
 from cvdist.models.registry import InputSpec
 from cvdist.models.scratch_cnn import scratch_cnn
-from cvdist.runtime.launch import launch
 from cvdist.tracking import NoTracker
 from cvdist.training.visualize import Visualizer
-from cvdist.visualize import visualize
 from tests.jobs import run
 from tests.pictures import FOUR, write
 from tests.test_figures import LONG_NAMES, assert_readable, images, pixels, png, says

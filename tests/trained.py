@@ -11,7 +11,7 @@ import torch
 from cvdist import config as configs
 from cvdist import recipes
 from cvdist.config import SavedModelConfig
-from cvdist.runtime.launch import Finished, launch
+from cvdist.jobs.train import Finished, launch
 from tests.jobs import mlflow_store
 
 REGISTERED = "digit-reader"

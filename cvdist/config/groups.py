@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from cvdist.config.bounds import at_least, between
 from cvdist.errors import UserError
@@ -15,7 +15,18 @@ Runtime = Literal["auto", "ray", "torchrun", "inline"]
 ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
 Head = Literal["vgg", "mlp", "linear"]
 Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
+_HIDDEN_SIZES: dict[Head, int] = {"vgg": 4096, "mlp": 256, "linear": 0}  # of each head where none is given
 CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes that replay kernels on a GPU
+
+
+class HeadSize(NamedTuple):
+    """A head's name, and the units in each of its hidden layers (0: it has none)."""
+
+    name: str
+    hidden_size: int
+
+    def __str__(self) -> str:
+        return f"{self.name} head" + (f" of {self.hidden_size} hidden units" if self.hidden_size else "")
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,11 @@ class ModelConfig:
     def has_weights(self) -> bool:
         """Whether pretrained weights are named."""
         return self.weights not in ("", "none")
+
+    @property
+    def head_size(self) -> HeadSize:
+        """The head, with its own hidden size where none is given."""
+        return HeadSize(self.head, self.hidden_size or _HIDDEN_SIZES[self.head])
 
 
 @dataclass(frozen=True)

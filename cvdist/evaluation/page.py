@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cvdist import log
-from cvdist.evaluation.job import SHOWN, Evaluation, Measured
+from cvdist.evaluation.measure import SHOWN, Evaluation, Measured
 from cvdist.evaluation.metrics import Metrics
 
 if TYPE_CHECKING:

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from cvdist import config as configs
-from cvdist import data
+from cvdist import loaders
 from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, TrainConfig, cache_folder
 from cvdist.data.dataset import BadPicture, Loader
 from cvdist.data.images import store
 from cvdist.data.images.decode import decode
 from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, split
 from cvdist.data.sampler import EpochOrder
+from cvdist.distributed import precision
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.prediction.predict import Predictor
 from cvdist.saved import SavedModel
 from cvdist.storage import Folder
-from cvdist.training import precision
 
 _CHUNK = 512  # pictures that are decoded and predicted in one go
 _BATCH = {"cpu": 250, "cuda": 2000}  # small pictures a forward pass
@@ -132,7 +132,7 @@ class SmallPictures:
         Raises:
             UserError: if the data set can't be had.
         """
-        data.prepare(config)
+        loaders.prepare(config)
         self._config = config
         self._loader = self._open(torch.device("cpu"), None)
         info = self._loader.info
@@ -187,7 +187,7 @@ class SmallPictures:
     def _open(
         self, device: torch.device, normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
     ) -> Loader:
-        return data.open_loader(self._config, device, normalisation=normalisation)
+        return loaders.open_loader(self._config, device, normalisation=normalisation)
 
 
 class Photographs:

@@ -14,6 +14,7 @@ from cvdist.data.dataset import to_device
 from cvdist.data.images.ahead import BATCH, DecodeAhead
 from cvdist.data.images.on_gpu import GpuDecoder
 from cvdist.data.normalise import Normaliser
+from cvdist.distributed import precision
 from cvdist.errors import UserError
 from cvdist.features import fingerprint as fingerprints
 from cvdist.features import receipt, shard
@@ -24,7 +25,6 @@ from cvdist.features.receipt import Receipt
 from cvdist.log import redact
 from cvdist.models import FrozenPart
 from cvdist.storage import Folder
-from cvdist.training import precision
 
 
 class Extractor:

@@ -17,6 +17,7 @@ from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo, Split
 from cvdist.data.images.decode import UndecodableError, decode
 from cvdist.data.images.listing import list_pictures, split
+from cvdist.distributed.collectives import gather, together
 from cvdist.errors import UserError
 from cvdist.features import fingerprint, local, manifest, plan
 from cvdist.features.build import parse_index
@@ -26,7 +27,6 @@ from cvdist.features.local import LocalShards
 from cvdist.features.manifest import Manifest
 from cvdist.log import redact
 from cvdist.storage import Folder
-from cvdist.training.collectives import gather, together
 
 logger = logging.getLogger(__name__)
 

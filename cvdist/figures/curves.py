@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from cvdist import log
 from cvdist.figures import style
-from cvdist.training.history import EpochRecord
+from cvdist.results import EpochRecord
 
 _WIDTH, _HEIGHT = 8.0, 4.8
 _LEFT, _RIGHT, _BOTTOM, _TOP = 0.95, 1.15, 0.7, 0.95

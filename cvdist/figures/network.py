@@ -103,7 +103,7 @@ def _label(study: Study, judged: Judged) -> str:
 
 
 def _exciting(study: Study, source: Source, name: str, weight: Tensor) -> Figure:
-    from cvdist.figures.exciting import exciting_patches, shown_channels
+    from cvdist.figures.top_activations import exciting_patches, shown_channels
 
     found = study.exciting[name]
     rows = sorted({int(row) for channel in shown_channels(found) for row in found.pictures[channel]})

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cvdist.interpret.activations import Shown, capture, dead_channels, strongest
-from cvdist.interpret.exciting import Exciting, TopPictures
 from cvdist.interpret.gradcam import grad_cam
 from cvdist.interpret.layers import ConvLayer, convolutions
+from cvdist.interpret.top_activations import Exciting, TopPictures
 from cvdist.seeding import generator
 
 # Values of a picture's pixels that pass through the network at a time: 8 photographs, or 512 digits.

@@ -1,7 +1,7 @@
 """Image classifiers by name."""
 
+from cvdist.config import HeadSize
 from cvdist.models import scratch_cnn, vgg  # noqa: F401  (their models register themselves)
-from cvdist.models.heads import HeadSize
 from cvdist.models.parts import FrozenPart, Parts, split, with_trained
 from cvdist.models.registry import (
     InputSpec,

@@ -10,15 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cvdist.config import Head, ModelConfig
+from cvdist.config import Head, HeadSize, ModelConfig
 
 CHANNELS, SIDE = 512, 7  # of what all of VGG's sizes make of a picture of 224x224 pixels
-_USUAL_SIZES: dict[Head, int] = {"vgg": 4096, "mlp": 256, "linear": 0}
 # By number of inputs and of hidden layers.
 _STRUCTURES: dict[tuple[int, int], Head] = {
     (CHANNELS * SIDE * SIDE, 2): "vgg",
@@ -27,30 +25,12 @@ _STRUCTURES: dict[tuple[int, int], Head] = {
 }
 
 
-class HeadSize(NamedTuple):
-    """Which head, with how many units in each of its hidden layers (0: it has none)."""
-
-    name: str
-    hidden_size: int
-
-    def __str__(self) -> str:
-        return f"{self.name} head" + (f" of {self.hidden_size} hidden units" if self.hidden_size else "")
-
-
-def size_of(settings: ModelConfig) -> HeadSize:
-    """The head that `settings` name, with its own hidden size where they name none."""
-    return HeadSize(settings.head, settings.hidden_size or _USUAL_SIZES[settings.head])
-
-
-USUAL = size_of(ModelConfig())  # that of torchvision's VGGs
-
-
 def build(settings: ModelConfig, num_classes: int) -> tuple[nn.Module, nn.Sequential]:
     """Pooling, (n, 512, H, W) to (n, 512, h, w), and classifier, (n, 512 * h * w) to (n, num_classes).
 
     With PyTorch's usual random weights, on the default device.
     """
-    size = size_of(settings)
+    size = settings.head_size
     if size.name == "vgg":
         return vgg(num_classes, size.hidden_size, settings.dropout)
     if size.name == "mlp":

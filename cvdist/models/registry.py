@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from cvdist.config import ModelConfig
+from cvdist.config import HeadSize, ModelConfig
 from cvdist.errors import UserError
-from cvdist.models.heads import HeadSize, size_of
 from cvdist.models.parts import FrozenPart
 
 BLOCKS = 5  # of convolutions in a model that goes on from pretrained weights: all of VGG's sizes have five
@@ -150,7 +149,7 @@ def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn
 def head_of(settings: ModelConfig) -> HeadSize:
     """The head that `settings` give the model; one without a name for a model that has no choice of heads."""
     spec = _MODELS.get(settings.model)
-    return size_of(settings) if spec is not None and spec.pretrained else HeadSize("", 0)
+    return settings.head_size if spec is not None and spec.pretrained else HeadSize("", 0)
 
 
 def skeleton(settings: ModelConfig, num_classes: int = 1000) -> nn.Module:

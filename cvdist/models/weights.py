@@ -146,7 +146,7 @@ def load(settings: ModelConfig, expected: Mapping[str, Tensor], *, last_layer: b
     with _local_file(settings, normalisation) as path:
         source = redact(settings.weights)
         content = _read(path, source)
-        theirs, ours = heads.found_in(content), heads.size_of(settings)
+        theirs, ours = heads.found_in(content), settings.head_size
         other = theirs is not None and theirs != ours and _has_classifier(content)
         if other:
             content = _convolutions(content)

@@ -10,15 +10,15 @@ from torch import nn
 
 from cvdist.config import TrainConfig
 from cvdist.data.dataset import Loader
+from cvdist.distributed.collectives import gather, together
+from cvdist.distributed.precision import Arithmetic
+from cvdist.distributed.worker import Worker
 from cvdist.errors import UserError
 from cvdist.models.parts import Parts
 from cvdist.parallel import cost, measure
 from cvdist.parallel.cost import Cost, Machine, Work
 from cvdist.parallel.head import linear_layers
 from cvdist.parallel.modes import CLASSIFIER, DataParallel, Mode, SplitHead, powersgd_bytes
-from cvdist.runtime.worker import Worker
-from cvdist.training.collectives import gather, together
-from cvdist.training.precision import Arithmetic
 
 logger = logging.getLogger(__name__)
 

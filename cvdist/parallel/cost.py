@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cvdist.parallel.traffic import ring_bytes
+from cvdist.distributed.traffic import ring_bytes
 
 # Times that each trained weight passes through memory in a step, in float32: read in the forward pass, and its
 # gradient written; then weight, gradient and momentum read, and weight and momentum written. Reading it in the

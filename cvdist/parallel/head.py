@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
+from cvdist.distributed.tensor_shard import Slice, cut, part
+from cvdist.distributed.traffic import Traffic, ring_bytes
 from cvdist.errors import UserError
-from cvdist.parallel.slices import Slice, cut, part
-from cvdist.parallel.traffic import Traffic, ring_bytes
 
 _POINTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Dropout, nn.Identity)
 

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cvdist.parallel.traffic import ring_bytes
-from cvdist.training.precision import Arithmetic
+from cvdist.distributed.precision import Arithmetic
+from cvdist.distributed.traffic import ring_bytes
 
 _SIDE = 1024  # of the matrices that are multiplied on a CPU; a GPU needs larger ones to show its rate
 _GPU_SIDE = 8192

@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from cvdist.config import ParallelConfig
 from cvdist.data.dataset import Batch, Loader
 from cvdist.data.sampler import deal
+from cvdist.distributed.tensor_shard import Slice
+from cvdist.distributed.traffic import Traffic, ring_bytes
+from cvdist.distributed.worker import Worker
 from cvdist.parallel.head import Workers, split_classifier
-from cvdist.parallel.slices import Slice
-from cvdist.parallel.traffic import Traffic, ring_bytes
-from cvdist.runtime.worker import Worker
 
 logger = logging.getLogger(__name__)
 

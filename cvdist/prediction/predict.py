@@ -14,12 +14,12 @@ from cvdist.config import InferenceConfig
 from cvdist.data.dataset import BadPicture
 from cvdist.data.images.ahead import BATCH, DecodeAhead
 from cvdist.data.normalise import Normaliser
+from cvdist.distributed import precision
 from cvdist.prediction import results
 from cvdist.prediction.plan import Slice
 from cvdist.prediction.results import Part
 from cvdist.saved import SavedModel
 from cvdist.storage import Folder
-from cvdist.training import precision
 
 
 class Predictor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cvdist.training.history import EpochRecord, RidgeResult
+from cvdist.results import EpochRecord, RidgeResult
 
 
 @dataclass(frozen=True)

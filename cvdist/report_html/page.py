@@ -19,7 +19,7 @@ from cvdist.report_html.embed import Embedded, embed
 from cvdist.report_html.figures import Caption
 from cvdist.report_html.markup import Markup, element, join
 from cvdist.report_html.style import CSS
-from cvdist.training.history import EpochRecord
+from cvdist.results import EpochRecord
 
 MAX_BYTES = 10_000_000
 _MOST_EPOCHS = 300

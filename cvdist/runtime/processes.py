@@ -20,21 +20,21 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from cvdist import storage
+from cvdist.checkpoints.fence import Fence, FenceWatch
+from cvdist.checkpoints.format import META
+from cvdist.checkpoints.uploads import Uploads
 from cvdist.config import CheckpointConfig, RuntimeConfig, TrainConfig, storage_root
+from cvdist.distributed.collectives import gather, together
+from cvdist.distributed.consensus import Rounds
+from cvdist.distributed.worker import Asked
 from cvdist.errors import UserError
-from cvdist.runtime.fence import Fence, FenceWatch
-from cvdist.runtime.rounds import Rounds
-from cvdist.runtime.uploads import Uploads
-from cvdist.runtime.worker import Asked
-from cvdist.training.checkpoint import META
-from cvdist.training.collectives import gather, together
 
 _CONFER_SECONDS = 1.0
 
 
 @dataclass
 class ProcessWorker:
-    """A process with its checkpoints in a folder (`cvdist.runtime.worker.Worker`)."""
+    """A process with its checkpoints in a folder (`cvdist.distributed.worker.Worker`)."""
 
     rank: int
     world_size: int

@@ -30,18 +30,19 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from cvdist import config as configs
 from cvdist import log, storage
+from cvdist.checkpoints.fence import Fence, FenceWatch
+from cvdist.checkpoints.format import META
+from cvdist.checkpoints.store import whole_checkpoints
+from cvdist.checkpoints.uploads import Uploads
 from cvdist.config import TrainConfig, storage_root
-from cvdist.errors import UserError
-from cvdist.runtime.fence import Fence, FenceWatch
+from cvdist.distributed.collectives import gather, together
+from cvdist.distributed.consensus import Rounds
+from cvdist.distributed.worker import Asked
+from cvdist.errors import Superseded, UserError
+from cvdist.results import Summary
 from cvdist.runtime.ray_cluster import reconnect, require_resources
-from cvdist.runtime.rounds import Rounds
-from cvdist.runtime.stored import whole_checkpoints
-from cvdist.runtime.uploads import Uploads
-from cvdist.runtime.worker import Asked
-from cvdist.tracking import Attempt, RunRef, Superseded, open_tracker
-from cvdist.training.checkpoint import META
-from cvdist.training.collectives import gather, together
-from cvdist.training.loop import Summary, TrainingLoop
+from cvdist.tracking import Attempt, RunRef, open_tracker
+from cvdist.training.train import TrainingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ _LOST_PEER = r"(?i)connection (closed|reset|refused)|timed out|broken pipe|gloo|
 
 @dataclass
 class RayWorker:
-    """A Ray Train worker; Ray keeps the checkpoints (`cvdist.runtime.worker.Worker`)."""
+    """A Ray Train worker; Ray keeps the checkpoints (`cvdist.distributed.worker.Worker`)."""
 
     rank: int
     world_size: int

@@ -15,8 +15,8 @@ from cvdist import models
 from cvdist.config import DataConfig, Head, ModelConfig, Precision
 from cvdist.errors import UserError
 from cvdist.models.registry import BLOCKS, find
+from cvdist.results import ModelIdentity
 from cvdist.tracking import RunRef
-from cvdist.training.checkpoint import ModelIdentity
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import torch
 from pyarrow import fs as arrow
 
 from cvdist import models, storage
+from cvdist.checkpoints import find
+from cvdist.checkpoints.format import Normalisation
 from cvdist.config import ModelConfig, SavedModelConfig
 from cvdist.errors import UserError
 from cvdist.features.fingerprint import digest
@@ -16,10 +18,9 @@ from cvdist.log import redact
 from cvdist.models import heads, weights
 from cvdist.models.registry import BLOCKS
 from cvdist.models.weights import PREPROCESSING
-from cvdist.saved import checkpoints
+from cvdist.results import ModelIdentity
 from cvdist.saved.model import SavedModel, rebuild
 from cvdist.seeding import mix
-from cvdist.training.checkpoint import ModelIdentity, Normalisation
 
 _NO_CLASSIFIER_CLASSES = ("random",)
 
@@ -58,7 +59,7 @@ def _of_path(settings: SavedModelConfig) -> SavedModel:
     if kind == arrow.FileType.NotFound:
         raise UserError(f"{redact(source)}: there is no such file or folder")
     if kind == arrow.FileType.Directory:
-        return _of_checkpoint(settings, checkpoints.find(source))
+        return _of_checkpoint(settings, find.find(source))
     if Path(path).name == "checkpoint.json":
         return _of_checkpoint(settings, source.rpartition("/")[0] or ".")
     if not settings.model:
@@ -78,7 +79,7 @@ def _of_path(settings: SavedModelConfig) -> SavedModel:
 
 
 def _logged(settings: SavedModelConfig) -> SavedModel:
-    from cvdist.tracking.logged import read_logged
+    from cvdist.saved.logged import read_logged
 
     found = read_logged(settings)
     values = dict(found.metadata)
@@ -100,7 +101,7 @@ def _logged(settings: SavedModelConfig) -> SavedModel:
 
 
 def _of_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
-    saved, tensors = checkpoints.read(uri)
+    saved, tensors = find.read(uri)
     normalisation = saved.normalisation
     if settings.weights_preprocessing:
         stated = PREPROCESSING[settings.weights_preprocessing]

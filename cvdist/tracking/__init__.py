@@ -16,7 +16,7 @@ from cvdist.tracking.run import (
     start_run,
     wait_for_server,
 )
-from cvdist.tracking.tracker import Attempt, NoTracker, Superseded, Tracker
+from cvdist.tracking.tracker import Attempt, NoTracker, Tracker
 
 __all__ = [
     "PARENT_TAG",
@@ -24,7 +24,6 @@ __all__ = [
     "NoTracker",
     "RunRef",
     "Store",
-    "Superseded",
     "Tracker",
     "describe",
     "end_children",

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from cvdist.errors import UserError
+from cvdist.errors import Superseded, UserError
 from cvdist.log import duration, redact
 from cvdist.storage import Folder
 from cvdist.tracking.journal import Delivery, Journal, Measured
 from cvdist.tracking.run import RunRef, client_of, first_line, log_params, put_file
-from cvdist.tracking.tracker import Attempt, NoTracker, Superseded
+from cvdist.tracking.tracker import Attempt, NoTracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
     from cvdist.data.dataset import DatasetInfo
-    from cvdist.training.checkpoint import ModelIdentity
+    from cvdist.results import ModelIdentity
 
 logger = logging.getLogger(__name__)
 

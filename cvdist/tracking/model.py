@@ -18,7 +18,7 @@ from cvdist.tracking.run import RunRef, client_of, default_store
 
 if TYPE_CHECKING:
     from cvdist.data.dataset import DatasetInfo
-    from cvdist.training.checkpoint import ModelIdentity
+    from cvdist.results import ModelIdentity
 
 logger = logging.getLogger(__name__)
 

@@ -48,7 +48,7 @@ class RunRef:
     system_metrics: bool
     log_model: bool
     job: str = ""
-    """The job that owns the run (`cvdist.runtime.fence`)."""
+    """The job that owns the run (`cvdist.checkpoints.fence`)."""
     folder: str = ""
     """Folder or URI of the run's checkpoints."""
     journal: str = ""

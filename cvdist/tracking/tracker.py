@@ -6,18 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from cvdist.errors import UserError
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
     from cvdist.data.dataset import DatasetInfo
-    from cvdist.training.checkpoint import ModelIdentity
-
-
-class Superseded(UserError):
-    """A newer attempt of the run has begun; what this one did until then is in its checkpoints."""
+    from cvdist.results import ModelIdentity
 
 
 def _always() -> None:

@@ -3,42 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvdist.data.dataset import Batch
-from cvdist.training.collectives import gather, sum_over_workers
-from cvdist.training.precision import Arithmetic
+from cvdist.distributed.collectives import gather, sum_over_workers
+from cvdist.distributed.precision import Arithmetic
+from cvdist.results import Evaluation, Mistake
 
 _KEEP_WRONG = 16
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A picture that was classified wrongly: its row, its class, the class it was taken for, how surely."""
-
-    index: int
-    true: int
-    predicted: int
-    confidence: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Results over all validation samples.
-
-    loss: mean cross-entropy; confusion: int64 (classes, classes) on the CPU, rows are true classes;
-    mistakes: the most confident ones, most confident first.
-    """
-
-    loss: float
-    correct: int
-    total: int
-    confusion: Tensor
-    mistakes: list[Mistake]
 
 
 @torch.inference_mode()

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from cvdist.distributed.collectives import gather
 from cvdist.errors import UserError
-from cvdist.training.collectives import gather
 
 _SHOWN = 8  # samples that a message names
 _ADVICE = "lower --lr, set --clip-grad-norm, or use --precision float32"

@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from cvdist.parallel.traffic import Traffic
-from cvdist.training.collectives import sum_over_workers
+from cvdist.distributed.collectives import sum_over_workers
+from cvdist.distributed.traffic import Traffic
 
 T = TypeVar("T")
 

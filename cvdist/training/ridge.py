@@ -21,9 +21,9 @@ from torch import Tensor
 
 from cvdist import log
 from cvdist.data.dataset import Batch, Loader, Split
+from cvdist.distributed.collectives import sum_over_workers
 from cvdist.features.loader import FeatureLoader
-from cvdist.training.collectives import sum_over_workers
-from cvdist.training.history import RidgeResult
+from cvdist.results import RidgeResult
 
 _BATCH = 256
 # Penalties that are compared, as multiples of the features' mean squared singular value.

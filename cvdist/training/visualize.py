@@ -21,12 +21,12 @@ from cvdist import log
 from cvdist.config import TrainConfig
 from cvdist.data.dataset import Loader
 from cvdist.data.normalise import Normaliser
+from cvdist.distributed.precision import Arithmetic
 from cvdist.figures import network
 from cvdist.interpret.layers import ConvLayer, choose, convolutions
 from cvdist.interpret.study import Limits, study
+from cvdist.results import Evaluation
 from cvdist.tracking.tracker import Tracker
-from cvdist.training.evaluation import Evaluation
-from cvdist.training.precision import Arithmetic
 
 logger = logging.getLogger(__name__)
 

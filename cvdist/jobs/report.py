@@ -22,9 +22,9 @@ from cvdist.report_html import figures
 from cvdist.report_html.content import Data, Model, Picture, Report, Setting
 from cvdist.report_html.embed import TYPES
 from cvdist.report_html.page import render
+from cvdist.results import EpochRecord, RidgeResult
 from cvdist.tracking.find import find_run
 from cvdist.tracking.run import FIRST_STEP, RunRef, client_of, first_line, short_retries
-from cvdist.training.history import EpochRecord, RidgeResult
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

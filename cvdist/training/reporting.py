@@ -13,16 +13,15 @@ from cvdist import log
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import BadPicture, Loader
 from cvdist.data.sampler import Share
+from cvdist.results import EpochRecord, Evaluation, RidgeResult
 from cvdist.seeding import generator
 from cvdist.tracking.tracker import Tracker
-from cvdist.training.evaluation import Evaluation
-from cvdist.training.history import EpochRecord, RidgeResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cvdist.training.checkpoint import Progress
-    from cvdist.training.loop import Summary
+    from cvdist.checkpoints.format import Progress
+    from cvdist.results import Summary
 
 FIGURES = {
     "samples": "training pictures with their labels",

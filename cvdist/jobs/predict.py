@@ -18,16 +18,16 @@ from cvdist import config as configs
 from cvdist import log
 from cvdist.config import InferenceConfig, PredictConfig, PredictionConfig, SavedModelConfig, TrainConfig
 from cvdist.errors import UserError
-from cvdist.prediction import job, results
-from cvdist.prediction.job import Plan, Predicted
+from cvdist.jobs.train import require_ray, sigterm_raises
+from cvdist.prediction import batch, results
+from cvdist.prediction.batch import Plan, Predicted
 from cvdist.prediction.plan import Slice
 from cvdist.prediction.predict import Predictor
 from cvdist.prediction.results import Part
-from cvdist.runtime.launch import require_ray, sigterm_raises
+from cvdist.results import ModelIdentity
 from cvdist.saved import SavedModel, open_model
 from cvdist.saved.model import rebuild
 from cvdist.storage import Folder
-from cvdist.training.checkpoint import ModelIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ def run(config: PredictConfig) -> Finished:
         require_ray("use --runtime inline")
     with sigterm_raises():
         saved = open_model(config.saved)
-        config = dataclasses.replace(_absolute(config), inference=job.resolved(config.inference, saved))
-        todo = job.make_plan(config, saved)
+        config = dataclasses.replace(_absolute(config), inference=batch.resolved(config.inference, saved))
+        todo = batch.make_plan(config, saved)
         logger.info("model      %s, %s", saved.source, saved.identity)
         predicted = predict(config, saved, todo)
     return Finished(config, saved, predicted, time.monotonic() - began)
@@ -87,7 +87,7 @@ def predict(config: PredictConfig, saved: SavedModel, todo: Plan) -> Predicted:
         UserError: for all that the user can mend.
     """
     inline = config.prediction.runtime == "inline" or not todo.left  # which needs no cluster
-    return job.predict(config, saved, todo, (_here if inline else _on_ray)(config, saved))
+    return batch.predict(config, saved, todo, (_here if inline else _on_ray)(config, saved))
 
 
 def device_here(wanted: str) -> torch.device:
@@ -102,7 +102,7 @@ def device_here(wanted: str) -> torch.device:
     return torch.device("cuda", 0) if have and wanted != "cpu" else torch.device("cpu")
 
 
-def _here(config: PredictConfig, saved: SavedModel) -> job.Compute:
+def _here(config: PredictConfig, saved: SavedModel) -> batch.Compute:
     def compute(left: Sequence[Slice]) -> Iterator[Part | None]:
         device = device_here(config.inference.device)
         threads = config.inference.decode_workers
@@ -115,7 +115,7 @@ def _here(config: PredictConfig, saved: SavedModel) -> job.Compute:
     return compute
 
 
-def _on_ray(config: PredictConfig, saved: SavedModel) -> job.Compute:
+def _on_ray(config: PredictConfig, saved: SavedModel) -> batch.Compute:
     """Connect, then predict by actors, which take the model from Ray's object store, not from where it was."""
     import ray
 

@@ -21,16 +21,16 @@ import psutil
 
 from cvdist import config as configs
 from cvdist import storage, tracking
+from cvdist.checkpoints.fence import Fence
 from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.log import redact
-from cvdist.runtime.fence import Fence
 from cvdist.runtime.signals import Stop
 from cvdist.tracking import Attempt, RunRef, environment, open_tracker
 
 if TYPE_CHECKING:
     from cvdist.features.build import Built
-    from cvdist.training.loop import Summary
+    from cvdist.results import Summary
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +111,11 @@ def preprocess(config: TrainConfig) -> Preprocessed:
         raise UserError("--data is needed: the folder or URI of the pictures")
     config = absolute(config)
     require_ray("train from the pictures themselves, without --features")
-    from cvdist.runtime import extraction
+    from cvdist.jobs import preprocess
 
     began = time.monotonic()
     with sigterm_raises():
-        built = extraction.extract(config)
+        built = preprocess.extract(config)
     return Preprocessed(config, built, time.monotonic() - began)
 
 
@@ -155,9 +155,9 @@ def _on_ray(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | Non
 
 def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | None] | None:
     """This process is a worker; the first one owns the MLflow run as well."""
+    from cvdist.distributed.collectives import gather, together
     from cvdist.runtime import processes
-    from cvdist.training.collectives import gather, together
-    from cvdist.training.loop import TrainingLoop
+    from cvdist.training.train import TrainingLoop
 
     with processes.joined(config) as place:
         config = configs.replace(config, name=gather(named(config).checkpoint.name)[0])
@@ -206,13 +206,13 @@ def absolute(config: TrainConfig) -> TrainConfig:
 
 def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | None:
     """Reach all that results are written to, and the data if the workers are on this machine."""
-    from cvdist import data, models  # bring in PyTorch, which takes seconds
+    from cvdist import loaders, models
 
     models.preprocessing(config.model)
     storage.check_writable(storage_root(config))
     if data_is_here:
         models.prepare(config.model)
-        data.prepare(config)
+        loaders.prepare(config)
     return tracking.open_store(config)
 
 
@@ -233,12 +233,13 @@ def _start(
 
 def _describe(run: RunRef | None, summary: Summary, part: Part) -> None:
     if run is not None:
-        from cvdist.tracking import report_page, run_page
+        from cvdist.jobs import report
+        from cvdist.training import reporting
 
-        description = run_page.description(summary, environment.command())
+        description = reporting.description(summary, environment.command())
         tracking.wait_for_server(run)
         tracking.describe(run, description, _seconds_to_first_step(summary, part))
-        report_page.log_report_or_warn(run)
+        report.log_report_or_warn(run)
 
 
 def _seconds_to_first_step(summary: Summary, part: Part) -> float:

@@ -4,7 +4,7 @@
 `weights_only=True`; `checkpoint.json` holds the rest and can be read by a person. `checkpoint.json` is written
 last: a folder without it is not a checkpoint. It has the other file's SHA-256 and its own, so that a file that
 was cut or has changed is found before anything of it is used. What is split over the workers lies beside them
-in files of each worker's (`cvdist.training.parts`).
+in files of each worker's (`cvdist.checkpoints.shards`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cvdist import models
-from cvdist.config import ModelConfig
+from cvdist.checkpoints import shards
 from cvdist.data.dataset import Shuffle
 from cvdist.errors import UserError
-from cvdist.training import parts
-from cvdist.training.evaluation import Evaluation, Mistake
-from cvdist.training.history import EpochRecord, RidgeResult
+from cvdist.results import EpochRecord, Evaluation, Mistake, ModelIdentity, RidgeResult
 
 FORMAT = 1
 UNSCORED = -1.0  # the score of a checkpoint within an epoch
@@ -40,36 +36,6 @@ _AVERAGED = "module."  # where `torch.optim.swa_utils.AveragedModel` has the mod
 
 class DamagedCheckpoint(UserError):
     """A checkpoint that is not what was written; an older one may be good."""
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """What has to agree for weights to fit.
-
-    head, hidden_size: see `cvdist.models.heads`; empty and 0 for models that have no choice of heads.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    channels: int
-    height: int
-    width: int
-    head: str = ""
-    hidden_size: int = 0
-
-    def __str__(self) -> str:
-        """As error messages name it."""
-        size = models.HeadSize(self.head, self.hidden_size)
-        head = "" if size in (("", 0), models.heads.USUAL) else f", {size}"
-        return f"{self.name}{head} ({len(self.classes)} classes, {self.channels}x{self.height}x{self.width})"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelIdentity:
-        """Inverse of `dataclasses.asdict`, also after JSON; what older versions wrote has the usual head."""
-        if "head" not in values:
-            size = models.head_of(ModelConfig(model=values["name"]))
-            values = {**values, "head": size.name, "hidden_size": size.hidden_size}
-        return cls(**{**values, "classes": tuple(values["classes"])})
 
 
 @dataclass(frozen=True)
@@ -178,7 +144,7 @@ def load(
 ) -> Checkpoint:
     """Read a checkpoint; `name` stands for it in messages.
 
-    whole: join what lies in the files of several workers; else `state` has `parts.Pieces` in their place.
+    whole: join what lies in the files of several workers; else `state` has `shards.Pieces` in their place.
 
     Raises:
         DamagedCheckpoint: if it is incomplete or not what was written.
@@ -194,9 +160,9 @@ def load(
         state = torch.load(folder / _STATE, map_location=map_location, weights_only=True)
         workers = int(meta.get("workers", 0))
         if workers:
-            state = parts.join(state, folder, workers)
+            state = shards.join(state, folder, workers)
         if workers and whole:
-            state = parts.whole(state, map_location)
+            state = shards.whole(state, map_location)
         return Checkpoint(
             model=ModelIdentity.from_dict(meta["model"]),
             order=OrderIdentity(**meta["order"]),

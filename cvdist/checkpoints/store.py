@@ -12,10 +12,10 @@ from typing import NamedTuple
 from pyarrow import fs as arrow
 
 from cvdist import storage
+from cvdist.checkpoints.fence import Fence
+from cvdist.checkpoints.format import META, parse_meta, standing
 from cvdist.errors import UserError
-from cvdist.runtime.fence import Fence
 from cvdist.storage import Folder
-from cvdist.training.checkpoint import META, parse_meta, standing
 
 logger = logging.getLogger(__name__)
 

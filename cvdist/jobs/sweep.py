@@ -12,12 +12,12 @@ from typing import Any
 
 from cvdist import config as configs
 from cvdist import log, tracking
+from cvdist.checkpoints.fence import Fence
+from cvdist.checkpoints.store import StoredCheckpoints
 from cvdist.config import ModelConfig, SweepJobConfig, TrainConfig, storage_root
 from cvdist.errors import UserError
+from cvdist.jobs import train
 from cvdist.log import redact
-from cvdist.runtime import launch
-from cvdist.runtime.fence import Fence
-from cvdist.runtime.stored import StoredCheckpoints
 from cvdist.storage import Folder
 from cvdist.sweep import space
 from cvdist.sweep.record import ENDED, Records, Trial, best_of, folder_of
@@ -44,7 +44,7 @@ class Finished:
     trials: tuple[Trial, ...]
     best: Trial
     checkpoint: str
-    trained: launch.Finished | None
+    trained: train.Finished | None
     run: RunRef | None
     storage: str
     seconds: float
@@ -59,7 +59,7 @@ def run(job: SweepJobConfig) -> Finished:
     """
     began = time.monotonic()
     configs.check_sweep(job)
-    config = launch.named(launch.absolute(job.train))
+    config = train.named(train.absolute(job.train))
     config = configs.replace(config, storage=storage_root(config))  # trials run in other folders
     search = space.parse(job.sweep.search, config)
     tries = space.draw(search, job.sweep.sweep_seed, job.sweep.trials)
@@ -72,10 +72,10 @@ def run(job: SweepJobConfig) -> Finished:
             space.apply(config, settings)
         except UserError as error:
             raise UserError(f"--search: {space.describe(settings)}: {error}") from error
-    launch.require_ray("try settings one by one with jobs/train.py --runtime inline")
+    train.require_ray("try settings one by one with jobs/train.py --runtime inline")
     job = SweepJobConfig(config, job.sweep)
     try:
-        with launch.sigterm_raises():
+        with train.sigterm_raises():
             return _run(job, search, tries, began)
     except (KeyboardInterrupt, SystemExit):
         logger.warning("the sweep was stopped: the same command with --name %s goes on", config.checkpoint.name)
@@ -92,7 +92,7 @@ def _run(job: SweepJobConfig, search: tuple[Dimension, ...], tries: list[Setting
         nodes = ray_cluster.connect(config)
         store = opening.result()
     use_gpu = ray_cluster.require_resources(config)
-    from cvdist.runtime import trials as running
+    from cvdist.jobs import trials as running
 
     uri = f"{root}/{name}"
     folder = Folder.open(uri, "--storage", patient=True)
@@ -104,7 +104,7 @@ def _run(job: SweepJobConfig, search: tuple[Dimension, ...], tries: list[Setting
     _announce(job, search, known, left, continued=continued)
     parent, runs = None, {}
     if store is not None:
-        from cvdist.tracking import sweep_run
+        from cvdist.jobs import sweep_run
 
         parent = sweep_run.start(job, search, store, continued=continued, owner=fence.name)
         logger.info("tracking   %s, %s", redact(parent.tracking_uri), parent.page)
@@ -157,7 +157,7 @@ class _Keeper:
     def ended(self, trial: Trial) -> None:
         """A trial is over. It may still be storing a checkpoint; those that ended before it have done so."""
         if trial.number in self._runs:
-            from cvdist.tracking import sweep_run
+            from cvdist.jobs import sweep_run
 
             sweep_run.end_trial(self._runs[trial.number], trial)
         before, self._ended = self._ended, [*self._ended, trial]
@@ -194,12 +194,12 @@ class _Keeper:
 def _open(config: TrainConfig, tries: list[Settings]) -> tracking.Store | None:
     """Reach all that results are written to, and the data if the workers are on this machine."""
     here = "RAY_ADDRESS" not in os.environ
-    store = launch.open_all(config, data_is_here=here)
+    store = train.open_all(config, data_is_here=here)
     if here and config.features.features:
-        from cvdist import data
+        from cvdist import loaders
 
         for views in {settings["views"] for settings in tries if "views" in settings}:
-            data.prepare(configs.replace(config, views=views))
+            loaders.prepare(configs.replace(config, views=views))
     return store
 
 
@@ -244,7 +244,7 @@ def _memory(config: TrainConfig, tries: list[Settings]) -> int:
     """
     import ray
 
-    from cvdist.runtime.preflight import _trained_parameters
+    from cvdist.jobs.preflight import _trained_parameters
 
     most = 0
     sizes: dict[ModelConfig, int] = {}
@@ -287,7 +287,7 @@ def _announce(
 
 def _train_best(
     job: SweepJobConfig, best: Trial, checkpoint: str, parent: RunRef | None
-) -> launch.Finished | None:
+) -> train.Finished | None:
     """An ordinary training with the best trial's settings, from its best checkpoint on."""
     config = space.apply(job.train, best.settings)
     assert best.best is not None
@@ -301,4 +301,4 @@ def _train_best(
         logger.warning("its checkpoint is gone: it is trained from the start")
     config = configs.replace(config, name=f"{config.checkpoint.name}-best-{best.number:02}", resume=checkpoint)
     tags = {tracking.PARENT_TAG: parent.run_id} if parent is not None else {}
-    return launch.launch(config, launch.Part(tags, time.time()))
+    return train.launch(config, train.Part(tags, time.time()))

@@ -14,14 +14,14 @@ import torch
 
 from cvdist import log, storage
 from cvdist.config import EvaluateConfig
+from cvdist.distributed import precision
 from cvdist.errors import UserError
 from cvdist.evaluation import metrics
 from cvdist.evaluation.compare import Comparison, compare
 from cvdist.evaluation.metrics import Metrics, Outcome
 from cvdist.evaluation.pictures import Pictures, match_classes, open_pictures
-from cvdist.prediction.job import resolved
+from cvdist.prediction.batch import resolved
 from cvdist.saved import SavedModel, open_model
-from cvdist.training import precision
 
 logger = logging.getLogger(__name__)
 

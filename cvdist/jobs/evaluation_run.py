@@ -10,10 +10,10 @@ from cvdist.config import EvaluateConfig, TrainConfig, replace
 from cvdist.evaluation import page
 from cvdist.tracking import environment, open_tracker
 from cvdist.tracking.run import RunRef, client_of, describe, ended, first_line, open_store
-from cvdist.tracking.run_page import quarantine_table
+from cvdist.training.reporting import quarantine_table
 
 if TYPE_CHECKING:
-    from cvdist.evaluation.job import Evaluation
+    from cvdist.evaluation.measure import Evaluation
 
 logger = logging.getLogger(__name__)
 

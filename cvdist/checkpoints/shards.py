@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cvdist.parallel.slices import Slice
+from cvdist.distributed.tensor_shard import Slice
 
 _MARK = "cvdist.parts"
 

@@ -12,10 +12,10 @@ from cvdist import config as configs
 from cvdist import log
 from cvdist.config import EvaluateConfig
 from cvdist.errors import UserError
-from cvdist.evaluation import job
-from cvdist.evaluation.job import Evaluation
-from cvdist.runtime.launch import sigterm_raises
-from cvdist.runtime.prediction import device_here
+from cvdist.evaluation import measure
+from cvdist.evaluation.measure import Evaluation
+from cvdist.jobs.predict import device_here
+from cvdist.jobs.train import sigterm_raises
 from cvdist.saved import open_model
 from cvdist.tracking import RunRef
 
@@ -55,12 +55,12 @@ def run(config: EvaluateConfig) -> Finished:
             )
         store = None
         if asked.tracking == "required":
-            from cvdist.tracking import evaluation_run
+            from cvdist.jobs import evaluation_run
 
             store = evaluation_run.store_of(config)
-        evaluation = job.evaluate(config, saved, device)
+        evaluation = measure.evaluate(config, saved, device)
         if asked.output:
-            job.write_json(config.evaluation.output, evaluation)
+            measure.write_json(config.evaluation.output, evaluation)
         ref = evaluation_run.log_evaluation(store, evaluation) if store is not None else None
         registered = _register(config, evaluation) if asked.register else ""
     return Finished(config, evaluation, ref, registered, time.monotonic() - began)

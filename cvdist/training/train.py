@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,32 +20,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from cvdist import data, log, models, parallel, storage, strain
+from cvdist import loaders, log, models, parallel, slow_requests, storage
+from cvdist.checkpoints import format as ckpt
+from cvdist.checkpoints import shards as ckpt_parts
+from cvdist.checkpoints.format import Checkpoint, DamagedCheckpoint, Normalisation, OrderIdentity, Progress
 from cvdist.config import TrainConfig
 from cvdist.data.sampler import EpochOrder
+from cvdist.distributed import precision
+from cvdist.distributed.collectives import gather, hurry, naming_lost_workers, together
+from cvdist.distributed.device import describe, peak_memory, random_state, set_random_state
+from cvdist.distributed.tensor_shard import Slice
+from cvdist.distributed.worker import Asked, Worker
 from cvdist.errors import UserError
-from cvdist.parallel.slices import Slice
-from cvdist.runtime.worker import Asked, Worker
+from cvdist.results import EpochRecord, Evaluation, ModelIdentity, Summary
 from cvdist.seeding import mix
-from cvdist.strain import NO_STRAIN, Strain
-from cvdist.tracking import run_page
+from cvdist.slow_requests import NO_STRAIN
 from cvdist.tracking.tracker import Tracker
-from cvdist.training import average, compiling, precision, ridge
-from cvdist.training import checkpoint as ckpt
-from cvdist.training import parts as ckpt_parts
-from cvdist.training.checkpoint import (
-    Checkpoint,
-    DamagedCheckpoint,
-    ModelIdentity,
-    Normalisation,
-    OrderIdentity,
-    Progress,
-)
-from cvdist.training.collectives import gather, hurry, naming_lost_workers, together
-from cvdist.training.device import describe, peak_memory, random_state, set_random_state
-from cvdist.training.evaluation import Evaluation, evaluate
+from cvdist.training import average, compiling, reporting, ridge
+from cvdist.training.evaluation import evaluate
 from cvdist.training.finite import LossWatch, require_finite_weights
-from cvdist.training.history import EpochRecord, RidgeResult
 from cvdist.training.meter import Meter
 from cvdist.training.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from cvdist.training.visualize import Visualizer
@@ -54,30 +46,6 @@ from cvdist.training.visualize import Visualizer
 logger = logging.getLogger(__name__)
 
 _LOGGED = 500  # step metrics that a checkpoint remembers
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a finished run reports to the person who started it."""
-
-    data: str
-    model: str
-    workers: int
-    hardware: str
-    epochs: int
-    best_epoch: int
-    best_correct: int
-    valid_total: int
-    samples_per_second: float
-    train_seconds: float
-    first_step_at: float
-    """Seconds since 1970 when the first step was done; 0 if the run had nothing left to do."""
-    visualized: bool = False
-    """Whether the run shows what the network has learned."""
-    waited: Strain = NO_STRAIN
-    """What the storage cost beyond the usual."""
-    ridge: RidgeResult | None = None
-    """The baseline, where one was computed."""
 
 
 class TrainingLoop:
@@ -95,11 +63,11 @@ class TrainingLoop:
         self.arithmetic = precision.choose(config.loop.precision, worker.device)
         with together(config.runtime.prepare_timeout):
             if worker.local_rank == 0:
-                data.prepare(config)
+                loaders.prepare(config)
                 models.prepare(config.model)
         with together():
             expected = models.preprocessing(config.model)
-            self.loader = data.open_loader(
+            self.loader = loaders.open_loader(
                 config,
                 worker.device,
                 workers_on_node=worker.local_world_size,
@@ -158,10 +126,10 @@ class TrainingLoop:
         self._announce()
         self.tracker.dataset(self.info, self.loader.digest)
         if self.loader.quarantine:
-            self.tracker.text("quarantine.csv", run_page.quarantine_table(self.loader.quarantine))
-        self.tracker.figure("samples", run_page.samples_figure(self.loader))
+            self.tracker.text("quarantine.csv", reporting.quarantine_table(self.loader.quarantine))
+        self.tracker.figure("samples", reporting.samples_figure(self.loader))
         if self.loader.augmentation is not None:
-            figure = run_page.augmentation_figure(self.loader, self.loader.augmentation)
+            figure = reporting.augmentation_figure(self.loader, self.loader.augmentation)
             self.tracker.figure("augmentation", figure)
         fresh = not (self.progress.epoch or self.progress.position)
         self.visualizer.start(self._validated_model(), fresh=fresh)
@@ -173,13 +141,13 @@ class TrainingLoop:
         for step, values in self.progress.logged:
             self.tracker.metrics(values, step)
         for record in self.progress.history:
-            self.tracker.metrics(run_page.epoch_metrics(record), record.epoch)
+            self.tracker.metrics(reporting.epoch_metrics(record), record.epoch)
         for epoch in range(self.progress.epoch + 1, self.config.loop.epochs + 1):
             started = time.monotonic()
             train_loss, train_correct, speed = self._train_epoch(epoch)
             result = self._validate()
             seconds = time.monotonic() - started
-            waited = sum(gather(strain.storage.take()), NO_STRAIN)
+            waited = sum(gather(slow_requests.storage.take()), NO_STRAIN)
             record = EpochRecord(
                 epoch=epoch,
                 train_loss=train_loss,
@@ -199,7 +167,7 @@ class TrainingLoop:
             self._finish_epoch(record, result)
             self.visualizer.epoch_done(self._validated_model(), epoch)
             self._save(f"epoch-{epoch:04}", score=record.score)
-            self.tracker.metrics(run_page.epoch_metrics(record), epoch)
+            self.tracker.metrics(reporting.epoch_metrics(record), epoch)
         self._log_results()
         return self._summary()
 
@@ -211,7 +179,7 @@ class TrainingLoop:
             if self.main and progress.ridge is not None:
                 logger.info("baseline   ridge probe %s", progress.ridge)
         if progress.ridge is not None:
-            self.tracker.metrics(run_page.ridge_metrics(progress.ridge), 0)
+            self.tracker.metrics(reporting.ridge_metrics(progress.ridge), 0)
 
     def _train_epoch(self, epoch: int) -> tuple[float, int, float]:
         """One pass over the training data, from where the last checkpoint left it.
@@ -254,7 +222,7 @@ class TrainingLoop:
         speed = (progress.position - began_at) / max(time.monotonic() - began, 1e-9)
         return progress.loss_sum / self.info.train_size, progress.correct, speed
 
-    def _step(self, batch: data.Batch, rate: float, meter: Meter) -> None:
+    def _step(self, batch: loaders.Batch, rate: float, meter: Meter) -> None:
         """Forward, backward, update."""
         optimizer, config, mode = self.optimizer, self.config.optimizer, self.mode
         compiling.begin_step(self.config.loop.compile)
@@ -287,7 +255,7 @@ class TrainingLoop:
             scores: Tensor = self.mode.replica(images)
         return scores
 
-    def _portions(self, batch: data.Batch) -> Iterator[tuple[bool, Tensor, Tensor]]:
+    def _portions(self, batch: loaders.Batch) -> Iterator[tuple[bool, Tensor, Tensor]]:
         """A share cut into `--accumulate-steps` parts of about equal size (fewer if a share is smaller than
         that).
 
@@ -627,7 +595,7 @@ class TrainingLoop:
             return
         assert self.best is not None
         model = self._best_model()
-        run_page.log_figures(self.tracker, self.loader, self.progress, self.best)
+        reporting.log_figures(self.tracker, self.loader, self.progress, self.best)
         example, _ = self.loader.pictures("valid", range(min(4, self.info.valid_size)))
         self.tracker.model(model, self.identity, self.info, example, step=self.progress.best_epoch)
         self.visualizer.finish(
@@ -670,6 +638,6 @@ class TrainingLoop:
             train_seconds=self.progress.seconds,
             first_step_at=self.first_step_at,
             visualized=self.visualizer.enabled,
-            waited=sum((record.waited for record in history), strain.storage.take()),
+            waited=sum((record.waited for record in history), slow_requests.storage.take()),
             ridge=self.progress.ridge,
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvdist.figures import style, tiles
 from cvdist.figures.filters import colors
-from cvdist.interpret.exciting import Exciting
+from cvdist.interpret.top_activations import Exciting
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cvdist.config import TrainConfig
-    from cvdist.evaluation.job import Measured
-    from cvdist.runtime.evaluation import Finished as EvaluationFinished
-    from cvdist.runtime.launch import Finished, Preprocessed
-    from cvdist.runtime.prediction import Finished as PredictionFinished
-    from cvdist.runtime.sweep import Finished as SweepFinished
-    from cvdist.visualize import Shown
+    from cvdist.evaluation.measure import Measured
+    from cvdist.jobs.evaluate import Finished as EvaluationFinished
+    from cvdist.jobs.predict import Finished as PredictionFinished
+    from cvdist.jobs.sweep import Finished as SweepFinished
+    from cvdist.jobs.train import Finished, Preprocessed
+    from cvdist.jobs.visualize import Shown
 
 _SHOWN_CLASSES = 10
 _OF_THE_NODE = ("data", "cache", "cache_share", "decode_workers", "max_bad_images")  # no part of the features
@@ -129,7 +129,7 @@ def features_table(done: Preprocessed) -> str:
 
 def figures_table(shown: Shown) -> str:
     """The same for a visualisation."""
-    from cvdist.visualize import where
+    from cvdist.jobs.visualize import where
 
     study = shown.study
     rows = [

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from cvdist import config as configs
-from cvdist import data as datasets
-from cvdist import log, storage, tracking
+from cvdist import loaders, log, storage, tracking
 from cvdist.config import DataConfig, LookConfig, TrainConfig, VisualizeJobConfig
 from cvdist.data.images.decode import UndecodableError, decode
 from cvdist.data.images.listing import list_pictures, list_unsorted, split
@@ -29,12 +28,12 @@ from cvdist.figures import network
 from cvdist.hardware import usable_cores
 from cvdist.interpret.layers import ConvLayer, choose
 from cvdist.interpret.study import Limits, Source, Study, study
+from cvdist.jobs import report
+from cvdist.jobs.predict import device_here
 from cvdist.log import redact
-from cvdist.runtime.prediction import device_here
 from cvdist.saved import SavedModel, open_model
 from cvdist.seeding import generator
 from cvdist.storage import Folder
-from cvdist.tracking import report_page
 from cvdist.training.visualize import ValidationPictures
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def visualize(config: VisualizeJobConfig) -> Shown:
     drawings = dict(_drawings(layers, result, pictures, look))
     files = _write(drawings, output, saved.run)
     if saved.run is not None:
-        report_page.log_report_or_warn(saved.run, ended=False)
+        report.log_report_or_warn(saved.run, ended=False)
     return Shown(
         model=f"{saved.source}, {saved.identity}",
         layers=layers,
@@ -179,7 +178,7 @@ def _of_the_run(saved: SavedModel, data: DataConfig, config: VisualizeJobConfig)
         found = list(zip(paths, names.tolist(), strict=True))
         return _decoded(data.data, found, config.look.most_pictures, saved, data.image_size, data.resize)
     settings = dataclasses.replace(TrainConfig(), data=data)
-    loader = datasets.open_loader(configs.replace(settings, storage=config.saved.storage), torch.device("cpu"))
+    loader = loaders.open_loader(configs.replace(settings, storage=config.saved.storage), torch.device("cpu"))
     source = ValidationPictures(loader)
     return _Pictures(source, f"{loader.info.name}, the {source.size:,} validation pictures of the run", [])
 

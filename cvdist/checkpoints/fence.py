@@ -30,10 +30,9 @@ from pathlib import Path
 
 from pyarrow import fs as arrow
 
-from cvdist.errors import UserError
+from cvdist.errors import Superseded, UserError, superseded_by_another_job
 from cvdist.lock import locked
 from cvdist.storage import Folder
-from cvdist.tracking.tracker import Superseded
 
 logger = logging.getLogger(__name__)
 
@@ -202,16 +201,7 @@ def _require_job(folder: Folder, names: list[str], mine: str) -> None:
         who = f" on {there['host']} at {there['started']}"
     except (ValueError, KeyError, TypeError):
         who = ""
-    raise another_job(who)
-
-
-def another_job(who: str = "") -> Superseded:
-    """What a job ends with that a newer one of its name has taken the run from."""
-    return Superseded(
-        f"another job of this --name has begun{who} and goes on from the last checkpoint: this one stops. Give "
-        "jobs that are to run side by side names of their own",
-        on_all_workers=True,
-    )
+    raise superseded_by_another_job(who)
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from pyarrow import fs as arrow
 from torch import Tensor
 
 from cvdist import storage
+from cvdist.checkpoints import format as ckpt
+from cvdist.checkpoints.format import Checkpoint
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.storage import Folder
-from cvdist.training import checkpoint as ckpt
-from cvdist.training.checkpoint import Checkpoint
 
 _META = "checkpoint.json"
 

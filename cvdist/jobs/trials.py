@@ -28,18 +28,18 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from cvdist import log
+from cvdist.checkpoints.fence import Fence, FenceWatch
+from cvdist.checkpoints.store import StoredCheckpoints
+from cvdist.checkpoints.uploads import Uploads
 from cvdist.config import SweepConfig, TrainConfig
-from cvdist.errors import UserError
-from cvdist.runtime.fence import Fence, FenceWatch, another_job
-from cvdist.runtime.stored import StoredCheckpoints
-from cvdist.runtime.uploads import Uploads
-from cvdist.runtime.worker import Asked
+from cvdist.distributed.worker import Asked
+from cvdist.errors import Superseded, UserError, superseded_by_another_job
 from cvdist.storage import Folder
 from cvdist.sweep import space
 from cvdist.sweep.record import Epoch, Trial, folder_of
-from cvdist.tracking import Attempt, NoTracker, RunRef, Superseded, Tracker, open_tracker
+from cvdist.tracking import Attempt, NoTracker, RunRef, Tracker, open_tracker
 from cvdist.training.finite import NotFinite
-from cvdist.training.loop import TrainingLoop
+from cvdist.training.train import TrainingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class _Stopped(BaseException):
 
 
 class TrialWorker:
-    """The one worker of a trial (`cvdist.runtime.worker.Worker`)."""
+    """The one worker of a trial (`cvdist.distributed.worker.Worker`)."""
 
     rank = local_rank = 0
     world_size = 1
@@ -111,7 +111,7 @@ class TrialWorker:
     def asked(self) -> Asked:
         """See `Worker.asked`."""
         if self._watch is not None and self._watch.superseded:
-            raise another_job()
+            raise superseded_by_another_job()
         return Asked.NOTHING
 
 
@@ -291,7 +291,7 @@ class Watch(tune.Callback, tune.Stopper):
     def stop_all(self) -> bool:
         """See `tune.Stopper`."""
         if self._fence.superseded and self.error is None:
-            self.error = another_job()
+            self.error = superseded_by_another_job()
         return self.error is not None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -299,7 +299,7 @@ class Watch(tune.Callback, tune.Stopper):
         number = trial.config["trial"]
         self._running.add(number)
         if number in self._runs:
-            from cvdist.tracking import sweep_run
+            from cvdist.jobs import sweep_run
 
             sweep_run.running(self._runs[number])
 

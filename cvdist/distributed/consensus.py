@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cvdist.runtime.fence import another_job
-from cvdist.runtime.worker import Asked
+from cvdist.distributed.worker import Asked
+from cvdist.errors import superseded_by_another_job
 
 _MOST = 4096  # steps between two exchanges
 
@@ -58,5 +58,5 @@ class Rounds:
         self._left = min(max(int(self._seconds / max(slowest, 1e-6)), 1), _MOST)
         self._taken, self._since = 0, now
         if highest == Asked.STOP:
-            raise another_job()
+            raise superseded_by_another_job()
         return Asked(int(highest))

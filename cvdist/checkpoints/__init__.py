@@ -1,0 +1,1 @@
+"""What a run needs to continue: its format, and one store for folders and buckets."""

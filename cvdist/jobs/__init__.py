@@ -1,0 +1,1 @@
+"""The jobs, a file each: from the settings to what is printed."""
