@@ -27,7 +27,7 @@ from cvdist import models, recipes
 from cvdist.config import TrainConfig
 from cvdist.features import build
 from cvdist.features.extract import Extractor
-from cvdist.features.plan import Slice
+from cvdist.features.plan import WorkUnit
 from cvdist.features.receipt import Receipt
 
 PICTURES, BATCH, ROUNDS = 128, 16, 3
@@ -78,7 +78,7 @@ def _extract(config: TrainConfig) -> tuple[build.Built, float]:
     todo = build.make_plan(config)
     extractor = Extractor(config, todo.fingerprint, CPU)
 
-    def compute(left: Sequence[Slice]) -> Iterator[Receipt]:
+    def compute(left: Sequence[WorkUnit]) -> Iterator[Receipt]:
         return map(extractor, left)
 
     built = build.build(config, todo, compute)

@@ -23,7 +23,7 @@ from cvdist import config as configs
 from cvdist import recipes
 from cvdist.checkpoints.fence import Fence
 from cvdist.config import TrainConfig
-from cvdist.distributed.worker import Asked
+from cvdist.distributed.worker import StopRequest
 from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
 from cvdist.tracking import NoTracker
 from cvdist.training import train as loop_module
@@ -65,11 +65,11 @@ def _epoch(config: TrainConfig, folder: Path, *, epochs: int = 1, bare: bool = F
     loop = TrainingLoop(config, worker, NoTracker())
     without_more = configs.replace(config, checkpoint_every=0)
     if bare:
-        worker.asked = lambda: Asked.NOTHING  # type: ignore[method-assign]
+        worker.poll_stop_request = lambda: StopRequest.NONE  # type: ignore[method-assign]
         loop.losses = _NoWatch()  # type: ignore[assignment]
 
     def run() -> float:
-        without = mock.patch.object(loop_module, "naming_lost_workers", lambda *_: nullcontext())
+        without = mock.patch.object(loop_module, "annotate_collective_errors", lambda *_: nullcontext())
         with without if bare else nullcontext():
             started = time.perf_counter()
             for epoch in range(epochs):
@@ -77,7 +77,7 @@ def _epoch(config: TrainConfig, folder: Path, *, epochs: int = 1, bare: bool = F
                 loop.config = without_more if epoch else config
                 loop._train_epoch(epoch + 1)
             seconds = time.perf_counter() - started
-        worker.settle()
+        worker.wait_for_uploads()
         return seconds
 
     return run

@@ -28,7 +28,7 @@ from cvdist import config as configs
 from cvdist import loaders, recipes
 from cvdist.config import TrainConfig
 from cvdist.parallel import measure, modes
-from cvdist.runtime.processes import Place, joined
+from cvdist.runtime.processes import RankInfo, init_distributed
 from cvdist.tracking import NoTracker
 from cvdist.training.train import TrainingLoop
 
@@ -50,7 +50,7 @@ class _Noting(NoTracker):
 class Server:
     """The loops of this worker."""
 
-    def __init__(self, place: Place, folder: Path) -> None:
+    def __init__(self, place: RankInfo, folder: Path) -> None:
         """`folder`: where the caches are."""
         self.place, self.folder = place, folder
         self.loops: dict[str, TrainingLoop] = {}
@@ -125,7 +125,7 @@ def main() -> None:
     modes._POWERSGD_START = 2  # the fewest; they are left out of the figures
     folder = Path(sys.argv[1])
     answers, sys.stdout = sys.stdout, sys.stderr
-    with joined(configured(folder, 0, 1, 0.0, "head")) as place:
+    with init_distributed(configured(folder, 0, 1, 0.0, "head")) as place:
         server = Server(place, folder)
         for line in sys.stdin:
             command, *words = line.split()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cvdist import log
 from cvdist.config import HeadSize, ModelConfig
-from cvdist.slow_requests import NO_STRAIN, Strain
+from cvdist.slow_requests import NO_SLOW_REQUESTS, SlowRequests
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +53,9 @@ class EpochRecord:
         return self.valid_accuracy - 1e-9 * self.epoch
 
     @property
-    def waited(self) -> Strain:
+    def waited(self) -> SlowRequests:
         """What the storage cost beyond the usual."""
-        return Strain(self.storage_slow, self.storage_failed, self.storage_seconds)
+        return SlowRequests(self.storage_slow, self.storage_failed, self.storage_seconds)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Summary:
     """Seconds since 1970 when the first step was done; 0 if the run had nothing left to do."""
     visualized: bool = False
     """Whether the run shows what the network has learned."""
-    waited: Strain = NO_STRAIN
+    waited: SlowRequests = NO_SLOW_REQUESTS
     """What the storage cost beyond the usual."""
     ridge: RidgeResult | None = None
     """The baseline, where one was computed."""

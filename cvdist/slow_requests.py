@@ -26,16 +26,16 @@ _TELL_SECONDS = 30.0  # between two lines
 
 
 @dataclass(frozen=True)
-class Strain:
+class SlowRequests:
     """Requests of some span of time. slow: answered, but late; failed: given up; seconds: lost to both."""
 
     slow: int = 0
     failed: int = 0
     seconds: float = 0.0
 
-    def __add__(self, other: Strain) -> Strain:
+    def __add__(self, other: SlowRequests) -> SlowRequests:
         """Of both spans."""
-        return Strain(self.slow + other.slow, self.failed + other.failed, self.seconds + other.seconds)
+        return SlowRequests(self.slow + other.slow, self.failed + other.failed, self.seconds + other.seconds)
 
     def __bool__(self) -> bool:
         """Whether there was anything out of the usual."""
@@ -48,16 +48,16 @@ class Strain:
         )
 
 
-NO_STRAIN = Strain()
+NO_SLOW_REQUESTS = SlowRequests()
 
 
-class StrainMeter:
+class SlowRequestMeter:
     """Adds up what requests cost. Safe to use from several threads."""
 
     def __init__(self) -> None:
         """Nothing yet."""
         self._lock = threading.Lock()
-        self._untaken = self._total = NO_STRAIN
+        self._untaken = self._total = NO_SLOW_REQUESTS
         self._told = -_TELL_SECONDS
 
     @contextmanager
@@ -79,15 +79,15 @@ class StrainMeter:
             seconds = time.monotonic() - began
             lost = seconds - sum(sizes) / _USUAL_RATE
             if failed or lost > _USUAL_SECONDS:
-                self._add(what, seconds, Strain(1 - failed, failed, max(lost, 0.0)))
+                self._add(what, seconds, SlowRequests(1 - failed, failed, max(lost, 0.0)))
 
-    def take(self) -> Strain:
+    def take(self) -> SlowRequests:
         """What has come since the last call."""
         with self._lock:
-            taken, self._untaken = self._untaken, NO_STRAIN
+            taken, self._untaken = self._untaken, NO_SLOW_REQUESTS
             return taken
 
-    def _add(self, what: str, seconds: float, strain: Strain) -> None:
+    def _add(self, what: str, seconds: float, strain: SlowRequests) -> None:
         with self._lock:
             self._untaken += strain
             self._total += strain
@@ -101,5 +101,5 @@ class StrainMeter:
             )
 
 
-storage = StrainMeter()
+storage = SlowRequestMeter()
 """Of all requests through `cvdist.storage`."""

@@ -134,12 +134,12 @@ def publish(
     fill: Callable[[Path], None],
     *,
     last: str,
-    permit: Callable[[], None] = lambda: None,
+    ensure_current: Callable[[], None] = lambda: None,
 ) -> None:
     """A new folder of files, there whole or not at all; one that was there is replaced.
 
     fill: writes the files into an empty local folder. last: the file without which the others mean nothing.
-    permit: called before anything can be seen, and raises where this is no longer wanted.
+    ensure_current: called before anything can be seen, and raises where this is no longer wanted.
 
     Raises:
         OSError: as the operating system or pyarrow words it.
@@ -154,7 +154,7 @@ def publish(
             for file in arriving.iterdir():
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())  # or a crash of the machine could leave names without contents
-            permit()
+            ensure_current()
             if target.exists():
                 shutil.rmtree(target)
             arriving.rename(target)
@@ -163,7 +163,7 @@ def publish(
         return
     with TemporaryDirectory(prefix="cvdist-publish-") as private:
         fill(Path(private))
-        permit()
+        ensure_current()
         for name in sorted((file.name for file in Path(private).iterdir()), key=lambda name: name == last):
             with slow_requests.storage.request(f"{path}/{name}", Path(private, name).stat().st_size):
                 arrow.copy_files(
@@ -182,12 +182,12 @@ def publish_part(
     awaited: Sequence[str],
     last: str,
     timeout: float,
-    permit: Callable[[], None] = lambda: None,
+    ensure_current: Callable[[], None] = lambda: None,
 ) -> None:
     """One worker's files of a new folder that several write at the same time.
 
     fill: writes this worker's files into an empty local folder. awaited: files that have to be there before
-    `last`, if this worker has that one. permit: see `publish`.
+    `last`, if this worker has that one. ensure_current: see `publish`.
 
     Raises:
         OSError: as the operating system or pyarrow words it.
@@ -200,7 +200,7 @@ def publish_part(
     # On the same disk, so that files can be moved into their place.
     with TemporaryDirectory(prefix=".arriving-", dir=target if local else None) as private:
         fill(Path(private))
-        permit()
+        ensure_current()
         # What tells of other files follows them.
         order = {
             name: (name == last, name.endswith(".json"))
@@ -209,7 +209,7 @@ def publish_part(
         for name in sorted(order, key=lambda name: order[name]):
             if name == last:
                 _await(filesystem, path, awaited, timeout)
-                permit()
+                ensure_current()
             if local:
                 with (Path(private) / name).open("rb") as opened:
                     os.fsync(opened.fileno())

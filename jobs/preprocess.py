@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> None:
     asked = cli.parse_preprocess(arguments)
     if asked is None:
         return
-    if isinstance(asked, cli.Look):
+    if isinstance(asked, cli.CacheCommand):
         from cvdist.features import inspect
 
         if asked.how == "check":

@@ -17,7 +17,7 @@ from cvdist.features import open as open_cache
 from cvdist.features.build import Built, Plan
 from cvdist.features.extract import Extractor
 from cvdist.features.loader import FeatureLoader
-from cvdist.features.plan import Slice
+from cvdist.features.plan import WorkUnit
 from cvdist.features.receipt import Receipt
 
 CPU = torch.device("cpu")
@@ -56,10 +56,10 @@ def config(data: Path | str, features: Path | str, weights: Path, cache: Path, *
     )
 
 
-def computing(chosen: TrainConfig, plan: Plan, computed: list[Slice]) -> Any:
+def computing(chosen: TrainConfig, plan: Plan, computed: list[WorkUnit]) -> Any:
     """What `build` calls, in this process; `computed` notes the slices."""
 
-    def compute(left: Sequence[Slice]) -> Iterator[Receipt]:
+    def compute(left: Sequence[WorkUnit]) -> Iterator[Receipt]:
         extractor = Extractor(chosen, plan.fingerprint, CPU)
         for work in left:
             receipt = extractor(work)
@@ -72,7 +72,7 @@ def computing(chosen: TrainConfig, plan: Plan, computed: list[Slice]) -> Any:
 def extract(chosen: TrainConfig) -> tuple[Built, list[str]]:
     """Make or update a cache. Returns the paths of the pictures that were computed, too."""
     plan = build.make_plan(chosen)
-    computed: list[Slice] = []
+    computed: list[WorkUnit] = []
     built = build.build(chosen, plan, computing(chosen, plan, computed))
     return built, [path for work in computed for path in work.paths]
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cvdist import config as configs
 from cvdist import recipes
 from cvdist.checkpoints.fence import Fence
-from cvdist.distributed.collectives import together
+from cvdist.distributed.collectives import raise_on_all_ranks
 from cvdist.errors import UserError
 from cvdist.runtime import processes
 from cvdist.tracking import NoTracker
@@ -39,14 +39,14 @@ class Recorder(NoTracker):
         self.logged = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def train(place: processes.Place, changes: dict[str, Any]) -> dict[str, Any]:
+def train(place: processes.RankInfo, changes: dict[str, Any]) -> dict[str, Any]:
     """One run, or the error that all workers end with."""
     config = configs.replace(recipes.find("dogs-cats-vgg16-features"), **changes)
     configs.check(config)
     recorder, found = Recorder(), {}
     try:
         fence = None
-        with together():
+        with raise_on_all_ranks():
             if place.rank == 0:
                 fence = Fence.claim_job(f"{config.checkpoint.storage}/{config.checkpoint.name}", attempt=1)
         loop = TrainingLoop(config, place.worker(config, fence, lambda: False), recorder)
@@ -63,7 +63,7 @@ def main(cases: Path, results: Path) -> None:
     torch.set_num_threads(1)
     wanted = json.loads(cases.read_text())
     first = configs.replace(recipes.find("dogs-cats-vgg16-features"), device="cpu")
-    with processes.joined(first) as place:
+    with processes.init_distributed(first) as place:
         found = {name: train(place, changes) for name, changes in wanted.items()}
     if place.rank == 0:
         results.write_text(json.dumps(found))

@@ -305,7 +305,7 @@ def look(**changes):
 def test_a_study_is_bounded_and_holds_what_has_to_be_in_it():
     result = look(include=[7, 29])
     assert (result.seen, result.available) == (12, 30)
-    assert result.right_in_all + result.wrong_in_all == 12
+    assert result.num_correct + result.num_wrong == 12
     rows = {int(row) for row in result.exciting["conv1"].pictures.flatten()}
     judged = {one.judged.row for one in result.right + result.wrong}
     assert len(rows | judged) <= 12

@@ -120,7 +120,7 @@ def test_a_faster_machine_never_takes_longer(work, machine, workers, factor):
 @given(works, machines, st.integers(1, 1024))
 def test_no_step_is_shorter_than_its_floor(work, machine, workers):
     for split, way in zip((False, True), WAYS, strict=True):
-        least = cost.floor(work, machine, workers, split=split)
+        least = cost.min_step_seconds(work, machine, workers, split=split)
         assert way(work, machine, workers).seconds >= least * (1 - 1e-9)
 
 

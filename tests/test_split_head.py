@@ -20,7 +20,7 @@ from cvdist.distributed.tensor_shard import cut, part
 from cvdist.errors import UserError
 from cvdist.parallel.head import linear_layers
 from cvdist.parallel.modes import powersgd_bytes
-from cvdist.runtime.processes import Place, require_same_devices
+from cvdist.runtime.processes import RankInfo, require_same_devices
 from tests import feature_caches, pictures
 from tests.jobs import run
 from tests.split_head import train
@@ -182,7 +182,7 @@ def runs(place):
     }
     again = _group(root, 2, {name: {**common, "name": name, **case} for name, case in two.items()})
     found |= {f"{name} on two": case for name, case in again.items()}
-    alone = Place(0, 1, 0, 1, torch.device("cpu"))
+    alone = RankInfo(0, 1, 0, 1, torch.device("cpu"))
     for name, case in compared.items():
         found[f"{name} alone"] = train(alone, {**common, **case, "name": f"{name}-alone", "parallel": "auto"})
     return root, found
@@ -266,7 +266,7 @@ def test_bytes_a_step_are_what_the_note_says(runs):
         times = [step[f"step/{name}_seconds"] for name in ("data", "compute", "communication")]
         # Waiting is a mean over the workers, and may exceed the step of the one that tells of it.
         assert min(times) >= 0 and sum(times) >= 0.99 * step["step/seconds"]
-        assert step["step/limit_share"] > 0
+        assert step["step/roofline_fraction"] > 0
 
 
 def test_compressed_gradients_learn_nearly_the_same(runs):

@@ -13,7 +13,7 @@ import torch
 from cvdist import config as configs
 from cvdist import recipes
 from cvdist.checkpoints import format as ckpt
-from cvdist.checkpoints.store import whole_checkpoints
+from cvdist.checkpoints.store import complete_checkpoints
 from cvdist.config import OptimizerConfig
 from cvdist.errors import UserError
 from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
@@ -121,7 +121,7 @@ def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path, stop):
     loop._step = dying_step
     with pytest.raises(Killed):
         loop.run()
-    loop.worker.settle()
+    loop.worker.wait_for_uploads()
     rest = make_loop(tmp_path / "parts", **changes)
     assert (rest.progress.epoch, rest.progress.position) == (1, stop // 5 * 5 * 200)
     rest.run()
@@ -149,7 +149,7 @@ def test_whole_checkpoints_are_found_without_their_index(tmp_path):
     cut = tmp_path / "run" / "epoch-0003"
     cut.mkdir()
     (cut / "checkpoint.json").write_text('{"format": 1, "prog')
-    found = whole_checkpoints(Folder.open(str(tmp_path / "run"), ""))
+    found = complete_checkpoints(Folder.open(str(tmp_path / "run"), ""))
     assert [[one.name, one.score] for one in found] == listed
     assert [one.at for one in found] == [3000, 4000, 7000, 8000]
 
@@ -204,7 +204,7 @@ def test_one_bad_sample_is_named_with_its_step_and_spoils_no_checkpoint(tmp_path
         UserError, match=r"the loss became nan in step 6 of epoch 1, whose 200 training"
     ) as error:
         loop.run()
-    loop.worker.settle()
+    loop.worker.wait_for_uploads()
     assert all(f"row {row}" in str(error.value) for row in read[:8])
     assert CheckpointFolder(tmp_path / "run", 1).newest() == ["epoch-0001-step-000004"]
     assert all(tensor.isfinite().all() for tensor in make_loop(tmp_path).model.state_dict().values())
@@ -225,7 +225,7 @@ def test_weights_that_overflow_behind_a_finite_loss_are_not_saved(tmp_path):
         UserError, match="no finite numbers any more at epoch-0001-step-000004, which is not saved"
     ):
         loop.run()
-    loop.worker.settle()
+    loop.worker.wait_for_uploads()
     assert CheckpointFolder(tmp_path / "run", 1).newest() == ["epoch-0001-step-000002"]
 
 
@@ -320,7 +320,7 @@ def test_position_in_another_order_is_refused(tmp_path):
     loop._finish_epoch = None  # ends the run after its steps
     with pytest.raises(TypeError):
         loop.run()
-    loop.worker.settle()
+    loop.worker.wait_for_uploads()
     with pytest.raises(
         UserError, match=r"within an epoch .* set --batch-size, --seed and the data as they were"
     ):

@@ -27,7 +27,7 @@ from cvdist.figures.gradcam import right_ones, wrong_ones
 from cvdist.figures.top_activations import exciting_patches
 from cvdist.interpret.activations import Shown
 from cvdist.interpret.layers import Field
-from cvdist.interpret.study import Explained, Judged
+from cvdist.interpret.study import Explained, Prediction
 from cvdist.interpret.top_activations import Exciting
 from cvdist.jobs.train import launch
 from cvdist.jobs.visualize import visualize
@@ -198,7 +198,7 @@ def test_exciting_pictures_are_readable_and_marked(pictures, field):
 
 
 def test_grad_cam_beside_pictures():
-    judged = [Judged(n, LONG_NAMES[n % 3], LONG_NAMES[(n + 1) % 3], 0.9999) for n in range(4)]
+    judged = [Prediction(n, LONG_NAMES[n % 3], LONG_NAMES[(n + 1) % 3], 0.9999) for n in range(4)]
     heat = torch.zeros(4, 4)
     heat[1, 1] = 2.0
     wrong = [Explained(one, heat, torch.zeros(4, 4)) for one in judged]

@@ -215,7 +215,7 @@ def parse_meta(content: bytes, name: str) -> dict[str, Any]:
     return meta
 
 
-def standing(meta: dict[str, Any]) -> tuple[float, int]:
+def progress_of(meta: dict[str, Any]) -> tuple[float, int]:
     """Score and samples trained on of the checkpoint that `meta` describes, as it was reported with."""
     progress = _progress(meta["progress"], [])
     whole = progress.history and not progress.position

@@ -20,11 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cvdist.distributed.tensor_shard import Slice
+from cvdist.distributed.tensor_shard import TensorShard
 
 _MARK = "cvdist.parts"
 
-SliceOf = Callable[[str, tuple[int, ...]], Slice | None]
+TensorShardOf = Callable[[str, tuple[int, ...]], TensorShard | None]
 """By a tensor's path in the state and its shape, whole or in part: this worker's slice, None for all of it."""
 
 
@@ -68,14 +68,16 @@ def names(count: int, rank: int) -> tuple[str, str]:
     return f"{stem}.safetensors", f"{stem}.json"
 
 
-def separate(state: Any, slice_of: SliceOf, path: str = "") -> tuple[Any, dict[str, tuple[Tensor, Slice]]]:
+def separate(
+    state: Any, slice_of: TensorShardOf, path: str = ""
+) -> tuple[Any, dict[str, tuple[Tensor, TensorShard]]]:
     """`state` with a mark in the place of each split tensor, and those tensors by their paths."""
     if isinstance(state, Tensor):
         part = slice_of(path, tuple(state.shape))
         return (state, {}) if part is None else ({_MARK: part.dim}, {path: (state, part)})
     if not isinstance(state, dict | list | tuple):
         return state, {}
-    found: dict[str, tuple[Tensor, Slice]] = {}
+    found: dict[str, tuple[Tensor, TensorShard]] = {}
     items = state.items() if isinstance(state, dict) else enumerate(state)
     rest = {}
     for key, value in items:
@@ -84,7 +86,7 @@ def separate(state: Any, slice_of: SliceOf, path: str = "") -> tuple[Any, dict[s
     return (rest if isinstance(state, dict) else type(state)(rest.values())), found
 
 
-def write(folder: Path, rank: int, count: int, tensors: dict[str, tuple[Tensor, Slice]]) -> None:
+def write(folder: Path, rank: int, count: int, tensors: dict[str, tuple[Tensor, TensorShard]]) -> None:
     """This worker's file, and what lies beside it.
 
     Raises:
@@ -141,7 +143,7 @@ def _joined(state: Any, rows: dict[str, list[tuple[int, int, Path]]], path: str)
     return joined if isinstance(state, dict) else type(state)(joined.values())
 
 
-def localise(state: Any, slice_of: SliceOf, device: str | torch.device, path: str = "") -> Any:
+def localise(state: Any, slice_of: TensorShardOf, device: str | torch.device, path: str = "") -> Any:
     """`state` as this worker needs it: of split tensors its slice, of others all."""
     if isinstance(state, Pieces | Tensor):
         part = slice_of(path, tuple(state.shape))
@@ -163,13 +165,13 @@ def whole(state: Any, device: str | torch.device) -> Any:
     return localise(state, lambda path, shape: None, device)
 
 
-def slices_by_path(slices: Mapping[str, Slice], parameters: Sequence[str]) -> SliceOf:
+def slices_by_path(slices: Mapping[str, TensorShard], parameters: Sequence[str]) -> TensorShardOf:
     """For a training state of `model`, `ema` and `optimizer`, from the slices of parameters by name.
 
     parameters: names in the optimiser's order; its buffers are split as their parameters are.
     """
 
-    def slice_of(path: str, shape: tuple[int, ...]) -> Slice | None:
+    def slice_of(path: str, shape: tuple[int, ...]) -> TensorShard | None:
         group, _, rest = path.partition("/")
         if group == "optimizer":
             found = rest.split("/")

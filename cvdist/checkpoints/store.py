@@ -13,7 +13,7 @@ from pyarrow import fs as arrow
 
 from cvdist import storage
 from cvdist.checkpoints.fence import Fence
-from cvdist.checkpoints.format import META, parse_meta, standing
+from cvdist.checkpoints.format import META, parse_meta, progress_of
 from cvdist.errors import UserError
 from cvdist.storage import Folder
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _INDEX = "index.json"
 
 
-class Whole(NamedTuple):
+class CompleteCheckpoint(NamedTuple):
     """A checkpoint of which all files are there. at: samples trained on until then."""
 
     name: str
@@ -30,7 +30,7 @@ class Whole(NamedTuple):
     at: int
 
 
-def whole_checkpoints(folder: Folder) -> list[Whole]:
+def complete_checkpoints(folder: Folder) -> list[CompleteCheckpoint]:
     """What lies in a run's folder, whether or not anything lists it, the oldest first.
 
     Raises:
@@ -43,7 +43,7 @@ def whole_checkpoints(folder: Folder) -> list[Whole]:
             continue
         content = folder.find(file) or b""
         try:
-            found.append(Whole(name, *standing(parse_meta(content, name))))
+            found.append(CompleteCheckpoint(name, *progress_of(parse_meta(content, name))))
         except (UserError, KeyError, TypeError) as error:
             logger.debug("the checkpoint %s is passed over: %s", name, error)
     return sorted(found, key=lambda one: one.at)
@@ -85,12 +85,16 @@ class StoredCheckpoints:
             UserError: if the storage can't take it.
             Superseded: if a newer attempt has begun.
         """
-        permit: Callable[[], None] = lambda: None  # noqa: E731
+        ensure_current: Callable[[], None] = lambda: None  # noqa: E731
         if self.fence is not None:
-            name, permit = name + self.fence.suffix, self.fence.require_newest
+            name, ensure_current = name + self.fence.suffix, self.fence.require_newest
         try:
             storage.publish(
-                self.folder.filesystem, f"{self.folder.root}/{name}", fill, last=META, permit=permit
+                self.folder.filesystem,
+                f"{self.folder.root}/{name}",
+                fill,
+                last=META,
+                ensure_current=ensure_current,
             )
         except OSError as error:
             raise UserError(
@@ -98,7 +102,7 @@ class StoredCheckpoints:
             ) from error
         entries = [entry for entry in self._entries() if entry[0] != name] + [(name, score)]
         kept = {max(entries, key=lambda entry: entry[1])[0], name}
-        permit()
+        ensure_current()
         self.folder.write(_INDEX, json.dumps([entry for entry in entries if entry[0] in kept]).encode())
         for gone, _ in entries:
             if gone not in kept:

@@ -90,7 +90,7 @@ class BadPicture:
     reason: str
 
 
-class TrueShuffle:
+class FullShuffle:
     """What loaders have in common whose every sample is at hand at any time."""
 
     features = False

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Split, TrueShuffle, to_device
+from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, FullShuffle, Split, to_device
 from cvdist.data.normalise import Normaliser
 from cvdist.data.sampler import EpochOrder, Share, deal
 
@@ -32,7 +32,7 @@ class Labelled:
     labels: Tensor
 
 
-class InMemoryLoader(TrueShuffle):
+class InMemoryLoader(FullShuffle):
     """Batches of a data set that fits in memory (`cvdist.data.dataset.Loader`)."""
 
     def __init__(

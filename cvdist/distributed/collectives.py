@@ -42,7 +42,7 @@ def gather(value: T, timeout: float = 0.0) -> list[T]:
     return values  # type: ignore[return-value]
 
 
-def hurry(timeout: float) -> None:
+def set_group_timeout(timeout: float) -> None:
     """From now on, wait `timeout` seconds for the other workers: what takes longer at the start is done."""
     if dist.is_initialized():
         dist.set_timeout(timedelta(seconds=timeout))
@@ -53,7 +53,7 @@ class LostWorkers(RuntimeError):
 
 
 @contextmanager
-def naming_lost_workers(rank: int, epoch: int, step: int) -> Iterator[None]:
+def annotate_collective_errors(rank: int, epoch: int, step: int) -> Iterator[None]:
     """An error of the process group in the block says which worker waited for the others, and in which step."""
     try:
         yield
@@ -69,7 +69,7 @@ def naming_lost_workers(rank: int, epoch: int, step: int) -> Iterator[None]:
 
 
 @contextmanager
-def together(timeout: float = 0.0) -> Iterator[None]:
+def raise_on_all_ranks(timeout: float = 0.0) -> Iterator[None]:
     """A `UserError` that one worker raises in the block is raised by all, so that none waits for it in vain.
 
     timeout: seconds that the others wait for the slowest worker; 0: as long as in any collective operation.

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cvdist.distributed.worker import Asked
+from cvdist.distributed.worker import StopRequest
 from cvdist.errors import superseded_by_another_job
 
 _MOST = 4096  # steps between two exchanges
 
 
-class Rounds:
+class StopConsensus:
     """The exchanges of one worker."""
 
     def __init__(self, seconds: float, timeout: float) -> None:
@@ -43,7 +43,7 @@ class Rounds:
         self._taken += 1
         return self._left <= 0
 
-    def confer(self, answer: Asked) -> Asked:
+    def agree(self, answer: StopRequest) -> StopRequest:
         """The highest answer of all workers. All of them call it when it is `due`.
 
         Raises:
@@ -57,6 +57,6 @@ class Rounds:
         highest, slowest = values.tolist()
         self._left = min(max(int(self._seconds / max(slowest, 1e-6)), 1), _MOST)
         self._taken, self._since = 0, now
-        if highest == Asked.STOP:
+        if highest == StopRequest.ABORT:
             raise superseded_by_another_job()
-        return Asked(int(highest))
+        return StopRequest(int(highest))

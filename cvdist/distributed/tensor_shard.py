@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Slice:
+class TensorShard:
     """Rows `start` to `stop` along dimension `dim` of a tensor that is whole in `shape`."""
 
     dim: int
@@ -32,7 +32,7 @@ def part(size: int, workers: int, rank: int) -> range:
     return range(min(rank * length, size), min((rank + 1) * length, size))
 
 
-def cut(shape: tuple[int, ...], dim: int, workers: int, rank: int) -> Slice:
+def cut(shape: tuple[int, ...], dim: int, workers: int, rank: int) -> TensorShard:
     """The slice of worker `rank`."""
     mine = part(shape[dim], workers, rank)
-    return Slice(dim, mine.start, mine.stop, shape)
+    return TensorShard(dim, mine.start, mine.stop, shape)

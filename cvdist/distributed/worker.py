@@ -11,17 +11,17 @@ from typing import Protocol
 import torch
 
 
-class Asked(IntEnum):
+class StopRequest(IntEnum):
     """What a run is asked to do; the more urgent, the higher.
 
-    SAVE: some of its nodes may soon be gone. LEAVE: it is to end after a checkpoint, and will be started again.
-    STOP: a newer job of its name has begun (which the loop learns as an error).
+    CHECKPOINT: save one now, since some of its nodes may soon be gone. EXIT: end after a checkpoint; the run
+    will be started again. ABORT: a newer job of its name has begun (the loop gets this as an error).
     """
 
-    NOTHING = 0
-    SAVE = 1
-    LEAVE = 2
-    STOP = 3
+    NONE = 0
+    CHECKPOINT = 1
+    EXIT = 2
+    ABORT = 3
 
 
 class Worker(Protocol):
@@ -38,15 +38,15 @@ class Worker(Protocol):
         """Names of the run's checkpoints, the one to go on from first, then the next best for that."""
         ...
 
-    def opened(self, name: str) -> AbstractContextManager[Path]:
+    def open_checkpoint(self, name: str) -> AbstractContextManager[Path]:
         """A checkpoint's folder, local while the context lasts; empty if the checkpoint is gone."""
         ...
 
-    def best_checkpoint(self) -> AbstractContextManager[Path | None]:
+    def open_best_checkpoint(self) -> AbstractContextManager[Path | None]:
         """The folder of the checkpoint with the highest score, in the same way; None if there is none."""
         ...
 
-    def report(
+    def save_checkpoint(
         self,
         name: str,
         score: float,
@@ -66,7 +66,7 @@ class Worker(Protocol):
         """
         ...
 
-    def settle(self) -> None:
+    def wait_for_uploads(self) -> None:
         """Wait until what was reported is stored; every worker calls it.
 
         Raises:
@@ -74,7 +74,7 @@ class Worker(Protocol):
         """
         ...
 
-    def asked(self) -> Asked:
+    def poll_stop_request(self) -> StopRequest:
         """What the run is asked to do; every worker calls it after each step, and all get the same answer.
 
         Raises:

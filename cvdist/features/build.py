@@ -24,7 +24,7 @@ from cvdist.features import fingerprint as fingerprints
 from cvdist.features import index, manifest, plan, receipt
 from cvdist.features.fingerprint import Fingerprint
 from cvdist.features.manifest import IndexEntry, Manifest, ShardEntry
-from cvdist.features.plan import Changes, Slice
+from cvdist.features.plan import Changes, WorkUnit
 from cvdist.features.receipt import Receipt
 from cvdist.log import redact
 from cvdist.storage import Folder
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 QUARANTINE = "quarantine.csv"
 _READERS = 16  # receipts at a time
 
-Compute = Callable[[Sequence[Slice]], Iterator[Receipt | None]]
+Compute = Callable[[Sequence[WorkUnit]], Iterator[Receipt | None]]
 """Makes the shards of slices, in any order; None now and then, while there is nothing new."""
 
 
@@ -51,11 +51,11 @@ class Plan:
     before: Manifest | None
     known: pa.Table
     changes: Changes
-    work: list[Slice]
+    work: list[WorkUnit]
     done: dict[str, Receipt]
 
     @property
-    def left(self) -> list[Slice]:
+    def left(self) -> list[WorkUnit]:
         """What has to be computed."""
         return [work for work in self.work if work.key not in self.done]
 

@@ -20,7 +20,7 @@ from cvdist.features import fingerprint as fingerprints
 from cvdist.features import receipt, shard
 from cvdist.features.fingerprint import Fingerprint
 from cvdist.features.manifest import ShardEntry
-from cvdist.features.plan import Slice
+from cvdist.features.plan import WorkUnit
 from cvdist.features.receipt import Receipt
 from cvdist.log import redact
 from cvdist.models import FrozenPart
@@ -77,7 +77,7 @@ class Extractor:
         self._target = Folder.open(config.features.features, "--features", patient=True)
         self._computing = threading.Lock()
 
-    def __call__(self, work: Slice) -> Receipt:
+    def __call__(self, work: WorkUnit) -> Receipt:
         """Make and store the shard of a slice, unless it is there.
 
         Raises:
@@ -113,7 +113,7 @@ class Extractor:
         self._target.write(receipt.name_of(work.key), receipt.dump(done))
         return done
 
-    def _features(self, work: Slice) -> tuple[Tensor, list[bytes], list[tuple[int, str]]]:
+    def _features(self, work: WorkUnit) -> tuple[Tensor, list[bytes], list[tuple[int, str]]]:
         """(pictures, views, ...) with those of the good ones first; digests; (position, reason) of the bad."""
         features = torch.empty(len(work.paths), work.views, *self._shape, dtype=self._dtype)
         digests: list[bytes] = []

@@ -17,7 +17,7 @@ from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo, Split
 from cvdist.data.images.decode import UndecodableError, decode
 from cvdist.data.images.listing import list_pictures, split
-from cvdist.distributed.collectives import gather, together
+from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.errors import UserError
 from cvdist.features import fingerprint, local, manifest, plan
 from cvdist.features.build import parse_index
@@ -61,7 +61,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
     Raises:
         UserError: if the cache is damaged, or too large for what the node may use of its disk.
     """
-    with together():  # what follows compares the nodes: no worker may be missing there
+    with raise_on_all_ranks():  # what follows compares the nodes: no worker may be missing there
         folder, cache = _open(config)
         root = cache_folder(config)
         content = local.local_index(folder, cache, root, config.runtime.prepare_timeout)

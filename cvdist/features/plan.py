@@ -32,7 +32,7 @@ Digests = Callable[[Sequence[str]], Iterable[bytes]]
 
 
 @dataclass(frozen=True)
-class Slice:
+class WorkUnit:
     """The pictures of one shard. key: of their identity and of everything that their features depend on."""
 
     key: str
@@ -41,7 +41,7 @@ class Slice:
     labels: tuple[int, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """For another process: `Slice.from_dict`."""
+        """For another process: `WorkUnit.from_dict`."""
         return {
             "key": self.key,
             "views": self.views,
@@ -50,7 +50,7 @@ class Slice:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Slice:
+    def from_dict(cls, values: Mapping[str, Any]) -> WorkUnit:
         """Inverse of `to_dict`, also after Arrow."""
         labels = tuple(int(label) for label in values["labels"])
         return cls(str(values["key"]), int(values["views"]), tuple(map(str, values["paths"])), labels)
@@ -160,7 +160,7 @@ def without_sparse_shards(changes: Changes, known: pa.Table, shard_rows: Sequenc
     return Changes(changes.kept[keep], changes.of[keep], changes.added, changes.changed, changes.removed, lost)
 
 
-def slices(listing: pa.Table, rows: np.ndarray, fingerprint: Fingerprint, shard_size: int) -> list[Slice]:
+def slices(listing: pa.Table, rows: np.ndarray, fingerprint: Fingerprint, shard_size: int) -> list[WorkUnit]:
     """`rows` of the listing, in its order, cut into shards; those to validate on apart: they need one view."""
     part = np.asarray(listing.column("part"))[rows]
     cut = []
@@ -170,5 +170,5 @@ def slices(listing: pa.Table, rows: np.ndarray, fingerprint: Fingerprint, shard_
             columns = table.to_pydict()
             identity = {"fingerprint": fingerprint.to_dict(), "views": views, "pictures": columns}
             key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-            cut.append(Slice(key, views, tuple(columns["path"]), tuple(columns["label"])))
+            cut.append(WorkUnit(key, views, tuple(columns["path"]), tuple(columns["label"])))
     return cut

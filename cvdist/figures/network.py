@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from cvdist.interpret.layers import ConvLayer
-from cvdist.interpret.study import Judged, Source, Study
+from cvdist.interpret.study import Prediction, Source, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ def of_study(study: Study, source: Source) -> Drawings:
     return drawings
 
 
-def _activations(study: Study, source: Source, number: int, judged: Judged, layer: ConvLayer) -> Figure:
+def _activations(study: Study, source: Source, number: int, judged: Prediction, layer: ConvLayer) -> Figure:
     from cvdist.figures.activations import feature_maps
 
     images, _ = source.read([judged.row])
@@ -94,7 +94,7 @@ def _activations(study: Study, source: Source, number: int, judged: Judged, laye
     )
 
 
-def _label(study: Study, judged: Judged) -> str:
+def _label(study: Study, judged: Prediction) -> str:
     from cvdist.figures.style import confidence
 
     true = f"class {judged.true}" if judged.true else "class unknown"
@@ -124,16 +124,16 @@ def _right(study: Study, source: Source) -> Figure:
     from cvdist.figures.gradcam import right_ones
 
     images, _ = source.read([one.judged.row for one in study.right])
-    total = study.right_in_all + study.wrong_in_all
-    return right_ones(study.right, images, study.cam_layer, right=study.right_in_all, seen=total)
+    total = study.num_correct + study.num_wrong
+    return right_ones(study.right, images, study.cam_layer, right=study.num_correct, seen=total)
 
 
 def _wrong(study: Study, source: Source) -> Figure:
     from cvdist.figures.gradcam import wrong_ones
 
     images, _ = source.read([one.judged.row for one in study.wrong])
-    total = study.right_in_all + study.wrong_in_all
-    return wrong_ones(study.wrong, images, study.cam_layer, wrong=study.wrong_in_all, seen=total)
+    total = study.num_correct + study.num_wrong
+    return wrong_ones(study.wrong, images, study.cam_layer, wrong=study.num_wrong, seen=total)
 
 
 def _predicted(study: Study, source: Source) -> Figure:

@@ -48,7 +48,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Prediction:
     """A picture's row, its class (empty: unknown), the class that the model takes it for, and how surely."""
 
     row: int
@@ -64,7 +64,7 @@ class Explained:
     Each float32 (h, w), from 0 on.
     """
 
-    judged: Judged
+    judged: Prediction
     predicted: Tensor
     true: Tensor | None
 
@@ -75,7 +75,7 @@ class Study:
 
     exciting, dead: by the layers' names; dead: channels that were zero after ReLU in all of them. maps: for
     each picture shown, the layers' maps by name. right, wrong: pictures whose classes are known; unknown:
-    others; right_in_all, wrong_in_all: how many there are; explained: whether the predictions mean something.
+    others; num_correct, num_wrong: how many there are; explained: whether the predictions mean something.
     """
 
     layers: list[ConvLayer]
@@ -83,13 +83,13 @@ class Study:
     available: int
     exciting: dict[str, Exciting]
     dead: dict[str, list[int]]
-    maps: list[tuple[Judged, dict[str, Shown]]]
+    maps: list[tuple[Prediction, dict[str, Shown]]]
     cam_layer: str
     right: list[Explained]
     wrong: list[Explained]
     unknown: list[Explained]
-    right_in_all: int
-    wrong_in_all: int
+    num_correct: int
+    num_wrong: int
     explained: bool = True
 
 
@@ -126,7 +126,7 @@ def study(
     """
     rows = _chosen(source.size, limits.pictures, include)
     top = TopPictures(model, layers, limits.exciting)
-    judged: list[Judged] = []
+    judged: list[Prediction] = []
     size = 1
     while len(judged) < len(rows):
         portion = rows[len(judged) : len(judged) + size]
@@ -135,18 +135,18 @@ def study(
             scores = top.see(normalise(pixels.to(device).float()), torch.tensor(portion))
         confidence, predicted = (tensor.tolist() for tensor in scores.float().softmax(1).max(1))
         judged += [
-            Judged(row, name, classes[best], sure)
+            Prediction(row, name, classes[best], sure)
             for row, name, best, sure in zip(portion, true, predicted, confidence, strict=True)
         ]
         progress(len(judged), len(rows))
         size = max(1, min(_MOST_IN_PORTION, _PORTION_VALUES // pixels[0].numel()))
     exciting = top.results()
 
-    def images(some: Sequence[Judged]) -> Tensor:
+    def images(some: Sequence[Prediction]) -> Tensor:
         pixels, _ = source.read([one.row for one in some])
         return normalise(pixels.to(device).float())
 
-    def explained(some: Sequence[Judged]) -> list[Explained]:
+    def explained(some: Sequence[Prediction]) -> list[Explained]:
         if not some or not explain:
             return []
         inputs, number = images(some), {name: i for i, name in enumerate(classes)}
@@ -177,8 +177,8 @@ def study(
         right=explained(_one_of_each_class(right, limits.explained)),
         wrong=explained(wrong[: limits.explained]),
         unknown=explained(unknown[: limits.explained]),
-        right_in_all=counts[0] if counts else len(right),
-        wrong_in_all=counts[1] if counts else len(wrong),
+        num_correct=counts[0] if counts else len(right),
+        num_wrong=counts[1] if counts else len(wrong),
         explained=explain,
     )
 
@@ -191,14 +191,14 @@ def _chosen(size: int, limit: int, include: Sequence[int]) -> list[int]:
     return sorted(certain + others[: max(0, limit - len(certain))])
 
 
-def _one_of_each_class(judged: Sequence[Judged], count: int) -> list[Judged]:
+def _one_of_each_class(judged: Sequence[Prediction], count: int) -> list[Prediction]:
     """Up to `count` pictures that take turns by class, in the order of their rows."""
-    by_class: dict[str, list[Judged]] = {}
+    by_class: dict[str, list[Prediction]] = {}
     for one in judged:
         by_class.setdefault(one.true, []).append(one)
     turns = [(turn, name, one) for name, ones in by_class.items() for turn, one in enumerate(ones[:count])]
     return [one for _, _, one in sorted(turns, key=lambda entry: entry[:2])[:count]]
 
 
-def _most_confident(judged: Judged) -> tuple[float, int]:
+def _most_confident(judged: Prediction) -> tuple[float, int]:
     return -judged.confidence, judged.row

@@ -50,7 +50,7 @@ _LOOKS = {
 
 
 @dataclass(frozen=True)
-class Look:
+class CacheCommand:
     """A feature cache to be looked at. how: `check`, `describe` or `prune`."""
 
     how: str
@@ -66,7 +66,7 @@ def parse_train(arguments: Sequence[str], program: str = "train.py") -> TrainCon
     return _parse(program, arguments, _overview(program, {}))
 
 
-def parse_preprocess(arguments: Sequence[str]) -> TrainConfig | Look | None:
+def parse_preprocess(arguments: Sequence[str]) -> TrainConfig | CacheCommand | None:
     """The same for `RECIPE --data PICTURES --features URI ...`, or `--check URI` and the like.
 
     Raises:
@@ -78,7 +78,7 @@ def parse_preprocess(arguments: Sequence[str]) -> TrainConfig | Look | None:
         rest = [value] if value else words[1:]
         if len(rest) != 1 or rest[0].startswith("-"):
             raise UserError(f"{flag} takes one folder or URI, and no other flags")
-        return Look(flag.removeprefix("--"), rest[0])
+        return CacheCommand(flag.removeprefix("--"), rest[0])
     config = _parse("preprocess.py", arguments, _overview("preprocess.py", _LOOKS))
     if config is not None and not config.features.features:
         raise UserError("--features is needed: the folder or URI that the features are written to")

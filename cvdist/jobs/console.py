@@ -142,9 +142,9 @@ def figures_table(shown: Shown) -> str:
     if study is not None:
         dead = [f"{len(gone)}/{_channels(shown, name)} in {name}" for name, gone in study.dead.items() if gone]
         rows.append(("dead channels", f"{', '.join(dead) or 'none'}, over {study.seen} pictures"))
-        if study.explained and study.right_in_all + study.wrong_in_all:
-            total = study.right_in_all + study.wrong_in_all
-            rows.append(("predictions", f"{log.percent(study.right_in_all, total)} right"))
+        if study.explained and study.num_correct + study.num_wrong:
+            total = study.num_correct + study.num_wrong
+            rows.append(("predictions", f"{log.percent(study.num_correct, total)} right"))
     rows += [
         ("figures", f"{len(shown.files)} in {where(shown)}"),
         ("time", f"{log.duration(shown.seconds)} in all"),

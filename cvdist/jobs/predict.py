@@ -21,7 +21,7 @@ from cvdist.errors import UserError
 from cvdist.jobs.train import require_ray, sigterm_raises
 from cvdist.prediction import batch, results
 from cvdist.prediction.batch import Plan, Predicted
-from cvdist.prediction.plan import Slice
+from cvdist.prediction.plan import WorkUnit
 from cvdist.prediction.predict import Predictor
 from cvdist.prediction.results import Part
 from cvdist.results import ModelIdentity
@@ -103,7 +103,7 @@ def device_here(wanted: str) -> torch.device:
 
 
 def _here(config: PredictConfig, saved: SavedModel) -> batch.Compute:
-    def compute(left: Sequence[Slice]) -> Iterator[Part | None]:
+    def compute(left: Sequence[WorkUnit]) -> Iterator[Part | None]:
         device = device_here(config.inference.device)
         threads = config.inference.decode_workers
         predictor = Predictor(config.prediction.data, config.inference, saved, device, decode_threads=threads)
@@ -142,7 +142,7 @@ def _on_ray(config: PredictConfig, saved: SavedModel) -> batch.Compute:
         "decode_threads": pool.decode_threads,
     }
 
-    def compute(left: Sequence[Slice]) -> Iterator[Part | None]:
+    def compute(left: Sequence[WorkUnit]) -> Iterator[Part | None]:
         logger.info("predicting on %s", pool.describe(len(left)))
         for result in actor_pool.run(pool, _Actor, arguments, [work.to_dict() for work in left]):
             yield None if result is None else results.from_json(result)
@@ -201,7 +201,7 @@ class _Actor:
         content, error = b"", self._error
         if self._predictor is not None:
             try:
-                content = results.to_json(self._predictor.store(Slice.from_dict(work), self._target))
+                content = results.to_json(self._predictor.store(WorkUnit.from_dict(work), self._target))
             except UserError as caught:
                 error = str(caught)
         return {"result": [content], "error": [error]}

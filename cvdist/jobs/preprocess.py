@@ -18,7 +18,7 @@ from cvdist.features import build, receipt
 from cvdist.features.build import Built
 from cvdist.features.extract import Extractor
 from cvdist.features.fingerprint import Fingerprint
-from cvdist.features.plan import Slice
+from cvdist.features.plan import WorkUnit
 from cvdist.features.receipt import Receipt
 from cvdist.runtime import actor_pool, ray_cluster
 
@@ -45,7 +45,7 @@ def extract(config: TrainConfig) -> Built:
         "decode_threads": pool.decode_threads,
     }
 
-    def compute(left: Sequence[Slice]) -> Iterator[Receipt | None]:
+    def compute(left: Sequence[WorkUnit]) -> Iterator[Receipt | None]:
         logger.info("extracting on %s", pool.describe(len(left)))
         for result in actor_pool.run(pool, _Actor, arguments, [work.to_dict() for work in left]):
             yield None if result is None else receipt.require(result)
@@ -76,7 +76,7 @@ class _Actor:
         content, error = b"", self._error
         if self._extractor is not None:
             try:
-                content = receipt.dump(self._extractor(Slice.from_dict(work)))
+                content = receipt.dump(self._extractor(WorkUnit.from_dict(work)))
             except UserError as caught:
                 error = str(caught)
         return {"result": [content], "error": [error]}

@@ -155,15 +155,15 @@ def _on_ray(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | Non
 
 def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | None] | None:
     """This process is a worker; the first one owns the MLflow run as well."""
-    from cvdist.distributed.collectives import gather, together
+    from cvdist.distributed.collectives import gather, raise_on_all_ranks
     from cvdist.runtime import processes
     from cvdist.training.train import TrainingLoop
 
-    with processes.joined(config) as place:
+    with processes.init_distributed(config) as place:
         config = configs.replace(config, name=gather(named(config).checkpoint.name)[0])
         run: RunRef | None = None
         fence: Fence | None = None
-        with together():
+        with raise_on_all_ranks():
             processes.require_folder(config)
             if place.rank == 0:
                 run, fence = _start(config, open_all(config, data_is_here=True), attempt=1, tags=part.tags)

@@ -32,7 +32,7 @@ from cvdist.checkpoints.fence import Fence, FenceWatch
 from cvdist.checkpoints.store import StoredCheckpoints
 from cvdist.checkpoints.uploads import Uploads
 from cvdist.config import SweepConfig, TrainConfig
-from cvdist.distributed.worker import Asked
+from cvdist.distributed.worker import StopRequest
 from cvdist.errors import Superseded, UserError, superseded_by_another_job
 from cvdist.storage import Folder
 from cvdist.sweep import space
@@ -77,16 +77,16 @@ class TrialWorker:
         """See `Worker.checkpoints`."""
         return self._kept.newest()
 
-    def opened(self, name: str) -> AbstractContextManager[Path]:
-        """See `Worker.opened`."""
+    def open_checkpoint(self, name: str) -> AbstractContextManager[Path]:
+        """See `Worker.open_checkpoint`."""
         return self._kept.opened(name)
 
-    def best_checkpoint(self) -> AbstractContextManager[Path | None]:
-        """See `Worker.best_checkpoint`."""
+    def open_best_checkpoint(self) -> AbstractContextManager[Path | None]:
+        """See `Worker.open_best_checkpoint`."""
         name = self._kept.best()
         return self._kept.opened(name) if name is not None else nullcontext(None)
 
-    def report(
+    def save_checkpoint(
         self,
         name: str,
         score: float,
@@ -94,7 +94,7 @@ class TrialWorker:
         fill: Callable[[Path], None] | None,
         awaited: Sequence[str] = (),
     ) -> None:
-        """See `Worker.report`. Trials may last seconds: what neither is the best nor saves much is left out."""
+        """See `Worker.save_checkpoint`. Trials may last seconds: what neither is the best nor saves much is left out."""
         assert fill is not None
         if score <= self._best and time.monotonic() - self._stored_at < _STORE_SECONDS:
             return
@@ -104,15 +104,15 @@ class TrialWorker:
         if not self._asynchronous:
             self._uploads.wait()
 
-    def settle(self) -> None:
-        """See `Worker.settle`."""
+    def wait_for_uploads(self) -> None:
+        """See `Worker.wait_for_uploads`."""
         self._uploads.wait()
 
-    def asked(self) -> Asked:
-        """See `Worker.asked`."""
+    def poll_stop_request(self) -> StopRequest:
+        """See `Worker.poll_stop_request`."""
         if self._watch is not None and self._watch.superseded:
             raise superseded_by_another_job()
-        return Asked.NOTHING
+        return StopRequest.NONE
 
 
 class TrialTracker(NoTracker):
@@ -233,7 +233,7 @@ class _Process(tune.Trainable):
             loop.run()
         finally:
             try:
-                worker.settle()
+                worker.wait_for_uploads()
             finally:
                 tracker.close()
 

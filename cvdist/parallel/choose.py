@@ -10,7 +10,7 @@ from torch import nn
 
 from cvdist.config import TrainConfig
 from cvdist.data.dataset import Loader
-from cvdist.distributed.collectives import gather, together
+from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.distributed.precision import Arithmetic
 from cvdist.distributed.worker import Worker
 from cvdist.errors import UserError
@@ -26,7 +26,7 @@ _WORTH = 1.1  # `auto` splits a head that is faster by a tenth: below that, the 
 
 
 @dataclass(frozen=True)
-class Division:
+class ParallelPlan:
     """The mode of a run, and what is known of its steps.
 
     note: one line that says what was chosen and why. floor: seconds that a step of this worker takes at least,
@@ -40,12 +40,12 @@ class Division:
     frozen_flops: float
     workers: int
 
-    def floor(self, batch: int) -> float:
+    def min_step_seconds(self, batch: int) -> float:
         """Seconds that a step on `batch` pictures, over all workers, takes each of them at least."""
         work = replace(self.work, batch=batch)
         split = self.mode.name == "head"
         frozen = self.frozen_flops * -(-batch // self.workers) / self.machine.matrix_rate
-        return frozen + cost.floor(work, self.machine, self.workers, split=split)
+        return frozen + cost.min_step_seconds(work, self.machine, self.workers, split=split)
 
 
 def choose(
@@ -55,7 +55,7 @@ def choose(
     loader: Loader,
     arithmetic: Arithmetic,
     recorded: str = "",
-) -> Division:
+) -> ParallelPlan:
     """Divide the steps of a run as configured; all workers call it.
 
     recorded: the mode of the checkpoint that the run goes on from, which `auto` stays with.
@@ -65,7 +65,7 @@ def choose(
     """
     workers, settings = worker.world_size, config.parallel
     work, frozen_flops = _work(config, parts, loader, arithmetic, workers)
-    with together():
+    with raise_on_all_ranks():
         _require_use(config, parts, workers)
     matrix_rate, memory_rate = measure.rates(worker.device, arithmetic)
     machine = Machine(matrix_rate, memory_rate)
@@ -97,7 +97,7 @@ def choose(
         note = f"{name}: {what} ({note})"
     else:
         note = f"{name} ({note})"
-    return Division(mode, note, work, machine, frozen_flops, workers)
+    return ParallelPlan(mode, note, work, machine, frozen_flops, workers)
 
 
 def _decide(

@@ -139,7 +139,7 @@ def kept(work: Work, workers: int) -> float:
     return work.parameters - work.split_parameters + work.split_parameters / workers
 
 
-def floor(work: Work, machine: Machine, workers: int, *, split: bool) -> float:
+def min_step_seconds(work: Work, machine: Machine, workers: int, *, split: bool) -> float:
     """Seconds that a step of a worker takes at least, by its arithmetic or its memory."""
     cost = (split_head if split else data_parallel)(work, machine, workers)
     return max(cost.arithmetic, cost.memory)

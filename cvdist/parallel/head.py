@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from cvdist.distributed.tensor_shard import Slice, cut, part
+from cvdist.distributed.tensor_shard import TensorShard, cut, part
 from cvdist.distributed.traffic import Traffic, ring_bytes
 from cvdist.errors import UserError
 
@@ -138,7 +138,7 @@ class ColumnDropout(nn.Module):
     Every worker draws all of it from a stream in the same state, and uses its columns.
     """
 
-    def __init__(self, p: float, columns: Slice) -> None:
+    def __init__(self, p: float, columns: TensorShard) -> None:
         """`columns`: of a tensor of shape (outputs,)."""
         super().__init__()
         self.p, self._columns = p, columns
@@ -179,7 +179,7 @@ def linear_layers(classifier: nn.Module, workers: int) -> list[tuple[int, nn.Lin
     return found[:2]
 
 
-def split_classifier(classifier: nn.Sequential, workers: Workers, *, shares: bool) -> dict[str, Slice]:
+def split_classifier(classifier: nn.Sequential, workers: Workers, *, shares: bool) -> dict[str, TensorShard]:
     """Replace the first two linear layers of `classifier`, in place, by this worker's parts of them.
 
     shares: whether each worker calls it with its own share of the batch, and not all with the same rows.
@@ -263,7 +263,7 @@ class _OwnRows:
         return own
 
 
-def _sliced(whole: Tensor, mine: Slice) -> nn.Parameter:
+def _sliced(whole: Tensor, mine: TensorShard) -> nn.Parameter:
     # A copy: a view would keep the whole tensor in memory.
     return nn.Parameter(mine.of(whole.detach()).clone(memory_format=torch.contiguous_format))
 

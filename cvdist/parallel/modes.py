@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cvdist.config import ParallelConfig
 from cvdist.data.dataset import Batch, Loader
 from cvdist.data.sampler import deal
-from cvdist.distributed.tensor_shard import Slice
+from cvdist.distributed.tensor_shard import TensorShard
 from cvdist.distributed.traffic import Traffic, ring_bytes
 from cvdist.distributed.worker import Worker
 from cvdist.parallel.head import Workers, split_classifier
@@ -47,7 +47,7 @@ class Mode(Protocol):
     counts: bool
     replica: nn.Module
     traffic: Traffic
-    slices: Mapping[str, Slice]
+    slices: Mapping[str, TensorShard]
 
     def portion(self, *, last: bool) -> Any:
         """Context of a portion's forward and backward pass; in the last one, gradients are exchanged."""
@@ -75,7 +75,7 @@ class DataParallel:
         """`trained`: what is trained of the model; with one worker it has nobody to average with."""
         self.rank, self.world_size, self.random_rank = worker.rank, worker.world_size, worker.rank
         self.counts, self.traffic = True, Traffic(worker.device)
-        self.slices: Mapping[str, Slice] = {}
+        self.slices: Mapping[str, TensorShard] = {}
         alone = worker.world_size == 1
         self.replica = trained if alone else averaging(trained, worker, config, self.traffic)
 
@@ -125,7 +125,7 @@ class SplitHead:
         classifier = trained.get_submodule(CLASSIFIER)
         assert isinstance(classifier, nn.Sequential)
         split = split_classifier(classifier, Workers(worker.device, self.traffic), shares=not cached)
-        self.slices: Mapping[str, Slice] = {f"{CLASSIFIER}.{name}": part for name, part in split.items()}
+        self.slices: Mapping[str, TensorShard] = {f"{CLASSIFIER}.{name}": part for name, part in split.items()}
         self._averaged: DistributedDataParallel | None = None
         self.replica = self._replica(config)
 

@@ -22,7 +22,7 @@ from cvdist.data.images.listing import list_unsorted
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.prediction import plan, results
-from cvdist.prediction.plan import Slice
+from cvdist.prediction.plan import WorkUnit
 from cvdist.prediction.results import Part
 from cvdist.saved import SavedModel
 from cvdist.storage import Folder
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _READERS = 16  # files at a time
 
-Compute = Callable[[Sequence[Slice]], Iterator[Part | None]]
+Compute = Callable[[Sequence[WorkUnit]], Iterator[Part | None]]
 """Predicts slices, in any order; None now and then, while there is nothing new."""
 
 
@@ -41,11 +41,11 @@ class Plan:
 
     identity: dict[str, Any]
     pictures: int
-    work: list[Slice]
+    work: list[WorkUnit]
     done: dict[str, Part]
 
     @property
-    def left(self) -> list[Slice]:
+    def left(self) -> list[WorkUnit]:
         """What has to be predicted."""
         return [work for work in self.work if results.name_of(work.key) not in self.done]
 

@@ -17,23 +17,23 @@ import pyarrow as pa
 
 
 @dataclass(frozen=True)
-class Slice:
+class WorkUnit:
     """Pictures that are predicted together. key: of them and of all that their predictions depend on."""
 
     key: str
     paths: tuple[str, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """For another process: `Slice.from_dict`."""
+        """For another process: `WorkUnit.from_dict`."""
         return {"key": self.key, "paths": list(self.paths)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Slice:
+    def from_dict(cls, values: Mapping[str, Any]) -> WorkUnit:
         """Inverse of `to_dict`, also after Arrow."""
         return cls(str(values["key"]), tuple(map(str, values["paths"])))
 
 
-def slices(listing: pa.Table, identity: Mapping[str, object], size: int) -> list[Slice]:
+def slices(listing: pa.Table, identity: Mapping[str, object], size: int) -> list[WorkUnit]:
     """`listing` (see `list_unsorted`) cut into slices of about `size`, at most twice as many, pictures."""
     cut = []
     paths = listing.column("path").to_pylist()
@@ -41,7 +41,7 @@ def slices(listing: pa.Table, identity: Mapping[str, object], size: int) -> list
         pictures = listing.slice(start, stop - start).to_pydict()
         text = json.dumps({"identity": identity, "pictures": pictures}, sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
-        cut.append(Slice(key, tuple(paths[start:stop])))
+        cut.append(WorkUnit(key, tuple(paths[start:stop])))
     return cut
 
 

@@ -16,7 +16,7 @@ from cvdist.data.images.ahead import BATCH, DecodeAhead
 from cvdist.data.normalise import Normaliser
 from cvdist.distributed import precision
 from cvdist.prediction import results
-from cvdist.prediction.plan import Slice
+from cvdist.prediction.plan import WorkUnit
 from cvdist.prediction.results import Part
 from cvdist.saved import SavedModel
 from cvdist.storage import Folder
@@ -57,7 +57,7 @@ class Predictor:
         )
         self._computing = threading.Lock()
 
-    def store(self, work: Slice, target: Folder) -> Part:
+    def store(self, work: WorkUnit, target: Folder) -> Part:
         """Predict the pictures of a slice, and write the results into `target`.
 
         Raises:

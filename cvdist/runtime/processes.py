@@ -24,12 +24,12 @@ from cvdist.checkpoints.fence import Fence, FenceWatch
 from cvdist.checkpoints.format import META
 from cvdist.checkpoints.uploads import Uploads
 from cvdist.config import CheckpointConfig, RuntimeConfig, TrainConfig, storage_root
-from cvdist.distributed.collectives import gather, together
-from cvdist.distributed.consensus import Rounds
-from cvdist.distributed.worker import Asked
+from cvdist.distributed.collectives import gather, raise_on_all_ranks
+from cvdist.distributed.consensus import StopConsensus
+from cvdist.distributed.worker import StopRequest
 from cvdist.errors import UserError
 
-_CONFER_SECONDS = 1.0
+_AGREE_SECONDS = 1.0
 
 
 @dataclass
@@ -51,7 +51,7 @@ class ProcessWorker:
     def __post_init__(self) -> None:
         """Nothing is on its way yet."""
         self._uploads = Uploads(self.settings.checkpoint_timeout)
-        self._rounds = Rounds(_CONFER_SECONDS, self.step_timeout)
+        self._consensus = StopConsensus(_AGREE_SECONDS, self.step_timeout)
         self._watch = FenceWatch(self.kept.fence) if self.kept.fence is not None else None
 
     def checkpoints(self) -> Sequence[str]:
@@ -59,16 +59,16 @@ class ProcessWorker:
         return self.kept.newest()
 
     @contextmanager
-    def opened(self, name: str) -> Iterator[Path]:
-        """See `Worker.opened`."""
+    def open_checkpoint(self, name: str) -> Iterator[Path]:
+        """See `Worker.open_checkpoint`."""
         yield self.kept.root / name
 
     @contextmanager
-    def best_checkpoint(self) -> Iterator[Path | None]:
-        """See `Worker.best_checkpoint`."""
+    def open_best_checkpoint(self) -> Iterator[Path | None]:
+        """See `Worker.open_best_checkpoint`."""
         yield self.kept.best()
 
-    def report(
+    def save_checkpoint(
         self,
         name: str,
         score: float,
@@ -76,10 +76,10 @@ class ProcessWorker:
         fill: Callable[[Path], None] | None,
         awaited: Sequence[str] = (),
     ) -> None:
-        """See `Worker.report`."""
+        """See `Worker.save_checkpoint`."""
         suffix = gather(self.kept.suffix)[0] if awaited else ""
         timeout = self.settings.checkpoint_timeout
-        with together(timeout):
+        with raise_on_all_ranks(timeout):
             if fill is not None:
                 self._uploads.wait()
                 if self.rank == 0:
@@ -89,9 +89,9 @@ class ProcessWorker:
                 if not self.settings.async_checkpoints:
                     self._uploads.wait()
 
-    def settle(self) -> None:
-        """See `Worker.settle`."""
-        with together(self.settings.checkpoint_timeout):
+    def wait_for_uploads(self) -> None:
+        """See `Worker.wait_for_uploads`."""
+        with raise_on_all_ranks(self.settings.checkpoint_timeout):
             self._uploads.wait()
 
     def finish(self) -> None:
@@ -99,14 +99,14 @@ class ProcessWorker:
         with suppress(UserError):
             self._uploads.wait()
 
-    def asked(self) -> Asked:
-        """See `Worker.asked`."""
-        if not self._rounds.due():
-            return Asked.NOTHING
-        mine = Asked.LEAVE if self.leaving() else Asked.NOTHING
+    def poll_stop_request(self) -> StopRequest:
+        """See `Worker.poll_stop_request`."""
+        if not self._consensus.due():
+            return StopRequest.NONE
+        mine = StopRequest.EXIT if self.leaving() else StopRequest.NONE
         if self._watch is not None and self._watch.superseded:
-            mine = Asked.STOP
-        return self._rounds.confer(mine)
+            mine = StopRequest.ABORT
+        return self._consensus.agree(mine)
 
 
 class CheckpointFolder:
@@ -197,7 +197,7 @@ class CheckpointFolder:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """This process's place among the workers."""
 
     rank: int
@@ -238,7 +238,7 @@ def require_folder(config: TrainConfig) -> None:
 
 
 @contextmanager
-def joined(config: TrainConfig) -> Iterator[Place]:
+def init_distributed(config: TrainConfig) -> Iterator[RankInfo]:
     """Take this process's place among the workers, and leave it in order at the end.
 
     Raises:
@@ -263,7 +263,7 @@ def joined(config: TrainConfig) -> Iterator[Place]:
             device_id=device if device.type == "cuda" else None,
         )
     try:
-        yield Place(rank, world_size, local_rank, on_node, device)
+        yield RankInfo(rank, world_size, local_rank, on_node, device)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -32,12 +32,12 @@ from cvdist import config as configs
 from cvdist import log, storage
 from cvdist.checkpoints.fence import Fence, FenceWatch
 from cvdist.checkpoints.format import META
-from cvdist.checkpoints.store import whole_checkpoints
+from cvdist.checkpoints.store import complete_checkpoints
 from cvdist.checkpoints.uploads import Uploads
 from cvdist.config import TrainConfig, storage_root
-from cvdist.distributed.collectives import gather, together
-from cvdist.distributed.consensus import Rounds
-from cvdist.distributed.worker import Asked
+from cvdist.distributed.collectives import gather, raise_on_all_ranks
+from cvdist.distributed.consensus import StopConsensus
+from cvdist.distributed.worker import StopRequest
 from cvdist.errors import Superseded, UserError
 from cvdist.results import Summary
 from cvdist.runtime.ray_cluster import reconnect, require_resources
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 _SCORE, _AT = "score", "samples"
 _TRIAL_SECONDS = 30.0
-_CONFER_SECONDS = 2.0  # each time, all workers also ask a Ray actor
+_AGREE_SECONDS = 2.0  # each time, all workers also ask a Ray actor
 _LOST_PEER = r"(?i)connection (closed|reset|refused)|timed out|broken pipe|gloo|NCCL|process group"
 
 
@@ -69,7 +69,7 @@ class RayWorker:
     def __post_init__(self) -> None:
         """Nothing is on its way yet."""
         self._uploads = Uploads(self.config.checkpoint.checkpoint_timeout)
-        self._rounds = Rounds(_CONFER_SECONDS, self.config.runtime.step_timeout)
+        self._consensus = StopConsensus(_AGREE_SECONDS, self.config.runtime.step_timeout)
         self._watch = FenceWatch(self.fence) if self.fence is not None else None
         self._known: dict[str, ray.train.Checkpoint] = {}
         self._notices: set[tuple[str, ...]] = set()
@@ -83,8 +83,8 @@ class RayWorker:
         return list(self._known)
 
     @contextmanager
-    def opened(self, name: str) -> Iterator[Path]:
-        """See `Worker.opened`."""
+    def open_checkpoint(self, name: str) -> Iterator[Path]:
+        """See `Worker.open_checkpoint`."""
         try:
             with self._known[name].as_directory() as folder:
                 yield Path(folder)
@@ -93,8 +93,8 @@ class RayWorker:
                 yield Path(empty)
 
     @contextmanager
-    def best_checkpoint(self) -> Iterator[Path | None]:
-        """See `Worker.best_checkpoint`."""
+    def open_best_checkpoint(self) -> Iterator[Path | None]:
+        """See `Worker.open_best_checkpoint`."""
         best = max(self._reported(), key=lambda item: item.metrics[_SCORE], default=None)
         if best is None:
             yield None
@@ -102,7 +102,7 @@ class RayWorker:
         with best.checkpoint.as_directory() as folder:
             yield Path(folder)
 
-    def report(
+    def save_checkpoint(
         self,
         name: str,
         score: float,
@@ -110,10 +110,10 @@ class RayWorker:
         fill: Callable[[Path], None] | None,
         awaited: Sequence[str] = (),
     ) -> None:
-        """See `Worker.report`; a thread of Ray's writes and uploads rank 0's."""
+        """See `Worker.save_checkpoint`; a thread of Ray's writes and uploads rank 0's."""
         settings = self.config.checkpoint
         saved = upload = None
-        with together(settings.checkpoint_timeout):
+        with raise_on_all_ranks(settings.checkpoint_timeout):
             self._uploads.wait()
         suffix = self.fence.suffix if self.fence is not None else ""
         if awaited:
@@ -149,21 +149,21 @@ class RayWorker:
             delete_local_checkpoint_after_upload=False,
         )
 
-    def settle(self) -> None:
-        """See `Worker.settle`."""
-        with together(self.config.checkpoint.checkpoint_timeout):
+    def wait_for_uploads(self) -> None:
+        """See `Worker.wait_for_uploads`."""
+        with raise_on_all_ranks(self.config.checkpoint.checkpoint_timeout):
             self._uploads.wait()
 
-    def asked(self) -> Asked:
-        """See `Worker.asked`."""
-        if not self._rounds.due():
-            return Asked.NOTHING
+    def poll_stop_request(self) -> StopRequest:
+        """See `Worker.poll_stop_request`."""
+        if not self._consensus.due():
+            return StopRequest.NONE
         mine = self._preempted()
         if self._watch is not None and self._watch.superseded:
-            mine = Asked.STOP
-        return self._rounds.confer(mine)
+            mine = StopRequest.ABORT
+        return self._consensus.agree(mine)
 
-    def _preempted(self) -> Asked:
+    def _preempted(self) -> StopRequest:
         """SAVE, once when a notice arrives and once more shortly before the node goes. All workers call it.
 
         A run that returned would count as finished, and one that raised as failed: it goes on until Ray
@@ -171,7 +171,7 @@ class RayWorker:
         """
         info = ray.train.get_preemption_info()
         if info is None:
-            return Asked.NOTHING
+            return StopRequest.NONE
         due = [("notice", *info.preempted_node_ids)]
         if info.deadline_ms is not None:
             # Ray names a time of day; the clock may be set before it comes.
@@ -187,28 +187,30 @@ class RayWorker:
                 )
         new = set(due) - self._notices
         self._notices |= new
-        return Asked.SAVE if new else Asked.NOTHING
+        return StopRequest.CHECKPOINT if new else StopRequest.NONE
 
     def _store(
         self, checkpoint: ray.train.Checkpoint, fill: Callable[[Path], None], awaited: Sequence[str]
     ) -> None:
         assert self.fence is not None
-        permit = self.fence.require_newest
+        ensure_current = self.fence.require_newest
         if awaited:
-            self._store_part(checkpoint, fill, awaited, permit)
+            self._store_part(checkpoint, fill, awaited, ensure_current)
         else:
             with _naming(checkpoint):
-                storage.publish(checkpoint.filesystem, checkpoint.path, fill, last=META, permit=permit)
-        permit()  # Ray lists it next
+                storage.publish(
+                    checkpoint.filesystem, checkpoint.path, fill, last=META, ensure_current=ensure_current
+                )
+        ensure_current()  # Ray lists it next
 
     def _store_part(
         self,
         checkpoint: ray.train.Checkpoint,
         fill: Callable[[Path], None],
         awaited: Sequence[str] = (),
-        permit: Callable[[], None] = lambda: None,
+        ensure_current: Callable[[], None] = lambda: None,
     ) -> None:
-        """This worker's files: attempts have folders of their own, so that only rank 0 needs a permit."""
+        """This worker's files: attempts have folders of their own, so only rank 0 has to check."""
         with _naming(checkpoint):
             storage.publish_part(
                 checkpoint.filesystem,
@@ -217,7 +219,7 @@ class RayWorker:
                 awaited=awaited,
                 last=META,
                 timeout=self.config.checkpoint.checkpoint_timeout,
-                permit=permit,
+                ensure_current=ensure_current,
             )
 
     def _adopt(self) -> None:
@@ -227,8 +229,8 @@ class RayWorker:
         """
         place = ray.train.get_context().get_storage()
         newest = max((item.metrics.get(_AT, 0) for item in self._reported()), default=-1)
-        with together(self.config.checkpoint.checkpoint_timeout):
-            mine = whole_checkpoints(self.fence.folder) if self.fence is not None else []
+        with raise_on_all_ranks(self.config.checkpoint.checkpoint_timeout):
+            mine = complete_checkpoints(self.fence.folder) if self.fence is not None else []
         for name, score, at in gather([one for one in mine if one.at > newest])[0]:
             path = f"{place.experiment_fs_path}/{name}"
             ray.train.report(
@@ -367,7 +369,7 @@ def _work(values: dict[str, Any]) -> Summary | str:
     rank = context.get_world_rank()
     fence = None
     try:
-        with together():
+        with raise_on_all_ranks():
             if rank == 0:
                 folder = storage.Folder.open(values["fence"]["uri"], "--storage", patient=True)
                 fence = Fence(folder, values["fence"]["name"], 0).claim_attempt()

@@ -52,7 +52,7 @@ class MlflowTracker:
     def __init__(self, ref: RunRef, node: str, attempt: Attempt | None = None) -> None:
         """`node` names this machine's system metrics; `attempt` is the run's present one."""
         self._ref, self._node = ref, node
-        self._permit = attempt.permit if attempt else None
+        self._ensure_current = attempt.ensure_current if attempt else None
         self._number = attempt.number if attempt else 0
         self._queue: queue.Queue[Any] = queue.Queue()
         journal = Path(ref.journal) if ref.journal else None
@@ -225,8 +225,8 @@ class MlflowTracker:
             logger.warning("MLflow is away (%s): results are kept and delivered later", first_line(error))
 
     def _require_permit(self) -> None:
-        if self._permit is not None:
-            self._permit()
+        if self._ensure_current is not None:
+            self._ensure_current()
 
     def _leave_journal(self) -> None:
         """Say where the metrics are, in the storage if that takes them, else on this node."""

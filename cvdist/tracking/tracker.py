@@ -20,10 +20,13 @@ def _always() -> None:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a run's workers. number: from 1; permit: raises `Superseded` if there is a newer one."""
+    """One start of a run's workers.
+
+    number: counts from 1; ensure_current: raises `Superseded` if a newer attempt has begun.
+    """
 
     number: int = 1
-    permit: Callable[[], None] = _always
+    ensure_current: Callable[[], None] = _always
 
 
 class Tracker(Protocol):

@@ -25,16 +25,22 @@ from cvdist.checkpoints import format as ckpt
 from cvdist.checkpoints import shards as ckpt_parts
 from cvdist.checkpoints.format import Checkpoint, DamagedCheckpoint, Normalisation, OrderIdentity, Progress
 from cvdist.config import TrainConfig
+from cvdist.data.dataset import Batch
 from cvdist.data.sampler import EpochOrder
 from cvdist.distributed import precision
-from cvdist.distributed.collectives import gather, hurry, naming_lost_workers, together
+from cvdist.distributed.collectives import (
+    annotate_collective_errors,
+    gather,
+    raise_on_all_ranks,
+    set_group_timeout,
+)
 from cvdist.distributed.device import describe, peak_memory, random_state, set_random_state
-from cvdist.distributed.tensor_shard import Slice
-from cvdist.distributed.worker import Asked, Worker
+from cvdist.distributed.tensor_shard import TensorShard
+from cvdist.distributed.worker import StopRequest, Worker
 from cvdist.errors import UserError
 from cvdist.results import EpochRecord, Evaluation, ModelIdentity, Summary
 from cvdist.seeding import mix
-from cvdist.slow_requests import NO_STRAIN
+from cvdist.slow_requests import NO_SLOW_REQUESTS
 from cvdist.tracking.tracker import Tracker
 from cvdist.training import average, compiling, reporting, ridge
 from cvdist.training.evaluation import evaluate
@@ -61,11 +67,11 @@ class TrainingLoop:
         self.main = worker.rank == 0
         self.line = log.ProgressLine(logger, enabled=self.main)
         self.arithmetic = precision.choose(config.loop.precision, worker.device)
-        with together(config.runtime.prepare_timeout):
+        with raise_on_all_ranks(config.runtime.prepare_timeout):
             if worker.local_rank == 0:
                 loaders.prepare(config)
                 models.prepare(config.model)
-        with together():
+        with raise_on_all_ranks():
             expected = models.preprocessing(config.model)
             self.loader = loaders.open_loader(
                 config,
@@ -114,7 +120,7 @@ class TrainingLoop:
             # Each worker drops other activations; the weights above were drawn from a stream that all share.
             torch.manual_seed(mix("dropout", config.loop.seed, self.mode.random_rank))
             if found:
-                with together():
+                with raise_on_all_ranks():
                     self._load(*found)
         self.losses = LossWatch()
         self.first_step_at = 0.0
@@ -147,7 +153,7 @@ class TrainingLoop:
             train_loss, train_correct, speed = self._train_epoch(epoch)
             result = self._validate()
             seconds = time.monotonic() - started
-            waited = sum(gather(slow_requests.storage.take()), NO_STRAIN)
+            waited = sum(gather(slow_requests.storage.take()), NO_SLOW_REQUESTS)
             record = EpochRecord(
                 epoch=epoch,
                 train_loss=train_loss,
@@ -200,14 +206,14 @@ class TrainingLoop:
         mode.replica.train()
         for batch in meter.waiting_for(batches):
             rate = self._learning_rate(epoch - 1, progress.position)
-            with naming_lost_workers(worker.rank, epoch, step + 1):
+            with annotate_collective_errors(worker.rank, epoch, step + 1):
                 self._step(batch, rate, meter)
                 step += 1
                 progress.position += batch.global_size
                 if not self.first_step_at:
                     self.first_step_at = time.time()
-                    hurry(config.runtime.step_timeout)
-                asked = worker.asked()
+                    set_group_timeout(config.runtime.step_timeout)
+                asked = worker.poll_stop_request()
             save_now = asked or (
                 config.checkpoint.checkpoint_every and step % config.checkpoint.checkpoint_every == 0
             )
@@ -222,7 +228,7 @@ class TrainingLoop:
         speed = (progress.position - began_at) / max(time.monotonic() - began, 1e-9)
         return progress.loss_sum / self.info.train_size, progress.correct, speed
 
-    def _step(self, batch: loaders.Batch, rate: float, meter: Meter) -> None:
+    def _step(self, batch: Batch, rate: float, meter: Meter) -> None:
         """Forward, backward, update."""
         optimizer, config, mode = self.optimizer, self.config.optimizer, self.mode
         compiling.begin_step(self.config.loop.compile)
@@ -255,7 +261,7 @@ class TrainingLoop:
             scores: Tensor = self.mode.replica(images)
         return scores
 
-    def _portions(self, batch: loaders.Batch) -> Iterator[tuple[bool, Tensor, Tensor]]:
+    def _portions(self, batch: Batch) -> Iterator[tuple[bool, Tensor, Tensor]]:
         """A share cut into `--accumulate-steps` parts of about equal size (fewer if a share is smaller than
         that).
 
@@ -346,9 +352,9 @@ class TrainingLoop:
         for name in names:
             damage = ""
             with ExitStack() as stack:
-                with together():
+                with raise_on_all_ranks():
                     try:
-                        folder = stack.enter_context(self.worker.opened(name))
+                        folder = stack.enter_context(self.worker.open_checkpoint(name))
                         saved = self._read(folder, f"{name} of this run")
                     except DamagedCheckpoint as error:
                         damage = str(error)
@@ -369,7 +375,7 @@ class TrainingLoop:
             yield None
             return
         with ExitStack() as stack:
-            with together():
+            with raise_on_all_ranks():
                 saved = self._read(stack.enter_context(storage.local_copy(resume)), resume)
                 saved.progress.ridge = None  # of another run, and maybe of other features
             yield saved, resume
@@ -406,7 +412,7 @@ class TrainingLoop:
         """Checkpoint, which is written while training goes on; all workers call it."""
         progress = self.progress
         at = progress.epoch * self.info.train_size + progress.position
-        with together():
+        with raise_on_all_ranks():
             require_finite_weights(self.parts.trained, name)
         state = {
             "model": ckpt.model_state(self.model),
@@ -416,14 +422,14 @@ class TrainingLoop:
             "visualizer": self.visualizer.state(),
         }
         rank, count = self.worker.rank, self.worker.world_size
-        split: dict[str, tuple[Tensor, Slice]] = {}
+        split: dict[str, tuple[Tensor, TensorShard]] = {}
         if self.mode.slices:
             state, split = ckpt_parts.separate(state, self._slice_of())
             split = {
                 path: (tensor.detach().to("cpu", copy=True), part) for path, (tensor, part) in split.items()
             }
         elif not self.main:
-            self.worker.report(name, score, at, None)
+            self.worker.save_checkpoint(name, score, at, None)
             return
         whole: Checkpoint | None = None
         if self.main:
@@ -448,19 +454,19 @@ class TrainingLoop:
                 ckpt.save(folder, whole)
 
         awaited = [ckpt_parts.names(count, other)[1] for other in range(1, count)] if split else []
-        self.worker.report(name, score, at, fill, awaited)
+        self.worker.save_checkpoint(name, score, at, fill, awaited)
 
-    def _slice_of(self) -> ckpt_parts.SliceOf:
+    def _slice_of(self) -> ckpt_parts.TensorShardOf:
         """Which part of the training state this worker has."""
         names = {id(p): name for name, p in self.parts.trained.named_parameters()}
         order = [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
         return ckpt_parts.slices_by_path(self.mode.slices, order)
 
-    def _obey(self, asked: Asked) -> None:
+    def _obey(self, asked: StopRequest) -> None:
         """Leave if that is asked for, as soon as the checkpoint is stored."""
-        if asked is not Asked.LEAVE:
+        if asked is not StopRequest.EXIT:
             return
-        self.worker.settle()
+        self.worker.wait_for_uploads()
         if self.main:
             name = self.config.checkpoint.name
             logger.info("stopped by SIGTERM after a checkpoint: --name %s goes on from it", name)
@@ -549,7 +555,7 @@ class TrainingLoop:
             "step/compute_seconds": found.compute_seconds,
             "step/communication_seconds": found.communication_seconds,
             "step/bytes_sent": found.bytes_sent,
-            "step/limit_share": self.division.floor(round(count / found.steps)) / seconds,
+            "step/roofline_fraction": self.division.min_step_seconds(round(count / found.steps)) / seconds,
         }
         at = (epoch - 1) * steps + step
         self.tracker.metrics(values, step=at)
@@ -590,7 +596,7 @@ class TrainingLoop:
 
     def _log_results(self) -> None:
         """Figures and the best model, by rank 0; the other workers are done."""
-        self.worker.settle()
+        self.worker.wait_for_uploads()
         if not self.main:
             return
         assert self.best is not None
@@ -610,7 +616,7 @@ class TrainingLoop:
 
     def _best_model(self) -> nn.Module:
         """The whole model of the best epoch, as its checkpoint has it."""
-        with self.worker.best_checkpoint() as folder:
+        with self.worker.open_best_checkpoint() as folder:
             saved = ckpt.load(folder, map_location=self.worker.device) if folder is not None else None
         if saved is not None and self.mode.slices:
             model = self._build_model()  # no worker has all of a split one

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Split, TrueShuffle, to_device
+from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, FullShuffle, Split, to_device
 from cvdist.data.images.decoders import Rows
 from cvdist.data.images.store import Store
 from cvdist.data.normalise import Normaliser
@@ -67,7 +67,7 @@ class PixelFile:
         return pixels
 
 
-class ImageLoader(TrueShuffle):
+class ImageLoader(FullShuffle):
     """Batches of an image folder (`cvdist.data.dataset.Loader`)."""
 
     def __init__(
