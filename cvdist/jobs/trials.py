@@ -94,7 +94,7 @@ class TrialWorker:
         fill: Callable[[Path], None] | None,
         awaited: Sequence[str] = (),
     ) -> None:
-        """See `Worker.save_checkpoint`. Trials may last seconds: what neither is the best nor saves much is left out."""
+        """Save if it is the best or the last one is old: trials may last seconds, and each save costs."""
         assert fill is not None
         if score <= self._best and time.monotonic() - self._stored_at < _STORE_SECONDS:
             return
