@@ -22,8 +22,10 @@ from torchvision import transforms
 from benchmarks.harness import Comparison, summarise
 from cvdist import config as configs
 from cvdist import recipes
+from cvdist.checkpoints.store import CheckpointStore
+from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
-from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
+from cvdist.distributed.ranks import RankInfo
 from cvdist.tracking import NoTracker
 from cvdist.training.optimizer import build_optimizer
 from cvdist.training.train import TrainingLoop
@@ -50,7 +52,7 @@ def measure() -> Iterator[Comparison]:
 
 
 def _loop(config: TrainConfig, folder: Path) -> TrainingLoop:
-    worker = ProcessWorker(0, 1, 0, 1, "here", torch.device("cpu"), CheckpointFolder(folder / "none", 1))
+    worker = Worker(RankInfo(), CheckpointStore.at(str(folder / "none")))
     return TrainingLoop(config, worker, NoTracker())
 
 

@@ -12,7 +12,7 @@ from cvdist.config import TrainConfig
 from cvdist.data.dataset import Loader
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.distributed.precision import Arithmetic
-from cvdist.distributed.worker import Worker
+from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import UserError
 from cvdist.models.parts import Parts
 from cvdist.parallel import cost, measure
@@ -50,7 +50,7 @@ class ParallelPlan:
 
 def choose(
     config: TrainConfig,
-    worker: Worker,
+    worker: RankInfo,
     parts: Parts,
     loader: Loader,
     arithmetic: Arithmetic,
@@ -101,7 +101,7 @@ def choose(
 
 
 def _decide(
-    work: Work, machine: Machine, config: TrainConfig, worker: Worker, parts: Parts, arithmetic: Arithmetic
+    work: Work, machine: Machine, config: TrainConfig, worker: RankInfo, parts: Parts, arithmetic: Arithmetic
 ) -> tuple[str, str, Machine]:
     """The faster way by the cost model, on the measured link and the measured speed of the classifier."""
     rate, latency = measure.link(worker.device)

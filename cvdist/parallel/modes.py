@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from cvdist.config import ParallelConfig
 from cvdist.data.dataset import Batch, Loader
 from cvdist.data.sampler import deal
+from cvdist.distributed.ranks import RankInfo
 from cvdist.distributed.tensor_shard import TensorShard
 from cvdist.distributed.traffic import Traffic, ring_bytes
-from cvdist.distributed.worker import Worker
 from cvdist.parallel.head import Workers, split_classifier
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class DataParallel:
 
     name = "data"
 
-    def __init__(self, worker: Worker, trained: nn.Module, config: ParallelConfig) -> None:
+    def __init__(self, worker: RankInfo, trained: nn.Module, config: ParallelConfig) -> None:
         """`trained`: what is trained of the model; with one worker it has nobody to average with."""
         self.rank, self.world_size, self.random_rank = worker.rank, worker.world_size, worker.rank
         self.counts, self.traffic = True, Traffic(worker.device)
@@ -111,7 +111,7 @@ class SplitHead:
 
     name = "head"
 
-    def __init__(self, worker: Worker, trained: nn.Module, config: ParallelConfig, *, cached: bool) -> None:
+    def __init__(self, worker: RankInfo, trained: nn.Module, config: ParallelConfig, *, cached: bool) -> None:
         """Split `trained.classifier` in place, which the whole model shares.
 
         Raises:
@@ -181,7 +181,7 @@ class SplitHead:
 
 
 def averaging(
-    module: nn.Module, worker: Worker, config: ParallelConfig, traffic: Traffic
+    module: nn.Module, worker: RankInfo, config: ParallelConfig, traffic: Traffic
 ) -> DistributedDataParallel:
     """`module`, whose gradients are averaged over all workers, compressed as configured and counted."""
     device_ids = [worker.device] if worker.device.type == "cuda" else None

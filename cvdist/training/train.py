@@ -24,6 +24,7 @@ from cvdist import loaders, log, models, parallel, slow_requests, storage
 from cvdist.checkpoints import format as ckpt
 from cvdist.checkpoints import shards as ckpt_parts
 from cvdist.checkpoints.format import Checkpoint, DamagedCheckpoint, Normalisation, OrderIdentity, Progress
+from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
 from cvdist.data.dataset import Batch
 from cvdist.data.sampler import EpochOrder
@@ -34,9 +35,9 @@ from cvdist.distributed.collectives import (
     raise_on_all_ranks,
     set_group_timeout,
 )
+from cvdist.distributed.consensus import StopRequest
 from cvdist.distributed.device import describe, peak_memory, random_state, set_random_state
 from cvdist.distributed.tensor_shard import TensorShard
-from cvdist.distributed.worker import StopRequest, Worker
 from cvdist.errors import UserError
 from cvdist.results import EpochRecord, Evaluation, ModelIdentity, Summary
 from cvdist.seeding import mix
