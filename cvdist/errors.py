@@ -8,10 +8,17 @@ class UserError(Exception):
     and exit with `EXIT_USER_ERROR`; `--debug` shows the traceback as well.
     """
 
-    def __init__(self, message: str, *, on_all_workers: bool = False) -> None:
-        """`on_all_workers`: every worker of the run raises it at the same place, so none waits for another."""
+    def __init__(self, message: str, *, on_all_workers: bool = False, transient: bool = False) -> None:
+        """Describe the error.
+
+        Args:
+            message: One line.
+            on_all_workers: Whether every worker of the run raises it at the same place: none waits for another.
+            transient: Whether the cause may be gone when the workers are started again.
+        """
         super().__init__(message)
         self.on_all_workers = on_all_workers
+        self.transient = transient
 
 
 EXIT_USER_ERROR = 2

@@ -24,7 +24,7 @@ from cvdist.checkpoints.fence import Fence, attempt_of
 from cvdist.checkpoints.format import META, STATE, parse_meta, progress_of
 from cvdist.checkpoints.shards import PREFIX
 from cvdist.config import CheckpointConfig
-from cvdist.errors import UserError
+from cvdist.errors import Superseded, UserError
 from cvdist.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -156,9 +156,9 @@ class CheckpointStore:
                         self._delete(other)
         except Exception as error:
             self._delete(name)
-            if not isinstance(error, OSError):
+            if isinstance(error, Superseded) or not isinstance(error, OSError | UserError):
                 raise
-            if self.fence is not None:
+            if isinstance(error, OSError) and self.fence is not None:
                 self.fence.require_newest()  # a newer attempt may have deleted the files
             raise self._not_written(name, error) from error
 
@@ -245,8 +245,8 @@ class CheckpointStore:
                 return
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{missing[0].base_name} of the checkpoint {self.uri(name)} has not come from its worker "
-                    f"within {timeout:g} s (--checkpoint-timeout): is its way to the storage slow or cut?"
+                    f"{missing[0].base_name} has not come from its worker within {timeout:g} s "
+                    "(--checkpoint-timeout): is its way to the storage slow or cut?"
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -274,8 +274,9 @@ class CheckpointStore:
         except (OSError, UserError) as error:
             logger.debug("the checkpoint %s was not deleted: %s", self.uri(name), error)
 
-    def _not_written(self, name: str, error: OSError) -> UserError:
-        return UserError(f"the checkpoint {self.uri(name)} could not be written: {storage.reason(error)}")
+    def _not_written(self, name: str, error: OSError | UserError) -> UserError:
+        why = storage.reason(error) if isinstance(error, OSError) else str(error)
+        return UserError(f"the checkpoint {self.uri(name)} could not be written: {why}", transient=True)
 
 
 def _is_data(file: str) -> bool:

@@ -60,7 +60,8 @@ class Uploads:
                 raise  # the upload's own
             raise UserError(
                 f"the last checkpoint has not reached the storage within {self._timeout:g} s "
-                "(--checkpoint-timeout): is the storage away or too slow?"
+                "(--checkpoint-timeout): is the storage away or too slow?",
+                transient=True,
             ) from error
         if (waited := time.monotonic() - began) > _SLOW:
             logger.warning(

@@ -79,6 +79,7 @@ def raise_on_all_ranks(timeout: float = 0.0) -> Iterator[None]:
         yield
     except UserError as caught:
         error = caught
-    messages = [message for message in gather(str(error) if error else None, timeout) if message]
-    if messages:
-        raise UserError(messages[0], on_all_workers=True) from error
+    found = [one for one in gather((str(error), error.transient) if error else None, timeout) if one]
+    if found:
+        message, transient = found[0]
+        raise UserError(message, on_all_workers=True, transient=transient) from error

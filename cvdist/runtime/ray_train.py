@@ -52,7 +52,7 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
         What `work` returns on rank 0.
 
     Raises:
-        UserError: If the cluster is too small, or `work` raises one on all workers: no restart would help.
+        UserError: If the cluster is too small, or `work` raises one that a restart would not help.
     """
     use_gpu = require_resources(config)
     runtime = config.runtime
@@ -152,7 +152,7 @@ def _run(work: WorkerFunction[T], grace_period: float) -> tuple[T | None, str]:
     try:
         return work(ranks, PreemptionNotices(ranks.rank, grace_period).poll), ""
     except UserError as error:
-        if error.on_all_workers:
+        if error.on_all_workers and not error.transient:
             return None, str(error)
         raise
 
