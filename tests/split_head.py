@@ -18,7 +18,8 @@ from cvdist.distributed.collectives import raise_on_all_ranks
 from cvdist.errors import UserError
 from cvdist.runtime import processes
 from cvdist.tracking import NoTracker
-from cvdist.training.train import TrainingLoop
+from cvdist.training.setup import build_run
+from cvdist.training.train import train
 
 
 class Recorder(NoTracker):
@@ -39,7 +40,7 @@ class Recorder(NoTracker):
         self.logged = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def train(place: processes.RankInfo, changes: dict[str, Any]) -> dict[str, Any]:
+def train_case(place: processes.RankInfo, changes: dict[str, Any]) -> dict[str, Any]:
     """One run, or the error that all workers end with."""
     config = configs.replace(recipes.find("dogs-cats-vgg16-features"), **changes)
     configs.check(config)
@@ -49,9 +50,9 @@ def train(place: processes.RankInfo, changes: dict[str, Any]) -> dict[str, Any]:
         with raise_on_all_ranks():
             if place.rank == 0:
                 fence = Fence.claim_job(f"{config.checkpoint.storage}/{config.checkpoint.name}", attempt=1)
-        loop = TrainingLoop(config, place.worker(config, fence, lambda: False), recorder)
-        found = {"mode": loop.mode.name, "note": loop.division.note, "kept": loop.mode.slices != {}}
-        summary = loop.run()
+        run = build_run(config, place.worker(config, fence, lambda: False), recorder)
+        found = {"mode": run.mode.name, "note": run.plan.note, "kept": run.mode.shards != {}}
+        summary = train(run)
         found |= {"correct": summary.best_correct, "total": summary.valid_total}
     except UserError as error:
         found["error"] = str(error)
@@ -64,7 +65,7 @@ def main(cases: Path, results: Path) -> None:
     wanted = json.loads(cases.read_text())
     first = configs.replace(recipes.find("dogs-cats-vgg16-features"), device="cpu")
     with processes.init_distributed(first) as place:
-        found = {name: train(place, changes) for name, changes in wanted.items()}
+        found = {name: train_case(place, changes) for name, changes in wanted.items()}
     if place.rank == 0:
         results.write_text(json.dumps(found))
 

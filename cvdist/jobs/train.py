@@ -157,7 +157,8 @@ def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef
     """This process is a worker; the first one owns the MLflow run as well."""
     from cvdist.distributed.collectives import gather, raise_on_all_ranks
     from cvdist.runtime import processes
-    from cvdist.training.train import TrainingLoop
+    from cvdist.training.setup import build_run
+    from cvdist.training.train import train
 
     with processes.init_distributed(config) as place:
         config = configs.replace(config, name=gather(named(config).checkpoint.name)[0])
@@ -173,7 +174,7 @@ def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef
             attempt = Attempt(fence.number, fence.require_newest) if fence else None
             tracker = open_tracker(run, worker.rank, worker.local_rank, worker.node, attempt)
             try:
-                summary = TrainingLoop(config, worker, tracker).run()
+                summary = train(build_run(config, worker, tracker))
             except UserError:
                 worker.finish()  # what is on its way may be what the user goes on from
                 raise

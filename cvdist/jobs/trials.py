@@ -39,7 +39,8 @@ from cvdist.sweep import space
 from cvdist.sweep.record import Epoch, Trial, folder_of
 from cvdist.tracking import Attempt, NoTracker, RunRef, Tracker, open_tracker
 from cvdist.training.finite import NotFinite
-from cvdist.training.train import TrainingLoop
+from cvdist.training.setup import build_run
+from cvdist.training.train import train
 
 logger = logging.getLogger(__name__)
 
@@ -225,12 +226,12 @@ class _Process(tune.Trainable):
         worker = TrialWorker(task.config, kept, device, task.trials_on_node)
         try:
             try:
-                loop = TrainingLoop(space.apply(task.config, task.settings[number]), worker, tracker)
+                run = build_run(space.apply(task.config, task.settings[number]), worker, tracker)
             except UserError as error:
                 # What a trial can't even begin with, the others can't either.
                 self._say(state="failed", reason=str(error), whole=True)
                 return
-            loop.run()
+            train(run)
         finally:
             try:
                 worker.wait_for_uploads()

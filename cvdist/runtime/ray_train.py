@@ -42,7 +42,8 @@ from cvdist.errors import Superseded, UserError
 from cvdist.results import Summary
 from cvdist.runtime.ray_cluster import reconnect, require_resources
 from cvdist.tracking import Attempt, RunRef, open_tracker
-from cvdist.training.train import TrainingLoop
+from cvdist.training.setup import build_run
+from cvdist.training.train import train
 
 logger = logging.getLogger(__name__)
 
@@ -388,7 +389,7 @@ def _work(values: dict[str, Any]) -> Summary | str:
         attempt = Attempt(number, fence.require_newest) if fence else None
         tracker = open_tracker(ref, worker.rank, worker.local_rank, worker.node, attempt)
         try:
-            return TrainingLoop(config, worker, tracker).run()
+            return train(build_run(config, worker, tracker))
         finally:
             tracker.close()
     except UserError as error:
