@@ -32,10 +32,12 @@ from benchmarks.harness import Comparison, summarise
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
 from cvdist import recipes
+from cvdist.checkpoints.store import CheckpointStore
+from cvdist.checkpoints.worker import Worker
+from cvdist.distributed.ranks import RankInfo
 from cvdist.features import manifest
 from cvdist.features.copies import MappedCopy
 from cvdist.features.local import LocalShards
-from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
 from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
 from cvdist.training.optimizer import build_optimizer, set_learning_rate
@@ -76,7 +78,7 @@ def _run(root: Path) -> Run:
         features=str(root / "features"), cache=str(root / "cache"), batch_size=BATCH, tracking="none",
         weights=str(root / "weights.pth"), weights_preprocessing="imagenet", name="bench",
     )  # fmt: skip
-    worker = ProcessWorker(0, 1, 0, 1, "here", torch.device("cpu"), CheckpointFolder(root / "none", 1))
+    worker = Worker(RankInfo(), CheckpointStore.at(str(root / "none")))
     # Not `build_run`, which would refuse features that are made up.
     return open_run(config, worker, NoTracker())
 

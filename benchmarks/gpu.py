@@ -27,14 +27,16 @@ from benchmarks.harness import Comparison, summarise
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
 from cvdist import models, recipes
+from cvdist.checkpoints.store import CheckpointStore
+from cvdist.checkpoints.worker import Worker
 from cvdist.config import ModelConfig, PrecisionName, TrainConfig
 from cvdist.data.images.ahead import BATCH
 from cvdist.distributed.precision import choose_precision
+from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import UserError
 from cvdist.features import build
 from cvdist.features.extract import Extractor
 from cvdist.models.registry import BLOCKS
-from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
 from cvdist.tracking import NoTracker
 from cvdist.training.run import Run
 from cvdist.training.setup import open_run
@@ -125,7 +127,7 @@ def _config(sizes: Sizes, root: Path, kind: PrecisionName) -> TrainConfig:
 
 
 def _run(config: TrainConfig, device: torch.device, root: Path) -> Run:
-    worker = ProcessWorker(0, 1, 0, 1, "here", device, CheckpointFolder(root / "none", 1))
+    worker = Worker(RankInfo(device=device), CheckpointStore.at(str(root / "none")))
     # Not `build_run`, which would refuse features that are made up.
     return open_run(config, worker, NoTracker())
 

@@ -20,9 +20,11 @@ from benchmarks.harness import Comparison, compare
 from cvdist import config as configs
 from cvdist import recipes
 from cvdist.checkpoints.fence import Fence
+from cvdist.checkpoints.store import CheckpointStore
+from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
-from cvdist.distributed.worker import StopRequest
-from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
+from cvdist.distributed.consensus import StopRequest
+from cvdist.distributed.ranks import RankInfo
 from cvdist.tracking import NoTracker
 from cvdist.training.setup import build_run
 from cvdist.training.train import train_epoch
@@ -58,8 +60,8 @@ def measure() -> Iterator[Comparison]:
 
 
 def _epoch(config: TrainConfig, folder: Path, *, epochs: int = 1, bare: bool = False) -> Callable[[], float]:
-    kept = CheckpointFolder(folder, 1, Fence.claim_job(str(folder), attempt=1))
-    worker = ProcessWorker(0, 1, 0, 1, "here", torch.device("cpu"), kept, config.checkpoint)
+    fence = Fence.claim_job(str(folder)).claim_attempt()
+    worker = Worker(RankInfo(), CheckpointStore(fence.folder, 1, fence), config.checkpoint)
     run = build_run(config, worker, NoTracker())
     without_more = configs.replace(config, checkpoint_every=0)
     if bare:

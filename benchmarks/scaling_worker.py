@@ -26,9 +26,12 @@ import torch.distributed as dist
 
 from cvdist import config as configs
 from cvdist import recipes
-from cvdist.config import TrainConfig
+from cvdist.checkpoints.store import CheckpointStore
+from cvdist.checkpoints.worker import Worker
+from cvdist.config import TrainConfig, storage_root
+from cvdist.distributed.ranks import RankInfo
 from cvdist.parallel import measure
-from cvdist.runtime.processes import RankInfo, init_distributed
+from cvdist.runtime.processes import init_distributed
 from cvdist.tracking import NoTracker
 from cvdist.training.run import Run
 from cvdist.training.setup import open_run
@@ -60,7 +63,7 @@ class Server:
     def build(self, name: str, steps: str, dropout: str, kind: str) -> None:
         """Without `build_run`, which would refuse features that are made up."""
         config = configured(self.folder, self.place.rank, int(steps), float(dropout), kind)
-        worker = self.place.worker(config, None, lambda: False)
+        worker = Worker(self.place, CheckpointStore.at(f"{storage_root(config)}/{config.checkpoint.name}"))
         self.runs[name] = open_run(config, worker, _Noting())
 
     def share(self, name: str, other: str) -> None:
@@ -125,7 +128,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     answers, sys.stdout = sys.stdout, sys.stderr
-    with init_distributed(configured(folder, 0, 1, 0.0, "head")) as place:
+    with init_distributed(configured(folder, 0, 1, 0.0, "head").runtime) as place:
         server = Server(place, folder)
         for line in sys.stdin:
             command, *words = line.split()

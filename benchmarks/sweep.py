@@ -35,8 +35,10 @@ from benchmarks.harness import Comparison, summarise
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
 from cvdist import recipes
+from cvdist.checkpoints.store import CheckpointStore
+from cvdist.checkpoints.worker import Worker
+from cvdist.distributed.ranks import RankInfo
 from cvdist.features import fingerprint, manifest
-from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
 from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
 from cvdist.training.run import Run
@@ -127,7 +129,7 @@ def _from_pictures(root: Path, weights: Path) -> Run:
         data=str(root / "pictures"), cache=str(root / "cache"), batch_size=BATCH, tracking="none",
         weights=str(weights), weights_preprocessing="imagenet", name="bench",
     )  # fmt: skip
-    worker = ProcessWorker(0, 1, 0, 1, "here", torch.device("cpu"), CheckpointFolder(root / "none", 1))
+    worker = Worker(RankInfo(), CheckpointStore.at(str(root / "none")))
     return build_run(config, worker, NoTracker())
 
 

@@ -22,8 +22,10 @@ from torchvision import transforms
 from benchmarks.harness import Comparison, summarise
 from cvdist import config as configs
 from cvdist import recipes
+from cvdist.checkpoints.store import CheckpointStore
+from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
-from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
+from cvdist.distributed.ranks import RankInfo
 from cvdist.tracking import NoTracker
 from cvdist.training.optimizer import build_optimizer, set_learning_rate
 from cvdist.training.run import Run
@@ -52,7 +54,7 @@ def measure() -> Iterator[Comparison]:
 
 
 def _run(config: TrainConfig, folder: Path) -> Run:
-    worker = ProcessWorker(0, 1, 0, 1, "here", torch.device("cpu"), CheckpointFolder(folder / "none", 1))
+    worker = Worker(RankInfo(), CheckpointStore.at(str(folder / "none")))
     return build_run(config, worker, NoTracker())
 
 

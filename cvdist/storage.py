@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,7 +28,6 @@ from cvdist.log import redact
 _CONNECT_TIMEOUT = 10.0  # seconds
 _REQUEST_TIMEOUT = 60.0  # seconds without a byte
 _ATTEMPTS = 4  # of one request, with back-off in between
-_AWAIT_SECONDS = 0.2  # between two looks for another worker's file
 _PATIENT_ATTEMPTS = 10  # the same in the middle of a long job: about a minute
 
 
@@ -126,116 +123,6 @@ def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
         arriving.replace(target)
     finally:
         arriving.unlink(missing_ok=True)
-
-
-def publish(
-    filesystem: arrow.FileSystem,
-    path: str,
-    fill: Callable[[Path], None],
-    *,
-    last: str,
-    ensure_current: Callable[[], None] = lambda: None,
-) -> None:
-    """A new folder of files, there whole or not at all; one that was there is replaced.
-
-    fill: writes the files into an empty local folder. last: the file without which the others mean nothing.
-    ensure_current: called before anything can be seen, and raises where this is no longer wanted.
-
-    Raises:
-        OSError: as the operating system or pyarrow words it.
-    """
-    if isinstance(filesystem, arrow.LocalFileSystem):
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        arriving = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            arriving.mkdir()
-            fill(arriving)
-            for file in arriving.iterdir():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())  # or a crash of the machine could leave names without contents
-            ensure_current()
-            if target.exists():
-                shutil.rmtree(target)
-            arriving.rename(target)
-        finally:
-            shutil.rmtree(arriving, ignore_errors=True)
-        return
-    with TemporaryDirectory(prefix="cvdist-publish-") as private:
-        fill(Path(private))
-        ensure_current()
-        for name in sorted((file.name for file in Path(private).iterdir()), key=lambda name: name == last):
-            with slow_requests.storage.request(f"{path}/{name}", Path(private, name).stat().st_size):
-                arrow.copy_files(
-                    f"{private}/{name}",
-                    f"{path}/{name}",
-                    source_filesystem=arrow.LocalFileSystem(),
-                    destination_filesystem=filesystem,
-                )
-
-
-def publish_part(
-    filesystem: arrow.FileSystem,
-    path: str,
-    fill: Callable[[Path], None],
-    *,
-    awaited: Sequence[str],
-    last: str,
-    timeout: float,
-    ensure_current: Callable[[], None] = lambda: None,
-) -> None:
-    """One worker's files of a new folder that several write at the same time.
-
-    fill: writes this worker's files into an empty local folder. awaited: files that have to be there before
-    `last`, if this worker has that one. ensure_current: see `publish`.
-
-    Raises:
-        OSError: as the operating system or pyarrow words it.
-        UserError: if what is awaited does not come within `timeout` seconds.
-    """
-    local = isinstance(filesystem, arrow.LocalFileSystem)
-    target = Path(path)
-    if local:
-        target.mkdir(parents=True, exist_ok=True)
-    # On the same disk, so that files can be moved into their place.
-    with TemporaryDirectory(prefix=".arriving-", dir=target if local else None) as private:
-        fill(Path(private))
-        ensure_current()
-        # What tells of other files follows them.
-        order = {
-            name: (name == last, name.endswith(".json"))
-            for name in (file.name for file in Path(private).iterdir())
-        }
-        for name in sorted(order, key=lambda name: order[name]):
-            if name == last:
-                _await(filesystem, path, awaited, timeout)
-                ensure_current()
-            if local:
-                with (Path(private) / name).open("rb") as opened:
-                    os.fsync(opened.fileno())
-                (Path(private) / name).replace(target / name)
-            else:
-                arrow.copy_files(
-                    f"{private}/{name}",
-                    f"{path}/{name}",
-                    source_filesystem=arrow.LocalFileSystem(),
-                    destination_filesystem=filesystem,
-                )
-
-
-def _await(filesystem: arrow.FileSystem, path: str, names: Sequence[str], timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while names:
-        found = filesystem.get_file_info([f"{path}/{name}" for name in names])
-        missing = [info.base_name for info in found if info.type != arrow.FileType.File]
-        if not missing:
-            return
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"{missing[0]} of the checkpoint {path} has not come from its worker within {timeout:g} s "
-                "(--checkpoint-timeout): is that worker's way to the storage slow or cut?"
-            )
-        time.sleep(_AWAIT_SECONDS)
 
 
 @dataclass(frozen=True)

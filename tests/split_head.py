@@ -14,8 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cvdist import config as configs
 from cvdist import recipes
 from cvdist.checkpoints.fence import Fence
-from cvdist.distributed.collectives import raise_on_all_ranks
+from cvdist.distributed.collectives import gather, raise_on_all_ranks
+from cvdist.distributed.consensus import StopRequest
+from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import UserError
+from cvdist.jobs.train import open_worker
 from cvdist.runtime import processes
 from cvdist.tracking import NoTracker
 from cvdist.training.setup import build_run
@@ -40,20 +43,22 @@ class Recorder(NoTracker):
         self.logged = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def train_case(place: processes.RankInfo, changes: dict[str, Any]) -> dict[str, Any]:
+def train_case(ranks: RankInfo, changes: dict[str, Any]) -> dict[str, Any]:
     """One run, or the error that all workers end with."""
     config = configs.replace(recipes.find("dogs-cats-vgg16-features"), **changes)
     configs.check(config)
     recorder, found = Recorder(), {}
     try:
-        fence = None
+        job = None
         with raise_on_all_ranks():
-            if place.rank == 0:
-                fence = Fence.claim_job(f"{config.checkpoint.storage}/{config.checkpoint.name}", attempt=1)
-        run = build_run(config, place.worker(config, fence, lambda: False), recorder)
-        found = {"mode": run.mode.name, "note": run.plan.note, "kept": run.mode.shards != {}}
-        summary = train(run)
-        found |= {"correct": summary.best_correct, "total": summary.valid_total}
+            if ranks.rank == 0:
+                job = Fence.claim_job(f"{config.checkpoint.storage}/{config.checkpoint.name}")
+        job = gather(job)[0]
+        with open_worker(config, job, None, ranks, lambda: StopRequest.NONE) as (worker, _):
+            run = build_run(config, worker, recorder)
+            found = {"mode": run.mode.name, "note": run.plan.note, "kept": run.mode.shards != {}}
+            summary = train(run)
+            found |= {"correct": summary.best_correct, "total": summary.valid_total}
     except UserError as error:
         found["error"] = str(error)
     return {**found, "steps": recorder.steps, "epochs": recorder.epochs, "logged": recorder.logged}
@@ -64,9 +69,9 @@ def main(cases: Path, results: Path) -> None:
     torch.set_num_threads(1)
     wanted = json.loads(cases.read_text())
     first = configs.replace(recipes.find("dogs-cats-vgg16-features"), device="cpu")
-    with processes.init_distributed(first) as place:
-        found = {name: train_case(place, changes) for name, changes in wanted.items()}
-    if place.rank == 0:
+    with processes.init_distributed(first.runtime) as ranks:
+        found = {name: train_case(ranks, changes) for name, changes in wanted.items()}
+    if ranks.rank == 0:
         results.write_text(json.dumps(found))
 
 

@@ -19,13 +19,15 @@ from hypothesis import strategies as st
 from benchmarks import made_up_features
 from cvdist import config as configs
 from cvdist import loaders, models
+from cvdist.checkpoints.store import CheckpointStore
+from cvdist.checkpoints.worker import Worker
 from cvdist.config import LoopConfig
 from cvdist.data.dataset import Shuffle
+from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import UserError
 from cvdist.features import build, inspect, manifest, receipt, shard
 from cvdist.features import open as opening
 from cvdist.features.order import windowed
-from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
 from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
 from cvdist.training import setup
@@ -268,7 +270,7 @@ def test_epochs_draw_all_views_and_validation_the_first(made_up):
 
 
 def train(chosen, tmp_path, name):
-    worker = ProcessWorker(0, 1, 0, 1, "here", CPU, CheckpointFolder(tmp_path / name, 1))
+    worker = Worker(RankInfo(), CheckpointStore.at(str(tmp_path / name)))
     run = setup.build_run(chosen, worker, NoTracker())
     train_run(run)
     return run
@@ -311,9 +313,9 @@ def test_a_stopped_windowed_epoch_goes_on_as_it_began(chosen, tmp_path, monkeypa
         if name.endswith("000002"):
             raise Stopped
 
-    save = ProcessWorker.save_checkpoint
+    save = Worker.save_checkpoint
     with monkeypatch.context() as patch:
-        patch.setattr(ProcessWorker, "save_checkpoint", stop)
+        patch.setattr(Worker, "save_checkpoint", stop)
         with pytest.raises(Stopped):
             train(small, tmp_path, "stopped")
     large = configs.replace(small, local_cache_gb=0.0)

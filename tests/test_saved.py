@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 
@@ -14,10 +15,12 @@ from pyarrow import fs as arrow
 from cvdist import recipes
 from cvdist.checkpoints import find
 from cvdist.checkpoints import format as ckpt
+from cvdist.checkpoints.store import CheckpointStore
 from cvdist.config import SavedModelConfig
 from cvdist.errors import UserError
 from cvdist.loaders import open_loader
 from cvdist.saved import open_model
+from tests.helpers.checkpoints import add, checkpoint
 from tests.jobs import mlflow_store
 from tests.trained import REGISTERED
 
@@ -77,19 +80,15 @@ def test_the_average_is_used_where_there_is_one(trained):
 
 
 def test_the_best_checkpoint_is_taken_else_the_newest(tmp_path):
-    def write(name, epoch, position, best):
-        (tmp_path / name).mkdir()
-        progress = {"epoch": epoch, "position": position, "best_epoch": best}
-        (tmp_path / name / "checkpoint.json").write_text(json.dumps({"progress": progress}))
-
-    write("epoch-0001-step-000005", 0, 50, 0)
-    assert find.find(str(tmp_path)).endswith("/epoch-0001-step-000005")
-    for epoch, best in ((1, 1), (2, 2), (3, 2)):
-        write(f"epoch-{epoch:04}", epoch, 0, best)
-    write("epoch-0004-step-000005", 3, 50, 2)
+    store = CheckpointStore.at(str(tmp_path), keep=9)
+    add(store, checkpoint(0, 30))
+    add(store, checkpoint(0, 50))
+    assert find.find(str(tmp_path)).endswith("/epoch-0001-step-000050")
+    for epoch, correct in ((1, 70), (2, 80), (3, 75)):
+        add(store, checkpoint(epoch, correct=correct))
+    add(store, checkpoint(3, 50))
     assert find.find(str(tmp_path)).endswith("/epoch-0002")
-    (tmp_path / "epoch-0002" / "checkpoint.json").unlink()  # not kept
-    assert find.find(str(tmp_path)).endswith("/epoch-0004-step-000005")
+    assert find.find(str(tmp_path / "epoch-0003")) == str(tmp_path / "epoch-0003")
 
 
 def test_a_whole_state_dict_keeps_its_classifier(tmp_path):
@@ -149,21 +148,27 @@ def test_what_is_not_there_is_one_line_with_the_nearest(trained, tmp_path):
     assert "hunter2" not in open_error(SavedModelConfig(source="good", tracking_uri=secret))
 
 
+def write_meta(folder, meta):
+    """As if it had been written so."""
+    meta = {name: value for name, value in meta.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    (folder / "checkpoint.json").write_text(json.dumps({**meta, "sha256": digest}))
+
+
 def test_a_damaged_or_foreign_checkpoint(trained, tmp_path):
     newest = trained.storage / "good" / "epoch-0002"
     copy = tmp_path / "epoch-0002"
     copy.mkdir()
     meta = json.loads((newest / "checkpoint.json").read_text())
-    del meta["sha256"]  # which would tell that it was changed
-    (copy / "checkpoint.json").write_text(json.dumps(meta))
+    write_meta(copy, meta)
     (copy / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:1000])
     assert "is damaged" in open_error(SavedModelConfig(source=str(copy)))
     (copy / "state.pt").write_bytes((newest / "state.pt").read_bytes())
     meta["normalisation"] = None  # as older versions wrote them
-    (copy / "checkpoint.json").write_text(json.dumps(meta))
+    write_meta(copy, meta)
     assert "set --weights-preprocessing" in open_error(SavedModelConfig(source=str(copy)))
     meta["model"]["classes"] = ["a", "b"]
-    (copy / "checkpoint.json").write_text(json.dumps(meta))
+    write_meta(copy, meta)
     text = open_error(SavedModelConfig(source=str(copy), weights_preprocessing="imagenet"))
     assert "does not fit the model scratch-cnn (2 classes" in text
 

@@ -16,11 +16,12 @@ from torch.distributed import HashStore
 
 from cvdist.checkpoints import find, shards
 from cvdist.checkpoints import format as ckpt
+from cvdist.distributed.ranks import RankInfo
 from cvdist.distributed.tensor_shard import shard_of, shard_range
 from cvdist.errors import UserError
 from cvdist.parallel.head import linear_layers
 from cvdist.parallel.modes import powersgd_bytes
-from cvdist.runtime.processes import RankInfo, require_same_devices
+from cvdist.runtime.processes import require_same_devices
 from tests import feature_caches, pictures
 from tests.jobs import run
 from tests.split_head import train
@@ -182,7 +183,7 @@ def runs(place):
     }
     again = _group(root, 2, {name: {**common, "name": name, **case} for name, case in two.items()})
     found |= {f"{name} on two": case for name, case in again.items()}
-    alone = RankInfo(0, 1, 0, 1, torch.device("cpu"))
+    alone = RankInfo()
     for name, case in compared.items():
         found[f"{name} alone"] = train(alone, {**common, **case, "name": f"{name}-alone", "parallel": "auto"})
     return root, found

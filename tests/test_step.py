@@ -9,11 +9,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cvdist import config as configs
+from cvdist.checkpoints.store import CheckpointStore
+from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
 from cvdist.distributed.precision import choose_precision
+from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import UserError
 from cvdist.features.copies import DeviceCopy
-from cvdist.runtime.processes import CheckpointFolder, ProcessWorker
 from cvdist.tracking import NoTracker
 from cvdist.training import ema
 from cvdist.training.meter import Meter
@@ -65,7 +67,7 @@ def chosen(tmp_path_factory):
 def test_a_step_from_features_on_the_device_waits_for_nothing(chosen, tmp_path):
     """With dropout, smoothed labels, clipping and an average: all that a step can have."""
     config = configs.replace(chosen, clip_grad_norm=1.0, label_smoothing=0.1, model_ema_decay=0.9)
-    worker = ProcessWorker(0, 1, 0, 1, "here", CPU, CheckpointFolder(tmp_path, 1))
+    worker = Worker(RankInfo(), CheckpointStore.at(str(tmp_path)))
     run = open_run(config, worker, NoTracker())
     run.loader.copy = DeviceCopy(run.loader.copy, CPU)
     meter, before = Meter(CPU, run.mode.traffic), [p.clone() for p in run.trained.parameters()]

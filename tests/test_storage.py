@@ -164,28 +164,3 @@ def test_checkpoints_in_a_bucket(s3, tmp_path):
         done = train(*arguments, "--epochs", epochs, "--storage", "s3://bucket/runs", storage=tmp_path, **s3)
         assert done.returncode == 0, done.stderr
     assert "1 epochs done" in done.stderr and "epoch 2/2" in done.stderr
-
-
-def test_several_workers_write_one_folder_whose_last_file_waits_for_all(bucket, tmp_path):
-    filesystem, root = storage.locate(f"{bucket}/parts-{tmp_path.name}")
-
-    def fill(*names):
-        return lambda folder: [(folder / name).write_text(name) for name in names]
-
-    def publish(*names, awaited=(), timeout=0.5):
-        storage.publish_part(filesystem, root, fill(*names), awaited=awaited, last="last", timeout=timeout)
-
-    def there():
-        return {Path(info.path).name for info in filesystem.get_file_info(arrow.FileSelector(root))}
-
-    with pytest.raises(UserError, match=r"1.json of the checkpoint .* not come from its worker within 0.5 s"):
-        publish("0", "0.json", "last", awaited=["1.json"])
-    assert there() == {"0", "0.json"}
-    publish("1", "1.json")
-    publish("0", "0.json", "last", awaited=["1.json"])
-    assert there() == {"0", "0.json", "1", "1.json", "last"}
-    folder = tmp_path / "local"
-    storage.publish_part(
-        arrow.LocalFileSystem(), str(folder), fill("a", "last"), awaited=(), last="last", timeout=1
-    )
-    assert sorted(path.name for path in folder.iterdir()) == ["a", "last"]

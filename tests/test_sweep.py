@@ -19,7 +19,6 @@ from mlflow import MlflowClient
 
 from cvdist import config as configs
 from cvdist import recipes
-from cvdist.checkpoints.store import StoredCheckpoints
 from cvdist.errors import UserError
 from cvdist.figures import sweep as figures
 from cvdist.jobs import sweep_run
@@ -246,30 +245,6 @@ def test_progress_counts():
 
 
 # --------------------------------------------------------------------------------- a trial, without a cluster
-
-
-@pytest.mark.parametrize("place", ["folder", "bucket"])
-def test_the_best_checkpoint_and_the_latest_are_kept(place, s3, tmp_path, monkeypatch):
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    folder = Folder.open(str(tmp_path / "run") if place == "folder" else "s3://bucket/kept/run", "--storage")
-    kept = StoredCheckpoints(folder)
-    assert kept.newest() == [] and kept.best() is None
-
-    def fill(root):
-        (root / "state.pt").write_text(root.name)
-        (root / "checkpoint.json").write_text("{}")
-
-    for name, score in (("a", 0.1), ("b", 0.9), ("c", 0.5), ("d", 0.7)):
-        kept.add(name, score, fill)
-    assert kept.newest() == ["d", "b"] and kept.best() == "b"
-    assert {file for file in folder.sizes() if "/" in file} == {
-        f"{name}/{file}" for name in "bd" for file in ("state.pt", "checkpoint.json")
-    }
-    with kept.opened("b") as local:
-        assert {file.name for file in local.iterdir()} == {"state.pt", "checkpoint.json"}
-    kept.delete_all()
-    assert kept.newest() == [] and not any("/" in file for file in folder.sizes())
 
 
 def test_a_trial_stops_when_told_and_goes_on_from_its_best_checkpoint(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from cvdist.checkpoints.store import CheckpointStore
 from tests.conftest import wait_until
 from tests.jobs import ROOT, run, torchrun, train
 
@@ -85,6 +87,44 @@ def test_sigterm_leads_to_a_checkpoint_and_the_same_weights(tmp_path):
     ends = [next((tmp_path / name).glob("epoch-0004*/state.pt")) for name in ("whole", "stopped")]
     one, other = (torch.load(end, weights_only=True)["model"] for end in ends)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_with_its_checkpoints_in_a_bucket_is_killed_and_goes_on(workers, s3, tmp_path, monkeypatch):
+    """One worker in this process, and two under torchrun: against a run that was left alone."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    words = ["digits-cnn", "--batch-size", "200", "--lr-scheduler", "constant", "--tracking", "none"]
+    words += ["--checkpoint-every", "7", *(["--runtime", "inline"] if workers == 1 else [])]
+
+    def start(*more):
+        command = [*words, *more]
+        return train(*command, storage=tmp_path) if workers == 1 else torchrun(2, *command, storage=tmp_path)
+
+    assert start("--epochs", "4", "--name", "whole").returncode == 0
+
+    root = f"s3://bucket/{tmp_path.name}"
+    store = CheckpointStore.at(f"{root}/killed")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if workers == 2 else []
+    command = [sys.executable, *launcher, "jobs/train.py", *words, "--epochs", "400", "--name", "killed"]
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(
+            [*command, "--storage", root], cwd=ROOT, stderr=log, stdout=log, start_new_session=True
+        )
+    try:
+        ended = lambda: job.poll() is not None  # noqa: E731
+        wait_until(lambda: ended() or any(one.at > 4000 for one in store.list()), 150, "an epoch is done")
+        assert not ended(), (tmp_path / "log").read_text()
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait(60)
+    again = start("--epochs", "4", "--name", "killed", "--storage", root)
+    assert again.returncode == 0 and "resuming   at epoch" in again.stderr, again.stderr
+    (last,) = [one for one in store.list() if one.at == 4 * 4000]
+    with store.open(last.name) as folder:
+        reached = torch.load(folder / "state.pt", weights_only=True)["model"]
+    expected = torch.load(tmp_path / "whole" / "epoch-0004" / "state.pt", weights_only=True)["model"]
+    assert all(torch.equal(reached[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_hanging_worker_is_named_with_the_step(tmp_path):

@@ -1,10 +1,10 @@
 """Which attempt of a run may write: the newest, and no other.
 
-A run's folder holds `attempts/JOB.ATTEMPT-ID.json`, one small file for each time that its workers were started:
-JOB counts the jobs of this name, ATTEMPT the starts of workers within a job (0: the job itself, under Ray).
-The highest name is the newest attempt: of two jobs with one name, the newer one wins. Nobody overwrites another
-one's file, so no two attempts can be mistaken for each other, and a listing decides. S3, GCS and folders list
-consistently: what was written is in the next listing.
+A run's folder holds `attempts/JOB.ATTEMPT-ID.json`, one small file for each job of this name (ATTEMPT is 0) and
+one for each start of its workers: JOB counts the jobs, ATTEMPT the starts within a job. The highest name is the
+newest attempt, so of two jobs with one name the newer one wins. Nobody overwrites another one's file, so no two
+attempts can be mistaken for each other, and a listing decides. S3, GCS and folders list consistently: what was
+written is in the next listing.
 
 What this guarantees: attempts never share a checkpoint's name (`suffix`), so a stale one can't overwrite or
 mix with what a newer one wrote, even in the middle of an upload. What it does not: pyarrow has no conditional
@@ -23,8 +23,8 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,8 @@ from cvdist.storage import Folder
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(\d{6})\.(\d{6})-[0-9a-f]{8}\.json")
+_SUFFIX = re.compile(r"-attempt-(\d+)\.(\d+)$")
+_FIRST = (1, 1)
 _TRIES = 8
 _LOCK_SECONDS = 60.0
 _WATCH_SECONDS = 10.0
@@ -45,9 +47,13 @@ _END_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Fence:
-    """One attempt's place in the order of all attempts of a run.
+    """One attempt's place in the order of all attempts of a run. It can be sent to other processes.
 
-    number: of this attempt, counted over all jobs of this name, from 1; 0 for a job that has no workers yet.
+    Attributes:
+        folder: Of the run.
+        name: Of this attempt's file, or of the job's.
+        number: Of this attempt, counted over all jobs of this name, from 1. A job has that of the last attempt
+            before it, or 0.
     """
 
     folder: Folder
@@ -55,50 +61,55 @@ class Fence:
     number: int
 
     @classmethod
-    def claim_job(cls, uri: str, *, attempt: int) -> Fence:
-        """Become the newest job of the run in the folder `uri`, with `attempt` 0 or 1.
+    def claim_job(cls, uri: str) -> Fence:
+        """Become the newest job of the run in the folder `uri`.
 
         Raises:
-            UserError: if the storage can't be written.
+            UserError: If the storage can't be written.
         """
         folder = Folder.open(uri, "--storage", patient=True)
+        return cls._claim(folder, lambda names: (max((_order(name)[0] for name in names), default=0) + 1, 0))
+
+    def claim_attempt(self) -> Fence:
+        """Become the next attempt of this job, which must still be the newest one.
+
+        Raises:
+            Superseded: If another job has begun.
+            UserError: If the storage can't be reached.
+        """
+        job = self.attempt[0]
+
+        def following(names: Sequence[str]) -> tuple[int, int]:
+            _require_newest_job(self.folder, names, self.name)
+            return job, max(_order(name)[1] for name in [*names, self.name] if _order(name)[0] == job) + 1
+
+        return self._claim(self.folder, following)
+
+    @classmethod
+    def _claim(cls, folder: Folder, following: Callable[[Sequence[str]], tuple[int, int]]) -> Fence:
         with _exclusive(folder):
             for _ in range(_TRIES):
                 names = _names(folder)
-                job = max((_job(name) for name in names), default=0) + 1
-                mine = _write(folder, job, attempt)
-                if [name for name in _names(folder) if _job(name) >= job] == [mine]:
-                    return cls(folder, mine, _count([*names, mine]))
-                # Another job took the same number at the same moment: both take another one.
+                order = following(names)
+                mine = _write(folder, *order)
+                if [name for name in _names(folder) if _order(name) >= order] == [mine]:
+                    return cls(folder, mine, sum(_order(name)[1] > 0 for name in [*names, mine]))
+                # Another one took the same number at the same moment: both take another number.
                 folder.delete(f"attempts/{mine}")
                 time.sleep(secrets.randbelow(1000) / 1000)
         raise UserError(
             f"too many jobs of one name start at once in {folder.uri}: give them names of their own"
         )
 
-    def claim_attempt(self) -> Fence:
-        """The next attempt of this job, which must still be the newest one.
-
-        Raises:
-            Superseded: if another job has begun.
-            UserError: if the storage can't be reached.
-        """
-        with _exclusive(self.folder):
-            names = _names(self.folder)
-            _require_job(self.folder, names, self.name)
-            attempt = max(_attempt(name) for name in names if _job(name) == _job(self.name)) + 1
-            mine = _write(self.folder, _job(self.name), attempt)
-            return Fence(self.folder, mine, _count([*names, mine]))
-
     def require_newest(self) -> None:
-        """Refuse to go on as a stale attempt.
+        """Return if there is no newer attempt.
 
         Raises:
-            Superseded: if there is a newer one.
-            UserError: if the storage can't be reached.
+            Superseded: If there is one.
+            UserError: If the storage can't be reached.
         """
         names = _names(self.folder)
-        _require_job(self.folder, names, self.name)
+        _require_newest_job(self.folder, names, self.name)
         newest = max(names, default=self.name)  # none: somebody has deleted the run
         if newest != self.name:
             raise Superseded(
@@ -107,38 +118,42 @@ class Fence:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Be the newest attempt, and remain so within the block where the storage is a folder.
+        """Be the newest attempt and, where the storage is a folder, remain so within the block.
 
         Raises:
-            Superseded: if there is a newer one.
+            Superseded: If there is a newer one.
         """
         with _exclusive(self.folder):
             self.require_newest()
             yield
 
     @property
-    def job_is_newest(self) -> bool:
-        """Whether no other job of this name has begun since; True where that can't be found out."""
-        try:
-            _require_job(self.folder, _names(self.folder), self.name)
-        except Superseded:
-            return False
-        except UserError as error:
-            logger.warning("%s", error)
-        return True
+    def attempt(self) -> tuple[int, int]:
+        """The number of the job, and that of the attempt within the job."""
+        return _order(self.name)
 
     @property
     def suffix(self) -> str:
-        """What this attempt's checkpoints are named by, after the step; nothing for the first of all."""
-        job, attempt = _job(self.name), _attempt(self.name)
-        return "" if (job, attempt) == (1, 1) else f"-attempt-{job}.{attempt}"
+        """What the names of this attempt's checkpoints end with; nothing for the very first attempt."""
+        job, attempt = self.attempt
+        return "" if (job, attempt) == _FIRST else f"-attempt-{job}.{attempt}"
+
+
+def attempt_of(name: str) -> tuple[int, int]:
+    """The job and the attempt that have written the checkpoint of this name."""
+    found = _SUFFIX.search(name)
+    return (int(found[1]), int(found[2])) if found else _FIRST
 
 
 class FenceWatch:
-    """Looks every few seconds whether an attempt is still the newest, in a thread: training does not wait."""
+    """A thread that looks every few seconds whether an attempt is still the newest, so that training need not.
+
+    Attributes:
+        superseded: Whether a newer attempt has been seen.
+    """
 
     def __init__(self, fence: Fence) -> None:
-        """Begin to look."""
+        """Start the thread, which ends with this object."""
         self.superseded = False
         stop = threading.Event()  # not an attribute: Ray Tune pickles what holds this
         asking = weakref.ref(self)
@@ -171,16 +186,9 @@ def _names(folder: Folder) -> list[str]:
     return [name for name in listed if _NAME.fullmatch(name)]
 
 
-def _job(name: str) -> int:
-    return int(name[:6])
-
-
-def _attempt(name: str) -> int:
-    return int(name[7:13])
-
-
-def _count(names: list[str]) -> int:
-    return sum(_attempt(name) > 0 for name in names)
+def _order(name: str) -> tuple[int, int]:
+    """The number of the job, and that of the attempt within it, 0 for the job itself."""
+    return int(name[:6]), int(name[7:13])
 
 
 def _write(folder: Folder, job: int, attempt: int) -> str:
@@ -191,13 +199,12 @@ def _write(folder: Folder, job: int, attempt: int) -> str:
     return name
 
 
-def _require_job(folder: Folder, names: list[str], mine: str) -> None:
+def _require_newest_job(folder: Folder, names: Sequence[str], mine: str) -> None:
     newest = max(names, default=mine)
-    if _job(newest) <= _job(mine):
+    if _order(newest)[0] <= _order(mine)[0]:
         return
-    about = folder.find(f"attempts/{newest}")
     try:
-        there = json.loads(about or b"{}")
+        there = json.loads(folder.find(f"attempts/{newest}") or b"{}")
         who = f" on {there['host']} at {there['started']}"
     except (ValueError, KeyError, TypeError):
         who = ""
@@ -206,10 +213,9 @@ def _require_job(folder: Folder, names: list[str], mine: str) -> None:
 
 @contextmanager
 def _exclusive(folder: Folder) -> Iterator[None]:
-    """Alone among the attempts, where the file system has locks."""
+    """Let no other attempt in meanwhile, where the file system has locks."""
     if not isinstance(folder.filesystem, arrow.LocalFileSystem):
-        with nullcontext():
-            yield
+        yield
         return
     root = Path(folder.root)
     root.mkdir(parents=True, exist_ok=True)

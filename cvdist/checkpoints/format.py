@@ -1,10 +1,10 @@
-"""What a run needs to go on as if it had never stopped, as a folder of two files, or more of a split model.
+"""What a run needs to go on as if it had never stopped: a folder of two files, or of more for a split model.
 
-`state.pt` holds tensors and numbers (weights, their moving average, optimiser, random states) and is read with
-`weights_only=True`; `checkpoint.json` holds the rest and can be read by a person. `checkpoint.json` is written
-last: a folder without it is not a checkpoint. It has the other file's SHA-256 and its own, so that a file that
-was cut or has changed is found before anything of it is used. What is split over the workers lies beside them
-in files of each worker's (`cvdist.checkpoints.shards`).
+`state.pt` holds tensors and numbers (weights, their moving average, optimizer state, random states) and is read
+with `weights_only=True`; `checkpoint.json` holds the rest and can be read by a person. A folder without
+`checkpoint.json` is not a checkpoint. It has the SHA-256 of `state.pt` and its own, so that a file that was cut
+or has changed is found before anything of it is used. Tensors that are split over the workers lie beside them,
+in files of each worker's own (`cvdist.checkpoints.shards`).
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from cvdist.results import EpochRecord, Evaluation, Mistake, ModelIdentity, Ridg
 
 FORMAT = 1
 UNSCORED = -1.0  # the score of a checkpoint within an epoch
-_STATE, META = "state.pt", "checkpoint.json"
+STATE, META = "state.pt", "checkpoint.json"
 _AVERAGED = "module."  # where `torch.optim.swa_utils.AveragedModel` has the model
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint that is not what was written; an older one may be good."""
+    """A checkpoint is not what was written; an older one may be good."""
 
 
 @dataclass(frozen=True)
 class OrderIdentity:
-    """What has to agree for a position within an epoch to mean the same samples."""
+    """What has to be equal for a position within an epoch to mean the same samples."""
 
     train_size: int
     batch_size: int
@@ -51,10 +51,17 @@ class OrderIdentity:
 class Progress:
     """How far a run has come.
 
-    epoch: epochs finished; position: samples of the next epoch already trained on, over all workers;
-    shuffle: how that epoch is shuffled; loss_sum, correct: over those samples; best_epoch: 1-based, 0 before
-    the first validation; seconds: of training so far, in all attempts; logged: the last step metrics, which a
-    machine that is lost may not have delivered, each with its step; ridge: the baseline, if one was computed.
+    Attributes:
+        epoch: Epochs finished.
+        position: Samples of the next epoch already trained on, over all workers.
+        shuffle: How that epoch is shuffled.
+        loss_sum: Summed over those samples.
+        correct: How many of them were classified correctly.
+        best_epoch: From 1; 0 before the first validation.
+        seconds: Of training so far, in all attempts.
+        history: What each finished epoch reached.
+        logged: The last step metrics, each with its step: a lost machine may not have delivered them.
+        ridge: The baseline, if one was computed.
     """
 
     epoch: int = 0
@@ -84,11 +91,17 @@ class Normalisation:
 
 @dataclass
 class Checkpoint:
-    """The contents of the two files.
+    """What the files of a checkpoint hold.
 
-    best: the evaluation of the best epoch so far; normalisation: of the model's input, None in checkpoints of
-    older versions; parallel: how steps were divided, see `cvdist.parallel`; workers: how many of them have a
-    part of the model in a file of their own, 0 if it is all in one.
+    Attributes:
+        model: What the weights fit.
+        order: What `progress.position` refers to.
+        progress: How far the run has come.
+        best: The evaluation of the best epoch so far.
+        state: Tensors and numbers of the model, its moving average, the optimizer and the random streams.
+        normalisation: Of the model's input.
+        parallel: How steps were divided over the workers, see `cvdist.parallel`.
+        workers: How many workers have shards of the model in files of their own; 0 if it is all in one file.
     """
 
     model: ModelIdentity
@@ -102,24 +115,24 @@ class Checkpoint:
 
 
 def snapshot(checkpoint: Checkpoint) -> Checkpoint:
-    """A copy in main memory: it can be written while training changes the original."""
+    """A copy in main memory, which can be written while training changes the original."""
     return dataclasses.replace(
         checkpoint, progress=copy.deepcopy(checkpoint.progress), state=_copied(checkpoint.state)
     )
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` into `folder`, which exists and is empty.
+    """Write `checkpoint` into an existing folder.
 
     Raises:
-        OSError: if the disk can't take it.
+        OSError: If the disk can't take it.
     """
     best = dataclasses.asdict(checkpoint.best) if checkpoint.best else None
     confusion = best.pop("confusion") if best else None
     progress = dataclasses.asdict(checkpoint.progress)
     logged = progress.pop("logged")  # too long for a person
     try:
-        torch.save({**checkpoint.state, "confusion": confusion, "logged": logged}, folder / _STATE)
+        torch.save({**checkpoint.state, "confusion": confusion, "logged": logged}, folder / STATE)
     except RuntimeError as error:
         # PyTorch keeps the system's reason to itself.
         if shutil.disk_usage(folder).free < 1 << 20:
@@ -134,7 +147,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "normalisation": dataclasses.asdict(checkpoint.normalisation) if checkpoint.normalisation else None,
         "parallel": checkpoint.parallel,
         "workers": checkpoint.workers,
-        "state_sha256": _file_digest(folder / _STATE),
+        "state_sha256": _file_digest(folder / STATE),
     }
     (folder / META).write_text(json.dumps({**meta, "sha256": _digest(meta)}, indent=1))
 
@@ -142,22 +155,26 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 def load(
     folder: Path, *, map_location: str | torch.device = "cpu", name: str = "", whole: bool = True
 ) -> Checkpoint:
-    """Read a checkpoint; `name` stands for it in messages.
+    """Read a checkpoint.
 
-    whole: join what lies in the files of several workers; else `state` has `shards.Pieces` in their place.
+    Args:
+        folder: Where its files are.
+        map_location: The device that tensors are loaded to.
+        name: What messages call the checkpoint, instead of its folder.
+        whole: Whether to join tensors that lie in the files of several workers. If not, `state` has
+            `shards.Pieces` in their place.
 
     Raises:
-        DamagedCheckpoint: if it is incomplete or not what was written.
-        UserError: if it is of an unknown format.
+        DamagedCheckpoint: If it is incomplete or not what was written.
+        UserError: If it is of an unknown format.
     """
     name = name or str(folder)
     meta = read_meta(folder, name)
     try:
-        written = meta.get("state_sha256")  # checkpoints of version 0.1.0 have none
-        if written and written != _file_digest(folder / _STATE):
-            raise ValueError(f"{_STATE} is not what was written")
+        if meta["state_sha256"] != _file_digest(folder / STATE):
+            raise ValueError(f"{STATE} is not what was written")
         # No pickle from storage: weights_only refuses anything but tensors and plain containers.
-        state = torch.load(folder / _STATE, map_location=map_location, weights_only=True)
+        state = torch.load(folder / STATE, map_location=map_location, weights_only=True)
         workers = int(meta.get("workers", 0))
         if workers:
             state = shards.join(state, folder, workers)
@@ -178,11 +195,11 @@ def load(
 
 
 def read_meta(folder: Path, name: str = "") -> dict[str, Any]:
-    """`checkpoint.json` of a checkpoint.
+    """The content of `checkpoint.json` in `folder`.
 
     Raises:
-        DamagedCheckpoint: if it is missing, unreadable or not what was written.
-        UserError: if it is of an unknown format.
+        DamagedCheckpoint: If it is missing, unreadable or not what was written.
+        UserError: If it is of an unknown format.
     """
     name = name or str(folder)
     path = folder / META
@@ -196,10 +213,11 @@ def read_meta(folder: Path, name: str = "") -> dict[str, Any]:
 
 
 def parse_meta(content: bytes, name: str) -> dict[str, Any]:
-    """What `checkpoint.json` says, of which `content` are the bytes.
+    """The content of a `checkpoint.json` from its bytes.
 
     Raises:
-        DamagedCheckpoint, UserError: as `read_meta`.
+        DamagedCheckpoint: If it is not what was written.
+        UserError: If it is of an unknown format.
     """
     try:
         meta = json.loads(content)
@@ -209,25 +227,24 @@ def parse_meta(content: bytes, name: str) -> dict[str, Any]:
         raise DamagedCheckpoint(f"checkpoint {name} is damaged ({_why(error)}): name another one") from error
     if meta.get("format") != FORMAT:
         raise UserError(f"checkpoint {name} has a format that this version does not read (it reads {FORMAT})")
-    written = meta.pop("sha256", None)
-    if written and written != _digest(meta):
+    if meta.pop("sha256", None) != _digest(meta):
         raise DamagedCheckpoint(f"checkpoint {name} is damaged ({META} has changed): name another one")
     return meta
 
 
 def progress_of(meta: dict[str, Any]) -> tuple[float, int]:
-    """Score and samples trained on of the checkpoint that `meta` describes, as it was reported with."""
+    """The score of the checkpoint that `meta` describes, and the samples trained on until then."""
     progress = _progress(meta["progress"], [])
-    whole = progress.history and not progress.position
+    ends_epoch = progress.history and not progress.position
     at = progress.epoch * int(meta["order"]["train_size"]) + progress.position
-    return (progress.history[-1].score if whole else UNSCORED), at
+    return (progress.history[-1].score if ends_epoch else UNSCORED), at
 
 
 def require_fit(checkpoint: Checkpoint, model: ModelIdentity, order: OrderIdentity, name: str) -> None:
     """Refuse a checkpoint of another model, or a position that would mean other samples.
 
     Raises:
-        UserError: saying what differs and what to do.
+        UserError: If it does not fit; says what differs and what to do.
     """
     if checkpoint.model != model:
         raise UserError(
@@ -242,7 +259,7 @@ def require_fit(checkpoint: Checkpoint, model: ModelIdentity, order: OrderIdenti
 
 
 def trained_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The model's tensors by name, of the moving average where there is one."""
+    """The model's tensors by name: those of the moving average where there is one."""
     tensors: dict[str, Tensor] = dict(checkpoint.state["model"])
     for name, tensor in (checkpoint.state.get("ema") or {}).items():
         if name.startswith(_AVERAGED):  # besides, it counts its updates
@@ -276,7 +293,7 @@ def _digest(meta: dict[str, Any]) -> str:
 
 
 def _why(error: Exception) -> str:
-    """One short line: what unpickling says of hostile bytes goes over pages."""
+    """One short line: errors about hostile bytes fill pages."""
     first = (str(error).strip().splitlines() or [""])[0]
     return first[:100] if isinstance(error, ValueError | OSError) and first else type(error).__name__
 

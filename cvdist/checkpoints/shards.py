@@ -1,9 +1,9 @@
-"""Tensors of a checkpoint that are split over workers: each worker's parts, in a file of its own.
+"""Tensors of a checkpoint that are split over workers: each worker's shards are in a file of its own.
 
 No worker gathers what the others have. `part-R-of-N.safetensors` is worker R's (a format without code), and the
 `.json` beside it, written after it, has its SHA-256 and says which rows of which tensor it holds. `state.pt`
-has a mark in each such tensor's place. Read again, parts are joined along the dimension that they were cut
-along, or as much of them as a worker needs: how many workers wrote them does not matter.
+has a mark in each such tensor's place. When they are read, shards are joined along the dimension that they were
+cut along, or as much of them as a worker needs: how many workers wrote them does not matter.
 """
 
 from __future__ import annotations
@@ -22,15 +22,23 @@ from torch import Tensor
 
 from cvdist.distributed.tensor_shard import TensorShard
 
+PREFIX = "part-"  # of the names of files
 _MARK = "cvdist.parts"
 
 TensorShardOf = Callable[[str, tuple[int, ...]], TensorShard | None]
-"""By a tensor's path in the state and its shape, whole or in part: this worker's slice, None for all of it."""
+"""From a tensor's path in the state, and the shape of the tensor or of its shard, to this worker's shard of it.
+None for a tensor that every worker has whole."""
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """A tensor in several files. pieces: (first row, one past the last, file), in the order of their rows."""
+    """A tensor that lies in several files.
+
+    Attributes:
+        path: Of the tensor in the state, as `model/classifier.0.weight`.
+        dim: The dimension that it is split along. Its indices are called rows here.
+        pieces: Of each file (first row, one past the last row, file), in the order of their rows.
+    """
 
     path: str
     dim: int
@@ -38,14 +46,14 @@ class Pieces:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """The shape of the whole tensor."""
         with safe_open(self.pieces[0][2], framework="pt") as file:
             shape = list(file.get_slice(self.path).get_shape())
         shape[self.dim] = self.pieces[-1][1]
         return tuple(shape)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` along `dim`."""
+        """Read rows `start` to `stop`."""
         found = []
         for number, (first, end, name) in enumerate(self.pieces):
             low, high = max(start, first), min(stop, end)
@@ -58,20 +66,20 @@ class Pieces:
         return torch.cat(found, self.dim)
 
     def whole(self) -> Tensor:
-        """All rows."""
+        """Read all rows."""
         return self.read(0, self.pieces[-1][1])
 
 
 def names(count: int, rank: int) -> tuple[str, str]:
-    """Files of worker `rank` of `count`: the tensors, and what is written after them."""
-    stem = f"part-{rank:05}-of-{count:05}"
+    """Names of the two files of worker `rank` of `count`: of the tensors, and of what describes them."""
+    stem = f"{PREFIX}{rank:05}-of-{count:05}"
     return f"{stem}.safetensors", f"{stem}.json"
 
 
 def separate(
     state: Any, slice_of: TensorShardOf, path: str = ""
 ) -> tuple[Any, dict[str, tuple[Tensor, TensorShard]]]:
-    """`state` with a mark in the place of each split tensor, and those tensors by their paths."""
+    """Return `state` with a mark in the place of each split tensor, and those tensors by their paths."""
     if isinstance(state, Tensor):
         part = slice_of(path, tuple(state.shape))
         return (state, {}) if part is None else ({_MARK: part.dim}, {path: (state, part)})
@@ -87,10 +95,10 @@ def separate(
 
 
 def write(folder: Path, rank: int, count: int, tensors: dict[str, tuple[Tensor, TensorShard]]) -> None:
-    """This worker's file, and what lies beside it.
+    """Write the two files of worker `rank` of `count` into `folder`.
 
     Raises:
-        OSError: if the disk can't take it.
+        OSError: If the disk can't take them.
     """
     data, receipt = names(count, rank)
     save_file({path: tensor.contiguous() for path, (tensor, _) in tensors.items()}, folder / data)
@@ -101,11 +109,11 @@ def write(folder: Path, rank: int, count: int, tensors: dict[str, tuple[Tensor, 
 
 
 def join(state: Any, folder: Path, count: int) -> Any:
-    """`state` with `Pieces` in the place of each mark.
+    """Return `state` with `Pieces` in the place of each mark, from the files of `count` workers in `folder`.
 
     Raises:
-        ValueError: if a file is not what was written, or a row is missing.
-        OSError: if a file is missing.
+        ValueError: If a file is not what was written, or a row is missing.
+        OSError: If a file is missing.
     """
     rows: dict[str, list[tuple[int, int, Path]]] = {}
     for rank in range(count):
@@ -144,7 +152,7 @@ def _joined(state: Any, rows: dict[str, list[tuple[int, int, Path]]], path: str)
 
 
 def localise(state: Any, slice_of: TensorShardOf, device: str | torch.device, path: str = "") -> Any:
-    """`state` as this worker needs it: of split tensors its slice, of others all."""
+    """Return `state` as this worker needs it: of split tensors its shard on `device`, of others all."""
     if isinstance(state, Pieces | Tensor):
         part = slice_of(path, tuple(state.shape))
         if isinstance(state, Pieces):
@@ -161,14 +169,16 @@ def localise(state: Any, slice_of: TensorShardOf, device: str | torch.device, pa
 
 
 def whole(state: Any, device: str | torch.device) -> Any:
-    """`state` with all tensors whole."""
+    """Return `state` with all tensors whole."""
     return localise(state, lambda path, shape: None, device)
 
 
 def slices_by_path(slices: Mapping[str, TensorShard], parameters: Sequence[str]) -> TensorShardOf:
-    """For a training state of `model`, `ema` and `optimizer`, from the slices of parameters by name.
+    """This worker's shards of a training state of `model`, `ema` and `optimizer`.
 
-    parameters: names in the optimiser's order; its buffers are split as their parameters are.
+    Args:
+        slices: This worker's shard of each split parameter, by the parameter's name.
+        parameters: Names of the parameters in the optimizer's order: its buffers are split as they are.
     """
 
     def slice_of(path: str, shape: tuple[int, ...]) -> TensorShard | None:

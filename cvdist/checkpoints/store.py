@@ -1,134 +1,283 @@
-"""A run's checkpoints in a folder or a bucket: those of a run that one process trains, and what lies there."""
+"""The checkpoints of one run, in a folder or a bucket.
+
+Each checkpoint is a folder below the run's. Its `checkpoint.json` arrives last, whole, and under the attempt's
+fence, and is deleted first: a listing of these files is the list of complete checkpoints, and there is no index
+that could disagree with it. So a checkpoint that was stored a moment before its writer was killed is found, and
+one whose writer was killed in mid-upload is not. What such a writer has left is deleted by a later attempt.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryDirectory
 
 from pyarrow import fs as arrow
 
-from cvdist import storage
-from cvdist.checkpoints.fence import Fence
-from cvdist.checkpoints.format import META, parse_meta, progress_of
+from cvdist import slow_requests, storage
+from cvdist.checkpoints.fence import Fence, attempt_of
+from cvdist.checkpoints.format import META, STATE, parse_meta, progress_of
+from cvdist.checkpoints.shards import PREFIX
+from cvdist.config import CheckpointConfig
 from cvdist.errors import UserError
 from cvdist.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-_INDEX = "index.json"
+_ARRIVING = ".arriving-"  # begins the name of the folder in which a local checkpoint's files are written
+_POLL_SECONDS = 0.2  # between two looks for another worker's file
 
 
-class CompleteCheckpoint(NamedTuple):
-    """A checkpoint of which all files are there. at: samples trained on until then."""
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A complete checkpoint.
+
+    Attributes:
+        name: Of its folder.
+        score: The higher, the better: of the epoch that it ends, `UNSCORED` within one, -inf if it is damaged.
+        at: Samples trained on until then, over all epochs; -1 if it is damaged.
+    """
 
     name: str
     score: float
     at: int
 
-
-def complete_checkpoints(folder: Folder) -> list[CompleteCheckpoint]:
-    """What lies in a run's folder, whether or not anything lists it, the oldest first.
-
-    Raises:
-        UserError: if it can't be read.
-    """
-    found = []
-    for file in folder.sizes():
-        name, _, rest = file.partition("/")
-        if rest != META or name.startswith("."):
-            continue
-        content = folder.find(file) or b""
-        try:
-            found.append(CompleteCheckpoint(name, *progress_of(parse_meta(content, name))))
-        except (UserError, KeyError, TypeError) as error:
-            logger.debug("the checkpoint %s is passed over: %s", name, error)
-    return sorted(found, key=lambda one: one.at)
+    @property
+    def age(self) -> tuple[tuple[int, int], int]:
+        """Sorts from the oldest to the newest: by attempt, then by progress; a damaged one comes first."""
+        return (attempt_of(self.name) if self.at >= 0 else (0, 0)), self.at
 
 
-class StoredCheckpoints:
-    """The best checkpoint and the latest; `index.json` lists the complete ones, oldest first."""
+class CheckpointStore:
+    """Adds, lists, opens and deletes the checkpoints of one run."""
 
-    def __init__(self, folder: Folder, fence: Fence | None = None) -> None:
-        """`folder`: of the run; fence: of the attempt that may add to them."""
-        self.folder, self.fence = folder, fence
+    def __init__(self, folder: Folder, keep: int = 1, fence: Fence | None = None) -> None:
+        """Use the run in `folder`, which need not exist yet.
 
-    def newest(self) -> list[str]:
-        """Names of the checkpoints, the newest first."""
-        return [name for name, _ in reversed(self._entries())]
+        Args:
+            folder: Of the run.
+            keep: How many of the best checkpoints are kept, besides the latest.
+            fence: Of the attempt that adds checkpoints. Without one, anybody may.
+        """
+        self.folder, self.keep, self.fence = folder, keep, fence
+        self._local = isinstance(folder.filesystem, arrow.LocalFileSystem)
+        self._known: dict[str, StoredCheckpoint] = {}  # complete ones do not change
 
-    def best(self) -> str | None:
-        """Name of the one with the highest score."""
-        return max(self._entries(), key=lambda entry: entry[1], default=(None, 0.0))[0]
+    @classmethod
+    def at(cls, uri: str, keep: int = 1) -> CheckpointStore:
+        """The store of the run at `uri`, without a fence.
+
+        Raises:
+            UserError: If the URI can't be understood.
+        """
+        return cls(Folder.open(uri, "--storage", patient=True), keep)
+
+    @property
+    def suffix(self) -> str:
+        """What the names of this attempt's checkpoints end with, so that attempts never share one."""
+        return self.fence.suffix if self.fence is not None else ""
 
     def uri(self, name: str) -> str:
         """Where a checkpoint is."""
         return f"{self.folder.uri.rstrip('/')}/{name}"
 
+    def list(self) -> Sequence[StoredCheckpoint]:
+        """All complete checkpoints, the newest first, damaged ones last.
+
+        Raises:
+            UserError: If the storage can't be read.
+        """
+        return self._complete(self.folder.sizes())
+
+    def best(self) -> StoredCheckpoint | None:
+        """The checkpoint with the highest score, of equal ones the newest; None if there is none.
+
+        Raises:
+            UserError: If the storage can't be read.
+        """
+        return max(self.list(), key=lambda one: one.score, default=None)
+
     @contextmanager
-    def opened(self, name: str) -> Iterator[Path]:
-        """A checkpoint as a local folder, while the context lasts.
+    def open(self, name: str) -> Iterator[Path]:
+        """Yield a checkpoint as a local folder, which lacks files if the checkpoint is gone.
 
         Raises:
-            UserError: if it can't be read.
+            UserError: If the storage can't be read.
         """
-        with storage.local_copy(self.uri(name)) as folder:
-            yield folder
+        path = f"{self.folder.root}/{name}"
+        if self._local:
+            yield Path(path)
+            return
+        with TemporaryDirectory(prefix="cvdist-copy-") as copy:
+            try:
+                arrow.copy_files(path, copy, source_filesystem=self.folder.filesystem)
+            except FileNotFoundError:
+                logger.debug("the checkpoint %s is gone", self.uri(name))
+            except OSError as error:
+                raise UserError(f"{self.uri(name)} can't be read: {storage.reason(error)}") from error
+            yield Path(copy)
 
-    def add(self, name: str, score: float, fill: Callable[[Path], None]) -> None:
-        """Let `fill` write a checkpoint, list it, then delete what is no longer to be kept.
+    def add(
+        self,
+        name: str,
+        score: float,
+        at: int,
+        fill: Callable[[Path], None],
+        shards: Sequence[str] = (),
+        timeout: float = CheckpointConfig.checkpoint_timeout,
+    ) -> None:
+        """Store a checkpoint, then delete those that are no longer to be kept.
+
+        Args:
+            name: Of the checkpoint, without this attempt's suffix.
+            score: See `StoredCheckpoint`.
+            at: See `StoredCheckpoint`.
+            fill: Writes the files, `checkpoint.json` among them, into an empty local folder.
+            shards: Files that other workers store with `add_shard`, without which it is not complete.
+            timeout: Seconds to wait for them.
 
         Raises:
-            UserError: if the storage can't take it.
-            Superseded: if a newer attempt has begun.
+            UserError: If the storage can't take it, or a shard does not come.
+            Superseded: If a newer attempt has begun.
         """
-        ensure_current: Callable[[], None] = lambda: None  # noqa: E731
-        if self.fence is not None:
-            name, ensure_current = name + self.fence.suffix, self.fence.require_newest
+        name += self.suffix
         try:
-            storage.publish(
-                self.folder.filesystem,
-                f"{self.folder.root}/{name}",
-                fill,
-                last=META,
-                ensure_current=ensure_current,
-            )
+            with self._filled(name, fill) as files:
+                self._wait_for(name, shards, timeout)
+                gone = self._not_kept_beside(StoredCheckpoint(name, score, at))
+                with self.fence.held() if self.fence is not None else nullcontext():
+                    self._put(files[META], f"{name}/{META}")
+                    for other in gone:
+                        self._delete(other)
+        except Exception as error:
+            self._delete(name)
+            if not isinstance(error, OSError):
+                raise
+            if self.fence is not None:
+                self.fence.require_newest()  # a newer attempt may have deleted the files
+            raise self._not_written(name, error) from error
+
+    def add_shard(self, name: str, fill: Callable[[Path], None]) -> None:
+        """Store one worker's files of a checkpoint that another worker adds.
+
+        Args:
+            name: Of the checkpoint, with the suffix of that worker's attempt.
+            fill: Writes the files into an empty local folder.
+
+        Raises:
+            UserError: If the storage can't take them.
+        """
+        try:
+            with self._filled(name, fill):
+                pass
         except OSError as error:
-            raise UserError(
-                f"the checkpoint {self.uri(name)} could not be stored: {storage.reason(error)}"
-            ) from error
-        entries = [entry for entry in self._entries() if entry[0] != name] + [(name, score)]
-        kept = {max(entries, key=lambda entry: entry[1])[0], name}
-        ensure_current()
-        self.folder.write(_INDEX, json.dumps([entry for entry in entries if entry[0] in kept]).encode())
-        for gone, _ in entries:
-            if gone not in kept:
-                self._delete(gone)
+            raise self._not_written(name, error) from error
 
     def delete_all(self) -> None:
-        """Forget all of them; what can't be deleted stays."""
-        names = self.newest()
-        if names:
-            self.folder.write(_INDEX, b"[]")
-        for name in names:
-            self._delete(name)
+        """Delete all checkpoints; one that can't be deleted stays.
 
-    def _entries(self) -> list[tuple[str, float]]:
-        content = self.folder.find(_INDEX)
-        return [(str(name), float(score)) for name, score in json.loads(content or b"[]")]
+        Raises:
+            UserError: If the storage can't be read.
+        """
+        for one in self.list():
+            self._delete(one.name)
+
+    def _complete(self, files: dict[str, int]) -> Sequence[StoredCheckpoint]:
+        names = [file.removesuffix(f"/{META}") for file in files if file.endswith(f"/{META}")]
+        found = {name: self._known.get(name) or self._describe(name) for name in names if "/" not in name}
+        self._known = {name: one for name, one in found.items() if one is not None}
+        return sorted(self._known.values(), key=lambda one: one.age, reverse=True)
+
+    def _describe(self, name: str) -> StoredCheckpoint | None:
+        content = self.folder.find(f"{name}/{META}")
+        if content is None:
+            return None  # deleted since it was listed
+        try:
+            return StoredCheckpoint(name, *progress_of(parse_meta(content, f"{name} of this run")))
+        except UserError as error:
+            logger.warning("%s", str(error).replace("name another one", "trying the one before"))
+            return StoredCheckpoint(name, float("-inf"), -1)
+
+    @contextmanager
+    def _filled(self, name: str, fill: Callable[[Path], None]) -> Iterator[dict[str, Path]]:
+        """Store what `fill` writes, but for `checkpoint.json`; yield all files by their names."""
+        target = Path(self.folder.root, name) if self._local else None
+        if target is not None:
+            target.mkdir(parents=True, exist_ok=True)
+        # On the same disk as a local target: files are then moved to their place.
+        with TemporaryDirectory(prefix=_ARRIVING, dir=target) as private:
+            fill(Path(private))
+            files = {file.name: file for file in Path(private).iterdir()}
+            # What describes other files follows them.
+            for file in sorted(files, key=lambda file: file.endswith(".json")):
+                if file != META:
+                    self._put(files[file], f"{name}/{file}")
+            yield files
+
+    def _put(self, file: Path, name: str) -> None:
+        """Move or upload a local file, which appears whole or not at all."""
+        path = f"{self.folder.root}/{name}"
+        if self._local:
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())  # or a crash of the machine could leave the name without the content
+            file.replace(path)
+            return
+        with slow_requests.storage.request(path, file.stat().st_size):
+            arrow.copy_files(
+                str(file),
+                path,
+                source_filesystem=arrow.LocalFileSystem(),
+                destination_filesystem=self.folder.filesystem,
+            )
+
+    def _wait_for(self, name: str, shards: Sequence[str], timeout: float) -> None:
+        paths = [f"{self.folder.root}/{name}/{shard}" for shard in shards]
+        deadline = time.monotonic() + timeout
+        while paths:
+            found = self.folder.filesystem.get_file_info(paths)
+            missing = [info for info in found if info.type != arrow.FileType.File]
+            if not missing:
+                return
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{missing[0].base_name} of the checkpoint {self.uri(name)} has not come from its worker "
+                    f"within {timeout:g} s (--checkpoint-timeout): is its way to the storage slow or cut?"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _not_kept_beside(self, newest: StoredCheckpoint) -> set[str]:
+        """Names of what `newest` replaces, and of what killed writers have left incomplete."""
+        files = self.folder.sizes()
+        self._known[newest.name] = newest
+        complete = self._complete({**files, f"{newest.name}/{META}": 0})
+        best = sorted(complete, key=lambda one: (one.score, one.age))[-self.keep :]
+        gone = {one.name for one in complete if one not in (newest, *best)}
+        if self.fence is not None:
+            begun = {name for name, _, file in (path.partition("/") for path in files) if _is_data(file)}
+            begun -= {one.name for one in complete}
+            gone |= {name for name in begun if attempt_of(name) < self.fence.attempt}
+        return gone
 
     def _delete(self, name: str) -> None:
         path = f"{self.folder.root}/{name}"
+        self._known.pop(name, None)
         try:
-            if isinstance(self.folder.filesystem, arrow.LocalFileSystem):
-                self.folder.filesystem.delete_dir(path)
-                return
-            # The file that makes it a checkpoint first.
-            inside = Folder(self.uri(name), self.folder.filesystem, path, self.folder.flag)
-            for file in sorted(inside.sizes(), key=lambda file: file != META):
-                inside.delete(file)
+            # First the file that makes it a checkpoint: half of one is not to be found.
+            if self.folder.size(f"{name}/{META}") is not None:
+                self.folder.delete(f"{name}/{META}")
+            self.folder.filesystem.delete_dir(path)
         except (OSError, UserError) as error:
             logger.debug("the checkpoint %s was not deleted: %s", self.uri(name), error)
+
+    def _not_written(self, name: str, error: OSError) -> UserError:
+        return UserError(f"the checkpoint {self.uri(name)} could not be written: {storage.reason(error)}")
+
+
+def _is_data(file: str) -> bool:
+    """Whether a file of this name belongs to a checkpoint, complete or not; False for `checkpoint.json`."""
+    return file == STATE or file.startswith((PREFIX, _ARRIVING))

@@ -1,36 +1,54 @@
-"""How workers agree, every second or so, on what only one of them may know: that it is time to stop.
+"""How workers agree, every second or two, on what only one of them may know: that it is time to stop.
 
-A signal reaches one process, at any moment; workers that stop at different steps would wait for each other for
-ever. So they confer after steps that all of them reach, and act on the highest answer. After how many steps
-they confer next follows from the slowest worker's pace, which all of them learn in the same exchange.
+A signal reaches one process, at any moment; workers that stop at different steps would wait for each other
+forever. So they exchange requests after steps that all of them reach, and all act on the most urgent one. The
+number of steps until the next exchange follows from the slowest worker's pace, which the same exchange tells.
 """
 
 from __future__ import annotations
 
 import time
 from datetime import timedelta
+from enum import IntEnum
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from cvdist.distributed.worker import StopRequest
 from cvdist.errors import superseded_by_another_job
 
-_MOST = 4096  # steps between two exchanges
+_MAX_STEPS = 4096  # between two exchanges
+
+
+class StopRequest(IntEnum):
+    """What a run is asked to do; a higher value is more urgent.
+
+    Attributes:
+        NONE: Go on.
+        CHECKPOINT: Save a checkpoint now, because some of the nodes may soon be gone.
+        EXIT: Save a checkpoint and end; the run will be started again.
+        ABORT: End, because a newer job has taken over the run. Workers see it as the error `Superseded`.
+    """
+
+    NONE = 0
+    CHECKPOINT = 1
+    EXIT = 2
+    ABORT = 3
 
 
 class StopConsensus:
-    """The exchanges of one worker."""
+    """One worker's side of the exchanges. Every worker makes one, at the same time."""
 
     def __init__(self, seconds: float, timeout: float) -> None:
-        """`seconds`: about how often; a slow step is followed by an exchange each time.
+        """Join the group in which the exchanges happen.
 
-        timeout: seconds that one worker waits for the others in an exchange.
+        Args:
+            seconds: Time between two exchanges, about; a slow step is followed by one each time.
+            timeout: Seconds that one worker waits for the others in an exchange.
         """
         self._seconds = seconds
-        self._left = 1
-        self._taken = 0
+        self._steps_left = 1
+        self._steps_taken = 0
         self._since = time.monotonic()
         # Apart from the gradients' group: nothing here waits for a GPU.
         self._group: Any = None
@@ -38,25 +56,28 @@ class StopConsensus:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
     def due(self) -> bool:
-        """Whether the workers confer now; to be called once a step."""
-        self._left -= 1
-        self._taken += 1
-        return self._left <= 0
+        """Whether the workers exchange their requests after this step. Called once a step."""
+        self._steps_left -= 1
+        self._steps_taken += 1
+        return self._steps_left <= 0
 
-    def agree(self, answer: StopRequest) -> StopRequest:
-        """The highest answer of all workers. All of them call it when it is `due`.
+    def agree(self, request: StopRequest) -> StopRequest:
+        """Exchange requests. Every worker calls it when it is `due`.
+
+        Returns:
+            The most urgent request of all workers, the same on all of them.
 
         Raises:
-            Superseded: on all workers, if that is STOP.
+            Superseded: If that is ABORT.
         """
         now = time.monotonic()
-        pace = (now - self._since) / self._taken
-        values = torch.tensor([float(answer), pace], dtype=torch.float64)
+        step_seconds = (now - self._since) / self._steps_taken
+        values = torch.tensor([float(request), step_seconds], dtype=torch.float64)
         if dist.is_initialized():
             dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self._group)
         highest, slowest = values.tolist()
-        self._left = min(max(int(self._seconds / max(slowest, 1e-6)), 1), _MOST)
-        self._taken, self._since = 0, now
+        self._steps_left = min(max(int(self._seconds / max(slowest, 1e-6)), 1), _MAX_STEPS)
+        self._steps_taken, self._since = 0, now
         if highest == StopRequest.ABORT:
             raise superseded_by_another_job()
         return StopRequest(int(highest))

@@ -13,7 +13,7 @@ from typing import Any
 from cvdist import config as configs
 from cvdist import log, tracking
 from cvdist.checkpoints.fence import Fence
-from cvdist.checkpoints.store import StoredCheckpoints
+from cvdist.checkpoints.store import CheckpointStore
 from cvdist.config import ModelConfig, SweepJobConfig, TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.jobs import train
@@ -98,7 +98,7 @@ def _run(job: SweepJobConfig, search: tuple[Dimension, ...], tries: list[Setting
     folder = Folder.open(uri, "--storage", patient=True)
     records = Records(folder)
     continued = records.begin(_plan(config, search, sweep.sweep_seed, sweep.trial_epochs))
-    fence = Fence.claim_job(uri, attempt=0)
+    fence = Fence.claim_job(uri)
     known = records.read(tries)
     left = [trial for trial in known if trial.state not in ENDED]
     _announce(job, search, known, left, continued=continued)
@@ -172,8 +172,8 @@ class _Keeper:
     def checkpoint(self, trial: Trial) -> str:
         """The trial's best one; empty if it is gone."""
         kept = self._of(trial)
-        name = kept.best()
-        return kept.uri(name) if name is not None else ""
+        best = kept.best()
+        return kept.uri(best.name) if best is not None else ""
 
     def _clear(self, trials: Any) -> None:
         for trial in trials:
@@ -184,9 +184,9 @@ class _Keeper:
                 except UserError as error:
                     logger.warning("checkpoints of trial %d stay: %s", trial.number, error)
 
-    def _of(self, trial: Trial) -> StoredCheckpoints:
+    def _of(self, trial: Trial) -> CheckpointStore:
         inner, folder = folder_of(trial.number), self._folder
-        return StoredCheckpoints(
+        return CheckpointStore(
             Folder(f"{folder.uri}/{inner}", folder.filesystem, f"{folder.root}/{inner}", folder.flag)
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
@@ -9,7 +10,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ from cvdist.checkpoints.fence import Fence
 from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.log import redact
-from cvdist.runtime.signals import Stop
-from cvdist.tracking import Attempt, RunRef, environment, open_tracker
+from cvdist.tracking import Attempt, RunRef, Tracker, environment, open_tracker
 
 if TYPE_CHECKING:
+    from cvdist.checkpoints.worker import Worker
+    from cvdist.distributed.consensus import StopRequest
+    from cvdist.distributed.ranks import RankInfo
     from cvdist.features.build import Built
     from cvdist.results import Summary
 
@@ -144,11 +147,11 @@ def _on_ray(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | Non
         store = opening.result()
     from cvdist.runtime import ray_train
 
-    run, fence = _start(config, store, attempt=0, tags=part.tags)
+    run, job = _start(config, store, tags=part.tags)
     with tracking.ended(run):
         if run is not None:
             run.require_reachable_from(nodes)
-        summary = ray_train.fit(config, run, fence)
+        summary = ray_train.fit(config, functools.partial(_train, config, job, run))
         _describe(run, summary, part)
     return config.checkpoint.name, summary, run
 
@@ -157,32 +160,86 @@ def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef
     """This process is a worker; the first one owns the MLflow run as well."""
     from cvdist.distributed.collectives import gather, raise_on_all_ranks
     from cvdist.runtime import processes
+    from cvdist.runtime.signals import SigtermRequest
+
+    with processes.init_distributed(config.runtime) as ranks:
+        config = configs.replace(config, name=gather(named(config).checkpoint.name)[0])
+        started: tuple[RunRef | None, Fence] | None = None
+        with raise_on_all_ranks():
+            if ranks.rank == 0:
+                started = _start(config, open_all(config, data_is_here=True), tags=part.tags)
+        started = gather(started)[0]
+        assert started is not None
+        run, job = started
+        with (
+            tracking.ended(run if ranks.rank == 0 else None),
+            SigtermRequest(config.checkpoint.grace_period) as sigterm,
+        ):
+            summary = _train(config, job, run, ranks, sigterm.poll)
+            if ranks.rank == 0:
+                _describe(run, summary, part)
+    return (config.checkpoint.name, summary, run) if ranks.rank == 0 else None
+
+
+def _train(
+    config: TrainConfig, job: Fence, run: RunRef | None, ranks: RankInfo, poll: Callable[[], StopRequest]
+) -> Summary:
+    """What each worker of a training does, whichever runtime has started it."""
     from cvdist.training.setup import build_run
     from cvdist.training.train import train
 
-    with processes.init_distributed(config) as place:
-        config = configs.replace(config, name=gather(named(config).checkpoint.name)[0])
-        run: RunRef | None = None
-        fence: Fence | None = None
-        with raise_on_all_ranks():
-            processes.require_folder(config)
-            if place.rank == 0:
-                run, fence = _start(config, open_all(config, data_is_here=True), attempt=1, tags=part.tags)
-        run = gather(run)[0]
-        with tracking.ended(run if place.rank == 0 else None), Stop(config.checkpoint.grace_period) as stop:
-            worker = place.worker(config, fence, stop.asked)
-            attempt = Attempt(fence.number, fence.require_newest) if fence else None
-            tracker = open_tracker(run, worker.rank, worker.local_rank, worker.node, attempt)
-            try:
-                summary = train(build_run(config, worker, tracker))
-            except UserError:
-                worker.finish()  # what is on its way may be what the user goes on from
-                raise
-            finally:
-                tracker.close()
-            if worker.rank == 0:
-                _describe(run, summary, part)
-    return (config.checkpoint.name, summary, run) if worker.rank == 0 else None
+    with open_worker(config, job, run, ranks, poll) as (worker, tracker):
+        return train(build_run(config, worker, tracker))
+
+
+@contextmanager
+def open_worker(
+    config: TrainConfig,
+    job: Fence,
+    run: RunRef | None,
+    ranks: RankInfo,
+    poll: Callable[[], StopRequest],
+    min_interval: float = 0.0,
+) -> Iterator[tuple[Worker, Tracker]]:
+    """Begin the next attempt of `job`, with the worker and the tracker of this process. All workers call it.
+
+    Args:
+        config: Of the run.
+        job: The fence of the job that this process works for.
+        run: The MLflow run to fill; None for none.
+        ranks: Of this process.
+        poll: What this process is asked to do, see `Worker`.
+        min_interval: Seconds between two checkpoints, see `Worker`.
+
+    Raises:
+        UserError: If the storage can't be reached; `Superseded` if a newer job has begun.
+    """
+    from cvdist.checkpoints.store import CheckpointStore
+    from cvdist.checkpoints.worker import Worker
+    from cvdist.distributed.collectives import raise_on_all_ranks
+
+    fence: Fence | None = None
+    with raise_on_all_ranks():
+        if ranks.rank == 0:
+            fence = job.claim_attempt()
+    store = CheckpointStore(job.folder, config.checkpoint.keep_checkpoints, fence)
+    worker = Worker(
+        ranks,
+        store,
+        config.checkpoint,
+        step_timeout=config.runtime.step_timeout,
+        poll=poll,
+        min_interval=min_interval,
+    )
+    attempt = Attempt(fence.number, fence.require_newest) if fence else None
+    tracker = open_tracker(run, ranks.rank, ranks.local_rank, ranks.node, attempt)
+    try:
+        yield worker, tracker
+    except UserError:
+        worker.finish()  # what is on its way may be what the user goes on from
+        raise
+    finally:
+        tracker.close()
 
 
 def named(config: TrainConfig) -> TrainConfig:
@@ -218,18 +275,18 @@ def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | Non
 
 
 def _start(
-    config: TrainConfig, store: tracking.Store | None, *, attempt: int, tags: Mapping[str, str]
+    config: TrainConfig, store: tracking.Store | None, *, tags: Mapping[str, str]
 ) -> tuple[RunRef | None, Fence]:
     """Become the newest job of this name, and open its MLflow run."""
     root, name = storage_root(config), config.checkpoint.name
     continued = storage.exists(f"{root}/{name}")
     logger.info("run        %s%s, checkpoints in %s/%s", name, " (continued)" if continued else "", root, name)
-    fence = Fence.claim_job(f"{root}/{name}", attempt=attempt)
+    job = Fence.claim_job(f"{root}/{name}")
     if store is None:
-        return None, fence
-    run = tracking.start_run(config, store, continued=continued, job=fence.name, tags=tags)
+        return None, job
+    run = tracking.start_run(config, store, continued=continued, job=job.name, tags=tags)
     logger.info("tracking   %s, %s", redact(run.tracking_uri), run.page)
-    return run, fence
+    return run, job
 
 
 def _describe(run: RunRef | None, summary: Summary, part: Part) -> None:

@@ -1,7 +1,7 @@
 """Trials by Ray Tune: each is a training loop in another process, and hears after each epoch whether to go on.
 
 Ray Tune decides what runs where, and its ASHA what is stopped. It keeps no state that matters: checkpoints and
-results lie in the run's own storage (`runtime/stored.py`, `sweep/record.py`).
+results lie in the run's own storage (`cvdist.checkpoints.store`, `cvdist.sweep.record`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -27,17 +25,17 @@ import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from cvdist import config as configs
 from cvdist import log
 from cvdist.checkpoints.fence import Fence, FenceWatch
-from cvdist.checkpoints.store import StoredCheckpoints
-from cvdist.checkpoints.uploads import Uploads
 from cvdist.config import SweepConfig, TrainConfig
-from cvdist.distributed.worker import StopRequest
+from cvdist.distributed.consensus import StopRequest
+from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import Superseded, UserError, superseded_by_another_job
-from cvdist.storage import Folder
+from cvdist.jobs.train import open_worker
 from cvdist.sweep import space
 from cvdist.sweep.record import Epoch, Trial, folder_of
-from cvdist.tracking import Attempt, NoTracker, RunRef, Tracker, open_tracker
+from cvdist.tracking import NoTracker, RunRef, Tracker
 from cvdist.training.finite import NotFinite
 from cvdist.training.setup import build_run
 from cvdist.training.train import train
@@ -55,65 +53,6 @@ class _Stopped(BaseException):
 
 
 # --------------------------------------------------------------------------------------------------- a trial
-
-
-class TrialWorker:
-    """The one worker of a trial (`cvdist.distributed.worker.Worker`)."""
-
-    rank = local_rank = 0
-    world_size = 1
-
-    def __init__(
-        self, config: TrainConfig, kept: StoredCheckpoints, device: torch.device, trials_on_node: int
-    ) -> None:
-        """`trials_on_node`: how many may share the node's disk and memory."""
-        self.device, self.node, self.local_world_size = device, ray.util.get_node_ip_address(), trials_on_node
-        self._kept = kept
-        self._uploads = Uploads(config.checkpoint.checkpoint_timeout)
-        self._asynchronous = config.checkpoint.async_checkpoints
-        self._watch = FenceWatch(kept.fence) if kept.fence is not None else None
-        self._best, self._stored_at = -2.0, 0.0
-
-    def checkpoints(self) -> Sequence[str]:
-        """See `Worker.checkpoints`."""
-        return self._kept.newest()
-
-    def open_checkpoint(self, name: str) -> AbstractContextManager[Path]:
-        """See `Worker.open_checkpoint`."""
-        return self._kept.opened(name)
-
-    def open_best_checkpoint(self) -> AbstractContextManager[Path | None]:
-        """See `Worker.open_best_checkpoint`."""
-        name = self._kept.best()
-        return self._kept.opened(name) if name is not None else nullcontext(None)
-
-    def save_checkpoint(
-        self,
-        name: str,
-        score: float,
-        at: int,
-        fill: Callable[[Path], None] | None,
-        awaited: Sequence[str] = (),
-    ) -> None:
-        """Save if it is the best or the last one is old: trials may last seconds, and each save costs."""
-        assert fill is not None
-        if score <= self._best and time.monotonic() - self._stored_at < _STORE_SECONDS:
-            return
-        self._uploads.wait()
-        self._best, self._stored_at = max(self._best, score), time.monotonic()
-        self._uploads.start(lambda: self._kept.add(name, score, fill))
-        if not self._asynchronous:
-            self._uploads.wait()
-
-    def wait_for_uploads(self) -> None:
-        """See `Worker.wait_for_uploads`."""
-        self._uploads.wait()
-
-    def poll_stop_request(self) -> StopRequest:
-        """See `Worker.poll_stop_request`."""
-        if self._watch is not None and self._watch.superseded:
-            raise superseded_by_another_job()
-        return StopRequest.NONE
 
 
 class TrialTracker(NoTracker):
@@ -217,26 +156,28 @@ class _Process(tune.Trainable):
             self._results.put({})
 
     def _train(self, number: int, task: Task) -> None:
-        folder = Folder.open(f"{task.folder}/{folder_of(number)}", "--storage", patient=True)
-        fence = Fence.claim_job(folder.uri, attempt=1)
-        attempt = Attempt(fence.number, fence.require_newest)
-        tracker = TrialTracker(open_tracker(task.runs.get(number), 0, 0, "", attempt), self._epoch_done)
-        device = torch.device("cuda", 0) if task.use_gpu else torch.device("cpu")
-        kept = StoredCheckpoints(folder, fence)
-        worker = TrialWorker(task.config, kept, device, task.trials_on_node)
-        try:
+        config = configs.replace(task.config, keep_checkpoints=1)  # a large head's take gigabytes
+        ranks = RankInfo(
+            local_world_size=task.trials_on_node,  # they share the node's disk and memory
+            node=ray.util.get_node_ip_address(),
+            device=torch.device("cuda", 0) if task.use_gpu else torch.device("cpu"),
+        )
+        job = Fence.claim_job(f"{task.folder}/{folder_of(number)}")
+        no_request = lambda: StopRequest.NONE  # noqa: E731
+        with open_worker(
+            config, job, task.runs.get(number), ranks, no_request, min_interval=_STORE_SECONDS
+        ) as (worker, tracker):
             try:
-                run = build_run(space.apply(task.config, task.settings[number]), worker, tracker)
-            except UserError as error:
-                # What a trial can't even begin with, the others can't either.
-                self._say(state="failed", reason=str(error), whole=True)
-                return
-            train(run)
-        finally:
-            try:
-                worker.wait_for_uploads()
+                try:
+                    config = space.apply(config, task.settings[number])
+                    run = build_run(config, worker, TrialTracker(tracker, self._epoch_done))
+                except UserError as error:
+                    # What a trial can't even begin with, the others can't either.
+                    self._say(state="failed", reason=str(error), whole=True)
+                    return
+                train(run)
             finally:
-                tracker.close()
+                worker.wait_for_uploads()
 
     def _epoch_done(self, epoch: Epoch) -> None:
         """Tell Ray Tune, and wait until it wants the next one; the last is told when all is delivered."""

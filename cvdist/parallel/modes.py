@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from cvdist.config import ParallelConfig
 from cvdist.data.dataset import Batch, Loader
 from cvdist.data.sampler import partition
+from cvdist.distributed.ranks import RankInfo
 from cvdist.distributed.tensor_shard import TensorShard
 from cvdist.distributed.traffic import Traffic, ring_bytes
-from cvdist.distributed.worker import Worker
 from cvdist.parallel.head import Workers, split_classifier
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class DataParallel:
 
     name = "data"
 
-    def __init__(self, worker: Worker, trained: nn.Module, settings: ParallelConfig) -> None:
+    def __init__(self, worker: RankInfo, trained: nn.Module, settings: ParallelConfig) -> None:
         """Wrap `trained`, the trained modules, so that gradients are averaged if there are other workers."""
         self.rank, self.world_size, self.random_rank = worker.rank, worker.world_size, worker.rank
         self.counts, self.traffic = True, Traffic(worker.device)
@@ -117,7 +117,7 @@ class SplitHead:
 
     name = "head"
 
-    def __init__(self, worker: Worker, trained: nn.Module, settings: ParallelConfig, *, cached: bool) -> None:
+    def __init__(self, worker: RankInfo, trained: nn.Module, settings: ParallelConfig, *, cached: bool) -> None:
         """Split `trained.classifier` in place, which the whole model shares.
 
         Args:
@@ -197,7 +197,7 @@ class SplitHead:
 
 
 def averaging(
-    module: nn.Module, worker: Worker, settings: ParallelConfig, traffic: Traffic
+    module: nn.Module, worker: RankInfo, settings: ParallelConfig, traffic: Traffic
 ) -> DistributedDataParallel:
     """Wrap `module` so that its gradients are averaged over all workers.
 

@@ -12,7 +12,7 @@ from cvdist.config import ParallelConfig
 from cvdist.data.dataset import Loader
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.distributed.precision import Precision
-from cvdist.distributed.worker import Worker
+from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import UserError
 from cvdist.models.frozen import FrozenAndTrained
 from cvdist.parallel import cost, measure
@@ -56,7 +56,7 @@ class ParallelPlan:
 def choose_plan(
     settings: ParallelConfig,
     batch_size: int,
-    worker: Worker,
+    worker: RankInfo,
     modules: FrozenAndTrained,
     loader: Loader,
     precision: Precision,
@@ -193,7 +193,7 @@ def can_split(trained: nn.Module, workers: int) -> tuple[nn.Linear, nn.Linear] |
 
 
 def _measure_classifier(
-    work: Work, machine: Machine, worker: Worker, modules: FrozenAndTrained, precision: Precision
+    work: Work, machine: Machine, worker: RankInfo, modules: FrozenAndTrained, precision: Precision
 ) -> Machine:
     """Measure the link between the workers, and the slowest worker's rates for the classifier.
 

@@ -1,4 +1,4 @@
-"""SIGTERM while training: the end after a checkpoint, within a grace period."""
+"""SIGTERM while training: end after a checkpoint, within a grace period."""
 
 from __future__ import annotations
 
@@ -7,43 +7,49 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
+from cvdist.distributed.consensus import StopRequest
+
 logger = logging.getLogger(__name__)
 
 
-class Stop:
-    """While this lasts, SIGTERM asks for an end in order; a second one, or the grace period, ends at once."""
+class SigtermRequest:
+    """In a `with` block, SIGTERM asks for an end after a checkpoint; a second one ends the process at once."""
 
     def __init__(self, grace_period: float) -> None:
-        """`grace_period`: seconds."""
+        """Do nothing yet.
+
+        Args:
+            grace_period: Seconds after the signal in which the block has to end, or the process does.
+        """
         self._grace_period = grace_period
-        self._asked = False
+        self._received = False
 
-    def asked(self) -> bool:
-        """Whether the signal has come."""
-        return self._asked
+    def poll(self) -> StopRequest:
+        """EXIT if the signal has come."""
+        return StopRequest.EXIT if self._received else StopRequest.NONE
 
-    def __enter__(self) -> Stop:
-        """Take over SIGTERM; in the main thread."""
+    def __enter__(self) -> SigtermRequest:
+        """Handle SIGTERM from now on; in the main thread."""
         self._before = {
             signal.SIGTERM: signal.signal(signal.SIGTERM, self._note),
-            signal.SIGALRM: signal.signal(signal.SIGALRM, self._leave),
+            signal.SIGALRM: signal.signal(signal.SIGALRM, self._exit),
         }
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give it back."""
+        """Restore the handlers that there were before."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            self._leave(number, frame)
-        self._asked = True
+        if self._received:
+            self._exit(number, frame)
+        self._received = True
         signal.setitimer(signal.ITIMER_REAL, self._grace_period)
 
-    def _leave(self, number: int, frame: FrameType | None) -> None:
+    def _exit(self, number: int, frame: FrameType | None) -> None:
         logger.warning("no checkpoint within --grace-period %g s: ending without", self._grace_period)
         sys.exit(128 + signal.SIGTERM)

@@ -17,11 +17,11 @@ from cvdist import storage
 from cvdist.checkpoints import format as ckpt
 from cvdist.checkpoints import shards as ckpt_shards
 from cvdist.checkpoints.format import UNSCORED, Checkpoint, DamagedCheckpoint, Normalisation
+from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.distributed.device import random_state, set_random_state
 from cvdist.distributed.tensor_shard import TensorShard
-from cvdist.distributed.worker import Worker
 from cvdist.errors import UserError
 from cvdist.seeding import mix
 from cvdist.training.finite import require_finite_weights

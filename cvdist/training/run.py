@@ -11,10 +11,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from cvdist import log, models
 from cvdist.checkpoints.format import OrderIdentity, Progress
+from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
 from cvdist.data.dataset import DatasetInfo, Loader
 from cvdist.distributed.precision import Precision
-from cvdist.distributed.worker import Worker
 from cvdist.parallel import Mode, ParallelPlan
 from cvdist.results import Evaluation, ModelIdentity
 from cvdist.seeding import mix

@@ -9,11 +9,11 @@ import torch
 
 from cvdist import loaders, log, models, parallel
 from cvdist.checkpoints.format import OrderIdentity
+from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
 from cvdist.data.dataset import Loader
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.distributed.precision import choose_precision
-from cvdist.distributed.worker import Worker
 from cvdist.errors import UserError
 from cvdist.results import ModelIdentity
 from cvdist.seeding import mix

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cvdist.data.dataset import Batch
 from cvdist.distributed.collectives import annotate_collective_errors, set_group_timeout
-from cvdist.distributed.worker import StopRequest
+from cvdist.distributed.consensus import StopRequest
 from cvdist.results import Summary
 from cvdist.training import checkpointing, compiling, ema, reporting, ridge
 from cvdist.training.meter import Meter

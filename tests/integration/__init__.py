@@ -1,0 +1,1 @@
+"""One real thing each: a server, a process, a job."""
