@@ -93,14 +93,14 @@ def _ours(config: TrainConfig, root: Path) -> float:
 
 @torch.inference_mode()
 def _bare(config: TrainConfig) -> float:
-    from cvdist.distributed import precision
+    from cvdist.distributed.precision import choose_precision
 
     frozen = models.build_frozen(config.model).module.to(memory_format=torch.channels_last)
-    arithmetic = precision.choose(config.loop.precision, CPU)
+    precision = choose_precision(config.loop.precision, CPU)
     images = torch.randn(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     started = time.perf_counter()
     for _ in range(PICTURES // BATCH):
-        with arithmetic.autocast():
+        with precision.autocast():
             frozen(images)
     return PICTURES / (time.perf_counter() - started)
 

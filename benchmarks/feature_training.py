@@ -40,8 +40,10 @@ from cvdist.features.copies import MappedCopy
 from cvdist.features.local import LocalShards
 from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
-from cvdist.training.optimizer import build_optimizer
-from cvdist.training.train import TrainingLoop
+from cvdist.training.optimizer import build_optimizer, set_learning_rate
+from cvdist.training.run import Run
+from cvdist.training.setup import open_run
+from cvdist.training.train import train_epoch
 
 PICTURES, BATCH, ROUNDS = 1600, 64, 3
 BOOK_BATCHES = 1
@@ -53,8 +55,8 @@ def measure() -> Iterator[Comparison]:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         made_up_features.write(root / "features", PICTURES, 4)
-        loop = _loop(root)
-        cached, memory, book = _from_the_cache(loop), _in_memory(loop), _the_books_epoch(root)
+        run = _run(root)
+        cached, memory, book = _from_the_cache(run), _in_memory(run), _the_books_epoch(root)
         rounds = [(cached(), memory(), book()) for _ in range(ROUNDS + 1)][1:]
     steps = PICTURES / BATCH
     yield summarise(
@@ -68,7 +70,7 @@ def measure() -> Iterator[Comparison]:
     yield from _first_read()
 
 
-def _loop(root: Path) -> TrainingLoop:
+def _run(root: Path) -> Run:
     vgg = torchvision.models.vgg16()
     torch.save({f"features.{n}": t for n, t in vgg.features.state_dict().items()}, root / "weights.pth")
     config = configs.replace(
@@ -77,45 +79,40 @@ def _loop(root: Path) -> TrainingLoop:
         weights=str(root / "weights.pth"), weights_preprocessing="imagenet", name="bench",
     )  # fmt: skip
     worker = Worker(RankInfo(), CheckpointStore.at(str(root / "none")))
-    # Not through loaders.prepare, which would refuse features that are made up.
-    from cvdist import loaders
-
-    prepare, loaders.prepare = loaders.prepare, lambda config: None
-    try:
-        return TrainingLoop(config, worker, NoTracker())
-    finally:
-        loaders.prepare = prepare
+    # Not `build_run`, which would refuse features that are made up.
+    return open_run(config, worker, NoTracker())
 
 
-def _from_the_cache(loop: TrainingLoop) -> Callable[[], float]:
-    def run() -> float:
-        loop.progress.position = 0
+def _from_the_cache(run: Run) -> Callable[[], float]:
+    def epoch() -> float:
+        run.progress.position = 0
         started = time.perf_counter()
-        loop._train_epoch(1)
+        train_epoch(run, 1)
         return time.perf_counter() - started
 
-    return run
+    return epoch
 
 
-def _in_memory(loop: TrainingLoop) -> Callable[[], float]:
-    """The same arithmetic on one batch, over and over."""
-    head = loop.parts.trained
-    optimizer = build_optimizer(head, loop.config.optimizer)
+def _in_memory(run: Run) -> Callable[[], float]:
+    """The same computation on one batch, over and over."""
+    head = run.trained
+    optimizer = build_optimizer(head, run.config.optimizer)
+    set_learning_rate(optimizer, run.config.optimizer.lr)
     features = made_up_features.sparse(BATCH, 1, (512, 7, 7), torch.float32, 0)[:, 0]
     labels = torch.arange(BATCH) % 2
 
-    def run() -> float:
+    def epoch() -> float:
         head.train()
         started = time.perf_counter()
         for _ in range(PICTURES // BATCH):
-            with loop.arithmetic.autocast():
+            with run.precision.autocast():
                 scores = head(features)
             F.cross_entropy(scores.float(), labels).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - started
 
-    return run
+    return epoch
 
 
 def _the_books_epoch(root: Path) -> Callable[[], float]:

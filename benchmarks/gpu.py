@@ -26,19 +26,21 @@ from benchmarks import made_up_features
 from benchmarks.harness import Comparison, summarise
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
-from cvdist import loaders, models, recipes
+from cvdist import models, recipes
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.checkpoints.worker import Worker
-from cvdist.config import ModelConfig, Precision, TrainConfig
+from cvdist.config import ModelConfig, PrecisionName, TrainConfig
 from cvdist.data.images.ahead import BATCH
-from cvdist.distributed import precision
+from cvdist.distributed.precision import choose_precision
 from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import UserError
 from cvdist.features import build
 from cvdist.features.extract import Extractor
 from cvdist.models.registry import BLOCKS
 from cvdist.tracking import NoTracker
-from cvdist.training.train import TrainingLoop
+from cvdist.training.run import Run
+from cvdist.training.setup import open_run
+from cvdist.training.train import train_epoch
 
 _BYTES_A_WEIGHT = 7 * 4  # see above
 _SECONDS = 0.5  # that an epoch may take on an H100
@@ -96,11 +98,11 @@ def _epochs(device: torch.device, sizes: Sizes, root: Path) -> Iterator[Comparis
     made_up_features.write(root / "features", sizes.cached, 4, shape=sizes.shape)
     bandwidth = _bandwidth(device, sizes)
     print(f"  a copy in memory: {bandwidth / 1e9:,.0f} GB/s", flush=True)
-    kinds: tuple[Precision, ...] = ("tf32", "bfloat16")
+    kinds: tuple[PrecisionName, ...] = ("tf32", "bfloat16")
     for kind in kinds:
-        loop = _loop(_config(sizes, root, kind), device, root)
-        seconds = [_epoch(loop, device) for _ in range(sizes.rounds + 1)][1:]
-        weights = sum(p.numel() for p in loop.parts.trained.parameters())
+        run = _run(_config(sizes, root, kind), device, root)
+        seconds = [_epoch(run, device) for _ in range(sizes.rounds + 1)][1:]
+        weights = sum(p.numel() for p in run.trained.parameters())
         steps = -(-sizes.cached // sizes.batch)
         floor = weights * _BYTES_A_WEIGHT * steps / bandwidth
         yield summarise(
@@ -111,10 +113,10 @@ def _epochs(device: torch.device, sizes: Sizes, root: Path) -> Iterator[Comparis
             f"the same, {kind} / its memory traffic's floor",
             [(one, floor) for one in seconds], unit="seconds", target=2, at_most=True,
         )  # fmt: skip
-        del loop
+        del run
 
 
-def _config(sizes: Sizes, root: Path, kind: Precision) -> TrainConfig:
+def _config(sizes: Sizes, root: Path, kind: PrecisionName) -> TrainConfig:
     return configs.replace(
         recipes.find("dogs-cats-vgg16-features"),
         model=sizes.model, hidden_size=sizes.hidden_size, image_size=sizes.image_size, data="",
@@ -124,19 +126,15 @@ def _config(sizes: Sizes, root: Path, kind: Precision) -> TrainConfig:
     )  # fmt: skip
 
 
-def _loop(config: TrainConfig, device: torch.device, root: Path) -> TrainingLoop:
+def _run(config: TrainConfig, device: torch.device, root: Path) -> Run:
     worker = Worker(RankInfo(device=device), CheckpointStore.at(str(root / "none")))
-    # Not through loaders.prepare, which would refuse features that are made up.
-    prepare, loaders.prepare = loaders.prepare, lambda config: None
-    try:
-        return TrainingLoop(config, worker, NoTracker())
-    finally:
-        loaders.prepare = prepare
+    # Not `build_run`, which would refuse features that are made up.
+    return open_run(config, worker, NoTracker())
 
 
-def _epoch(loop: TrainingLoop, device: torch.device) -> float:
-    loop.progress.position = 0
-    return _timed(lambda: loop._train_epoch(1), device)
+def _epoch(run: Run, device: torch.device) -> float:
+    run.progress.position = 0
+    return _timed(lambda: train_epoch(run, 1), device)
 
 
 def _bandwidth(device: torch.device, sizes: Sizes) -> float:
@@ -191,14 +189,14 @@ def _extracted(config: TrainConfig, device: torch.device, root: Path) -> float:
 def _bare(config: TrainConfig, device: torch.device) -> float:
     """Pictures a second."""
     frozen = models.build_frozen(config.model).module.to(device).to(memory_format=torch.channels_last)
-    arithmetic = precision.choose(config.loop.precision, device)
+    precision = choose_precision(config.loop.precision, device)
     size, count = config.data.image_size, BATCH[device.type]
     images = torch.randn(count, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     repeats = 20 if device.type == "cuda" else 1
 
     def run() -> None:
         for _ in range(repeats):
-            with arithmetic.autocast():
+            with precision.autocast():
                 frozen(images)
 
     run()

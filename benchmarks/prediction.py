@@ -89,6 +89,6 @@ def _bare(predictor: Predictor) -> float:
     images = torch.randn(size, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     started = time.perf_counter()
     for _ in range(PICTURES // size):
-        with predictor.arithmetic.autocast():
+        with predictor.precision.autocast():
             predictor.module(images)
     return PICTURES / (time.perf_counter() - started)

@@ -1,9 +1,9 @@
 """What surviving costs a run that nothing happens to: its checks in each step, and checkpoints while it trains.
 
 One process, one thread, the CNN for digits. The other side of the first comparison is the same loop without the
-watch over losses, the exchange about signals, and the name for lost workers; that of the second one writes no
-checkpoints. One checkpoint of 0.9 MB comes every four epochs, which take two to three seconds. Both costs are
-smaller than the noise of a single pair: hence the number of pairs.
+watch over losses and the exchange about signals; that of the second one writes no checkpoints. One checkpoint
+of 0.9 MB comes every four epochs, which take two to three seconds. Both costs are smaller than the noise of a
+single pair: hence the number of pairs.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -28,8 +26,8 @@ from cvdist.config import TrainConfig
 from cvdist.distributed.consensus import StopRequest
 from cvdist.distributed.ranks import RankInfo
 from cvdist.tracking import NoTracker
-from cvdist.training import train as loop_module
-from cvdist.training.train import TrainingLoop
+from cvdist.training.setup import build_run
+from cvdist.training.train import train_epoch
 
 PAIRS = 25
 
@@ -64,25 +62,23 @@ def measure() -> Iterator[Comparison]:
 def _epoch(config: TrainConfig, folder: Path, *, epochs: int = 1, bare: bool = False) -> Callable[[], float]:
     fence = Fence.claim_job(str(folder)).claim_attempt()
     worker = Worker(RankInfo(), CheckpointStore(fence.folder, 1, fence), config.checkpoint)
-    loop = TrainingLoop(config, worker, NoTracker())
+    run = build_run(config, worker, NoTracker())
     without_more = configs.replace(config, checkpoint_every=0)
     if bare:
         worker.poll_stop_request = lambda: StopRequest.NONE  # type: ignore[method-assign]
-        loop.losses = _NoWatch()  # type: ignore[assignment]
+        run.losses = _NoWatch()  # type: ignore[assignment]
 
-    def run() -> float:
-        without = mock.patch.object(loop_module, "annotate_collective_errors", lambda *_: nullcontext())
-        with without if bare else nullcontext():
-            started = time.perf_counter()
-            for epoch in range(epochs):
-                loop.progress.position = 0
-                loop.config = without_more if epoch else config
-                loop._train_epoch(epoch + 1)
-            seconds = time.perf_counter() - started
+    def timed() -> float:
+        started = time.perf_counter()
+        for epoch in range(epochs):
+            run.progress.position = 0
+            run.config = without_more if epoch else config
+            train_epoch(run, epoch + 1)
+        seconds = time.perf_counter() - started
         worker.wait_for_uploads()
         return seconds
 
-    return run
+    return timed
 
 
 class _NoWatch:

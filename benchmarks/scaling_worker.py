@@ -25,15 +25,17 @@ import torch
 import torch.distributed as dist
 
 from cvdist import config as configs
-from cvdist import loaders, recipes
+from cvdist import recipes
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig, storage_root
 from cvdist.distributed.ranks import RankInfo
-from cvdist.parallel import measure, modes
+from cvdist.parallel import measure
 from cvdist.runtime.processes import init_distributed
 from cvdist.tracking import NoTracker
-from cvdist.training.train import TrainingLoop
+from cvdist.training.run import Run
+from cvdist.training.setup import open_run
+from cvdist.training.train import train_epoch
 
 BATCH, EPOCHS = 64, 10
 
@@ -51,50 +53,49 @@ class _Noting(NoTracker):
 
 
 class Server:
-    """The loops of this worker."""
+    """The training runs of this worker."""
 
     def __init__(self, place: RankInfo, folder: Path) -> None:
         """`folder`: where the caches are."""
         self.place, self.folder = place, folder
-        self.loops: dict[str, TrainingLoop] = {}
+        self.runs: dict[str, Run] = {}
 
     def build(self, name: str, steps: str, dropout: str, kind: str) -> None:
-        """Without `loaders.prepare`, which would refuse features that are made up."""
+        """Without `build_run`, which would refuse features that are made up."""
         config = configured(self.folder, self.place.rank, int(steps), float(dropout), kind)
-        loaders.prepare = lambda config: None
         worker = Worker(self.place, CheckpointStore.at(f"{storage_root(config)}/{config.checkpoint.name}"))
-        self.loops[name] = TrainingLoop(config, worker, _Noting())
+        self.runs[name] = open_run(config, worker, _Noting())
 
     def share(self, name: str, other: str) -> None:
         """Their gradients remain their own."""
-        mine, theirs = self.loops[name], self.loops[other]
-        parameters = zip(mine.parts.trained.parameters(), theirs.parts.trained.parameters(), strict=True)
+        mine, theirs = self.runs[name], self.runs[other]
+        parameters = zip(mine.trained.parameters(), theirs.trained.parameters(), strict=True)
         for parameter, whose in parameters:
             parameter.data = whose.data
             mine.optimizer.state[parameter] = theirs.optimizer.state[whose]
 
     def drop(self, name: str) -> None:
         """Free its memory."""
-        del self.loops[name]
+        del self.runs[name]
 
     def run(self, name: str, epoch: str) -> dict[str, Any]:
         """All workers begin together."""
-        loop = self.loops[name]
-        assert isinstance(loop.tracker, _Noting)
-        loop.tracker.steps = []
-        loop.progress.position = 0
-        loop.progress.loss_sum, loop.progress.correct = 0.0, 0
+        run = self.runs[name]
+        assert isinstance(run.tracker, _Noting)
+        run.tracker.steps = []
+        run.progress.position = 0
+        run.progress.loss_sum, run.progress.correct = 0.0, 0
         self._barrier()
         sent, began = int(_SENT.read_text()), time.perf_counter()
-        loop._train_epoch(int(epoch))
+        train_epoch(run, int(epoch))
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, "sent": int(_SENT.read_text()) - sent, "steps": loop.tracker.steps}
+        return {"seconds": seconds, "sent": int(_SENT.read_text()) - sent, "steps": run.tracker.steps}
 
     def rates(self) -> dict[str, float]:
         """As the cost model's `Machine` has them."""
-        loop = next(iter(self.loops.values()))
+        run = next(iter(self.runs.values()))
         self._barrier()
-        matrix, memory = measure.rates(self.place.device, loop.arithmetic)
+        matrix, memory = measure.rates(self.place.device, run.precision)
         found = {"matrix_rate": matrix, "memory_rate": memory}
         if dist.is_initialized():
             self._barrier()
@@ -102,8 +103,8 @@ class Server:
         return found
 
     def work(self, name: str) -> dict[str, Any]:
-        """The sizes that the loop's own cost model has."""
-        return dataclasses.asdict(self.loops[name].division.work)
+        """The sizes of a step, by the run's own cost model."""
+        return dataclasses.asdict(self.runs[name].plan.work)
 
     def _barrier(self) -> None:
         if dist.is_initialized():
@@ -125,7 +126,6 @@ def configured(folder: Path, node: int, steps: int, dropout: float, kind: str) -
 def main() -> None:
     """Until the input ends."""
     torch.set_num_threads(1)
-    modes._POWERSGD_START = 2  # the fewest; they are left out of the figures
     folder = Path(sys.argv[1])
     answers, sys.stdout = sys.stdout, sys.stderr
     with init_distributed(configured(folder, 0, 1, 0.0, "head").runtime) as place:

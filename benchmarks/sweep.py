@@ -41,7 +41,10 @@ from cvdist.distributed.ranks import RankInfo
 from cvdist.features import fingerprint, manifest
 from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
-from cvdist.training.train import TrainingLoop
+from cvdist.training.run import Run
+from cvdist.training.setup import build_run
+from cvdist.training.train import train_epoch
+from cvdist.training.validation import validate
 
 TRIALS, EPOCHS, TRAIN, VALID, BATCH = 20, 3, 1600, 400, 64
 TIMED_BATCHES, ROUNDS = 2, 2
@@ -56,9 +59,9 @@ def measure() -> Iterator[Comparison]:
         root = Path(temporary)
         weights = _weights(root)
         _features(root, weights)
-        loop = _from_pictures(root, weights)
-        rounds = [_epoch_from_pictures(loop) for _ in range(ROUNDS + 1)][1:]
-        del loop
+        run = _from_pictures(root, weights)
+        rounds = [_epoch_from_pictures(run) for _ in range(ROUNDS + 1)][1:]
+        del run
         print(f"  an epoch from the pictures: {', '.join(f'{seconds:.0f}' for seconds in rounds)} core-s")
         seconds, epochs = _sweep(root, weights)
     print(f"  the sweep: {seconds:.0f} core-s, {epochs} of {TRIALS * EPOCHS} epochs trained")
@@ -115,7 +118,7 @@ def _sweep(root: Path, weights: Path) -> tuple[float, int]:
     return sum(seconds.values()), int(found[1])
 
 
-def _from_pictures(root: Path, weights: Path) -> TrainingLoop:
+def _from_pictures(root: Path, weights: Path) -> Run:
     """A training on a few of the pictures."""
     folder = write_folder(root / "pictures", TIMED_BATCHES * BATCH)
     for i in range(BATCH):
@@ -127,17 +130,17 @@ def _from_pictures(root: Path, weights: Path) -> TrainingLoop:
         weights=str(weights), weights_preprocessing="imagenet", name="bench",
     )  # fmt: skip
     worker = Worker(RankInfo(), CheckpointStore.at(str(root / "none")))
-    return TrainingLoop(config, worker, NoTracker())
+    return build_run(config, worker, NoTracker())
 
 
-def _epoch_from_pictures(loop: TrainingLoop) -> float:
+def _epoch_from_pictures(run: Run) -> float:
     """Core-seconds of an epoch over all pictures, from a part of it."""
     started = time.process_time()
-    loop.progress.position = 0
-    loop._train_epoch(1)
+    run.progress.position = 0
+    train_epoch(run, 1)
     trained = time.process_time()
-    loop._validate()
+    validate(run)
     validated = time.process_time()
-    return (trained - started) * TRAIN / loop.info.train_size + (
+    return (trained - started) * TRAIN / run.info.train_size + (
         validated - trained
-    ) * VALID / loop.info.valid_size
+    ) * VALID / run.info.valid_size

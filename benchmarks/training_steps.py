@@ -27,8 +27,10 @@ from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
 from cvdist.distributed.ranks import RankInfo
 from cvdist.tracking import NoTracker
-from cvdist.training.optimizer import build_optimizer
-from cvdist.training.train import TrainingLoop
+from cvdist.training.optimizer import build_optimizer, set_learning_rate
+from cvdist.training.run import Run
+from cvdist.training.setup import build_run
+from cvdist.training.train import train_epoch
 
 PAIRS = 15
 STEPS = 125  # 4,000 digits in batches of 32
@@ -51,27 +53,28 @@ def measure() -> Iterator[Comparison]:
     yield summarise("steps: loop / the book's DataLoader", against_book, unit=unit, target=1.4)
 
 
-def _loop(config: TrainConfig, folder: Path) -> TrainingLoop:
+def _run(config: TrainConfig, folder: Path) -> Run:
     worker = Worker(RankInfo(), CheckpointStore.at(str(folder / "none")))
-    return TrainingLoop(config, worker, NoTracker())
+    return build_run(config, worker, NoTracker())
 
 
 def _through_the_loop(config: TrainConfig, folder: Path) -> Callable[[], float]:
-    loop = _loop(config, folder)
+    run = _run(config, folder)
 
-    def run() -> float:
-        loop.progress.position = 0
+    def epoch() -> float:
+        run.progress.position = 0
         started = time.perf_counter()
-        loop._train_epoch(1)
+        train_epoch(run, 1)
         return STEPS / (time.perf_counter() - started)
 
-    return run
+    return epoch
 
 
 def _bare(config: TrainConfig, folder: Path) -> Callable[[torch.Tensor, torch.Tensor], None]:
     """A step with the same model, optimiser and loss, and nothing else."""
-    model = _loop(config, folder).model.train()
+    model = _run(config, folder).model.train()
     optimizer = build_optimizer(model, config.optimizer)
+    set_learning_rate(optimizer, config.optimizer.lr)
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
         F.cross_entropy(model(images), labels).backward()
@@ -109,7 +112,7 @@ class _Pictures(Dataset[tuple[torch.Tensor, int]]):
 
 
 def _the_books_way(config: TrainConfig, folder: Path) -> Callable[[], float]:
-    loader = _loop(config, folder).loader
+    loader = _run(config, folder).loader
     images, names = loader.pictures("train", range(loader.info.train_size))
     pictures = _Pictures(images[:, 0].numpy(), [int(name) for name in names])
     batches = DataLoader(pictures, batch_size=32, shuffle=True)

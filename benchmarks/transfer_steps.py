@@ -23,14 +23,16 @@ from torchvision import datasets, transforms
 from benchmarks.harness import Comparison, summarise
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
-from cvdist import loaders, models, recipes
+from cvdist import loaders, recipes
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
 from cvdist.distributed.ranks import RankInfo
 from cvdist.tracking import NoTracker
-from cvdist.training.optimizer import build_optimizer
-from cvdist.training.train import TrainingLoop
+from cvdist.training.optimizer import build_optimizer, set_learning_rate
+from cvdist.training.run import Run
+from cvdist.training.setup import build_run
+from cvdist.training.train import train_epoch
 
 BATCH, STEPS, ROUNDS = 64, 2, 3
 GFLOP_A_PICTURE = 30.7  # of the convolutions at 224x224, counting a multiplication and an addition as two
@@ -49,8 +51,8 @@ def measure() -> Iterator[Comparison]:
             weights=str(root / "weights.pth"), weights_preprocessing="imagenet", name="bench",
         )  # fmt: skip
         loaders.prepare(config)
-        loop = _loop(config, root)
-        sides = {"loop": _through_the_loop(loop), "limit": _bare(loop), "book": _the_books_way(root)}
+        run = _run(config, root)
+        sides = {"loop": _through_the_loop(run), "limit": _bare(run), "book": _the_books_way(root)}
         rate = _matrix_rate()
         rounds = [{name: run() for name, run in sides.items()} for _ in range(ROUNDS + 1)][1:]
     against_limit = [(r["loop"], r["limit"]) for r in rounds]
@@ -61,34 +63,34 @@ def measure() -> Iterator[Comparison]:
           f"{rate / GFLOP_A_PICTURE:.1f} pictures/s through the convolutions alone")  # fmt: skip
 
 
-def _loop(config: TrainConfig, folder: Path) -> TrainingLoop:
+def _run(config: TrainConfig, folder: Path) -> Run:
     worker = Worker(RankInfo(), CheckpointStore.at(str(folder / "none")))
-    return TrainingLoop(config, worker, NoTracker())
+    return build_run(config, worker, NoTracker())
 
 
-def _through_the_loop(loop: TrainingLoop) -> Callable[[], float]:
-    def run() -> float:
-        loop.progress.position = 0
+def _through_the_loop(run: Run) -> Callable[[], float]:
+    def epoch() -> float:
+        run.progress.position = 0
         started = time.perf_counter()
-        loop._train_epoch(1)
+        train_epoch(run, 1)
         return BATCH * STEPS / (time.perf_counter() - started)
 
-    return run
+    return epoch
 
 
-def _bare(loop: TrainingLoop) -> Callable[[], float]:
-    parts = models.split(loop.model)
-    assert parts.frozen is not None
-    frozen, head = parts.frozen, parts.trained
-    optimizer = build_optimizer(head, loop.config.optimizer)
+def _bare(run: Run) -> Callable[[], float]:
+    frozen, head = run.frozen, run.trained
+    assert frozen is not None
+    optimizer = build_optimizer(head, run.config.optimizer)
+    set_learning_rate(optimizer, run.config.optimizer.lr)
     images = torch.randn(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 2, (BATCH,))
 
-    def run() -> float:
+    def steps() -> float:
         head.train()
         started = time.perf_counter()
         for _ in range(STEPS):
-            with loop.arithmetic.autocast():
+            with run.precision.autocast():
                 with torch.no_grad():
                     features = frozen(images)
                 scores = head(features)
@@ -97,7 +99,7 @@ def _bare(loop: TrainingLoop) -> Callable[[], float]:
             optimizer.zero_grad(set_to_none=True)
         return BATCH * STEPS / (time.perf_counter() - started)
 
-    return run
+    return steps
 
 
 def _the_books_way(root: Path) -> Callable[[], float]:

@@ -53,7 +53,7 @@ class EpochRecord:
         return self.valid_accuracy - 1e-9 * self.epoch
 
     @property
-    def waited(self) -> SlowRequests:
+    def slow_requests(self) -> SlowRequests:
         """What the storage cost beyond the usual."""
         return SlowRequests(self.storage_slow, self.storage_failed, self.storage_seconds)
 
@@ -150,7 +150,7 @@ class Summary:
     """Seconds since 1970 when the first step was done; 0 if the run had nothing left to do."""
     visualized: bool = False
     """Whether the run shows what the network has learned."""
-    waited: SlowRequests = NO_SLOW_REQUESTS
+    slow_requests: SlowRequests = NO_SLOW_REQUESTS
     """What the storage cost beyond the usual."""
     ridge: RidgeResult | None = None
     """The baseline, where one was computed."""

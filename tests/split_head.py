@@ -21,7 +21,8 @@ from cvdist.errors import UserError
 from cvdist.jobs.train import open_worker
 from cvdist.runtime import processes
 from cvdist.tracking import NoTracker
-from cvdist.training.train import TrainingLoop
+from cvdist.training.setup import build_run
+from cvdist.training.train import train
 
 
 class Recorder(NoTracker):
@@ -42,7 +43,7 @@ class Recorder(NoTracker):
         self.logged = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def train(ranks: RankInfo, changes: dict[str, Any]) -> dict[str, Any]:
+def train_case(ranks: RankInfo, changes: dict[str, Any]) -> dict[str, Any]:
     """One run, or the error that all workers end with."""
     config = configs.replace(recipes.find("dogs-cats-vgg16-features"), **changes)
     configs.check(config)
@@ -54,9 +55,9 @@ def train(ranks: RankInfo, changes: dict[str, Any]) -> dict[str, Any]:
                 job = Fence.claim_job(f"{config.checkpoint.storage}/{config.checkpoint.name}")
         job = gather(job)[0]
         with open_worker(config, job, None, ranks, lambda: StopRequest.NONE) as (worker, _):
-            loop = TrainingLoop(config, worker, recorder)
-            found = {"mode": loop.mode.name, "note": loop.division.note, "kept": loop.mode.slices != {}}
-            summary = loop.run()
+            run = build_run(config, worker, recorder)
+            found = {"mode": run.mode.name, "note": run.plan.note, "kept": run.mode.shards != {}}
+            summary = train(run)
             found |= {"correct": summary.best_correct, "total": summary.valid_total}
     except UserError as error:
         found["error"] = str(error)
@@ -69,7 +70,7 @@ def main(cases: Path, results: Path) -> None:
     wanted = json.loads(cases.read_text())
     first = configs.replace(recipes.find("dogs-cats-vgg16-features"), device="cpu")
     with processes.init_distributed(first.runtime) as ranks:
-        found = {name: train(ranks, changes) for name, changes in wanted.items()}
+        found = {name: train_case(ranks, changes) for name, changes in wanted.items()}
     if ranks.rank == 0:
         results.write_text(json.dumps(found))
 

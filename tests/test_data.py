@@ -12,7 +12,7 @@ from cvdist.config import DataConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo
 from cvdist.data.in_memory import InMemoryLoader, Labelled
-from cvdist.data.sampler import EpochOrder, Share
+from cvdist.data.sampler import EpochOrder, LocalBatch
 from cvdist.data.split import stratified
 from cvdist.errors import UserError
 from cvdist.loaders import open_loader
@@ -52,15 +52,15 @@ def test_batches_are_the_order_normalised(train, batch_size, world, position):
     position = position // batch_size * batch_size
     order = EpochOrder(train, batch_size, seed=1, epoch=1)
     for rank in range(world):
-        shares = list(order.shares(rank, world, position))
+        shares = list(order.local_batches(rank, world, position))
         got = list(loader.train_batches(order, rank, world, position))
-        assert [batch.indices.tolist() for batch in got] == [share.indices.tolist() for share in shares]
-        for batch, share in zip(got, shares, strict=True):
-            raw = loader._splits["train"].images[share.indices]
+        assert [batch.indices.tolist() for batch in got] == [local.indices.tolist() for local in shares]
+        for batch, local in zip(got, shares, strict=True):
+            raw = loader._splits["train"].images[local.indices]
             expected = (raw.float() / 255 - 0.4) / 0.2
             torch.testing.assert_close(batch.images, expected)
-            assert batch.labels.tolist() == (share.indices % 3).tolist()
-            assert batch.global_size == share.global_size
+            assert batch.labels.tolist() == (local.indices % 3).tolist()
+            assert batch.global_size == local.global_size
 
 
 @settings(deadline=None)
@@ -149,7 +149,7 @@ def test_augmentation_does_not_depend_on_workers_or_interruptions(world, stopped
 
 def test_flip_probability_is_met():
     augmentation = Augmentation.from_config(DataConfig(horizontal_flip=0.3), seed=0)
-    draws = augmentation.draw(Share(torch.arange(20_000), 0, 0, 20_000), epoch=1)
+    draws = augmentation.draw(LocalBatch(torch.arange(20_000), 0, 0, 20_000), epoch=1)
     images = torch.arange(2.0).repeat(20_000, 1)[:, None, None]
     flipped = (augmentation.apply(images, draws)[:, 0, 0, 0] == 1).float().mean()
     assert abs(flipped - 0.3) < 0.02

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from cvdist.data.dataset import Batch
-from cvdist.distributed.precision import choose
+from cvdist.distributed.precision import choose_precision
 from cvdist.results import Mistake
-from cvdist.training.evaluation import _most_confident, evaluate
+from cvdist.training.validation import evaluate, most_confident
 
 CPU = torch.device("cpu")
-FLOAT = choose("float32", CPU)
+FLOAT = choose_precision("float32", CPU)
 
 
 class Scores(nn.Module):
@@ -60,7 +60,7 @@ def test_a_worker_without_samples_counts_nothing():
 
 def test_ties_are_broken_by_row():
     mistakes = [Mistake(index, 0, 1, 0.5) for index in (9, 3, 40, 1)]
-    assert [m.index for m in _most_confident(mistakes)] == [1, 3, 9, 40]
+    assert [m.index for m in most_confident(mistakes)] == [1, 3, 9, 40]
 
 
 def test_dropout_is_off_and_the_mode_is_put_back():

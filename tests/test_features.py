@@ -30,7 +30,8 @@ from cvdist.features import open as opening
 from cvdist.features.order import windowed
 from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
-from cvdist.training.train import TrainingLoop
+from cvdist.training import setup
+from cvdist.training.train import train as train_run
 from tests import pictures
 from tests.feature_caches import CPU, SIZE, computing, config, extract, write_weights
 
@@ -201,14 +202,14 @@ def test_all_workers_together_see_each_sample_once(made_up, batch_size, world, n
     for batches in zip(*shares, strict=True):
         assert sum(len(batch.labels) for batch in batches) == batches[0].global_size
         for batch in batches:
-            paths = loader._paths("train", batch.indices.tolist())
+            paths = loader.names("train", batch.indices.tolist())
             assert batch.labels.tolist() == [int(path.split("/")[1] == "dog") for path in paths]
             for path, row in zip(paths, batch.images, strict=True):
                 assert any(torch.equal(row, view.float()) for view in features[path][:views])
     valid = [batch for rank in range(world) for batch in loader.valid_batches(rank, world, batch_size)]
     assert sorted(torch.cat([batch.indices for batch in valid]).tolist()) == list(range(9))
     for batch in valid:
-        for path, row in zip(loader._paths("valid", batch.indices.tolist()), batch.images, strict=True):
+        for path, row in zip(loader.names("valid", batch.indices.tolist()), batch.images, strict=True):
             assert torch.equal(row, features[path][0].float())
 
 
@@ -228,7 +229,7 @@ def test_windowed_order_is_a_permutation_also_after_a_change_of_workers(
     order = windowed(numbers, batch_size, seed=1, epoch=2, streams=streams, window=window)
     again = windowed(numbers, batch_size, seed=1, epoch=2, streams=streams, window=window)
     assert torch.equal(order.order, again.order)
-    step = loaders.draw(st.integers(0, order.steps()))
+    step = data.draw(st.integers(0, order.steps()))
     position = min(step * batch_size, order.size)
     before = order.order[:position].tolist()
     after = [i for rank in range(now) for s in order.shares(rank, now, position) for i in s.indices.tolist()]
@@ -257,7 +258,7 @@ def test_epochs_draw_all_views_and_validation_the_first(made_up):
     drawn = []
     for number in range(1, 12):
         for batch in epoch(loader, 23, number=number):
-            for path, row in zip(loader._paths("train", batch.indices.tolist()), batch.images, strict=True):
+            for path, row in zip(loader.names("train", batch.indices.tolist()), batch.images, strict=True):
                 drawn.append(next(v for v in range(3) if torch.equal(row, features[path][v].float())))
     counts = np.bincount(drawn, minlength=3)
     assert counts.sum() == 11 * 23 and counts.min() > 50
@@ -270,9 +271,9 @@ def test_epochs_draw_all_views_and_validation_the_first(made_up):
 
 def train(chosen, tmp_path, name):
     worker = Worker(RankInfo(), CheckpointStore.at(str(tmp_path / name)))
-    loop = TrainingLoop(chosen, worker, NoTracker())
-    loop.run()
-    return loop
+    run = setup.build_run(chosen, worker, NoTracker())
+    train_run(run)
+    return run
 
 
 def test_training_from_a_cache_is_training(chosen, tmp_path):
@@ -289,7 +290,7 @@ def test_training_from_a_cache_is_training(chosen, tmp_path):
     (batch,) = uncached.loader.valid_batches(0, 1, 5)
     (features,) = cached.loader.valid_batches(0, 1, 5)
     cached.model.eval()
-    scores = cached.parts.trained(features.images)[features.indices.argsort()]
+    scores = cached.trained(features.images)[features.indices.argsort()]
     torch.testing.assert_close(cached.model(batch.images), scores, rtol=1e-3, atol=1e-4)
 
 
@@ -319,7 +320,7 @@ def test_a_stopped_windowed_epoch_goes_on_as_it_began(chosen, tmp_path, monkeypa
             train(small, tmp_path, "stopped")
     large = configs.replace(small, local_cache_gb=0.0)
     resumed = train(large, tmp_path, "stopped")
-    assert resumed.resumed == "epoch 1, sample 6"
+    assert resumed.resumed_at == "epoch 1, sample 6"
     assert resumed.progress.history[0].train_loss == pytest.approx(whole.progress.history[0].train_loss)
     for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -327,8 +328,8 @@ def test_a_stopped_windowed_epoch_goes_on_as_it_began(chosen, tmp_path, monkeypa
 
 def test_a_moving_average_from_a_cache(chosen, tmp_path):
     extract(chosen)
-    loop = train(configs.replace(chosen, model_ema_decay=0.5), tmp_path, "average")
-    assert loop.best.total == 5 and loop._validated_model()(torch.zeros(1, 3, SIZE, SIZE)).shape == (1, 2)
+    run = train(configs.replace(chosen, model_ema_decay=0.5), tmp_path, "average")
+    assert run.best.total == 5 and run.evaluated_model()(torch.zeros(1, 3, SIZE, SIZE)).shape == (1, 2)
 
 
 # -------------------------------------------------------------------------------------------------- freshness
@@ -593,7 +594,7 @@ def test_views_are_the_augmented_pictures(chosen):
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (normal.mean, normal.std))
     loader = opened(chosen)
     pixels, _ = loader.pictures("train", range(13))
-    for path, picture in zip(loader._paths("train", range(13)), pixels, strict=True):
+    for path, picture in zip(loader.names("train", range(13)), pixels, strict=True):
         plain = (picture[None] / 255 - mean) / std
         torch.testing.assert_close(features[path][:1], frozen(plain), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(features[path][1:], frozen(plain.flip(-1)), rtol=1e-4, atol=1e-5)

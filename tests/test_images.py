@@ -22,7 +22,7 @@ from cvdist.data.images import decode, store
 from cvdist.data.images.loader import PixelFile
 from cvdist.data.sampler import EpochOrder
 from cvdist.errors import UserError
-from cvdist.training import reporting
+from cvdist.training import run_figures
 from tests import pictures
 from tests.jobs import the_error, train
 
@@ -390,7 +390,7 @@ def photo(height=40, width=50):
 
 
 def draws_of(augmentation, count=6):
-    share = next(EpochOrder(count, count, seed=0, epoch=1).shares(0, 1))
+    share = next(EpochOrder(count, count, seed=0, epoch=1).local_batches(0, 1))
     return augmentation.draw(share, 1)
 
 
@@ -434,7 +434,7 @@ def test_colour_changes_by_up_to_the_factor():
 
 def test_the_figure_of_the_augmentation(folder, tmp_path):
     loader = opened(folder, tmp_path, horizontal_flip=0.5, rotation=10.0)
-    figure = reporting.augmentation_figure(loader, loader.augmentation)()
+    figure = run_figures.augmentation(loader, loader.augmentation)()
     shown = [image.get_array() for image in figure.axes[0].images]
     assert len(shown) == 4 * 8  # eight pictures, and three epochs of each
     assert any((shown[i] != shown[8 + i]).any() for i in range(8))

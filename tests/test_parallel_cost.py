@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,10 +14,11 @@ from hypothesis import strategies as st
 from benchmarks import scaling_model as model
 from cvdist import config as configs
 from cvdist import recipes
-from cvdist.distributed import precision
+from cvdist.config import ParallelConfig
+from cvdist.distributed.precision import choose_precision
 from cvdist.models import InputSpec, heads
 from cvdist.models.vgg import TransferVGG
-from cvdist.parallel import choose, cost, measure
+from cvdist.parallel import cost, plan
 from cvdist.parallel.cost import Machine, Work
 from tests.jobs import ROOT
 
@@ -82,7 +82,7 @@ def test_seconds_are_computing_and_what_of_the_exchange_nothing_hides():
     assert alone.seconds == pytest.approx(64 * 0.51175e9 / 100e9 + 5 * 0.0478216, rel=1e-3)
     two = cost.data_parallel(VGG16, MACHINE, 2)
     # The second layer's 67 MB take longer than the first one's gradient for 32 pictures, which hides the rest.
-    hidden = 2 * FIRST / VGG16.flops * max(two.arithmetic, two.memory * 2 / 7)
+    hidden = 2 * FIRST / VGG16.flops * max(two.precision, two.memory * 2 / 7)
     assert two.communication == pytest.approx(478.216e6 / GIGABIT - hidden + 1e-4, rel=1e-5)
     fast = cost.data_parallel(VGG16, replace(MACHINE, link_rate=1e12), 2)
     assert fast.communication == pytest.approx(4 * FIRST / 1e12 + 1e-4)  # all that comes early is hidden
@@ -105,7 +105,7 @@ def test_more_workers_compute_less_each_and_send_more(work, machine, some, other
         assert at_many.computing <= at_few.computing * (1 + 1e-9)
         assert at_many.sent >= at_few.sent * (1 - 1e-9)
         assert at_many.communication >= 0
-    assert cost.kept(work, many) <= cost.kept(work, few)
+    assert cost.parameters_per_worker(work, many) <= cost.parameters_per_worker(work, few)
 
 
 @given(works, machines, st.integers(1, 1024), st.floats(1, 1000))
@@ -139,33 +139,35 @@ def test_a_ring_over_nodes_is_as_fast_as_the_slowest_link():
     assert model.work(64) == replace(VGG16, activation_bytes=2, input_bytes=50_176)
 
 
-class _Mode:
-    """Takes what a mode takes, and divides nothing."""
-
-    def __init__(self, name):
-        self.name = name
-
-
 @pytest.mark.parametrize(("head", "chosen"), [("vgg", "head"), ("linear", "data")])
-def test_auto_chooses_over_a_gigabit(monkeypatch, head, chosen):
+def test_auto_chooses_over_a_gigabit(head, chosen):
     config = configs.replace(recipes.find("dogs-cats-vgg16-features"), head=head, precision="float32")
     with torch.device("meta"):
         vgg = torchvision.models.vgg16()
         vgg.avgpool, vgg.classifier = heads.build(config.model, 2)
-        parts = TransferVGG(vgg, 0).parts()
+        modules = TransferVGG(vgg, 0).frozen_and_trained()
     loader = SimpleNamespace(features=True, info=InputSpec(3, 224, 224))
-    worker = SimpleNamespace(world_size=2, rank=0, device=torch.device("cpu"))
-    monkeypatch.setattr(measure, "rates", lambda *_: (MACHINE.matrix_rate, MACHINE.memory_rate))
-    monkeypatch.setattr(measure, "link", lambda *_: (GIGABIT, 1e-4))
-    monkeypatch.setattr(measure, "step_seconds", lambda *_: 0.2)
-    module = sys.modules[choose.__module__]  # the package gives its name to the function
-    monkeypatch.setattr(module, "SplitHead", lambda *_, **__: _Mode("head"))
-    monkeypatch.setattr(module, "DataParallel", lambda *_, **__: _Mode("data"))
-    arithmetic = precision.choose("float32", worker.device)
-    found = choose(config, worker, parts, loader, arithmetic)
-    assert found.mode.name == chosen
-    assert found.note.startswith(f"{chosen}: ")
+    precision = choose_precision("float32", torch.device("cpu"))
+    work, _ = plan.step_work(config.loop.batch_size, modules, loader, precision, 2)
+    name, reason = plan.choose_mode(config.parallel, work, 2, lambda: MACHINE)
+    note = plan.describe(name, reason, config.parallel, work, MACHINE, 2)
+    assert name == chosen
+    assert note.startswith(f"{chosen}: ")
     if head == "vgg":
-        assert found.work == replace(VGG16, flops=found.work.flops)
-        assert found.work.flops == pytest.approx(VGG16.flops)
-        assert "478 MB" in found.note and "1.05 MB" in found.note
+        assert work == replace(VGG16, flops=work.flops)
+        assert work.flops == pytest.approx(VGG16.flops)
+        assert "478 MB" in note and "1.05 MB" in note
+
+
+def test_what_the_user_or_the_checkpoint_says_needs_no_measurement():
+    def measured():
+        raise AssertionError("nothing is to be measured")
+
+    def chosen(workers=2, work=VGG16, recorded="", **settings):
+        return plan.choose_mode(ParallelConfig(**settings), work, workers, measured, recorded)
+
+    assert chosen(workers=1, parallel="head")[0] == "data"
+    assert chosen(parallel="head") == ("head", "as set by --parallel")
+    assert chosen(parallel="data", recorded="head")[0] == "data"
+    assert chosen(recorded="head")[0] == "head"
+    assert chosen(work=replace(VGG16, split_parameters=0), recorded="head")[0] == "data"

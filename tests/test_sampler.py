@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvdist.data.sampler import EpochOrder, deal
+from cvdist.data.sampler import EpochOrder, partition
 
 sizes = st.integers(1, 300)
 batches = st.integers(1, 64)
@@ -17,23 +17,24 @@ seeds = st.integers(0, 2**31)
 @given(sizes, batches, worlds, seeds)
 def test_every_sample_once_and_equal_steps(size, batch_size, world, seed):
     order = EpochOrder(size, batch_size, seed=seed, epoch=1)
-    by_worker = [list(order.shares(rank, world)) for rank in range(world)]
-    seen = torch.cat([share.indices for shares in by_worker for share in shares])
+    by_worker = [list(order.local_batches(rank, world)) for rank in range(world)]
+    seen = torch.cat([local.indices for local_batches in by_worker for local in local_batches])
     assert sorted(seen.tolist()) == list(range(size))
-    assert {len(shares) for shares in by_worker} == {order.steps()}
-    for shares in zip(*by_worker, strict=True):
-        lengths = [len(share.indices) for share in shares]
+    assert {len(local_batches) for local_batches in by_worker} == {order.steps()}
+    for local_batches in zip(*by_worker, strict=True):
+        lengths = [len(local.indices) for local in local_batches]
         assert max(lengths) - min(lengths) <= 1
-        assert sum(lengths) == shares[0].global_size <= batch_size
+        assert sum(lengths) == local_batches[0].global_size <= batch_size
 
 
 @given(sizes, batches, worlds, seeds)
 def test_global_batches_do_not_depend_on_the_number_of_workers(size, batch_size, world, seed):
     order = EpochOrder(size, batch_size, seed=seed, epoch=1)
-    alone = [share.indices.tolist() for share in order.shares(0, 1)]
-    by_worker = [order.shares(rank, world) for rank in range(world)]
+    alone = [local.indices.tolist() for local in order.local_batches(0, 1)]
+    by_worker = [order.local_batches(rank, world) for rank in range(world)]
     together = [
-        torch.cat([share.indices for share in shares]).tolist() for shares in zip(*by_worker, strict=True)
+        torch.cat([local.indices for local in local_batches]).tolist()
+        for local_batches in zip(*by_worker, strict=True)
     ]
     assert together == alone
 
@@ -42,11 +43,11 @@ def test_global_batches_do_not_depend_on_the_number_of_workers(size, batch_size,
 def test_a_saved_position_continues_with_other_workers(size, batch_size, before, after, seed, data):
     order = EpochOrder(size, batch_size, seed=seed, epoch=3)
     stop = data.draw(st.integers(0, order.steps()))
-    first = [share for rank in range(before) for share in list(order.shares(rank, before))[:stop]]
+    first = [local for rank in range(before) for local in list(order.local_batches(rank, before))[:stop]]
     position = min(stop * batch_size, size)
     again = EpochOrder(size, batch_size, seed=seed, epoch=3)
-    rest = [share for rank in range(after) for share in again.shares(rank, after, position)]
-    seen = torch.cat([share.indices for share in first + rest])
+    rest = [local for rank in range(after) for local in again.local_batches(rank, after, position)]
+    seen = torch.cat([local.indices for local in first + rest])
     assert sorted(seen.tolist()) == list(range(size))
     assert again.steps(position) == order.steps() - stop
 
@@ -64,5 +65,5 @@ def test_epochs_and_seeds_shuffle_differently_and_repeatably(seed):
 
 @given(st.integers(0, 1000), worlds)
 def test_validation_is_dealt_without_padding(count, world):
-    parts = [deal(count, rank, world) for rank in range(world)]
+    parts = [partition(count, rank, world) for rank in range(world)]
     assert [row for part in parts for row in part] == list(range(count))

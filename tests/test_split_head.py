@@ -17,7 +17,7 @@ from torch.distributed import HashStore
 from cvdist.checkpoints import find, shards
 from cvdist.checkpoints import format as ckpt
 from cvdist.distributed.ranks import RankInfo
-from cvdist.distributed.tensor_shard import cut, part
+from cvdist.distributed.tensor_shard import shard_of, shard_range
 from cvdist.errors import UserError
 from cvdist.parallel.head import linear_layers
 from cvdist.parallel.modes import powersgd_bytes
@@ -34,10 +34,10 @@ HIDDEN = 10  # over three workers: 4, 4 and 2 columns
 
 @given(st.integers(1, 60), st.integers(1, 12))
 def test_parts_are_everything_once(size, workers):
-    rows = [i for rank in range(workers) for i in part(size, workers, rank)]
+    rows = [i for rank in range(workers) for i in shard_range(size, workers, rank)]
     assert rows == list(range(size))
     whole = torch.arange(size)
-    chunks = [cut((size,), 0, workers, rank).of(whole) for rank in range(workers)]
+    chunks = [shard_of((size,), 0, workers, rank).of(whole) for rank in range(workers)]
     assert all(map(torch.equal, [c for c in chunks if len(c)], whole.chunk(workers)))
 
 
@@ -49,7 +49,7 @@ def test_what_some_workers_wrote_others_read(tmp_path_factory, writers, readers,
     weight, momentum = torch.randn(size, size), torch.randn(size, size)
 
     def local(rank, count):
-        mine = {"w": cut((size, size), dim, count, rank)}
+        mine = {"w": shard_of((size, size), dim, count, rank)}
         return shards.slices_by_path(mine, ["other", "w"]), mine["w"]
 
     states = []
@@ -76,7 +76,7 @@ def test_what_some_workers_wrote_others_read(tmp_path_factory, writers, readers,
 
 def test_a_damaged_or_missing_part_is_found(tmp_path):
     for rank in range(2):
-        mine = cut((6, 2), 0, 2, rank)
+        mine = shard_of((6, 2), 0, 2, rank)
         shards.write(tmp_path, rank, 2, {"model/w": (torch.ones(mine.local_shape), mine)})
     marked = {"model": {"w": {"cvdist.parts": 0}}}
     assert shards.whole(shards.join(marked, tmp_path, 2), "cpu")["model"]["w"].shape == (6, 2)

@@ -12,14 +12,15 @@ from cvdist import config as configs
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
-from cvdist.distributed import precision
+from cvdist.distributed.precision import choose_precision
 from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import UserError
 from cvdist.features.copies import DeviceCopy
 from cvdist.tracking import NoTracker
-from cvdist.training import average
+from cvdist.training import ema
 from cvdist.training.meter import Meter
-from cvdist.training.train import TrainingLoop
+from cvdist.training.setup import open_run
+from cvdist.training.train import train_step
 from tests import feature_caches, pictures
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -67,27 +68,27 @@ def test_a_step_from_features_on_the_device_waits_for_nothing(chosen, tmp_path):
     """With dropout, smoothed labels, clipping and an average: all that a step can have."""
     config = configs.replace(chosen, clip_grad_norm=1.0, label_smoothing=0.1, model_ema_decay=0.9)
     worker = Worker(RankInfo(), CheckpointStore.at(str(tmp_path)))
-    loop = TrainingLoop(config, worker, NoTracker())
-    loop.loader._copy = DeviceCopy(loop.loader._copy, CPU)
-    meter, before = Meter(CPU, loop.mode.traffic), [p.clone() for p in loop.parts.trained.parameters()]
-    order = loop.loader.epoch_order(config.loop, 1, loop.loader.shuffle(1))
-    batches = loop.loader.train_batches(order, 0, 1)
-    loop.parts.trained.train()
-    loop._step(next(batches), 0.01, meter)  # the first one uploads the epoch's order, and all features
+    run = open_run(config, worker, NoTracker())
+    run.loader.copy = DeviceCopy(run.loader.copy, CPU)
+    meter, before = Meter(CPU, run.mode.traffic), [p.clone() for p in run.trained.parameters()]
+    order = run.loader.epoch_order(config.loop, 1, run.loader.shuffle(1))
+    batches = run.loader.train_batches(order, 0, 1)
+    run.trained.train()
+    train_step(run, next(batches), 0.01, meter)  # the first one uploads the epoch's order, and all features
     with Watch() as watch:
-        steps = 1 + sum(1 for batch in batches if loop._step(batch, 0.01, meter) is None)
-    assert steps == 5 and int(loop.ema.n_averaged) == 5
+        steps = 1 + sum(1 for batch in batches if train_step(run, batch, 0.01, meter) is None)
+    assert steps == 5 and int(run.ema.n_averaged) == 5
     # The average's counter lies on the CPU, where reading it waits for nobody.
-    assert watch.waits == ["_local_scalar_dense"] * 4 and loop.ema.n_averaged.device == CPU
+    assert watch.waits == ["_local_scalar_dense"] * 4 and run.ema.n_averaged.device == CPU
     assert meter.take().count == 20
-    assert all(not torch.equal(p, b) for p, b in zip(loop.parts.trained.parameters(), before, strict=True))
+    assert all(not torch.equal(p, b) for p, b in zip(run.trained.parameters(), before, strict=True))
 
 
 def test_an_epoch_is_uploaded_once(chosen):
     """To a device that has shapes and no values: what is read back from there is an error."""
     loader = feature_caches.loader(chosen)
     on_cpu = feature_caches.loader(chosen)
-    loader._copy, loader._device = DeviceCopy(loader._copy, META), META
+    loader.copy, loader.device = DeviceCopy(loader.copy, META), META
     order = loader.epoch_order(chosen.loop, 1, loader.shuffle(1))
     batches = loader.train_batches(order, 0, 1)
     first = next(batches)
@@ -102,7 +103,7 @@ def test_an_epoch_is_uploaded_once(chosen):
 
 def test_features_on_the_device_are_those_of_the_node(chosen):
     on_cpu, on_device = feature_caches.loader(chosen), feature_caches.loader(chosen)
-    on_device._copy = DeviceCopy(on_device._copy, CPU)
+    on_device.copy = DeviceCopy(on_device.copy, CPU)
     order = on_cpu.epoch_order(chosen.loop, 3, on_cpu.shuffle(1))
     for rank, position in ((0, 0), (1, 8), (0, 20)):
         pairs = [
@@ -124,13 +125,13 @@ def test_features_on_the_device_are_those_of_the_node(chosen):
 def test_the_average_is_torchs():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    mine = average.build(model, 0.9)
+    mine = ema.build(model, 0.9)
     theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for _ in range(4):
         model(torch.randn(8, 3))
         with torch.no_grad():
             model[0].weight += torch.randn(4, 3)
-        average.update(mine, model, 0.9)
+        ema.update(mine, model, 0.9)
         theirs.update_parameters(model)
     expected = theirs.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in mine.state_dict().items())
@@ -145,5 +146,5 @@ def test_gradients_are_not_summed_over_replays():
 
 
 def test_tf32_is_float32_without_a_gpu():
-    chosen = precision.choose("tf32", CPU)
+    chosen = choose_precision("tf32", CPU)
     assert chosen.name == "float32" and "GPU" in chosen.reason

@@ -156,8 +156,10 @@ def test_a_hanging_worker_is_named_with_the_step(tmp_path):
         second = [p for p in psutil.Process(job.pid).children() if p.environ().get("RANK") == "1"]
         stopped = second[0]
         stopped.suspend()
-        wait_until(lambda: "waited in vain for another worker in step" in text(), 60, "the other one gives up")
-        assert re.search(r"worker 0 waited in vain for another worker in step \d+ of epoch \d+", text())
+        wait_until(
+            lambda: "timed out waiting for another worker in step" in text(), 60, "the other one gives up"
+        )
+        assert re.search(r"worker 0 timed out waiting for another worker in step \d+ of epoch \d+", text())
     finally:
         if stopped is not None:
             stopped.kill()

@@ -19,8 +19,11 @@ from cvdist.config import OptimizerConfig
 from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import UserError
 from cvdist.tracking import NoTracker
-from cvdist.training.optimizer import build_optimizer, learning_rate
-from cvdist.training.train import TrainingLoop
+from cvdist.training.optimizer import build_optimizer, set_learning_rate
+from cvdist.training.schedule import learning_rate
+from cvdist.training.setup import build_run
+from cvdist.training.train import train
+from cvdist.training.validation import validate
 
 
 class Recorder(NoTracker):
@@ -33,7 +36,7 @@ class Recorder(NoTracker):
         (self.steps if "step/loss" in values else self.epochs).append((step, dict(values)))
 
 
-def make_loop(folder, recorder=None, **changes):
+def make_run(folder, recorder=None, **changes):
     """A short run: 4,000 digits in 20 steps an epoch."""
     defaults = {
         "name": "run",
@@ -48,7 +51,7 @@ def make_loop(folder, recorder=None, **changes):
     }
     config = configs.replace(recipes.find("digits-cnn"), **{**defaults, **changes})
     store = CheckpointStore.at(str(folder / config.checkpoint.name), config.checkpoint.keep_checkpoints)
-    return TrainingLoop(config, Worker(RankInfo(), store), recorder or Recorder())
+    return build_run(config, Worker(RankInfo(), store), recorder or Recorder())
 
 
 def names(folder):
@@ -57,15 +60,48 @@ def names(folder):
 
 def losses(folder, **changes):
     recorder = Recorder()
-    loop = make_loop(folder, recorder, **changes)
-    loop.run()
-    return [values["step/loss"] for _, values in recorder.steps], loop
+    run = make_run(folder, recorder, **changes)
+    train(run)
+    return [values["step/loss"] for _, values in recorder.steps], run
+
+
+def after_steps(run, number, action):
+    """Let `action` happen once, when the run has taken `number` steps more."""
+    poll, taken = run.worker.poll_stop_request, []
+
+    def polled():
+        taken.append(1)
+        if len(taken) == number:
+            action()
+        return poll()
+
+    run.worker.poll_stop_request = polled
+
+
+def before_validation(run, number, action):
+    """Let `action` happen once, when the run begins its validation of that number."""
+    batches, begun = run.loader.valid_batches, []
+
+    def valid_batches(*arguments):
+        begun.append(1)
+        if len(begun) == number:
+            action()
+        return batches(*arguments)
+
+    run.loader.valid_batches = valid_batches
+
+
+class Killed(Exception):
+    """Ends a run as an error of its own would."""
+
+
+def kill():
+    raise Killed
 
 
 def test_learns_and_reports_exact_counts(tmp_path):
     recorder = Recorder()
-    loop = make_loop(tmp_path, recorder, epochs=2, batch_size=32)
-    summary = loop.run()
+    summary = train(make_run(tmp_path, recorder, epochs=2, batch_size=32))
     assert summary.best_correct > 900 and summary.valid_total == 1000
     assert [step for step, _ in recorder.epochs] == [1, 2]
     assert [step for step, _ in recorder.steps] == list(range(1, 251))
@@ -105,29 +141,16 @@ def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path, stop):
         "lr_scheduler": "cosine",
         "log_every_steps": 3,
     }
-    whole = make_loop(tmp_path / "whole", **changes)
-    whole.run()
-
-    class Killed(Exception):
-        pass
-
-    loop = make_loop(tmp_path / "parts", **changes)
-    step = loop._step
-    taken = []
-
-    def dying_step(*arguments):
-        if len(taken) == 20 + stop:
-            raise Killed
-        taken.append(1)
-        step(*arguments)
-
-    loop._step = dying_step
+    whole = make_run(tmp_path / "whole", **changes)
+    train(whole)
+    run = make_run(tmp_path / "parts", **changes)
+    after_steps(run, 20 + stop + 1, kill)
     with pytest.raises(Killed):
-        loop.run()
-    loop.worker.wait_for_uploads()
-    rest = make_loop(tmp_path / "parts", **changes)
+        train(run)
+    run.worker.wait_for_uploads()
+    rest = make_run(tmp_path / "parts", **changes)
     assert (rest.progress.epoch, rest.progress.position) == (1, stop // 5 * 5 * 200)
-    rest.run()
+    train(rest)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, rest.model.state_dict()[name]), name
     for one, other in zip(whole.progress.history, rest.progress.history, strict=True):
@@ -137,11 +160,11 @@ def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path, stop):
 
 
 def test_a_finished_run_started_again_has_nothing_to_do(tmp_path):
-    first = make_loop(tmp_path).run()
-    again = make_loop(tmp_path).run()
+    first = train(make_run(tmp_path))
+    again = train(make_run(tmp_path))
     assert (again.best_correct, again.epochs) == (first.best_correct, 1)
     assert again.first_step_at == 0
-    longer = make_loop(tmp_path, epochs=2).run()
+    longer = train(make_run(tmp_path, epochs=2))
     assert longer.epochs == 2
 
 
@@ -154,25 +177,25 @@ def test_best_model_is_the_best_epochs(tmp_path):
 
     # The third epoch's rate ruins the model: the second is the best.
     recorder = Keeper()
-    loop = make_loop(tmp_path, recorder, epochs=3)
-    rates = loop._learning_rate
-    loop._learning_rate = lambda done, position: rates(done, position) if done < 2 else 3.0
-    loop.run()
+    run = make_run(tmp_path, recorder, epochs=3)
+    usual = run.schedule
+    run.schedule = lambda done: usual(done) if done < 2 else 3.0
+    train(run)
     ((step, state),) = logged
-    assert step == loop.progress.best_epoch == 2
+    assert step == run.progress.best_epoch == 2
     best = ckpt.load(tmp_path / "run" / "epoch-0002")
     assert all(torch.equal(state[name], tensor) for name, tensor in best.state["model"].items())
 
 
 def test_broken_loss_stops_with_step_and_advice(tmp_path):
     with pytest.raises(UserError, match=r"the loss became (nan|inf) in step \d of epoch 1, .*: lower --lr"):
-        make_loop(tmp_path, lr=1e9).run()
+        train(make_run(tmp_path, lr=1e9))
     assert not (tmp_path / "run" / "epoch-0001").exists()
 
 
 def test_one_bad_sample_is_named_with_its_step_and_spoils_no_checkpoint(tmp_path):
-    loop = make_loop(tmp_path, log_every_steps=10, checkpoint_every=4)
-    batches, read = loop.loader.train_batches, []
+    run = make_run(tmp_path, log_every_steps=10, checkpoint_every=4)
+    batches, read = run.loader.train_batches, []
 
     def with_a_bad_one(*arguments):
         for number, batch in enumerate(batches(*arguments), start=1):
@@ -181,42 +204,34 @@ def test_one_bad_sample_is_named_with_its_step_and_spoils_no_checkpoint(tmp_path
                 read.extend(batch.indices.tolist())
             yield batch
 
-    loop.loader.train_batches = with_a_bad_one
+    run.loader.train_batches = with_a_bad_one
     with pytest.raises(
         UserError, match=r"the loss became nan in step 6 of epoch 1, whose 200 training"
     ) as error:
-        loop.run()
-    loop.worker.wait_for_uploads()
+        train(run)
+    run.worker.wait_for_uploads()
     assert all(f"row {row}" in str(error.value) for row in read[:8])
     assert names(tmp_path / "run") == ["epoch-0001-step-000004"]
-    assert all(tensor.isfinite().all() for tensor in make_loop(tmp_path).model.state_dict().values())
+    assert all(tensor.isfinite().all() for tensor in make_run(tmp_path).model.state_dict().values())
 
 
 def test_weights_that_overflow_behind_a_finite_loss_are_not_saved(tmp_path):
-    loop = make_loop(tmp_path, checkpoint_every=2)
-    step, taken = loop._step, []
-
-    def overflowing_step(*arguments):
-        step(*arguments)
-        taken.append(1)
-        if len(taken) == 4:
-            next(loop.model.parameters()).data[0] = math.inf
-
-    loop._step = overflowing_step
+    run = make_run(tmp_path, checkpoint_every=2)
+    after_steps(run, 4, lambda: next(run.model.parameters()).data[0].fill_(math.inf))
     with pytest.raises(
         UserError, match="no finite numbers any more at epoch-0001-step-000004, which is not saved"
     ):
-        loop.run()
-    loop.worker.wait_for_uploads()
+        train(run)
+    run.worker.wait_for_uploads()
     assert names(tmp_path / "run") == ["epoch-0001-step-000002"]
 
 
 @pytest.mark.parametrize("file", ["state.pt", "checkpoint.json"])
 def test_the_newest_good_checkpoint_is_used(tmp_path, caplog, file):
     """One flipped bit, in the middle of numbers."""
-    whole = make_loop(tmp_path / "whole", epochs=3)
-    whole.run()
-    make_loop(tmp_path, epochs=2).run()
+    whole = make_run(tmp_path / "whole", epochs=3)
+    train(whole)
+    train(make_run(tmp_path, epochs=2))
     path = tmp_path / "run" / "epoch-0002" / file
     content = bytearray(path.read_bytes())
     at = content.index(b'"valid_correct": ') + 18 if file == "checkpoint.json" else len(content) // 2
@@ -224,22 +239,22 @@ def test_the_newest_good_checkpoint_is_used(tmp_path, caplog, file):
     path.write_bytes(content)
     with caplog.at_level("WARNING", "cvdist"):
         logging.getLogger("cvdist").propagate = True
-        loop = make_loop(tmp_path, epochs=3)
+        run = make_run(tmp_path, epochs=3)
     assert "epoch-0002 of this run is damaged" in caplog.text and "trying the one before" in caplog.text
-    assert loop.progress.epoch == 1
-    loop.run()
+    assert run.progress.epoch == 1
+    train(run)
     for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, loop.model.state_dict()[name]), name
+        assert torch.equal(tensor, run.model.state_dict()[name]), name
 
 
 def test_a_checkpoint_is_of_its_moment_though_it_is_written_later(tmp_path):
     """Written when training has gone on by an epoch, it has the weights and counts of its own time."""
     release = threading.Event()
-    loop = make_loop(tmp_path, epochs=2)
-    save, states = loop.worker.save_checkpoint, {}
+    run = make_run(tmp_path, epochs=2)
+    save, states = run.worker.save_checkpoint, {}
 
     def save_late(name, score, at, fill, awaited=()):
-        states[name] = ({k: v.clone() for k, v in loop.model.state_dict().items()}, len(loop.progress.history))
+        states[name] = ({k: v.clone() for k, v in run.model.state_dict().items()}, len(run.progress.history))
 
         def wait_and_fill(folder):
             if name == "epoch-0001":
@@ -248,17 +263,9 @@ def test_a_checkpoint_is_of_its_moment_though_it_is_written_later(tmp_path):
 
         save(name, score, at, wait_and_fill)
 
-    loop.worker.save_checkpoint = save_late
-    validate, seen = loop._validate, []
-
-    def validating():
-        seen.append(1)
-        if len(seen) == 2:
-            release.set()
-        return validate()
-
-    loop._validate = validating
-    loop.run()
+    run.worker.save_checkpoint = save_late
+    before_validation(run, 2, release.set)
+    train(run)
     for name, (weights, epochs) in states.items():
         saved = ckpt.load(tmp_path / "run" / name)
         assert len(saved.progress.history) == epochs
@@ -266,31 +273,31 @@ def test_a_checkpoint_is_of_its_moment_though_it_is_written_later(tmp_path):
 
 
 def test_a_checkpoint_that_can_not_be_stored_ends_the_run_with_the_reason(tmp_path):
-    loop = make_loop(tmp_path, epochs=3)
+    run = make_run(tmp_path, epochs=3)
     (tmp_path / "run").write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"the checkpoint .*epoch-0001 could not be written"):
-        loop.run()
+        train(run)
 
 
 def test_moving_average_is_validated_and_logged(tmp_path):
-    loop = make_loop(tmp_path, model_ema_decay=0.99)
-    loop.run()
-    averaged, trained = loop.ema.module.state_dict(), loop.model.state_dict()
+    run = make_run(tmp_path, model_ema_decay=0.99)
+    train(run)
+    averaged, trained = run.ema.module.state_dict(), run.model.state_dict()
     assert any(not torch.equal(averaged[name], trained[name]) for name in trained)
-    assert loop.best.correct == loop._validate().correct
+    assert run.best.correct == validate(run).correct
 
 
 def test_bfloat16_autocast_learns(tmp_path):
-    loop = make_loop(tmp_path, precision="bfloat16", batch_size=64, epochs=1, channels_last=True)
-    assert loop.run().best_correct > 700
-    assert next(loop.model.parameters()).dtype == torch.float32
+    run = make_run(tmp_path, precision="bfloat16", batch_size=64, epochs=1, channels_last=True)
+    assert train(run).best_correct > 700
+    assert next(run.model.parameters()).dtype == torch.float32
 
 
 # --------------------------------------------------------------------------------------------- checkpoints
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path):
-    make_loop(tmp_path).run()
+    train(make_run(tmp_path))
     saved = ckpt.load(tmp_path / "run" / "epoch-0001")
     other = ckpt.ModelIdentity("scratch-cnn", ("cat", "dog"), 3, 224, 224)
     with pytest.raises(UserError, match=r"is of model scratch-cnn \(10 classes, 1x28x28\), this run trains"):
@@ -298,20 +305,20 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
 
 
 def test_position_in_another_order_is_refused(tmp_path):
-    loop = make_loop(tmp_path, checkpoint_every=7)
-    loop._finish_epoch = None  # ends the run after its steps
-    with pytest.raises(TypeError):
-        loop.run()
-    loop.worker.wait_for_uploads()
+    run = make_run(tmp_path, checkpoint_every=7)
+    before_validation(run, 1, kill)
+    with pytest.raises(Killed):
+        train(run)
+    run.worker.wait_for_uploads()
     with pytest.raises(
         UserError, match=r"within an epoch .* set --batch-size, --seed and the data as they were"
     ):
-        make_loop(tmp_path, batch_size=100)
+        make_run(tmp_path, batch_size=100)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "pickle", "meta not json", "other format"])
 def test_damaged_checkpoints_are_named_and_run_no_code(tmp_path, damage):
-    make_loop(tmp_path).run()
+    train(make_run(tmp_path))
     folder = tmp_path / "run" / "epoch-0001"
     state, meta = folder / "state.pt", folder / "checkpoint.json"
     if damage == "truncated":
@@ -323,7 +330,7 @@ def test_damaged_checkpoints_are_named_and_run_no_code(tmp_path, damage):
     else:
         meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 99}))
     with pytest.raises(UserError, match="of this run"):
-        make_loop(tmp_path)
+        make_run(tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -342,14 +349,59 @@ class Bomb:
 
 def test_schedule_by_hand():
     warm = OptimizerConfig(lr=0.4, lr_scheduler="cosine", lr_warmup_epochs=2.0)
-    assert learning_rate(warm, 0.0, 10) == pytest.approx(0.004)
-    assert learning_rate(warm, 1.0, 10) == pytest.approx(0.2)
-    assert learning_rate(warm, 2.0, 10) == pytest.approx(0.4)
-    assert learning_rate(warm, 6.0, 10) == pytest.approx(0.2)  # half of the cosine
-    assert learning_rate(warm, 10.0, 10) == pytest.approx(0.0)
-    assert learning_rate(warm, 1.0, 2) == pytest.approx(0.2)  # a run that is shorter than its warm-up
-    assert learning_rate(warm, 2.0, 2) == pytest.approx(0.4)
-    assert learning_rate(OptimizerConfig(lr=0.1), 7.5, 10) == 0.1
+    assert learning_rate(warm, 10, 0.0) == pytest.approx(0.004)
+    assert learning_rate(warm, 10, 1.0) == pytest.approx(0.2)
+    assert learning_rate(warm, 10, 2.0) == pytest.approx(0.4)
+    assert learning_rate(warm, 10, 6.0) == pytest.approx(0.2)  # half of the cosine
+    assert learning_rate(warm, 10, 10.0) == pytest.approx(0.0)
+    assert learning_rate(warm, 2, 1.0) == pytest.approx(0.2)  # a run that is shorter than its warm-up
+    assert learning_rate(warm, 2, 2.0) == pytest.approx(0.4)
+    assert learning_rate(OptimizerConfig(lr=0.1), 10, 7.5) == 0.1
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "cosine"])
+def test_the_logged_rates_are_those_of_the_optimizer(tmp_path, scheduler):
+    """Of each step, and of each epoch that of its last step, also where the run is killed and continued."""
+    recorder, held = Recorder(), {}
+
+    def noting(run, number):
+        batches = run.loader.train_batches
+
+        def train_batches(order, *arguments):
+            first = (order.epoch - 1) * 20 + (arguments[2] // 200)
+            for step, batch in enumerate(batches(order, *arguments), start=first + 1):
+                yield batch
+                (held[step],) = {group["lr"] for group in run.optimizer.param_groups}
+
+        run.loader.train_batches = train_batches
+        if number:
+            after_steps(run, number, kill)
+        return run
+
+    settings = {
+        "epochs": 3,
+        "lr": 0.1,
+        "lr_scheduler": scheduler,
+        "lr_warmup_epochs": 0.5,
+        "checkpoint_every": 5,
+    }
+    with pytest.raises(Killed):
+        train(run := noting(make_run(tmp_path, recorder, **settings), 33))
+    run.worker.wait_for_uploads()
+    run = noting(make_run(tmp_path, recorder, **settings), 0)
+    assert (run.progress.epoch, run.progress.position) == (1, 10 * 200)
+    train(run)
+    steps = {step: values["step/learning_rate"] for step, values in recorder.steps}
+    epochs = {epoch: values["train/learning_rate"] for epoch, values in recorder.epochs}
+    assert list(held) == list(steps) == list(range(1, 61)) and steps == held
+    assert epochs == {epoch: held[20 * epoch] for epoch in (1, 2, 3)}
+    # By hand: linear over 10 steps, never 0, then half a cosine over 50 steps, or constant.
+    assert [held[step] for step in (1, 2, 10)] == pytest.approx([0.001, 0.01, 0.09])
+    cosine = [0.05 * (1 + math.cos(math.pi * (step - 11) / 50)) for step in range(11, 61)]
+    assert [held[step] for step in range(11, 61)] == pytest.approx(
+        cosine if scheduler == "cosine" else [0.1] * 50
+    )
+    assert 0 < held[60] == epochs[3]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -365,6 +417,7 @@ def test_sgd_step_by_hand():
     weight = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(weight.weight, 1.0)
     optimizer = build_optimizer(weight, OptimizerConfig(lr=0.1, momentum=0.5))
+    set_learning_rate(optimizer, 0.1)
     for _ in range(2):  # the gradient is 2 each time: 1 - 0.1 * 2 = 0.8, then 0.8 - 0.1 * (2 + 0.5 * 2)
         optimizer.zero_grad()
         weight(torch.tensor([[2.0]])).sum().backward()

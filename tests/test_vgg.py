@@ -121,49 +121,53 @@ def test_state_dict_is_torchvisions(name):
     }
 
 
-# ------------------------------------------------------------------------------------------- the two parts
+# ------------------------------------------------------------------------------------------- the two modules
 
 
 @pytest.mark.parametrize("trainable_blocks", range(6))
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
 def test_one_part_after_the_other_is_the_model(name, trainable_blocks):
     model = small(name, trainable_blocks).eval()
-    parts = models.split(model)
+    modules = models.frozen_and_trained(model)
     images = pictures(2)
-    if parts.frozen is None:
-        assert trainable_blocks == 5 and parts.trained is model
+    if modules.frozen is None:
+        assert trainable_blocks == 5 and modules.trained is model
         return
-    assert torch.equal(parts.trained(parts.frozen(images)), model(images))
-    assert model.state_dict().keys() == parts.frozen.state_dict().keys() | parts.trained.state_dict().keys()
-    assert not parts.frozen.state_dict().keys() & parts.trained.state_dict().keys()
+    assert torch.equal(modules.trained(modules.frozen(images)), model(images))
+    assert model.state_dict().keys() == modules.frozen.state_dict().keys() | modules.trained.state_dict().keys()
+    assert not modules.frozen.state_dict().keys() & modules.trained.state_dict().keys()
     assert (
-        trained_names(parts.trained) == trained_names(model) == [n for n, _ in parts.trained.named_parameters()]
+        trained_names(modules.trained)
+        == trained_names(model)
+        == [n for n, _ in modules.trained.named_parameters()]
     )
 
 
 def test_a_model_without_frozen_layers_is_its_trained_part():
     model = models.build_model(ModelConfig(), InputSpec(1, 28, 28), 10)
-    assert models.split(model) == models.Parts(frozen=None, trained=model, backbone=None)
+    assert models.frozen_and_trained(model) == models.FrozenAndTrained(
+        frozen=None, trained=model, backbone=None
+    )
 
 
 def test_the_frozen_part_leaves_no_graph():
     model = small(trainable_blocks=1).train()
-    parts = models.split(model)
-    features = parts.frozen(pictures(2))
+    modules = models.frozen_and_trained(model)
+    features = modules.frozen(pictures(2))
     assert not features.requires_grad
-    parts.trained(features).sum().backward()
-    assert all(p.grad is None for p in parts.frozen.parameters())
-    assert all(p.grad is not None for p in parts.trained.parameters())
+    modules.trained(features).sum().backward()
+    assert all(p.grad is None for p in modules.frozen.parameters())
+    assert all(p.grad is not None for p in modules.trained.parameters())
 
 
 def test_frozen_batch_norms_stay_in_evaluation_mode():
     model = small("vgg11_bn", trainable_blocks=1)
-    parts = models.split(model)
-    for mode_of in (model, parts.frozen, parts.trained):
+    modules = models.frozen_and_trained(model)
+    for mode_of in (model, modules.frozen, modules.trained):
         mode_of.train()
         modes = [layer.training for layer in model.features]
         assert modes == [False] * 22 + [True] * 7  # the last block: two times convolution, norm, ReLU; pooling
-    assert parts.trained.training and model.classifier.training
+    assert modules.trained.training and model.classifier.training
     model.eval()
     assert not any(layer.training for layer in model.modules())
 
@@ -190,7 +194,7 @@ def test_training_changes_the_trained_blocks_and_nothing_of_the_frozen_ones():
 
 def test_features_of_a_picture_do_not_depend_on_the_batch():
     model = small("vgg11_bn").train()  # norms over the batch would make them
-    frozen = models.split(model).frozen
+    frozen = models.frozen_and_trained(model).frozen
     images = pictures(4)
     alone = torch.cat([frozen(image[None]) for image in images])
     torch.testing.assert_close(frozen(images), alone, rtol=1e-4, atol=1e-5)
@@ -200,20 +204,22 @@ def test_features_of_a_picture_do_not_depend_on_the_batch():
 
 @pytest.mark.parametrize("trainable_blocks", [0, 2])
 def test_an_empty_share_takes_part_in_training(trainable_blocks):
-    parts = models.split(small(trainable_blocks=trainable_blocks).to(memory_format=torch.channels_last).train())
-    scores = parts.trained(parts.frozen(pictures(0).to(memory_format=torch.channels_last)))
+    modules = models.frozen_and_trained(
+        small(trainable_blocks=trainable_blocks).to(memory_format=torch.channels_last).train()
+    )
+    scores = modules.trained(modules.frozen(pictures(0).to(memory_format=torch.channels_last)))
     assert scores.shape == (0, 2)
     scores.sum().backward()
-    assert all(not p.grad.any() for p in parts.trained.parameters())
+    assert all(not p.grad.any() for p in modules.trained.parameters())
 
 
 def test_channels_last_is_the_same_function():
     model, images = small(trainable_blocks=1).eval(), pictures(2)
     expected = model(images)
-    parts = models.split(model)  # before the conversion: they share the layers
+    modules = models.frozen_and_trained(model)  # before the conversion: they share the layers
     model.to(memory_format=torch.channels_last)
     images = images.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(parts.trained(parts.frozen(images)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(modules.trained(modules.frozen(images)), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 70), (224, 224)])
@@ -223,15 +229,15 @@ def test_any_size_from_32_on(height, width):
 
 def test_an_average_of_the_trained_part_stands_in_its_place():
     model = small(trainable_blocks=1).eval()
-    parts = models.split(model)
-    average = AveragedModel(parts.trained, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    modules = models.frozen_and_trained(model)
+    average = AveragedModel(modules.trained, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     averaged = models.with_trained(model, average.module)
     images = pictures(2)
     assert torch.equal(averaged(images), model(images))
-    average.update_parameters(parts.trained)  # the first update copies
+    average.update_parameters(modules.trained)  # the first update copies
     with torch.no_grad():
         model.classifier[3].bias += 1.0
-    average.update_parameters(parts.trained)
+    average.update_parameters(modules.trained)
     # 0.9 of the old bias and 0.1 of the new one, which is larger by 1.
     torch.testing.assert_close(averaged(images) - model(images), torch.full((2, 2), -0.9), rtol=0, atol=1e-5)
     # No second copy of anything: the frozen tensors are the model's, the others the average's.
@@ -251,9 +257,9 @@ def test_exports_with_any_number_of_pictures():
 
 def test_backbone_has_a_learning_rate_of_its_own():
     model = small(trainable_blocks=1)
-    parts = models.split(model)
+    modules = models.frozen_and_trained(model)
     config = OptimizerConfig(weight_decay=0.5)
-    optimizer = build_optimizer(parts.trained, config, backbone=parts.backbone, backbone_lr_scale=0.1)
+    optimizer = build_optimizer(modules.trained, config, backbone=modules.backbone, backbone_lr_scale=0.1)
     set_learning_rate(optimizer, 0.02)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
@@ -324,7 +330,7 @@ def test_origin_is_what_sha256sum_says(vgg16, features_file):
 
 
 def test_features_of_photographs_make_sense_with_the_right_normalisation_only(vgg16, photos):
-    frozen = models.split(vgg16).frozen
+    frozen = models.frozen_and_trained(vgg16).frozen
 
     def features(transform, photos):
         with torch.no_grad():
@@ -381,7 +387,7 @@ def test_without_weights_all_is_trained():
         model = models.build_model(ModelConfig(model="vgg11", trainable_blocks=5), PHOTOS, 2)
     assert all(p.requires_grad for p in model.parameters())
     assert models.origin(model) is None
-    assert models.split(model).trained is model
+    assert models.frozen_and_trained(model).trained is model
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 from cvdist.config.bounds import at_least, between
 from cvdist.errors import UserError
 
-Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+PrecisionName = Literal["auto", "float32", "tf32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 Runtime = Literal["auto", "ray", "torchrun", "inline"]
 ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
@@ -183,7 +183,7 @@ class LoopConfig:
     """Each worker computes its share of a batch in this many portions. Saves memory, same gradients."""
     valid_batch_size: Annotated[int, at_least(1)] = 1000
     """Pictures a forward pass in validation, on each worker."""
-    precision: Precision = "auto"
+    precision: PrecisionName = "auto"
     """`auto`: bfloat16 autocast where the processor computes it natively, else float32. `tf32`: float32 whose
     products GPUs compute from 19 bits: weights are read as they are, not cast in each step. CPUs: float32."""
     channels_last: bool = True

@@ -12,7 +12,7 @@ from cvdist.config.groups import (
     Device,
     LoopConfig,
     ModelPreprocessing,
-    Precision,
+    PrecisionName,
     RuntimeConfig,
     TrackingConfig,
 )
@@ -47,7 +47,7 @@ class InferenceConfig:
 
     device: Device = RuntimeConfig.device
     """`auto`: a GPU where there is one."""
-    precision: Precision = LoopConfig.precision
+    precision: PrecisionName = LoopConfig.precision
     """`auto`: as in the model's run where that is known; else bfloat16 autocast where the processor computes
     it natively."""
     channels_last: bool = LoopConfig.channels_last

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cvdist.config import DataConfig
-from cvdist.data.sampler import Share
+from cvdist.data.sampler import LocalBatch
 from cvdist.seeding import generator
 
 _PLACE = 4  # flip, angle, shift in x, shift in y
@@ -54,16 +54,16 @@ class Augmentation:
         )
         return None if chosen == cls(0.0, 0.0, 0.0, seed) else chosen
 
-    def draw(self, share: Share, epoch: int) -> Tensor:
-        """Uniform numbers in [0, 1) for the pictures of a share, float32 (n, 11), on the CPU."""
+    def draw(self, local: LocalBatch, epoch: int) -> Tensor:
+        """Uniform numbers in [0, 1) for the pictures of a local batch, float32 (n, 11), on the CPU."""
         # Drawn for the whole global batch and cut, so that the draws do not depend on the number of workers;
         # each kind from its own stream, so that one more kind leaves the others as they are.
         kinds = {"augment": _PLACE, "crop": _CROP, "color": _COLOR}
         draws = [
-            torch.rand(share.global_size, count, generator=generator(kind, self.seed, epoch, share.start))
+            torch.rand(local.global_size, count, generator=generator(kind, self.seed, epoch, local.start))
             for kind, count in kinds.items()
         ]
-        return torch.cat(draws, dim=1)[share.offset : share.offset + len(share.indices)]
+        return torch.cat(draws, dim=1)[local.offset : local.offset + len(local.indices)]
 
     def draw_view(self, name: str, view: int) -> Tensor:
         """The same for one picture's view, float32 (11,): by the picture's name alone."""

@@ -1,7 +1,7 @@
 """Small data sets: one uint8 tensor on the device, gathered, normalised and augmented by batch.
 
-Nothing is done a picture at a time. Several steps' shares are gathered and normalised in one go: for digits, a
-tensor operation's fixed cost is a good part of a step, and so it is paid once for many steps.
+Nothing is done a picture at a time. Several steps' local batches are gathered and normalised in one go: for
+digits, a tensor operation's fixed cost is a good part of a step, and so it is paid once for many steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, FullShuffle, Split, to_device
 from cvdist.data.normalise import Normaliser
-from cvdist.data.sampler import EpochOrder, Share, deal
+from cvdist.data.sampler import EpochOrder, LocalBatch, partition
 
 # Float pixels gathered at once: large enough to spread an operation's fixed cost over many small steps,
 # small enough to stay in a processor's cache until the steps have used them.
@@ -62,16 +62,16 @@ class InMemoryLoader(FullShuffle):
         """See `Loader.train_batches`."""
         picture_bytes = 4 * self.info.channels * self.info.height * self.info.width
         steps = max(1, _CHUNK_BYTES * world_size // (order.batch_size * picture_bytes))
-        shares = order.shares(rank, world_size, position)
-        while chunk := list(itertools.islice(shares, steps)):
+        local_batches = order.local_batches(rank, world_size, position)
+        while chunk := list(itertools.islice(local_batches, steps)):
             yield from self._gather("train", chunk, self._draws(chunk, order.epoch))
 
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """See `Loader.valid_batches`."""
-        mine = deal(self.info.valid_size, rank, world_size)
+        mine = partition(self.info.valid_size, rank, world_size)
         for start in range(mine.start, mine.stop, batch_size):
             indices = torch.arange(start, min(start + batch_size, mine.stop))
-            yield from self._gather("valid", [Share(indices, start, 0, len(indices))], None)
+            yield from self._gather("valid", [LocalBatch(indices, start, 0, len(indices))], None)
 
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         """See `Loader.pictures`."""
@@ -89,22 +89,22 @@ class InMemoryLoader(FullShuffle):
                 sha.update(tensor.cpu().numpy().data)
         return sha.hexdigest()
 
-    def _draws(self, chunk: list[Share], epoch: int) -> Tensor | None:
+    def _draws(self, chunk: list[LocalBatch], epoch: int) -> Tensor | None:
         if self.augmentation is None:
             return None
-        draws = [self.augmentation.draw(share, epoch) for share in chunk]
+        draws = [self.augmentation.draw(local, epoch) for local in chunk]
         return to_device(torch.cat(draws), self.device)
 
-    def _gather(self, split: Split, chunk: list[Share], draws: Tensor | None) -> Iterator[Batch]:
+    def _gather(self, split: Split, chunk: list[LocalBatch], draws: Tensor | None) -> Iterator[Batch]:
         data = self._splits[split]
-        indices = torch.cat([share.indices for share in chunk])
+        indices = torch.cat([local.indices for local in chunk])
         rows = to_device(indices, self.device)
         images = data.images.index_select(0, rows).float()
         if self.augmentation is not None and draws is not None:
             images = self.augmentation.apply(images, draws)
         images = self._normalise(images)
         labels = data.labels.index_select(0, rows)
-        sizes = [len(share.indices) for share in chunk]
+        sizes = [len(local.indices) for local in chunk]
         parts = zip(images.split(sizes), labels.split(sizes), indices.split(sizes), chunk, strict=True)
-        for part_images, part_labels, part_indices, share in parts:
-            yield Batch(part_images, part_labels, part_indices, share.global_size)
+        for part_images, part_labels, part_indices, local in parts:
+            yield Batch(part_images, part_labels, part_indices, local.global_size)

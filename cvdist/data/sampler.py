@@ -1,13 +1,13 @@
-"""Who sees which sample when.
+"""Which worker sees which sample in which step.
 
-One global order an epoch, a function of (seed, epoch) alone. It is cut into global batches, and each global
-batch is dealt over the workers in contiguous shares whose sizes differ by at most one. Three properties follow
-by construction, for any number of workers and any sizes (`tests/test_sampler.py`):
+Each epoch has one global order of samples, which depends on the seed and the epoch alone. It is cut into global
+batches, and each global batch is partitioned over the workers into contiguous local batches whose sizes differ
+by one at most. For any number of workers and any sizes (`tests/test_sampler.py`) this gives three properties:
 
-- every sample belongs to exactly one worker exactly once an epoch;
-- every worker takes the same number of steps, so collectives can't hang (a share may be empty);
-- the position in an epoch is a count of samples that holds for any number of workers, so that a job can go on
-  with more or fewer of them in mid-epoch.
+- Every sample belongs to exactly one worker exactly once an epoch.
+- All workers take the same number of steps, so collective operations can't hang. A local batch may be empty.
+- The position in an epoch is a count of samples, which means the same for any number of workers, so a run can
+  be continued with more or fewer of them in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from cvdist.seeding import generator
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """One worker's part of one global batch.
+class LocalBatch:
+    """The samples of one global batch that one worker computes.
 
-    indices: int64 (n,), rows of the data set; n may be 0 when the batch is smaller than the number of workers.
-    start: position of the global batch in the epoch's order, in samples.
-    offset: position of this share in the global batch, in samples.
-    global_size: samples in the global batch, over all workers.
+    Attributes:
+        indices: int64 (n,), rows of the data set. n may be 0 if the global batch is smaller than the number of
+            workers.
+        start: Position of the global batch in the epoch's order, in samples.
+        offset: Position of this local batch in the global batch, in samples.
+        global_size: Samples in the global batch, over all workers.
     """
 
     indices: Tensor
@@ -38,14 +40,19 @@ class Share:
 
 
 class EpochOrder:
-    """The order of one epoch and its division into batches and shares."""
+    """The order of one epoch's samples, and its division into global and local batches."""
 
     def __init__(
         self, size: int, batch_size: int, *, seed: int, epoch: int, order: Tensor | None = None
     ) -> None:
-        """Shuffle `size` samples by (seed, epoch); `batch_size` is global, the last batch may be smaller.
+        """Shuffle the samples, or take the order that is given.
 
-        order: int64 (size,), another order than that.
+        Args:
+            size: Number of samples.
+            batch_size: Samples in a global batch; the last one of the epoch may have fewer.
+            seed: Seed of the shuffle.
+            epoch: The epoch, counted from 1; each epoch has another order.
+            order: int64 (size,), an order to use in place of the shuffle.
         """
         self.size = size
         self.batch_size = batch_size
@@ -53,18 +60,21 @@ class EpochOrder:
         self.order = torch.randperm(size, generator=generator("order", seed, epoch)) if order is None else order
 
     def steps(self, position: int = 0) -> int:
-        """Optimiser steps from `position` (in samples) to the epoch's end."""
+        """Return the number of optimizer steps from `position`, in samples, to the end of the epoch."""
         return -(-(self.size - position) // self.batch_size)
 
-    def shares(self, rank: int, world_size: int, position: int = 0) -> Iterator[Share]:
-        """What worker `rank` of `world_size` computes in each step, from `position` (in samples) on."""
+    def local_batches(self, rank: int, world_size: int, position: int = 0) -> Iterator[LocalBatch]:
+        """Yield what worker `rank` of `world_size` computes in each step, from `position`, in samples, on."""
         for start in range(position, self.size, self.batch_size):
             stop = min(start + self.batch_size, self.size)
-            mine = deal(stop - start, rank, world_size)
+            mine = partition(stop - start, rank, world_size)
             indices = self.order[start + mine.start : start + mine.stop]
-            yield Share(indices, start=start, offset=mine.start, global_size=stop - start)
+            yield LocalBatch(indices, start=start, offset=mine.start, global_size=stop - start)
 
 
-def deal(count: int, rank: int, world_size: int) -> range:
-    """Contiguous part of `range(count)` that belongs to `rank`; parts differ in length by at most one."""
+def partition(count: int, rank: int, world_size: int) -> range:
+    """Return the contiguous part of `range(count)` that belongs to worker `rank` of `world_size`.
+
+    The workers' parts differ in length by one at most.
+    """
     return range(count * rank // world_size, count * (rank + 1) // world_size)

@@ -1,4 +1,4 @@
-"""What the workers of a run tell each other. Everything here works alone, too, without a process group."""
+"""What the workers of a run tell each other. Every function also works alone, without a process group."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ _LOST = r"(?i)gloo|nccl|process ?group|connection (closed|reset|refused)|tim(ed 
 
 
 def sum_over_workers(tensor: Tensor) -> Tensor:
-    """Sum `tensor` over all workers, in place; every worker calls it equally often."""
+    """Sum `tensor` over all workers, in place, and return it. All workers must call it equally often."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
 def gather(value: T, timeout: float = 0.0) -> list[T]:
-    """Each worker's small picklable value, by rank, on every worker.
+    """Return the values that all workers passed, in the order of their ranks, on every worker.
 
-    timeout: seconds that workers may come apart; 0: as long as in any collective operation.
+    Args:
+        value: This worker's value. It is pickled, so it should be small.
+        timeout: Seconds that workers may arrive apart. 0: as long as in any other collective operation.
     """
     if not dist.is_initialized():
         return [value]
@@ -43,7 +45,7 @@ def gather(value: T, timeout: float = 0.0) -> list[T]:
 
 
 def set_group_timeout(timeout: float) -> None:
-    """From now on, wait `timeout` seconds for the other workers: what takes longer at the start is done."""
+    """Let later collective operations wait up to `timeout` seconds for the other workers."""
     if dist.is_initialized():
         dist.set_timeout(timedelta(seconds=timeout))
 
@@ -54,25 +56,42 @@ class LostWorkers(RuntimeError):
 
 @contextmanager
 def annotate_collective_errors(rank: int, epoch: int, step: int) -> Iterator[None]:
-    """An error of the process group in the block says which worker waited for the others, and in which step."""
+    """Turn an error of the process group in the block into one that says which worker waited in which step.
+
+    Args:
+        rank: This worker's rank.
+        epoch: The current epoch, counted from 1.
+        step: The current step of the epoch, counted from 1.
+
+    Raises:
+        LostWorkers: If the block fails because another worker did not take part in a collective operation.
+    """
     try:
         yield
     except RuntimeError as error:
         text = str(error)
         if not dist.is_initialized() or not re.search(_LOST, text):
             raise
-        waited = "waited in vain for" if re.search(r"(?i)tim(ed out|eout)", text) else "lost the connection to"
+        timed_out = re.search(r"(?i)tim(ed out|eout)", text)
+        what = "timed out waiting for" if timed_out else "lost the connection to"
         raise LostWorkers(
-            f"worker {rank} {waited} another worker in step {step} of epoch {epoch} (--step-timeout bounds the "
+            f"worker {rank} {what} another worker in step {step} of epoch {epoch} (--step-timeout bounds the "
             f"wait): {text.strip().splitlines()[0][:200]}"
         ) from error
 
 
 @contextmanager
 def raise_on_all_ranks(timeout: float = 0.0) -> Iterator[None]:
-    """A `UserError` that one worker raises in the block is raised by all, so that none waits for it in vain.
+    """Raise a `UserError` that one worker raises in the block on all workers, so that none waits for it.
 
-    timeout: seconds that the others wait for the slowest worker; 0: as long as in any collective operation.
+    All workers must enter the block.
+
+    Args:
+        timeout: Seconds that the others wait for the slowest worker. 0: as long as in any other collective
+            operation.
+
+    Raises:
+        UserError: On all workers, the error of the lowest rank that failed.
     """
     error: UserError | None = None
     try:

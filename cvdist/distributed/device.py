@@ -1,4 +1,4 @@
-"""What a worker's processor is, has used, and what its random streams stand at."""
+"""A worker's device: its name, the memory it has used, and the state of its random number generators."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 def describe(device: torch.device) -> str:
-    """`NVIDIA H100 80GB HBM3` or `AMD EPYC, 2 cores`."""
+    """Return the device's name, such as `NVIDIA H100 80GB HBM3` or `AMD EPYC, 2 cores`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {os.cpu_count()} cores"
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this process has had on the GPU, or in main memory without one."""
+    """Return the most bytes that this process has had on the GPU, or in main memory if it computes on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -28,7 +28,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """State of the streams that dropout draws from."""
+    """Return the states of the random number generators that dropout draws from, as uint8 tensors.
+
+    The key `cpu` is always there; `cuda` is there if the device is a GPU.
+    """
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -36,7 +39,10 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Inverse of `random_state`; a state from another kind of device sets what both have."""
+    """Set the random number generators to what `random_state` returned.
+
+    A state from another kind of device sets only the generators that both kinds have.
+    """
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -1,4 +1,4 @@
-"""Arithmetic that suits the processor."""
+"""The number formats that forward passes compute in, chosen to suit the device."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
-from cvdist.config import Precision
+from cvdist.config import PrecisionName
 
 
 @dataclass(frozen=True)
-class Arithmetic:
-    """How forward passes compute on a device. `reason` says for the log why this was chosen."""
+class Precision:
+    """The number format of forward passes on one kind of device.
+
+    Attributes:
+        device_type: `cpu` or `cuda`.
+        bfloat16: whether forward passes run under bfloat16 autocast.
+        reason: why this precision was chosen, for the log.
+        tf32: whether float32 matrix products use TF32, which has 10 bits of mantissa.
+    """
 
     device_type: str
     bfloat16: bool
@@ -21,31 +28,36 @@ class Arithmetic:
 
     @property
     def name(self) -> str:
-        """As `--precision` takes it."""
+        """The value of `--precision` that stands for this precision."""
         return "bfloat16" if self.bfloat16 else "tf32" if self.tf32 else "float32"
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Context for a forward pass. Weights, gradients and the optimiser stay float32."""
+        """Return the context for a forward pass. Weights, gradients and optimizer state stay float32."""
         return torch.autocast(self.device_type, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
 
 
-def choose(precision: Precision, device: torch.device) -> Arithmetic:
-    """bfloat16 autocast if asked for, or if left to us and the processor computes it natively.
+def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
+    """Choose the precision that `--precision` asks for, as far as the device has it.
 
-    TF32 is set for the process as a whole: it is not a property of a forward pass, the backward one has it too.
+    `auto` means bfloat16 where the device computes it natively, and float32 elsewhere. TF32 is set for the
+    whole process, because the backward pass has to use it as well.
+
+    Args:
+        name: The value of `--precision`.
+        device: The device that computes.
     """
-    tf32 = precision == "tf32" and device.type == "cuda"
+    tf32 = name == "tf32" and device.type == "cuda"
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
     if tf32:
-        return Arithmetic(device.type, False, "as set by --precision", tf32=True)
-    if precision == "tf32":
-        return Arithmetic(device.type, False, "TF32 is for GPUs only")
-    if precision != "auto":
-        return Arithmetic(device.type, precision == "bfloat16", "as set by --precision")
+        return Precision(device.type, False, "as set by --precision", tf32=True)
+    if name == "tf32":
+        return Precision(device.type, False, "TF32 is for GPUs only")
+    if name != "auto":
+        return Precision(device.type, name == "bfloat16", "as set by --precision")
     if _native_bfloat16(device):
-        return Arithmetic(device.type, True, f"this {device.type.upper()} computes bfloat16 natively")
-    return Arithmetic(device.type, False, f"this {device.type.upper()} has no native bfloat16")
+        return Precision(device.type, True, f"this {device.type.upper()} computes bfloat16 natively")
+    return Precision(device.type, False, f"this {device.type.upper()} has no native bfloat16")
 
 
 def _native_bfloat16(device: torch.device) -> bool:
@@ -54,6 +66,6 @@ def _native_bfloat16(device: torch.device) -> bool:
     capabilities = torch.backends.cpu.get_cpu_capability() if hasattr(torch.backends, "cpu") else ""
     if "AVX512" not in capabilities:
         return False
-    # No public function tells this yet; if the private one goes, float32 is the safe answer.
+    # PyTorch has no public function for this yet. If the private one is removed, float32 is the safe answer.
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(probe and probe())

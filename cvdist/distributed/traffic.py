@@ -1,6 +1,7 @@
-"""What a worker sends, and how long its step waits for that: counted where the collectives are called.
+"""The bytes that a worker sends, and the time that its steps wait for other workers.
 
-On a GPU the clock is a pair of events on the stream, read when the step's metrics are: nothing waits for it.
+Both are counted where the collectives are called. On a GPU, waiting is measured by pairs of events on the
+stream, which are read when the step's metrics are, so that measuring never makes a step wait.
 """
 
 from __future__ import annotations
@@ -14,37 +15,37 @@ import torch
 
 
 def ring_bytes(size: float, workers: int) -> float:
-    """Bytes that each worker sends to all-reduce `size` bytes: 2 (n - 1) / n of them.
+    """Return the bytes that each worker sends to all-reduce `size` bytes: 2 (n - 1) / n of them.
 
-    The least that is possible, and what a ring takes (Patarasuk and Yuan 2009, JPDC 69).
+    No algorithm sends less, and a ring sends exactly that (Patarasuk and Yuan 2009, JPDC 69).
     """
     return 2 * (workers - 1) / workers * size
 
 
 class Traffic:
-    """Bytes sent and seconds waited by one worker since the last `take`."""
+    """Counts the bytes sent and the seconds waited by one worker."""
 
     def __init__(self, device: torch.device) -> None:
-        """Events on `device` if it is a GPU, else the clock."""
+        """Start at zero. Time is taken from events if `device` is a GPU, and from the clock otherwise."""
         self._cuda = device.type == "cuda"
         self._bytes, self._seconds = 0.0, 0.0
         self._began: Any = None
         self._events: list[tuple[Any, Any]] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Traffic:
-        """Copies of a model count to the same account."""
+        """Return this same object: copies of a model add to the counts of the original."""
         return self
 
     def sent(self, size: float) -> None:
-        """Count bytes that this worker has sent."""
+        """Count `size` bytes that this worker has sent."""
         self._bytes += size
 
     def begin(self) -> None:
-        """From here on the step waits."""
+        """Note that the step waits for other workers from here on."""
         self._began = self._now()
 
     def end(self) -> None:
-        """Up to here, if `begin` was called before."""
+        """Note that the step no longer waits. Without a `begin` before it, this does nothing."""
         began, self._began = self._began, None
         if began is None:
             return
@@ -55,14 +56,14 @@ class Traffic:
 
     @contextmanager
     def waiting(self, size: float) -> Iterator[None]:
-        """A collective in the block sends `size` bytes."""
+        """Count a collective operation, which is the body of the `with`, and the `size` bytes that it sends."""
         self.sent(size)
         self.begin()
         yield
         self.end()
 
     def take(self) -> tuple[float, float]:
-        """Bytes and seconds since the last call."""
+        """Return the bytes sent and the seconds waited since the last call, and start at zero again."""
         for began, ended in self._events:
             ended.synchronize()
             self._seconds += began.elapsed_time(ended) / 1000

@@ -14,7 +14,7 @@ import torch
 
 from cvdist import log, storage
 from cvdist.config import EvaluateConfig
-from cvdist.distributed import precision
+from cvdist.distributed.precision import choose_precision
 from cvdist.errors import UserError
 from cvdist.evaluation import metrics
 from cvdist.evaluation.compare import Comparison, compare
@@ -37,7 +37,7 @@ class Measured:
     outcome: Outcome
     metrics: Metrics
     absent: tuple[str, ...]
-    arithmetic: str
+    precision: str
     seconds: float
 
 
@@ -61,7 +61,7 @@ class Evaluation:
                     "source": one.saved.source,
                     "model": str(one.saved.identity),
                     "digest": one.saved.digest,
-                    "precision": one.arithmetic,
+                    "precision": one.precision,
                     **one.metrics.to_dict(),
                 }
                 for one in models
@@ -102,8 +102,8 @@ def _open_second(config: EvaluateConfig, first: SavedModel) -> SavedModel:
 def _measure(config: EvaluateConfig, saved: SavedModel, pictures: Pictures, device: torch.device) -> Measured:
     inference = resolved(config.inference, saved)
     matched = match_classes(pictures, saved)
-    arithmetic = precision.choose(inference.precision, device)
-    logger.info("model      %s, %s; %s on %s", saved.source, saved.identity, arithmetic.name, device)
+    precision = choose_precision(inference.precision, device)
+    logger.info("model      %s, %s; %s on %s", saved.source, saved.identity, precision.name, device)
     began, line, parts, seen = time.monotonic(), log.ProgressLine(logger, enabled=True), [], 0
     total = len(pictures.labels)
     for rows, found in pictures.seen_by(saved, inference, device):
@@ -121,7 +121,7 @@ def _measure(config: EvaluateConfig, saved: SavedModel, pictures: Pictures, devi
     gc.collect()
     outcome = metrics.join(parts)
     measured = metrics.measure(outcome, config.evaluation.calibration_bins)
-    return Measured(saved, outcome, measured, matched.absent, arithmetic.name, time.monotonic() - began)
+    return Measured(saved, outcome, measured, matched.absent, precision.name, time.monotonic() - began)
 
 
 def write_json(uri: str, evaluation: Evaluation) -> None:

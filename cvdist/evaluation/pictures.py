@@ -20,7 +20,7 @@ from cvdist.data.images import store
 from cvdist.data.images.decode import decode
 from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, split
 from cvdist.data.sampler import EpochOrder
-from cvdist.distributed import precision
+from cvdist.distributed.precision import Precision, choose_precision
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.prediction.predict import Predictor
@@ -162,17 +162,17 @@ class SmallPictures:
                 f"{info.name} are {info.channels}x{info.height}x{info.width}: name others with --data"
             )
         loader = self._open(device, (saved.mean, saved.std))
-        arithmetic = precision.choose(inference.precision, device)
+        precision = choose_precision(inference.precision, device)
         layout = torch.channels_last if inference.channels_last else torch.contiguous_format
         model = saved.model.to(device).to(memory_format=layout)
         size = _BATCH[device.type]
         batches = [(0, batch) for batch in loader.valid_batches(0, 1, size)] if self._valid else []
         for offset, batch in batches:
-            yield offset + batch.indices, _log_softmax(model, batch.images, arithmetic)
+            yield offset + batch.indices, _log_softmax(model, batch.images, precision)
         if self._train:
             order = EpochOrder(info.train_size, size, seed=0, epoch=0)
             for batch in loader.train_batches(order, 0, 1):
-                yield len(self._valid) + batch.indices, _log_softmax(model, batch.images, arithmetic)
+                yield len(self._valid) + batch.indices, _log_softmax(model, batch.images, precision)
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
         """See `Pictures.pixels`."""
@@ -266,8 +266,8 @@ def _as_split_in_training(
     return there.table.take(pa.array(validated if part == "valid" else learned))
 
 
-def _log_softmax(model: torch.nn.Module, images: Tensor, arithmetic: precision.Arithmetic) -> Tensor:
-    with arithmetic.autocast():
+def _log_softmax(model: torch.nn.Module, images: Tensor, precision: Precision) -> Tensor:
+    with precision.autocast():
         scores = model(images)
     return scores.float().log_softmax(1).cpu()
 

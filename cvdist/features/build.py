@@ -221,14 +221,14 @@ def _finish(config: TrainConfig, folder: Folder, todo: Plan, receipts: Sequence[
     content = index.dump(table)
     sha = hashlib.sha256(content).hexdigest()
     entry = IndexEntry(f"index/{sha[:16]}{index.SUFFIX}", len(table), len(content), sha)
-    part = models.build_frozen(config.model)
+    backbone = models.build_frozen(config.model)
     size = todo.fingerprint.size
     made = Manifest(
         classes=todo.listing.classes,
-        feature_shape=part.feature_shape(3, size, size),
+        feature_shape=backbone.feature_shape(3, size, size),
         fingerprint=todo.fingerprint,
         source=redact(config.data.data),
-        weights=part.source,
+        weights=backbone.source,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         index=entry,
         shards=tuple(shards),

@@ -14,7 +14,7 @@ from cvdist.data.dataset import to_device
 from cvdist.data.images.ahead import BATCH, DecodeAhead
 from cvdist.data.images.on_gpu import GpuDecoder
 from cvdist.data.normalise import Normaliser
-from cvdist.distributed import precision
+from cvdist.distributed.precision import choose_precision
 from cvdist.errors import UserError
 from cvdist.features import fingerprint as fingerprints
 from cvdist.features import receipt, shard
@@ -23,7 +23,7 @@ from cvdist.features.manifest import ShardEntry
 from cvdist.features.plan import WorkUnit
 from cvdist.features.receipt import Receipt
 from cvdist.log import redact
-from cvdist.models import FrozenPart
+from cvdist.models import FrozenBackbone
 from cvdist.storage import Folder
 
 
@@ -37,30 +37,37 @@ class Extractor:
         device: torch.device,
         *,
         decode_threads: int = 0,
-        part: FrozenPart | None = None,
+        backbone: FrozenBackbone | None = None,
     ) -> None:
-        """`fingerprint`: what was asked for; decode_threads: 0: one a core; part: instead of the named weights.
+        """Prepare to compute on `device`.
+
+        Args:
+            config: All settings.
+            fingerprint: What was asked for.
+            device: Where to compute.
+            decode_threads: Threads that decode pictures. 0: one for each core.
+            backbone: The frozen layers, if they need not be built from the weights that `config` names.
 
         Raises:
             UserError: if the weights here are others than those of the fingerprint.
         """
         self._config, self._device = config, device
-        part = part or models.build_frozen(config.model)
-        if fingerprints.digest(part.module.state_dict()) != fingerprint.weights:
+        backbone = backbone or models.build_frozen(config.model)
+        if fingerprints.digest(backbone.module.state_dict()) != fingerprint.weights:
             raise UserError(
                 f"--weights {redact(config.model.weights)} is another file on this node than where the job "
                 "was started: name a URI, or copy it to all nodes"
             )
         layout = torch.channels_last if config.loop.channels_last else torch.contiguous_format
-        self.module = part.module.to(device).to(memory_format=layout)
-        self.arithmetic = precision.choose(config.loop.precision, device)
+        self.module = backbone.module.to(device).to(memory_format=layout)
+        self.precision = choose_precision(config.loop.precision, device)
         self._normalise = Normaliser(
             fingerprint.mean, fingerprint.std, device, channels_last=config.loop.channels_last
         )
         augmented = fingerprint.augmentation
         self._augmentation = Augmentation(**augmented) if augmented else None  # type: ignore[arg-type]
         self._dtype = shard.DTYPES[fingerprint.dtype]
-        self._shape = part.feature_shape(3, fingerprint.size, fingerprint.size)
+        self._shape = backbone.feature_shape(3, fingerprint.size, fingerprint.size)
         self._batch = BATCH[device.type]
         self._ahead = DecodeAhead(
             config.data.data,
@@ -143,7 +150,7 @@ class Extractor:
             if view and self._augmentation is not None:
                 draws = torch.stack([self._augmentation.draw_view(name, view) for name in names])
                 images = self._augmentation.apply(images, draws.to(self._device))
-            with torch.inference_mode(), self.arithmetic.autocast():
+            with torch.inference_mode(), self.precision.autocast():
                 computed.append(self.module(self._normalise(images)))
         stored = torch.stack(computed, dim=1).to(self._dtype)
         if not stored.isfinite().all():

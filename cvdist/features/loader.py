@@ -13,7 +13,7 @@ from torch import Tensor
 from cvdist.config import LoopConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Shuffle, Split, to_device
-from cvdist.data.sampler import EpochOrder, Share, deal
+from cvdist.data.sampler import EpochOrder, LocalBatch, partition
 from cvdist.features.copies import Copy, DeviceCopy, Rows
 from cvdist.features.order import windowed
 from cvdist.seeding import generator
@@ -51,7 +51,7 @@ class FeatureLoader:
         window: shards that are shuffled together, 0 for a shuffle of everything.
         """  # fmt: skip
         self.info, self.quarantine, self.augmentation, self.note = info, quarantine, augmentation, note
-        self._copy, self._splits, self._device = copy, splits, device
+        self.copy, self._splits, self.device = copy, splits, device
         self._labels = {split: torch.from_numpy(values.astype(np.int64)) for split, values in labels.items()}
         self._paths, self._pictures, self._digest = paths, pictures, digest
         self._views, self._seed, self._window = views, seed, window
@@ -80,13 +80,13 @@ class FeatureLoader:
     ) -> Iterator[Batch]:
         """See `Loader.train_batches`."""
         drawn = self._draw_views(order.epoch)
-        mine = [share.indices for share in order.shares(rank, world_size, position)]
+        mine = [local.indices for local in order.local_batches(rank, world_size, position)]
         shards = self._splits["train"].shard
         soon = shards[torch.cat(mine).numpy()] if mine else shards[:0]
         if not self._window:  # what validation needs may arrive in the meantime
             soon = np.concatenate([soon, self._splits["valid"].shard[self._by_shard["valid"]]])
-        self._copy.expect(soon)
-        return self._batches("train", order.shares(rank, world_size, position), drawn)
+        self.copy.expect(soon)
+        return self._batches("train", order.local_batches(rank, world_size, position), drawn)
 
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """See `Loader.valid_batches`."""
@@ -94,16 +94,16 @@ class FeatureLoader:
 
     def batches_in_order(self, split: Split, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """This worker's part of a split, each sample once and as it is, shard by shard."""
-        part = deal(len(self._by_shard[split]), rank, world_size)
+        part = partition(len(self._by_shard[split]), rank, world_size)
         mine = self._by_shard[split][part.start : part.stop]
-        self._copy.expect(self._splits[split].shard[mine])
+        self.copy.expect(self._splits[split].shard[mine])
         cut = (torch.from_numpy(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size))
-        return self._batches(split, (Share(rows, 0, 0, len(rows)) for rows in cut), None)
+        return self._batches(split, (LocalBatch(rows, 0, 0, len(rows)) for rows in cut), None)
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
         """Of one sample: channels first."""
-        return tuple(self._copy.shape)
+        return tuple(self.copy.shape)
 
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         """See `Loader.pictures`; grey ones where the originals can't be read any more."""
@@ -126,41 +126,43 @@ class FeatureLoader:
         random = generator("view of an epoch", self._seed, epoch)
         return torch.randint(self._views, (self.info.train_size,), generator=random).numpy()
 
-    def _batches(self, split: Split, shares: Iterator[Share], views: np.ndarray | None) -> Iterator[Batch]:
+    def _batches(
+        self, split: Split, local_batches: Iterator[LocalBatch], views: np.ndarray | None
+    ) -> Iterator[Batch]:
         where, labels = self._splits[split], self._labels[split]
-        if isinstance(self._copy, DeviceCopy):
-            yield from self._on_device(self._copy, split, list(shares), views)
+        if isinstance(self.copy, DeviceCopy):
+            yield from self._on_device(self.copy, split, list(local_batches), views)
             return
-        ahead: deque[Share] = deque()
+        ahead: deque[LocalBatch] = deque()
 
         def wanted() -> Iterator[Rows]:
-            for share in shares:
-                ahead.append(share)
-                rows = share.indices.numpy()
+            for local in local_batches:
+                ahead.append(local)
+                rows = local.indices.numpy()
                 drawn = views[rows] if views is not None else np.zeros(len(rows), dtype=np.int64)
                 yield Rows(where.shard[rows], where.row[rows], drawn)
 
-        for features in self._copy.batches(wanted()):
-            share = ahead.popleft()
+        for features in self.copy.batches(wanted()):
+            local = ahead.popleft()
             yield Batch(
                 # As they are stored, half as many bytes cross to a GPU; what computes is float32 or autocast.
-                features.to(self._device, non_blocking=True).float(),
-                to_device(labels[share.indices], self._device),
-                share.indices,
-                share.global_size,
+                features.to(self.device, non_blocking=True).float(),
+                to_device(labels[local.indices], self.device),
+                local.indices,
+                local.global_size,
             )
 
     def _on_device(
-        self, copy: DeviceCopy, split: Split, shares: Sequence[Share], views: np.ndarray | None
+        self, copy: DeviceCopy, split: Split, local_batches: Sequence[LocalBatch], views: np.ndarray | None
     ) -> Iterator[Batch]:
         """The same where all features are on the device: the order goes there at once, steps only gather."""
-        if not shares:
+        if not local_batches:
             return
-        where, indices = self._splits[split], torch.cat([share.indices for share in shares])
+        where, indices = self._splits[split], torch.cat([local.indices for local in local_batches])
         rows = indices.numpy()
         drawn = views[rows] if views is not None else np.zeros(len(rows), dtype=np.int64)
-        sizes = [len(share.indices) for share in shares]
+        sizes = [len(local.indices) for local in local_batches]
         places = copy.places(Rows(where.shard[rows], where.row[rows], drawn)).split(sizes)
-        labels = to_device(self._labels[split][indices], self._device).split(sizes)
-        for share, mine, classes in zip(shares, places, labels, strict=True):
-            yield Batch(copy.at(mine).float(), classes, share.indices, share.global_size)
+        labels = to_device(self._labels[split][indices], self.device).split(sizes)
+        for local, mine, classes in zip(local_batches, places, labels, strict=True):
+            yield Batch(copy.at(mine).float(), classes, local.indices, local.global_size)

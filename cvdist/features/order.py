@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cvdist.data.sampler import EpochOrder, deal
+from cvdist.data.sampler import EpochOrder, partition
 from cvdist.seeding import mix
 
 
@@ -37,7 +37,7 @@ def windowed(
     whole, tail = order[: full * batch_size].reshape(full, batch_size), order[full * batch_size :]
     start = 0
     for stream in range(streams):
-        mine, last = deal(batch_size, stream, streams), deal(rest, stream, streams)
+        mine, last = partition(batch_size, stream, streams), partition(rest, stream, streams)
         stop = start + full * len(mine) + len(last)
         shuffled = _shuffle(line[start:stop], shard, window, random)
         whole[:, mine.start : mine.stop] = shuffled[: full * len(mine)].reshape(full, len(mine))

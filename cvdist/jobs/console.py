@@ -46,8 +46,8 @@ def table(finished: Finished) -> str:
         ("speed", f"{summary.samples_per_second:,.0f} samples/s"),
         ("checkpoints", f"{finished.storage}/{finished.name}"),
     ]
-    if summary.waited:
-        rows.append(("storage", str(summary.waited)))
+    if summary.slow_requests:
+        rows.append(("storage", str(summary.slow_requests)))
     if run is not None:
         rows.append(("MLflow", run.page if run.tracking_uri.startswith("http") else run.tracking_uri))
     if finished.registered:

@@ -64,7 +64,7 @@ def log_evaluation(store: tuple[str, str], evaluation: Evaluation) -> RunRef:
             {
                 "model": saved.source,
                 "data": evaluation.pictures.name,
-                "precision": evaluation.first.arithmetic,
+                "precision": evaluation.first.precision,
                 "compared_with": second.saved.source if second is not None else "",
             }
         )

@@ -108,7 +108,7 @@ def _here(config: PredictConfig, saved: SavedModel) -> batch.Compute:
         threads = config.inference.decode_workers
         predictor = Predictor(config.prediction.data, config.inference, saved, device, decode_threads=threads)
         target = Folder.open(config.prediction.output, "--output", patient=True)
-        logger.info("predicting on %s in this process, %s", device, predictor.arithmetic.name)
+        logger.info("predicting on %s in this process, %s", device, predictor.precision.name)
         for work in left:
             yield predictor.store(work, target)
 

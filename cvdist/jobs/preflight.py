@@ -234,7 +234,7 @@ def _trained(config: TrainConfig) -> nn.Module:
     with torch.device("meta"):
         # Past the check of settings: frozen layers without weights are of no use, but can be counted.
         model = models.find(config.model.model).build(shape, 10, configs.replace(config, weights="").model)
-    return models.split(model).trained
+    return models.frozen_and_trained(model).trained
 
 
 def _all_reduce(config: TrainConfig) -> Iterator[Row]:

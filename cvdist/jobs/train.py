@@ -185,10 +185,11 @@ def _train(
     config: TrainConfig, job: Fence, run: RunRef | None, ranks: RankInfo, poll: Callable[[], StopRequest]
 ) -> Summary:
     """What each worker of a training does, whichever runtime has started it."""
-    from cvdist.training.train import TrainingLoop
+    from cvdist.training.setup import build_run
+    from cvdist.training.train import train
 
     with open_worker(config, job, run, ranks, poll) as (worker, tracker):
-        return TrainingLoop(config, worker, tracker).run()
+        return train(build_run(config, worker, tracker))
 
 
 @contextmanager

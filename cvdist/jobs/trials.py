@@ -37,7 +37,8 @@ from cvdist.sweep import space
 from cvdist.sweep.record import Epoch, Trial, folder_of
 from cvdist.tracking import NoTracker, RunRef, Tracker
 from cvdist.training.finite import NotFinite
-from cvdist.training.train import TrainingLoop
+from cvdist.training.setup import build_run
+from cvdist.training.train import train
 
 logger = logging.getLogger(__name__)
 
@@ -169,12 +170,12 @@ class _Process(tune.Trainable):
             try:
                 try:
                     config = space.apply(config, task.settings[number])
-                    loop = TrainingLoop(config, worker, TrialTracker(tracker, self._epoch_done))
+                    run = build_run(config, worker, TrialTracker(tracker, self._epoch_done))
                 except UserError as error:
                     # What a trial can't even begin with, the others can't either.
                     self._say(state="failed", reason=str(error), whole=True)
                     return
-                loop.run()
+                train(run)
             finally:
                 worker.wait_for_uploads()
 

@@ -2,7 +2,7 @@
 
 from cvdist.config import HeadSize
 from cvdist.models import scratch_cnn, vgg  # noqa: F401  (their models register themselves)
-from cvdist.models.parts import FrozenPart, Parts, split, with_trained
+from cvdist.models.frozen import FrozenAndTrained, FrozenBackbone, frozen_and_trained, with_trained
 from cvdist.models.registry import (
     InputSpec,
     ModelSpec,
@@ -17,16 +17,17 @@ from cvdist.models.registry import (
 from cvdist.models.weights import Origin, Preprocessing, origin, prepare, preprocessing
 
 __all__ = [
-    "FrozenPart",
+    "FrozenAndTrained",
+    "FrozenBackbone",
     "HeadSize",
     "InputSpec",
     "ModelSpec",
     "Origin",
-    "Parts",
     "Preprocessing",
     "build_frozen",
     "build_model",
     "find",
+    "frozen_and_trained",
     "head_of",
     "names",
     "origin",
@@ -34,6 +35,5 @@ __all__ = [
     "preprocessing",
     "register",
     "skeleton",
-    "split",
     "with_trained",
 ]

@@ -12,7 +12,7 @@ from torch import nn
 
 from cvdist.config import HeadSize, ModelConfig
 from cvdist.errors import UserError
-from cvdist.models.parts import FrozenPart
+from cvdist.models.frozen import FrozenBackbone
 
 BLOCKS = 5  # of convolutions in a model that goes on from pretrained weights: all of VGG's sizes have five
 
@@ -51,7 +51,7 @@ class ModelSpec:
     build: Callable[[InputSpec, int, ModelConfig], nn.Module]
     any_channels: bool = True
     pretrained: bool = False
-    build_frozen: Callable[[ModelConfig], FrozenPart | None] | None = None
+    build_frozen: Callable[[ModelConfig], FrozenBackbone | None] | None = None
 
     def check(self, input: InputSpec) -> None:
         """Refuse pictures that the model can't be built for.
@@ -160,7 +160,7 @@ def skeleton(settings: ModelConfig, num_classes: int = 1000) -> nn.Module:
         return spec.build(spec.default_input, num_classes, bare)
 
 
-def build_frozen(settings: ModelConfig) -> FrozenPart:
+def build_frozen(settings: ModelConfig) -> FrozenBackbone:
     """The frozen layers of the model that `settings` name, with their weights, on the CPU.
 
     Raises:
@@ -168,10 +168,10 @@ def build_frozen(settings: ModelConfig) -> FrozenPart:
     """
     spec = find(settings.model)
     spec.check_settings(settings)
-    part = spec.build_frozen(settings) if spec.build_frozen else None
-    if part is None:
+    backbone = spec.build_frozen(settings) if spec.build_frozen else None
+    if backbone is None:
         raise UserError(
             f"--model {settings.model} has no frozen layers with these settings, so no features to compute "
             "once: choose a VGG with --weights, and --trainable-blocks below 5"
         )
-    return part
+    return backbone

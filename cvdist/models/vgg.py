@@ -14,7 +14,7 @@ from torch import nn
 
 from cvdist.config import ModelConfig
 from cvdist.models import heads, weights
-from cvdist.models.parts import Frozen, FrozenPart, Parts
+from cvdist.models.frozen import Frozen, FrozenAndTrained, FrozenBackbone
 from cvdist.models.registry import BLOCKS, InputSpec, ModelSpec, register
 
 # Each block of convolutions ends with a max pooling that halves height and width.
@@ -45,15 +45,17 @@ class TransferVGG(nn.Sequential):
         self._frozen_layers = [0, *ends][BLOCKS - trainable_blocks]
         self._frozen()  # which freezes them, once and for all
 
-    def parts(self) -> Parts:
-        """The frozen blocks, and the rest: slices of `features`, which keep the layers' numbers as names."""
+    def frozen_and_trained(self) -> FrozenAndTrained:
+        """Return the frozen blocks and the rest, both with the layers' own numbers as names."""
         if not self._frozen_layers:
-            return Parts(frozen=None, trained=self, backbone=self.features)
+            return FrozenAndTrained(frozen=None, trained=self, backbone=self.features)
         blocks = self.features[self._frozen_layers :]
         head = OrderedDict(avgpool=self.avgpool, flatten=self.flatten, classifier=self.classifier)
         if not len(blocks):
-            return Parts(self._frozen(), nn.Sequential(head))
-        return Parts(self._frozen(), nn.Sequential(OrderedDict(features=blocks, **head)), backbone=blocks)
+            return FrozenAndTrained(self._frozen(), nn.Sequential(head))
+        return FrozenAndTrained(
+            self._frozen(), nn.Sequential(OrderedDict(features=blocks, **head)), backbone=blocks
+        )
 
     def train(self, mode: bool = True) -> TransferVGG:
         """As usual, but the frozen layers stay in evaluation mode, which batch norms need."""
@@ -101,7 +103,7 @@ def _begin(features: nn.Module) -> None:
             layer.reset_parameters()
 
 
-def _build_frozen(name: str, settings: ModelConfig) -> FrozenPart | None:
+def _build_frozen(name: str, settings: ModelConfig) -> FrozenBackbone | None:
     """The frozen convolutions alone; the classifier, nine tenths of a VGG16, is not even made."""
     if not settings.has_weights:
         return None
@@ -109,7 +111,7 @@ def _build_frozen(name: str, settings: ModelConfig) -> FrozenPart | None:
         vgg = torchvision.models.get_model(name, weights=None)
         vgg.avgpool, vgg.classifier = heads.build(settings, num_classes=1000)
         model = TransferVGG(vgg, settings.trainable_blocks)
-    frozen = model.parts().frozen
+    frozen = model.frozen_and_trained().frozen
     if not isinstance(frozen, Frozen):
         return None
     pretrained = weights.load(settings, model.state_dict())
@@ -119,7 +121,7 @@ def _build_frozen(name: str, settings: ModelConfig) -> FrozenPart | None:
         frozen.load_state_dict({key: value}, strict=False, assign=True)
     frozen.requires_grad_(False)
     last = len(list(frozen.get_submodule("features").children())) - 1
-    return FrozenPart(frozen, f"features.{last}", pretrained.origin.source)
+    return FrozenBackbone(frozen, f"features.{last}", pretrained.origin.source)
 
 
 def _spec(name: str, layers: int) -> ModelSpec:

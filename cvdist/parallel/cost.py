@@ -1,9 +1,10 @@
-"""How long a training step takes, from the sizes of the model and the rates of the machines: `docs/scaling.md`.
+"""A model of how long a training step takes, from the sizes of the network and the rates of the machines.
 
-A step computes: forward and backward, for which it needs the larger of the time for its arithmetic and the time
-to move its weights through memory (the roofline of Williams, Waterman and Patterson 2009, CACM 52), then the
-update, which is memory alone. It waits for the link where it has nothing to compute meanwhile, and for its
-inputs where they come more slowly than all that.
+A step computes and waits. Computing is the forward and the backward pass, which take the longer of the time for
+their arithmetic and the time to move their weights through memory (the roofline of Williams, Waterman and
+Patterson 2009, CACM 52), and then the update, which is bound by memory alone. A step waits for the link while
+it has nothing to compute, and for its inputs if they arrive more slowly than it computes. `docs/scaling.md`
+derives the formulas and compares them with measurements.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import dataclass, replace
 
 from cvdist.distributed.traffic import ring_bytes
 
-# Times that each trained weight passes through memory in a step, in float32: read in the forward pass, and its
-# gradient written; then weight, gradient and momentum read, and weight and momentum written. Reading it in the
-# backward pass is left out: the largest layer's inputs are frozen.
+# How often each trained weight passes through memory in a step, in float32. The gradients need two passes: the
+# weight is read forward, and its gradient is written. The update needs five: weight, gradient and momentum are
+# read, weight and momentum are written. Reading the weight backward is left out, because the largest layer's
+# inputs are frozen.
 GRADIENT_PASSES, UPDATE_PASSES = 2, 5
 PASSES = GRADIENT_PASSES + UPDATE_PASSES
 _FLOAT = 4  # bytes
@@ -22,13 +24,20 @@ _FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Work:
-    """What a step of the trained layers is, for the whole batch.
+    """The size of a training step, over all workers.
 
-    batch: pictures. flops: of a picture, forward and backward. parameters: that are trained, of which
-    split_parameters can be split over workers and data_parameters lie before the classifier. columns: outputs
-    of the second linear layer. gathered: values of a picture that the classifier gets, 0 if every worker reads
-    them itself. activation_bytes: of a value that workers exchange. early_parameters: whose gradients are done
-    before the backward pass comes to the layer that is computed last. input_bytes: of a picture, as it is read.
+    Attributes:
+        batch: Pictures in the global batch.
+        flops: FLOP of one picture's forward and backward pass through the trained layers.
+        parameters: Trained parameters.
+        split_parameters: Those of them that can be split over the workers.
+        data_parameters: Those of them in front of the classifier.
+        columns: Outputs of the classifier's second linear layer.
+        gathered: Values of one picture that the classifier gets. 0 if every worker reads them from a cache.
+        activation_bytes: Bytes of a value that the workers exchange.
+        early_parameters: Parameters whose gradients are known before the backward pass reaches the layer whose
+            gradient is computed last.
+        input_bytes: Bytes of one picture, as it is read.
     """
 
     batch: int
@@ -45,10 +54,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a worker can do, at the same time as the others.
+    """What each worker can do while all others do the same.
 
-    matrix_rate: FLOP/s; memory_rate: bytes/s, read and written; link_rate: bytes/s that it sends to another;
-    latency: seconds of the smallest all-reduce; input_rate: bytes/s at which it gets its inputs.
+    Attributes:
+        matrix_rate: FLOP/s of matrix products.
+        memory_rate: Bytes/s read and written.
+        link_rate: Bytes/s sent to another worker.
+        latency: Seconds of the smallest all-reduce.
+        input_rate: Bytes/s of inputs that arrive.
     """
 
     matrix_rate: float
@@ -60,10 +73,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a step, and bytes that each worker sends in it.
+    """What a step costs each worker.
 
-    communication: for which nothing is left to compute. inputs: to get those of a step, while the one before
-    it is computed.
+    Attributes:
+        arithmetic: Seconds of arithmetic.
+        memory: Seconds in which weights, gradients and momentum pass through memory.
+        communication: Seconds of waiting for other workers with nothing left to compute.
+        sent: Bytes sent.
+        inputs: Seconds in which the inputs of a step arrive, while the step before it is computed.
     """
 
     arithmetic: float
@@ -74,35 +91,41 @@ class Cost:
 
     @property
     def gradients(self) -> float:
-        """Seconds of forward and backward pass."""
+        """Seconds of the forward and the backward pass."""
         return max(self.arithmetic, self.memory * GRADIENT_PASSES / PASSES)
 
     @property
     def computing(self) -> float:
-        """Of these and the update."""
+        """Seconds of the forward and the backward pass and the update."""
         return self.gradients + self.memory * UPDATE_PASSES / PASSES
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """Seconds of the whole step."""
         return max(self.computing + self.communication, self.inputs)
 
 
 def data_parallel(work: Work, machine: Machine, workers: int, gradient_bytes: float = _FLOAT) -> Cost:
-    """Each worker computes its share of the batch with all weights, and all gradients are averaged.
+    """Return the cost of a step where each worker has the whole model, and all gradients are averaged.
 
-    The early gradients are on their way while that of the last layer's weights is computed, 2 of the FLOP for
-    each weight and picture. gradient_bytes: a parameter's, as they are exchanged.
+    The early gradients are exchanged while that of the last layer's weights is computed, which takes 2 FLOP for
+    each of its weights and each picture.
+
+    Args:
+        work: The size of the step.
+        machine: The rates of a worker.
+        workers: Number of workers.
+        gradient_bytes: Bytes that one parameter's gradient takes in the exchange.
     """
-    share = -(-work.batch // workers)
+    local = -(-work.batch // workers)
     sent = ring_bytes(work.parameters * gradient_bytes, workers)
     early = ring_bytes(work.early_parameters * gradient_bytes, workers)
     alone = Cost(
-        arithmetic=work.flops * share / machine.matrix_rate,
+        arithmetic=work.flops * local / machine.matrix_rate,
         memory=work.parameters * _FLOAT * PASSES / machine.memory_rate,
         communication=0.0,
         sent=sent,
-        inputs=share * work.input_bytes / machine.input_rate,
+        inputs=local * work.input_bytes / machine.input_rate,
     )
     last = min(2 * (work.parameters - work.early_parameters) / work.flops, 1.0) if work.flops else 0.0
     hidden = min(early / machine.link_rate, last * alone.gradients)
@@ -111,10 +134,17 @@ def data_parallel(work: Work, machine: Machine, workers: int, gradient_bytes: fl
 
 
 def split_head(work: Work, machine: Machine, workers: int, gradient_bytes: float = _FLOAT) -> Cost:
-    """Each worker computes the whole batch with its part of the weights; activations are summed.
+    """Return the cost of a step where each worker has a shard of the classifier and computes the global batch.
 
-    From a cache, each reads all of the batch. Where the classifier's input is gathered and trained, its
-    gradient is summed as well, and the layers before it are data-parallel.
+    Activations are summed over the workers. With a cache, each worker reads the whole global batch. Otherwise
+    the classifier's input is gathered; if the layers in front of it are trained, its gradient is summed as
+    well, and these layers are data parallel.
+
+    Args:
+        work: The size of the step.
+        machine: The rates of a worker.
+        workers: Number of workers.
+        gradient_bytes: Bytes that one parameter's gradient takes in the exchange.
     """
     rows = work.batch * work.activation_bytes
     exchanges = [ring_bytes(rows * work.columns, workers)]
@@ -127,19 +157,22 @@ def split_head(work: Work, machine: Machine, workers: int, gradient_bytes: float
     read = -(-work.batch // workers) if work.gathered else work.batch
     return Cost(
         arithmetic=work.flops * work.batch / workers / machine.matrix_rate,
-        memory=kept(work, workers) * _FLOAT * PASSES / machine.memory_rate,
+        memory=parameters_per_worker(work, workers) * _FLOAT * PASSES / machine.memory_rate,
         communication=sent / machine.link_rate + len(exchanges) * (machine.latency if workers > 1 else 0.0),
         sent=sent,
         inputs=read * work.input_bytes / machine.input_rate,
     )
 
 
-def kept(work: Work, workers: int) -> float:
-    """Parameters on each worker with the head split; in training, three float32 values for each."""
+def parameters_per_worker(work: Work, workers: int) -> float:
+    """Return how many trained parameters each worker has if the head is split.
+
+    In training, each of them takes three float32 values.
+    """
     return work.parameters - work.split_parameters + work.split_parameters / workers
 
 
 def min_step_seconds(work: Work, machine: Machine, workers: int, *, split: bool) -> float:
-    """Seconds that a step of a worker takes at least, by its arithmetic or its memory."""
+    """Return the least seconds that a step can take, bound by arithmetic or by memory, whichever is longer."""
     cost = (split_head if split else data_parallel)(work, machine, workers)
     return max(cost.arithmetic, cost.memory)

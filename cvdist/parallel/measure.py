@@ -1,4 +1,4 @@
-"""Rates of this machine and of the link to the others, each in a fraction of a second."""
+"""Measures the rates of this machine and of the link to other workers, each in a fraction of a second."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cvdist.distributed.precision import Arithmetic
+from cvdist.distributed.precision import Precision
 from cvdist.distributed.traffic import ring_bytes
 
 _SIDE = 1024  # of the matrices that are multiplied on a CPU; a GPU needs larger ones to show its rate
@@ -19,15 +19,15 @@ _GPU_SIDE = 8192
 _COPIED = 1 << 26  # bytes, more than caches hold
 _GPU_COPIED = 1 << 30
 _SMALL, _LARGE = 256, 1 << 20  # float32 values that are all-reduced
-_SLOW = 0.5  # seconds: a link that takes this long for the large one is known well enough
-_ROUNDS = 3
+_SLOW = 0.5  # seconds: if the large all-reduce takes this long, one measurement is precise enough
+_REPEATS = 3
 
 
-def rates(device: torch.device, arithmetic: Arithmetic) -> tuple[float, float]:
-    """FLOP/s of matrices in the arithmetic of training, and bytes/s of memory, read and written."""
+def rates(device: torch.device, precision: Precision) -> tuple[float, float]:
+    """Return the FLOP/s of matrix products in this precision, and the bytes/s of memory, read and written."""
     cuda = device.type == "cuda"
     side, size = (_GPU_SIDE, _GPU_COPIED) if cuda else (_SIDE, _COPIED)
-    dtype = torch.bfloat16 if arithmetic.bfloat16 else torch.float32
+    dtype = torch.bfloat16 if precision.bfloat16 else torch.float32
     a, b = (
         torch.ones(side, side, dtype=dtype, device=device),
         torch.ones(side, side, dtype=dtype, device=device),
@@ -40,9 +40,9 @@ def rates(device: torch.device, arithmetic: Arithmetic) -> tuple[float, float]:
 
 
 def link(device: torch.device) -> tuple[float, float]:
-    """Bytes/s that a worker sends while all of them all-reduce, and seconds of the smallest all-reduce.
+    """Return the bytes/s that a worker sends in an all-reduce, and the seconds of the smallest all-reduce.
 
-    All workers call it; each gets rank 0's figures.
+    All workers must call this; all get the figures that rank 0 measured.
     """
     small, large = torch.zeros(_SMALL, device=device), torch.zeros(_LARGE, device=device)
     latency = _seconds(lambda: dist.all_reduce(small), device)
@@ -54,13 +54,17 @@ def link(device: torch.device) -> tuple[float, float]:
 
 
 def flops(module: nn.Module, shape: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
-    """FLOP of one picture's forward and backward pass, and the shape that comes out. Nothing is computed.
+    """Return the FLOP of one picture's forward and backward pass, and the shape of its output.
 
-    shape: of what `module` takes of one picture.
+    Nothing is computed.
+
+    Args:
+        module: The network.
+        shape: Shape of the input of one picture.
     """
     tensors = [*module.parameters(), *module.buffers()]
     shapes: dict[int, object] = {id(t): _on_meta(t) for t in tensors}  # so that the copy has no values
-    skeleton = copy.deepcopy(module, shapes).eval()  # eval: batch norms take one picture
+    skeleton = copy.deepcopy(module, shapes).eval()  # in evaluation mode, batch norms take a single picture
     with FlopCounterMode(display=False) as counter, torch.enable_grad():
         out: Tensor = skeleton(torch.zeros(1, *shape, device="meta"))
         if out.requires_grad:
@@ -68,20 +72,20 @@ def flops(module: nn.Module, shape: tuple[int, ...]) -> tuple[float, tuple[int, 
     return float(counter.get_total_flops()), tuple(out.shape[1:])
 
 
-def _on_meta(tensor: Tensor) -> Tensor:
-    meta = tensor.detach().to("meta")
-    return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+def step_seconds(module: nn.Module, features: Tensor, precision: Precision) -> float:
+    """Return the seconds of a forward and backward pass without any exchange.
 
+    Gradients and random number generators are left as they were.
 
-def step_seconds(module: nn.Module, features: Tensor, arithmetic: Arithmetic) -> float:
-    """Seconds of a forward and backward pass without any exchange.
-
-    Neither gradients nor random streams are left changed.
+    Args:
+        module: The network, without gradients.
+        features: Its input, float32 (n, ...).
+        precision: The precision of the forward pass.
     """
     state = torch.get_rng_state(), (torch.cuda.get_rng_state(features.device) if features.is_cuda else None)
 
     def run() -> None:
-        with arithmetic.autocast():
+        with precision.autocast():
             scores = module(features)
         scores.float().sum().backward()
         module.zero_grad(set_to_none=True)
@@ -94,8 +98,13 @@ def step_seconds(module: nn.Module, features: Tensor, arithmetic: Arithmetic) ->
             torch.cuda.set_rng_state(state[1], features.device)
 
 
+def _on_meta(tensor: Tensor) -> Tensor:
+    meta = tensor.detach().to("meta")
+    return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+
+
 def _seconds(run: Callable[[], object], device: torch.device, enough: float = float("inf")) -> float:
-    """The shortest of a few runs after a first one."""
+    """Return the least seconds of a few runs after a first one, or those of the first if it took `enough`."""
 
     def once() -> float:
         began = time.perf_counter()
@@ -105,9 +114,10 @@ def _seconds(run: Callable[[], object], device: torch.device, enough: float = fl
         return time.perf_counter() - began
 
     first = once()
-    agreed = first > enough
+    stop = first > enough
     if dist.is_initialized() and enough < float("inf"):
-        together = torch.tensor([float(agreed)], device=device)
-        dist.broadcast(together, src=0)
-        agreed = bool(together.item())
-    return first if agreed else min(once() for _ in range(_ROUNDS))
+        # Rank 0 decides for all workers, because each further run is a collective operation.
+        decision = torch.tensor([float(stop)], device=device)
+        dist.broadcast(decision, src=0)
+        stop = bool(decision.item())
+    return first if stop else min(once() for _ in range(_REPEATS))

@@ -1,11 +1,11 @@
-"""The two ways to divide a step, as the training loop sees them."""
+"""The two parallel modes, as the training loop uses them."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cvdist.config import ParallelConfig
 from cvdist.data.dataset import Batch, Loader
-from cvdist.data.sampler import deal
+from cvdist.data.sampler import partition
 from cvdist.distributed.ranks import RankInfo
 from cvdist.distributed.tensor_shard import TensorShard
 from cvdist.distributed.traffic import Traffic, ring_bytes
@@ -24,20 +24,25 @@ from cvdist.parallel.head import Workers, split_classifier
 
 logger = logging.getLogger(__name__)
 
-CLASSIFIER = "classifier"  # the child of a model that can be split
-_POWERSGD_START = 10  # steps that are averaged as they are, before the first approximation
+CLASSIFIER = "classifier"  # name of the child module whose linear layers can be split
+POWERSGD_START = 10  # steps whose gradients are averaged exactly, before PowerSGD begins to approximate them
 
 
 class Mode(Protocol):
-    """How the steps of a run are divided.
+    """How the steps of a run are divided over the workers.
 
-    name: as `--parallel` takes it.
-    rank, world_size: as whom this worker takes its batches: as itself or, where all workers compute the same
-        ones, as the only one.
-    random_rank: whose stream of dropout it draws from.
-    counts: whether what this worker measures of its batches is to be counted; of equal ones, rank 0's is.
-    replica: what a step calls, on this worker's batch; losses are scaled as for an average over `world_size`.
-    slices: which part of each trained parameter this worker has, by name; the others it has whole.
+    Attributes:
+        name: The mode's name, as `--parallel` takes it.
+        rank: The rank by which this worker takes its batches. It is 0 on all workers if all compute the same
+            ones.
+        world_size: The number of workers by which batches are partitioned, 1 if all compute the same ones.
+        random_rank: The rank whose random stream this worker's dropout draws from.
+        counts: Whether this worker's losses and predictions count. Of workers with the same batches, rank 0's
+            do.
+        replica: The module that a step calls with this worker's batch. Losses are scaled as for an average over
+            `world_size` workers.
+        traffic: Counts what this worker sends.
+        shards: This worker's shard of each trained parameter that is split, by name. It has the others whole.
     """
 
     name: str
@@ -47,129 +52,140 @@ class Mode(Protocol):
     counts: bool
     replica: nn.Module
     traffic: Traffic
-    slices: Mapping[str, TensorShard]
+    shards: Mapping[str, TensorShard]
 
-    def portion(self, *, last: bool) -> Any:
-        """Context of a portion's forward and backward pass; in the last one, gradients are exchanged."""
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Return the context for one micro-batch's forward and backward pass.
+
+        Gradients are exchanged in the last micro-batch of a step.
+        """
         ...
 
-    def clip(self, named: Mapping[str, nn.Parameter], most: float) -> None:
-        """Scale all gradients so that their L2 norm, over all workers' parts together, is at most `most`."""
+    def clip(self, named: Mapping[str, nn.Parameter], max_norm: float) -> None:
+        """Scale all gradients to an L2 norm, over the shards of all workers together, of `max_norm` at most."""
         ...
 
     def align(self) -> None:
-        """Make equal what is meant to be equal on all workers; all of them call it."""
+        """Make the parameters equal on all workers that are meant to be equal. All workers must call this."""
         ...
 
     def valid_batches(self, loader: Loader, batch_size: int) -> Iterator[Batch]:
-        """Validation batches of this worker, as many as its model has to be called with."""
+        """Yield this worker's validation batches."""
         ...
 
 
 class DataParallel:
-    """Each worker has the whole model and a share of each batch (Li et al. 2020, arXiv:2006.15704)."""
+    """Each worker has the whole model and a local batch (Li et al. 2020, arXiv:2006.15704)."""
 
     name = "data"
 
-    def __init__(self, worker: RankInfo, trained: nn.Module, config: ParallelConfig) -> None:
-        """`trained`: what is trained of the model; with one worker it has nobody to average with."""
+    def __init__(self, worker: RankInfo, trained: nn.Module, settings: ParallelConfig) -> None:
+        """Wrap `trained`, the trained modules, so that gradients are averaged if there are other workers."""
         self.rank, self.world_size, self.random_rank = worker.rank, worker.world_size, worker.rank
         self.counts, self.traffic = True, Traffic(worker.device)
-        self.slices: Mapping[str, TensorShard] = {}
+        self.shards: Mapping[str, TensorShard] = {}
         alone = worker.world_size == 1
-        self.replica = trained if alone else averaging(trained, worker, config, self.traffic)
+        self.replica = trained if alone else averaging(trained, worker, settings, self.traffic)
 
     @contextmanager
-    def portion(self, *, last: bool) -> Iterator[None]:
-        """See `Mode.portion`."""
-        # Gradients are averaged over the workers once a step, after the last portion.
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """Average the gradients over the workers in the step's last micro-batch only."""
         averaged = self.replica if isinstance(self.replica, DistributedDataParallel) else None
         with averaged.no_sync() if averaged is not None and not last else nullcontext():
             yield
         self.traffic.end()
 
-    def clip(self, named: Mapping[str, nn.Parameter], most: float) -> None:
-        """See `Mode.clip`."""
-        nn.utils.clip_grad_norm_(named.values(), most)
+    def clip(self, named: Mapping[str, nn.Parameter], max_norm: float) -> None:
+        """Scale all gradients, which are the same on all workers, to an L2 norm of `max_norm` at most."""
+        nn.utils.clip_grad_norm_(named.values(), max_norm)
 
     def align(self) -> None:
-        """See `Mode.align`: averages are the same everywhere."""
+        """Do nothing: averaged gradients are the same on all workers."""
 
     def valid_batches(self, loader: Loader, batch_size: int) -> Iterator[Batch]:
-        """See `Mode.valid_batches`."""
+        """Yield this worker's part of the validation data."""
         return loader.valid_batches(self.rank, self.world_size, batch_size)
 
 
 class SplitHead:
     """The first two linear layers of the classifier are split over the workers.
 
-    From a cache every worker reads the same batches from its node's copy, and nothing but the activations
-    between the two layers is exchanged. Else each has its share of the pictures: the layers before the
-    classifier are data-parallel, and their output is gathered (Krizhevsky 2014, arXiv:1404.5997, scheme (b) of
-    section 4).
+    With a cache, every worker reads the same batches from its node's copy, and only the activations between the
+    two layers are exchanged. Otherwise each worker has a local batch: the layers in front of the classifier are
+    data parallel, and their output is gathered (Krizhevsky 2014, arXiv:1404.5997, scheme (b) of section 4).
     """
 
     name = "head"
 
-    def __init__(self, worker: RankInfo, trained: nn.Module, config: ParallelConfig, *, cached: bool) -> None:
+    def __init__(self, worker: RankInfo, trained: nn.Module, settings: ParallelConfig, *, cached: bool) -> None:
         """Split `trained.classifier` in place, which the whole model shares.
 
+        Args:
+            worker: This worker.
+            trained: The trained modules.
+            settings: How gradients are averaged in front of the classifier.
+            cached: Whether batches are cached features.
+
         Raises:
-            UserError: if it can't be split.
+            UserError: If the classifier can't be split.
         """
         self.rank, self.world_size = (0, 1) if cached else (worker.rank, worker.world_size)
-        self.random_rank = 0  # all draw what one process would draw
+        self.random_rank = 0  # all workers draw what one process would draw
         self.counts = not cached or worker.rank == 0
         self.traffic = Traffic(worker.device)
         self._worker, self._trained, self._cached = worker, trained, cached
         classifier = trained.get_submodule(CLASSIFIER)
         assert isinstance(classifier, nn.Sequential)
-        split = split_classifier(classifier, Workers(worker.device, self.traffic), shares=not cached)
-        self.slices: Mapping[str, TensorShard] = {f"{CLASSIFIER}.{name}": part for name, part in split.items()}
+        shards = split_classifier(classifier, Workers(worker.device, self.traffic), gather=not cached)
+        self.shards: Mapping[str, TensorShard] = {
+            f"{CLASSIFIER}.{name}": shard for name, shard in shards.items()
+        }
         self._averaged: DistributedDataParallel | None = None
-        self.replica = self._replica(config)
+        self.replica = self._replica(settings)
 
-    def _replica(self, config: ParallelConfig) -> nn.Module:
+    def _replica(self, settings: ParallelConfig) -> nn.Module:
         children = OrderedDict(self._trained.named_children())
         before = nn.Sequential(OrderedDict((k, v) for k, v in children.items() if k != CLASSIFIER))
         if list(children)[-1] != CLASSIFIER or not any(p.requires_grad for p in before.parameters()):
             return self._trained
-        self._averaged = averaging(before, self._worker, config, self.traffic)
+        self._averaged = averaging(before, self._worker, settings, self.traffic)
         return nn.Sequential(self._averaged, children[CLASSIFIER])
 
     @contextmanager
-    def portion(self, *, last: bool) -> Iterator[None]:
-        """See `Mode.portion`."""
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """Average the gradients in front of the classifier in the step's last micro-batch only."""
         with self._averaged.no_sync() if self._averaged is not None and not last else nullcontext():
             yield
         self.traffic.end()
 
-    def clip(self, named: Mapping[str, nn.Parameter], most: float) -> None:
-        """See `Mode.clip`."""
+    def clip(self, named: Mapping[str, nn.Parameter], max_norm: float) -> None:
+        """Scale all gradients to an L2 norm, over the shards of all workers together, of `max_norm` at most."""
         gradients = {name: p.grad for name, p in named.items() if p.grad is not None}
-        split = [gradient for name, gradient in gradients.items() if name in self.slices]
-        whole = [gradient for name, gradient in gradients.items() if name not in self.slices]
+        split = [gradient for name, gradient in gradients.items() if name in self.shards]
+        whole = [gradient for name, gradient in gradients.items() if name not in self.shards]
         squared = nn.utils.get_total_norm(split).square()
         dist.all_reduce(squared)
         total = (squared + nn.utils.get_total_norm(whole).square()).sqrt()
-        nn.utils.clip_grads_with_norm_(named.values(), most, total)
+        nn.utils.clip_grads_with_norm_(named.values(), max_norm, total)
 
     def align(self) -> None:
-        """See `Mode.align`.
+        """Copy rank 0's parameters that are not split to all workers.
 
-        The layers that are not split get the same gradients everywhere, up to what different processors make of
-        the same arithmetic.
+        Their gradients are the same on all workers, except for the rounding errors of different processors.
         """
         for name, parameter in self._trained.named_parameters():
-            if name not in self.slices and parameter.requires_grad:
+            if name not in self.shards and parameter.requires_grad:
                 dist.broadcast(parameter.data, src=0)
 
     def valid_batches(self, loader: Loader, batch_size: int) -> Iterator[Batch]:
-        """See `Mode.valid_batches`: shares are filled up with empty batches to the same number of calls."""
+        """Yield this worker's validation batches, followed by empty ones where other workers have more.
+
+        All workers have to call a split model together. With a cache, all of them get the same batches.
+        """
         if self._cached:
             yield from loader.valid_batches(0, 1, batch_size)
             return
-        calls = -(-len(deal(loader.info.valid_size, self.world_size - 1, self.world_size)) // batch_size)
+        calls = -(-len(partition(loader.info.valid_size, self.world_size - 1, self.world_size)) // batch_size)
         info, device = loader.info, self._worker.device
         for batch in loader.valid_batches(self.rank, self.world_size, batch_size):
             calls -= 1
@@ -181,22 +197,30 @@ class SplitHead:
 
 
 def averaging(
-    module: nn.Module, worker: RankInfo, config: ParallelConfig, traffic: Traffic
+    module: nn.Module, worker: RankInfo, settings: ParallelConfig, traffic: Traffic
 ) -> DistributedDataParallel:
-    """`module`, whose gradients are averaged over all workers, compressed as configured and counted."""
+    """Wrap `module` so that its gradients are averaged over all workers.
+
+    Args:
+        module: The module, on the worker's device.
+        worker: This worker.
+        settings: How gradients are compressed for the exchange.
+        traffic: Counts the bytes and the waiting.
+    """
     device_ids = [worker.device] if worker.device.type == "cuda" else None
     wrapped = DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True)
-    state, hook, sent = _compression(config)
+    state, hook, sent = _compression(settings)
     before: list[torch.futures.Future[Tensor]] = []
 
     def exchange(state: Any, bucket: Any) -> torch.futures.Future[Tensor]:
         traffic.sent(ring_bytes(sent(bucket), worker.world_size))
         if bucket.is_last():
             traffic.begin()  # the backward pass is over: from here on the step only waits
-        if config.gradient_compression != "powersgd":
+        if settings.gradient_compression != "powersgd":
             return hook(state, bucket)
-        # Its exchanges start one another. Those of two buckets at once might come in another order on another
-        # worker, and gloo takes them as they come.
+        # PowerSGD runs several exchanges for each bucket, one after the other. Those of two buckets at once
+        # might be started in another order on another worker, and gloo pairs them up in the order of their
+        # start.
         if before:
             before.pop().wait()
         future = hook(state, bucket)
@@ -204,7 +228,7 @@ def averaging(
             before.append(future)
         return future
 
-    # PyTorch looks at annotations, of which a lambda has none.
+    # A lambda, because PyTorch checks the annotations of a hook that has any.
     wrapped.register_comm_hook(state, lambda state, bucket: exchange(state, bucket))
     return wrapped
 
@@ -212,31 +236,38 @@ def averaging(
 _Hook = Callable[[Any, Any], torch.futures.Future[Tensor]]
 
 
-def _compression(config: ParallelConfig) -> tuple[Any, _Hook, Callable[[Any], float]]:
-    """State and hook of an exchange, and the bytes that it all-reduces of a bucket."""
+def _compression(settings: ParallelConfig) -> tuple[Any, _Hook, Callable[[Any], float]]:
+    """Return an exchange's state and hook, and a function from a bucket to the bytes that it all-reduces."""
     group = dist.group.WORLD
-    if config.gradient_compression == "bf16":
+    if settings.gradient_compression == "bf16":
         return group, default_hooks.bf16_compress_hook, lambda bucket: bucket.buffer().numel() * 2
-    if config.gradient_compression == "none":
+    if settings.gradient_compression == "none":
         return group, default_hooks.allreduce_hook, lambda bucket: bucket.buffer().nbytes
-    # Vogels et al. 2019, arXiv:1905.13727. What the approximation leaves out is added to the next gradient. Not
-    # in checkpoints: a restart loses one step's remainder.
+    # Vogels et al. 2019, arXiv:1905.13727. What the approximation leaves out is added to the next step's
+    # gradient. Checkpoints don't have it, so a restart loses one step's remainder.
     state = powerSGD_hook.PowerSGDState(
         process_group=group,
-        matrix_approximation_rank=config.powersgd_rank,
-        start_powerSGD_iter=_POWERSGD_START,
+        matrix_approximation_rank=settings.powersgd_rank,
+        start_powerSGD_iter=POWERSGD_START,
     )
 
     def sent(bucket: Any) -> float:
-        if state.iter < _POWERSGD_START:
+        if state.iter < POWERSGD_START:
             return bucket.buffer().nbytes
-        return sum(powersgd_bytes(tuple(g.shape), config.powersgd_rank) for g in bucket.gradients())
+        return sum(powersgd_bytes(tuple(g.shape), settings.powersgd_rank) for g in bucket.gradients())
 
     return state, powerSGD_hook.powerSGD_hook, sent
 
 
 def powersgd_bytes(shape: tuple[int, ...], rank: int) -> float:
-    """Bytes that PowerSGD exchanges for a gradient, float32: of two thin matrices, where they are smaller."""
+    """Return the bytes that PowerSGD exchanges for one gradient, in float32.
+
+    It exchanges two thin matrices, or the gradient itself where that is smaller.
+
+    Args:
+        shape: Shape of the gradient.
+        rank: Rank of the approximation.
+    """
     rows, columns = shape[0], 1
     for size in shape[1:]:
         columns *= size

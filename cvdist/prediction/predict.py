@@ -14,7 +14,7 @@ from cvdist.config import InferenceConfig
 from cvdist.data.dataset import BadPicture
 from cvdist.data.images.ahead import BATCH, DecodeAhead
 from cvdist.data.normalise import Normaliser
-from cvdist.distributed import precision
+from cvdist.distributed.precision import choose_precision
 from cvdist.prediction import results
 from cvdist.prediction.plan import WorkUnit
 from cvdist.prediction.results import Part
@@ -43,9 +43,9 @@ class Predictor:
         """
         self._classes = saved.identity.classes
         self._device, self._grey = device, saved.identity.channels == 1
-        self.arithmetic = precision.choose(inference.precision, device)
+        self.precision = choose_precision(inference.precision, device)
         layout = torch.channels_last if inference.channels_last else torch.contiguous_format
-        self.module = _prepared(saved.model, device, layout, bfloat16=self.arithmetic.bfloat16)
+        self.module = _prepared(saved.model, device, layout, bfloat16=self.precision.bfloat16)
         self._normalise = Normaliser(saved.mean, saved.std, device, channels_last=inference.channels_last)
         self._batch = BATCH[device.type]
         self._ahead = DecodeAhead(
@@ -99,7 +99,7 @@ class Predictor:
         pictures = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float()
         if self._grey:
             pictures = grey(pictures)
-        with torch.inference_mode(), self.arithmetic.autocast():
+        with torch.inference_mode(), self.precision.autocast():
             scores = self.module(self._normalise(pictures))
         return scores.float().log_softmax(1)
 

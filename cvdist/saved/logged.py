@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from torch import Tensor
 
 from cvdist import config as configs
-from cvdist.config import DataConfig, Precision, SavedModelConfig, TrainConfig
+from cvdist.config import DataConfig, PrecisionName, SavedModelConfig, TrainConfig
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import environment
@@ -45,7 +45,7 @@ class Logged:
     state: Mapping[str, Tensor]
     run: RunRef | None
     data: DataConfig | None
-    precision: Precision
+    precision: PrecisionName
     model_id: str
 
 
@@ -179,7 +179,7 @@ def _registered(client: MlflowClient, settings: SavedModelConfig) -> tuple[str, 
 
 def _origin(
     client: MlflowClient, uri: str, run_id: str
-) -> tuple[RunRef | None, DataConfig | None, Precision, str]:
+) -> tuple[RunRef | None, DataConfig | None, PrecisionName, str]:
     """The run behind a model, its data, precision and name."""
     from mlflow.exceptions import MlflowException
 
@@ -191,7 +191,7 @@ def _origin(
         return None, None, "auto", ""
     ref = RunRef(uri, run.info.experiment_id, run_id, system_metrics=False, log_model=False)
     computed = run.data.params.get("run.precision", "")
-    precision = cast(Precision, computed if computed in get_args(Precision) else "auto")
+    precision = cast(PrecisionName, computed if computed in get_args(PrecisionName) else "auto")
     return ref, _data(run.data.params, run.data.tags), precision, run.info.run_name
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cvdist import models
-from cvdist.config import DataConfig, Head, ModelConfig, Precision
+from cvdist.config import DataConfig, Head, ModelConfig, PrecisionName
 from cvdist.errors import UserError
 from cvdist.models.registry import BLOCKS, find
 from cvdist.results import ModelIdentity
@@ -42,7 +42,7 @@ class SavedModel:
     digest: str
     run: RunRef | None = None
     data: DataConfig | None = None
-    precision: Precision = "auto"
+    precision: PrecisionName = "auto"
     model_id: str = ""
     has_classifier: bool = True
 

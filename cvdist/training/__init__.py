@@ -1,1 +1,1 @@
-"""The training loop and what it stands on."""
+"""The training loop (`train.py` reads from top to bottom), and what only the loop uses."""

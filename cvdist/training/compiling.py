@@ -1,9 +1,10 @@
-"""`torch.compile`, and CUDA graphs through it.
+"""`torch.compile`, with and without CUDA graphs.
 
-A CUDA graph replays a recorded sequence of kernels, on the same memory each time: small networks, whose kernels
-take less time than their launches, gain most. What a replay has written is overwritten by the next one. So each
-step says where it begins, gradients are dropped at its end (`zero_grad(set_to_none=True)`) and are not summed
-over portions of a batch (`cvdist.config.check`); losses, which outlive their step, are computed outside.
+A CUDA graph replays a recorded sequence of kernels on the same memory each time. Small networks, whose kernels
+take less time than their launches, gain most from it. Each replay overwrites the results of the one before. So
+each step has to say where it begins, gradients are dropped at its end (`zero_grad(set_to_none=True)`) and are
+not accumulated over micro-batches (`cvdist.config.check` refuses that), and losses, which are needed after
+their step, are computed outside of the graphs.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from torch import nn
 from cvdist.config import CUDA_GRAPHS, Compile
 
 
-def compile_parts(mode: Compile, *parts: nn.Module | None) -> None:
-    """Let each part's calls go through `torch.compile`, in place; nothing is compiled before the first call."""
-    for part in parts:
-        if part is not None and mode != "none":
-            part.compile(mode=mode)
+def compile_modules(mode: Compile, *modules: nn.Module | None) -> None:
+    """Compile each of `modules`, in place. The compilation itself happens in the first call of each module."""
+    for module in modules:
+        if module is not None and mode != "none":
+            module.compile(mode=mode)
 
 
 def begin_step(mode: Compile) -> None:
-    """What the last step's graphs have written may be overwritten from here on."""
+    """Tell CUDA graphs that they may now overwrite the results of the last step."""
     if mode in CUDA_GRAPHS:
         torch.compiler.cudagraph_mark_step_begin()

@@ -1,10 +1,10 @@
-"""Losses and weights that are no finite numbers any more: found without waiting in each step, named by sample.
+"""Finds losses and weights that are not finite, without waiting for the device in each step.
 
 A step leaves its loss on the device. When the sums are reduced, every `--log-every-steps` steps and before each
-checkpoint, one look at the sum says whether all of these losses were finite. Only if not are the single losses
-read back, and the first bad one names its batch. No checkpoint is written in between, so that none can hold
-weights that such a step has spoiled; a gradient that overflows behind a finite loss is found by the weights'
-norm, which each checkpoint waits for.
+checkpoint, the sum tells whether all of these losses were finite. Only if it is not are the single losses read,
+to name the samples of the first bad step. No checkpoint is written before that, so none can hold weights that
+such a step has spoiled. A gradient that overflows behind a finite loss is found by the norm of the weights,
+which is computed for each checkpoint.
 """
 
 from __future__ import annotations
@@ -23,52 +23,63 @@ _ADVICE = "lower --lr, set --clip-grad-norm, or use --precision float32"
 
 
 class NotFinite(UserError):
-    """The training has diverged: the same again would diverge again."""
+    """The training has diverged, and would diverge again if it were repeated."""
 
 
 class LossWatch:
-    """The losses and samples of the steps since the last look, of this worker."""
+    """Remembers this worker's losses and samples of the steps since the last check."""
 
-    def __init__(self) -> None:
-        """Nothing yet."""
+    def __init__(self, names: Callable[[Sequence[int]], list[str]]) -> None:
+        """Start without any steps. `names` returns what a person knows rows of the training data by."""
+        self._names = names
         self._steps: list[tuple[Tensor, Tensor]] = []
 
     def add(self, loss: Tensor, indices: Tensor) -> None:
-        """A step's summed loss, a scalar on the device, and its rows, int64 (n,) on the CPU."""
+        """Remember a step.
+
+        Args:
+            loss: The sum of its losses, a scalar on the device.
+            indices: The rows of its samples, int64 (n,) on the CPU.
+        """
         self._steps.append((loss, indices))
 
-    def require_finite(
-        self, loss: float, step: int, epoch: int, names: Callable[[Sequence[int]], list[str]]
-    ) -> None:
-        """Forget the steps up to `step`, whose losses sum to `loss` over all workers. All workers call it.
+    def require_finite(self, loss: float, epoch: int, step: int) -> None:
+        """Check the losses of the steps since the last call, and forget them. All workers must call this.
 
-        names: what a person knows rows of the training data by.
+        Args:
+            loss: The sum of these losses, over all workers.
+            epoch: The epoch, counted from 1.
+            step: The last of these steps, counted from 1 within the epoch.
 
         Raises:
-            NotFinite: on all workers, if one of the losses was not finite, with the step and its samples.
+            NotFinite: On all workers, if one of the losses was not finite, with the step and its samples.
         """
         steps, self._steps = self._steps, []
         if math.isfinite(loss):
             return
         first = step - len(steps) + 1
         bad = [number for number, (value, _) in enumerate(steps) if not math.isfinite(value.item())]
-        # The worker whose sample broke it is the first; the others follow with the weights that it spoiled.
+        # The worker with the bad sample is the first one. The others follow, with the weights that it spoiled.
         at = min(found for found in gather(bad[0] if bad else len(steps)))
         mine = steps[at] if at < len(steps) and at in bad else None
-        # Once each: with a split head all workers have the same ones.
-        rows = list(dict.fromkeys(row for part in gather(mine[1].tolist() if mine else []) for row in part))
+        # Each row once, because with a split head all workers have the same samples.
+        rows = list(dict.fromkeys(row for some in gather(mine[1].tolist() if mine else []) for row in some))
         raise NotFinite(
             f"the loss became {loss} in step {first + min(at, len(steps) - 1)} of epoch {epoch}, whose "
-            f"{len(rows)} training samples were {_some(rows, names)}: {_ADVICE}, or look at these samples",
+            f"{len(rows)} training samples were {self._some(rows)}: {_ADVICE}, or look at these samples",
             on_all_workers=True,
         )
 
+    def _some(self, rows: Sequence[int]) -> str:
+        shown = ", ".join(self._names(rows[:_SHOWN]))
+        return f"{shown} and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else shown
+
 
 def require_finite_weights(model: nn.Module, name: str) -> None:
-    """Refuse to save weights that are spoiled, as the checkpoint `name`.
+    """Check the trained parameters of `model` before they are saved as the checkpoint `name`.
 
     Raises:
-        NotFinite: if a parameter is not finite. All workers hold the same ones.
+        NotFinite: If a parameter is not finite.
     """
     parameters: Iterable[Tensor] = [p.detach() for p in model.parameters() if p.requires_grad]
     norms = torch._foreach_norm(list(parameters), ord=math.inf)
@@ -77,8 +88,3 @@ def require_finite_weights(model: nn.Module, name: str) -> None:
             f"the weights are no finite numbers any more at {name}, which is not saved: {_ADVICE}",
             on_all_workers=True,
         )
-
-
-def _some(rows: Sequence[int], names: Callable[[Sequence[int]], list[str]]) -> str:
-    shown = ", ".join(names(rows[:_SHOWN]))
-    return f"{shown} and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else shown

@@ -1,4 +1,4 @@
-"""Running sums of a training phase, kept on the device: the step never waits for their values."""
+"""Running sums of a training epoch. They stay on the device, so that no step has to wait for their values."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Some steps, over all workers.
+class StepStats:
+    """What some steps measured, over all workers.
 
-    loss: summed; correct, count: samples; seconds: that they took. The others are means over the workers, of a
-    step: seconds of waiting for data and for other workers, and bytes sent to them.
+    Attributes:
+        loss: Sum of the samples' losses.
+        correct: Number of correct predictions.
+        count: Number of samples.
+        steps: Number of steps.
+        seconds: How long these steps took together.
+        data_seconds: Seconds that a worker waited for data in a step, on average.
+        communication_seconds: Seconds that a worker waited for other workers in a step, on average.
+        bytes_sent: Bytes that a worker sent in a step, on average.
     """
 
     loss: float
@@ -35,16 +42,21 @@ class Measured:
 
     @property
     def compute_seconds(self) -> float:
-        """What is left of a step: computing, and on a GPU waiting for it."""
+        """The rest of a step's seconds: computing and, with a GPU, waiting for it."""
         each = self.seconds / max(self.steps, 1)
         return max(each - self.data_seconds - self.communication_seconds, 0.0)
 
 
 class Meter:
-    """Loss, correct predictions and times since the last `take`."""
+    """Counts losses, correct predictions and times from one `take` to the next."""
 
     def __init__(self, device: torch.device, traffic: Traffic) -> None:
-        """Sums live on `device`; `traffic`: what this worker sends."""
+        """Start at zero.
+
+        Args:
+            device: Where the sums stay.
+            traffic: Counts what this worker sends. It starts at zero as well.
+        """
         self._traffic = traffic
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -53,14 +65,20 @@ class Meter:
         traffic.take()
 
     def add(self, loss_sum: Tensor, scores: Tensor, labels: Tensor) -> None:
-        """Count a portion: its summed loss (scalar), scores (n, classes), labels int64 (n,)."""
+        """Count a micro-batch.
+
+        Args:
+            loss_sum: Sum of the samples' losses, a scalar.
+            scores: float (m, classes).
+            labels: int64 (m,).
+        """
         if len(labels):
             self._loss.add_(loss_sum)
             self._correct.add_((scores.argmax(1) == labels).sum())
             self._count += len(labels)
 
-    def waiting_for(self, batches: Iterator[T]) -> Iterator[T]:
-        """`batches`, each a step, with the time until it is there."""
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yield `batches`, one for each step, and count the time that each of them takes to arrive."""
         while True:
             began = time.perf_counter()
             try:
@@ -71,8 +89,8 @@ class Meter:
             self._steps += 1
             yield batch
 
-    def take(self) -> Measured:
-        """What there was since the last call. All workers call it equally often."""
+    def take(self) -> StepStats:
+        """Return what all workers counted since the last call. All of them must call it equally often."""
         sent, waited = self._traffic.take()
         mine = [float(self._count), self._data_seconds, waited, sent, 1.0]
         counts = torch.tensor(mine, dtype=torch.float64, device=self._loss.device)
@@ -84,4 +102,4 @@ class Meter:
         seconds, steps = max(now - self._started, 1e-9), self._steps
         data, communication, size = (value / workers / max(steps, 1) for value in means)
         self._count, self._steps, self._data_seconds, self._started = 0, 0, 0.0, now
-        return Measured(loss, int(correct), int(total), steps, seconds, data, communication, size)
+        return StepStats(loss, int(correct), int(total), steps, seconds, data, communication, size)

@@ -1,8 +1,7 @@
-"""The optimiser and the learning rate's way through a run."""
+"""The optimizer, its parameter groups, and its state in checkpoints."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,37 +13,47 @@ from cvdist.errors import UserError
 
 def build_optimizer(
     model: nn.Module,
-    config: OptimizerConfig,
+    settings: OptimizerConfig,
     *,
     backbone: nn.Module | None = None,
     backbone_lr_scale: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters that are trained; weight decay for matrices and kernels only.
+    """Build SGD or AdamW over the trained parameters. Only matrices and kernels have weight decay.
 
-    backbone: layers of `model` whose learning rate is `backbone_lr_scale` times that of the others, once
-    `set_learning_rate` has been called.
+    The learning rate of each step comes from `set_learning_rate`, which must be called before the first step.
+
+    Args:
+        model: The trained modules.
+        settings: The kind of optimizer and its constants.
+        backbone: Layers of `model` with a learning rate of their own.
+        backbone_lr_scale: The backbone's learning rate as a multiple of that of the other layers.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     slow = set(backbone.parameters()) if backbone is not None else set()
-    groups = _groups([p for p in trained if p not in slow], config.weight_decay, lr_scale=1.0)
-    groups += _groups([p for p in trained if p in slow], config.weight_decay, lr_scale=backbone_lr_scale)
-    # Fused: one kernel updates all tensors, where a small network's update is mostly fixed costs.
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    groups = _groups([p for p in trained if p not in slow], settings.weight_decay, lr_scale=1.0)
+    groups += _groups([p for p in trained if p in slow], settings.weight_decay, lr_scale=backbone_lr_scale)
+    # Fused, so that one kernel updates all tensors: most of a small network's update is the cost of the calls.
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let the next step use `rate`, each group its own multiple of it."""
+    """Let the next step use the learning rate `rate`, of which each parameter group takes its own multiple."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], name: str) -> None:
-    """Momentum and step counts of a checkpoint called `name`; the settings stay those of this run.
+    """Load momentum and step counts from a checkpoint. The settings stay those of this run.
+
+    Args:
+        optimizer: This run's optimizer.
+        state: The state dict of the checkpoint's optimizer.
+        name: The checkpoint's name, for messages.
 
     Raises:
-        UserError: if the checkpoint trained other layers, or with another optimiser.
+        UserError: If the checkpoint trained other layers, or with another kind of optimizer.
     """
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
@@ -69,18 +78,3 @@ def _groups(parameters: list[nn.Parameter], weight_decay: float, lr_scale: float
         {"params": others, "weight_decay": 0.0, "lr_scale": lr_scale},
     ]
     return [group for group in groups if group["params"]]
-
-
-def learning_rate(config: OptimizerConfig, epoch: float, epochs: int) -> float:
-    """The rate after `epoch` epochs (a fraction within an epoch) of `epochs`.
-
-    Linear warm-up, then constant or half a cosine down to 0 (Loshchilov and Hutter 2017, arXiv:1608.03983,
-    without restarts). A pure function of progress: there is no schedule state to save or to lose.
-    """
-    if epoch < config.lr_warmup_epochs:
-        # Not from 0: the very first step would be wasted.
-        return config.lr * max(epoch / config.lr_warmup_epochs, 0.01)
-    if config.lr_scheduler == "constant":
-        return config.lr
-    progress = (epoch - config.lr_warmup_epochs) / max(epochs - config.lr_warmup_epochs, 1e-9)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -1,47 +1,192 @@
-"""What a run's page in MLflow shows: metric names, figures, the description on top."""
+"""What is told about a run: lines in the log, and parameters, metrics, figures and the model in MLflow."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Sequence
 
-import torch
+from torch import nn
 
-from cvdist import log
-from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import BadPicture, Loader
-from cvdist.data.sampler import Share
-from cvdist.results import EpochRecord, Evaluation, RidgeResult
-from cvdist.seeding import generator
-from cvdist.tracking.tracker import Tracker
+from cvdist import log, models, slow_requests
+from cvdist.data.dataset import BadPicture
+from cvdist.data.sampler import EpochOrder, partition
+from cvdist.distributed.device import describe
+from cvdist.results import EpochRecord, RidgeResult, Summary
+from cvdist.training import run_figures
+from cvdist.training.meter import StepStats
+from cvdist.training.run import Run
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+logger = logging.getLogger(__name__)
 
-    from cvdist.checkpoints.format import Progress
-    from cvdist.results import Summary
+_REMEMBERED = 500  # step metrics that a checkpoint keeps, to be logged again after a crash
 
-FIGURES = {
-    "samples": "training pictures with their labels",
-    "augmentation": "what augmentation makes of them, if there is any",
-    "loss": "loss of both phases by epoch",
-    "accuracy": "accuracy of both phases by epoch",
-    "confusion_matrix": "which class was taken for which, at the best epoch",
-    "most_wrong": "the validation pictures that were wrong with most confidence",
-}
 
-FOLDERS = {
-    "filters": "what the convolutions look for; `forming.gif`: how they came about",
-    "activations": "what they make of a picture, before and after ReLU",
-    "exciting": "the validation pictures that excite their channels most",
-    "gradcam": "which part of a picture spoke for the prediction, right and wrong ones",
-}
+def announce(run: Run) -> None:
+    """Log what the run trains, on what, and how. Only rank 0 does so."""
+    if not run.main:
+        return
+    config, worker = run.config, run.worker
+    hardware = describe(worker.device)
+    origin = models.origin(run.model)
+    batch, count = config.loop.batch_size, run.mode.world_size
+    sizes = [len(partition(batch, rank, count)) for rank in range(count)]
+    each = str(sizes[0]) if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    steps = EpochOrder(run.info.train_size, batch, seed=0, epoch=0).steps()
+    logger.info("data       %s", run.info)
+    if run.loader.note:
+        logger.info("features   %s", run.loader.note)
+    frozen = f", {run.frozen_parameters:,} frozen" if run.frozen_parameters else ""
+    logger.info("model      %s, %s trained parameters%s", run.identity, f"{run.trained_parameters:,}", frozen)
+    if origin is not None:
+        normalization, sha = origin.preprocessing.name, origin.digest[:16]
+        logger.info("weights    %s, normalisation %s, sha256 %s", origin.source, normalization, sha)
+        if origin.note:
+            logger.info("           %s", origin.note)
+    logger.info("workers    %d on %s", worker.world_size, hardware)
+    logger.info("parallel   %s", run.plan.note)
+    layout = "channels_last" if config.loop.channels_last else "contiguous"
+    logger.info("precision  %s, %s (%s)", run.precision.name, layout, run.precision.reason)
+    logger.info(
+        "batch      %d = %s on each of %d worker%s; %d steps an epoch, %d epochs",
+        *(batch, each, worker.world_size, "s" if worker.world_size > 1 else "", steps, config.loop.epochs),
+    )
+    if run.resumed_at:
+        logger.info("resuming   at %s, %d epochs done", run.resumed_at, run.progress.epoch)
+    run.tracker.params(
+        {
+            "run.world_size": worker.world_size,
+            "run.hardware": hardware,
+            "run.precision": run.precision.name,
+            "run.parallel": run.mode.name,
+            "run.parameters": run.trained_parameters,
+            "run.frozen_parameters": run.frozen_parameters,
+            "weights.sha256": origin.digest if origin else "",
+            "weights.normalisation": origin.preprocessing.name if origin else "",
+            "data.classes": len(run.info.classes),
+            "data.mean": run.info.mean,
+            "data.std": run.info.std,
+        }
+    )
+
+
+def log_data(run: Run) -> None:
+    """Log the data set, the pictures that were left out, and what training pictures look like."""
+    tracker, loader = run.tracker, run.loader
+    tracker.dataset(loader.info, loader.digest)
+    if loader.quarantine:
+        tracker.text("quarantine.csv", quarantine_table(loader.quarantine))
+    tracker.figure("samples", run_figures.samples(loader))
+    if loader.augmentation is not None:
+        tracker.figure("augmentation", run_figures.augmentation(loader, loader.augmentation))
+
+
+def log_history(run: Run) -> None:
+    """Log the metrics that the checkpoint remembers, because a killed attempt may not have delivered them.
+
+    The tracker leaves out those that MLflow has already.
+    """
+    for step, values in run.progress.logged:
+        run.tracker.metrics(values, step)
+    for record in run.progress.history:
+        run.tracker.metrics(epoch_metrics(record), record.epoch)
+
+
+def log_steps(run: Run, stats: StepStats, step: int, rate: float) -> None:
+    """Log the metrics of the steps since the last call.
+
+    Args:
+        run: The run.
+        stats: What these steps measured.
+        step: The last of them, counted from 1 over the whole run.
+        rate: Its learning rate.
+    """
+    seconds = stats.seconds / stats.steps
+    values = {
+        "step/loss": stats.loss / stats.count,
+        "step/accuracy": stats.correct / stats.count,
+        "step/correct": stats.correct,
+        "step/total": stats.count,
+        "step/learning_rate": rate,
+        "step/samples_per_second": stats.count / stats.seconds,
+        "step/seconds": seconds,
+        "step/data_seconds": stats.data_seconds,
+        "step/compute_seconds": stats.compute_seconds,
+        "step/communication_seconds": stats.communication_seconds,
+        "step/bytes_sent": stats.bytes_sent,
+        "step/roofline_fraction": run.plan.min_step_seconds(round(stats.count / stats.steps)) / seconds,
+    }
+    run.tracker.metrics(values, step=step)
+    run.progress.logged = [*run.progress.logged[1 - _REMEMBERED :], (step, values)]
+
+
+def show_baseline(run: Run, result: RidgeResult) -> None:
+    """Write the line of the ridge probe to the log."""
+    if run.main:
+        logger.info("baseline   ridge probe %s", result)
+
+
+def show_epoch(run: Run, record: EpochRecord) -> None:
+    """Write the line of an epoch that has just ended to the log."""
+    if run.main:
+        logger.info(
+            "epoch %d/%d  train loss %.4f, %s  valid loss %.4f, %s%s  %s, %s samples/s",
+            record.epoch,
+            run.config.loop.epochs,
+            record.train_loss,
+            log.percent(record.train_correct, record.train_total),
+            record.valid_loss,
+            log.percent(record.valid_correct, record.valid_total),
+            " (best)" if run.progress.best_epoch == record.epoch else "",
+            log.duration(record.seconds),
+            f"{record.samples_per_second:,.0f}",
+        )
+
+
+def log_results(run: Run, model: nn.Module) -> None:
+    """Log the figures of a finished run and its best model. Only rank 0 calls this."""
+    best, best_epoch = run.best, run.progress.best_epoch
+    assert best is not None
+    for name, draw in run_figures.results(run.loader, run.progress.history, best).items():
+        run.tracker.figure(name, draw)
+    example, _ = run.loader.pictures("valid", range(min(4, run.info.valid_size)))
+    run.tracker.model(model, run.identity, run.info, example, step=best_epoch)
+    run.visualizer.finish(
+        model,
+        run.loader,
+        run.worker.device,
+        run.precision,
+        best,
+        best_epoch,
+        channels_last=run.config.loop.channels_last,
+    )
+
+
+def summarize(run: Run) -> Summary:
+    """Return what a finished run reports to the person who started it."""
+    history, best = run.progress.history, run.progress.best
+    assert best is not None
+    return Summary(
+        data=str(run.info),
+        model=str(run.identity),
+        workers=run.worker.world_size,
+        hardware=describe(run.worker.device),
+        epochs=run.progress.epoch,
+        best_epoch=best.epoch,
+        best_correct=best.valid_correct,
+        valid_total=best.valid_total,
+        samples_per_second=sum(record.samples_per_second for record in history) / len(history),
+        train_seconds=run.progress.seconds,
+        first_step_at=run.first_step_at,
+        visualized=run.visualizer.enabled,
+        slow_requests=sum((record.slow_requests for record in history), slow_requests.storage.take()),
+        ridge=run.progress.ridge,
+    )
 
 
 def epoch_metrics(record: EpochRecord) -> dict[str, float]:
-    """The metrics of an epoch, grouped by their prefixes."""
+    """Return the metrics of an epoch, whose names begin with their group."""
     return {
         "train/loss": record.train_loss,
         "train/accuracy": record.train_accuracy,
@@ -62,7 +207,7 @@ def epoch_metrics(record: EpochRecord) -> dict[str, float]:
 
 
 def ridge_metrics(result: RidgeResult) -> dict[str, float]:
-    """The metrics of a ridge probe."""
+    """Return the metrics of a ridge probe."""
     return {
         "ridge/valid_accuracy": result.accuracy,
         "ridge/valid_correct": result.correct,
@@ -72,81 +217,8 @@ def ridge_metrics(result: RidgeResult) -> dict[str, float]:
     }
 
 
-def samples_figure(loader: Loader) -> Callable[[], Figure]:
-    """Draws 32 training pictures, the same for every run on the data."""
-
-    def draw() -> Figure:
-        from cvdist.figures.pictures import picture_grid
-
-        count = min(32, loader.info.train_size)
-        rows = torch.randperm(loader.info.train_size, generator=generator("samples"))[:count].tolist()
-        images, labels = loader.pictures("train", rows)
-        return picture_grid(images, labels, title=f"{loader.info.name}: training pictures")
-
-    return draw
-
-
-def augmentation_figure(loader: Loader, augmentation: Augmentation) -> Callable[[], Figure]:
-    """Draws eight training pictures as they are, and below each what three epochs make of it."""
-
-    def draw() -> Figure:
-        from cvdist.figures.pictures import picture_grid
-
-        count, epochs = min(8, loader.info.train_size), 3
-        rows = torch.randperm(loader.info.train_size, generator=generator("samples"))[:count].tolist()
-        images, labels = loader.pictures("train", rows)
-        share = Share(torch.tensor(rows), start=0, offset=0, global_size=count)
-        shown, titles = [images], list(labels)
-        for epoch in range(1, epochs + 1):
-            changed = augmentation.apply(images.float(), augmentation.draw(share, epoch))
-            shown.append(changed.round().clamp(0, 255).to(torch.uint8))
-            titles += [f"epoch {epoch}"] * count
-        title = f"{loader.info.name}: as it is, and augmented"
-        return picture_grid(torch.cat(shown), titles, title=title, columns=count)
-
-    return draw
-
-
-def log_figures(tracker: Tracker, loader: Loader, progress: Progress, best: Evaluation) -> None:
-    """The figures of a finished run."""
-
-    def confusion() -> Figure:
-        from cvdist.figures.confusion import confusion_matrix
-
-        return confusion_matrix(best.confusion, loader.info.classes)
-
-    def loss() -> Figure:
-        from cvdist.figures.curves import loss_curves
-
-        return loss_curves(progress.history)
-
-    def accuracy() -> Figure:
-        from cvdist.figures.curves import accuracy_curves
-
-        return accuracy_curves(progress.history)
-
-    def wrong() -> Figure:
-        from cvdist.figures.pictures import wrong_grid
-
-        classes = loader.info.classes
-        images, true = loader.pictures("valid", [mistake.index for mistake in best.mistakes])
-        return wrong_grid(
-            images,
-            true,
-            [classes[mistake.predicted] for mistake in best.mistakes],
-            [mistake.confidence for mistake in best.mistakes],
-            title=f"Most confidently wrong ({best.total - best.correct}/{best.total} are wrong)",
-            total=best.total,
-        )
-
-    tracker.figure("loss", loss)
-    tracker.figure("accuracy", accuracy)
-    tracker.figure("confusion_matrix", confusion)
-    tracker.figure("most_wrong", wrong)
-
-
 def quarantine_table(bad: Sequence[BadPicture]) -> str:
-    """The pictures that were left out, as CSV."""
+    """Return the pictures that were left out, as CSV with the columns `path` and `reason`."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["path", "reason"])
@@ -155,9 +227,15 @@ def quarantine_table(bad: Sequence[BadPicture]) -> str:
 
 
 def description(summary: Summary, command: str) -> str:
-    """Markdown for the top of the run's page."""
-    figures = "\n".join(f"- `figures/{name}.png`: {what}" for name, what in FIGURES.items())
-    figures += "".join(f"\n- `figures/{name}/`: {what}" for name, what in FOLDERS.items() if summary.visualized)
+    """Return Markdown for the top of the run's page in MLflow.
+
+    Args:
+        summary: The results of the run.
+        command: The command that started it.
+    """
+    figures = "\n".join(f"- `figures/{name}.png`: {what}" for name, what in run_figures.FIGURES.items())
+    if summary.visualized:
+        figures += "".join(f"\n- `figures/{name}/`: {what}" for name, what in run_figures.FOLDERS.items())
     baseline = f"\nBaseline, a ridge probe on the same features: {summary.ridge}.\n" if summary.ridge else ""
     return f"""### {log.percent(summary.best_correct, summary.valid_total)} at epoch {summary.best_epoch}
 

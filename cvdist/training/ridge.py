@@ -1,13 +1,13 @@
-"""A ridge probe: the best linear classifier on pooled features, in closed form, as a baseline without epochs.
+"""A ridge probe: a linear classifier on pooled features, fitted in closed form, as a baseline before training.
 
-Least squares with a penalty on the weights (Hoerl and Kennard 1970, Ridge Regression: Biased Estimation for
-Nonorthogonal Problems) onto one output a class, 1 for the class of a picture and 0 for the others. The penalty
-is the one with the least generalised cross-validation score (Golub, Heath and Wahba 1979, Generalized
-Cross-Validation as a Method for Choosing a Good Ridge Parameter), so no validation picture is looked at.
+It is least squares with a penalty on the weights (Hoerl and Kennard 1970, "Ridge Regression: Biased Estimation
+for Nonorthogonal Problems"), with one output for each class, 1 for a picture's class and 0 for the others. The
+penalty is the one with the least generalized cross-validation score (Golub, Heath and Wahba 1979, "Generalized
+Cross-Validation as a Method for Choosing a Good Ridge Parameter"), so no validation picture has a say in it.
 
-One pass over the training features, each worker over its own part, leaves sums whose size does not depend on
-the number of pictures: (d, d) for d inputs, in float64. They are added up over the workers. Then each worker
-solves the same equations, and counts on its own part of the validation features.
+Each worker passes once over its part of the training features. What remains are sums whose size does not depend
+on the number of pictures: (d, d) for d inputs, in float64. They are added up over the workers. Then each worker
+solves the same equations, and counts correct predictions on its part of the validation features.
 """
 
 from __future__ import annotations
@@ -24,24 +24,44 @@ from cvdist.data.dataset import Batch, Loader, Split
 from cvdist.distributed.collectives import sum_over_workers
 from cvdist.features.loader import FeatureLoader
 from cvdist.results import RidgeResult
+from cvdist.training import reporting
+from cvdist.training.run import Run
 
 _BATCH = 256
 # Penalties that are compared, as multiples of the features' mean squared singular value.
 _PENALTIES = torch.logspace(-4, 3, 15, dtype=torch.float64)
 
 
+def fit_baseline(run: Run) -> None:
+    """Fit the probe and log its result, unless the checkpoint has it already. All workers must call this."""
+    worker, progress = run.worker, run.progress
+    if run.config.features.ridge_probe and progress.ridge is None:
+        progress.ridge = probe(run.loader, worker.rank, worker.world_size, worker.device, run.line)
+        if progress.ridge is not None:
+            reporting.show_baseline(run, progress.ridge)
+    if progress.ridge is not None:
+        run.tracker.metrics(reporting.ridge_metrics(progress.ridge), 0)
+
+
 def probe(
     loader: Loader, rank: int, world_size: int, device: torch.device, line: log.ProgressLine
 ) -> RidgeResult | None:
-    """Fit on the training features, count on those to validate on; None if the batches are pictures.
+    """Fit a classifier to the training features and count its correct predictions on the validation features.
 
-    All workers call it. Of augmented views, the pictures as they are serve. `line` shows how far it is.
+    All workers must call this. Only the unaugmented view of each picture is used.
+
+    Args:
+        loader: The data. If its batches are pictures, the result is None.
+        rank: This worker's rank.
+        world_size: Number of workers.
+        device: Where to compute.
+        line: Shows how far the pass over the features has come.
     """
     if not isinstance(loader, FeatureLoader):
         return None
     started = time.monotonic()
 
-    def part(split: Split) -> Iterable[Batch]:
+    def local_batches(split: Split) -> Iterable[Batch]:
         done = 0
         for batch in loader.batches_in_order(split, rank, world_size, _BATCH):
             yield batch
@@ -51,27 +71,35 @@ def probe(
         line.clear()
 
     sums = Sums.zero(2 * loader.feature_shape[0], len(loader.info.classes), device)
-    # Not in inference mode: tensors that a copy of the cache keeps are to be trained from.
+    # Not in inference mode, because training can't use the tensors that the loader would keep from it.
     with torch.no_grad():
-        for batch in part("train"):
+        for batch in local_batches("train"):
             sums.add(pooled(batch.images), batch.labels)
         fit = solve(sums.over_workers())
         correct = torch.zeros((), dtype=torch.int64, device=device)
-        for batch in part("valid"):
+        for batch in local_batches("valid"):
             correct += (fit.scores(pooled(batch.images)).argmax(1) == batch.labels).sum()
         right = int(sum_over_workers(correct))
     return RidgeResult(right, loader.info.valid_size, fit.penalty, time.monotonic() - started)
 
 
 def pooled(features: Tensor) -> Tensor:
-    """Mean and maximum of each channel over all positions: (n, C, ...) to float64 (n, 2 C)."""
+    """Return the mean and the maximum of each channel over all positions: (n, C, ...) to float64 (n, 2 C)."""
     flat = features.flatten(2)
     return torch.cat([flat.mean(2), flat.amax(2)], dim=1).double()
 
 
 @dataclass
 class Sums:
-    """Over pictures with inputs x (d,) and targets t (classes,): x x', x t', x, t and 1, in float64."""
+    """Sums over pictures with inputs x (d,) and one-hot targets t (classes,), in float64.
+
+    Attributes:
+        squares: Sum of the outer products x x', (d, d).
+        products: Sum of the outer products x t', (d, classes).
+        inputs: Sum of x, (d,).
+        targets: Sum of t, (classes,).
+        count: Number of pictures, a scalar.
+    """
 
     squares: Tensor
     products: Tensor
@@ -81,12 +109,12 @@ class Sums:
 
     @classmethod
     def zero(cls, inputs: int, classes: int, device: torch.device) -> Sums:
-        """Of no picture."""
+        """Return the sums over no pictures."""
         shapes = ((inputs, inputs), (inputs, classes), (inputs,), (classes,), ())
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def add(self, inputs: Tensor, labels: Tensor) -> None:
-        """Pictures: float64 (n, d) and int64 (n,)."""
+        """Add pictures with inputs float64 (n, d) and labels int64 (n,)."""
         targets = torch.nn.functional.one_hot(labels, len(self.targets)).double()
         self.squares.addmm_(inputs.T, inputs)
         self.products.addmm_(inputs.T, targets)
@@ -95,36 +123,42 @@ class Sums:
         self.count += len(labels)
 
     def over_workers(self) -> Sums:
-        """The sums of all workers, each of which calls this."""
+        """Return the sums over the pictures of all workers. All of them must call this."""
         mine = [self.squares, self.products, self.inputs, self.targets, self.count]
         total = sum_over_workers(torch.cat([tensor.flatten() for tensor in mine]))
-        parts = total.split([tensor.numel() for tensor in mine])
-        return Sums(*(part.view(tensor.shape) for part, tensor in zip(parts, mine, strict=True)))
+        flat = total.split([tensor.numel() for tensor in mine])
+        return Sums(*(values.view(tensor.shape) for values, tensor in zip(flat, mine, strict=True)))
 
 
 @dataclass(frozen=True)
 class Fit:
-    """weight: float64 (d, classes); bias: (classes,); penalty: on the squared weights."""
+    """A fitted linear classifier.
+
+    Attributes:
+        weight: float64 (d, classes).
+        bias: float64 (classes,).
+        penalty: The penalty on the squared weights.
+    """
 
     weight: Tensor
     bias: Tensor
     penalty: float
 
     def scores(self, inputs: Tensor) -> Tensor:
-        """Float64 (n, d) to (n, classes)."""
+        """Compute scores (n, classes) from inputs (n, d), both float64."""
         return inputs @ self.weight + self.bias
 
 
 def solve(sums: Sums) -> Fit:
-    """The weights of least penalised squared error, at the penalty of least cross-validation score.
+    """Return the classifier with the least penalized squared error, at the penalty with the least score.
 
-    The bias is not penalised: inputs and targets are centred.
+    Inputs and targets are centered, so that the bias is not penalized.
     """
     count = sums.count
     mean, base = sums.inputs / count, sums.targets / count
     squares = sums.squares - count * mean.outer(mean)
     products = sums.products - count * mean.outer(base)
-    # Of one-hot targets the squares sum up to the count.
+    # The squares of one-hot targets sum up to the number of pictures.
     spread = count - count * base.square().sum()
     values, vectors = torch.linalg.eigh(squares)
     values = values.clamp(min=0)
@@ -132,7 +166,7 @@ def solve(sums: Sums) -> Fit:
     explained = along.square().sum(1)
     penalties = (_PENALTIES.to(values.device) * values.mean()).clamp(min=torch.finfo(values.dtype).tiny)
     shrunk = values / (values + penalties[:, None])  # (penalties, d): eigenvalues of the hat matrix
-    # Squared error: what no weights explain, and what the penalty leaves unexplained.
+    # The squared error is what no weights could explain, plus what the penalty leaves unexplained.
     large = values > values.amax() * torch.finfo(values.dtype).eps * len(values)
     whole = torch.where(large, explained / values.where(large, torch.ones_like(values)), 0)
     error = (spread - whole.sum()).clamp(min=0) + ((1 - shrunk).square() * whole).sum(1)

@@ -1,8 +1,8 @@
-"""What a run shows of what its network learns, by rank 0 alone: no other worker waits for any of it.
+"""Pictures of what a run's network learns, made by rank 0 alone, so that no other worker waits for them.
 
-While it trains, the first layer's filters are copied at an epoch's end, a few numbers; drawing is the tracker's
-thread's. At the end a bounded number of validation pictures is run through the best model. The copies travel in
-the checkpoint, so a resumed run goes on with its animation.
+During training, the first layer's filters, which are a few numbers, are copied at the end of an epoch, and the
+tracker's thread draws them. At the end, a bounded number of validation pictures is run through the best model.
+The copies are part of a checkpoint, so that the animation of a resumed run is complete.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cvdist import log
 from cvdist.config import TrainConfig
 from cvdist.data.dataset import Loader
 from cvdist.data.normalise import Normaliser
-from cvdist.distributed.precision import Arithmetic
+from cvdist.distributed.precision import Precision
 from cvdist.figures import network
 from cvdist.interpret.layers import ConvLayer, choose, convolutions
 from cvdist.interpret.study import Limits, study
@@ -32,18 +32,25 @@ logger = logging.getLogger(__name__)
 
 _MOST_FRAMES = 40
 _USUAL_PICTURES = 5  # of the first layer over a run
-_UNREADABLE = 128  # what `Loader.pictures` gives, all over, for an original that can't be read any more
+# `Loader.pictures` returns this value in all pixels of a picture whose original can't be read any more.
+_UNREADABLE = 128
 
 
 class Visualizer:
-    """Pictures of one run's network. With `enabled` false it does nothing at all."""
+    """Makes the pictures of one run's network, or does nothing at all if `enabled` is false."""
 
     def __init__(self, config: TrainConfig, model: nn.Module, tracker: Tracker, *, enabled: bool) -> None:
-        """Choose the layers.
+        """Choose the layers to show.
+
+        Args:
+            config: All settings.
+            model: The whole model.
+            tracker: Where pictures are logged.
+            enabled: Whether this worker makes pictures at all.
 
         Raises:
-            UserError: if `--visualize-layers` names one that the model has not, also where not enabled: on all
-                workers alike.
+            UserError: If `--visualize-layers` names a layer that the model does not have. It is raised even if
+                not enabled, so that all workers raise it alike.
         """
         settings, epochs = config.visualize, config.loop.epochs
         found = convolutions(model)
@@ -57,20 +64,27 @@ class Visualizer:
         self._frame_every = math.ceil(epochs / _MOST_FRAMES)
         self._picture_every = settings.visualize_every or math.ceil(epochs / _USUAL_PICTURES)
         self._before: dict[str, Tensor] = {}
-        self._frames: dict[str, Tensor] = {}  # by epoch; a checkpoint's keys are strings
+        # By epoch, as a string, because the keys of a checkpoint are strings.
+        self._frames: dict[str, Tensor] = {}
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint: tensors only."""
+        """Return the copied filters, for a checkpoint."""
         return {"before": self._before, "frames": self._frames}
 
     def load_state(self, state: dict[str, Any] | None) -> None:
-        """Inverse of `state`; None from a checkpoint that has none."""
+        """Take over the copied filters of a checkpoint. `state` is None if it has none."""
         if self.enabled and state:
             self._before = {name: weight.cpu() for name, weight in state["before"].items()}
             self._frames = {epoch: weight.cpu() for epoch, weight in state["frames"].items()}
 
     def start(self, model: nn.Module, *, fresh: bool) -> None:
-        """Copy the filters that training is about to change; `fresh`: it has not begun yet."""
+        """Copy the filters that training is about to change.
+
+        Args:
+            model: The model that is validated.
+            fresh: Whether training has not begun yet. Otherwise, the filters that were copied then are drawn
+                again.
+        """
         if not self.enabled:
             return
         if fresh:
@@ -79,10 +93,10 @@ class Visualizer:
             self.epoch_done(model, 0)
             return
         for epoch in self._frames:
-            self._draw_frame(int(epoch))  # an earlier attempt may not have delivered it
+            self._draw_frame(int(epoch))  # a killed attempt may not have delivered it
 
     def epoch_done(self, model: nn.Module, epoch: int) -> None:
-        """Copy the first layer's filters, if it is their turn."""
+        """Copy the first layer's filters, after the epochs of which a picture is wanted."""
         if not self.enabled or self._first not in self._trained:
             return
         if epoch % self._frame_every == 0 or epoch % self._picture_every == 0 or epoch == self._epochs:
@@ -94,21 +108,31 @@ class Visualizer:
         model: nn.Module,
         loader: Loader,
         device: torch.device,
-        arithmetic: Arithmetic,
+        precision: Precision,
         best: Evaluation,
         best_epoch: int,
         *,
         channels_last: bool,
     ) -> None:
-        """Show the best model, that of `best_epoch`. What goes wrong here must not cost the result."""
+        """Log the pictures of the best model. An error is logged and does not end the run.
+
+        Args:
+            model: The best model.
+            loader: The data.
+            device: Where to compute.
+            precision: The precision of the pass over many pictures.
+            best: The evaluation of the best epoch.
+            best_epoch: That epoch.
+            channels_last: Whether pictures have the memory layout NHWC.
+        """
         if not self.enabled:
             return
         try:
             layers = [layer for layer in convolutions(model) if layer.name in self._names]
             self._show_filters(layers, best_epoch)
             if self._pictures:
-                self._show_pictures(model, layers, loader, device, arithmetic, best, channels_last)
-        except Exception as error:  # see above
+                self._show_pictures(model, layers, loader, device, precision, best, channels_last)
+        except Exception as error:  # pictures must not cost the result
             logger.warning("figures    not all could be made: %s: %s", type(error).__name__, error)
             logger.debug("", exc_info=True)
 
@@ -144,7 +168,7 @@ class Visualizer:
         layers: Sequence[ConvLayer],
         loader: Loader,
         device: torch.device,
-        arithmetic: Arithmetic,
+        precision: Precision,
         best: Evaluation,
         channels_last: bool,
     ) -> None:
@@ -156,7 +180,7 @@ class Visualizer:
             return
         info = loader.info
         result = study(
-            model.to(device),  # trained from cached features, its frozen layers have never been there
+            model.to(device),  # if trained from cached features, its frozen layers are still on the CPU
             source,
             info.classes,
             Normaliser(info.mean, info.std, device, channels_last=channels_last),
@@ -165,7 +189,7 @@ class Visualizer:
             Limits(pictures=self._pictures),
             include=[mistake.index for mistake in best.mistakes],
             counts=(best.correct, best.total - best.correct),
-            autocast=arithmetic.autocast,
+            autocast=precision.autocast,
         )
         for name, draw in network.of_study(result, source).items():
             self._tracker.figure(name, draw)
@@ -178,13 +202,13 @@ class Visualizer:
 
 
 class ValidationPictures:
-    """The original validation pictures of a data set (`cvdist.interpret.study.Source`)."""
+    """The original validation pictures of a data set, as a `cvdist.interpret.study.Source`."""
 
     def __init__(self, loader: Loader) -> None:
-        """All of them."""
+        """Read the pictures from `loader`."""
         self._loader = loader
         self.size = self.available = loader.info.valid_size
 
     def read(self, rows: Sequence[int]) -> tuple[Tensor, list[str]]:
-        """See `Source.read`."""
+        """Return the pictures of some rows, uint8 (n, C, H, W), and the names of their classes."""
         return self._loader.pictures("valid", rows)

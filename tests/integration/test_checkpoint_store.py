@@ -22,8 +22,9 @@ from cvdist.checkpoints.format import META, STATE, Checkpoint
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.checkpoints.worker import Worker
 from cvdist.config import CheckpointConfig
+from cvdist.distributed import tensor_shard
 from cvdist.distributed.ranks import RankInfo
-from cvdist.distributed.tensor_shard import TensorShard, cut
+from cvdist.distributed.tensor_shard import TensorShard
 from cvdist.errors import Superseded, UserError
 from cvdist.storage import Folder
 from tests.conftest import wait_until
@@ -148,7 +149,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(uri: str, caplog: pyte
 
 def shard_of(rank: int) -> tuple[Checkpoint, dict[str, tuple[torch.Tensor, TensorShard]]]:
     """Worker `rank` of two has three of the six rows."""
-    piece = cut((6, 2), 0, 2, rank)
+    piece = tensor_shard.shard_of((6, 2), 0, 2, rank)
     saved = checkpoint(1)
     saved.state, split = shards.separate({"rows": piece.of(ROWS)}, lambda path, shape: piece)
     saved.workers = 2

@@ -20,7 +20,7 @@ from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, FullShuffle, Spl
 from cvdist.data.images.decoders import Rows
 from cvdist.data.images.store import Store
 from cvdist.data.normalise import Normaliser
-from cvdist.data.sampler import EpochOrder, Share, deal
+from cvdist.data.sampler import EpochOrder, LocalBatch, partition
 
 _AHEAD = 2  # batches that are read while the device computes
 
@@ -94,14 +94,16 @@ class ImageLoader(FullShuffle):
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
     ) -> Iterator[Batch]:
         """See `Loader.train_batches`."""
-        return self._batches("train", order.shares(rank, world_size, position), order.epoch)
+        return self._batches("train", order.local_batches(rank, world_size, position), order.epoch)
 
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """See `Loader.valid_batches`."""
-        mine = deal(self.info.valid_size, rank, world_size)
+        mine = partition(self.info.valid_size, rank, world_size)
         starts = range(mine.start, mine.stop, batch_size)
         indices = (torch.arange(start, min(start + batch_size, mine.stop)) for start in starts)
-        return self._batches("valid", (Share(part, int(part[0]), 0, len(part)) for part in indices), epoch=None)
+        return self._batches(
+            "valid", (LocalBatch(part, int(part[0]), 0, len(part)) for part in indices), epoch=None
+        )
 
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         """See `Loader.pictures`."""
@@ -126,30 +128,30 @@ class ImageLoader(FullShuffle):
             self._digest = sha.hexdigest()
         return self._digest
 
-    def _batches(self, split: Split, shares: Iterator[Share], epoch: int | None) -> Iterator[Batch]:
+    def _batches(self, split: Split, local_batches: Iterator[LocalBatch], epoch: int | None) -> Iterator[Batch]:
         """`epoch`: augments, if given."""
-        rows, ahead = self._rows[split], deque[Share]()
+        rows, ahead = self._rows[split], deque[LocalBatch]()
 
         def wanted() -> Iterator[np.ndarray]:
-            for share in shares:
-                ahead.append(share)
-                yield rows[share.indices.numpy()]
+            for local in local_batches:
+                ahead.append(local)
+                yield rows[local.indices.numpy()]
 
         for pixels in self._source.batches(wanted()):
-            share = ahead.popleft()
-            labels = self._labels[rows[share.indices.numpy()]]
+            local = ahead.popleft()
+            labels = self._labels[rows[local.indices.numpy()]]
             yield Batch(
-                self._prepare(pixels, share, epoch),
+                self._prepare(pixels, local, epoch),
                 to_device(labels, self.device),
-                share.indices,
-                share.global_size,
+                local.indices,
+                local.global_size,
             )
 
-    def _prepare(self, pixels: Tensor, share: Share, epoch: int | None) -> Tensor:
+    def _prepare(self, pixels: Tensor, local: LocalBatch, epoch: int | None) -> Tensor:
         """uint8 (n, H, W, C) on the CPU to normalised float32 (n, C, H, W) on the device, which does it."""
         # Seen as (n, C, H, W), these pixels lie in memory as channels_last wants them.
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
         if self.augmentation is not None and epoch is not None:
-            draws = self.augmentation.draw(share, epoch)
+            draws = self.augmentation.draw(local, epoch)
             images = self.augmentation.apply(images, to_device(draws, self.device))
         return self._normalise(images)

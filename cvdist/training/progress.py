@@ -1,0 +1,86 @@
+"""How far a run has come: the records of its epochs, and the line on the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cvdist import log, slow_requests
+from cvdist.distributed.collectives import gather
+from cvdist.distributed.device import peak_memory
+from cvdist.results import EpochRecord, Evaluation
+from cvdist.slow_requests import NO_SLOW_REQUESTS
+from cvdist.training.run import Run
+
+
+@dataclass(frozen=True)
+class TrainedEpoch:
+    """What the training of one epoch measured, over all workers.
+
+    Attributes:
+        loss: Mean loss.
+        correct: Number of correct predictions.
+        learning_rate: The learning rate of the epoch's last step.
+        samples_per_second: Samples a second, since the epoch began or was resumed.
+    """
+
+    loss: float
+    correct: int
+    learning_rate: float
+    samples_per_second: float
+
+
+def record_epoch(
+    run: Run, epoch: int, trained: TrainedEpoch, evaluation: Evaluation, seconds: float
+) -> EpochRecord:
+    """Note that an epoch is done, and return its results. All workers must call this.
+
+    Args:
+        run: The run, whose progress then stands at the beginning of the next epoch.
+        epoch: The epoch, counted from 1.
+        trained: What its training measured.
+        evaluation: The results on the validation data.
+        seconds: How long training and validation took.
+    """
+    slow = sum(gather(slow_requests.storage.take()), NO_SLOW_REQUESTS)
+    record = EpochRecord(
+        epoch=epoch,
+        train_loss=trained.loss,
+        train_correct=trained.correct,
+        train_total=run.info.train_size,
+        valid_loss=evaluation.loss,
+        valid_correct=evaluation.correct,
+        valid_total=evaluation.total,
+        learning_rate=trained.learning_rate,
+        seconds=seconds,
+        samples_per_second=trained.samples_per_second,
+        peak_memory=peak_memory(run.worker.device),
+        storage_slow=slow.slow,
+        storage_failed=slow.failed,
+        storage_seconds=slow.seconds,
+    )
+    progress = run.progress
+    if run.best is None or evaluation.correct > run.best.correct:
+        progress.best_epoch, run.best = epoch, evaluation
+    progress.history.append(record)
+    progress.epoch, progress.position = epoch, 0
+    progress.loss_sum, progress.correct = 0.0, 0
+    progress.seconds += seconds
+    return record
+
+
+def show_progress(run: Run, epoch: int, step: int, steps: int, rate: float) -> None:
+    """Show on the progress line how far the epoch has come, and how long the run will take.
+
+    Args:
+        run: The run.
+        epoch: The epoch, counted from 1.
+        step: The number of steps done in this epoch.
+        steps: The number of steps in an epoch.
+        rate: Samples a second.
+    """
+    loop = run.config.loop
+    left = (steps - step) * loop.batch_size + (loop.epochs - epoch) * run.info.train_size
+    run.line.show(
+        f"epoch {epoch}/{loop.epochs}  step {step}/{steps}  "
+        f"{rate:,.0f} samples/s  about {log.duration(left / rate)} left"
+    )

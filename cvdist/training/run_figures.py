@@ -1,0 +1,119 @@
+"""The figures that a run logs: pictures of the data, curves, the confusion matrix, and the worst mistakes.
+
+Each function that returns a function draws nothing by itself: the tracker draws in a thread of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from cvdist.data.augment import Augmentation
+from cvdist.data.dataset import Loader
+from cvdist.data.sampler import LocalBatch
+from cvdist.results import EpochRecord, Evaluation
+from cvdist.seeding import generator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
+
+FIGURES = {
+    "samples": "training pictures with their labels",
+    "augmentation": "what augmentation makes of them, if there is any",
+    "loss": "loss of both phases by epoch",
+    "accuracy": "accuracy of both phases by epoch",
+    "confusion_matrix": "which class was taken for which, at the best epoch",
+    "most_wrong": "the validation pictures that were wrong with most confidence",
+}
+
+FOLDERS = {
+    "filters": "what the convolutions look for; `forming.gif`: how they came about",
+    "activations": "what they make of a picture, before and after ReLU",
+    "exciting": "the validation pictures that excite their channels most",
+    "gradcam": "which part of a picture spoke for the prediction, right and wrong ones",
+}
+
+
+def samples(loader: Loader) -> Callable[[], Figure]:
+    """Return a function that draws 32 training pictures, the same ones for every run on the data."""
+
+    def draw() -> Figure:
+        from cvdist.figures.pictures import picture_grid
+
+        images, labels = loader.pictures("train", _sampled_rows(loader, 32))
+        return picture_grid(images, labels, title=f"{loader.info.name}: training pictures")
+
+    return draw
+
+
+def augmentation(loader: Loader, augmentation: Augmentation) -> Callable[[], Figure]:
+    """Return a function that draws eight training pictures, and below each what three epochs make of it."""
+
+    def draw() -> Figure:
+        from cvdist.figures.pictures import picture_grid
+
+        rows, epochs = _sampled_rows(loader, 8), 3
+        images, labels = loader.pictures("train", rows)
+        local = LocalBatch(torch.tensor(rows), start=0, offset=0, global_size=len(rows))
+        shown, titles = [images], list(labels)
+        for epoch in range(1, epochs + 1):
+            changed = augmentation.apply(images.float(), augmentation.draw(local, epoch))
+            shown.append(changed.round().clamp(0, 255).to(torch.uint8))
+            titles += [f"epoch {epoch}"] * len(rows)
+        title = f"{loader.info.name}: as it is, and augmented"
+        return picture_grid(torch.cat(shown), titles, title=title, columns=len(rows))
+
+    return draw
+
+
+def results(
+    loader: Loader, history: Sequence[EpochRecord], best: Evaluation
+) -> dict[str, Callable[[], Figure]]:
+    """Return functions that draw the figures of a finished run, by the figures' names.
+
+    Args:
+        loader: The data.
+        history: The results of all epochs.
+        best: The evaluation of the best epoch.
+    """
+
+    def confusion() -> Figure:
+        from cvdist.figures.confusion import confusion_matrix
+
+        return confusion_matrix(best.confusion, loader.info.classes)
+
+    def loss() -> Figure:
+        from cvdist.figures.curves import loss_curves
+
+        return loss_curves(history)
+
+    def accuracy() -> Figure:
+        from cvdist.figures.curves import accuracy_curves
+
+        return accuracy_curves(history)
+
+    def wrong() -> Figure:
+        from cvdist.figures.pictures import wrong_grid
+
+        classes = loader.info.classes
+        images, true = loader.pictures("valid", [mistake.index for mistake in best.mistakes])
+        return wrong_grid(
+            images,
+            true,
+            [classes[mistake.predicted] for mistake in best.mistakes],
+            [mistake.confidence for mistake in best.mistakes],
+            title=f"Most confidently wrong ({best.total - best.correct}/{best.total} are wrong)",
+            total=best.total,
+        )
+
+    return {"loss": loss, "accuracy": accuracy, "confusion_matrix": confusion, "most_wrong": wrong}
+
+
+def _sampled_rows(loader: Loader, most: int) -> list[int]:
+    count = min(most, loader.info.train_size)
+    rows: list[int] = torch.randperm(loader.info.train_size, generator=generator("samples"))[:count].tolist()
+    return rows

@@ -1,0 +1,166 @@
+"""Builds a `Run`: prepares the data, builds the model, and restores the newest checkpoint if there is one."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+
+from cvdist import loaders, log, models, parallel
+from cvdist.checkpoints.format import OrderIdentity
+from cvdist.checkpoints.worker import Worker
+from cvdist.config import TrainConfig
+from cvdist.data.dataset import Loader
+from cvdist.distributed.collectives import gather, raise_on_all_ranks
+from cvdist.distributed.precision import choose_precision
+from cvdist.errors import UserError
+from cvdist.results import ModelIdentity
+from cvdist.seeding import mix
+from cvdist.tracking.tracker import Tracker
+from cvdist.training import checkpointing, compiling, ema
+from cvdist.training.finite import LossWatch
+from cvdist.training.optimizer import build_optimizer
+from cvdist.training.run import Run, initial_model
+from cvdist.training.schedule import learning_rate
+from cvdist.training.visualize import Visualizer
+
+logger = logging.getLogger(__name__)
+
+
+def build_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
+    """Prepare this node and build the run, restored from its newest checkpoint. All workers must call this.
+
+    Args:
+        config: All settings.
+        worker: This process among the workers.
+        tracker: Where the run is logged.
+
+    Raises:
+        UserError: On all workers, if the data, the model or the checkpoint are not what the settings say.
+    """
+    prepare_node(config, worker)
+    return open_run(config, worker, tracker)
+
+
+def prepare_node(config: TrainConfig, worker: Worker) -> None:
+    """Download or decode what all workers of a node share, on one of them, while the others wait.
+
+    Raises:
+        UserError: On all workers, if the data or the pretrained weights can't be had.
+    """
+    with raise_on_all_ranks(config.runtime.prepare_timeout):
+        if worker.local_rank == 0:
+            loaders.prepare(config)
+            models.prepare(config.model)
+
+
+def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
+    """Build the run on a node that is prepared. All workers must call this.
+
+    Args:
+        config: All settings.
+        worker: This process among the workers.
+        tracker: Where the run is logged.
+
+    Raises:
+        UserError: On all workers, if the data, the model or the checkpoint are not what the settings say.
+    """
+    device, main = worker.device, worker.rank == 0
+    precision = choose_precision(config.loop.precision, device)
+    with raise_on_all_ranks():
+        expected = models.preprocessing(config.model)
+        loader = loaders.open_loader(
+            config,
+            device,
+            workers_on_node=worker.local_world_size,
+            normalisation=(expected.mean, expected.std) if expected else None,
+        )
+        model = initial_model(config, loader.info)
+        visualizer = Visualizer(config, model, tracker, enabled=main)
+    _require_same_data(loader)
+    modules = models.frozen_and_trained(model)
+    # A cache has the features that the frozen modules compute, so they are not run and stay on the CPU.
+    frozen = None if loader.features else modules.frozen
+    modules.trained.to(device)
+    if frozen is not None:
+        frozen.to(device)
+    # Counted here, because splitting the head leaves only a shard of it.
+    trained_parameters = sum(p.numel() for p in modules.trained.parameters())
+    all_parameters = sum(p.numel() for p in model.parameters())
+    with checkpointing.open_newest(config, worker) as found:
+        plan = parallel.choose_plan(
+            config.parallel,
+            config.loop.batch_size,
+            worker,
+            modules,
+            loader,
+            precision,
+            recorded=found.checkpoint.parallel if found else "",
+        )
+        # Split layers are not compiled: they contain exchanges with other workers.
+        compiled = [frozen, modules.trained if plan.mode.name == "data" else None]
+        compiling.compile_modules(config.loop.compile, *compiled)
+        decay = config.optimizer.model_ema_decay
+        run = Run(
+            config=config,
+            worker=worker,
+            tracker=tracker,
+            loader=loader,
+            model=model,
+            frozen=frozen,
+            trained=modules.trained,
+            identity=_identity(config, loader),
+            order=OrderIdentity(loader.info.train_size, config.loop.batch_size, config.loop.seed),
+            trained_parameters=trained_parameters,
+            frozen_parameters=all_parameters - trained_parameters,
+            precision=precision,
+            plan=plan,
+            optimizer=build_optimizer(
+                modules.trained,
+                config.optimizer,
+                backbone=modules.backbone,
+                backbone_lr_scale=config.model.backbone_lr_scale,
+            ),
+            schedule=functools.partial(learning_rate, config.optimizer, config.loop.epochs),
+            ema=ema.build(modules.trained, decay) if decay else None,
+            losses=LossWatch(functools.partial(loader.names, "train")),
+            visualizer=visualizer,
+            line=log.ProgressLine(logger, enabled=main),
+        )
+        # The weights were drawn from a stream that all workers share. Dropout is drawn from one of each
+        # worker's.
+        torch.manual_seed(mix("dropout", config.loop.seed, plan.mode.random_rank))
+        if found is not None:
+            with raise_on_all_ranks():
+                checkpointing.restore(run, found)
+    return run
+
+
+def _identity(config: TrainConfig, loader: Loader) -> ModelIdentity:
+    info = loader.info
+    return ModelIdentity(
+        config.model.model,
+        info.classes,
+        info.channels,
+        info.height,
+        info.width,
+        *models.head_of(config.model),
+    )
+
+
+def _require_same_data(loader: Loader) -> None:
+    """Make sure that a row means the same picture on all workers, because each node lists the data by itself.
+
+    Raises:
+        UserError: On all workers, if they see different data.
+    """
+    info = loader.info
+    seen = gather((info.train_size, info.valid_size, loader.digest()))
+    if len(set(seen)) > 1:
+        raise UserError(
+            f"the workers see different data in {info.source}: "
+            + ", ".join(f"{train:,} + {valid:,} pictures ({sha[:8]})" for train, valid, sha in seen)
+            + "; was it changed while the job started? Start it again",
+            on_all_workers=True,
+        )
