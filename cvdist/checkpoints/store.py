@@ -116,10 +116,10 @@ class CheckpointStore:
         with TemporaryDirectory(prefix="cvdist-copy-") as copy:
             try:
                 arrow.copy_files(path, copy, source_filesystem=self.folder.filesystem)
-            except FileNotFoundError:
-                logger.debug("the checkpoint %s is gone", self.uri(name))
             except OSError as error:
-                raise UserError(f"{self.uri(name)} can't be read: {storage.reason(error)}") from error
+                # Perhaps it is being deleted: then this file was the first to go.
+                if self.folder.size(f"{name}/{META}") is not None:
+                    raise UserError(f"{self.uri(name)} can't be read: {storage.reason(error)}") from error
             yield Path(copy)
 
     def add(
