@@ -413,10 +413,16 @@ class Cluster:
         """The state of each node by its address, as Ray says, e.g. `ALIVE`; empty if Ray does not answer."""
         states: dict[str, str] = {}
         with contextlib.suppress(requests.RequestException):
-            for item in self.ask("/nodes?view=summary")["data"]["summary"]:
-                if states.get(item["ip"]) != "ALIVE":  # a node that was started again is also listed as dead
-                    states[item["ip"]] = item["raylet"].get("state", "unknown")
+            for item in self._listed_nodes():
+                address = item["nodeManagerAddress"]
+                if states.get(address) != "ALIVE":  # a node that was started again is also listed as dead
+                    states[address] = item["state"]
         return states
+
+    def _listed_nodes(self) -> list[dict]:
+        """What the head knows of each node, also of those that have just registered or are dead."""
+        listed = [item["raylet"] for item in self.ask("/nodes?view=summary")["data"]["summary"]]
+        return [item for item in listed if "nodeManagerAddress" in item]
 
     def restart_ended_nodes(self) -> None:
         """Start Ray again where it has ended by itself, as a supervisor does on a real cluster.
@@ -473,8 +479,11 @@ class Cluster:
 
     def drain(self, node: Node, seconds: int) -> None:
         """Announce to Ray that `node` will be taken away in `seconds`, as a cloud does with a spot machine."""
-        listed = self.ask("/nodes?view=summary")["data"]["summary"]
-        (identity,) = [item["raylet"]["nodeId"] for item in listed if item["ip"] == node.address]
+        (identity,) = [
+            item["nodeId"]
+            for item in self._listed_nodes()
+            if item["nodeManagerAddress"] == node.address and item["state"] == "ALIVE"
+        ]
         done = run(
             *(BIN / "ray", "drain-node", "--address", self.environment["RAY_ADDRESS"], "--node-id", identity),
             *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"),

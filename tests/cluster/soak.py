@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -343,12 +343,13 @@ def _stop(number: int, _: FrameType | None) -> None:
     raise Stopped(number)
 
 
-def _parse() -> argparse.Namespace:
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The command line's `minutes`, `seed` and `debug`; exits with code 2 and one line if they are wrong."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("minutes", nargs="?", type=float, default=30.0, help="no job begins later; 30")
     parser.add_argument("seed", nargs="?", type=int, default=0, help="of the faults and their times; 0")
     parser.add_argument("--debug", action="store_true", help="show the traceback if the soak itself fails")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if not (math.isfinite(arguments.minutes) and arguments.minutes > 0):
         parser.error(f"MINUTES is {arguments.minutes:g}: it takes a number above 0")
     if reason := reason_to_skip():
@@ -358,7 +359,7 @@ def _parse() -> argparse.Namespace:
 
 def main() -> int:
     """Run, then print the table; the exit code is 0 only if all jobs ended as they should."""
-    arguments = _parse()
+    arguments = parse(sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     folder = Path(tempfile.mkdtemp(prefix="cvs-", dir="/tmp"))  # Ray's socket names have to be short

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.harness import LoggedProcess, reason_to_skip
-from tests.jobs import ROOT, run
+from tests.cluster.soak import parse
+from tests.jobs import ROOT
 from tests.waiting import STALL_VARIABLE, kill_with_children
 
 pytestmark = pytest.mark.timeout(3600)  # waits end by themselves when nothing moves
@@ -72,7 +73,10 @@ def test_a_hang_ends_it_with_the_table_and_one_line(tmp_path: Path) -> None:
         assert "Traceback" not in started.log()
 
 
-def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
-    for wrong in (["soon"], ["0"], ["nan"], ["1", "first"]):
-        done = run(*SOAK, *wrong, storage=tmp_path)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 2, done.stderr
+@pytest.mark.parametrize("wrong", [["soon"], ["0"], ["nan"], ["1", "first"]])
+def test_wrong_arguments_are_one_line(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(wrong)
+    assert caught.value.code == 2
+    _usage, line = capsys.readouterr().err.splitlines()
+    assert "error: " in line
