@@ -9,15 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.harness import Cluster, reason_to_skip
+from tests.cluster.harness import Cluster, LoggedProcess, reason_to_skip
 from tests.cluster.outcome import EPOCHS, Weights, reference_weights, undisturbed_training
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """The head, and two nodes with a CPU each."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoggedProcess]:
+    """The training that nothing happens to; it goes on while the cluster and the first job start."""
     if reason := reason_to_skip():
         pytest.skip(reason)
+    with undisturbed_training(tmp_path_factory.mktemp("reference"), EPOCHS) as training:
+        yield training
+
+
+@pytest.fixture(scope="session")
+def cluster(undisturbed: LoggedProcess) -> Iterator[Cluster]:
+    """The head, and two nodes with a CPU each."""
     folder = Path(tempfile.mkdtemp(prefix="cvc-", dir="/tmp"))  # Ray's socket names have to be short
     try:
         started = Cluster(folder)
@@ -32,7 +39,6 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+def reference(cluster: Cluster, undisturbed: LoggedProcess) -> Weights:
     """The weights that two workers reach if nothing happens, on this machine without Ray."""
-    with undisturbed_training(tmp_path_factory.mktemp("reference"), EPOCHS) as training:
-        return reference_weights(training, EPOCHS)
+    return reference_weights(undisturbed, EPOCHS)
