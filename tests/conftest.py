@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 from pyarrow import fs as arrow
+
+from tests import waiting
 
 if TYPE_CHECKING:
     from tests.trained import Trained
@@ -158,7 +159,9 @@ class S3Server:
             except OSError:
                 return False
 
-        wait_until(ready, 60, "the S3 server has its bucket")
+        waiting.wait_until(
+            ready, "the S3 server has its bucket", lambda: f"a log of {log.stat().st_size} bytes"
+        )
         assert server.poll() is None, log.read_text()
 
     def stop(self, *, kill: bool = False) -> None:
@@ -223,11 +226,7 @@ def answers(url: str) -> bool:
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
     """Poll `condition` until it is true; fail after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited {seconds:g} s in vain until {what}")
-        time.sleep(0.2)
+    waiting.wait_until(condition, what, stall_seconds=seconds, poll_seconds=0.2)
 
 
 @pytest.fixture(scope="session")

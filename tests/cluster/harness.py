@@ -1,8 +1,8 @@
-"""A Ray cluster of several machines on one: each node in a network, mount, host name and process namespace.
+"""A Ray cluster of several nodes on one machine, each with its own network, mounts, host name and processes.
 
-Killing a node's one launcher process is a power cut; taking its link down is a cut cable. Storage and MLflow
-run outside, on the bridge that joins the nodes. All addresses are private ones on that bridge; nothing of a
-node can be reached from elsewhere, and nothing is left when the cluster is closed.
+Killing a node's launcher process is a power cut; taking its link down is a cut cable. Storage and MLflow run
+outside the nodes, on the bridge that joins them. All addresses are private ones on that bridge: a node can't be
+reached from elsewhere, and nothing is left when the cluster is closed.
 """
 
 from __future__ import annotations
@@ -19,32 +19,34 @@ import socketserver
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
 
-from tests.conftest import S3Server, answers, free_port, wait_until
+from tests.conftest import S3Server, answers, free_port
 from tests.jobs import ROOT, run
+from tests.waiting import kill_with_children, wait_for_exit, wait_until
 
 BIN = Path(sys.executable).parent
 # Ray notices a dead node after about five seconds instead of half a minute.
-DETECTION = {
+FAST_DETECTION = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "5",
     "RAY_memory_monitor_refresh_ms": "0",  # the machine's memory is not a node's
 }
-
-
-DISK = "200m"
+HEAD = 2
+"""The number of the head, the last byte of its address; the other nodes follow."""
+HEAD_DISK_SIZE = "200m"
+MAX_STARTS = 3
+"""How often Ray is started on a node: where it is slow to start, it gives up after 30 s that can't be set."""
 
 
 def reason_to_skip() -> str:
-    """Why this machine can't hold such a cluster; empty if it can."""
+    """Why this machine can't run such a cluster; empty if it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs root on Linux, for network namespaces"
     lacking = [tool for tool in ("ip", "tc", "unshare", "mount", "setpriv") if shutil.which(tool) is None]
@@ -57,16 +59,16 @@ def reason_to_skip() -> str:
 
 
 def ip(*words: str) -> str:
-    """`ip WORDS`, which must succeed."""
+    """Run `ip WORDS`, which must succeed, and return its output."""
     return subprocess.run(["ip", *words], capture_output=True, text=True, check=True, timeout=30).stdout
 
 
-# Whatever is started here dies with the process that has started it, also by SIGKILL.
-MORTAL = ("setpriv", "--pdeathsig", "KILL")
+# Begins the command of every process that is started here: it dies with its parent, also by SIGKILL.
+DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
-def sweep() -> None:
-    """Remove namespaces and links that tests have left whose process is gone."""
+def remove_leftovers() -> None:
+    """Remove the namespaces and links of clusters whose process is gone."""
     listed = ip("netns", "list") + ip("-o", "link", "show")
     for tag, pid in set(re.findall(r"\b(cv(\d+))(?=[nv]\d|br\b)", listed)):
         if Path(f"/proc/{pid}").exists():
@@ -78,94 +80,114 @@ def sweep() -> None:
 
 
 class Node:
-    """A machine: `ray start --block` in its own namespaces."""
+    """A machine of the cluster: `ray start --block` in its own namespaces."""
 
     def __init__(self, cluster: Cluster, number: int, cpus: int) -> None:
-        """Start it; `number` is the last byte of its address, 2 for the head."""
+        """Start it.
+
+        Args:
+            cluster: It joins this cluster.
+            number: The last byte of its address; `HEAD` for the head.
+            cpus: How many CPUs Ray may give to workers there.
+        """
         self.cluster, self.address = cluster, f"{cluster.subnet}.{number}"
+        self.name = f"node-{number}"
         self.namespace = f"{cluster.tag}n{number}"
         self.link = f"{cluster.tag}v{number}"
-        self.folder = cluster.folder / f"node-{number}"
+        self.folder = cluster.folder / self.name
         (self.folder / "ray").mkdir(parents=True)
         # The head's disk is small, so that it can be filled.
-        disk = f"-t tmpfs -o size={DISK} tmpfs" if number == 2 else f"--bind {self.folder}/ray"
+        disk = f"-t tmpfs -o size={HEAD_DISK_SIZE} tmpfs" if number == HEAD else f"--bind {self.folder}/ray"
         ip("netns", "add", self.namespace)
         ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
         ip("link", "set", self.link, "master", cluster.bridge, "up")
         ip("-n", self.namespace, "addr", "add", f"{self.address}/24", "dev", "eth0")
         ip("-n", self.namespace, "link", "set", "eth0", "up")
         ip("-n", self.namespace, "link", "set", "lo", "up")
-        head = f"{cluster.subnet}.2:6379"
+        head = f"{cluster.subnet}.{HEAD}:6379"
         how = (
             ["--head", "--port=6379", f"--dashboard-host={self.address}", "--dashboard-port=8265"]
-            if number == 2
+            if number == HEAD
             else [f"--address={head}"]
         )
         ray = [
             *(str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}"),
             *("--object-store-memory=100000000", f"--node-ip-address={self.address}", *how),
         ]
-        inside = (
+        self._command = (
             f"mount -t tmpfs -o size=512m tmpfs /dev/shm && mount {disk} /tmp/ray && "
-            f"hostname node-{number} && exec {' '.join(ray)}"
+            f"hostname {self.name} && exec {' '.join(ray)}"
         )
-        with (self.folder / "log").open("w") as log:
+        self.starts = 0
+        self.lost = False  # by a fault that was meant; such a node is not started again
+        self.start()
+
+    def start(self) -> None:
+        """Start Ray on it, for the first time or once more after it has ended."""
+        self.starts += 1
+        with (self.folder / "log").open("a") as log:
             self.launcher = subprocess.Popen(
                 [
-                    *(*MORTAL, "ip", "netns", "exec", self.namespace),
+                    *(*DIE_WITH_PARENT, "ip", "netns", "exec", self.namespace),
                     *("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"),
-                    *("bash", "-c", inside),
+                    *("bash", "-c", self._command),
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=cluster.node_environment,
+                env=self.cluster.node_environment,
             )
 
+    def log(self) -> str:
+        """What `ray start` has printed."""
+        return (self.folder / "log").read_text(errors="replace")
+
     def power_off(self) -> None:
-        """All its processes are gone at once, without a word to anybody."""
+        """End all its processes at once; none of them can tell the others."""
+        self.lost = True
         self.launcher.kill()
-        self.launcher.wait(30)
+        wait_for_exit(self.launcher, f"the killed {self.name}")
 
     def cut_cable(self) -> None:
-        """It goes on running, and nobody hears of it."""
+        """Cut it off from the network; its processes go on."""
+        self.lost = True
         ip("link", "set", self.link, "down")
 
-    def mend_cable(self) -> None:
-        """The inverse of `cut_cable`."""
+    def restore_cable(self) -> None:
+        """Undo `cut_cable`; by then the cluster may have given it up."""
         ip("link", "set", self.link, "up")
 
     def limit_rate(self, rate: str = "") -> None:
-        """Its link carries at most `rate`, e.g. `8mbit`, in both directions; empty: as much as it can."""
+        """Limit its link to `rate`, e.g. `8mbit`, in both directions; without a rate, lift the limit."""
         shape = ("tbf", "rate", rate, "burst", "32kbit", "latency", "400ms") if rate else ()
         for enter, link in (((), self.link), (("ip", "netns", "exec", self.namespace), "eth0")):
             words = (*enter, "tc", "qdisc", "replace" if rate else "delete", "dev", link, "root", *shape)
             subprocess.run(words, capture_output=True, check=True, timeout=30)
 
     def file(self, path: str) -> Path:
-        """A file of the node, as this machine reaches it."""
+        """The path by which this process reaches the node's file `path`."""
         return Path(f"/proc/{self.launcher.pid}/root{path}")
 
     def fill_disk(self) -> None:
-        """Not a byte more fits on it, until `free_disk`."""
+        """Fill its disk to the last byte."""
         with self.file("/tmp/ray/filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while file.write(bytes(1 << 16)):
                 pass
 
     def free_disk(self) -> None:
-        """The inverse of `fill_disk`."""
+        """Undo `fill_disk`."""
         self.file("/tmp/ray/filler").unlink()
 
     def set_clock(self, seconds: int) -> None:
-        """Set the clock of its Python processes forward by `seconds`, from the true time (`clock/`)."""
+        """Set the clock of its Python processes `seconds` ahead of the true time (`clock/sitecustomize.py`)."""
         self.file("/tmp/ray/clock").write_text(str(seconds))
 
     def workers(self) -> dict[int, str]:
-        """Process ids (of this machine) and command lines of its Ray Train workers."""
+        """Its Ray Train workers: command lines by process id, as this machine counts processes."""
         return self.processes("RayTrainWorker")
 
     def processes(self, actor: str) -> dict[int, str]:
-        """The same of the processes of one kind of Ray actors."""
+        """Its processes of one class of Ray actors: command lines by process id."""
         inside = subprocess.run(
             ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False
         ).stdout.split()
@@ -178,7 +200,7 @@ class Node:
         return found
 
     def close(self) -> None:
-        """Remove all of it."""
+        """End its processes, and remove its link and namespaces."""
         if self.launcher.poll() is None:
             self.power_off()
         for words in (("link", "delete", self.link), ("netns", "delete", self.namespace)):
@@ -186,10 +208,10 @@ class Node:
 
 
 class FaultProxy:
-    """Stands between the nodes and the S3 server; can answer 503 SlowDown in its place."""
+    """Forwards the nodes' requests to the S3 server, or answers them with 503 SlowDown itself."""
 
     def __init__(self, host: str, target: str) -> None:
-        """Listen on `host`; `target` is `address:port`."""
+        """Listen on a free port of `host`, and forward to `target`, which is `address:port`."""
         self.slow_down = False
         self.refused = 0
         self._open: set[socket.socket] = set()
@@ -219,7 +241,7 @@ class FaultProxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def begin_to_refuse(self) -> None:
-        """Reset what is on its way, and answer 503 from now on."""
+        """Reset the open connections, and answer 503 from now on, until `slow_down` is set to False."""
         self.slow_down = True
         for connection in list(self._open):
             with contextlib.suppress(OSError):
@@ -250,20 +272,29 @@ class FaultProxy:
 
 
 class MlflowServer:
-    """MLflow with an sqlite store; can be killed and started again on its port."""
+    """MLflow with an SQLite store; can be killed and started again on its port."""
 
     def __init__(self, folder: Path, host: str) -> None:
-        """Keeps its files in `folder`."""
+        """Keep its files in `folder`, and listen on a free port of `host`."""
         self._folder, self._host, self._port = folder, host, free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.uri = f"http://{host}:{self._port}"
 
     def start(self) -> None:
-        """Returns when it answers."""
-        with (self._folder / "mlflow.log").open("a") as log:
-            self._process = subprocess.Popen(
+        """Start it, and return when it answers."""
+        log_file = self._folder / "mlflow.log"
+        with log_file.open("a") as log:
+            process = self._process = subprocess.Popen(
                 [
-                    *(*MORTAL, str(BIN / "mlflow"), "server", "--host", self._host, "--port", str(self._port)),
+                    *(
+                        *DIE_WITH_PARENT,
+                        str(BIN / "mlflow"),
+                        "server",
+                        "--host",
+                        self._host,
+                        "--port",
+                        str(self._port),
+                    ),
                     *("--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"),
                     *("--artifacts-destination", str(self._folder / "artifacts")),
                 ],
@@ -273,26 +304,37 @@ class MlflowServer:
                 # Without the processes for jobs that nobody here has.
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
-        wait_until(lambda: answers(f"{self.uri}/health"), 120, "the MLflow server answers")
+        wait_until(
+            lambda: process.poll() is not None or answers(f"{self.uri}/health"),
+            "the MLflow server answers",
+            lambda: f"a log of {log_file.stat().st_size} bytes",
+        )
+        assert process.poll() is None, log_file.read_text(errors="replace")[-6000:]
 
     def kill(self) -> None:
-        """As a machine that loses power."""
+        """End all its processes by SIGKILL."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(30)
+            wait_for_exit(self._process, "the killed MLflow server")
             self._process = None
 
 
 class Cluster:
-    """A head without CPUs of its own, nodes with one CPU each, a bucket, and an MLflow server."""
+    """A head that takes no work, nodes with one CPU each, a bucket, and an MLflow server."""
 
-    def __init__(self, folder: Path) -> None:
-        """Start everything but the nodes besides the head; `close` ends it, also after an error here."""
-        self.folder = folder
+    def __init__(self, folder: Path, report: Callable[[str], None] = print) -> None:
+        """Start all but the nodes besides the head. `close` ends it; an error here does so, too.
+
+        Args:
+            folder: Where all its files are kept; a short path, as Ray's sockets are there.
+            report: Gets a line about each thing that the cluster has done unasked.
+        """
+        self.folder, self.report = folder, report
         self.tag = f"cv{os.getpid() % 100000}"  # names of links have at most 15 letters
         self.bridge = f"{self.tag}br"
         self.nodes: list[Node] = []
-        self._next = 3
+        self._next = HEAD + 1
+        self._head_was_up = False
         self._cleanup = contextlib.ExitStack()
         try:
             self._start()
@@ -301,7 +343,7 @@ class Cluster:
             raise
 
     def _start(self) -> None:
-        sweep()
+        remove_leftovers()
         taken = ip("-4", "-o", "addr", "show")
         self.subnet = next(
             subnet
@@ -319,15 +361,15 @@ class Cluster:
         token = self.folder / "token"
         token.write_text(secrets.token_hex(32))
         self.environment = {
-            "RAY_ADDRESS": f"{self.subnet}.2:6379",
-            "RAY_API_SERVER_ADDRESS": f"http://{self.subnet}.2:8265",
+            "RAY_ADDRESS": f"{self.subnet}.{HEAD}:6379",
+            "RAY_API_SERVER_ADDRESS": f"http://{self.subnet}.{HEAD}:8265",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
         }
         self.node_environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "MLFLOW_", "CVDIST_"))},
             **{k: v for k, v in self.environment.items() if k.startswith("RAY_AUTH")},
-            **DETECTION,
+            **FAST_DETECTION,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "GLOO_SOCKET_IFNAME": "eth0",
             "OMP_NUM_THREADS": "1",
@@ -336,7 +378,7 @@ class Cluster:
             "PYTHONPATH": str(Path(__file__).parent / "clock"),
             "CVDIST_TEST_CLOCK": "/tmp/ray/clock",
         }
-        self.nodes.append(Node(self, 2, cpus=0))
+        self.nodes.append(Node(self, HEAD, cpus=0))
         self.s3 = S3Server(self.folder / "s3", self.host)
         self._cleanup.callback(self.s3.stop, kill=True)
         self.s3.start()
@@ -345,35 +387,73 @@ class Cluster:
         self.mlflow = MlflowServer(self.folder, self.host)
         self._cleanup.callback(self.mlflow.kill)
         self.mlflow.start()
-        wait_until(
-            lambda: answers(f"{self.environment['RAY_API_SERVER_ADDRESS']}/api/version"),
-            120,
-            "Ray's head answers",
-        )
+        url = f"{self.environment['RAY_API_SERVER_ADDRESS']}/api/version"
+        self._wait(lambda: answers(url), "Ray's head answers")
+        self._head_was_up = True
 
     def add_node(self) -> Node:
-        """A node with one CPU; `ready` waits for it."""
+        """Start another node, with one CPU; `ready` waits until it has joined."""
         node = Node(self, self._next, cpus=1)
         self._next += 1
         self.nodes.append(node)
         return node
 
     def remove(self, node: Node) -> None:
-        """Take a node away for good."""
+        """End a node, which won't come back."""
         node.close()
         self.nodes.remove(node)
 
     def ready(self, nodes: int) -> None:
         """Wait until exactly `nodes` nodes besides the head belong to the cluster."""
+        self._wait(
+            lambda: list(self.states().values()).count("ALIVE") == nodes + 1, f"{nodes} nodes have joined"
+        )
 
-        def alive() -> bool:
-            try:
-                listed = self.ask("/nodes?view=summary")["data"]["summary"]
-            except requests.RequestException:
-                return False
-            return sum(item["raylet"].get("state") == "ALIVE" for item in listed) == nodes + 1
+    def states(self) -> dict[str, str]:
+        """The state of each node by its address, as Ray says, e.g. `ALIVE`; empty if Ray does not answer."""
+        states: dict[str, str] = {}
+        with contextlib.suppress(requests.RequestException):
+            for item in self._listed_nodes():
+                address = item["nodeManagerAddress"]
+                if states.get(address) != "ALIVE":  # a node that was started again is also listed as dead
+                    states[address] = item["state"]
+        return states
 
-        wait_until(alive, 120, f"{nodes} nodes have joined")
+    def _listed_nodes(self) -> list[dict]:
+        """What the head knows of each node, also of those that have just registered or are dead."""
+        listed = [item["raylet"] for item in self.ask("/nodes?view=summary")["data"]["summary"]]
+        return [item for item in listed if "nodeManagerAddress" in item]
+
+    def restart_ended_nodes(self) -> None:
+        """Start Ray again where it has ended by itself, as a supervisor does on a real cluster.
+
+        On a busy machine it may give up while it starts, or be so slow to answer that the head gives it up.
+        """
+        for node in self.nodes:
+            if node.launcher.poll() is None or node.lost:
+                continue
+            lines = node.log().strip().splitlines()[-30:]
+            why = f"Ray has ended by itself on {node.name}, at its start {node.starts}"
+            if node.starts == MAX_STARTS or (node is self.nodes[0] and self._head_was_up):
+                raise RuntimeError("\n".join([f"{why}:", *lines]))
+            self.report(f"{why}, and is started again; its last words: {lines[-1] if lines else 'none'}")
+            node.start()
+
+    def _wait(self, condition: Callable[[], object], what: str) -> None:
+        def seen() -> str:
+            states = self.states()
+            return ", ".join(
+                f"{node.name} {states.get(node.address, 'not joined')} (start {node.starts}, "
+                f"{len(node.log())} bytes of log)"
+                for node in self.nodes
+            )
+
+        def holds() -> object:
+            self.restart_ended_nodes()
+            return condition()
+
+        logs = lambda: "\n".join(f"{node.name}: {node.log()[-1500:]}" for node in self.nodes)  # noqa: E731
+        wait_until(holds, what, seen, detail=logs)
 
     def submit(self, *arguments: str, **environment: str) -> Job:
         """`ray job submit --no-wait -- python jobs/train.py ARGUMENTS`, with checkpoints in the bucket."""
@@ -391,15 +471,30 @@ class Cluster:
             *("--runtime-env-json", json.dumps({"env_vars": variables})),
             *("--", "python", "jobs/train.py", *arguments),
             storage=self.folder,
-            timeout=120,
             **self.environment,
         )
         found = re.search(r"Job '(\S+)' submitted", done.stdout)
         assert found, done.stdout + done.stderr
         return Job(self, found[1])
 
-    def torchrun(self, *arguments: str, storage: Path) -> list[Launched]:
-        """`torchrun --nnodes 2 jobs/train.py ARGUMENTS`: two nodes, a worker each, that share `storage`."""
+    def drain(self, node: Node, seconds: int) -> None:
+        """Announce to Ray that `node` will be taken away in `seconds`, as a cloud does with a spot machine."""
+        (identity,) = [
+            item["nodeId"]
+            for item in self._listed_nodes()
+            if item["nodeManagerAddress"] == node.address and item["state"] == "ALIVE"
+        ]
+        done = run(
+            *(BIN / "ray", "drain-node", "--address", self.environment["RAY_ADDRESS"], "--node-id", identity),
+            *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"),
+            *("--deadline-remaining-seconds", str(seconds)),
+            storage=self.folder,
+            **self.environment,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def torchrun(self, *arguments: str, storage: Path) -> list[LoggedProcess]:
+        """`torchrun --nnodes 2 jobs/train.py ARGUMENTS`: a worker on each of two nodes that share `storage`."""
         nodes = self.nodes[1:3]
         words = ["--nnodes=2", "--nproc-per-node=1", f"--master-addr={nodes[0].address}", "--master-port=29400"]
         started = []
@@ -408,7 +503,7 @@ class Cluster:
             with log.open("w") as file:
                 process = subprocess.Popen(
                     [
-                        *(*MORTAL, "ip", "netns", "exec", node.namespace, sys.executable),
+                        *(*DIE_WITH_PARENT, "ip", "netns", "exec", node.namespace, sys.executable),
                         *("-m", "torch.distributed.run", *words, f"--node-rank={rank}"),
                         *("jobs/train.py", *arguments),
                     ],
@@ -422,17 +517,20 @@ class Cluster:
                         "MLFLOW_TRACKING_URI": self.mlflow.uri,
                     },
                 )
-            self._cleanup.callback(process.kill)
-            started.append(Launched(process, log))
+            self._cleanup.callback(kill_with_children, process)
+            started.append(LoggedProcess(process, log))
         return started
 
     def ask(self, path: str) -> dict:
-        """The cluster's REST API."""
-        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        """What Ray's REST API answers to a GET of `path`."""
         url = self.environment["RAY_API_SERVER_ADDRESS"] + path
-        answer = requests.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+        answer = requests.get(url, headers=self.authorization(), timeout=60)
         answer.raise_for_status()
         return answer.json()
+
+    def authorization(self) -> dict[str, str]:
+        """The header that lets a request to Ray's REST API in."""
+        return {"Authorization": f"Bearer {Path(self.environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
 
     def close(self) -> None:
         """End everything, and remove all that was made for it."""
@@ -441,54 +539,115 @@ class Cluster:
         self._cleanup.close()
 
 
+def last_position(log: str) -> str:
+    """How far training has got according to a job's log, e.g. `epoch 3/14 step 20/63`; empty before that."""
+    furthest, position = (0, 0.0), ""
+    for epoch, epochs, step, steps in re.findall(r"epoch +(\d+)/(\d+)  (?:step (\d+)/(\d+)|train loss)", log):
+        if (at := (int(epoch), float(step or "inf"))) > furthest:
+            furthest, position = at, f"epoch {epoch}/{epochs} " + (f"step {step}/{steps}" if step else "done")
+    return position
+
+
+def seen_in(log: str) -> str:
+    """What moves in a job's log while the job gets on.
+
+    Its size would also grow with a line that is repeated for ever.
+    """
+    kinds = len({re.sub(r"\b[0-9a-f]{8,}\b|\d+", "", line) for line in log.splitlines()})
+    restarts = len(re.findall(r"resuming   at epoch", log))
+    return f"{last_position(log) or 'no step done'}, {restarts} restarts, {kinds} kinds of log lines"
+
+
 @dataclass(frozen=True)
-class Launched:
-    """torchrun on one node, and the file of what it prints."""
+class LoggedProcess:
+    """A training job that was started by a command here, and the file of what it prints."""
 
     process: subprocess.Popen[bytes]
-    log: Path
-
-
-class Job:
-    """A submitted job."""
-
-    def __init__(self, cluster: Cluster, name: str) -> None:
-        """`name`: its submission id."""
-        self._cluster, self._name = cluster, name
+    file: Path
 
     def log(self) -> str:
         """All that it has printed."""
+        return self.file.read_text(errors="replace")
+
+    def wait_for(self, text: str) -> None:
+        """Wait until a regular expression is found in the log; fail if the process ends without it."""
+
+        def found() -> bool:
+            ended = self.process.poll() is not None
+            if re.search(text, self.log()):
+                return True
+            assert not ended, f"the process has ended before its log had {text!r}:\n{self.log()[-6000:]}"
+            return False
+
+        wait_until(
+            found, f"the log has {text!r}", lambda: seen_in(self.log()), detail=lambda: self.log()[-6000:]
+        )
+
+    def end(self) -> int:
+        """Wait for its end; returns its exit code."""
+        return wait_for_exit(
+            self.process, self.file.name, lambda: seen_in(self.log()), detail=lambda: self.log()[-6000:]
+        )
+
+
+class Job:
+    """A job that was submitted to the cluster."""
+
+    ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+    def __init__(self, cluster: Cluster, identity: str) -> None:
+        """`identity`: its submission id."""
+        self._cluster, self._identity = cluster, identity
+        self._log = ""
+
+    def log(self) -> str:
+        """All that it has printed, or had when Ray last answered."""
         with contextlib.suppress(requests.RequestException):
-            return self._cluster.ask(f"/api/jobs/{self._name}/logs")["logs"]
-        return ""
-
-    def wait_for(self, text: str, seconds: float = 150) -> None:
-        """Until a regular expression is found in the log; fails at once if the job has ended without it."""
-        self.wait(lambda: re.search(text, self.log()), f"its log has {text!r}", seconds)
-
-    def wait(self, condition: Callable[[], object], what: str, seconds: float = 150) -> None:
-        """Until `condition` is true; fails at once if the job has ended without that."""
-        deadline = time.monotonic() + seconds
-        while True:
-            ended = self.status() in ("SUCCEEDED", "FAILED", "STOPPED")
-            if condition():
-                return
-            assert not ended, f"the job has ended before {what}:\n{self.log()[-6000:]}"
-            assert time.monotonic() < deadline, f"waited {seconds:g} s until {what}:\n{self.log()[-6000:]}"
-            time.sleep(0.3)
+            self._log = self._cluster.ask(f"/api/jobs/{self._identity}/logs")["logs"]
+        return self._log
 
     def status(self) -> str:
-        """`RUNNING`, `SUCCEEDED`, ..."""
+        """`RUNNING`, `SUCCEEDED`, ...; empty if Ray does not answer."""
         with contextlib.suppress(requests.RequestException):
-            return self._cluster.ask(f"/api/jobs/{self._name}")["status"]
+            return self._cluster.ask(f"/api/jobs/{self._identity}")["status"]
         return ""
 
-    def end(self, status: str = "SUCCEEDED", seconds: float = 240) -> str:
-        """Wait for the end; returns the log."""
-        deadline = time.monotonic() + seconds
-        while (now := self.status()) not in ("SUCCEEDED", "FAILED", "STOPPED"):
-            assert time.monotonic() < deadline, f"still {now} after {seconds:g} s:\n{self.log()[-6000:]}"
-            time.sleep(0.3)
+    def seen(self) -> str:
+        """The status and how far it has got, for waits to compare and for a person to read."""
+        return f"{self.status() or 'no answer from Ray'}, {seen_in(self.log())}"
+
+    def wait_for(self, text: str) -> None:
+        """Wait until a regular expression is found in the log; fail if the job ends without it."""
+        self.wait(lambda: re.search(text, self.log()), f"its log has {text!r}")
+
+    def wait(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until `condition` is true; fail if the job ends without that."""
+
+        def holds() -> bool:
+            ended = self.status() in self.ENDED
+            if condition():
+                return True
+            assert not ended, f"the job has ended before {what}:\n{self._log[-6000:]}"
+            self._cluster.restart_ended_nodes()
+            return False
+
+        wait_until(holds, what, self.seen, detail=lambda: self._log[-6000:], poll_seconds=0.5)
+
+    def end(self, status: str = "SUCCEEDED") -> str:
+        """Wait until it has ended with `status`; returns the log."""
+
+        def ended() -> str:
+            self._cluster.restart_ended_nodes()
+            now = self.status()
+            return now if now in self.ENDED else ""
+
+        how = wait_until(ended, "the job ends", self.seen, detail=lambda: self._log[-6000:], poll_seconds=0.5)
         log = self.log()
-        assert now == status, log[-8000:]
+        assert how == status, f"the job has ended as {how}, not {status}:\n{log[-8000:]}"
         return log
+
+    def stop(self) -> None:
+        """Have Ray stop it, and wait until it has."""
+        url = f"{self._cluster.environment['RAY_API_SERVER_ADDRESS']}/api/jobs/{self._identity}/stop"
+        requests.post(url, headers=self._cluster.authorization(), timeout=60).raise_for_status()
+        wait_until(lambda: self.status() in self.ENDED, "the job is stopped", self.seen)

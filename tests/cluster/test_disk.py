@@ -1,4 +1,4 @@
-"""A disk that is full, in a mount namespace of the job's own."""
+"""A job whose disk is full, in a mount namespace of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 from tests.cluster.harness import reason_to_skip
 from tests.jobs import run, the_error, train
 
+pytestmark = pytest.mark.timeout(3600)  # waits end by themselves when nothing moves
+
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoints_before_it(tmp_path: Path) -> None:
     if reason := reason_to_skip():
@@ -17,7 +19,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoints_before_it(tmp_path: 
     disk, cache = tmp_path / "disk", tmp_path / "cache"
     disk.mkdir()
     words = f"digits-cnn --runtime inline --tracking none --name full --batch-size 500 --storage {disk}"
-    # Room for some checkpoints; what is left is looked at from inside.
+    # There is room for some checkpoints; only inside the namespace can they be copied from there.
     inside = (
         f"mount -t tmpfs -o size=1000k tmpfs {disk} && "
         f"{sys.executable} jobs/train.py {words} --epochs 9 --keep-checkpoints 9; code=$?; "
