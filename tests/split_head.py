@@ -48,7 +48,7 @@ def train(place: processes.RankInfo, changes: dict[str, Any]) -> dict[str, Any]:
         fence = None
         with raise_on_all_ranks():
             if place.rank == 0:
-                fence = Fence.claim_job(f"{config.checkpoint.storage}/{config.checkpoint.name}", attempt=1)
+                fence = Fence.claim_job(f"{config.run.storage}/{config.run.name}", attempt=1)
         loop = TrainingLoop(config, place.worker(config, fence, lambda: False), recorder)
         found = {"mode": loop.mode.name, "note": loop.division.note, "kept": loop.mode.slices != {}}
         summary = loop.run()

@@ -68,7 +68,7 @@ def test_a_step_from_features_on_the_device_waits_for_nothing(chosen, tmp_path):
     loop = TrainingLoop(config, worker, NoTracker())
     loop.loader._copy = DeviceCopy(loop.loader._copy, CPU)
     meter, before = Meter(CPU, loop.mode.traffic), [p.clone() for p in loop.parts.trained.parameters()]
-    order = loop.loader.epoch_order(config.loop, 1, loop.loader.shuffle(1))
+    order = loop.loader.epoch_order(config.loop.batch_size, config.run.seed, 1, loop.loader.shuffle(1))
     batches = loop.loader.train_batches(order, 0, 1)
     loop.parts.trained.train()
     loop._step(next(batches), 0.01, meter)  # the first one uploads the epoch's order, and all features
@@ -86,7 +86,7 @@ def test_an_epoch_is_uploaded_once(chosen):
     loader = feature_caches.loader(chosen)
     on_cpu = feature_caches.loader(chosen)
     loader._copy, loader._device = DeviceCopy(loader._copy, META), META
-    order = loader.epoch_order(chosen.loop, 1, loader.shuffle(1))
+    order = loader.epoch_order(chosen.loop.batch_size, chosen.run.seed, 1, loader.shuffle(1))
     batches = loader.train_batches(order, 0, 1)
     first = next(batches)
     with Watch() as watch:
@@ -101,7 +101,7 @@ def test_an_epoch_is_uploaded_once(chosen):
 def test_features_on_the_device_are_those_of_the_node(chosen):
     on_cpu, on_device = feature_caches.loader(chosen), feature_caches.loader(chosen)
     on_device._copy = DeviceCopy(on_device._copy, CPU)
-    order = on_cpu.epoch_order(chosen.loop, 3, on_cpu.shuffle(1))
+    order = on_cpu.epoch_order(chosen.loop.batch_size, chosen.run.seed, 3, on_cpu.shuffle(1))
     for rank, position in ((0, 0), (1, 8), (0, 20)):
         pairs = [
             (a, b)

@@ -47,7 +47,7 @@ def make_loop(folder, recorder=None, **changes):
         "log_every_steps": 1,
     }
     config = configs.replace(recipes.find("digits-cnn"), **{**defaults, **changes})
-    kept = CheckpointFolder(folder / config.checkpoint.name, config.checkpoint.keep_checkpoints)
+    kept = CheckpointFolder(folder / config.run.name, config.checkpoint.keep)
     worker = ProcessWorker(0, 1, 0, 1, "here", torch.device("cpu"), kept)
     return TrainingLoop(config, worker, recorder or Recorder())
 
@@ -375,7 +375,7 @@ def test_schedule_by_hand():
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_biases_are_not_decayed(name):
     layer = torch.nn.Linear(3, 2)
-    optimizer = build_optimizer(layer, OptimizerConfig(optimizer=name, weight_decay=0.5, lr=0.1))
+    optimizer = build_optimizer(layer, OptimizerConfig(name=name, weight_decay=0.5, lr=0.1))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decay[id(layer.weight)] == 0.5
     assert decay[id(layer.bias)] == 0.0

@@ -38,6 +38,7 @@ from cvdist.storage import Folder
 from cvdist.sweep import space
 from cvdist.sweep.record import Epoch, Trial, folder_of
 from cvdist.tracking import Attempt, NoTracker, RunRef, Tracker, open_tracker
+from cvdist.tracking.sweep_runs import show_running
 from cvdist.training.finite import NotFinite
 from cvdist.training.train import TrainingLoop
 
@@ -68,8 +69,8 @@ class TrialWorker:
         """`trials_on_node`: how many may share the node's disk and memory."""
         self.device, self.node, self.local_world_size = device, ray.util.get_node_ip_address(), trials_on_node
         self._kept = kept
-        self._uploads = Uploads(config.checkpoint.checkpoint_timeout)
-        self._asynchronous = config.checkpoint.async_checkpoints
+        self._uploads = Uploads(config.checkpoint.timeout)
+        self._asynchronous = config.checkpoint.asynchronous
         self._watch = FenceWatch(kept.fence) if kept.fence is not None else None
         self._best, self._stored_at = -2.0, 0.0
 
@@ -299,9 +300,7 @@ class Watch(tune.Callback, tune.Stopper):
         number = trial.config["trial"]
         self._running.add(number)
         if number in self._runs:
-            from cvdist.jobs import sweep_run
-
-            sweep_run.running(self._runs[number])
+            show_running(self._runs[number])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: it has failed, and starts again."""

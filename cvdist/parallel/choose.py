@@ -69,7 +69,7 @@ def choose(
         _require_use(config, parts, workers)
     matrix_rate, memory_rate = measure.rates(worker.device, arithmetic)
     machine = Machine(matrix_rate, memory_rate)
-    name, note = str(settings.parallel), "as set by --parallel"
+    name, note = str(settings.mode), "as set by --parallel"
     if workers == 1:
         name, note = "data", "one worker: nothing to exchange"
     elif name == "auto":
@@ -200,7 +200,7 @@ def _require_use(config: TrainConfig, parts: Parts, workers: int) -> None:
         UserError: naming them.
     """
     settings = config.parallel
-    if settings.parallel != "head":
+    if settings.mode != "head":
         return
     classifier = _classifier(parts.trained)
     linear_layers(classifier, workers)

@@ -50,7 +50,7 @@ class ProcessWorker:
 
     def __post_init__(self) -> None:
         """Nothing is on its way yet."""
-        self._uploads = Uploads(self.settings.checkpoint_timeout)
+        self._uploads = Uploads(self.settings.timeout)
         self._consensus = StopConsensus(_AGREE_SECONDS, self.step_timeout)
         self._watch = FenceWatch(self.kept.fence) if self.kept.fence is not None else None
 
@@ -78,7 +78,7 @@ class ProcessWorker:
     ) -> None:
         """See `Worker.save_checkpoint`."""
         suffix = gather(self.kept.suffix)[0] if awaited else ""
-        timeout = self.settings.checkpoint_timeout
+        timeout = self.settings.timeout
         with raise_on_all_ranks(timeout):
             if fill is not None:
                 self._uploads.wait()
@@ -86,12 +86,12 @@ class ProcessWorker:
                     self._uploads.start(lambda: self.kept.add(name, score, fill, awaited, timeout))
                 else:
                     self._uploads.start(lambda: self.kept.add_part(name + suffix, fill))
-                if not self.settings.async_checkpoints:
+                if not self.settings.asynchronous:
                     self._uploads.wait()
 
     def wait_for_uploads(self) -> None:
         """See `Worker.wait_for_uploads`."""
-        with raise_on_all_ranks(self.settings.checkpoint_timeout):
+        with raise_on_all_ranks(self.settings.timeout):
             self._uploads.wait()
 
     def finish(self) -> None:
@@ -136,7 +136,7 @@ class CheckpointFolder:
         score: float,
         fill: Callable[[Path], None],
         awaited: Sequence[str] = (),
-        timeout: float = CheckpointConfig.checkpoint_timeout,
+        timeout: float = CheckpointConfig.timeout,
     ) -> None:
         """Let `fill` write a checkpoint, list it, then delete what is no longer to be kept.
 
@@ -168,7 +168,7 @@ class CheckpointFolder:
         name: str,
         fill: Callable[[Path], None],
         awaited: Sequence[str] = (),
-        timeout: float = CheckpointConfig.checkpoint_timeout,
+        timeout: float = CheckpointConfig.timeout,
     ) -> None:
         """Let `fill` write this worker's files of a checkpoint.
 
@@ -208,8 +208,8 @@ class RankInfo:
 
     def worker(self, config: TrainConfig, fence: Fence | None, leaving: Callable[[], bool]) -> ProcessWorker:
         """The worker of the run that `config` names; rank 0 holds its `fence`."""
-        root = Path(storage_root(config)) / config.checkpoint.name
-        kept = CheckpointFolder(root, config.checkpoint.keep_checkpoints, fence)
+        root = Path(storage_root(config.run.storage)) / config.run.name
+        kept = CheckpointFolder(root, config.checkpoint.keep, fence)
         return ProcessWorker(
             self.rank,
             self.world_size,
@@ -230,7 +230,7 @@ def require_folder(config: TrainConfig) -> None:
     Raises:
         UserError: naming it.
     """
-    root = storage_root(config)
+    root = storage_root(config.run.storage)
     if "://" in root:
         raise UserError(
             f"--storage {root}: outside of Ray, the storage has to be a folder that all nodes share"

@@ -40,7 +40,7 @@ from cvdist.distributed.consensus import StopConsensus
 from cvdist.distributed.worker import StopRequest
 from cvdist.errors import Superseded, UserError
 from cvdist.results import Summary
-from cvdist.runtime.ray_cluster import reconnect, require_resources
+from cvdist.runtime.ray_cluster import ResourceRequest, reconnect, require_resources
 from cvdist.tracking import Attempt, RunRef, open_tracker
 from cvdist.training.train import TrainingLoop
 
@@ -68,7 +68,7 @@ class RayWorker:
 
     def __post_init__(self) -> None:
         """Nothing is on its way yet."""
-        self._uploads = Uploads(self.config.checkpoint.checkpoint_timeout)
+        self._uploads = Uploads(self.config.checkpoint.timeout)
         self._consensus = StopConsensus(_AGREE_SECONDS, self.config.runtime.step_timeout)
         self._watch = FenceWatch(self.fence) if self.fence is not None else None
         self._known: dict[str, ray.train.Checkpoint] = {}
@@ -113,7 +113,7 @@ class RayWorker:
         """See `Worker.save_checkpoint`; a thread of Ray's writes and uploads rank 0's."""
         settings = self.config.checkpoint
         saved = upload = None
-        with raise_on_all_ranks(settings.checkpoint_timeout):
+        with raise_on_all_ranks(settings.timeout):
             self._uploads.wait()
         suffix = self.fence.suffix if self.fence is not None else ""
         if awaited:
@@ -129,7 +129,7 @@ class RayWorker:
                 try:
                     done.result()  # Ray, too, is to know of an error
                 except Superseded as error:
-                    if not error.on_all_workers or not settings.async_checkpoints:
+                    if not error.on_all_workers or not settings.asynchronous:
                         raise
                     # But of none that a restart can't mend: the workers learn of it and end by themselves.
                     raise SystemExit from error
@@ -143,7 +143,7 @@ class RayWorker:
             checkpoint=saved,
             checkpoint_dir_name=Path(saved.path).name if saved is not None else name,
             checkpoint_upload_mode=(
-                CheckpointUploadMode.ASYNC if settings.async_checkpoints else CheckpointUploadMode.SYNC
+                CheckpointUploadMode.ASYNC if settings.asynchronous else CheckpointUploadMode.SYNC
             ),
             checkpoint_upload_fn=upload,
             delete_local_checkpoint_after_upload=False,
@@ -151,7 +151,7 @@ class RayWorker:
 
     def wait_for_uploads(self) -> None:
         """See `Worker.wait_for_uploads`."""
-        with raise_on_all_ranks(self.config.checkpoint.checkpoint_timeout):
+        with raise_on_all_ranks(self.config.checkpoint.timeout):
             self._uploads.wait()
 
     def poll_stop_request(self) -> StopRequest:
@@ -218,7 +218,7 @@ class RayWorker:
                 fill,
                 awaited=awaited,
                 last=META,
-                timeout=self.config.checkpoint.checkpoint_timeout,
+                timeout=self.config.checkpoint.timeout,
                 ensure_current=ensure_current,
             )
 
@@ -229,7 +229,7 @@ class RayWorker:
         """
         place = ray.train.get_context().get_storage()
         newest = max((item.metrics.get(_AT, 0) for item in self._reported()), default=-1)
-        with raise_on_all_ranks(self.config.checkpoint.checkpoint_timeout):
+        with raise_on_all_ranks(self.config.checkpoint.timeout):
             mine = complete_checkpoints(self.fence.folder) if self.fence is not None else []
         for name, score, at in gather([one for one in mine if one.at > newest])[0]:
             path = f"{place.experiment_fs_path}/{name}"
@@ -244,7 +244,7 @@ class RayWorker:
         return list(
             ray.train.get_all_reported_checkpoints(
                 consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED,
-                timeout_s=self.config.checkpoint.checkpoint_timeout,
+                timeout_s=self.config.checkpoint.timeout,
             )
         )
 
@@ -268,15 +268,15 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
     Raises:
         UserError: if the cluster is too small, or for what a worker found to be the user's to mend.
     """
-    use_gpu = require_resources(config)
+    use_gpu = require_resources(ResourceRequest.of_workers(config.runtime))
     runtime = config.runtime
     fewest, most = runtime.worker_range
     # Where the number may vary, Ray first tries with what it believes to have, a lost node included.
     start_timeout = runtime.start_timeout if fewest == most else min(runtime.start_timeout, _TRIAL_SECONDS)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout))
-    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.checkpoint.checkpoint_timeout + 60))
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.checkpoint.timeout + 60))
     resources = {"CPU": float(runtime.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
-    filesystem, root = storage.locate(storage_root(config), patient=True)
+    filesystem, root = storage.locate(storage_root(config.run.storage), patient=True)
     make = functools.partial(
         TorchTrainer,
         _work,
@@ -293,7 +293,7 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
             elastic_resize_monitor_interval_s=runtime.resize_interval,
         ),
         run_config=RunConfig(
-            name=config.checkpoint.name,
+            name=config.run.name,
             storage_path=root,
             storage_filesystem=filesystem,  # with this project's bounds and retries
             logging_config=LoggingConfig(log_level="WARNING"),
@@ -303,7 +303,7 @@ def fit(config: TrainConfig, ref: RunRef | None, fence: Fence) -> Summary:
                 max_preemption_failures=runtime.max_preemptions,
             ),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=config.checkpoint.keep_checkpoints,
+                num_to_keep=config.checkpoint.keep,
                 checkpoint_score_attribute=_SCORE,
                 checkpoint_score_order="max",
             ),
@@ -343,7 +343,7 @@ def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:
             failed,
             failures,
         )
-        reconnect(config)
+        reconnect(config.runtime.connect_timeout)
     raise AssertionError
 
 
@@ -364,7 +364,7 @@ def _work(values: dict[str, Any]) -> Summary | str:
     """What each Ray worker runs. What no restart would mend is returned as a message instead of raised."""
     log.setup()
     logging.getLogger().setLevel(logging.WARNING)  # not two lines of Ray for each checkpoint of each rank
-    config = configs.from_dict(values["config"])
+    config = configs.from_dict(configs.TrainConfig, values["config"])
     context = ray.train.get_context()
     rank = context.get_world_rank()
     fence = None

@@ -29,7 +29,7 @@ def build_optimizer(
     groups = _groups([p for p in trained if p not in slow], config.weight_decay, lr_scale=1.0)
     groups += _groups([p for p in trained if p in slow], config.weight_decay, lr_scale=backbone_lr_scale)
     # Fused: one kernel updates all tensors, where a small network's update is mostly fixed costs.
-    if config.optimizer == "adamw":
+    if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
 

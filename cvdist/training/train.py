@@ -92,14 +92,14 @@ class TrainingLoop:
         self.trained_parameters = sum(p.numel() for p in self.parts.trained.parameters())
         self.all_parameters = sum(p.numel() for p in self.model.parameters())
         self.identity = ModelIdentity(
-            config.model.model,
+            config.model.name,
             self.info.classes,
             self.info.channels,
             self.info.height,
             self.info.width,
             *models.head_of(config.model),
         )
-        self.order = OrderIdentity(self.info.train_size, config.loop.batch_size, config.loop.seed)
+        self.order = OrderIdentity(self.info.train_size, config.loop.batch_size, config.run.seed)
         self.progress = Progress()
         self.best: Evaluation | None = None
         self.resumed = ""
@@ -114,11 +114,11 @@ class TrainingLoop:
                 self.parts.trained,
                 config.optimizer,
                 backbone=self.parts.backbone,
-                backbone_lr_scale=config.model.backbone_lr_scale,
+                backbone_lr_scale=config.optimizer.backbone_lr_scale,
             )
             self.ema = self._build_average()
             # Each worker drops other activations; the weights above were drawn from a stream that all share.
-            torch.manual_seed(mix("dropout", config.loop.seed, self.mode.random_rank))
+            torch.manual_seed(mix("dropout", config.run.seed, self.mode.random_rank))
             if found:
                 with raise_on_all_ranks():
                     self._load(*found)
@@ -196,7 +196,7 @@ class TrainingLoop:
         mode = self.mode
         if not progress.position:
             progress.shuffle = self.loader.shuffle(mode.world_size)
-        order = self.loader.epoch_order(config.loop, epoch, progress.shuffle)
+        order = self.loader.epoch_order(config.loop.batch_size, config.run.seed, epoch, progress.shuffle)
         steps = order.steps()
         step = steps - order.steps(progress.position)
         mode.align()
@@ -214,9 +214,7 @@ class TrainingLoop:
                     self.first_step_at = time.time()
                     set_group_timeout(config.runtime.step_timeout)
                 asked = worker.poll_stop_request()
-            save_now = asked or (
-                config.checkpoint.checkpoint_every and step % config.checkpoint.checkpoint_every == 0
-            )
+            save_now = asked or (config.checkpoint.every and step % config.checkpoint.every == 0)
             if step % config.loop.log_every_steps == 0 or step == steps or save_now:
                 self._log_step(epoch, step, steps, rate, meter)
             if save_now and step < steps:
@@ -230,7 +228,7 @@ class TrainingLoop:
 
     def _step(self, batch: Batch, rate: float, meter: Meter) -> None:
         """Forward, backward, update."""
-        optimizer, config, mode = self.optimizer, self.config.optimizer, self.mode
+        optimizer, config, mode = self.optimizer, self.config.loop, self.mode
         compiling.begin_step(self.config.loop.compile)
         set_learning_rate(optimizer, rate)
         losses: list[Tensor] = []
@@ -293,7 +291,7 @@ class TrainingLoop:
     # ------------------------------------------------------------------------------------------- setting up
 
     def _build_model(self) -> nn.Module:
-        torch.manual_seed(mix("weights", self.config.loop.seed))
+        torch.manual_seed(mix("weights", self.config.run.seed))
         shape = models.InputSpec(self.info.channels, self.info.height, self.info.width)
         model = models.build_model(self.config.model, shape, len(self.info.classes))
         if self.config.loop.channels_last:
@@ -301,7 +299,7 @@ class TrainingLoop:
         return model
 
     def _build_average(self) -> AveragedModel | None:
-        decay = self.config.optimizer.model_ema_decay
+        decay = self.config.loop.model_ema_decay
         if not decay:
             return None
         return average.build(self.parts.trained, decay)
@@ -399,7 +397,7 @@ class TrainingLoop:
             set_random_state(states[rank], self.worker.device)
         else:  # streams of as many workers as there are now, and not those that the run began with
             at = (saved.progress.epoch, saved.progress.position)
-            torch.manual_seed(mix("dropout", self.config.loop.seed, rank, *at))
+            torch.manual_seed(mix("dropout", self.config.run.seed, rank, *at))
         self.progress = saved.progress
         self.best = saved.best
         self.visualizer.load_state(state.get("visualizer"))
@@ -468,7 +466,7 @@ class TrainingLoop:
             return
         self.worker.wait_for_uploads()
         if self.main:
-            name = self.config.checkpoint.name
+            name = self.config.run.name
             logger.info("stopped by SIGTERM after a checkpoint: --name %s goes on from it", name)
         sys.exit(128 + signal.SIGTERM)
 
