@@ -103,7 +103,7 @@ def dogs_cats_cnn() -> TrainConfig:
 
 @recipe
 def dogs_cats_vgg16() -> TrainConfig:
-    """The book's transfer learning: VGG16's pretrained convolutions, frozen, and its classifier trained anew.
+    """The book's transfer learning: VGG16's pretrained convolutions, frozen, and a new classifier.
 
     Name the pictures with `--data`. SGD with momentum 0.9, a learning rate of 0.0002 that warms up and decays
     by a cosine, batches of 64, dropout 0.5, 3 epochs. Large, because the classifier is: each step reads and

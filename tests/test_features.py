@@ -224,7 +224,7 @@ def test_windowed_order_is_a_permutation_also_after_a_change_of_workers(
     order = windowed(numbers, batch_size, seed=1, epoch=2, streams=streams, window=window)
     again = windowed(numbers, batch_size, seed=1, epoch=2, streams=streams, window=window)
     assert torch.equal(order.order, again.order)
-    step = loaders.draw(st.integers(0, order.steps()))
+    step = data.draw(st.integers(0, order.steps()))
     position = min(step * batch_size, order.size)
     before = order.order[:position].tolist()
     after = [i for rank in range(now) for s in order.shares(rank, now, position) for i in s.indices.tolist()]

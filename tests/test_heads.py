@@ -78,7 +78,7 @@ def test_a_linear_probe_and_an_mlp_are_what_their_names_say():
 def test_a_new_model_begins_as_torchvisions():
     """In distribution: without weights convolutions by He et al., linear layers with deviation 0.01."""
     torch.manual_seed(0)
-    model = models.build_model(dataclasses.replace(head("mlp"), model="vgg11_bn"), TINY, 1000)
+    model = models.build_model(dataclasses.replace(head("mlp"), name="vgg11_bn"), TINY, 1000)
     theirs = torchvision.models.vgg11_bn(num_classes=1)
     for mine, other in zip(model.features, theirs.features, strict=True):
         if isinstance(mine, nn.Conv2d):

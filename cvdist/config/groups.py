@@ -152,7 +152,7 @@ class BackboneConfig:
     """Pretrained weights to go on from: torchvision's name (`IMAGENET1K_V1`; for vgg16 also
     `IMAGENET1K_FEATURES`, convolutions only), or a state dict's file or URI. Empty or `none`: random ones."""
     weights_preprocessing: ModelPreprocessing = ""
-    """Normalisation that the file in `--weights` was trained with: that of torchvision's `IMAGENET1K_V1` or of
+    """Normalization that the file in `--weights` was trained with: that of torchvision's `IMAGENET1K_V1` or of
     its `IMAGENET1K_FEATURES`. torchvision's names bring their own."""
     trainable_blocks: Annotated[int, between(0, 5)] = 0
     """How many of a pretrained model's convolution blocks are trained, counted from the last; the others stay

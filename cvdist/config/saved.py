@@ -34,7 +34,7 @@ class LookupConfig:
 
 @dataclass(frozen=True)
 class SavedModelConfig(LookupConfig):
-    """Which trained model is used: what evaluation, prediction and visualisation have in common."""
+    """Which trained model is used: what evaluation, prediction and visualization have in common."""
 
     source: str = ""
     """The model: an MLflow run's name or id; a registered model, `models:/NAME/VERSION` or
@@ -44,7 +44,7 @@ class SavedModelConfig(LookupConfig):
     model: str = ""
     """Architecture of a state dict's file: a name in the registry, such as `vgg16`."""
     weights_preprocessing: ModelPreprocessing = ""
-    """Normalisation that a state dict's file was trained with, as in training."""
+    """Normalization that a state dict's file was trained with, as in training."""
 
 
 @dataclass(frozen=True)

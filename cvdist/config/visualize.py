@@ -1,4 +1,4 @@
-"""The settings of one visualisation of a trained model."""
+"""The settings of one visualization of a trained model."""
 
 from __future__ import annotations
 

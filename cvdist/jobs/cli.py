@@ -367,8 +367,10 @@ def _shown(job: Job, name: str, group: type[Any]) -> type[Any]:
         elif one.flag in job.without:
             marks = [tyro.conf.Suppress]
         elif one.flag != one.field or one.alias:
-            aliases = [configs.dashed(one.alias)] if one.alias else None
-            marks = [tyro.conf.arg(name=configs.dashed(one.flag).removeprefix("--"), aliases=aliases)]
+            # Tyro shows what it calls aliases first.
+            aliases = [configs.dashed(one.flag)] if one.alias else None
+            shown = configs.dashed(one.alias or one.flag).removeprefix("--")
+            marks = [tyro.conf.arg(name=shown, aliases=aliases)]
         if marks:
             default = next(field.default for field in dataclasses.fields(group) if field.name == one.field)
             kind = Annotated[(configs.plain_type(one.hint), *marks)]  # type: ignore[valid-type]

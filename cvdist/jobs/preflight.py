@@ -101,7 +101,7 @@ def _rows(config: TrainConfig) -> Iterator[Row]:
         try:
             found, rows = ray.get(task)
         except ray.exceptions.RayError as error:
-            yield Row("node", where, str(error).strip().splitlines()[-1][:100], "mend or remove this node")
+            yield Row("node", where, str(error).strip().splitlines()[-1][:100], "repair or remove this node")
             continue
         versions.setdefault(found, []).append(where)
         yield from (Row(what, where, text, problem) for what, text, problem in rows)

@@ -264,7 +264,7 @@ def _trials_on_node(job: SweepJobConfig) -> int:
 def _memory(config: TrainConfig, tries: list[Settings]) -> int:
     """Bytes that the largest trial needs, about; where no node has as many, all of a node's.
 
-    Weights, their gradients and the optimiser's state, and the copy of them that is being stored.
+    Weights, their gradients and the optimizer's state, and the copy of them that is being stored.
     """
     import ray
 

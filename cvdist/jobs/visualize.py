@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _VALID = ("valid", "val", "validation", "test")
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes grey of colours
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes gray of colors
 
 Made = Callable[[], bytes]
 
 
 @dataclass(frozen=True)
 class VisualizeResult:
-    """A finished visualisation.
+    """A finished visualization.
 
     Args:
         model: the model in words.
@@ -306,7 +306,7 @@ def _write(drawings: dict[str, Made], output: str, run: tracking.RunRef | None) 
 
 
 def present(result: VisualizeResult) -> int:
-    """Print what came of the visualisation; returns the exit code."""
+    """Print what came of the visualization; returns the exit code."""
     cli.show(table(result))
     return 0
 

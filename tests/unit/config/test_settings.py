@@ -13,6 +13,7 @@ from cvdist import config as configs
 from cvdist import recipes
 from cvdist.errors import UserError
 from cvdist.jobs import cli
+from cvdist.sweep import space
 
 KINDS = sorted({job.settings for job in cli.JOBS.values()}, key=lambda kind: kind.__name__)
 CONFIG = Path(configs.__file__).parent
@@ -74,6 +75,15 @@ def test_a_sweep_is_a_training_and_its_search():
     assert job.train == recipes.digits_cnn(epochs=7) and type(job.train) is configs.TrainConfig
     changed = configs.replace(job, trials=4, lr=0.5)
     assert (changed.sweep.trials, changed.train.optimizer.lr) == (4, 0.5)
+
+
+def test_what_can_be_searched_goes_by_flags():
+    found = {
+        dimension.name for dimension in space.parse(("optimizer=sgd,adamw", "lr=1:2"), recipes.digits_cnn())
+    }
+    assert found == {"optimizer", "lr"}
+    with pytest.raises(UserError, match="name can't be searched"):
+        space.parse(("name=a,b",), recipes.digits_cnn())
 
 
 def test_recipes_take_overrides():
