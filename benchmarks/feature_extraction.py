@@ -24,7 +24,7 @@ from benchmarks.harness import Comparison, summarise
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
 from cvdist import models, recipes
-from cvdist.config import TrainConfig
+from cvdist.config import PreprocessConfig
 from cvdist.features import build
 from cvdist.features.extract import Extractor
 from cvdist.features.plan import WorkUnit
@@ -65,15 +65,15 @@ def measure() -> Iterator[Comparison]:
         print("  bytes of real photographs are left out: CVDIST_TEST_DATA is not set")
 
 
-def _config(pictures: Path, features: Path, weights: Path, preprocessing: str) -> TrainConfig:
+def _config(pictures: Path, features: Path, weights: Path, preprocessing: str) -> PreprocessConfig:
     return configs.replace(
-        recipes.find("dogs-cats-vgg16-features"),
+        PreprocessConfig.of(recipes.find("dogs-cats-vgg16-features")),
         data=str(pictures), features=str(features), weights=str(weights), weights_preprocessing=preprocessing,
         shard_size=64,
     )  # fmt: skip
 
 
-def _extract(config: TrainConfig) -> tuple[build.Built, float]:
+def _extract(config: PreprocessConfig) -> tuple[build.BuiltCache, float]:
     """What has been built, and seconds without the loading of weights."""
     todo = build.make_plan(config)
     extractor = Extractor(config, todo.fingerprint, CPU)
@@ -85,18 +85,18 @@ def _extract(config: TrainConfig) -> tuple[build.Built, float]:
     return built, built.seconds
 
 
-def _ours(config: TrainConfig, root: Path) -> float:
+def _ours(config: PreprocessConfig, root: Path) -> float:
     shutil.rmtree(root / "features", ignore_errors=True)
     built, seconds = _extract(config)
     return built.computed / seconds
 
 
 @torch.inference_mode()
-def _bare(config: TrainConfig) -> float:
+def _bare(config: PreprocessConfig) -> float:
     from cvdist.distributed.precision import choose_precision
 
     frozen = models.build_frozen(config.model).module.to(memory_format=torch.channels_last)
-    precision = choose_precision(config.loop.precision, CPU)
+    precision = choose_precision(config.compute.precision, CPU)
     images = torch.randn(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     started = time.perf_counter()
     for _ in range(PICTURES // BATCH):

@@ -86,7 +86,7 @@ def all_on(device: torch.device, sizes: Sizes) -> Iterator[Comparison]:
 
 def _write_weights(sizes: Sizes, path: Path) -> None:
     """Random convolutions."""
-    settings = ModelConfig(model=sizes.model, head="linear", trainable_blocks=BLOCKS)
+    settings = ModelConfig(name=sizes.model, head="linear", trainable_blocks=BLOCKS)
     state = models.build_model(settings, models.InputSpec(3, 224, 224), 2).state_dict()
     torch.save({name: tensor for name, tensor in state.items() if name.startswith("features.")}, path)
 
@@ -176,12 +176,12 @@ def _extraction(device: torch.device, sizes: Sizes, root: Path) -> Iterator[Comp
 
 
 def _extracted(config: TrainConfig, device: torch.device, root: Path) -> float:
-    config = configs.replace(config, features=str(root / "extracted"))
+    extraction = configs.replace(configs.PreprocessConfig.of(config), features=str(root / "extracted"))
     shutil.rmtree(root / "extracted", ignore_errors=True)
-    plan = build.make_plan(config)
-    extractor = Extractor(config, plan.fingerprint, device)
+    plan = build.make_plan(extraction)
+    extractor = Extractor(extraction, plan.fingerprint, device)
     with ThreadPoolExecutor(_AT_A_TIME) as threads:
-        built = build.build(config, plan, lambda left: threads.map(extractor, left))
+        built = build.build(extraction, plan, lambda left: threads.map(extractor, left))
     return built.computed / built.seconds
 
 

@@ -20,18 +20,18 @@ SMALL, LARGE, SIZE = 2_000, 8_000, 64
 
 _COMMON = """
 import sys, psutil, torch
-from cvdist import config as configs, data
+from cvdist import config as configs, loaders
 from cvdist.config import TrainConfig
 from cvdist.data.sampler import EpochOrder
 folder, cache, share, size = sys.argv[1:]
-settings = {"data": folder, "cache": cache, "cache_share": float(share), "image_size": int(size)}
+settings = {"data": folder, "cache": cache, "cache_fraction": float(share), "image_size": int(size)}
 config = configs.replace(TrainConfig(), dataset="images", **settings)
 """
-_PREPARE = _COMMON + "data.prepare(config)"
+_PREPARE = _COMMON + "loaders.prepare(config)"
 _WORKER = (
     _COMMON
     + """
-loader = data.open_loader(config, torch.device("cpu"))
+loader = loaders.open_loader(config, torch.device("cpu"))
 process, highest = psutil.Process(), 0
 for epoch in (1, 2):
     order = EpochOrder(loader.info.train_size, 64, seed=0, epoch=epoch)

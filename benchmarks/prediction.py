@@ -19,9 +19,9 @@ import torchvision
 
 from benchmarks.harness import Comparison, compare
 from benchmarks.photographs import write_folder
-from cvdist.config import InferenceConfig, PredictConfig, PredictionConfig, SavedModelConfig
+from cvdist.config import ActorsConfig, InferenceConfig, PredictConfig, PredictionConfig, SavedModelConfig
 from cvdist.data.images.ahead import BATCH
-from cvdist.jobs import predict
+from cvdist.jobs.predict import predict_planned
 from cvdist.prediction import batch
 from cvdist.prediction.predict import Predictor
 from cvdist.saved import SavedModel, open_model
@@ -37,9 +37,8 @@ def measure() -> Iterator[Comparison]:
         saved = _model(root)
         _pictures(root / "pictures")
         config = PredictConfig(
-            prediction=PredictionConfig(
-                data=str(root / "pictures"), output=str(root / "output"), runtime="inline"
-            ),
+            prediction=PredictionConfig(data=str(root / "pictures"), output=str(root / "output")),
+            runtime=ActorsConfig(launcher="inline"),
             inference=InferenceConfig(device="cpu", resize="squash"),
         )
         predictor = Predictor(config.prediction.data, config.inference, saved, CPU)
@@ -78,7 +77,7 @@ def _ours(config: PredictConfig, saved: SavedModel, root: Path) -> float:
     shutil.rmtree(root / "output", ignore_errors=True)
     started = time.perf_counter()
     todo = batch.make_plan(config, saved)
-    done = predict.predict(config, saved, todo)
+    done = predict_planned(config, saved, todo)
     assert done.rows == done.computed == PICTURES
     return PICTURES / (time.perf_counter() - started)
 

@@ -63,7 +63,7 @@ class Server:
     def build(self, name: str, steps: str, dropout: str, kind: str) -> None:
         """Without `build_run`, which would refuse features that are made up."""
         config = configured(self.folder, self.place.rank, int(steps), float(dropout), kind)
-        worker = Worker(self.place, CheckpointStore.at(f"{storage_root(config)}/{config.checkpoint.name}"))
+        worker = Worker(self.place, CheckpointStore.at(f"{storage_root(config.run.storage)}/{config.run.name}"))
         self.runs[name] = open_run(config, worker, _Noting())
 
     def share(self, name: str, other: str) -> None:

@@ -88,14 +88,14 @@ def _features(root: Path, weights: Path) -> None:
     config = configs.replace(
         recipes.find("dogs-cats-vgg16-features"), weights=str(weights), weights_preprocessing="imagenet"
     )
-    made = dataclasses.replace(made, fingerprint=fingerprint.asked_for_training(config))
+    made = dataclasses.replace(made, fingerprint=fingerprint.asked_for_training(config.data, config.model))
     Folder.open(str(root / "features"), "--features").write(manifest.NAME, manifest.dump(made))
 
 
 def _sweep(root: Path, weights: Path) -> tuple[float, int]:
     """Core-seconds that the job takes, and epochs that its trials were trained for."""
     run = ["jobs/sweep.py", "dogs-cats-vgg16-features", "--features", root / "features", "--weights", weights]
-    run += ["--weights-preprocessing", "imagenet", "--epochs", EPOCHS, "--trials", TRIALS, "--workers", 1]
+    run += ["--weights-preprocessing", "imagenet", "--epochs", EPOCHS, "--trials", TRIALS, "--num-workers", 1]
     run += ["--cache", root / "cache", "--storage", root / "runs", "--no-train-best"]
     ours = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS")
     environment = {name: value for name, value in os.environ.items() if name not in ours}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cvdist.config import TrainConfig, storage_root
+from cvdist.config import DataConfig, TrainConfig, storage_root
 from cvdist.data import digits, images, mnist
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import Loader
@@ -22,12 +22,22 @@ def prepare(config: TrainConfig) -> None:
     Raises:
         UserError: if the data can't be had.
     """
-    if config.features.features:
+    if config.features.uri:
         features.prepare(config)
-    elif config.data.dataset == "mnist":
-        mnist.fetch(_folder(config))
     elif config.data.dataset == "images":
         images.prepare(config)
+    else:
+        prepare_in_memory(config.data, config.run.storage)
+
+
+def prepare_in_memory(data: DataConfig, storage: str) -> None:
+    """Bring digits or MNIST onto this node; `storage` as `RunConfig.storage`.
+
+    Raises:
+        UserError: if they can't be downloaded.
+    """
+    if data.dataset == "mnist":
+        mnist.fetch(_folder(data, storage))
 
 
 def open_loader(
@@ -39,20 +49,55 @@ def open_loader(
 ) -> Loader:
     """The configured data set, on `device`.
 
-    workers_on_node: how many share this node's cores; normalisation: mean and standard deviation by channel,
-    for pixels in [0, 1], instead of the data's own.
+    Args:
+        config: names the data and how it is read.
+        device: that the batches are on.
+        workers_on_node: how many workers share this node's cores.
+        normalisation: mean and standard deviation by channel, for pixels in [0, 1], instead of the data's own.
 
     Raises:
-        UserError: if it is missing or damaged.
+        UserError: if the data set is missing or damaged.
     """
-    if config.features.features:
+    if config.features.uri:
         return features.load(config, device, workers_on_node)
     if config.data.dataset == "images":
         return images.load(config, device, workers_on_node, normalisation)
-    if config.data.dataset == "mnist":
-        info, train, valid = mnist.load(_folder(config))
+    return open_in_memory(
+        config.data,
+        config.run.storage,
+        device,
+        seed=config.run.seed,
+        channels_last=config.loop.channels_last,
+        normalisation=normalisation,
+    )
+
+
+def open_in_memory(
+    data: DataConfig,
+    storage: str,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    channels_last: bool = True,
+    normalisation: images.Normalisation | None = None,
+) -> InMemoryLoader:
+    """Digits or MNIST on `device`.
+
+    Args:
+        data: names the data set, its split and the augmentation.
+        storage: as `RunConfig.storage`.
+        device: that the batches are on.
+        seed: of the augmentation.
+        channels_last: memory layout NHWC for the batches.
+        normalisation: mean and standard deviation by channel, for pixels in [0, 1], instead of the data's own.
+
+    Raises:
+        UserError: if the data set is missing or damaged.
+    """
+    if data.dataset == "mnist":
+        info, train, valid = mnist.load(_folder(data, storage))
     else:
-        info, train, valid = digits.load(config.data)
+        info, train, valid = digits.load(data)
     if normalisation is not None and info.channels == len(normalisation[0]):
         info = dataclasses.replace(info, mean=normalisation[0], std=normalisation[1])
     return InMemoryLoader(
@@ -60,15 +105,15 @@ def open_loader(
         train,
         valid,
         device=device,
-        augmentation=Augmentation.from_config(config.data, config.loop.seed),
-        channels_last=config.loop.channels_last,
+        augmentation=Augmentation.from_config(data, seed),
+        channels_last=channels_last,
     )
 
 
-def _folder(config: TrainConfig) -> Path:
-    if config.data.data:
-        return Path(config.data.data).expanduser().resolve()
-    root = storage_root(config)
+def _folder(data: DataConfig, storage: str) -> Path:
+    if data.uri:
+        return Path(data.uri).expanduser().resolve()
+    root = storage_root(storage)
     if "://" in root:
         raise UserError("--data is needed: the storage is a URI, and the data set has to be in a folder")
     return Path(root) / "data"

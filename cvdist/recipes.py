@@ -1,27 +1,41 @@
 """Recipes: functions that return a complete configuration.
 
-To derive one, call another and change the fields that differ. The first line of the docstring is what
-`jobs/train.py --help` shows.
+`mnist_cnn(epochs=3)` is the recipe with a field changed, by the name of its flag. To derive a recipe, call
+another one with the fields that differ. The first line of the docstring is what `jobs/train.py --help` shows.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable
+from typing import Any, Protocol
 
 from cvdist.config import TrainConfig, replace
 from cvdist.errors import UserError
 
-Recipe = Callable[[], TrainConfig]
+
+class Recipe(Protocol):
+    """Makes a configuration; `changes` override its fields by the names of their flags."""
+
+    __doc__: str | None
+
+    def __call__(self, **changes: Any) -> TrainConfig: ...
+
+
 _RECIPES: dict[str, Recipe] = {}
 
 
-def recipe(function: Recipe) -> Recipe:
-    """Make `function` known under its name, with hyphens for underscores."""
+def recipe(function: Callable[[], TrainConfig]) -> Recipe:
+    """Make `function` known under its name, with hyphens for underscores, and let it take overrides."""
     name = function.__name__.replace("_", "-")
-    _RECIPES[name] = lambda: replace(function(), recipe=name)
-    _RECIPES[name].__doc__ = function.__doc__
-    return function
+
+    @functools.wraps(function)
+    def made(**changes: Any) -> TrainConfig:
+        return replace(function(), **{"recipe": name, **changes})
+
+    _RECIPES[name] = made
+    return made
 
 
 def names() -> dict[str, str]:
@@ -29,8 +43,8 @@ def names() -> dict[str, str]:
     return {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in _RECIPES.items()}
 
 
-def find(name: str) -> TrainConfig:
-    """The configuration of the recipe called `name`.
+def find(name: str, **changes: Any) -> TrainConfig:
+    """The configuration of the recipe called `name`, with `changes` as the recipe itself takes them.
 
     Raises:
         UserError: if there is none; the message has the nearest names.
@@ -39,7 +53,7 @@ def find(name: str) -> TrainConfig:
         near = difflib.get_close_matches(name, _RECIPES, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(_RECIPES)}"
         raise UserError(f"unknown recipe {name!r}: {hint}")
-    return _RECIPES[name]()
+    return _RECIPES[name](**changes)
 
 
 @recipe
@@ -58,8 +72,7 @@ def digits_cnn() -> TrainConfig:
 
     A sixteenth of the data asks for a higher learning rate and a cosine schedule.
     """
-    return replace(
-        mnist_cnn(),
+    return mnist_cnn(
         dataset="digits",
         momentum=0.9,
         lr=0.02,
@@ -90,7 +103,7 @@ def dogs_cats_cnn() -> TrainConfig:
 
 @recipe
 def dogs_cats_vgg16() -> TrainConfig:
-    """The book's transfer learning: VGG16's pretrained convolutions, frozen, and its classifier trained anew.
+    """The book's transfer learning: VGG16's pretrained convolutions, frozen, and a new classifier.
 
     Name the pictures with `--data`. SGD with momentum 0.9, a learning rate of 0.0002 that warms up and decays
     by a cosine, batches of 64, dropout 0.5, 3 epochs. Large, because the classifier is: each step reads and
@@ -119,7 +132,7 @@ def dogs_cats_vgg16_dropout() -> TrainConfig:
 
     The book reports 98.45% on 2,000 photographs.
     """
-    return replace(dogs_cats_vgg16(), dropout=0.2)
+    return dogs_cats_vgg16(dropout=0.2)
 
 
 @recipe
@@ -129,7 +142,7 @@ def dogs_cats_vgg16_augmented() -> TrainConfig:
     By up to 10 degrees. The book turns them by up to 0.2 degrees, see `docs/book.md`, and reports 98.5% on
     2,000 photographs.
     """
-    return replace(dogs_cats_vgg16_dropout(), horizontal_flip=0.5, rotation=10.0)
+    return dogs_cats_vgg16_dropout(horizontal_flip=0.5, rotation=10.0)
 
 
 @recipe
@@ -138,7 +151,7 @@ def dogs_cats_vgg16_features() -> TrainConfig:
 
     Name the cache with `--features`. The result is a complete VGG16, which takes pictures.
     """
-    return replace(dogs_cats_vgg16_dropout(), epochs=5)
+    return dogs_cats_vgg16_dropout(epochs=5)
 
 
 @recipe
@@ -147,7 +160,7 @@ def dogs_cats_vgg16_mlp() -> TrainConfig:
 
     A thousandth of the weights that the book's classifier has, so that an epoch takes a fraction of a second.
     """
-    return replace(dogs_cats_vgg16_features(), head="mlp", lr=0.001)
+    return dogs_cats_vgg16_features(head="mlp", lr=0.001)
 
 
 @recipe
@@ -156,4 +169,4 @@ def dogs_cats_vgg16_probe() -> TrainConfig:
 
     The learning rate is that small because 25,088 inputs share each output.
     """
-    return replace(dogs_cats_vgg16_features(), head="linear", lr=0.00001)
+    return dogs_cats_vgg16_features(head="linear", lr=0.00001)

@@ -265,6 +265,16 @@ def is_file(filesystem: arrow.FileSystem, path: str) -> bool:
         return False
 
 
+def absolute(uri: str) -> str:
+    """`uri` for processes that run in another folder than the one that a relative path was meant for."""
+    return uri if not uri or "://" in uri else str(Path(uri).expanduser().absolute())
+
+
+def absolute_if_there(name: str) -> str:
+    """As `absolute`, of what may be a path or another name: unchanged where there is no such file."""
+    return absolute(name) if "://" not in name and name and Path(name).expanduser().exists() else name
+
+
 def exists(uri: str) -> bool:
     """Whether there is a file or a folder."""
     filesystem, path = locate(uri)

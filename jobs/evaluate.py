@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-# See jobs/train.py.
+# The package beside this file is the one that runs: in a clone, in the image, and in the folder that
+# `ray job submit --working-dir .` uploads, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cvdist.jobs import cli
 
-
-def main(arguments: Sequence[str]) -> None:
-    """Parse, evaluate, report."""
-    config = cli.parse_evaluate(arguments)
-    if config is None:
-        return
-    from cvdist.jobs import console, evaluate
-
-    cli.show(console.evaluation_table(evaluate.run(config)))
-
-
 if __name__ == "__main__":
-    sys.exit(cli.main(main))
+    sys.exit(cli.run_job("evaluate"))

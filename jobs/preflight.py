@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
-# See jobs/train.py.
+# The package beside this file is the one that runs: in a clone, in the image, and in the folder that
+# `ray job submit --working-dir .` uploads, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cvdist.jobs import cli
 
-
-def main(arguments: Sequence[str]) -> int:
-    """Parse, look, report; 1 if something is to be mended."""
-    config = cli.parse_train(arguments, "preflight.py")
-    if config is None:
-        return 0
-    from cvdist import config as configs
-    from cvdist.jobs import preflight
-
-    began = time.monotonic()
-    configs.check(config)
-    rows = preflight.check(config)
-    print(preflight.table(rows, time.monotonic() - began))
-    return int(any(row.problem for row in rows))
-
-
 if __name__ == "__main__":
-    sys.exit(cli.main(main))
+    sys.exit(cli.run_job("preflight"))

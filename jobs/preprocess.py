@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-# See jobs/train.py.
+# The package beside this file is the one that runs: in a clone, in the image, and in the folder that
+# `ray job submit --working-dir .` uploads, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cvdist.jobs import cli
 
-
-def main(arguments: Sequence[str]) -> None:
-    """Parse, extract or look, report."""
-    asked = cli.parse_preprocess(arguments)
-    if asked is None:
-        return
-    if isinstance(asked, cli.CacheCommand):
-        from cvdist.features import inspect
-
-        if asked.how == "check":
-            print(inspect.check(asked.uri))
-        elif asked.how == "describe":
-            print(inspect.describe(asked.uri))
-        else:
-            pruned = inspect.prune(asked.uri)
-            print(f"deleted {pruned.files} files, {pruned.bytes / 1e6:,.1f} MB")
-        return
-    from cvdist.jobs import console
-    from cvdist.jobs.train import preprocess
-
-    cli.show(console.features_table(preprocess(asked)))
-
-
 if __name__ == "__main__":
-    sys.exit(cli.main(main))
+    sys.exit(cli.run_job("preprocess"))

@@ -1,24 +1,15 @@
-"""Make a run's `report.html` anew, from what MLflow has: `python jobs/report.py RUN [--output FILE]`."""
+"""Make a run's `report.html` again, from what MLflow has: `python jobs/report.py RUN [--output FILE]`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-# See jobs/train.py.
+# The package beside this file is the one that runs: in a clone, in the image, and in the folder that
+# `ray job submit --working-dir .` uploads, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cvdist.jobs import cli
 
-
-def main(arguments: Sequence[str]) -> None:
-    """Parse, find the run, make its page, say where it is."""
-    run, settings = cli.parse_report(arguments)
-    from cvdist.jobs import report
-
-    print(report.make(run, settings))
-
-
 if __name__ == "__main__":
-    sys.exit(cli.main(main))
+    sys.exit(cli.run_job("report"))

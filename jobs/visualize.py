@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-# See jobs/train.py.
+# The package beside this file is the one that runs: in a clone, in the image, and in the folder that
+# `ray job submit --working-dir .` uploads, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cvdist.config import VisualizeJobConfig
 from cvdist.jobs import cli
 
-_ABOUT = (
-    "Figures of what a model has learned: the filters of its convolutions and, with pictures, its activations, "
-    "the pictures that excite its channels most, and Grad-CAM."
-)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Parse, look, report."""
-    config = cli.parse_model_job("visualize.py", arguments, VisualizeJobConfig, _ABOUT)
-    if config is None:
-        return
-    from cvdist.jobs import console
-    from cvdist.jobs.visualize import visualize
-
-    cli.show(console.figures_table(visualize(config)))
-
-
 if __name__ == "__main__":
-    sys.exit(cli.main(main))
+    sys.exit(cli.run_job("visualize"))

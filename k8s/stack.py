@@ -113,7 +113,8 @@ def up(options: Options) -> None:
         f"bucket       s3://{BUCKET} at {s3['AWS_ENDPOINT_URL']}\n"
         f"logs         {os.path.relpath(options.folder / 'logs')}\n\n"
         f"next: . {here if here.startswith('.') else './' + here}\n"
-        f"      ray job submit --working-dir . -- python jobs/train.py digits-cnn --workers {options.workers}\n"
+        f"      ray job submit --working-dir . -- "
+        f"python jobs/train.py digits-cnn --num-workers {options.workers}\n"
         f"      make stack-down"
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ import torchvision
 
 from cvdist import config as configs
 from cvdist import recipes
-from cvdist.config import TrainConfig
+from cvdist.config import ExtractionConfig, FeaturesConfig, PreprocessConfig, TrainConfig
 from cvdist.features import build
 from cvdist.features import open as open_cache
-from cvdist.features.build import Built, Plan
+from cvdist.features.build import BuiltCache, ExtractionPlan
 from cvdist.features.extract import Extractor
 from cvdist.features.loader import FeatureLoader
 from cvdist.features.plan import WorkUnit
@@ -33,10 +35,29 @@ def write_weights(path: Path, seed: int = 0, scale: float = 1.0) -> Path:
     return path
 
 
-def config(data: Path | str, features: Path | str, weights: Path, cache: Path, **changes: Any) -> TrainConfig:
+@dataclass(frozen=True)
+class CacheFeatures(FeaturesConfig, ExtractionConfig):
+    """What a cache is made with and what it is trained from with."""
+
+
+@dataclass(frozen=True)
+class CacheConfig(TrainConfig):
+    """Settings of an extraction and of a training from it, for tests of both."""
+
+    features: CacheFeatures = field(default_factory=CacheFeatures)
+
+
+def extraction(chosen: CacheConfig) -> PreprocessConfig:
+    """The settings of the extraction."""
+    features = configs.part_of(ExtractionConfig, chosen.features)
+    return dataclasses.replace(PreprocessConfig.of(chosen), features=features)
+
+
+def config(data: Path | str, features: Path | str, weights: Path, cache: Path, **changes: Any) -> CacheConfig:
     """A configuration for tiny pictures."""
+    recipe = recipes.find("dogs-cats-vgg16-features")
     return configs.replace(
-        recipes.find("dogs-cats-vgg16-features"),
+        CacheConfig(**{**vars(recipe), "features": CacheFeatures(**vars(recipe.features))}),
         **{
             "data": str(data),
             "features": str(features),
@@ -56,11 +77,11 @@ def config(data: Path | str, features: Path | str, weights: Path, cache: Path, *
     )
 
 
-def computing(chosen: TrainConfig, plan: Plan, computed: list[WorkUnit]) -> Any:
+def computing(chosen: CacheConfig, plan: ExtractionPlan, computed: list[WorkUnit]) -> Any:
     """What `build` calls, in this process; `computed` notes the slices."""
 
     def compute(left: Sequence[WorkUnit]) -> Iterator[Receipt]:
-        extractor = Extractor(chosen, plan.fingerprint, CPU)
+        extractor = Extractor(extraction(chosen), plan.fingerprint, CPU)
         for work in left:
             receipt = extractor(work)
             computed.append(work)
@@ -69,14 +90,14 @@ def computing(chosen: TrainConfig, plan: Plan, computed: list[WorkUnit]) -> Any:
     return compute
 
 
-def extract(chosen: TrainConfig) -> tuple[Built, list[str]]:
+def extract(chosen: CacheConfig) -> tuple[BuiltCache, list[str]]:
     """Make or update a cache. Returns the paths of the pictures that were computed, too."""
-    plan = build.make_plan(chosen)
+    plan = build.make_plan(extraction(chosen))
     computed: list[WorkUnit] = []
-    built = build.build(chosen, plan, computing(chosen, plan, computed))
+    built = build.build(extraction(chosen), plan, computing(chosen, plan, computed))
     return built, [path for work in computed for path in work.paths]
 
 
-def loader(chosen: TrainConfig) -> FeatureLoader:
+def loader(chosen: CacheConfig) -> FeatureLoader:
     """Batches from the cache, on the CPU."""
     return open_cache.load(chosen, CPU, workers_on_node=1)

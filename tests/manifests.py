@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from cvdist import config as configs
-from cvdist.config import EvaluateConfig, TrainConfig
+from cvdist.config import EvaluateConfig, PreprocessConfig, TrainConfig
 from cvdist.errors import UserError
 from cvdist.jobs import cli
 from tests.jobs import ROOT
@@ -583,8 +583,13 @@ def parse(words: list[str]) -> Any:
     script, *arguments = words
     if not (ROOT / script).is_file():
         raise UserError(f"there is no {script}")
-    config = getattr(cli, f"parse_{Path(script).stem}")(arguments)
-    configs.check(config) if isinstance(config, TrainConfig) else configs.check_groups(config)
+    config = cli.parse(Path(script).stem, arguments)
+    if isinstance(config, TrainConfig):
+        configs.check(config)
+    elif isinstance(config, PreprocessConfig):
+        configs.check_preprocess(config)
+    else:
+        configs.check_groups(config)
     return config
 
 
@@ -600,7 +605,7 @@ def _command_problems(objects: list[Object]) -> Iterator[str]:
         if not parsed:
             yield f"{name_of(thing)}: runs nothing"
         for config in parsed:
-            if isinstance(config, TrainConfig):
+            if isinstance(config, TrainConfig | PreprocessConfig):
                 yield from _room_problems(name_of(thing), ray_spec(thing), config)
             elif isinstance(config, EvaluateConfig):
                 yield from _own_room_problems(name_of(thing), ray_spec(thing), job_spec(thing))
@@ -620,7 +625,7 @@ def _own_room_problems(where: str, spec: Object, job: Object) -> Iterator[str]:
         yield f"{where}: {group['replicas']} workers, of which it uses one"
 
 
-def _room_problems(where: str, spec: Object, config: TrainConfig) -> Iterator[str]:
+def _room_problems(where: str, spec: Object, config: TrainConfig | PreprocessConfig) -> Iterator[str]:
     """Whether the workers that a job asks for fit its cluster."""
     runtime = config.runtime
     scales = spec.get("enableInTreeAutoscaling", False)
@@ -633,9 +638,9 @@ def _room_problems(where: str, spec: Object, config: TrainConfig) -> Iterator[st
         if runtime.device == "cuda":
             on_node = min(on_node, int(limits.get("nvidia.com/gpu", 0)))
         room += nodes * on_node
-    extracting = config.features.features and config.data.data
-    highest = runtime.worker_range[1]
-    if room < (1 if extracting else highest):
+    extracting = isinstance(config, PreprocessConfig)  # which takes what room there is
+    highest = 1 if isinstance(config, PreprocessConfig) else config.runtime.worker_range[1]
+    if room < highest:
         yield f"{where}: {highest} workers don't fit its cluster, which has room for {room}"
     if gpus and runtime.device != "cuda":
         yield f"{where}: has GPUs and does not insist on them"

@@ -52,7 +52,7 @@ def train_case(ranks: RankInfo, changes: dict[str, Any]) -> dict[str, Any]:
         job = None
         with raise_on_all_ranks():
             if ranks.rank == 0:
-                job = Fence.claim_job(f"{config.checkpoint.storage}/{config.checkpoint.name}")
+                job = Fence.claim_job(f"{config.run.storage}/{config.run.name}")
         job = gather(job)[0]
         with open_worker(config, job, None, ranks, lambda: StopRequest.NONE) as (worker, _):
             run = build_run(config, worker, recorder)

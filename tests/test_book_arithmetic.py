@@ -14,7 +14,7 @@ from cvdist.config import ModelConfig
 @pytest.fixture(scope="module")
 def cnn():
     torch.manual_seed(0)
-    return models.build_model(ModelConfig(model="scratch-cnn"), models.InputSpec(1, 28, 28), 10).eval()
+    return models.build_model(ModelConfig(name="scratch-cnn"), models.InputSpec(1, 28, 28), 10).eval()
 
 
 def convolution(layer_class, weights, **options):

@@ -17,7 +17,7 @@ from tests.jobs import ROOT
 
 
 def parse(*words):
-    return cli.parse_train(words)
+    return cli.parse("train", words)
 
 
 def test_flags_override_a_recipe():
@@ -31,7 +31,7 @@ def test_flags_override_a_recipe():
 
 def test_the_books_settings():
     config = recipes.find("mnist-cnn")
-    assert (config.optimizer.optimizer, config.optimizer.lr, config.optimizer.momentum) == ("sgd", 0.01, 0.5)
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.momentum) == ("sgd", 0.01, 0.5)
     assert (config.loop.batch_size, config.loop.epochs, config.model.dropout) == (32, 20, 0.5)
 
 
@@ -39,12 +39,13 @@ def test_the_books_settings():
 def test_recipes_are_valid_and_survive_json(name):
     config = recipes.find(name)
     configs.check(configs.replace(config, data="somewhere"))
-    assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
+    assert configs.from_dict(configs.TrainConfig, json.loads(json.dumps(configs.to_dict(config)))) == config
 
 
 def test_field_names_are_unique_over_groups():
-    names = [path.rpartition(".")[2] for path, _ in configs.flat(configs.TrainConfig())]
-    assert len(names) == len(set(names))
+    for job in cli.JOBS.values():
+        names = [word for one in configs.settings_of(job.settings) for word in one.words]
+        assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_mistakes_are_one_line(words, message):
         ("dropout", 1.0, r"--dropout is 1.0: it takes a number in [0, 1)"),
         ("lr", float("nan"), "--lr is nan: it takes a finite number"),
         ("random_resized_crop", 0.0, "--random-resized-crop is 0.0: it takes a number in (0, 1]"),
-        ("max_bad_images", 1.5, "--max-bad-images is 1.5: it takes a number in [0, 1]"),
+        ("max_bad_fraction", 1.5, "--max-bad-fraction is 1.5: it takes a number in [0, 1]"),
         ("image_size", 4, "--image-size is 4: it takes 8 or more"),
         ("trainable_blocks", 6, "--trainable-blocks is 6: it takes a number in [0, 5]"),
         ("dataset", "images", "--data is needed: the folder or URI of the pictures, with a folder for each"),
@@ -109,8 +110,8 @@ def test_help_and_configuration_are_printed():
 
 
 def test_without_arguments_a_job_lists_the_recipes(capsys):
-    for parse_job in (cli.parse_train, cli.parse_preprocess, cli.parse_sweep):
-        assert parse_job([]) is None
+    for name in ("train", "preprocess", "sweep", "preflight"):
+        assert cli.parse(name, []) is None
         assert "dogs-cats-vgg16-features" in capsys.readouterr().out
 
 
@@ -123,23 +124,23 @@ def test_an_error_is_one_line_and_debug_shows_where():
 
 def test_workers_are_a_number_or_a_range():
     for word, expected in (("3", (3, 3)), ("2:8", (2, 8))):
-        config = cli.parse_train(["digits-cnn", "--workers", word])
+        config = cli.parse("train", ["digits-cnn", "--num-workers", word])
         configs.check(config)
         assert config.runtime.worker_range == expected
     for word in ("8:2", "0", "some", "2:", "-1"):
-        with pytest.raises(UserError, match=r"^--workers is"):
+        with pytest.raises(UserError, match=r"^--num-workers is"):
             configs.check(configs.replace(config, workers=word))
 
 
 def test_workers_do_not_give_up_on_one_that_waits_for_its_data():
-    config = cli.parse_train(["digits-cnn", "--data-timeout", "600"])
+    config = cli.parse("train", ["digits-cnn", "--data-timeout", "600"])
     with pytest.raises(UserError, match=r"--step-timeout 150 is below --data-timeout 600"):
         configs.check(config)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_log_on_a_full_disk_does_not_make_a_finished_job_a_failed_one():
-    script = "import sys; from cvdist import cli; sys.exit(cli.main(lambda _: cli.show('done'), []))"
+    script = "import sys; from cvdist.jobs import cli; sys.exit(cli.main(lambda _: cli.show('done'), []))"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=full, cwd=ROOT, check=False)
     assert done.returncode == 0

@@ -23,9 +23,10 @@ from cvdist.evaluation import metrics
 from cvdist.evaluation.compare import compare, mcnemar
 from cvdist.figures.pictures import Answer, difference_grid
 from cvdist.figures.reliability import reliability_diagram
-from cvdist.jobs import cli, console
-from cvdist.jobs import evaluate as job
-from cvdist.jobs.train import launch
+from cvdist.jobs import cli
+from cvdist.jobs import evaluate as run_evaluation
+from cvdist.jobs.evaluate import table as evaluation_table
+from cvdist.jobs.train import table, train
 from cvdist.loaders import open_loader
 from tests import pictures
 from tests.jobs import run as run_command
@@ -106,9 +107,9 @@ def test_two_models_whose_classes_are_in_another_order():
 
 
 def evaluate(trained, source, *words):
-    config = cli.parse_evaluate([str(source), "--storage", str(trained.storage), *map(str, words)])
+    config = cli.parse("evaluate", [str(source), "--storage", str(trained.storage), *map(str, words)])
     assert isinstance(config, EvaluateConfig)
-    return job.run(config)
+    return run_evaluation(config)
 
 
 def eval_error(trained, source, *words):
@@ -150,10 +151,19 @@ def test_what_training_has_counted_is_counted_again_and_logged(trained, tmp_path
     written = json.loads((tmp_path / "e.json").read_text())
     assert written["models"][0]["correct"] == measured.correct
     assert sum(one["total"] for one in written["models"][0]["calibration"]) == 1000
-    text = console.evaluation_table(finished)
+    text = evaluation_table(finished)
     assert f"({measured.correct}/1000)" in text and "next: make ui" in text
     # The evaluation is not taken for the run of that name.
     assert evaluate(trained, "good", "--tracking", "none").run is None
+
+
+def test_an_optional_store_holds_the_results_where_it_can_be_reached(trained, tmp_path, caplog):
+    checkpoint = trained.storage / "weak"
+    words = (checkpoint, "--dataset", "digits", "--tracking", "optional")
+    assert evaluate(trained, *words, "--tracking-uri", f"sqlite:///{tmp_path}/m.db").run is not None
+    away = ("--tracking-uri", "http://127.0.0.1:9", "--tracking-timeout", "0.5")
+    assert evaluate(trained, *words, *away).run is None
+    assert "goes on without MLflow (--tracking optional)" in caplog.text
 
 
 def test_two_models_side_by_side_and_the_better_one_is_promoted(trained):
@@ -164,7 +174,7 @@ def test_two_models_side_by_side_and_the_better_one_is_promoted(trained):
     assert found.total == 1000 and found.both + found.only_first == one.correct
     assert found.both + found.only_second == other.correct == trained.weak.summary.best_correct
     assert found.p < 1e-6
-    text = console.evaluation_table(finished)
+    text = evaluation_table(finished)
     assert (
         f"both right {found.both:,}, only A {found.only_first:,}" in text
         and "different at the 5% level" in text
@@ -181,7 +191,7 @@ def test_two_models_side_by_side_and_the_better_one_is_promoted(trained):
 def test_training_registers_and_a_registry_that_fails_costs_nothing(trained, tmp_path, monkeypatch):
     client = MlflowClient(trained.good.run.tracking_uri)
     assert trained.good.registered == f"models:/{REGISTERED}/1 @candidate"
-    assert "registered     models:/digit-reader/1 @candidate" in console.table(trained.good)
+    assert "registered     models:/digit-reader/1 @candidate" in table(trained.good)
     version = client.get_model_version(REGISTERED, "1")
     assert version.tags["recipe"] == "digits-cnn" and version.tags["validation"].endswith("/1000)")
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:////dev/null/registry.db")
@@ -189,7 +199,7 @@ def test_training_registers_and_a_registry_that_fails_costs_nothing(trained, tmp
         recipes.find("digits-cnn"), storage=str(tmp_path), name="kept", runtime="inline", epochs=1,
         batch_size=500, system_metrics=False, register="x",
     )  # fmt: skip
-    finished = launch(config)
+    finished = train(config)
     assert finished.registered == "" and finished.not_registered.startswith("--register x: the MLflow registry")
     assert f"python jobs/evaluate.py runs:/{finished.run.run_id} --register x" in finished.not_registered
     assert MlflowClient(finished.run.tracking_uri).get_run(finished.run.run_id).info.status == "FINISHED"
@@ -233,16 +243,16 @@ def on_photos(trained, tmp_path_factory):
     photos = pictures.write(folder / "all", {"ant": 20, "bee": 20, "cow": 20})
     (photos / "bee" / "0003.jpg").write_bytes(b"no picture")
     config = configs.replace(
-        recipes.find("dogs-cats-cnn"), data=str(photos), image_size=32, max_bad_images=0.1,
+        recipes.find("dogs-cats-cnn"), data=str(photos), image_size=32, max_bad_fraction=0.1,
         cache=str(folder / "cache"), storage=str(trained.storage), name="photos", runtime="inline", epochs=1,
         batch_size=16, precision="float32", system_metrics=False, decode_workers=1,
     )  # fmt: skip
-    return launch(config), photos, folder / "cache"
+    return train(config), photos, folder / "cache"
 
 
 def test_the_split_of_training_is_found_again(trained, on_photos):
     finished, _, cache = on_photos
-    words = ("--cache", cache, "--max-bad-images", "0.1", "--tracking", "none")
+    words = ("--cache", cache, "--max-bad-fraction", "0.1", "--tracking", "none")
     found = evaluate(trained, "photos", *words).evaluation
     summary = finished.summary
     assert (found.first.metrics.correct, found.first.metrics.total) == (
@@ -253,7 +263,7 @@ def test_the_split_of_training_is_found_again(trained, on_photos):
     assert rest.total + summary.valid_total == whole.first.metrics.total == 59
     assert [picture.path for picture in whole.pictures.quarantine] == ["bee/0003.jpg"]
     assert whole.first.metrics.correct == rest.correct + summary.best_correct
-    assert "more than --max-bad-images 0.001 allows" in eval_error(
+    assert "more than --max-bad-fraction 0.001 allows" in eval_error(
         trained, "photos", "--cache", cache, "--part", "all", "--tracking", "none"
     )
 

@@ -21,7 +21,6 @@ from cvdist import config as configs
 from cvdist import loaders, models
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.checkpoints.worker import Worker
-from cvdist.config import LoopConfig
 from cvdist.data.dataset import Shuffle
 from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import UserError
@@ -33,7 +32,7 @@ from cvdist.tracking import NoTracker
 from cvdist.training import setup
 from cvdist.training.train import train as train_run
 from tests import pictures
-from tests.feature_caches import CPU, SIZE, computing, config, extract, write_weights
+from tests.feature_caches import CPU, SIZE, computing, config, extract, extraction, write_weights
 
 COUNTS = {"train/cat": 7, "train/dog": 6, "valid/cat": 3, "valid/dog": 2}
 
@@ -60,8 +59,7 @@ def opened(chosen, **changes):
 
 
 def epoch(loader, batch_size=4, *, number=1, rank=0, world=1, shuffle=None, position=0):
-    loop = LoopConfig(batch_size=batch_size, seed=0)
-    order = loader.epoch_order(loop, number, shuffle or loader.shuffle(world))
+    order = loader.epoch_order(batch_size, 0, number, shuffle or loader.shuffle(world))
     return list(loader.train_batches(order, rank, world, position))
 
 
@@ -95,7 +93,7 @@ def test_the_format_needs_nothing_of_ours(chosen):
     import pyarrow as pa
 
     extract(chosen)
-    root = Path(chosen.features.features)
+    root = Path(chosen.features.uri)
     about = json.loads((root / "manifest.json").read_text())
     assert (about["format"], about["version"], about["classes"]) == ("cvdist-features", 1, ["cat", "dog"])
     seen = []
@@ -112,7 +110,7 @@ def test_the_format_needs_nothing_of_ours(chosen):
         begin, end = (8 + header_size + offset for offset in header["ids"]["data_offsets"])
         seen.append(raw[begin:end].decode())
     assert "".join(seen) == "".join(
-        sorted(str(p.relative_to(chosen.data.data)) for p in Path(chosen.data.data).rglob("*.jpg"))
+        sorted(str(p.relative_to(chosen.data.uri)) for p in Path(chosen.data.uri).rglob("*.jpg"))
     )
 
 
@@ -139,8 +137,8 @@ def test_features_are_those_of_the_frozen_layers(chosen):
 def test_every_dtype_holds_the_features_to_its_precision(chosen, dtype):
     extract(configs.replace(chosen, features_dtype=dtype))
     (batch,) = opened(chosen).valid_batches(0, 1, 5)
-    extract(configs.replace(chosen, features_dtype="float32", features=chosen.features.features + "-32"))
-    (exact,) = opened(chosen, features=chosen.features.features + "-32").valid_batches(0, 1, 5)
+    extract(configs.replace(chosen, features_dtype="float32", features=chosen.features.uri + "-32"))
+    (exact,) = opened(chosen, features=chosen.features.uri + "-32").valid_batches(0, 1, 5)
     tolerance = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}[dtype]
     torch.testing.assert_close(batch.images, exact.images, rtol=tolerance, atol=1e-6)
 
@@ -297,7 +295,7 @@ def test_training_from_a_cache_is_training(chosen, tmp_path):
 def test_a_stopped_windowed_epoch_goes_on_as_it_began(chosen, tmp_path, monkeypatch):
     """Also where the cache fits the node in the meantime."""
     extract(chosen)
-    largest = max(s.raw_bytes for s in manifest.read(Folder.open(chosen.features.features, "")).shards)
+    largest = max(s.raw_bytes for s in manifest.read(Folder.open(chosen.features.uri, "")).shards)
     small = configs.replace(
         chosen, local_cache_gb=3 * largest / 1e9, checkpoint_every=2, dropout=0.0, batch_size=3
     )
@@ -421,12 +419,12 @@ def test_an_update_computes_what_has_changed(chosen, photos):
     _, computed = extract(chosen)
     assert sorted(computed) == ["train/cat/0000a.jpg", "train/dog/0002.jpg"]
     updated = epoch(opened(chosen), 13)
-    fresh = configs.replace(chosen, features=chosen.features.features + "-fresh")
+    fresh = configs.replace(chosen, features=chosen.features.uri + "-fresh")
     extract(fresh)
     for ours, theirs in zip(updated, epoch(opened(fresh), 13), strict=True):
         assert torch.equal(ours.images, theirs.images) and torch.equal(ours.labels, theirs.labels)
-    assert "2 rows of pictures that are gone" in inspect.describe(chosen.features.features)
-    inspect.check(chosen.features.features)
+    assert "2 rows of pictures that are gone" in inspect.describe(chosen.features.uri)
+    inspect.check(chosen.features.uri)
 
 
 def test_adding_one_percent_computes_one_percent(weights, tmp_path):
@@ -446,10 +444,10 @@ def test_a_shard_of_mostly_removed_pictures_goes(chosen, photos):
     after, computed = extract(chosen)
     assert computed == ["train/cat/0003.jpg"]  # the last one alive of the first shard
     assert len(after.manifest.shards) == len(before.manifest.shards)
-    pruned = inspect.prune(chosen.features.features)
+    pruned = inspect.prune(chosen.features.uri)
     assert pruned.files == 3  # the shard, its receipt, the old index
-    inspect.check(chosen.features.features)
-    assert inspect.prune(chosen.features.features).files == 0
+    inspect.check(chosen.features.uri)
+    assert inspect.prune(chosen.features.uri).files == 0
 
 
 def test_other_settings_do_not_replace_a_cache_unasked(chosen):
@@ -469,7 +467,7 @@ class Killed(Exception):
 
 
 def test_a_killed_extraction_keeps_its_finished_shards(chosen):
-    plan = build.make_plan(chosen)
+    plan = build.make_plan(extraction(chosen))
     assert len(plan.work) == 6
 
     def compute(left):
@@ -479,26 +477,26 @@ def test_a_killed_extraction_keeps_its_finished_shards(chosen):
             yield one
 
     with pytest.raises(Killed):
-        build.build(chosen, plan, compute)
+        build.build(extraction(chosen), plan, compute)
     refusal(chosen)  # what has no manifest is no cache
-    again = build.make_plan(chosen)
+    again = build.make_plan(extraction(chosen))
     assert len(again.done) == 4 and len(again.left) == 2  # the fourth shard was finished as well
     _, computed = extract(chosen)
     assert len(computed) == sum(len(work.paths) for work in again.left)
-    inspect.check(chosen.features.features)
+    inspect.check(chosen.features.uri)
 
 
 def test_two_extractions_at_once_into_one_place(chosen):
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(extract, [chosen, chosen]))
     assert both[0][0].manifest.index == both[1][0].manifest.index
-    inspect.check(chosen.features.features)
+    inspect.check(chosen.features.uri)
     assert len(epoch(opened(chosen), 13)) == 1
 
 
 def test_a_half_written_manifest_is_no_cache(chosen):
     extract(chosen)
-    path = Path(chosen.features.features) / "manifest.json"
+    path = Path(chosen.features.uri) / "manifest.json"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert "manifest.json is damaged" in refusal(chosen)
@@ -515,7 +513,7 @@ def test_a_half_written_manifest_is_no_cache(chosen):
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "swapped"])
 def test_check_finds_damaged_shards_and_the_job_mends_them(chosen, damage):
     built, _ = extract(chosen)
-    root = Path(chosen.features.features)
+    root = Path(chosen.features.uri)
     first, second = (root / built.manifest.shards[i].object for i in (0, 1))
     content = first.read_bytes()
     if damage == "flipped":
@@ -539,7 +537,7 @@ def test_check_finds_damaged_shards_and_the_job_mends_them(chosen, damage):
 
 def test_a_damaged_index_is_refused(chosen):
     built, _ = extract(chosen)
-    path = Path(chosen.features.features) / built.manifest.index.object
+    path = Path(chosen.features.uri) / built.manifest.index.object
     content = path.read_bytes()
     path.write_bytes(content[:300] + bytes([content[300] ^ 1]) + content[301:])
     with pytest.raises(UserError, match=r"index/\w+.parquet is damaged"):
@@ -556,10 +554,10 @@ def test_receipts_survive_nonsense():
 def test_bad_pictures_are_left_out_and_listed(chosen, photos):
     bad = photos / "train" / "cat" / "0002.jpg"
     bad.write_bytes(b"no picture")
-    chosen = configs.replace(chosen, max_bad_images=0.1)
+    chosen = configs.replace(chosen, max_bad_fraction=0.1)
     built, computed = extract(chosen)
     assert len(computed) == 18 and [picture.path for picture in built.manifest.bad] == ["train/cat/0002.jpg"]
-    table = (Path(chosen.features.features) / "quarantine.csv").read_bytes()
+    table = (Path(chosen.features.uri) / "quarantine.csv").read_bytes()
     assert table == b"path,reason\r\ntrain/cat/0002.jpg,not a picture of any known kind\r\n"
     loader = opened(chosen)
     assert loader.info.train_size == 12 and loader.quarantine == built.manifest.bad
@@ -575,9 +573,9 @@ def test_bad_pictures_are_left_out_and_listed(chosen, photos):
 def test_too_many_bad_pictures_end_the_job(chosen, photos):
     for i in range(4):  # a whole shard
         (photos / "train" / "cat" / f"000{i}.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"4 of 18 pictures can't be decoded, more than --max-bad-images 0.1"):
-        extract(configs.replace(chosen, max_bad_images=0.1))
-    built, _ = extract(configs.replace(chosen, max_bad_images=0.5))
+    with pytest.raises(UserError, match=r"4 of 18 pictures can't be decoded, more than --max-bad-fraction 0.1"):
+        extract(configs.replace(chosen, max_bad_fraction=0.1))
+    built, _ = extract(configs.replace(chosen, max_bad_fraction=0.5))
     assert len(built.manifest.shards) == 5 and opened(chosen).info.train_size == 9
 
 
@@ -589,7 +587,7 @@ def test_views_are_the_augmented_pictures(chosen):
     built, _ = extract(chosen)
     shards = {s.views for s in built.manifest.shards}
     assert shards == {2, 1}  # one for those to validate on
-    features = made_up_features.everything(built.manifest, chosen.features.features)
+    features = made_up_features.everything(built.manifest, chosen.features.uri)
     frozen, normal = models.build_frozen(chosen.model).module, models.preprocessing(chosen.model)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (normal.mean, normal.std))
     loader = opened(chosen)
@@ -617,7 +615,7 @@ def test_views_differ_without_naming_an_augmentation(chosen):
     one = extract(configs.replace(chosen, views=3))[0].manifest
     assert one.fingerprint == extract(named)[0].manifest.fingerprint
     assert one.fingerprint.views == 3 and one.fingerprint.augmentation is not None
-    features = made_up_features.everything(one, chosen.features.features)
+    features = made_up_features.everything(one, chosen.features.uri)
     assert all(not torch.equal(*pair) for f in features.values() if len(f) > 1 for pair in pairwise(f))
 
 
@@ -625,10 +623,10 @@ def test_views_do_not_depend_on_how_the_data_is_cut(chosen):
     """The same picture in another shard of another extraction has the same views."""
     flips = configs.replace(chosen, rotation=10.0, views=3, features_dtype="float32")
     one = extract(flips)[0].manifest
-    other = configs.replace(flips, shard_size=7, features=flips.features.features + "2")
+    other = configs.replace(flips, shard_size=7, features=flips.features.uri + "2")
     two = extract(other)[0].manifest
-    mine = made_up_features.everything(one, flips.features.features)
-    theirs = made_up_features.everything(two, other.features.features)
+    mine = made_up_features.everything(one, flips.features.uri)
+    theirs = made_up_features.everything(two, other.features.uri)
     assert mine.keys() == theirs.keys()
     for path, features in mine.items():
         torch.testing.assert_close(features, theirs[path], rtol=1e-4, atol=1e-5)
@@ -641,7 +639,7 @@ def test_views_do_not_depend_on_how_the_data_is_cut(chosen):
 
 def test_describe_tells_what_a_cache_holds(chosen):
     built, _ = extract(chosen)
-    text = inspect.describe(chosen.features.features)
+    text = inspect.describe(chosen.features.uri)
     for line in (
         r"pictures             18: 13 training, 5 validation",
         r"classes              2: cat 10, dog 8",

@@ -16,8 +16,8 @@ from cvdist import config as configs
 from cvdist import models, recipes
 from cvdist.config import ModelConfig, SavedModelConfig
 from cvdist.errors import UserError
-from cvdist.jobs.preflight import _summed_bytes, _trained_parameters
-from cvdist.jobs.train import launch
+from cvdist.jobs.preflight import summed_bytes, trained_parameters
+from cvdist.jobs.train import train
 from cvdist.models import HeadSize, InputSpec, heads
 from cvdist.results import ModelIdentity
 from cvdist.saved import open_model
@@ -27,7 +27,7 @@ TINY = InputSpec(3, 32, 32)
 
 
 def head(name, hidden_size=0, **changes):
-    return ModelConfig(model="vgg11", head=name, hidden_size=hidden_size, trainable_blocks=5, **changes)
+    return ModelConfig(name="vgg11", head=name, hidden_size=hidden_size, trainable_blocks=5, **changes)
 
 
 def linear_layers(model):
@@ -78,7 +78,7 @@ def test_a_linear_probe_and_an_mlp_are_what_their_names_say():
 def test_a_new_model_begins_as_torchvisions():
     """In distribution: without weights convolutions by He et al., linear layers with deviation 0.01."""
     torch.manual_seed(0)
-    model = models.build_model(dataclasses.replace(head("mlp"), model="vgg11_bn"), TINY, 1000)
+    model = models.build_model(dataclasses.replace(head("mlp"), name="vgg11_bn"), TINY, 1000)
     theirs = torchvision.models.vgg11_bn(num_classes=1)
     for mine, other in zip(model.features, theirs.features, strict=True):
         if isinstance(mine, nn.Conv2d):
@@ -93,15 +93,15 @@ def test_a_new_model_begins_as_torchvisions():
 
 def test_preflight_says_what_a_split_head_sums():
     vgg = recipes.find("dogs-cats-vgg16")
-    assert _summed_bytes(vgg, 4) == 64 * 4096 * 4
-    assert _summed_bytes(recipes.find("dogs-cats-vgg16-probe"), 4) == 0
+    assert summed_bytes(vgg, 4) == 64 * 4096 * 4
+    assert summed_bytes(recipes.find("dogs-cats-vgg16-probe"), 4) == 0
 
 
 def test_preflight_counts_what_each_step_averages():
-    usual = _trained_parameters(recipes.find("dogs-cats-vgg16"))
+    usual = trained_parameters(recipes.find("dogs-cats-vgg16"))
     assert usual == (25088 * 4096 + 4096) + (4096 * 4096 + 4096) + (4096 * 10 + 10)
-    assert _trained_parameters(recipes.find("dogs-cats-vgg16-mlp")) == (512 * 256 + 256) + (256 * 10 + 10)
-    assert _trained_parameters(recipes.find("dogs-cats-vgg16-probe")) == 25088 * 10 + 10
+    assert trained_parameters(recipes.find("dogs-cats-vgg16-mlp")) == (512 * 256 + 256) + (256 * 10 + 10)
+    assert trained_parameters(recipes.find("dogs-cats-vgg16-probe")) == 25088 * 10 + 10
 
 
 @pytest.mark.parametrize(
@@ -196,9 +196,9 @@ def test_one_cache_serves_all_heads_and_models_are_rebuilt_with_theirs(tmp_path)
     chosen = configs.replace(
         chosen, runtime="inline", tracking="required", system_metrics=False, visualize=False, hidden_size=8
     )
-    launch(configs.replace(chosen, name="mlp", head="mlp"))
+    train(configs.replace(chosen, name="mlp", head="mlp"))
     probe = configs.replace(chosen, name="probe", head="linear", hidden_size=0, tracking="none")
-    launch(probe)
+    train(probe)
     for name, size in (("mlp", ("mlp", 8)), ("probe", ("linear", 0))):
         saved = open_model(SavedModelConfig(source=str(tmp_path / name)))
         assert (saved.identity.head, saved.identity.hidden_size) == size
@@ -211,4 +211,4 @@ def test_one_cache_serves_all_heads_and_models_are_rebuilt_with_theirs(tmp_path)
     # Another head can't go on from it, and is told so.
     shutil.copytree(tmp_path / "mlp", tmp_path / "other")
     with pytest.raises(UserError, match=re.escape("of model vgg11, mlp head of 8 hidden units (2 classes")):
-        launch(configs.replace(probe, name="other"))
+        train(configs.replace(probe, name="other"))

@@ -165,7 +165,7 @@ def with_bad(tmp_path, bad=2, good=30):
 
 def test_bad_pictures_are_left_out_and_listed(tmp_path):
     root = with_bad(tmp_path)
-    loader = opened(root, tmp_path, max_bad_images=0.1)
+    loader = opened(root, tmp_path, max_bad_fraction=0.1)
     assert [picture.path for picture in loader.quarantine] == ["a/bad-0.jpg", "a/bad-1.jpg"]
     assert loader.quarantine[1].reason == "the file is empty"
     assert loader.info.train_size + loader.info.valid_size == 30
@@ -179,21 +179,21 @@ def test_too_many_bad_pictures_end_the_job(tmp_path):
     root = with_bad(tmp_path)
     text = refused(root, tmp_path)
     assert text.startswith(
-        "--data DIR: 2 of 32 pictures (6.25%) can't be decoded, more than --max-bad-images 0.001 allows, e.g. "
-        "a/bad-0.jpg ("
+        "--data DIR: 2 of 32 pictures (6.25%) can't be decoded, more than --max-bad-fraction 0.001 allows, "
+        "e.g. a/bad-0.jpg ("
     )
     (table,) = (tmp_path / "cache").glob("*/quarantine.csv")
     assert str(table) in text
     with table.open() as file:
         assert [row["path"] for row in csv.DictReader(file)] == ["a/bad-0.jpg", "a/bad-1.jpg"]
     assert refused(root, tmp_path) == text  # from the copy that is there now
-    opened(root, tmp_path, max_bad_images=2 / 32)
+    opened(root, tmp_path, max_bad_fraction=2 / 32)
 
 
 def test_a_class_that_is_all_bad(tmp_path):
     root = pictures.write(tmp_path / "some", {**pictures.FOUR, "valid/dog": 1})
     (root / "valid" / "dog" / "0000.jpg").write_bytes(b"")
-    assert refused(root, tmp_path, max_bad_images=1.0) == (
+    assert refused(root, tmp_path, max_bad_fraction=1.0) == (
         "--data DIR: no validation picture of dog can be decoded"
     )
 
@@ -279,7 +279,7 @@ def kept(folder, tmp_path_factory):
 def streamed(folder, tmp_path_factory):
     """No room on the disk: decoded in each epoch, by two processes."""
     tmp_path = tmp_path_factory.mktemp("streamed")
-    loader = opened(folder, tmp_path, cache_share=0.0, decode_workers=2, channels_last=False)
+    loader = opened(folder, tmp_path, cache_fraction=0.0, decode_workers=2, channels_last=False)
     assert not list(tmp_path.glob("cache/*/pixels.u8"))
     return loader
 
@@ -300,7 +300,7 @@ def test_with_and_without_room_on_the_disk_the_batches_are_the_same(kept, stream
 
 def test_a_vanished_picture_in_a_later_epoch_is_named(tmp_path):
     root = pictures.write(tmp_path / "some", pictures.FOUR)
-    loader = opened(root, tmp_path, cache_share=0.0)
+    loader = opened(root, tmp_path, cache_fraction=0.0)
     (root / "train" / "cat" / "0003.jpg").unlink()
     with pytest.raises(UserError, match=r"train/cat/0003.jpg can't be read \(No such file or directory\)"):
         epoch(loader)

@@ -8,6 +8,7 @@ import tomllib
 import pytest
 
 import cvdist
+from cvdist.config import PreprocessConfig
 from tests.jobs import ROOT
 from tests.manifests import (
     KUBERNETES,
@@ -64,18 +65,16 @@ def test_jobs_and_their_commands(overlay):
     (preprocess,), (train,) = (
         [parse(w) for w in commands(objects, jobs[n])] for n in ("preprocess", "vgg16-features")
     )
-    for field in ("features", "model"):  # a cache is refused by whoever asks for another one
-        assert getattr(preprocess, field) == getattr(train, field)
-    assert (
-        preprocess.data.data == "s3://cvdist/pictures"
-        and preprocess.features.features == "s3://cvdist/features"
-    )
+    # A cache is refused by whoever asks for another one.
+    wanted = PreprocessConfig.of(train)
+    assert (preprocess.features, preprocess.model) == (wanted.features, wanted.model)
+    assert preprocess.data.uri == "s3://cvdist/pictures" and preprocess.features.uri == "s3://cvdist/features"
     (evaluate,) = [parse(words) for words in commands(objects, jobs["evaluate"])]
-    assert evaluate.saved.source == train.checkpoint.name and evaluate.evaluation.data == preprocess.data.data
+    assert evaluate.saved.source == train.run.name and evaluate.evaluation.data == preprocess.data.uri
     nightly = [parse(words) for words in commands(objects, find(objects, "RayCronJob", "nightly"))]
-    assert [config.features for config in nightly] == [preprocess.features] * 2
+    assert [config.features.uri for config in nightly] == [preprocess.features.uri] * 2
     # A second attempt has a cluster of another name, and continues the same run.
-    assert nightly[1].checkpoint.name == "nightly-29400000"
+    assert nightly[1].run.name == "nightly-29400000"
 
 
 def test_what_each_overlay_is_for():
@@ -97,7 +96,7 @@ def test_what_each_overlay_is_for():
     affinity = [p.pod["spec"]["affinity"]["nodeAffinity"] for p in pods(spot) if p.role]
     assert all("requiredDuringSchedulingIgnoredDuringExecution" in a for a in affinity)
     (train,) = [parse(w) for w in commands(spot, find(spot, "RayJob", "vgg16-features"))]
-    assert train.checkpoint.checkpoint_every > 0 and train.runtime.worker_range == (2, 4)
+    assert train.checkpoint.every > 0 and train.runtime.worker_range == (2, 4)
     kueue = render("kueue")
     queued = [o for o in kueue if o["kind"] in ("RayJob", "RayCluster")]
     assert {o["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] for o in queued} == {"cvdist"}
@@ -269,11 +268,11 @@ BROKEN = {
     "RayJob vgg16-features: there is no jobs/trein.py": lambda o: _entry(o, "jobs/train.py", "jobs/trein.py"),
     "FEATURE: parameter not set": lambda o: _entry(o, "$FEATURES", "$FEATURE"),
     "3 workers don't fit its cluster, which has room for 2": lambda o: _settings(o).update(
-        TRAIN_FLAGS="--workers 3 --device cuda"
+        TRAIN_FLAGS="--num-workers 3 --device cuda"
     ),
-    "8 workers don't fit": lambda o: _settings(o).update(TRAIN_FLAGS="--workers 8 --device cuda"),
-    "1 workers on 2 GPUs": lambda o: _settings(o).update(TRAIN_FLAGS="--workers 1 --device cuda"),
-    "has GPUs and does not insist on them": lambda o: _settings(o).update(TRAIN_FLAGS="--workers 2"),
+    "8 workers don't fit": lambda o: _settings(o).update(TRAIN_FLAGS="--num-workers 8 --device cuda"),
+    "1 workers on 2 GPUs": lambda o: _settings(o).update(TRAIN_FLAGS="--num-workers 1 --device cuda"),
+    "has GPUs and does not insist on them": lambda o: _settings(o).update(TRAIN_FLAGS="--num-workers 2"),
     "RayJob evaluate: computes on the head": lambda o: find(o, "RayJob", "evaluate")["spec"].pop(
         "entrypointNumCpus"
     ),

@@ -21,7 +21,7 @@ def build(name="scratch-cnn", shape=DIGITS, num_classes=10, dropout=0.5):
     torch.manual_seed(0)
     # Without pretrained weights a VGG is only built to be trained whole.
     blocks = 5 if name.startswith("vgg") else 0
-    settings = ModelConfig(model=name, dropout=dropout, trainable_blocks=blocks)
+    settings = ModelConfig(name=name, dropout=dropout, trainable_blocks=blocks)
     return models.build_model(settings, shape, num_classes)
 
 

@@ -25,8 +25,8 @@ from PIL import Image
 
 from cvdist.data.images.decode import decode
 from cvdist.errors import UserError
-from cvdist.jobs import cli, console
-from cvdist.jobs import predict as job
+from cvdist.jobs import cli
+from cvdist.jobs import predict as run_prediction
 from cvdist.prediction import plan
 from cvdist.prediction.predict import grey
 from cvdist.storage import Folder
@@ -35,10 +35,10 @@ from tests.jobs import ROOT, run, the_error
 
 
 def predict(trained, source, *words):
-    config = cli.parse_predict(
-        [str(source), "--storage", str(trained.storage), "--runtime", "inline", *map(str, words)]
+    config = cli.parse(
+        "predict", [str(source), "--storage", str(trained.storage), "--runtime", "inline", *map(str, words)]
     )
-    return job.run(config)
+    return run_prediction(config)
 
 
 def error(trained, source, *words):
@@ -100,7 +100,7 @@ def test_results_are_what_the_logged_model_says_and_can_be_read_by_all(trained, 
     (photos / "notes.txt").write_text("no picture")
     (photos / "deep" / "bad.jpg").write_bytes(b"no picture either")
     finished = predict(
-        trained, "good", "--data", photos, "--output", output, "--slice-size", 8, "--max-bad-images", "0.1"
+        trained, "good", "--data", photos, "--output", output, "--slice-size", 8, "--max-bad-fraction", "0.1"
     )
     table = read(output)
     paths = sorted(str(path.relative_to(photos)) for path in photos.rglob("0*.jpg"))
@@ -132,7 +132,7 @@ def test_results_are_what_the_logged_model_says_and_can_be_read_by_all(trained, 
     assert sum(one["rows"] for one in manifest["files"]) == 40
     bad = list(csv.DictReader(io.StringIO((output / "quarantine.csv").read_text())))
     assert [row["path"] for row in bad] == ["deep/bad.jpg"]
-    text = console.predictions_table(finished)
+    text = table(finished)
     assert "40 of 41, 1 can't be decoded" in text and "pandas.read_parquet" in text
 
 
@@ -193,7 +193,7 @@ def test_bad_input_is_one_line(trained, tmp_path, shared_data):
     for i in range(3):
         (photos / f"bad{i}.jpg").write_bytes(b"bad")
     text = error(trained, "good", *here)
-    assert "more than --max-bad-images 0.001 allows, e.g. bad" in text
+    assert "more than --max-bad-fraction 0.001 allows, e.g. bad" in text
     assert not (tmp_path / "output" / "manifest.json").exists()
     (tmp_path / "output" / "manifest.json").write_text('{"format": "something"}')
     assert "manifest.json of something else" in error(trained, "good", *here)

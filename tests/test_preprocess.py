@@ -19,6 +19,7 @@ import torch
 from mlflow import MlflowClient
 
 from benchmarks import made_up_features
+from cvdist import config as configs
 from cvdist.checkpoints import format
 from cvdist.data.images.decode import decode
 from cvdist.errors import UserError
@@ -84,7 +85,7 @@ def test_real_photographs_through_a_bucket(shared_data, bucket, s3, tmp_path):
     assert re.search(r"zeros +8\d\.\d% of the values", inspect.describe(features))
     done = train(
         *("dogs-cats-vgg16-features", "--data", photos, "--features", features, *flags),
-        *("--workers", "2", "--epochs", "2", "--name", "real", "--batch-size", "32", "--lr", "0.0004"),
+        *("--num-workers", "2", "--epochs", "2", "--name", "real", "--batch-size", "32", "--lr", "0.0004"),
         **common,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -152,7 +153,7 @@ def test_errors_are_one_line(weights, s3, tmp_path):
 
     def misread(*words):
         with pytest.raises(UserError) as error:
-            cli.parse_preprocess(words)
+            configs.check_preprocess(cli.parse("preprocess", words))
         return str(error.value)
 
     assert misread("dogs-cats-vgg16", "--data", "x").startswith("--features is needed")
@@ -170,7 +171,7 @@ def test_errors_are_one_line(weights, s3, tmp_path):
     too_many = error(*tiny(weights, photos, tmp_path / "f"), "--extractors", "99")
     assert "99" in too_many and "CPUs" in too_many
     (photos / "a" / "0000.jpg").write_bytes(b"bad")
-    assert "more than --max-bad-images 0.001 allows" in error(*tiny(weights, photos, tmp_path / "f"))
+    assert "more than --max-bad-fraction 0.001 allows" in error(*tiny(weights, photos, tmp_path / "f"))
 
 
 def test_a_killed_job_goes_on_where_it_was(weights, bucket, s3, tmp_path):

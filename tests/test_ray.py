@@ -206,7 +206,7 @@ def test_a_killed_worker_costs_neither_the_job_nor_its_run(ray_cluster, tmp_path
     assert "best accuracy" in logs(), logs()[-3000:]
     # Ray may not have heard of them yet when the worker died.
     assert "resuming   at epoch" in logs()
-    assert len(checkpoints()) <= CheckpointConfig.keep_checkpoints + 1  # those included: none stays for ever
+    assert len(checkpoints()) <= CheckpointConfig.keep + 1  # those included: none stays for ever
     client, found = the_run(tmp_path)
     assert found.info.status == "FINISHED"
     epochs = [metric.step for metric in client.get_metric_history(found.info.run_id, "valid/correct")]
@@ -215,9 +215,9 @@ def test_a_killed_worker_costs_neither_the_job_nor_its_run(ray_cluster, tmp_path
 
 _OWN_CLUSTER = """
 import os, ray
-from cvdist.config import TrainConfig
-from cvdist.runtime import ray_cluster
-ray_cluster.connect(TrainConfig())
+from cvdist.config import RuntimeConfig
+from cvdist.runtime.ray_cluster import ResourceRequest, connect
+connect(ResourceRequest.of_workers(RuntimeConfig()))
 print(ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote()))
 """
 
@@ -245,7 +245,7 @@ def test_preflight_looks_at_all_that_a_job_needs(ray_cluster, tmp_path):
     root = pictures.write(tmp_path / "some", {"a": 3, "b": 3})
     (root / "b" / "0001.jpg").write_bytes(b"no picture")
     done = run(
-        *(sys.executable, "jobs/preflight.py", "dogs-cats-cnn", "--data", root, "--workers", "2"),
+        *(sys.executable, "jobs/preflight.py", "dogs-cats-cnn", "--data", root, "--num-workers", "2"),
         storage=tmp_path / "runs",
         **ray_cluster,
     )
@@ -268,13 +268,13 @@ def test_preflight_looks_at_all_that_a_job_needs(ray_cluster, tmp_path):
 
 
 def test_too_many_workers_is_said_at_once(ray_cluster, tmp_path):
-    line = the_error(train("digits-cnn", "--workers", "64", storage=tmp_path, **ray_cluster))
-    assert "--workers 64 with --cpus-per-worker 1 needs 64 CPUs, the cluster has 2 CPUs and 0 GPUs" in line
+    line = the_error(train("digits-cnn", "--num-workers", "64", storage=tmp_path, **ray_cluster))
+    assert "--num-workers 64 with --cpus-per-worker 1 needs 64 CPUs, the cluster has 2 CPUs and 0 GPUs" in line
 
 
 def test_gpus_that_are_not_there(ray_cluster, tmp_path):
     line = the_error(train("digits-cnn", "--device", "cuda", storage=tmp_path, **ray_cluster))
-    assert "--workers 2 --device cuda needs 2 GPUs, the cluster has 2 CPUs and 0 GPUs on 1 node" in line
+    assert "--num-workers 2 --device cuda needs 2 GPUs, the cluster has 2 CPUs and 0 GPUs on 1 node" in line
 
 
 def test_missing_data_is_found_by_the_workers_and_not_retried(ray_cluster, tmp_path):

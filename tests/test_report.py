@@ -20,7 +20,8 @@ from cvdist import recipes, tracking
 from cvdist.config import ReportConfig
 from cvdist.data.dataset import DatasetInfo
 from cvdist.errors import UserError
-from cvdist.jobs import report as job
+from cvdist.jobs import report as make_report
+from cvdist.jobs.report import log_report_or_warn
 from cvdist.report_html import figures
 from cvdist.report_html.content import Data, Model, Picture, Report, Setting
 from cvdist.report_html.page import MAX_BYTES, render
@@ -256,7 +257,7 @@ def finished(tmp_path_factory):
     """A run in a real store, filled as a job fills it, with one broken figure; and its reference."""
     storage = tmp_path_factory.mktemp("store")
     config = configs.replace(recipes.find("digits-cnn"), storage=str(storage), name="kept", lr=0.125)
-    ref = tracking.start_run(config, tracking.open_store(config), continued=False)
+    ref = tracking.start_run(config, tracking.open_store(config.tracking, config.run.storage), continued=False)
     client = MlflowClient(ref.tracking_uri)
     for epoch in (record(1, 900), record(2, 977), record(3, 950)):
         metrics = [
@@ -279,7 +280,7 @@ def finished(tmp_path_factory):
 
 def test_the_report_of_a_run_in_mlflow(finished):
     _, ref, client = finished
-    job.log_report_or_warn(ref)
+    log_report_or_warn(ref)
     page = Parsed(Path(client.download_artifacts(ref.run_id, "report.html")).read_text(encoding="utf-8"))
     assert "97.70%" in page.text and "977/1000 validation pictures right" in page.text and "2 of 3" in page.text
     rows = [cells for cells in page.cells if cells and re.fullmatch(r"\d+( \(best\))?", cells[0])]
@@ -296,26 +297,28 @@ def test_the_report_of_a_run_in_mlflow(finished):
 
 def test_a_report_that_can_not_be_made_costs_a_warning(finished, caplog):
     _, ref, _ = finished
-    job.log_report_or_warn(dataclasses.replace(ref, run_id="0" * 32))
+    log_report_or_warn(dataclasses.replace(ref, run_id="0" * 32))
     assert "no report.html" in caplog.text and "jobs/report.py" in caplog.text
 
 
 def test_a_report_made_anew(finished, tmp_path):
     storage, ref, _ = finished
-    settings = ReportConfig(storage=str(storage), output=str(tmp_path / "page.html"))
-    assert "page.html" in job.make("kept", settings)
+    settings = configs.replace(
+        ReportConfig(), run="kept", storage=str(storage), output=str(tmp_path / "page.html")
+    )
+    assert make_report(settings).path == tmp_path / "page.html"
     made = (tmp_path / "page.html").read_bytes()
-    assert "page.html" in job.make(ref.run_id, settings)
+    assert make_report(configs.replace(settings, run=ref.run_id)).size == len(made)
     assert (tmp_path / "page.html").read_bytes() == made
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
     with pytest.raises(UserError, match="no run in the experiment 'cvdist' is called 'kpt': did you mean kept"):
-        job.make("kpt", settings)
+        make_report(configs.replace(settings, run="kpt"))
     with pytest.raises(UserError, match="no run has the id"):
-        job.make("0" * 32, settings)
+        make_report(configs.replace(settings, run="0" * 32))
     with pytest.raises(UserError, match="there is no MLflow store"):
-        job.make("kept", ReportConfig(storage=str(tmp_path / "gone")))
+        make_report(configs.replace(settings, storage=str(tmp_path / "gone")))
     with pytest.raises(UserError, match=r"--output .* can't be written: "):
-        job.make("kept", dataclasses.replace(settings, output=str(tmp_path / "no" / "x.html")))
+        make_report(configs.replace(settings, output=str(tmp_path / "no" / "x.html")))
 
 
 def test_the_command_names_its_mistakes(tmp_path):

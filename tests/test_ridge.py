@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from cvdist import config as configs
-from cvdist.jobs import console, report
-from cvdist.jobs.train import launch
+from cvdist.jobs.report import build
+from cvdist.jobs.train import table, train
 from cvdist.training import ridge
 from cvdist.training.ridge import Sums, pooled, solve
 from tests import feature_caches, pictures
@@ -127,7 +127,7 @@ def test_any_number_of_workers_adds_up_to_the_same_sums(chosen, workers):
 
 def test_a_run_tells_its_baseline_and_a_resumed_run_keeps_it(chosen, monkeypatch):
     config = configs.replace(chosen, name="told", tracking="required", epochs=1)
-    first = launch(config)
+    first = train(config)
     result = first.summary.ridge
     assert result.total == 7 and 0 <= result.correct <= 7
     expected = ridge.probe(feature_caches.loader(chosen), 0, 1, CPU, Silent())
@@ -136,14 +136,14 @@ def test_a_run_tells_its_baseline_and_a_resumed_run_keeps_it(chosen, monkeypatch
     assert metrics["ridge/valid_correct"] == result.correct and metrics["ridge/valid_total"] == 7
     assert metrics["ridge/valid_accuracy"] == pytest.approx(result.correct / 7)
     assert metrics["ridge/penalty"] == pytest.approx(result.penalty)
-    assert f"ridge probe    {result}" in console.table(first)
-    page = report.build(first.run.tracking_uri, first.run.run_id)
+    assert f"ridge probe    {result}" in table(first)
+    page = build(first.run.tracking_uri, first.run.run_id)
     assert f"ridge probe on the features: {result}" in page and f"{result.correct}/7</b>" in page
     # From the checkpoint, to the last digit of its seconds.
     monkeypatch.setattr(ridge, "probe", None)
-    assert launch(configs.replace(config, epochs=2)).summary.ridge == result
+    assert train(configs.replace(config, epochs=2)).summary.ridge == result
 
 
 def test_it_can_be_left_out(chosen):
-    done = launch(configs.replace(chosen, name="without", ridge_probe=False))
-    assert done.summary.ridge is None and "ridge probe" not in console.table(done)
+    done = train(configs.replace(chosen, name="without", ridge_probe=False))
+    assert done.summary.ridge is None and "ridge probe" not in table(done)

@@ -101,7 +101,7 @@ def test_a_job_of_each_kind_from_pictures_to_a_run_in_mlflow(running, tmp_path):
     assert re.search(r"pictures  16 of 16, 0 can't be decoded", done.stdout)
 
     done = submit(
-        *(environment, "jobs/train.py", *common, "--workers", "2", "--epochs", "1", "--batch-size", "4"),
+        *(environment, "jobs/train.py", *common, "--num-workers", "2", "--epochs", "1", "--batch-size", "4"),
         *("--name", "from-the-stack"),
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

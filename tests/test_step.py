@@ -71,7 +71,7 @@ def test_a_step_from_features_on_the_device_waits_for_nothing(chosen, tmp_path):
     run = open_run(config, worker, NoTracker())
     run.loader.copy = DeviceCopy(run.loader.copy, CPU)
     meter, before = Meter(CPU, run.mode.traffic), [p.clone() for p in run.trained.parameters()]
-    order = run.loader.epoch_order(config.loop, 1, run.loader.shuffle(1))
+    order = run.loader.epoch_order(config.loop.batch_size, config.run.seed, 1, run.loader.shuffle(1))
     batches = run.loader.train_batches(order, 0, 1)
     run.trained.train()
     train_step(run, next(batches), 0.01, meter)  # the first one uploads the epoch's order, and all features
@@ -89,7 +89,7 @@ def test_an_epoch_is_uploaded_once(chosen):
     loader = feature_caches.loader(chosen)
     on_cpu = feature_caches.loader(chosen)
     loader.copy, loader.device = DeviceCopy(loader.copy, META), META
-    order = loader.epoch_order(chosen.loop, 1, loader.shuffle(1))
+    order = loader.epoch_order(chosen.loop.batch_size, chosen.run.seed, 1, loader.shuffle(1))
     batches = loader.train_batches(order, 0, 1)
     first = next(batches)
     with Watch() as watch:
@@ -104,7 +104,7 @@ def test_an_epoch_is_uploaded_once(chosen):
 def test_features_on_the_device_are_those_of_the_node(chosen):
     on_cpu, on_device = feature_caches.loader(chosen), feature_caches.loader(chosen)
     on_device.copy = DeviceCopy(on_device.copy, CPU)
-    order = on_cpu.epoch_order(chosen.loop, 3, on_cpu.shuffle(1))
+    order = on_cpu.epoch_order(chosen.loop.batch_size, chosen.run.seed, 3, on_cpu.shuffle(1))
     for rank, position in ((0, 0), (1, 8), (0, 20)):
         pairs = [
             (a, b)

@@ -46,13 +46,13 @@ def test_listing_says_what_is_there_wherever_it_is(bucket, tmp_path):
     assert storage.read(filesystem, path) == (root / "a/b c/0001.jpg").read_bytes()
 
 
-@pytest.mark.parametrize("cache_share", [0.5, 0.0], ids=["kept on the node", "decoded in each epoch"])
-def test_pictures_in_a_bucket_are_those_in_a_folder(bucket, tmp_path, cache_share):
+@pytest.mark.parametrize("cache_fraction", [0.5, 0.0], ids=["kept on the node", "decoded in each epoch"])
+def test_pictures_in_a_bucket_are_those_in_a_folder(bucket, tmp_path, cache_fraction):
     root = pictures.write(tmp_path / "some", {"train/a": 40, "train/b": 30, "valid/a": 2, "valid/b": 2})
-    uri = upload(root, f"{bucket}/pictures-{cache_share}")
+    uri = upload(root, f"{bucket}/pictures-{cache_fraction}")
     loaders = []
     for place in (str(root), uri):
-        settings = {"cache": str(tmp_path / "cache"), "cache_share": cache_share, "decode_workers": 2}
+        settings = {"cache": str(tmp_path / "cache"), "cache_fraction": cache_fraction, "decode_workers": 2}
         chosen = configs.replace(TrainConfig(), dataset="images", data=place, image_size=16, **settings)
         loaders.prepare(chosen)
         loaders.append(loaders.open_loader(chosen, torch.device("cpu")))
@@ -67,7 +67,7 @@ def test_weights_in_a_bucket_are_brought_once(bucket, tmp_path, monkeypatch):
     state = {"features.0.weight": torch.ones(2, 2)}
     torch.save(state, tmp_path / "up" / "some.pth")
     uri = upload(tmp_path / "up", f"{bucket}/weights") + "/some.pth"
-    settings = ModelConfig(model="vgg11", weights=uri, weights_preprocessing="imagenet")
+    settings = ModelConfig(name="vgg11", weights=uri, weights_preprocessing="imagenet")
     first = weights.load(settings, state).origin
     monkeypatch.setattr(storage, "download", None)
     assert weights.load(settings, state).origin == first and first.source == uri
@@ -155,7 +155,7 @@ def test_checkpoints_in_a_bucket(s3, tmp_path):
         "in-bucket",
         "--tracking",
         "none",
-        "--workers",
+        "--num-workers",
         "1",
         "--batch-size",
         "200",

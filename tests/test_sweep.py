@@ -21,8 +21,8 @@ from cvdist import config as configs
 from cvdist import recipes
 from cvdist.errors import UserError
 from cvdist.figures import sweep as figures
-from cvdist.jobs import sweep_run
 from cvdist.jobs import trials as running
+from cvdist.jobs.sweep import description, trials_csv
 from cvdist.storage import Folder
 from cvdist.sweep import importance, space
 from cvdist.sweep.record import Epoch, Records, Trial, best_of
@@ -135,7 +135,7 @@ def test_bad_flags_are_one_line(flags, error, tmp_path):
     from cvdist.jobs import cli, sweep
 
     with pytest.raises(UserError, match=re.escape(error)):
-        sweep.run(cli.parse_sweep(["digits-cnn", "--storage", str(tmp_path), *flags]))
+        sweep(cli.parse("sweep", ["digits-cnn", "--storage", str(tmp_path), *flags]))
     assert not any(tmp_path.iterdir())
 
 
@@ -222,11 +222,11 @@ def test_figures_and_table_show_all_trials(tried):
     curves = figures.trial_curves(trials)
     assert sum(line.get_marker() == "x" for line in curves.axes[0].lines) == 2
     figures.importance_bars(importance.of(search, trials, 2))
-    rows = list(csv.DictReader(sweep_run.table(search, trials).splitlines()))
+    rows = list(csv.DictReader(trials_csv(search, trials).splitlines()))
     assert [row["trial"] for row in rows] == [str(i) for i in range(1, 21)]
     assert rows[2]["state"] == "diverged" and rows[2]["reason"] == "the loss became nan"
     assert rows[winner.number - 1]["correct"] == str(winner.best.correct) and rows[6]["dropout"] == ""
-    assert f"| {winner.number} |" in sweep_run.description(search, trials, "command", ())
+    assert f"| {winner.number} |" in description(search, trials, "command", ())
 
 
 def test_figures_of_a_sweep_without_results():
@@ -353,7 +353,7 @@ def cache(s3, monkeypatch, tmp_path):
             "--batch-size",
             "4",
         ),
-        *("--precision", "float32", "--cache", tmp_path / "cache", "--workers", "1", "--epochs", "4"),
+        *("--precision", "float32", "--cache", tmp_path / "cache", "--num-workers", "1", "--epochs", "4"),
     ]
     # The cluster was started before the server: addresses come as `ray job submit` hands them on.
     addresses = {**s3, "AWS_ENDPOINT_URL": proxy.endpoint}

@@ -43,7 +43,9 @@ def config_in(storage, **changes):
 
 def open_run(storage, *, continued=False, **changes):
     config = config_in(storage, system_metrics=False, **changes)
-    return tracking.start_run(config, tracking.open_store(config), continued=continued)
+    return tracking.start_run(
+        config, tracking.open_store(config.tracking, config.run.storage), continued=continued
+    )
 
 
 # -------------------------------------------------------------------------------------- the end of a run
@@ -181,7 +183,7 @@ def test_a_finished_job_waits_for_a_server_that_is_away(tmp_path, monkeypatch, c
     timer.start()
     with caplog.at_level("WARNING", "cvdist"):
         assert tracking.wait_for_server(ref)
-    assert "MLflow is away: waiting 60 s for it (--tracking-patience)" in caplog.text
+    assert "MLflow is away: waiting 60 s for it (--tracking-drain-timeout)" in caplog.text
     tracking.set_status(ref, "FINISHED")
     assert server.client.get_run(ref.run_id).info.status == "FINISHED"
 
@@ -200,7 +202,7 @@ def test_a_stale_attempt_does_not_write_into_the_run(tmp_path):
 
 def test_a_run_that_another_job_has_taken_over_is_not_ended(tmp_path):
     config = config_in(tmp_path)
-    store = tracking.open_store(config)
+    store = tracking.open_store(config.tracking, config.run.storage)
     older = tracking.start_run(config, store, continued=False, job="1")
     with tracking.ended(older):
         tracking.start_run(config, store, continued=True, job="2")
@@ -212,7 +214,7 @@ def test_optional_tracking_trains_without_a_server(tmp_path):
     uri = f"http://127.0.0.1:{free_port()}"
     words = [*INLINE, "--tracking", "optional", "--tracking-uri", uri, "--epochs", "1", "--batch-size", "500"]
     done = train(*words, storage=tmp_path)
-    assert done.returncode == 0 and "training goes on without MLflow (--tracking optional)" in done.stderr
+    assert done.returncode == 0 and "goes on without MLflow (--tracking optional)" in done.stderr in done.stderr
 
 
 def test_a_figure_that_can_not_be_drawn_costs_only_itself(tmp_path, caplog):

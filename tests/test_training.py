@@ -50,7 +50,7 @@ def make_run(folder, recorder=None, **changes):
         "log_every_steps": 1,
     }
     config = configs.replace(recipes.find("digits-cnn"), **{**defaults, **changes})
-    store = CheckpointStore.at(str(folder / config.checkpoint.name), config.checkpoint.keep_checkpoints)
+    store = CheckpointStore.at(str(folder / config.run.name), config.checkpoint.keep)
     return build_run(config, Worker(RankInfo(), store), recorder or Recorder())
 
 
@@ -407,7 +407,7 @@ def test_the_logged_rates_are_those_of_the_optimizer(tmp_path, scheduler):
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_biases_are_not_decayed(name):
     layer = torch.nn.Linear(3, 2)
-    optimizer = build_optimizer(layer, OptimizerConfig(optimizer=name, weight_decay=0.5, lr=0.1))
+    optimizer = build_optimizer(layer, OptimizerConfig(name=name, weight_decay=0.5, lr=0.1))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decay[id(layer.weight)] == 0.5
     assert decay[id(layer.bias)] == 0.0

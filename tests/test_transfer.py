@@ -46,7 +46,7 @@ def arguments(place, *more):
     return [
         *("dogs-cats-vgg16", "--model", "vgg11", "--data", place / "pictures", "--image-size", "32"),
         *("--weights", place / "weights.pth", "--weights-preprocessing", "imagenet", "--lr", "0.001"),
-        *("--max-bad-images", "0.1", "--batch-size", "8", "--log-every-steps", "1", "--no-log-model"),
+        *("--max-bad-fraction", "0.1", "--batch-size", "8", "--log-every-steps", "1", "--no-log-model"),
         *("--dropout", "0", "--precision", "float32", "--cache", place / "cache"),
         *("--no-visualize", *more),
     ]

@@ -291,7 +291,7 @@ def features_file(shared_data):
 def vgg16(features_file):
     torch.manual_seed(0)
     settings = ModelConfig(
-        model="vgg16", weights=str(features_file), weights_preprocessing="vgg-features", dropout=0.2
+        name="vgg16", weights=str(features_file), weights_preprocessing="vgg-features", dropout=0.2
     )
     return models.build_model(settings, PHOTOS, 2)
 
@@ -379,12 +379,12 @@ def test_gray_and_tiny_pictures_are_refused(name):
 def test_random_convolutions_are_not_frozen():
     for none in ("", "none"):
         with pytest.raises(UserError, match=r"would freeze convolutions that are random.*--trainable-blocks 5"):
-            models.build_model(ModelConfig(model="vgg11", weights=none, trainable_blocks=4), PHOTOS, 2)
+            models.build_model(ModelConfig(name="vgg11", weights=none, trainable_blocks=4), PHOTOS, 2)
 
 
 def test_without_weights_all_is_trained():
     with torch.device("meta"):
-        model = models.build_model(ModelConfig(model="vgg11", trainable_blocks=5), PHOTOS, 2)
+        model = models.build_model(ModelConfig(name="vgg11", trainable_blocks=5), PHOTOS, 2)
     assert all(p.requires_grad for p in model.parameters())
     assert models.origin(model) is None
     assert models.frozen_and_trained(model).trained is model
@@ -395,7 +395,7 @@ def test_without_weights_all_is_trained():
     [({"weights": "IMAGENET1K_V1"}, "--weights"), ({"trainable_blocks": 1}, "--trainable-blocks")],
 )
 def test_a_model_that_ignores_a_setting_says_so(changes, flag):
-    settings = ModelConfig(model="scratch-cnn", **changes)
+    settings = ModelConfig(name="scratch-cnn", **changes)
     for ask in (lambda: models.build_model(settings, InputSpec(1, 28, 28), 10), lambda: needs(**changes)):
         with pytest.raises(UserError, match=f"^{flag} is for models .* not for --model scratch-cnn.*vgg16"):
             ask()
@@ -418,7 +418,7 @@ def test_settings_out_of_range(changes, text):
 
 
 def needs(model="scratch-cnn", **changes):
-    return models.preprocessing(ModelConfig(model=model, **changes))
+    return models.preprocessing(ModelConfig(name=model, **changes))
 
 
 def test_each_set_of_weights_brings_its_normalisation():
@@ -477,7 +477,7 @@ def filled(name, value=0.5, features_only=False, num_classes=1000):
 
 
 def load(path, model="vgg11"):
-    settings = ModelConfig(model=model, weights=str(path), weights_preprocessing="imagenet")
+    settings = ModelConfig(name=model, weights=str(path), weights_preprocessing="imagenet")
     return weights.load(settings, without_memory(model).state_dict())
 
 
@@ -498,7 +498,7 @@ def saved(folder, state, **options):
 
 def test_a_whole_model_gives_all_but_its_last_layer(tmp_path):
     path = saved(tmp_path, filled("vgg11"))
-    settings = ModelConfig(model="vgg11", weights=str(path), weights_preprocessing="imagenet")
+    settings = ModelConfig(name="vgg11", weights=str(path), weights_preprocessing="imagenet")
     model = models.build_model(settings, PHOTOS, 3)
     last = model.classifier[6]
     assert last.weight.shape == (3, 4096) and not last.weight.eq(0.5).any() and not last.bias.eq(0.5).any()
@@ -731,7 +731,7 @@ def test_no_network_is_one_line_that_names_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of the first call
     began = time.monotonic()
     with pytest.raises(UserError) as error:
-        weights.load(ModelConfig(model="vgg16", weights="IMAGENET1K_FEATURES"), {})
+        weights.load(ModelConfig(name="vgg16", weights="IMAGENET1K_FEATURES"), {})
     assert time.monotonic() - began < 10
     assert str(error.value) == (
         "--weights IMAGENET1K_FEATURES: https://download.pytorch.org/models/"

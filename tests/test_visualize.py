@@ -29,7 +29,7 @@ from cvdist.interpret.activations import Shown
 from cvdist.interpret.layers import Field
 from cvdist.interpret.study import Explained, Prediction
 from cvdist.interpret.top_activations import Exciting
-from cvdist.jobs.train import launch
+from cvdist.jobs.train import train
 from cvdist.jobs.visualize import visualize
 from cvdist.models.registry import InputSpec
 from cvdist.models.scratch_cnn import scratch_cnn
@@ -307,7 +307,7 @@ def trained(tmp_path_factory):
             batch_size=100,
             keep_checkpoints=1,
         )
-        launch(config)
+        train(config)
     return storage
 
 
@@ -387,7 +387,7 @@ def test_a_run_without_a_model(tmp_path):
     config = configs.replace(
         recipes.find("digits-cnn"), storage=str(tmp_path), name="bare", system_metrics=False
     )
-    tracking.start_run(config, tracking.open_store(config), continued=False)
+    tracking.start_run(config, tracking.open_store(config.tracking, config.run.storage), continued=False)
     with pytest.raises(UserError, match="has no model"):
         job(tmp_path, "bare")
 

@@ -11,7 +11,7 @@ import torch
 from cvdist import config as configs
 from cvdist import recipes
 from cvdist.config import SavedModelConfig
-from cvdist.jobs.train import Finished, launch
+from cvdist.jobs.train import TrainResult, train
 from tests.jobs import mlflow_store
 
 REGISTERED = "digit-reader"
@@ -22,15 +22,15 @@ class Trained:
     """storage: of the runs `good` (registered as REGISTERED@candidate), `averaged` and `weak`."""
 
     storage: Path
-    good: Finished
-    averaged: Finished
-    weak: Finished
+    good: TrainResult
+    averaged: TrainResult
+    weak: TrainResult
 
     def saved(self, source: object, **changes: str) -> SavedModelConfig:
         """Settings that look for `source` in this storage."""
         return SavedModelConfig(source=str(source), storage=str(self.storage), **changes)
 
-    def servable(self, run: Finished) -> torch.nn.Module:
+    def servable(self, run: TrainResult) -> torch.nn.Module:
         """The logged model as MLflow loads it, without this package: uint8 pictures to probabilities."""
         client = mlflow.MlflowClient(run.run.tracking_uri)
         best = max(client.get_run(run.run.run_id).outputs.model_outputs, key=lambda output: output.step)
@@ -41,7 +41,7 @@ class Trained:
 def train_all(storage: Path) -> Trained:
     """In this process, a few seconds each."""
 
-    def run(name: str, **changes: object) -> Finished:
+    def run(name: str, **changes: object) -> TrainResult:
         config = configs.replace(
             recipes.find("digits-cnn"),
             **{
@@ -56,7 +56,7 @@ def train_all(storage: Path) -> Trained:
                 **changes,
             },
         )
-        finished = launch(config)
+        finished = train(config)
         assert finished is not None
         return finished
 

@@ -129,7 +129,7 @@ class CheckpointStore:
         at: int,
         fill: Callable[[Path], None],
         shards: Sequence[str] = (),
-        timeout: float = CheckpointConfig.checkpoint_timeout,
+        timeout: float = CheckpointConfig.timeout,
     ) -> None:
         """Store a checkpoint, then delete those that are no longer to be kept.
 

@@ -49,7 +49,7 @@ class Worker(RankInfo):
         self._min_interval = min_interval
         self._best, self._saved_at = float("-inf"), float("-inf")
         self._suffix = gather(store.suffix)[0]
-        self._uploads = Uploads(self._settings.checkpoint_timeout)
+        self._uploads = Uploads(self._settings.timeout)
         self._consensus = StopConsensus(_AGREE_SECONDS, step_timeout)
         self._watch = FenceWatch(store.fence) if store.fence is not None else None
 
@@ -74,12 +74,12 @@ class Worker(RankInfo):
         """
         with ExitStack() as stack:
             copy = ""
-            with raise_on_all_ranks(self._settings.checkpoint_timeout):
+            with raise_on_all_ranks(self._settings.timeout):
                 if self.local_rank == 0:
                     copy = str(stack.enter_context(self._store.open(name)))
             # Names of temporary folders are random: the one that is there is this node's.
             here = next((Path(path) for path in gather(copy) if path and Path(path).is_dir()), None)
-            with raise_on_all_ranks(self._settings.checkpoint_timeout):
+            with raise_on_all_ranks(self._settings.timeout):
                 if here is None:
                     here = stack.enter_context(self._store.open(name))
             yield here
@@ -120,14 +120,14 @@ class Worker(RankInfo):
         """
         if self._min_interval and not gather(self._due(score))[0]:
             return
-        timeout = self._settings.checkpoint_timeout
+        timeout = self._settings.timeout
         with raise_on_all_ranks(timeout):
             self._uploads.wait()
             if fill is not None and self.rank == 0:
                 self._uploads.start(lambda: self._store.add(name, score, at, fill, awaited, timeout))
             elif fill is not None:
                 self._uploads.start(lambda: self._store.add_shard(name + self._suffix, fill))
-            if not self._settings.async_checkpoints:
+            if not self._settings.asynchronous:
                 self._uploads.wait()
 
     def wait_for_uploads(self) -> None:
@@ -136,7 +136,7 @@ class Worker(RankInfo):
         Raises:
             UserError: On all workers, if it could not be stored.
         """
-        with raise_on_all_ranks(self._settings.checkpoint_timeout):
+        with raise_on_all_ranks(self._settings.timeout):
             self._uploads.wait()
 
     def finish(self) -> None:

@@ -1,31 +1,40 @@
 """Every setting of every job, with its one default and its bounds.
 
-A recipe (`cvdist.recipes`) is a function that returns a `TrainConfig`; the command line overrides single
-fields of it by their flat names (`--lr`, `--batch-size`, ...), so a field name is unique over a job's groups.
+Each job has a dataclass of groups with the settings that it uses. A recipe (`cvdist.recipes`) is a function
+that returns a `TrainConfig`; the command line and `replace` override single fields by the names of their flags
+(`--lr`, `--batch-size`, ...), so a flag is unique over a job's groups.
 This package imports neither torch nor ray nor mlflow: reading a command line costs milliseconds.
 """
 
-from cvdist.config.bounds import check_groups
 from cvdist.config.evaluate import (
     EvaluateConfig,
     EvaluationConfig,
 )
 from cvdist.config.groups import (
     CUDA_GRAPHS,
+    ActorsConfig,
+    BackboneConfig,
     CheckpointConfig,
+    ClusterConfig,
     Compile,
+    ComputeConfig,
     DataConfig,
     Device,
+    ExtractionConfig,
+    ExtractorsConfig,
+    FeatureCacheConfig,
     FeaturesConfig,
     Head,
     HeadSize,
+    Launcher,
     LoopConfig,
     ModelConfig,
     ModelPreprocessing,
     OptimizerConfig,
     ParallelConfig,
+    PicturesConfig,
     PrecisionName,
-    Runtime,
+    RunConfig,
     RuntimeConfig,
     TrackingConfig,
     VisualizeConfig,
@@ -38,10 +47,38 @@ from cvdist.config.predict import (
     PredictConfig,
     PredictionConfig,
 )
-from cvdist.config.report import ReportConfig
+from cvdist.config.preprocess import (
+    PreprocessConfig,
+    check_preprocess,
+)
+from cvdist.config.replay import (
+    JournalConfig,
+    ReplayConfig,
+)
+from cvdist.config.report import (
+    PageConfig,
+    ReportConfig,
+)
 from cvdist.config.saved import (
     InferenceConfig,
+    LookupConfig,
     SavedModelConfig,
+)
+from cvdist.config.settings import (
+    Flag,
+    Setting,
+    check_groups,
+    check_values,
+    dashed,
+    fields_of,
+    flat,
+    from_dict,
+    groups_of,
+    part_of,
+    plain_type,
+    replace,
+    settings_of,
+    to_dict,
 )
 from cvdist.config.sweep import (
     SweepConfig,
@@ -49,14 +86,9 @@ from cvdist.config.sweep import (
     check_sweep,
 )
 from cvdist.config.train import (
-    GROUPS,
     TrainConfig,
     check,
     check_registration,
-    flat,
-    from_dict,
-    replace,
-    to_dict,
 )
 from cvdist.config.visualize import (
     LookConfig,
@@ -65,30 +97,45 @@ from cvdist.config.visualize import (
 
 __all__ = [
     "CUDA_GRAPHS",
-    "GROUPS",
+    "ActorsConfig",
+    "BackboneConfig",
     "CheckpointConfig",
+    "ClusterConfig",
     "Compile",
+    "ComputeConfig",
     "DataConfig",
     "Device",
     "EvaluateConfig",
     "EvaluationConfig",
+    "ExtractionConfig",
+    "ExtractorsConfig",
+    "FeatureCacheConfig",
     "FeaturesConfig",
+    "Flag",
     "Head",
     "HeadSize",
     "InferenceConfig",
+    "JournalConfig",
+    "Launcher",
     "LookConfig",
+    "LookupConfig",
     "LoopConfig",
     "ModelConfig",
     "ModelPreprocessing",
     "OptimizerConfig",
+    "PageConfig",
     "ParallelConfig",
+    "PicturesConfig",
     "PrecisionName",
     "PredictConfig",
     "PredictionConfig",
+    "PreprocessConfig",
+    "ReplayConfig",
     "ReportConfig",
-    "Runtime",
+    "RunConfig",
     "RuntimeConfig",
     "SavedModelConfig",
+    "Setting",
     "SweepConfig",
     "SweepJobConfig",
     "TrackingConfig",
@@ -98,11 +145,19 @@ __all__ = [
     "cache_folder",
     "check",
     "check_groups",
+    "check_preprocess",
     "check_registration",
     "check_sweep",
+    "check_values",
+    "dashed",
+    "fields_of",
     "flat",
     "from_dict",
+    "groups_of",
+    "part_of",
+    "plain_type",
     "replace",
+    "settings_of",
     "storage_root",
     "to_dict",
 ]

@@ -1,73 +1,62 @@
-"""What a number may be, said where its default is: `epochs: Annotated[int, at_least(1)] = 20`."""
+"""The values that a setting may have, stated beside its default: `epochs: Annotated[int, at_least(1)] = 20`."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import typing
 from dataclasses import dataclass
-from typing import Any
-
-from cvdist.errors import UserError
+from typing import Annotated
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """From `low` to `high`. brackets: as in mathematics, `[` and `]` take the bound itself in."""
+    """An interval of numbers.
+
+    Args:
+        low: its lower end.
+        high: its upper end.
+        brackets: `[` or `]` where the end belongs to the interval, `(` or `)` where it does not.
+    """
 
     low: float
     high: float = math.inf
     brackets: str = "[]"
 
     def __contains__(self, value: float) -> bool:
-        """Whether a value may be that."""
-        return self.low < value < self.high or (value in (self.low, self.high) and self._takes(value))
+        """Whether `value` lies in the interval."""
+        return self.low < value < self.high or (value in (self.low, self.high) and self._includes(value))
 
     def __str__(self) -> str:
-        """As in `it takes ...`."""
+        """The interval in words that follow `it takes`."""
         if self.high == math.inf:
-            return f"{self.low:g} or more" if self._takes(self.low) else f"a number above {self.low:g}"
+            return f"{self.low:g} or more" if self._includes(self.low) else f"a number above {self.low:g}"
         return f"a number in {self.brackets[0]}{self.low:g}, {self.high:g}{self.brackets[1]}"
 
-    def _takes(self, bound: float) -> bool:
-        return self.brackets[0] == "[" if bound == self.low else self.brackets[1] == "]"
+    def _includes(self, end: float) -> bool:
+        return self.brackets[0] == "[" if end == self.low else self.brackets[1] == "]"
 
 
 def at_least(low: float) -> Bounds:
-    """`low` itself, or more."""
+    """The numbers from `low`, which is one of them, without an upper end."""
     return Bounds(low)
 
 
 def above(low: float) -> Bounds:
-    """More than `low`."""
+    """The numbers above `low`, without an upper end."""
     return Bounds(low, brackets="(]")
 
 
 def between(low: float, high: float, brackets: str = "[]") -> Bounds:
-    """See `Bounds`."""
+    """The numbers from `low` to `high`; `brackets` as in `Bounds`."""
     return Bounds(low, high, brackets)
 
 
-def check_groups(settings: Any) -> None:
-    """Refuse values that no job can work with; `settings`: a dataclass of groups.
-
-    Raises:
-        UserError: one line that names the flag and what it takes.
-    """
-    for part in dataclasses.fields(settings):
-        check_values(getattr(settings, part.name))
-
-
-def check_values(group: Any) -> None:
-    """The same for one group, a dataclass of plain values.
-
-    Raises:
-        UserError: as `check_groups`.
-    """
-    for name, hint in typing.get_type_hints(type(group), include_extras=True).items():
-        flag, value = "--" + name.replace("_", "-"), getattr(group, name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{flag} is {value}: it takes a finite number")
-        for bounds in getattr(hint, "__metadata__", ()):
-            if isinstance(bounds, Bounds) and value not in bounds:
-                raise UserError(f"{flag} is {value}: it takes {bounds}")
+# What several groups of settings have in common.
+Fraction = Annotated[float, between(0, 1)]
+Count = Annotated[int, at_least(1)]
+CountOrZero = Annotated[int, at_least(0)]
+"""A number of which 0 has a meaning of its own."""
+Seconds = Annotated[float, at_least(1)]
+AnswerSeconds = Annotated[float, at_least(0.1)]
+"""How long a server may take to answer."""
+WaitSeconds = Annotated[float, at_least(0)]
+"""How long a job may wait; 0: not at all."""

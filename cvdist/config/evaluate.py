@@ -1,11 +1,11 @@
-"""One evaluation of a trained model, or of two."""
+"""The settings of one evaluation of a trained model, or of two."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal
 
-from cvdist.config.bounds import at_least
+from cvdist.config.bounds import Count, Seconds
 from cvdist.config.groups import DataConfig, RuntimeConfig, TrackingConfig
 from cvdist.config.saved import InferenceConfig, SavedModelConfig
 
@@ -24,11 +24,11 @@ class EvaluationConfig:
     has no such division and is not what the model was trained on."""
     compare: str = ""
     """A second model, named as the first: both see the same pictures."""
-    calibration_bins: Annotated[int, at_least(1)] = 15
+    calibration_bins: Count = 15
     """Bins of confidence that the calibration error is computed over, of equal width."""
     output: str = ""
     """File or URI that the results are written to, as JSON."""
-    tracking: Literal["required", "optional", "none"] = TrackingConfig.tracking
+    tracking: Literal["required", "optional", "none"] = TrackingConfig.mode
     """`none`: leave out the MLflow run that holds the results. `optional`: if MLflow can't be reached."""
     register: str = ""
     """Register the evaluated model in MLflow under this name."""
@@ -36,7 +36,7 @@ class EvaluationConfig:
     """Alias that the registered version gets, in place of the one that had it."""
     cache: str = DataConfig.cache
     """As in training: for pictures that have no division into training and validation."""
-    prepare_timeout: Annotated[float, at_least(1)] = RuntimeConfig.prepare_timeout
+    prepare_timeout: Seconds = RuntimeConfig.prepare_timeout
     """Seconds that downloading the data, or decoding it for such a division, may take."""
 
 

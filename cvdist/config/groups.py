@@ -1,4 +1,8 @@
-"""What a training can be told, in groups: what is learned from, what is trained, how, and where."""
+"""The groups of settings of a training: what is learned from, what is trained, how, and where.
+
+A group that another job needs a part of extends a smaller group, which that job has: an extraction of features
+takes `PicturesConfig`, a training `DataConfig`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,22 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
-from cvdist.config.bounds import at_least, between
+from cvdist.config.bounds import (
+    AnswerSeconds,
+    Count,
+    CountOrZero,
+    Fraction,
+    Seconds,
+    WaitSeconds,
+    at_least,
+    between,
+)
+from cvdist.config.settings import Flag
 from cvdist.errors import UserError
 
 PrecisionName = Literal["auto", "float32", "tf32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
-Runtime = Literal["auto", "ray", "torchrun", "inline"]
+Launcher = Literal["auto", "ray", "torchrun", "inline"]
 ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
 Head = Literal["vgg", "mlp", "linear"]
 Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
@@ -20,7 +34,7 @@ CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes 
 
 
 class HeadSize(NamedTuple):
-    """A head's name, and the units in each of its hidden layers (0: it has none)."""
+    """A classifier head: its name, and the units in each of its hidden layers, 0 where it has none."""
 
     name: str
     hidden_size: int
@@ -30,78 +44,81 @@ class HeadSize(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """What is learned from."""
+class PicturesConfig:
+    """The pictures that features are computed from."""
 
-    dataset: Literal["digits", "mnist", "images"] = "digits"
-    """`digits`: 5,000 real MNIST digits that come with a package, no network needed. `mnist`: all 70,000.
-    `images`: the folder of pictures in `--data`."""
-    data: str = ""
-    """Folder of the data set; `mnist` is downloaded into it when absent. For `images` a folder or URI (s3://,
-    gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`, which is split by
-    `--valid-fraction`. Empty: `<storage>/data`."""
+    uri: Annotated[str, Flag("data")] = ""
+    """Folder or URI (s3://, gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`."""
     image_size: Annotated[int, at_least(8)] = 224
     """Height and width, in pixels, that photographs are resized to."""
     resize: Literal["squash", "crop"] = "squash"
     """`squash`: whole pictures, without regard to their proportions, as in the book. `crop`: the middle of
     them, in proportion, as torchvision's weights were evaluated."""
-    max_bad_images: Annotated[float, between(0, 1)] = 0.001
+    max_bad_fraction: Fraction = 0.001
     """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`."""
-    cache: str = ""
-    """Folder on each node for its decoded pictures, best on a fast local disk. Empty: $CVDIST_CACHE, else
-    ~/.cache/cvdist."""
-    cache_share: Annotated[float, between(0, 1)] = 0.8
-    """Share of that disk's free space that decoded pictures may take. If they need more, they are decoded
-    anew in each epoch."""
-    decode_workers: Annotated[int, at_least(0)] = 0
+    decode_workers: CountOrZero = 0
     """Processes on each node that decode pictures. 0: one for each CPU core."""
-    valid_fraction: Annotated[float, between(0, 1, "()")] = 0.2
-    """Share held back for validation, stratified by class, where a data set has no split of its own."""
-    split_seed: int = 0
-    """Seed of that split: apart from `--seed`, so that repeats with other seeds validate on the same data."""
-    horizontal_flip: Annotated[float, between(0, 1)] = 0.0
+    horizontal_flip: Fraction = 0.0
     """Training only: probability that a picture is mirrored."""
     rotation: Annotated[float, at_least(0)] = 0.0
     """Training only: each picture is turned by up to this many degrees to either side."""
-    translation: Annotated[float, between(0, 1)] = 0.0
+    translation: Fraction = 0.0
     """Training only: each picture is moved by up to this fraction of its width and height."""
     random_resized_crop: Annotated[float, between(0, 1, "(]")] = 1.0
     """Training only: a random part of each picture, with at least this share of its area and sides of 3:4 to
     4:3, is enlarged to the whole. 1: no crops."""
-    color_jitter: Annotated[float, between(0, 1)] = 0.0
+    color_jitter: Fraction = 0.0
     """Training only: brightness, contrast and saturation each change by up to this factor."""
 
 
 @dataclass(frozen=True)
-class FeaturesConfig:
-    """The feature cache: what the frozen layers make of the pictures, computed once and kept in storage."""
+class DataConfig(PicturesConfig):
+    """What is learned from."""
 
-    features: str = ""
+    dataset: Literal["digits", "mnist", "images"] = "digits"
+    """`digits`: 5,000 real MNIST digits that come with a package, no network needed. `mnist`: all 70,000.
+    `images`: the folder of pictures in `--data`."""
+    uri: Annotated[str, Flag("data")] = PicturesConfig.uri
+    """Folder of the data set; `mnist` is downloaded into it when absent. For `images` a folder or URI (s3://,
+    gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`, which is split by
+    `--valid-fraction`. Empty: `<storage>/data`."""
+    cache: str = ""
+    """Folder on each node for its decoded pictures, best on a fast local disk. Empty: $CVDIST_CACHE, else
+    ~/.cache/cvdist."""
+    cache_fraction: Fraction = 0.8
+    """Share of that disk's free space that decoded pictures may take. If they need more, they are decoded
+    again in each epoch."""
+    valid_fraction: Annotated[float, between(0, 1, "()")] = 0.2
+    """Share held back for validation, stratified by class, where a data set has no split of its own."""
+    split_seed: int = 0
+    """Seed of that split: apart from `--seed`, so that repeats with other seeds validate on the same data."""
+
+
+@dataclass(frozen=True)
+class FeatureCacheConfig:
+    """Which feature cache is made or trained from."""
+
+    uri: Annotated[str, Flag("features")] = ""
     """Folder or URI (s3://, gs://, file://) of the cache: `jobs/preprocess.py` makes it, `jobs/train.py` trains
     from it. Empty: none."""
-    views: Annotated[int, at_least(0)] = 0
+    views: CountOrZero = 0
     """How many views of each training picture are stored: the first as it is, the others augmented (mirrored by
     half and turned by up to 10 degrees, if nothing else is named); each epoch draws one of them. 0: to store, 4
     with augmentation, else 1; to train from, as many as the cache has."""
-    features_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    """What features are stored as."""
-    decoder: Literal["cpu", "nvjpeg"] = "cpu"
-    """What decodes ordinary JPEGs for an extraction. `nvjpeg`: the GPU, where processors can't keep up
-    with it; its pixels differ a little, so that one of them makes and updates a cache."""
-    shard_size: Annotated[int, at_least(1)] = 128
-    """Pictures a shard: the unit of work, of retry and of resume."""
-    extractors: Annotated[int, at_least(0)] = 0
-    """Ray actors that compute features. 0: one a GPU or, without GPUs, one for each --cpus-per-worker cores."""
-    replace: bool = False
-    """Replace a cache that was made with other weights or settings."""
+
+
+@dataclass(frozen=True)
+class FeaturesConfig(FeatureCacheConfig):
+    """The feature cache: what the frozen layers make of the pictures, computed once and kept in storage."""
+
     local_cache_gb: Annotated[float, at_least(0)] = 0.0
-    """Gigabytes that a node's copy of the shards may take, in --cache. 0: --cache-share of that disk's free
+    """Gigabytes that a node's copy of the shards may take, in --cache. 0: --cache-fraction of that disk's free
     space. Less than the whole cache: shards come and go, and are shuffled by window."""
-    shuffle_window: Annotated[int, at_least(1)] = 16
+    shuffle_window: Count = 16
     """Shards that are shuffled together where the cache does not fit the node."""
-    fetch_threads: Annotated[int, at_least(1)] = 8
+    fetch_threads: Count = 8
     """Shards that each worker fetches at a time."""
-    features_on_device: bool = True
+    on_device: Annotated[bool, Flag("features_on_device")] = True
     """Keep the features in GPU memory where they take less than half of what is free there."""
     ridge_probe: bool = True
     """Before training, fit a linear classifier to the features' channel means and maxima in closed form: the
@@ -109,34 +126,55 @@ class FeaturesConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """What is trained."""
+class ExtractionConfig(FeatureCacheConfig):
+    """The feature cache: what the frozen layers make of the pictures, computed once and kept in storage."""
 
-    model: str = "scratch-cnn"
+    dtype: Annotated[Literal["float16", "bfloat16", "float32"], Flag("features_dtype")] = "float16"
+    """What features are stored as."""
+    decoder: Literal["cpu", "nvjpeg"] = "cpu"
+    """What decodes ordinary JPEGs for an extraction. `nvjpeg`: the GPU, where processors can't keep up
+    with it; its pixels differ a little, so that one of them makes and updates a cache."""
+    shard_size: Count = 128
+    """Pictures a shard: the unit of work, of retry and of resume."""
+    extractors: CountOrZero = 0
+    """Ray actors that compute features. 0: one a GPU or, without GPUs, one for each --cpus-per-worker cores."""
+    replace: bool = False
+    """Replace a cache that was made with other weights or settings."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The pretrained network whose frozen layers compute features."""
+
+    name: Annotated[str, Flag("model")] = "scratch-cnn"
     """Name in the registry (`cvdist.models`)."""
-    head: Head = "vgg"
-    """What is trained on a pretrained model's convolutions. `vgg`: its own two hidden layers. `mlp`: one hidden
-    layer on each channel's mean. `linear`: a linear probe on all positions. One feature cache serves all."""
-    hidden_size: Annotated[int, at_least(0)] = 0
-    """Units of the head's hidden layers. 0: 4,096 for `vgg`, 256 for `mlp`; `linear` has none."""
-    dropout: Annotated[float, between(0, 1, "[)")] = 0.5
-    """Probability that an activation is dropped in training; the `linear` head has no dropout."""
     weights: str = ""
     """Pretrained weights to go on from: torchvision's name (`IMAGENET1K_V1`; for vgg16 also
     `IMAGENET1K_FEATURES`, convolutions only), or a state dict's file or URI. Empty or `none`: random ones."""
     weights_preprocessing: ModelPreprocessing = ""
-    """Normalisation that the file in `--weights` was trained with: that of torchvision's `IMAGENET1K_V1` or of
+    """Normalization that the file in `--weights` was trained with: that of torchvision's `IMAGENET1K_V1` or of
     its `IMAGENET1K_FEATURES`. torchvision's names bring their own."""
     trainable_blocks: Annotated[int, between(0, 5)] = 0
     """How many of a pretrained model's convolution blocks are trained, counted from the last; the others stay
     as they are."""
-    backbone_lr_scale: Annotated[float, at_least(0)] = 1.0
-    """Learning rate of those blocks as a multiple of `--lr`."""
 
     @property
     def has_weights(self) -> bool:
         """Whether pretrained weights are named."""
         return self.weights not in ("", "none")
+
+
+@dataclass(frozen=True)
+class ModelConfig(BackboneConfig):
+    """What is trained."""
+
+    head: Head = "vgg"
+    """What is trained on a pretrained model's convolutions. `vgg`: its own two hidden layers. `mlp`: one hidden
+    layer on each channel's mean. `linear`: a linear probe on all positions. One feature cache serves all."""
+    hidden_size: CountOrZero = 0
+    """Units of the head's hidden layers. 0: 4,096 for `vgg`, 256 for `mlp`; `linear` has none."""
+    dropout: Annotated[float, between(0, 1, "[)")] = 0.5
+    """Probability that an activation is dropped in training; the `linear` head has no dropout."""
 
     @property
     def head_size(self) -> HeadSize:
@@ -148,7 +186,7 @@ class ModelConfig:
 class OptimizerConfig:
     """How the weights move. The book's values: SGD, lr 0.01, momentum 0.5."""
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    name: Annotated[Literal["sgd", "adamw"], Flag("optimizer")] = "sgd"
     """`sgd` (with `--momentum`) or `adamw`."""
     lr: Annotated[float, at_least(0)] = 0.01
     """Peak learning rate."""
@@ -162,6 +200,38 @@ class OptimizerConfig:
     """What the learning rate does after warm-up."""
     lr_warmup_epochs: Annotated[float, at_least(0)] = 0.0
     """Epochs (fractions allowed) in which the learning rate grows linearly to its peak."""
+    backbone_lr_scale: Annotated[float, at_least(0)] = 1.0
+    """Learning rate of a pretrained model's trained blocks as a multiple of `--lr`."""
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """The arithmetic and the memory layout that networks are computed with."""
+
+    precision: PrecisionName = "auto"
+    """`auto`: bfloat16 autocast where the processor computes it natively, else float32. `tf32`: float32 whose
+    products GPUs compute from 19 bits: weights are read as they are, not cast in each step. CPUs: float32."""
+    channels_last: bool = True
+    """Memory layout NHWC, which convolutions are fastest with."""
+
+
+@dataclass(frozen=True)
+class LoopConfig(ComputeConfig):
+    """How long, in which portions and with which arithmetic."""
+
+    epochs: Count = 20
+    """Passes over the training data."""
+    batch_size: Count = 32
+    """Pictures a step, over all workers together: the learning rate need not change with their number."""
+    accumulate_steps: Count = 1
+    """Each worker computes its share of a batch in this many portions. Saves memory, same gradients."""
+    valid_batch_size: Count = 1000
+    """Pictures a forward pass in validation, on each worker."""
+    compile: Compile = "none"
+    """Run the model through `torch.compile` (needs a C++ compiler on CPUs); `--compile` alone is `default`.
+    `reduce-overhead`: replay CUDA graphs, for small heads on GPUs. `max-autotune`: also try out kernels."""
+    log_every_steps: Count = 50
+    """Steps between two points of the `step/` metrics."""
     label_smoothing: Annotated[float, between(0, 1, "[)")] = 0.0
     """Share of each target spread evenly over all classes, in training only."""
     clip_grad_norm: Annotated[float, at_least(0)] = 0.0
@@ -172,131 +242,139 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class LoopConfig:
-    """How long, in which portions and with which arithmetic."""
-
-    epochs: Annotated[int, at_least(1)] = 20
-    """Passes over the training data."""
-    batch_size: Annotated[int, at_least(1)] = 32
-    """Pictures a step, over all workers together: the learning rate need not change with their number."""
-    accumulate_steps: Annotated[int, at_least(1)] = 1
-    """Each worker computes its share of a batch in this many portions. Saves memory, same gradients."""
-    valid_batch_size: Annotated[int, at_least(1)] = 1000
-    """Pictures a forward pass in validation, on each worker."""
-    precision: PrecisionName = "auto"
-    """`auto`: bfloat16 autocast where the processor computes it natively, else float32. `tf32`: float32 whose
-    products GPUs compute from 19 bits: weights are read as they are, not cast in each step. CPUs: float32."""
-    channels_last: bool = True
-    """Memory layout NHWC, which convolutions are fastest with."""
-    compile: Compile = "none"
-    """Run the model through `torch.compile` (needs a C++ compiler on CPUs); `--compile` alone is `default`.
-    `reduce-overhead`: replay CUDA graphs, for small heads on GPUs. `max-autotune`: also try out kernels."""
-    seed: int = 0
-    """Of weights, order, augmentation and dropout."""
-    log_every_steps: Annotated[int, at_least(1)] = 50
-    """Steps between two points of the `step/` metrics."""
-
-
-@dataclass(frozen=True)
 class ParallelConfig:
     """How a step is divided over the workers."""
 
-    parallel: Literal["auto", "data", "head"] = "auto"
+    mode: Annotated[Literal["auto", "data", "head"], Flag("parallel")] = "auto"
     """`data`: each worker has all of the model and a share of the batch; gradients are averaged. `head`: the
     first two linear layers of the classifier are split over the workers, which exchange activations instead.
     `auto`: what a model of both costs says is faster, on the measured link and a few steps."""
     gradient_compression: Literal["none", "bf16", "powersgd"] = "none"
     """What gradients are averaged as. `bf16`: half the bytes. `powersgd`: approximated by matrices of a low
     rank, few bytes; the losses differ."""
-    powersgd_rank: Annotated[int, at_least(1)] = 4
+    powersgd_rank: Count = 4
     """Of those matrices."""
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
-    """What survives a crash, and where."""
+class RunConfig:
+    """What a run is called, where it keeps its files, and what its random numbers come from."""
 
     name: str = ""
     """Name of the run. A name that exists is continued from its last checkpoint. Empty: a new name."""
     storage: str = ""
     """Folder or URI (s3://bucket/path) that holds each run's checkpoints and, by default, the MLflow store.
     Empty: $CVDIST_STORAGE, else ./runs."""
-    checkpoint_every: Annotated[int, at_least(0)] = 0
+    seed: int = 0
+    """Of weights, order, augmentation and dropout."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What survives a crash."""
+
+    every: Annotated[CountOrZero, Flag("checkpoint_every")] = 0
     """Steps between checkpoints inside an epoch. 0: at each epoch's end only."""
-    keep_checkpoints: Annotated[int, at_least(1)] = 2
+    keep: Annotated[Count, Flag("keep_checkpoints")] = 2
     """How many of the best checkpoints are kept, besides the latest."""
     resume: str = ""
     """Folder or URI of one checkpoint to start a new run from."""
-    async_checkpoints: bool = True
+    asynchronous: Annotated[bool, Flag("async_checkpoints")] = True
     """Write and upload checkpoints while training goes on, from a copy in main memory."""
-    checkpoint_timeout: Annotated[float, at_least(1)] = 600.0
+    timeout: Annotated[Seconds, Flag("checkpoint_timeout")] = 600.0
     """Seconds that a checkpoint may take to be stored: the next one, or the run's end, waits that long."""
-    grace_period: Annotated[float, at_least(1)] = 25.0
+    grace_period: Seconds = 25.0
     """Seconds in which a job that gets SIGTERM ends after a last checkpoint (torchrun waits 30, and Kubernetes
     unless told otherwise), and before a preempted node's deadline in which the last checkpoint is begun."""
 
 
 @dataclass(frozen=True)
-class RuntimeConfig:
+class ClusterConfig:
+    """The Ray cluster, and what each process takes of it."""
+
+    cpus_per_worker: Count = 1
+    """CPU cores that Ray reserves for each worker."""
+    connect_timeout: AnswerSeconds = 10.0
+    """Seconds that the cluster at $RAY_ADDRESS may take to answer."""
+    resource_timeout: WaitSeconds = 0.0
+    """Seconds to wait for the cluster to have the CPUs and GPUs asked for (an autoscaler adds nodes). 0: fail
+    at once."""
+
+
+@dataclass(frozen=True)
+class RuntimeConfig(ClusterConfig):
     """Where it runs."""
 
-    runtime: Runtime = "auto"
+    launcher: Annotated[Launcher, Flag("runtime")] = "auto"
     """`auto`: torchrun's environment if started by it, else Ray. `inline`: in this process, one worker."""
-    workers: int | str = 2
+    num_workers: Annotated[int | str, Flag("num_workers", alias="workers")] = 2
     """Ray workers, one process each. `2:8`: as many as the cluster has room for at any time, from 2 to 8.
     (torchrun's own --nproc-per-node counts instead, under torchrun.)"""
-    resize_interval: Annotated[float, at_least(1)] = 60.0
+    resize_interval: Seconds = 60.0
     """Seconds between two looks whether there is room for more workers, where their number is a range."""
     device: Device = "auto"
     """`auto`: GPUs where every worker can have one, else CPUs."""
-    cpus_per_worker: Annotated[int, at_least(1)] = 1
-    """CPU cores that Ray reserves for each worker."""
-    max_failures: Annotated[int, at_least(0)] = 3
+    max_failures: CountOrZero = 3
     """How often Ray restarts the workers from the last checkpoint before it gives up."""
     max_preemptions: Annotated[int, at_least(-1)] = -1
     """The same for nodes that were preempted, which count apart. -1: without end."""
-    connect_timeout: Annotated[float, at_least(0.1)] = 10.0
-    """Seconds that the cluster at $RAY_ADDRESS may take to answer."""
-    resource_timeout: Annotated[float, at_least(0)] = 0.0
-    """Seconds to wait for the cluster to have the CPUs and GPUs asked for (an autoscaler adds nodes). 0: fail
-    at once."""
-    start_timeout: Annotated[float, at_least(1)] = 300.0
+    start_timeout: Seconds = 300.0
     """Seconds that the worker processes may take to start."""
-    prepare_timeout: Annotated[float, at_least(1)] = 3600.0
+    prepare_timeout: Seconds = 3600.0
     """Seconds that a node may take to download weights, and to download or decode its data."""
-    data_timeout: Annotated[float, at_least(1)] = 120.0
+    data_timeout: Seconds = 120.0
     """Seconds that a batch may take to be read and decoded before the worker fails."""
-    collective_timeout: Annotated[float, at_least(1)] = 300.0
+    collective_timeout: Seconds = 300.0
     """Seconds that one worker waits for the others before it fails, until the first step is done."""
-    step_timeout: Annotated[float, at_least(1)] = 150.0
+    step_timeout: Seconds = 150.0
     """The same from the second step on. Not below --data-timeout: one of the others may wait for its data."""
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """Fewest and most workers.
+        """The fewest and the most workers.
 
         Raises:
-            UserError: if `workers` is neither a number nor a range.
+            UserError: if `num_workers` is neither a number nor a range.
         """
-        found = re.fullmatch(r"(\d+)(?::(\d+))?", str(self.workers))
+        found = re.fullmatch(r"(\d+)(?::(\d+))?", str(self.num_workers))
         if found is None:
             raise UserError(
-                f"--workers is {self.workers}: it takes a number, or the fewest and the most as in 2:8"
+                f"--num-workers is {self.num_workers}: it takes a number, or the fewest and the most as in 2:8"
             )
         fewest = int(found[1])
         most = int(found[2] or fewest)
         if not 1 <= fewest <= most:
-            raise UserError(f"--workers is {self.workers}: it takes 1 or more, the fewest before the most")
+            raise UserError(
+                f"--num-workers is {self.num_workers}: it takes 1 or more, the fewest before the most"
+            )
         return fewest, most
+
+
+@dataclass(frozen=True)
+class ActorsConfig(ClusterConfig):
+    """Where a job that has no training loop runs."""
+
+    launcher: Annotated[Literal["ray", "inline"], Flag("runtime")] = "ray"
+    """`inline`: in this process, without Ray."""
+
+
+@dataclass(frozen=True)
+class ExtractorsConfig(ActorsConfig):
+    """Where features are computed."""
+
+    device: Device = RuntimeConfig.device
+    """`auto`: GPUs where every actor can have one, else CPUs."""
+    data_timeout: Seconds = RuntimeConfig.data_timeout
+    """Seconds that a batch may take to be read and decoded before the extraction fails."""
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
     """Where the results are shown."""
 
-    tracking: Literal["required", "optional", "none"] = "required"
+    mode: Annotated[Literal["required", "optional", "none"], Flag("tracking")] = "required"
     """`optional`: train without MLflow if it can't be reached at the start. `none`: do not use it at all."""
-    tracking_uri: str = ""
+    uri: Annotated[str, Flag("tracking_uri")] = ""
     """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
     experiment: str = "cvdist"
     """MLflow experiment."""
@@ -308,9 +386,9 @@ class TrackingConfig:
     """Register the best model in MLflow under this name."""
     alias: str = "candidate"
     """Alias that the registered version gets, in place of the one that had it."""
-    tracking_timeout: Annotated[float, at_least(0.1)] = 10.0
+    timeout: Annotated[AnswerSeconds, Flag("tracking_timeout")] = 10.0
     """Seconds that the MLflow server may take to answer at the start."""
-    tracking_patience: Annotated[float, at_least(0)] = 120.0
+    drain_timeout: Annotated[WaitSeconds, Flag("tracking_drain_timeout")] = 120.0
     """Seconds that a finished job waits for an MLflow server that is away. What is left stays in a journal."""
 
 
@@ -318,14 +396,14 @@ class TrackingConfig:
 class VisualizeConfig:
     """What a run shows of what the network has learned; all of it needs `--tracking`."""
 
-    visualize: bool = True
+    enabled: Annotated[bool, Flag("visualize")] = True
     """Show filters, activations, the most exciting pictures and Grad-CAM among the run's figures."""
-    visualize_layers: str = ""
+    layers: Annotated[str, Flag("visualize_layers")] = ""
     """Convolutions to look into, separated by commas: names, numbers, `first` to `tenth`, `last` or `all`.
     Empty: the first, the fifth and the last."""
-    visualize_every: Annotated[int, at_least(0)] = 0
+    every: Annotated[CountOrZero, Flag("visualize_every")] = 0
     """Epochs between two pictures of the first layer's filters, where that layer is trained. 0: about five
     pictures over the run."""
-    visualize_pictures: Annotated[int, at_least(0)] = 128
+    pictures: Annotated[CountOrZero, Flag("visualize_pictures")] = 128
     """Validation pictures, at most, that are run through the network at the end, for activations, exciting
     pictures and Grad-CAM. 0: none, filters only."""

@@ -1,25 +1,25 @@
-"""A run's report, made anew."""
+"""The settings of a job that makes a run's report again."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
 
-from cvdist.config.bounds import at_least
-from cvdist.config.groups import CheckpointConfig, TrackingConfig
+from cvdist.config.saved import LookupConfig
+
+
+@dataclass(frozen=True)
+class PageConfig:
+    """Which run's report is made, and where it goes."""
+
+    run: str = ""
+    """The run's name or id."""
+    output: str = ""
+    """File that the page is written to. Empty: the artifact `report.html` of the run."""
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Where a run's report is made from, anew, and where it goes."""
+    """One job of `jobs/report.py`."""
 
-    output: str = ""
-    """File that the page is written to. Empty: the artifact `report.html` of the run."""
-    storage: str = CheckpointConfig.storage
-    """As in training: folder that has the MLflow store, where none is named."""
-    tracking_uri: str = TrackingConfig.tracking_uri
-    """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
-    experiment: str = TrackingConfig.experiment
-    """MLflow experiment in which the name is looked up."""
-    tracking_timeout: Annotated[float, at_least(0.1)] = TrackingConfig.tracking_timeout
-    """Seconds that the MLflow server may take to answer at the start."""
+    page: PageConfig = field(default_factory=PageConfig)
+    lookup: LookupConfig = field(default_factory=LookupConfig)

@@ -1,26 +1,40 @@
-"""Trained models in use: which one, and how it is run over pictures."""
+"""The settings of jobs that use trained models: which model, and how it is run over pictures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from cvdist.config.bounds import at_least, between
+from cvdist.config.bounds import AnswerSeconds, CountOrZero, Fraction, Seconds
 from cvdist.config.groups import (
-    CheckpointConfig,
-    DataConfig,
+    ComputeConfig,
     Device,
-    LoopConfig,
     ModelPreprocessing,
+    PicturesConfig,
     PrecisionName,
+    RunConfig,
     RuntimeConfig,
     TrackingConfig,
 )
 
 
 @dataclass(frozen=True)
-class SavedModelConfig:
-    """Which trained model is used: what evaluation, prediction and visualisation have in common."""
+class LookupConfig:
+    """Where runs are looked for by their names."""
+
+    tracking_uri: str = TrackingConfig.uri
+    """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
+    experiment: str = TrackingConfig.experiment
+    """MLflow experiment that runs are looked for in by their names."""
+    storage: str = RunConfig.storage
+    """Folder of the runs, which by default holds the MLflow store. Empty: $CVDIST_STORAGE, else ./runs."""
+    tracking_timeout: AnswerSeconds = TrackingConfig.timeout
+    """Seconds that the MLflow server may take to answer at the start."""
+
+
+@dataclass(frozen=True)
+class SavedModelConfig(LookupConfig):
+    """Which trained model is used: what evaluation, prediction and visualization have in common."""
 
     source: str = ""
     """The model: an MLflow run's name or id; a registered model, `models:/NAME/VERSION` or
@@ -30,15 +44,7 @@ class SavedModelConfig:
     model: str = ""
     """Architecture of a state dict's file: a name in the registry, such as `vgg16`."""
     weights_preprocessing: ModelPreprocessing = ""
-    """Normalisation that a state dict's file was trained with, as in training."""
-    tracking_uri: str = TrackingConfig.tracking_uri
-    """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
-    experiment: str = TrackingConfig.experiment
-    """MLflow experiment that runs are looked for in by their names."""
-    storage: str = CheckpointConfig.storage
-    """Folder of the runs, which by default holds the MLflow store. Empty: $CVDIST_STORAGE, else ./runs."""
-    tracking_timeout: Annotated[float, at_least(0.1)] = TrackingConfig.tracking_timeout
-    """Seconds that the MLflow server may take to answer at the start."""
+    """Normalization that a state dict's file was trained with, as in training."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +53,16 @@ class InferenceConfig:
 
     device: Device = RuntimeConfig.device
     """`auto`: a GPU where there is one."""
-    precision: PrecisionName = LoopConfig.precision
+    precision: PrecisionName = ComputeConfig.precision
     """`auto`: as in the model's run where that is known; else bfloat16 autocast where the processor computes
     it natively."""
-    channels_last: bool = LoopConfig.channels_last
+    channels_last: bool = ComputeConfig.channels_last
     """Memory layout NHWC, which convolutions are fastest with."""
     resize: Literal["", "squash", "crop"] = ""
     """How photographs are brought to the model's size, as in training. Empty: as for the model's run."""
-    max_bad_images: Annotated[float, between(0, 1)] = DataConfig.max_bad_images
+    max_bad_fraction: Fraction = PicturesConfig.max_bad_fraction
     """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`."""
-    decode_workers: Annotated[int, at_least(0)] = DataConfig.decode_workers
+    decode_workers: CountOrZero = PicturesConfig.decode_workers
     """Processes or threads that decode pictures. 0: one for each CPU core."""
-    data_timeout: Annotated[float, at_least(1)] = RuntimeConfig.data_timeout
+    data_timeout: Seconds = RuntimeConfig.data_timeout
     """Seconds that a batch may take to be read and decoded."""

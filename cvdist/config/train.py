@@ -1,14 +1,10 @@
-"""One training job: all its groups of settings, changed by their flat names, and refused where no run works."""
+"""The settings of one training job, and which of them no run can work with."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from cvdist.config.bounds import check_values
 from cvdist.config.groups import (
     CUDA_GRAPHS,
     CheckpointConfig,
@@ -18,16 +14,18 @@ from cvdist.config.groups import (
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
+    RunConfig,
     RuntimeConfig,
     TrackingConfig,
     VisualizeConfig,
 )
+from cvdist.config.settings import check_groups
 from cvdist.errors import UserError
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training job, whole. `recipe` names the function in `cvdist.recipes` that it began from."""
+    """One training job. `recipe` is the name of the function in `cvdist.recipes` that it began from."""
 
     recipe: str = ""
     data: DataConfig = field(default_factory=DataConfig)
@@ -36,77 +34,26 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    run: RunConfig = field(default_factory=RunConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     visualize: VisualizeConfig = field(default_factory=VisualizeConfig)
 
 
-GROUPS: dict[str, type] = {
-    "data": DataConfig,
-    "features": FeaturesConfig,
-    "model": ModelConfig,
-    "optimizer": OptimizerConfig,
-    "loop": LoopConfig,
-    "parallel": ParallelConfig,
-    "checkpoint": CheckpointConfig,
-    "runtime": RuntimeConfig,
-    "tracking": TrackingConfig,
-    "visualize": VisualizeConfig,
-}
-
-
-def replace(config: TrainConfig, **changes: Any) -> TrainConfig:
-    """Copy of `config` with fields changed by their flat names, e.g. `replace(c, lr=0.1, epochs=3)`.
-
-    Raises:
-        TypeError: for a name that no group has.
-    """
-    groups = {}
-    for name, cls in GROUPS.items():
-        mine = {f.name: changes.pop(f.name) for f in dataclasses.fields(cls) if f.name in changes}
-        if mine:
-            groups[name] = dataclasses.replace(getattr(config, name), **mine)
-    if "recipe" in changes:
-        groups["recipe"] = changes.pop("recipe")
-    if changes:
-        raise TypeError(f"no such fields: {', '.join(changes)}")
-    return dataclasses.replace(config, **groups)
-
-
-def flat(config: TrainConfig) -> Iterator[tuple[str, Any]]:
-    """Each field as (`group.name`, value), in the order of their definition."""
-    yield "recipe", config.recipe
-    for group in GROUPS:
-        for name, value in dataclasses.asdict(getattr(config, group)).items():
-            yield f"{group}.{name}", value
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Plain nested dictionary, for JSON and for Ray's `train_loop_config`."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """Inverse of `to_dict`."""
-    groups = {name: cls(**values[name]) for name, cls in GROUPS.items()}
-    return TrainConfig(recipe=values["recipe"], **groups)
-
-
 def check(config: TrainConfig) -> None:
-    """Refuse values that no run can work with, before anything is started.
+    """Refuse settings that no run can work with, before anything is started.
 
     Raises:
         UserError: one line that names the flag and what it takes.
     """
-    for group in GROUPS:
-        check_values(getattr(config, group))
+    check_groups(config)
     config.runtime.worker_range  # noqa: B018 (raises)
-    if config.data.dataset == "images" and not config.data.data and not config.features.features:
+    if config.data.dataset == "images" and not config.data.uri and not config.features.uri:
         raise UserError(
             "--data is needed: the folder or URI of the pictures, with a folder for each class in it"
         )
-    if config.features.features and config.data.dataset != "images":
+    if config.features.uri and config.data.dataset != "images":
         raise UserError(f"--features is for folders of pictures, not for --dataset {config.data.dataset}")
     if config.runtime.step_timeout < config.runtime.data_timeout:
         raise UserError(
@@ -121,13 +68,13 @@ def check(config: TrainConfig) -> None:
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")
     if config.tracking.register:
-        if config.tracking.tracking == "none" or not config.tracking.log_model:
-            lacks = "--tracking none" if config.tracking.tracking == "none" else "--no-log-model"
+        if config.tracking.mode == "none" or not config.tracking.log_model:
+            lacks = "--tracking none" if config.tracking.mode == "none" else "--no-log-model"
             raise UserError(f"--register needs a model that MLflow has, and {lacks} logs none: leave it out")
         check_registration(config.tracking.register, config.tracking.alias)
-    if config.checkpoint.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.checkpoint.name):
+    if config.run.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.run.name):
         raise UserError(
-            f"--name {config.checkpoint.name!r}: a name is 1 to 128 letters, digits, dots, hyphens, underscores"
+            f"--name {config.run.name!r}: a name is 1 to 128 letters, digits, dots, hyphens, underscores"
         )
 
 

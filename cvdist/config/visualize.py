@@ -1,12 +1,12 @@
-"""One visualisation of a trained model."""
+"""The settings of one visualization of a trained model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal
 
-from cvdist.config.bounds import at_least
-from cvdist.config.groups import Device
+from cvdist.config.bounds import Count, CountOrZero
+from cvdist.config.groups import Device, RuntimeConfig
 from cvdist.config.saved import SavedModelConfig
 
 
@@ -19,22 +19,22 @@ class LookConfig:
     Empty: what the model's run was validated with, where that can be reached."""
     layers: str = ""
     """As `--visualize-layers`: convolutions by name or number, or `first`, `fifth`, `last`, `all`."""
-    pictures: Annotated[int, at_least(0)] = 1
+    pictures: CountOrZero = 1
     """Pictures whose activations are drawn."""
-    most_pictures: Annotated[int, at_least(1)] = 500
+    most_pictures: Count = 500
     """Pictures, at most, that are run through the network for exciting pictures and Grad-CAM."""
     channels: Literal["strongest", "mean"] = "strongest"
     """What is shown of filters on many channels: the strongest of them, or their mean."""
     output: str = ""
     """Folder or URI that the figures are written to. Empty: the artifacts of the model's run or, without one,
     the folder `figures`."""
-    device: Device = "auto"
+    device: Device = RuntimeConfig.device
     """`auto`: a GPU where there is one."""
 
 
 @dataclass(frozen=True)
 class VisualizeJobConfig:
-    """One visualisation."""
+    """One job of `jobs/visualize.py`."""
 
     saved: SavedModelConfig = field(default_factory=SavedModelConfig)
     look: LookConfig = field(default_factory=LookConfig)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cvdist.config import DataConfig
+from cvdist.config import PicturesConfig
 from cvdist.data.sampler import LocalBatch
 from cvdist.seeding import generator
 
@@ -42,7 +42,7 @@ class Augmentation:
     color_jitter: float = 0.0
 
     @classmethod
-    def from_config(cls, config: DataConfig, seed: int) -> Augmentation | None:
+    def from_config(cls, config: PicturesConfig, seed: int) -> Augmentation | None:
         """None where the configuration asks for no augmentation."""
         chosen = cls(
             config.horizontal_flip,

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from cvdist.data.augment import Augmentation
 from cvdist.data.sampler import EpochOrder
-
-if TYPE_CHECKING:
-    from cvdist.config import LoopConfig
 
 Split = Literal["train", "valid"]
 
@@ -106,9 +103,9 @@ class FullShuffle:
         """See `Loader.names`."""
         return [f"row {index}" for index in indices]
 
-    def epoch_order(self, config: LoopConfig, epoch: int, shuffle: Shuffle) -> EpochOrder:
+    def epoch_order(self, batch_size: int, seed: int, epoch: int, shuffle: Shuffle) -> EpochOrder:
         """See `Loader.epoch_order`."""
-        return EpochOrder(self.info.train_size, config.batch_size, seed=config.seed, epoch=epoch)
+        return EpochOrder(self.info.train_size, batch_size, seed=seed, epoch=epoch)
 
 
 class Loader(Protocol):
@@ -129,7 +126,7 @@ class Loader(Protocol):
         """How an epoch that begins now is shuffled."""
         ...
 
-    def epoch_order(self, config: LoopConfig, epoch: int, shuffle: Shuffle) -> EpochOrder:
+    def epoch_order(self, batch_size: int, seed: int, epoch: int, shuffle: Shuffle) -> EpochOrder:
         """The order of an epoch that began with `shuffle`."""
         ...
 

@@ -11,6 +11,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cvdist.errors import UserError
+
+
+def here(wanted: str) -> torch.device:
+    """The device of a process that computes alone; `wanted` is `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UserError: if a GPU is asked for that is not there.
+    """
+    have = torch.cuda.is_available()
+    if wanted == "cuda" and not have:
+        raise UserError("--device cuda: this machine has no GPU that PyTorch can use")
+    return torch.device("cuda", 0) if have and wanted != "cpu" else torch.device("cpu")
+
 
 def describe(device: torch.device) -> str:
     """Return the device's name, such as `NVIDIA H100 80GB HBM3` or `AMD EPYC, 2 cores`."""

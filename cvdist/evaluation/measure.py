@@ -1,10 +1,9 @@
-"""An evaluation from its start to its results."""
+"""A model measured on labeled pictures."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import logging
 import time
 from dataclasses import dataclass
@@ -12,16 +11,16 @@ from typing import Any
 
 import torch
 
-from cvdist import log, storage
-from cvdist.config import EvaluateConfig
+from cvdist import log
+from cvdist.config import InferenceConfig
 from cvdist.distributed.precision import choose_precision
 from cvdist.errors import UserError
 from cvdist.evaluation import metrics
-from cvdist.evaluation.compare import Comparison, compare
+from cvdist.evaluation.compare import Comparison
 from cvdist.evaluation.metrics import Metrics, Outcome
-from cvdist.evaluation.pictures import Pictures, match_classes, open_pictures
+from cvdist.evaluation.pictures import Pictures, match_classes
 from cvdist.prediction.batch import resolved
-from cvdist.saved import SavedModel, open_model
+from cvdist.saved import SavedModel
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +29,17 @@ SHOWN_DIFFERENCES = 18
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One model on the data. absent: classes of the model that the data has no pictures of."""
+class ModelEvaluation:
+    """What was measured of one model.
+
+    Args:
+        saved: the model.
+        outcome: its answer to each picture.
+        metrics: what these come to.
+        absent: classes of the model that the data has no pictures of.
+        arithmetic: name of the precision that it was computed in.
+        seconds: that it took.
+    """
 
     saved: SavedModel
     outcome: Outcome
@@ -42,16 +50,16 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One model, or two of them on the same pictures."""
+class Evaluations:
+    """What was measured of one model, or of two on the same pictures."""
 
     pictures: Pictures
-    first: Measured
-    second: Measured | None
+    first: ModelEvaluation
+    second: ModelEvaluation | None
     comparison: Comparison | None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The results as plain values, for JSON."""
         models = [self.first] if self.second is None else [self.first, self.second]
         return {
             "data": self.pictures.name,
@@ -70,37 +78,26 @@ class Evaluation:
         }
 
 
-def evaluate(config: EvaluateConfig, saved: SavedModel, device: torch.device) -> Evaluation:
-    """Measure `saved`, and the model that it is compared with, if there is one.
+def evaluate_model(
+    saved: SavedModel,
+    pictures: Pictures,
+    inference: InferenceConfig,
+    calibration_bins: int,
+    device: torch.device,
+) -> ModelEvaluation:
+    """Run a model over labeled pictures, and measure what it makes of them.
+
+    Args:
+        saved: the model, which is on the CPU afterwards.
+        pictures: each of them is seen once.
+        inference: how the model is run.
+        calibration_bins: bins of confidence, of equal width, for the calibration error.
+        device: that the model runs on.
 
     Raises:
-        UserError: for all that the user can mend, as early as it can be found.
+        UserError: if no picture can be decoded, or the model does not know their classes.
     """
-    saved.require_classifier()
-    pictures = open_pictures(config, saved)
-    logger.info("data       %s: %s pictures", pictures.name, f"{len(pictures.labels):,}")
-    other = _open_second(config, saved) if config.evaluation.compare else None
-    first = _measure(config, saved, pictures, device)
-    if other is None:
-        return Evaluation(pictures, first, None, None)
-    second = _measure(config, other, pictures, device)
-    return Evaluation(pictures, first, second, compare(first.outcome, second.outcome, SHOWN_DIFFERENCES))
-
-
-def _open_second(config: EvaluateConfig, first: SavedModel) -> SavedModel:
-    second = open_model(dataclasses.replace(config.saved, source=config.evaluation.compare))
-    second.require_classifier()
-    mine, theirs = set(first.identity.classes), set(second.identity.classes)
-    if mine != theirs:
-        raise UserError(
-            f"--compare {second.source}: its classes are others than those of {first.source}: "
-            f"{', '.join(sorted(mine ^ theirs)[:5])} only in one of them"
-        )
-    return second
-
-
-def _measure(config: EvaluateConfig, saved: SavedModel, pictures: Pictures, device: torch.device) -> Measured:
-    inference = resolved(config.inference, saved)
+    inference = resolved(inference, saved)
     matched = match_classes(pictures, saved)
     precision = choose_precision(inference.precision, device)
     logger.info("model      %s, %s; %s on %s", saved.source, saved.identity, precision.name, device)
@@ -120,18 +117,5 @@ def _measure(config: EvaluateConfig, saved: SavedModel, pictures: Pictures, devi
     saved.model.to("cpu")  # room on the device for another one
     gc.collect()
     outcome = metrics.join(parts)
-    measured = metrics.measure(outcome, config.evaluation.calibration_bins)
-    return Measured(saved, outcome, measured, matched.absent, precision.name, time.monotonic() - began)
-
-
-def write_json(uri: str, evaluation: Evaluation) -> None:
-    """Write the results to the file or URI `uri`, whole or not at all.
-
-    Raises:
-        UserError: if it can't be written.
-    """
-    filesystem, path = storage.locate(uri, "--output")
-    try:
-        storage.write(filesystem, path, json.dumps(evaluation.to_dict(), indent=1).encode())
-    except OSError as error:
-        raise UserError(f"--output {log.redact(uri)} can't be written ({storage.reason(error)})") from error
+    measured = metrics.measure(outcome, calibration_bins)
+    return ModelEvaluation(saved, outcome, measured, matched.absent, precision.name, time.monotonic() - began)

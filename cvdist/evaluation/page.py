@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cvdist import log
-from cvdist.evaluation.measure import SHOWN, Evaluation, Measured
+from cvdist.evaluation.measure import SHOWN, Evaluations, ModelEvaluation
 from cvdist.evaluation.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def values(measured: Metrics) -> dict[str, float]:
     return found
 
 
-def figures(evaluation: Evaluation) -> dict[str, Callable[[], Figure]]:
+def figures(evaluation: Evaluations) -> dict[str, Callable[[], Figure]]:
     """By name, each as the function that draws it."""
     drawn = {"confusion_matrix": _confusion, "reliability": _reliability, "most_wrong": _most_wrong}
     if evaluation.comparison is not None:
@@ -41,20 +41,20 @@ def figures(evaluation: Evaluation) -> dict[str, Callable[[], Figure]]:
     return {name: functools.partial(draw, evaluation) for name, draw in drawn.items()}
 
 
-def _confusion(evaluation: Evaluation) -> Figure:
+def _confusion(evaluation: Evaluations) -> Figure:
     from cvdist.figures.confusion import confusion_matrix
 
     first = evaluation.first
     return confusion_matrix(first.metrics.confusion, first.saved.identity.classes)
 
 
-def _reliability(evaluation: Evaluation) -> Figure:
+def _reliability(evaluation: Evaluations) -> Figure:
     from cvdist.figures.reliability import reliability_diagram
 
     return reliability_diagram(evaluation.first.metrics.bins, evaluation.first.metrics.calibration_error)
 
 
-def _most_wrong(evaluation: Evaluation) -> Figure:
+def _most_wrong(evaluation: Evaluations) -> Figure:
     from cvdist.figures.pictures import wrong_grid
 
     one = evaluation.first
@@ -71,14 +71,14 @@ def _most_wrong(evaluation: Evaluation) -> Figure:
     )
 
 
-def _differences(evaluation: Evaluation) -> Figure:
+def _differences(evaluation: Evaluations) -> Figure:
     from cvdist.figures.pictures import Answer, difference_grid
 
     first, second, comparison = evaluation.first, evaluation.second, evaluation.comparison
     assert second is not None and comparison is not None
     most = comparison.most_different
 
-    def answers(one: Measured) -> list[Answer]:
+    def answers(one: ModelEvaluation) -> list[Answer]:
         found = one.outcome
         return [
             Answer(found.classes[int(found.predicted[i])], float(found.confidence[i]), bool(found.right[i]))
@@ -107,7 +107,7 @@ def class_table(measured: Metrics) -> str:
     return text.getvalue()
 
 
-def description(evaluation: Evaluation, command: str) -> str:
+def description(evaluation: Evaluations, command: str) -> str:
     """Markdown for the top of the page."""
     first, comparison = evaluation.first, evaluation.comparison
     lines = [

@@ -12,9 +12,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cvdist import config as configs
 from cvdist import loaders
-from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, TrainConfig, cache_folder
+from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, cache_folder
 from cvdist.data.dataset import BadPicture, Loader
 from cvdist.data.images import store
 from cvdist.data.images.decode import decode
@@ -71,12 +70,7 @@ def open_pictures(config: EvaluateConfig, saved: SavedModel) -> Pictures:
     part = config.evaluation.part
     if wanted.dataset == "images":
         return Photographs.open(config, wanted, part, own=own)
-    train = configs.replace(
-        TrainConfig(data=wanted),
-        storage=config.saved.storage,
-        prepare_timeout=config.evaluation.prepare_timeout,
-    )
-    return SmallPictures(train, part or "valid")
+    return SmallPictures(wanted, config.saved.storage, part or "valid")
 
 
 def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool]:
@@ -88,17 +82,17 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
                 f"{saved.source} does not say what it was trained on: name pictures with --data, or --dataset "
                 "digits or mnist"
             )
-        if "***" in learned.data:
+        if "***" in learned.uri:
             raise UserError(
-                f"{saved.source} was trained on {learned.data}, whose credentials were not noted: name it with "
+                f"{saved.source} was trained on {learned.uri}, whose credentials were not noted: name it with "
                 "--data"
             )
         chosen = learned
     else:
-        chosen = DataConfig(dataset=asked.dataset or "images", data=asked.data)
+        chosen = DataConfig(dataset=asked.dataset or "images", uri=asked.data)
         if learned is not None and learned.dataset == chosen.dataset:
-            chosen = dataclasses.replace(learned, data=asked.data or learned.data)
-    if chosen.dataset == "images" and not chosen.data:
+            chosen = dataclasses.replace(learned, uri=asked.data or learned.uri)
+    if chosen.dataset == "images" and not chosen.uri:
         raise UserError(
             f"--data is needed: {saved.source} was trained without naming its pictures, or on something else"
         )
@@ -108,7 +102,7 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
         chosen,
         image_size=saved.identity.height,
         resize=inference.resize or chosen.resize,
-        max_bad_images=inference.max_bad_images,
+        max_bad_fraction=inference.max_bad_fraction,
         decode_workers=inference.decode_workers,
         cache=asked.cache,
         horizontal_flip=plain.horizontal_flip,
@@ -117,23 +111,23 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
         random_resized_crop=plain.random_resized_crop,
         color_jitter=plain.color_jitter,
     )
-    return chosen, learned is not None and (chosen.dataset, chosen.data.rstrip("/")) == (
+    return chosen, learned is not None and (chosen.dataset, chosen.uri.rstrip("/")) == (
         learned.dataset,
-        learned.data.rstrip("/"),
+        learned.uri.rstrip("/"),
     )
 
 
 class SmallPictures:
     """Digits and MNIST (`Pictures`)."""
 
-    def __init__(self, config: TrainConfig, part: str) -> None:
-        """`part`: `valid`, `train` or `all`.
+    def __init__(self, data: DataConfig, storage: str, part: str) -> None:
+        """`storage`: as `RunConfig.storage`; part: `valid`, `train` or `all`.
 
         Raises:
             UserError: if the data set can't be had.
         """
-        loaders.prepare(config)
-        self._config = config
+        loaders.prepare_in_memory(data, storage)
+        self._data, self._storage = data, storage
         self._loader = self._open(torch.device("cpu"), None)
         info = self._loader.info
         self.name = f"{info.name} ({_PARTS[part]}): {info.source}"
@@ -187,7 +181,7 @@ class SmallPictures:
     def _open(
         self, device: torch.device, normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
     ) -> Loader:
-        return loaders.open_loader(self._config, device, normalisation=normalisation)
+        return loaders.open_in_memory(self._data, self._storage, device, normalisation=normalisation)
 
 
 class Photographs:
@@ -218,7 +212,7 @@ class Photographs:
             table = table.filter(pa.array(np.asarray(table.column("part")) == value))
         elif part != "all":
             table = _as_split_in_training(config, wanted, listing.classes, part)
-        where = redact(wanted.data)
+        where = redact(wanted.uri)
         return cls(wanted, listing.classes, table, f"{where} ({_PARTS[part]})", config.inference.data_timeout)
 
     def seen_by(
@@ -226,7 +220,7 @@ class Photographs:
     ) -> Iterator[Labelled]:
         """See `Pictures.seen_by`."""
         threads = inference.decode_workers
-        predictor = Predictor(self._wanted.data, inference, saved, device, decode_threads=threads)
+        predictor = Predictor(self._wanted.uri, inference, saved, device, decode_threads=threads)
         row_of = {path: row for row, path in enumerate(self._paths)}
         bad: list[BadPicture] = []
         for start in range(0, len(self._paths), _CHUNK):
@@ -238,15 +232,15 @@ class Photographs:
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
         """See `Pictures.pixels`."""
-        folder = Folder.open(self._wanted.data, "--data")
+        folder = Folder.open(self._wanted.uri, "--data")
         decoded = [decode(folder.read(self._paths[row]), size, self._wanted.resize) for row in rows]
         return torch.stack(decoded).permute(0, 3, 1, 2) if decoded else torch.empty(0, 3, size, size).byte()
 
     def _require_few(self, bad: list[BadPicture]) -> None:
-        if len(bad) > self._wanted.max_bad_images * len(self._paths):
+        if len(bad) > self._wanted.max_bad_fraction * len(self._paths):
             raise UserError(
-                f"--data {redact(self._wanted.data)}: {len(bad)} of {len(self._paths)} pictures can't be "
-                f"decoded, more than --max-bad-images {self._wanted.max_bad_images:g} allows, e.g. "
+                f"--data {redact(self._wanted.uri)}: {len(bad)} of {len(self._paths)} pictures can't be "
+                f"decoded, more than --max-bad-fraction {self._wanted.max_bad_fraction:g} allows, e.g. "
                 f"{bad[0].path} ({bad[0].reason}). Mend or remove them, or raise the limit"
             )
 
@@ -258,8 +252,7 @@ def _as_split_in_training(
     config: EvaluateConfig, wanted: DataConfig, classes: tuple[str, ...], part: str
 ) -> pa.Table:
     """The rows that training would have: it splits the pictures that can be decoded, so all are tried."""
-    train = TrainConfig(data=wanted)
-    cache, evaluation = cache_folder(train), config.evaluation
+    cache, evaluation = cache_folder(wanted.cache), config.evaluation
     store.prepare(wanted, cache, timeout=evaluation.prepare_timeout, data_timeout=config.inference.data_timeout)
     there = store.open_store(wanted, cache)
     learned, validated = split(there.table, wanted, classes)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from cvdist import log, models, storage
-from cvdist.config import TrainConfig
+from cvdist.config import PreprocessConfig
 from cvdist.data.dataset import BadPicture
 from cvdist.data.images.listing import Listing, list_pictures
 from cvdist.errors import UserError
@@ -39,7 +39,7 @@ Compute = Callable[[Sequence[WorkUnit]], Iterator[Receipt | None]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExtractionPlan:
     """What is to be done.
 
     known: index of the cache that is there, or an empty one; changes: from it to the listing; work: all slices,
@@ -61,7 +61,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltCache:
     """What an extraction has done. computed: pictures; seconds: that it took to compute them."""
 
     manifest: Manifest
@@ -69,13 +69,13 @@ class Built:
     seconds: float
 
 
-def make_plan(config: TrainConfig) -> Plan:
+def make_plan(config: PreprocessConfig) -> ExtractionPlan:
     """Look at the pictures and at what is at `--features`.
 
     Raises:
         UserError: if either can't be read or written, or there is a cache that was made otherwise.
     """
-    folder = Folder.open(config.features.features, "--features")
+    folder = Folder.open(config.features.uri, "--features")
     storage.check_writable(folder.uri, "--features")
     asked = fingerprints.of(config)
     listing = list_pictures(config.data)
@@ -86,7 +86,7 @@ def make_plan(config: TrainConfig) -> Plan:
     else:
         known = read_index(folder, before)
         sizes = folder.sizes()
-    changes = plan.compare(listing.table, known, plan.digests_of(config.data.data))
+    changes = plan.compare(listing.table, known, plan.digests_of(config.data.uri))
     if before is not None:
         rows = [s.rows if sizes.get(s.object) == s.stored_bytes else 0 for s in before.shards]
         changes = plan.without_sparse_shards(changes, known, rows)
@@ -94,16 +94,16 @@ def make_plan(config: TrainConfig) -> Plan:
     with ThreadPoolExecutor(_READERS) as pool:
         found = pool.map(lambda slice: receipt.find(folder, slice.key), work)
         done = {slice.key: one for slice, one in zip(work, found, strict=True) if one is not None}
-    return Plan(asked, listing, before, known, changes, work, done)
+    return ExtractionPlan(asked, listing, before, known, changes, work, done)
 
 
-def build(config: TrainConfig, todo: Plan, compute: Compute) -> Built:
+def build(config: PreprocessConfig, todo: ExtractionPlan, compute: Compute) -> BuiltCache:
     """Compute what is left, then write the manifest.
 
     Raises:
         UserError: for what `compute` raises, and if too many pictures are bad.
     """
-    folder = Folder.open(config.features.features, "--features", patient=True)
+    folder = Folder.open(config.features.uri, "--features", patient=True)
     left, done = todo.left, dict(todo.done)
     total = sum(len(slice.paths) for slice in todo.work)
     _announce(todo, total)
@@ -128,7 +128,7 @@ def build(config: TrainConfig, todo: Plan, compute: Compute) -> Built:
     line.clear()
     seconds = time.monotonic() - began
     made = _finish(config, folder, todo, [done[slice.key] for slice in todo.work])
-    return Built(made, finished - already, seconds)
+    return BuiltCache(made, finished - already, seconds)
 
 
 def read_index(folder: Folder, cache: Manifest) -> pa.Table:
@@ -174,7 +174,7 @@ def _existing(folder: Folder, asked: Fingerprint, *, replace: bool) -> Manifest 
     return None if differences else found
 
 
-def _announce(todo: Plan, total: int) -> None:
+def _announce(todo: ExtractionPlan, total: int) -> None:
     if todo.before is not None:
         text = todo.changes.describe(todo.listing.table) or "no picture has changed"
         logger.info("features   %s since the cache was written", text)
@@ -191,32 +191,34 @@ def _announce(todo: Plan, total: int) -> None:
         )
 
 
-def _require_few_bad(bad: int, pictures: int, config: TrainConfig, last: Receipt) -> None:
+def _require_few_bad(bad: int, pictures: int, config: PreprocessConfig, last: Receipt) -> None:
     """Refuse a data set with too many bad pictures, as soon as that is certain.
 
     Raises:
-        UserError: above `--max-bad-images`.
+        UserError: above `--max-bad-fraction`.
     """
-    if bad > config.data.max_bad_images * pictures:
+    if bad > config.data.max_bad_fraction * pictures:
         why = last.bad[-1][1] if last.bad else "see earlier shards"
         raise UserError(
-            f"--data {redact(config.data.data)}: {bad} of {pictures} pictures can't be decoded, more than "
-            f"--max-bad-images {config.data.max_bad_images:g} allows, the last one: {why}. Mend or remove "
+            f"--data {redact(config.data.uri)}: {bad} of {pictures} pictures can't be decoded, more than "
+            f"--max-bad-fraction {config.data.max_bad_fraction:g} allows, the last one: {why}. Mend or remove "
             "them, or raise the limit"
         )
 
 
-def _finish(config: TrainConfig, folder: Folder, todo: Plan, receipts: Sequence[Receipt]) -> Manifest:
+def _finish(
+    config: PreprocessConfig, folder: Folder, todo: ExtractionPlan, receipts: Sequence[Receipt]
+) -> Manifest:
     """Index, quarantine, manifest: in this order, so that a manifest names only what is there."""
     table, shards = _table(todo, receipts)
     reasons = _reasons(todo, receipts)
     bad = tuple(BadPicture(path, reasons.get(path, "unknown")) for path in _bad_paths(table))
-    if len(bad) > config.data.max_bad_images * len(table):
+    if len(bad) > config.data.max_bad_fraction * len(table):
         first = bad[0]
         raise UserError(
-            f"--data {redact(config.data.data)}: {len(bad)} of {len(table)} pictures can't be decoded, more "
-            f"than --max-bad-images {config.data.max_bad_images:g} allows, e.g. {first.path} ({first.reason}). "
-            "Mend or remove them, or raise the limit"
+            f"--data {redact(config.data.uri)}: {len(bad)} of {len(table)} pictures can't be decoded, more "
+            f"than --max-bad-fraction {config.data.max_bad_fraction:g} allows, e.g. {first.path} "
+            f"({first.reason}). Mend or remove them, or raise the limit"
         )
     content = index.dump(table)
     sha = hashlib.sha256(content).hexdigest()
@@ -227,7 +229,7 @@ def _finish(config: TrainConfig, folder: Folder, todo: Plan, receipts: Sequence[
         classes=todo.listing.classes,
         feature_shape=backbone.feature_shape(3, size, size),
         fingerprint=todo.fingerprint,
-        source=redact(config.data.data),
+        source=redact(config.data.uri),
         weights=backbone.source,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         index=entry,
@@ -243,7 +245,7 @@ def _finish(config: TrainConfig, folder: Folder, todo: Plan, receipts: Sequence[
     return made
 
 
-def _table(todo: Plan, receipts: Sequence[Receipt]) -> tuple[pa.Table, list[ShardEntry]]:
+def _table(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> tuple[pa.Table, list[ShardEntry]]:
     """The new index, and the shards that it refers to."""
     changes, known = todo.changes, todo.known
     listed = todo.listing.table.select(index.LISTED)
@@ -284,7 +286,7 @@ def _bad_paths(table: pa.Table) -> list[str]:
     return paths
 
 
-def _reasons(todo: Plan, receipts: Sequence[Receipt]) -> dict[str, str]:
+def _reasons(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> dict[str, str]:
     """By path."""
     reasons = {picture.path: picture.reason for picture in (todo.before.bad if todo.before else ())}
     for work, one in zip(todo.work, receipts, strict=True):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cvdist import models
-from cvdist.config import TrainConfig
+from cvdist.config import PreprocessConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import to_device
 from cvdist.data.images.ahead import BATCH, DecodeAhead
@@ -32,7 +32,7 @@ class Extractor:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: PreprocessConfig,
         fingerprint: Fingerprint,
         device: torch.device,
         *,
@@ -58,11 +58,11 @@ class Extractor:
                 f"--weights {redact(config.model.weights)} is another file on this node than where the job "
                 "was started: name a URI, or copy it to all nodes"
             )
-        layout = torch.channels_last if config.loop.channels_last else torch.contiguous_format
+        layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
         self.module = backbone.module.to(device).to(memory_format=layout)
-        self.precision = choose_precision(config.loop.precision, device)
+        self.precision = choose_precision(config.compute.precision, device)
         self._normalise = Normaliser(
-            fingerprint.mean, fingerprint.std, device, channels_last=config.loop.channels_last
+            fingerprint.mean, fingerprint.std, device, channels_last=config.compute.channels_last
         )
         augmented = fingerprint.augmentation
         self._augmentation = Augmentation(**augmented) if augmented else None  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ class Extractor:
         self._shape = backbone.feature_shape(3, fingerprint.size, fingerprint.size)
         self._batch = BATCH[device.type]
         self._ahead = DecodeAhead(
-            config.data.data,
+            config.data.uri,
             config.data.image_size,
             config.data.resize,
             threads=decode_threads,
@@ -81,7 +81,7 @@ class Extractor:
         if fingerprint.decoder == "nvjpeg":
             self._decoder = GpuDecoder(device, config.data.image_size, config.data.resize)
             self._decoder.require()
-        self._target = Folder.open(config.features.features, "--features", patient=True)
+        self._target = Folder.open(config.features.uri, "--features", patient=True)
         self._computing = threading.Lock()
 
     def __call__(self, work: WorkUnit) -> Receipt:

@@ -11,15 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cvdist import config as configs
 from cvdist import models
-from cvdist.config import TrainConfig
+from cvdist.config import (
+    BackboneConfig,
+    ComputeConfig,
+    ExtractionConfig,
+    FeatureCacheConfig,
+    PicturesConfig,
+    PreprocessConfig,
+)
 from cvdist.data.augment import Augmentation
 from cvdist.data.images.decode import settings as decoding
 
 DEFAULT_VIEWS = 4  # of a recipe that augments
-# What makes views differ where a recipe does not say it: what photographs of most things may undergo.
-_USUAL = {"horizontal_flip": 0.5, "rotation": 10.0}
 
 
 @dataclass(frozen=True)
@@ -87,59 +91,75 @@ _FLAGS = {
 }
 
 
-def of(config: TrainConfig) -> Fingerprint:
-    """The fingerprint of what `config` asks an extraction for. Reads the weights.
+def of(config: PreprocessConfig) -> Fingerprint:
+    """The fingerprint of the features that an extraction is asked for. Reads the weights.
 
     Raises:
         UserError: if the model has no frozen layers, or its weights can't be used.
     """
-    views = stored_views(config)
-    return _of(config, views, _augmentation_of_views(config) if views > 1 else None)
-
-
-def asked_for_training(config: TrainConfig) -> Fingerprint:
-    """The same for a run that trains from a cache, whose views, dtype and precision it takes as they are.
-
-    Raises:
-        UserError: as `of`.
-    """
-    return _of(config, 1, None)
-
-
-def _of(config: TrainConfig, views: int, augmentation: dict[str, float] | None) -> Fingerprint:
-    frozen = models.build_frozen(config.model)
-    preprocessing = models.preprocessing(config.model)
-    assert preprocessing is not None, "frozen layers have weights"
+    views = stored_views(config.features, config.data)
     return Fingerprint(
-        model=config.model.model,
-        cut=frozen.cut,
-        weights=digest(frozen.module.state_dict()),
-        decode=int(str(decoding(config.data)["decode"])),
-        size=config.data.image_size,
-        resize=config.data.resize,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
+        **_inputs(config.data, config.model),
         views=views,
-        augmentation=augmentation,
-        dtype=config.features.features_dtype,
-        precision=config.loop.precision,
+        augmentation=_augmentation_of_views(config.data) if views > 1 else None,
+        dtype=config.features.dtype,
+        precision=config.compute.precision,
         decoder=config.features.decoder,
     )
 
 
-def stored_views(config: TrainConfig) -> int:
+def asked_for_training(data: PicturesConfig, model: BackboneConfig) -> Fingerprint:
+    """The fingerprint of the features that a training asks a cache for.
+
+    It takes the views, dtype, precision and decoder of the cache as they are: these are arbitrary here.
+
+    Raises:
+        UserError: as `of`.
+    """
+    usual = ExtractionConfig()
+    return Fingerprint(
+        **_inputs(data, model),
+        views=1,
+        augmentation=None,
+        dtype=usual.dtype,
+        precision=ComputeConfig.precision,
+        decoder=usual.decoder,
+    )
+
+
+def _inputs(data: PicturesConfig, model: BackboneConfig) -> dict[str, Any]:
+    """The fields that say what is computed from what."""
+    frozen = models.build_frozen(model)
+    preprocessing = models.preprocessing(model)
+    assert preprocessing is not None, "frozen layers have weights"
+    return {
+        "model": model.name,
+        "cut": frozen.cut,
+        "weights": digest(frozen.module.state_dict()),
+        "decode": int(str(decoding(data)["decode"])),
+        "size": data.image_size,
+        "resize": data.resize,
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+    }
+
+
+def stored_views(features: FeatureCacheConfig, data: PicturesConfig) -> int:
     """How many views of a picture an extraction stores."""
-    return config.features.views or (1 if augmentation_of(config) is None else DEFAULT_VIEWS)
+    return features.views or (1 if augmentation_of(data) is None else DEFAULT_VIEWS)
 
 
-def _augmentation_of_views(config: TrainConfig) -> dict[str, float] | None:
-    """The configured augmentation; without one the usual, for views that are alike would be of no use."""
-    return augmentation_of(config) or augmentation_of(configs.replace(config, **_USUAL))
+def _augmentation_of_views(data: PicturesConfig) -> dict[str, float] | None:
+    """The configured augmentation; without one, for views that are alike would be of no use, a usual one."""
+    # What photographs of most things may undergo.
+    return augmentation_of(data) or augmentation_of(
+        dataclasses.replace(data, horizontal_flip=0.5, rotation=10.0)
+    )
 
 
-def augmentation_of(config: TrainConfig) -> dict[str, float] | None:
+def augmentation_of(data: PicturesConfig) -> dict[str, float] | None:
     """The settings of the configured augmentation, if there is any."""
-    augmentation = Augmentation.from_config(config.data, seed=0)
+    augmentation = Augmentation.from_config(data, seed=0)
     return None if augmentation is None else dataclasses.asdict(augmentation)
 
 

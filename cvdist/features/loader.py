@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvdist.config import LoopConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Shuffle, Split, to_device
 from cvdist.data.sampler import EpochOrder, LocalBatch, partition
@@ -62,14 +61,14 @@ class FeatureLoader:
         """See `Loader.shuffle`."""
         return Shuffle(world_size, self._window) if self._window else Shuffle()
 
-    def epoch_order(self, config: LoopConfig, epoch: int, shuffle: Shuffle) -> EpochOrder:
+    def epoch_order(self, batch_size: int, seed: int, epoch: int, shuffle: Shuffle) -> EpochOrder:
         """See `Loader.epoch_order`."""
         if not shuffle.streams:
-            return EpochOrder(self.info.train_size, config.batch_size, seed=config.seed, epoch=epoch)
+            return EpochOrder(self.info.train_size, batch_size, seed=seed, epoch=epoch)
         return windowed(
             self._splits["train"].shard,
-            config.batch_size,
-            seed=config.seed,
+            batch_size,
+            seed=seed,
             epoch=epoch,
             streams=shuffle.streams,
             window=shuffle.window,

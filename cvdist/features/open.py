@@ -42,7 +42,7 @@ def prepare(config: TrainConfig) -> None:
         UserError: saying what differs.
     """
     folder, cache = _open(config)
-    asked = fingerprint.asked_for_training(config)
+    asked = fingerprint.asked_for_training(config.data, config.model)
     uri = redact(folder.uri)
     differences = cache.fingerprint.differences(asked, leave_out=_AS_IT_IS)
     if differences:
@@ -51,7 +51,7 @@ def prepare(config: TrainConfig) -> None:
             "the flags, or make another cache with jobs/preprocess.py"
         )
     _used_views(config, cache)
-    if config.data.data:
+    if config.data.uri:
         _require_same_pictures(config, folder, cache)
 
 
@@ -63,7 +63,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
     """
     with raise_on_all_ranks():  # what follows compares the nodes: no worker may be missing there
         folder, cache = _open(config)
-        root = cache_folder(config)
+        root = cache_folder(config.data.cache)
         content = local.local_index(folder, cache, root, config.runtime.prepare_timeout)
         table = parse_index(content, folder, cache)
         table = table.filter(pa.array(np.asarray(table.column("shard")) >= 0))
@@ -80,8 +80,8 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
     mark = cache.fingerprint
     return FeatureLoader(
         DatasetInfo(
-            name=PurePosixPath((config.data.data or cache.source).rstrip("/")).name,
-            source=f"{redact(config.data.data or cache.source)}, features from {redact(folder.uri)}",
+            name=PurePosixPath((config.data.uri or cache.source).rstrip("/")).name,
+            source=f"{redact(config.data.uri or cache.source)}, features from {redact(folder.uri)}",
             classes=cache.classes,
             channels=3,
             height=mark.size,
@@ -97,7 +97,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
         paths_of,
         device=device,
         views=views,
-        seed=config.loop.seed,
+        seed=config.run.seed,
         window=window,
         digest=cache.index.sha256,
         quarantine=cache.bad,
@@ -108,7 +108,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
 
 
 def _open(config: TrainConfig) -> tuple[Folder, Manifest]:
-    folder = Folder.open(config.features.features, "--features")
+    folder = Folder.open(config.features.uri, "--features")
     return folder, manifest.read(folder)
 
 
@@ -119,8 +119,8 @@ def _used_views(config: TrainConfig, cache: Manifest) -> int:
         UserError: if the configuration asks for what the cache does not have.
     """
     mark, asked = cache.fingerprint, config.features.views
-    uri = redact(config.features.features)
-    wanted = fingerprint.augmentation_of(config)
+    uri = redact(config.features.uri)
+    wanted = fingerprint.augmentation_of(config.data)
     if asked > mark.views:
         raise UserError(f"--views {asked}: --features {uri} has {mark.views}: extract more, or ask for fewer")
     if wanted is None:
@@ -146,17 +146,19 @@ def _require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest)
     """
     listing = list_pictures(config.data)
     known = parse_index(
-        local.local_index(folder, cache, cache_folder(config), config.runtime.prepare_timeout), folder, cache
+        local.local_index(folder, cache, cache_folder(config.data.cache), config.runtime.prepare_timeout),
+        folder,
+        cache,
     )
     if listing.classes != cache.classes:
         raise UserError(
             f"--features {redact(folder.uri)} is of the classes {', '.join(cache.classes)}, --data "
-            f"{redact(config.data.data)} has {', '.join(listing.classes)}: run jobs/preprocess.py again"
+            f"{redact(config.data.uri)} has {', '.join(listing.classes)}: run jobs/preprocess.py again"
         )
-    changes = plan.compare(listing.table, known, plan.digests_of(config.data.data))
+    changes = plan.compare(listing.table, known, plan.digests_of(config.data.uri))
     if changes.any:
         raise UserError(
-            f"--features {redact(folder.uri)} is out of date for --data {redact(config.data.data)} "
+            f"--features {redact(folder.uri)} is out of date for --data {redact(config.data.uri)} "
             f"({changes.describe(listing.table)}): run jobs/preprocess.py again, which computes only what has "
             "changed"
         )
@@ -166,9 +168,9 @@ def _copy(
     config: TrainConfig, folder: Folder, cache: Manifest, device: torch.device, workers_on_node: int
 ) -> tuple[Copy, int, str]:
     """How this node holds the features, the shuffle window (0: none), and both in words."""
-    root, settings = cache_folder(config), config.features
-    limit = int(settings.local_cache_gb * 1e9) or local.room(root, config.data.cache_share)
-    on_device = device.type == "cuda" and settings.features_on_device
+    root, settings = cache_folder(config.data.cache), config.features
+    limit = int(settings.local_cache_gb * 1e9) or local.room(root, config.data.cache_fraction)
+    on_device = device.type == "cuda" and settings.on_device
     if on_device:
         on_device = cache.raw_bytes < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
     largest = max((entry.raw_bytes for entry in cache.shards), default=1)
@@ -209,7 +211,7 @@ def _augmentation(cache: Manifest) -> Augmentation | None:
 
 def _originals(config: TrainConfig, cache: Manifest) -> Callable[[Sequence[str]], Tensor]:
     """Pictures for people to look at: from `--data`, or from where the features were computed."""
-    uri = config.data.data or cache.source
+    uri = config.data.uri or cache.source
     size, resize = cache.fingerprint.size, cache.fingerprint.resize
 
     def pictures(paths: Sequence[str]) -> Tensor:

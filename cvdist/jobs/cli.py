@@ -1,4 +1,4 @@
-"""Command lines: a recipe's name, flags that override its fields, and errors of one line."""
+"""Command lines of all jobs: which settings each takes, and errors of one line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import importlib
 import io
 import json
 import logging
@@ -16,213 +17,186 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any
 
 from cvdist import config as configs
 from cvdist import log, recipes
-from cvdist.config import (
-    GROUPS,
-    EvaluateConfig,
-    PredictConfig,
-    ReportConfig,
-    SavedModelConfig,
-    SweepConfig,
-    SweepJobConfig,
-    TrainConfig,
-)
+from cvdist.config import Setting, TrainConfig
 from cvdist.errors import EXIT_USER_ERROR, UserError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 _GENERAL = {
     "--help": "this text; after a recipe's name, all its settings",
     "--show-config": "print the configuration as JSON and stop",
     "--debug": "more log, and a traceback with every error",
 }
-
-
-_LOOKS = {
+_CACHE_COMMANDS = {
     "--check": "URI: read a whole cache and compare it with what was written",
     "--describe": "URI: print what a cache holds",
     "--prune": "URI: delete what a cache no longer refers to, when nothing is being computed there",
+}
+_RENAMED = {
+    "--cache-share": "--cache-fraction",
+    "--max-bad-images": "--max-bad-fraction",
+    "--tracking-patience": "--tracking-drain-timeout",
 }
 
 
 @dataclass(frozen=True)
 class CacheCommand:
-    """A feature cache to be looked at. how: `check`, `describe` or `prune`."""
+    """A feature cache to be looked at: `how` is `check`, `describe` or `prune`."""
 
     how: str
     uri: str
 
 
-def parse_train(arguments: Sequence[str], program: str = "train.py") -> TrainConfig | None:
-    """Configuration from `RECIPE [--field value ...]`; None if only help or the configuration was asked for.
+@dataclass(frozen=True)
+class Job:
+    """How the command line of a job is read.
 
-    Raises:
-        UserError: for an unknown recipe or flag (with the nearest names), or a value of the wrong type.
+    Args:
+        settings: class of the job's settings, a dataclass of groups of which every field is a flag.
+        summary: one line for the list of jobs.
+        subject: what the first argument is: a `RECIPE`, which gives all settings a value, or a value itself.
+        subject_field: `group.field` that this value is kept in; empty for a recipe.
+        subject_help: what the first argument may be, for an error.
+        from_recipe: makes the job's settings of a recipe's.
+        example: flags for the help text.
+        without: flags of the settings' class that have no use here.
     """
-    return _parse(program, arguments, _overview(program, {}))
+
+    settings: type[Any]
+    summary: str
+    subject: str = "RECIPE"
+    subject_field: str = ""
+    subject_help: str = ""
+    from_recipe: Callable[[TrainConfig], Any] = lambda recipe: recipe
+    example: str = "--lr 0.05 --num-workers 4 --name my-run"
+    without: frozenset[str] = frozenset()
+
+    def flags(self) -> list[Setting]:
+        """The settings that may be named on the command line."""
+        return [
+            one
+            for one in configs.settings_of(self.settings)
+            if one.flag not in self.without and f"{one.group}.{one.field}" != self.subject_field
+        ]
 
 
-def parse_preprocess(arguments: Sequence[str]) -> TrainConfig | CacheCommand | None:
-    """The same for `RECIPE --data PICTURES --features URI ...`, or `--check URI` and the like.
+_MODEL = "a run's name or id, models:/NAME/VERSION, a checkpoint, or a file of weights (--help)"
+JOBS = {
+    "train": Job(TrainConfig, "Train an image classifier."),
+    "preprocess": Job(
+        configs.PreprocessConfig,
+        "Compute what a model's frozen layers make of the pictures, once.",
+        from_recipe=configs.PreprocessConfig.of,
+        example="--views 3 --features s3://bucket/features",
+    ),
+    "sweep": Job(
+        configs.SweepJobConfig,
+        "Try settings, and train the best.",
+        from_recipe=configs.SweepJobConfig.of,
+        example="--trials 20 --search lr=1e-5:1e-2:log dropout=0.2,0.5 --name my-sweep",
+        without=frozenset({"runtime", "resume"}),
+    ),
+    "evaluate": Job(
+        configs.EvaluateConfig,
+        "Measure a trained model, or two on the same pictures.",
+        subject="MODEL",
+        subject_field="saved.source",
+        subject_help=_MODEL,
+    ),
+    "predict": Job(
+        configs.PredictConfig,
+        "Classify all pictures below a folder or URI, to parquet files.",
+        subject="MODEL",
+        subject_field="saved.source",
+        subject_help=_MODEL,
+    ),
+    "visualize": Job(
+        configs.VisualizeJobConfig,
+        "Figures of what a model has learned: the filters of its convolutions and, with pictures, its "
+        "activations, the pictures that excite its channels most, and Grad-CAM.",
+        subject="MODEL",
+        subject_field="saved.source",
+        subject_help=_MODEL,
+    ),
+    "report": Job(
+        configs.ReportConfig,
+        "Make a run's report.html again, from what MLflow has.",
+        subject="RUN",
+        subject_field="page.run",
+        subject_help="a run's name or id",
+    ),
+    # It takes the flags of the training that it looks ahead to, and checks their values.
+    "preflight": Job(TrainConfig, "Check before a training whether all that it needs is there."),
+    "replay": Job(
+        configs.ReplayConfig,
+        "Deliver to MLflow what a job kept while the server was away.",
+        subject="JOURNAL",
+        subject_field="replay.journal",
+        subject_help="a file or URI, as the job has named it",
+    ),
+}
 
-    Raises:
-        UserError: as `parse_train`.
-    """
-    words = [word for word in arguments if word != "--debug"]
-    flag, _, value = words[0].partition("=") if words else ("", "", "")
-    if flag in _LOOKS:
-        rest = [value] if value else words[1:]
-        if len(rest) != 1 or rest[0].startswith("-"):
-            raise UserError(f"{flag} takes one folder or URI, and no other flags")
-        return CacheCommand(flag.removeprefix("--"), rest[0])
-    config = _parse("preprocess.py", arguments, _overview("preprocess.py", _LOOKS))
-    if config is not None and not config.features.features:
-        raise UserError("--features is needed: the folder or URI that the features are written to")
-    return config
+
+def command(job: str) -> str:
+    """How a person starts `job`, in the way in which this process was started."""
+    return f"cvdist {job}" if Path(sys.argv[0]).stem == "cvdist" else f"python jobs/{job}.py"
 
 
-def parse_sweep(arguments: Sequence[str]) -> SweepJobConfig | None:
-    """The same for `RECIPE [--trials N] [--search FLAG=RANGE ...] [--field value ...]`.
-
-    Raises:
-        UserError: as `parse_train`.
-    """
-    example = "--trials 20 --search lr=1e-5:1e-2:log dropout=0.2,0.5 --name my-sweep"
-    parsed = _parse_with({"sweep": SweepConfig}, "sweep.py", arguments, _overview("sweep.py", {}, example))
-    return None if parsed is None else SweepJobConfig(parsed[0], parsed[1]["sweep"])
+# ------------------------------------------------------------------------------------------------- running
 
 
-def _parse(program: str, arguments: Sequence[str], overview: str) -> TrainConfig | None:
-    parsed = _parse_with({}, program, arguments, overview)
-    return None if parsed is None else parsed[0]
-
-
-def _parse_with(
-    more: dict[str, type], program: str, arguments: Sequence[str], overview: str
-) -> tuple[TrainConfig, dict[str, Any]] | None:
-    """With `more` groups of flags than a training has: an instance of each comes by the same name."""
-    words = [word for word in arguments if word != "--debug"]
-    show = "--show-config" in words
-    words = _with_values([word for word in words if word != "--show-config"])
+def run(words: Sequence[str] | None = None) -> int:
+    """The console script `cvdist JOB ...`; returns the exit code."""
+    words = list(sys.argv[1:] if words is None else words)
     if not words or words[0] in ("-h", "--help"):
-        print(overview)
-        return None
-    if words[0].startswith("-"):
-        raise UserError(f"the first argument is a recipe, not {words[0]}: one of {', '.join(recipes.names())}")
-    config = recipes.find(words[0])
-    _require_known(words[1:], (*GROUPS.values(), *more.values()))
-    config, rest = _override(program, config, words, more)
-    if show:
-        shown = {name: dataclasses.asdict(group) for name, group in rest.items()}
-        print(json.dumps({**configs.to_dict(config), **shown}, indent=2))
-        return None
-    return config, rest
+        width = max(map(len, JOBS))
+        print("usage: cvdist JOB ...\n\njobs:")
+        print("\n".join(f"  {name:{width}}  {job.summary}" for name, job in JOBS.items()))
+        print("\ncvdist JOB --help tells what a job takes.")
+        return 0
+    if words[0] == "--version":
+        import cvdist
+
+        print(cvdist.__version__)
+        return 0
+    if words[0] not in JOBS:
+        near = difflib.get_close_matches(words[0], JOBS, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(JOBS)}"
+        print(f"error: unknown job {words[0]!r}: {hint}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return run_job(words[0], words[1:])
 
 
-def _with_values(words: Sequence[str]) -> list[str]:
-    """`--compile`, once a switch, alone and with `--no-`, as its values."""
-    found: list[str] = []
-    for word, following in pairwise([*words, "--"]):
-        if word == "--no-compile":
-            found += ["--compile", "none"]
-        else:
-            found += [word, "default"] if word == "--compile" and following.startswith("-") else [word]
-    return found
+def run_job(name: str, words: Sequence[str] | None = None) -> int:
+    """Read the job's command line, do the job and print what came of it; returns the exit code.
 
-
-Settings = TypeVar("Settings", bound="DataclassInstance")
-
-
-def parse_model_job(
-    program: str, arguments: Sequence[str], settings: type[Settings], about: str
-) -> Settings | None:
-    """Settings from `MODEL [--field value ...]`; None if only the configuration was asked for.
-
-    settings: a dataclass of groups, of which `saved` is a `SavedModelConfig`: its `source` is the first
-    argument, every other field of all groups a flag, so field names are unique. about: for `--help`.
-
-    Raises:
-        UserError: for an unknown flag (with the nearest names), or a value of the wrong type.
-        SystemExit: after `--help`.
+    Args:
+        name: of the job, as in `JOBS`.
+        words: its arguments; None: those of this process.
     """
-    import tyro
 
-    words = [word for word in arguments if word not in ("--debug", "--show-config")]
-    asks_help = not words or bool({"-h", "--help"} & set(words))
-    if not asks_help and words[0].startswith("-"):
-        raise UserError(
-            f"the first argument is MODEL, not {words[0]}: a run's name or id, models:/NAME/VERSION, a "
-            "checkpoint, or a file of weights (--help)"
-        )
-    groups = _groups(settings)
-    _require_known(words, tuple(groups.values()))
-    # In place of the flag --source. A subclass, so that the help has the fields' descriptions.
-    positional = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    source = ("source", positional, dataclasses.field(default=""))
-    named = dataclasses.make_dataclass("SavedModel", [source], bases=(SavedModelConfig,), frozen=True)
-    asked = {**groups, "saved": named}
-    fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in asked.items()]
-    shown = dataclasses.make_dataclass("Settings", fields, frozen=True)
-    chosen = _ask_tyro(shown, program, about, ["--help"] if asks_help else words)
-    values = {name: getattr(chosen, name) for name in groups}
-    values["saved"] = SavedModelConfig(**dataclasses.asdict(chosen.saved))
-    config = settings(**values)
-    if "--show-config" in arguments:
-        print(json.dumps(dataclasses.asdict(config), indent=2))
-        return None
-    return config
+    def act(arguments: Sequence[str]) -> int | None:
+        settings = parse(name, arguments)
+        if settings is None:
+            return 0
+        module = importlib.import_module(f"cvdist.jobs.{name}")
+        if isinstance(settings, CacheCommand):
+            show(module.inspect_cache(settings.how, settings.uri))
+            return 0
+        result = getattr(module, name)(settings)
+        return module.present(result) if result is not None else 0
 
-
-def parse_predict(arguments: Sequence[str]) -> PredictConfig | None:
-    """The same for `MODEL --data PICTURES --output URI`.
-
-    Raises:
-        UserError: as `parse_model_job`.
-    """
-    return parse_model_job(
-        "predict.py", arguments, PredictConfig, "Classify all pictures below a folder or URI, to parquet files."
-    )
-
-
-def parse_evaluate(arguments: Sequence[str]) -> EvaluateConfig | None:
-    """The same for `MODEL [--data PICTURES] [--compare MODEL]`.
-
-    Raises:
-        UserError: as `parse_model_job`.
-    """
-    return parse_model_job(
-        "evaluate.py", arguments, EvaluateConfig, "Measure a trained model, or two on the same pictures."
-    )
-
-
-def parse_report(arguments: Sequence[str]) -> tuple[str, ReportConfig]:
-    """Which run is meant, and the rest, from `RUN [--output FILE] ...`.
-
-    Raises:
-        UserError: as `parse_train`.
-        SystemExit: after `--help`.
-    """
-    words = [word for word in arguments if word != "--debug"]
-    asks_help = not words or bool({"-h", "--help"} & set(words))
-    if not asks_help and words[0].startswith("-"):
-        raise UserError(f"the first argument is RUN, a run's name or id, not {words[0]}")
-    _require_known(words, (ReportConfig,))
-    about = "Make a run's report.html anew, from what MLflow has. RUN: the run's name or id."
-    settings = _ask_tyro(ReportConfig, "report.py RUN", about, ["--help"] if asks_help else words[1:])
-    return words[0], settings
-
-
-def _groups(settings: type[Any]) -> dict[str, type]:
-    """Each field's class, which is its default factory."""
-    return {field.name: field.default_factory for field in dataclasses.fields(settings)}  # type: ignore[misc]
+    return main(act, words)
 
 
 def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
-    """Run a job and return its exit code; what the user can mend is one line on standard error."""
+    """Call `job` with its arguments, and return the exit code.
+
+    An error that the user can correct is one line on stderr.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     log.setup(debug=debug)
@@ -249,7 +223,7 @@ def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | 
 
 
 def show(text: str) -> None:
-    """Print what a finished job reports. A disk too full to keep its log does not make it a failed one."""
+    """Print what a finished job reports, which a disk too full to keep its log does not make a failed one."""
     for stream, words in ((sys.stdout, f"{text}\n"), (sys.stderr, "")):
         try:
             stream.write(words)
@@ -261,21 +235,93 @@ def show(text: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _override(
-    program: str, config: TrainConfig, words: Sequence[str], more: dict[str, type]
-) -> tuple[TrainConfig, dict[str, Any]]:
-    # Without the field `recipe`, which the first argument has set.
-    fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in more.items()]
-    fields += [(name, cls, dataclasses.field(default=getattr(config, name))) for name, cls in GROUPS.items()]
-    settings = dataclasses.make_dataclass("Settings", fields, frozen=True)
+# ------------------------------------------------------------------------------------------------- parsing
+
+
+def parse(job: str, arguments: Sequence[str]) -> Any:
+    """The settings that a job's command line names; None if only help or the settings were asked for.
+
+    Args:
+        job: its name, as in `JOBS`.
+        arguments: `RECIPE [--flag value ...]`, or another subject in place of the recipe; for `preprocess` also
+            `--check URI` and the like, which give a `CacheCommand`.
+
+    Raises:
+        UserError: for an unknown recipe or flag (with the nearest names or the job that has it), or a value of
+            the wrong type.
+        SystemExit: after `--help` with a subject.
+    """
+    words = [word for word in arguments if word not in ("--debug", "--show-config")]
+    if job == "preprocess" and (found := _cache_command(words)) is not None:
+        return found
+    if job == "replay":
+        return _parse_replay(words)
+    config = (_parse_recipe if JOBS[job].subject == "RECIPE" else _parse_subject)(job, words)
+    if config is not None and "--show-config" in arguments:
+        print(json.dumps(configs.to_dict(config), indent=2))
+        return None
+    return config
+
+
+def _parse_recipe(name: str, words: list[str]) -> Any:
+    job, words = JOBS[name], _with_values(words)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview(name))
+        return None
+    if words[0].startswith("-"):
+        raise UserError(f"the first argument is a recipe, not {words[0]}: one of {', '.join(recipes.names())}")
+    base = job.from_recipe(recipes.find(words[0]))
+    _require_known(name, words[1:])
     about = f"Recipe {words[0]}: {recipes.names()[words[0]]}"
-    chosen = _ask_tyro(settings, f"{program} {words[0]}", about, words[1:])
-    changed = dataclasses.replace(config, **{name: getattr(chosen, name) for name in GROUPS})
-    return changed, {name: getattr(chosen, name) for name in more}
+    return _ask_tyro(job, base, f"{_program(name)} {words[0]}", about, words[1:])
 
 
-def _ask_tyro(settings: type[Any], program: str, about: str, words: Sequence[str]) -> Any:
-    """An instance of `settings`, whose fields are groups of flags.
+def _parse_subject(name: str, words: list[str]) -> Any:
+    job = JOBS[name]
+    asks_help = not words or bool({"-h", "--help"} & set(words))
+    if not asks_help and words[0].startswith("-"):
+        raise UserError(f"the first argument is {job.subject}, not {words[0]}: {job.subject_help}")
+    _require_known(name, words)
+    return _ask_tyro(job, job.settings(), _program(name), job.summary, ["--help"] if asks_help else words)
+
+
+def _parse_replay(words: list[str]) -> Any:
+    if words in ([], ["-h"], ["--help"]):
+        print(f"usage: [MLFLOW_TRACKING_URI=...] {command('replay')} JOURNAL   (as the job has named it)")
+        return None
+    if len(words) != 1 or words[0].startswith("-"):
+        raise UserError("jobs/replay.py takes one journal, a file or URI, and no flags")
+    return configs.replace(configs.ReplayConfig(), journal=words[0])
+
+
+def _cache_command(words: list[str]) -> CacheCommand | None:
+    flag, _, value = words[0].partition("=") if words else ("", "", "")
+    if flag not in _CACHE_COMMANDS:
+        return None
+    rest = [value] if value else words[1:]
+    if len(rest) != 1 or rest[0].startswith("-"):
+        raise UserError(f"{flag} takes one folder or URI, and no other flags")
+    return CacheCommand(flag.removeprefix("--"), rest[0])
+
+
+def _program(name: str) -> str:
+    """As tyro's usage line calls it."""
+    return f"{name}.py" if command(name).startswith("python") else command(name)
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """`--compile` without a value, and `--no-compile`, replaced by the values that they stand for."""
+    found: list[str] = []
+    for word, following in pairwise([*words, "--"]):
+        if word == "--no-compile":
+            found += ["--compile", "none"]
+        else:
+            found += [word, "default"] if word == "--compile" and following.startswith("-") else [word]
+    return found
+
+
+def _ask_tyro(job: Job, base: Any, program: str, about: str, words: Sequence[str]) -> Any:
+    """`base`, settings of the job, with what `words` change.
 
     Raises:
         UserError: for what tyro does not take.
@@ -283,11 +329,16 @@ def _ask_tyro(settings: type[Any], program: str, about: str, words: Sequence[str
     """
     import tyro
 
+    groups = configs.groups_of(job.settings)
+    shown = {name: _shown(job, name, group) for name, group in groups.items()}
+    fields = [
+        (name, cls, dataclasses.field(default=cls(**vars(getattr(base, name))))) for name, cls in shown.items()
+    ]
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            return tyro.cli(
-                settings,
+            chosen: Any = tyro.cli(
+                dataclasses.make_dataclass("Settings", fields, frozen=True),
                 prog=program,
                 description=about,
                 args=list(words),
@@ -297,23 +348,70 @@ def _ask_tyro(settings: type[Any], program: str, about: str, words: Sequence[str
         if not stop.code:
             raise
         raise UserError(_one_line(output.getvalue())) from None
+    changed = {name: group(**vars(getattr(chosen, name))) for name, group in groups.items()}
+    return dataclasses.replace(base, **changed)
 
 
-def _require_known(words: Sequence[str], groups: Sequence[type] = tuple(GROUPS.values())) -> None:
-    fields = [field for cls in groups for field in dataclasses.fields(cls)]
-    names = [field.name.replace("_", "-") for field in fields]
-    switches = [name for name, field in zip(names, fields, strict=True) if field.type == "bool"]
-    known = {f"--{name}" for name in names} | {f"--no-{name}" for name in switches} | set(_GENERAL)
+def _shown(job: Job, name: str, group: type[Any]) -> type[Any]:
+    """`group` as tyro is to show it: the names of its flags, without those that the job does not take.
+
+    It is a subclass, so that the help has the fields' descriptions.
+    """
+    import tyro
+
+    renamed: list[Any] = []
+    for one in configs.fields_of(group, name):
+        marks: list[Any] = []
+        if f"{name}.{one.field}" == job.subject_field:
+            marks = [tyro.conf.Positional, tyro.conf.arg(metavar=job.subject)]
+        elif one.flag in job.without:
+            marks = [tyro.conf.Suppress]
+        elif one.flag != one.field or one.alias:
+            # Tyro shows what it calls aliases first.
+            aliases = [configs.dashed(one.flag)] if one.alias else None
+            shown = configs.dashed(one.alias or one.flag).removeprefix("--")
+            marks = [tyro.conf.arg(name=shown, aliases=aliases)]
+        if marks:
+            default = next(field.default for field in dataclasses.fields(group) if field.name == one.field)
+            kind = Annotated[(configs.plain_type(one.hint), *marks)]  # type: ignore[valid-type]
+            renamed.append((one.field, kind, dataclasses.field(default=default)))
+    if not renamed:
+        return group
+    documented = {"__doc__": group.__doc__}
+    return dataclasses.make_dataclass(
+        group.__name__, renamed, bases=(group,), frozen=True, namespace=documented
+    )
+
+
+def _require_known(job: str, words: Sequence[str]) -> None:
+    """Refuse flags that the job does not take.
+
+    Raises:
+        UserError: with the flag's new name, the jobs that have it, or the nearest names.
+    """
+    known = {word for one in JOBS[job].flags() for word in one.words} | set(_GENERAL)
     for word in words:
         flag = word.partition("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag not in known:
-            near = difflib.get_close_matches(flag, sorted(known), n=2, cutoff=0.6)
-            hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all"
-            raise UserError(f"unknown flag {flag}: {hint}")
+        if not flag.startswith("--") or flag in known:
+            continue
+        if _RENAMED.get(flag) in known:
+            raise UserError(f"{flag} is called {_RENAMED[flag]} now")
+        now = _RENAMED.get(flag, flag)
+        others = [name for name, other in JOBS.items() if any(now in one.words for one in other.flags())]
+        if others:
+            once = f", once {flag}," if now != flag else ""
+            raise UserError(f"{now}{once} is a setting of {_and(others)}, not of {job}: leave it out")
+        near = difflib.get_close_matches(flag, sorted(known), n=2, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all"
+        raise UserError(f"unknown flag {flag}: {hint}")
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _one_line(box: str) -> str:
-    """Tyro's framed message without the frame and the help below it."""
+    """Tyro's message without its frame and the help below it."""
     lines = [re.sub(r"^[│|]|[│|]$", "", line.strip()).strip() for line in box.splitlines()]
     lines = [line for line in lines if line and line[0] not in "╭╰─┌└"]
     text = []
@@ -324,23 +422,20 @@ def _one_line(box: str) -> str:
     return " ".join(text) or "the arguments could not be read: --help shows them"
 
 
-def _overview(program: str, looks: dict[str, str], example: str = "") -> str:
+def _overview(name: str) -> str:
+    looks = _CACHE_COMMANDS if name == "preprocess" else {}
     options = {**looks, **_GENERAL}
     width = max(map(len, [*recipes.names(), *options]))
-    usage = f"python jobs/{program} RECIPE [--field value ...]"
-    lines = [f"usage: {usage}"]
-    lines += [f"       python jobs/{program} {flag} URI" for flag in looks]
+    lines = [f"usage: {command(name)} RECIPE [--field value ...]"]
+    lines += [f"       {command(name)} {flag} URI" for flag in looks]
     lines += ["", "recipes:"]
-    lines += [f"  {name:{width}}  {what}" for name, what in recipes.names().items()]
+    lines += [f"  {recipe:{width}}  {what}" for recipe, what in recipes.names().items()]
     lines += ["", "options:"]
     lines += [f"  {flag:{width}}  {what}" for flag, what in options.items()]
-    if not example:
-        example = (
-            "--views 3 --features s3://bucket/features" if looks else "--lr 0.05 --workers 4 --name my-run"
-        )
+    first = "--image-size 224" if name == "preprocess" else "--batch-size 32"
     lines += [
         "",
-        f"Every setting of a recipe is a flag: --batch-size 32 {example}.",
-        f"python jobs/{program} RECIPE --help lists them with their values.",
+        f"Every setting of a recipe is a flag: {first} {JOBS[name].example}.",
+        f"{command(name)} RECIPE --help lists them with their values.",
     ]
     return "\n".join(lines)

@@ -1,72 +1,138 @@
-"""Evaluation in this process."""
+"""Evaluation: a trained model, or two, measured on labeled pictures in this process."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+import torch
 
 from cvdist import config as configs
-from cvdist import log
-from cvdist.config import EvaluateConfig
+from cvdist import log, storage, tracking
+from cvdist.config import EvaluateConfig, TrackingConfig
+from cvdist.distributed import device as devices
 from cvdist.errors import UserError
-from cvdist.evaluation import measure
-from cvdist.evaluation.measure import Evaluation
-from cvdist.jobs.predict import device_here
-from cvdist.jobs.train import sigterm_raises
-from cvdist.saved import open_model
-from cvdist.tracking import RunRef
+from cvdist.evaluation import page
+from cvdist.evaluation.compare import compare
+from cvdist.evaluation.measure import SHOWN_DIFFERENCES, Evaluations, ModelEvaluation, evaluate_model
+from cvdist.evaluation.pictures import open_pictures
+from cvdist.jobs import cli, console
+from cvdist.log import redact
+from cvdist.runtime.signals import sigterm_raises
+from cvdist.saved import SavedModel, open_model
+from cvdist.tracking import RunRef, Store, environment, open_tracker
+from cvdist.training.reporting import quarantine_table
 
 logger = logging.getLogger(__name__)
 
+_SHOWN_CLASSES = 10
+
 
 @dataclass(frozen=True)
-class Finished:
-    """A finished evaluation: its run, the registered version (`models:/NAME/VERSION@ALIAS`), and seconds."""
+class EvaluateResult:
+    """A finished evaluation.
+
+    Args:
+        config: its settings.
+        evaluation: what was measured.
+        run: the MLflow run that holds the results; None without one.
+        registered: the version in the registry, `models:/NAME/VERSION @ALIAS`; empty if none was asked for.
+        seconds: from start to end.
+    """
 
     config: EvaluateConfig
-    evaluation: Evaluation
+    evaluation: Evaluations
     run: RunRef | None
     registered: str
     seconds: float
 
 
-def run(config: EvaluateConfig) -> Finished:
-    """Evaluate, log, write, register.
+def evaluate(config: EvaluateConfig) -> EvaluateResult:
+    """Measure the models, log the results, write them, and register the model.
 
     Raises:
-        UserError: for all that the user can mend, as early as it can be found.
+        UserError: for all that the user can correct, as early as it can be found.
+        SystemExit: on SIGTERM.
     """
     began = time.monotonic()
     configs.check_groups(config)
     asked = config.evaluation
     if asked.register:
         configs.check_registration(asked.register, asked.alias)
-    config = _absolute(config)
+    config = configs.replace(config, data=storage.absolute(asked.data))
     with sigterm_raises():
-        device = device_here(config.inference.device)
+        device = devices.here(config.inference.device)
         saved = open_model(config.saved)
         if asked.register and not (saved.run and saved.model_id):
             raise UserError(
                 f"--register is for models that an MLflow run has logged, and {saved.source} is none: name "
                 "the run"
             )
-        store = None
-        if asked.tracking == "required":
-            from cvdist.jobs import evaluation_run
-
-            store = evaluation_run.store_of(config)
-        evaluation = measure.evaluate(config, saved, device)
+        store = _open_store(config)
+        evaluation = _measure(config, saved, device)
         if asked.output:
-            measure.write_json(config.evaluation.output, evaluation)
-        ref = evaluation_run.log_evaluation(store, evaluation) if store is not None else None
+            _write(asked.output, evaluation)
+        run = _log(store, evaluation) if store is not None else None
         registered = _register(config, evaluation) if asked.register else ""
-    return Finished(config, evaluation, ref, registered, time.monotonic() - began)
+    return EvaluateResult(config, evaluation, run, registered, time.monotonic() - began)
 
 
-def _register(config: EvaluateConfig, evaluation: Evaluation) -> str:
+def _open_store(config: EvaluateConfig) -> Store | None:
+    """The MLflow store to log to, asked before anything is computed."""
+    saved = config.saved
+    settings = TrackingConfig(
+        mode=config.evaluation.tracking,
+        uri=saved.tracking_uri,
+        experiment=saved.experiment,
+        timeout=saved.tracking_timeout,
+    )
+    return tracking.open_store(settings, saved.storage)
+
+
+def _measure(config: EvaluateConfig, saved: SavedModel, device: torch.device) -> Evaluations:
+    """Measure `saved`, and the model that it is compared with, if there is one."""
+    saved.require_classifier()
+    pictures = open_pictures(config, saved)
+    logger.info("data       %s: %s pictures", pictures.name, f"{len(pictures.labels):,}")
+    other = _open_second(config, saved) if config.evaluation.compare else None
+    bins = config.evaluation.calibration_bins
+    first = evaluate_model(saved, pictures, config.inference, bins, device)
+    if other is None:
+        return Evaluations(pictures, first, None, None)
+    second = evaluate_model(other, pictures, config.inference, bins, device)
+    return Evaluations(pictures, first, second, compare(first.outcome, second.outcome, SHOWN_DIFFERENCES))
+
+
+def _open_second(config: EvaluateConfig, first: SavedModel) -> SavedModel:
+    second = open_model(dataclasses.replace(config.saved, source=config.evaluation.compare))
+    second.require_classifier()
+    mine, theirs = set(first.identity.classes), set(second.identity.classes)
+    if mine != theirs:
+        raise UserError(
+            f"--compare {second.source}: its classes are others than those of {first.source}: "
+            f"{', '.join(sorted(mine ^ theirs)[:5])} only in one of them"
+        )
+    return second
+
+
+def _write(uri: str, evaluation: Evaluations) -> None:
+    """Write the results to the file or URI `uri`, whole or not at all.
+
+    Raises:
+        UserError: if it can't be written.
+    """
+    filesystem, path = storage.locate(uri, "--output")
+    try:
+        storage.write(filesystem, path, json.dumps(evaluation.to_dict(), indent=1).encode())
+    except OSError as error:
+        raise UserError(f"--output {redact(uri)} can't be written ({storage.reason(error)})") from error
+
+
+def _register(config: EvaluateConfig, evaluation: Evaluations) -> str:
     from cvdist.tracking import registry
 
     saved, found = evaluation.first.saved, evaluation.first.metrics
@@ -84,9 +150,145 @@ def _register(config: EvaluateConfig, evaluation: Evaluation) -> str:
     return f"{version} @{alias}"
 
 
-def _absolute(config: EvaluateConfig) -> EvaluateConfig:
-    data = config.evaluation.data
-    if not data or "://" in data:
-        return config
-    absolute = str(Path(data).expanduser().absolute())
-    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, data=absolute))
+# ------------------------------------------------------------------------------------------------- MLflow
+
+
+def _log(store: Store, evaluation: Evaluations) -> RunRef:
+    """Log the results as a run of their own, below the run that trained the model; returns it, ended."""
+    saved = evaluation.first.saved
+    trained_by = saved.run if saved.run is not None and saved.run.tracking_uri == store.tracking_uri else None
+    tags = {
+        "cvdist.kind": "evaluation",
+        "cvdist.model": saved.source,
+        "cvdist.model_digest": saved.digest,
+        **environment.facts(),
+    }
+    if trained_by is not None:
+        store = Store(store.tracking_uri, trained_by.experiment_id)
+        tags |= {"cvdist.trained_by": trained_by.run_id, tracking.PARENT_TAG: trained_by.run_id}
+    second = evaluation.second
+    if second is not None:
+        tags["cvdist.compared_with"] = second.saved.source
+    run = tracking.create_run(store, f"evaluation of {saved.name}", tags)
+    with tracking.ended(run):
+        tracker = open_tracker(run, 0, 0, "")
+        tracker.params(
+            {
+                "model": saved.source,
+                "data": evaluation.pictures.name,
+                "precision": evaluation.first.precision,
+                "compared_with": second.saved.source if second is not None else "",
+            }
+        )
+        values = page.values(evaluation.first.metrics)
+        if evaluation.comparison is not None and second is not None:
+            values |= {f"second_{name}": value for name, value in page.values(second.metrics).items()}
+            values["comparison/mcnemar_p"] = evaluation.comparison.p
+        tracker.metrics(values, step=0)
+        for name, draw in page.figures(evaluation).items():
+            tracker.figure(name, draw)
+        tracker.text("classes.csv", page.class_table(evaluation.first.metrics))
+        tracker.text("evaluation.json", json.dumps(evaluation.to_dict(), indent=1))
+        if evaluation.pictures.quarantine:
+            tracker.text("quarantine.csv", quarantine_table(evaluation.pictures.quarantine))
+        tracker.close()
+        tracking.link_model(run, saved.model_id)
+        tracking.describe(run, page.description(evaluation, environment.command()))
+    return run
+
+
+# ------------------------------------------------------------------------------------------------- printing
+
+
+def present(result: EvaluateResult) -> int:
+    """Print what came of the evaluation; returns the exit code."""
+    cli.show(table(result))
+    return 0
+
+
+def table(result: EvaluateResult) -> str:
+    """Figures, classes, and, with two models, where they differ; the next command below."""
+    evaluation, config = result.evaluation, result.config
+    models = [one for one in (evaluation.first, evaluation.second) if one is not None]
+    names = ["model"] if len(models) == 1 else ["A", "B"]
+    rows = [
+        (name, f"{one.saved.source}: {one.saved.identity}") for name, one in zip(names, models, strict=True)
+    ]
+    bad = len(evaluation.pictures.quarantine)
+    seen = evaluation.first.metrics.total
+    rows.append(("data", f"{evaluation.pictures.name}: {seen:,} pictures, {bad} more can't be decoded"))
+    if absent := evaluation.first.absent:
+        rows.append(("no pictures of", f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"))
+    lines = console.aligned(rows) + console.columns(["", *names[: len(models)]], _figures(models))
+    lines += ["", *console.columns(*_by_class(models, names)), ""]
+    if (comparison := evaluation.comparison) is not None:
+        lines += [
+            f"  both right {comparison.both:,}, only A {comparison.only_first:,}, only B "
+            f"{comparison.only_second:,}, both wrong {comparison.neither:,}",
+            f"  McNemar's exact test: p = {comparison.p:.3g}{_verdict(comparison.p)}",
+            "",
+        ]
+    if config.evaluation.output:
+        lines.append(f"  written to {redact(config.evaluation.output)}")
+    if result.registered:
+        lines.append(f"  registered as {result.registered}")
+    if config.evaluation.output or result.registered:
+        lines.append("")
+    if result.run is not None:
+        lines.append(f"next: {console.open_run(result.run)}")
+    else:
+        lines.append(
+            f"next: {cli.command('predict')} {redact(config.saved.source)} --data PICTURES --output RESULTS"
+        )
+    return "\n".join(lines)
+
+
+def _verdict(p: float) -> str:
+    return ": different at the 5% level" if p < 0.05 else ": not different at the 5% level"
+
+
+def _figures(models: Sequence[ModelEvaluation]) -> list[list[str]]:
+    """One row for each figure, one column for each model."""
+    found = [one.metrics for one in models]
+    rows = [["accuracy", *(log.percent(one.correct, one.total) for one in found)]]
+    if found[0].top_correct is not None:
+        rows.append(["top 5", *(log.percent(one.top_correct or 0, one.total) for one in found)])
+    return [
+        *rows,
+        ["loss", *(f"{one.loss:.4f}" for one in found)],
+        ["macro F1", *(f"{one.macro_f1:.4f}" for one in found)],
+        ["calibration error", *(f"{100 * one.calibration_error:.2f}%" for one in found)],
+        ["Brier score", *(f"{one.brier:.4f}" for one in found)],
+    ]
+
+
+def _by_class(models: Sequence[ModelEvaluation], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The classes, or of many those that are recognized worst; with two models their recalls side by side."""
+    first = models[0].metrics.by_class
+    worst = sorted((one for one in first if one.total), key=lambda one: one.recall or 0.0)[:_SHOWN_CLASSES]
+    kept = {one.name for one in (first if len(first) <= 2 * _SHOWN_CLASSES else worst)}
+    title = "class" if len(kept) == len(first) else f"worst {len(kept)} of {len(first)} classes"
+    if len(models) == 1:
+        rows = [
+            [
+                one.name,
+                console.share(one.correct, one.predicted),
+                console.share(one.correct, one.total),
+                "-" if one.f1 is None else f"{one.f1:.4f}",
+            ]
+            for one in first
+            if one.name in kept
+        ]
+        return [title, "precision", "recall", "F1"], rows
+    second = {one.name: one for one in models[1].metrics.by_class}
+    rows = [
+        [
+            one.name,
+            console.share(one.correct, one.total),
+            console.share(second[one.name].correct, one.total),
+            f"{second[one.name].correct - one.correct:+d}",
+        ]
+        for one in first
+        if one.name in kept
+    ]
+    return [title, *(f"recall {name}" for name in names), "B - A"], rows

@@ -1,4 +1,4 @@
-"""Batch prediction in this process, or by Ray Data: actors on all GPUs or CPUs, one slice a task."""
+"""Batch prediction in this process, or by Ray Data: actors on all GPUs or CPUs, one work unit a task."""
 
 from __future__ import annotations
 
@@ -8,103 +8,85 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from cvdist import config as configs
-from cvdist import log
-from cvdist.config import InferenceConfig, PredictConfig, PredictionConfig, SavedModelConfig, TrainConfig
+from cvdist import log, storage
+from cvdist.config import PredictConfig
+from cvdist.distributed import device as devices
 from cvdist.errors import UserError
-from cvdist.jobs.train import require_ray, sigterm_raises
+from cvdist.jobs import cli, console
 from cvdist.prediction import batch, results
-from cvdist.prediction.batch import Plan, Predicted
+from cvdist.prediction.batch import PredictionPlan, Predictions
 from cvdist.prediction.plan import WorkUnit
 from cvdist.prediction.predict import Predictor
 from cvdist.prediction.results import Part
 from cvdist.results import ModelIdentity
+from cvdist.runtime.installed import require_ray
+from cvdist.runtime.signals import sigterm_raises
 from cvdist.saved import SavedModel, open_model
 from cvdist.saved.model import rebuild
 from cvdist.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-_MEANING = {"data": "pictures", "output": "results"}
+_SHOWN_CLASSES = 10
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A finished prediction, its settings and model, and seconds from start to end."""
+class PredictResult:
+    """A finished prediction: its settings and model, what was predicted, and seconds from start to end."""
 
     config: PredictConfig
     saved: SavedModel
-    predicted: Predicted
+    predictions: Predictions
     seconds: float
 
 
-def run(config: PredictConfig) -> Finished:
-    """Predict: open the model, look at the pictures, compute what is missing.
+def predict(config: PredictConfig) -> PredictResult:
+    """Open the model, look at the pictures, and predict those that have no result yet.
 
     Raises:
-        UserError: for all that the user can mend, as early as it can be found.
+        UserError: for all that the user can correct, as early as it can be found.
         SystemExit: on SIGTERM; what is finished is kept.
     """
     configs.check_groups(config)
-    for name in ("data", "output"):
+    for name, meaning in (("data", "pictures"), ("output", "results")):
         if not getattr(config.prediction, name):
-            raise UserError(f"--{name} is needed: the folder or URI of the {_MEANING[name]}")
+            raise UserError(f"--{name} is needed: the folder or URI of the {meaning}")
     began = time.monotonic()
-    if config.prediction.runtime == "ray":
+    if config.runtime.launcher == "ray":
         require_ray("use --runtime inline")
     with sigterm_raises():
         saved = open_model(config.saved)
-        config = dataclasses.replace(_absolute(config), inference=batch.resolved(config.inference, saved))
-        todo = batch.make_plan(config, saved)
+        config = configs.replace(
+            config,
+            data=storage.absolute(config.prediction.data),
+            output=storage.absolute(config.prediction.output),
+        )
+        config = dataclasses.replace(config, inference=batch.resolved(config.inference, saved))
+        plan = batch.make_plan(config, saved)
         logger.info("model      %s, %s", saved.source, saved.identity)
-        predicted = predict(config, saved, todo)
-    return Finished(config, saved, predicted, time.monotonic() - began)
+        predictions = predict_planned(config, saved, plan)
+    return PredictResult(config, saved, predictions, time.monotonic() - began)
 
 
-def _absolute(config: PredictConfig) -> PredictConfig:
-    """Actors may run in another folder than the one that relative paths were meant for."""
-
-    def absolute(path: str) -> str:
-        return path if "://" in path else str(Path(path).expanduser().absolute())
-
-    prediction = config.prediction
-    changed = dataclasses.replace(
-        prediction, data=absolute(prediction.data), output=absolute(prediction.output)
-    )
-    return dataclasses.replace(config, prediction=changed)
-
-
-def predict(config: PredictConfig, saved: SavedModel, todo: Plan) -> Predicted:
-    """Predict what is left of `todo`; `config` is resolved.
+def predict_planned(config: PredictConfig, saved: SavedModel, plan: PredictionPlan) -> Predictions:
+    """Predict what is left of `plan`, which was made with the same settings.
 
     Raises:
-        UserError: for all that the user can mend.
+        UserError: for all that the user can correct.
     """
-    inline = config.prediction.runtime == "inline" or not todo.left  # which needs no cluster
-    return batch.predict(config, saved, todo, (_here if inline else _on_ray)(config, saved))
-
-
-def device_here(wanted: str) -> torch.device:
-    """The device of this process.
-
-    Raises:
-        UserError: if a GPU is asked for that is not there.
-    """
-    have = torch.cuda.is_available()
-    if wanted == "cuda" and not have:
-        raise UserError("--device cuda: this machine has no GPU that PyTorch can use")
-    return torch.device("cuda", 0) if have and wanted != "cpu" else torch.device("cpu")
+    inline = config.runtime.launcher == "inline" or not plan.left  # which needs no cluster
+    return batch.predict(config, saved, plan, (_here if inline else _on_ray)(config, saved))
 
 
 def _here(config: PredictConfig, saved: SavedModel) -> batch.Compute:
     def compute(left: Sequence[WorkUnit]) -> Iterator[Part | None]:
-        device = device_here(config.inference.device)
+        device = devices.here(config.inference.device)
         threads = config.inference.decode_workers
         predictor = Predictor(config.prediction.data, config.inference, saved, device, decode_threads=threads)
         target = Folder.open(config.prediction.output, "--output", patient=True)
@@ -120,23 +102,16 @@ def _on_ray(config: PredictConfig, saved: SavedModel) -> batch.Compute:
     import ray
 
     from cvdist.runtime import actor_pool, ray_cluster
+    from cvdist.runtime.ray_cluster import ResourceRequest
 
-    prediction = config.prediction
-    needed = configs.replace(
-        TrainConfig(),
-        # One actor is enough to begin with: Ray's autoscaler may bring more.
-        workers=prediction.predictors or 1,
-        device=config.inference.device,
-        decode_workers=config.inference.decode_workers,
-        cpus_per_worker=prediction.cpus_per_worker,
-        connect_timeout=prediction.connect_timeout,
-        resource_timeout=prediction.resource_timeout,
-    )
-    ray_cluster.connect(needed, "--predictors")
-    pool = actor_pool.plan(needed, prediction.predictors, "--predictors")
+    # One actor is enough to begin with: Ray's autoscaler may bring more.
+    predictors = config.prediction.predictors
+    request = ResourceRequest(predictors or 1, config.inference.device, config.runtime, "--predictors")
+    ray_cluster.connect(request)
+    pool = actor_pool.plan(request, predictors, config.inference.decode_workers)
     arguments = {
-        "config": dataclasses.asdict(config),
-        # As bytes, which keep the object for as long as this process lives: Ray may start actors anew.
+        "config": configs.to_dict(config),
+        # As bytes, which keep the object for as long as this process lives: Ray may start actors again.
         "model": ray.cloudpickle.dumps(ray.put(_packed(saved))),
         "use_gpu": pool.use_gpu,
         "decode_threads": pool.decode_threads,
@@ -173,17 +148,13 @@ def _unpacked(values: dict[str, Any]) -> SavedModel:
 
 
 class _Actor:
-    """A predictor in a process of Ray's. What the user can mend comes back as a row: no retry would help."""
+    """A predictor in a process of Ray's. What the user can correct comes back as a row."""
 
     def __init__(self, config: dict[str, Any], model: bytes, use_gpu: bool, decode_threads: int) -> None:
         import ray
 
         log.setup()
-        chosen = PredictConfig(
-            saved=SavedModelConfig(**config["saved"]),
-            prediction=PredictionConfig(**config["prediction"]),
-            inference=InferenceConfig(**config["inference"]),
-        )
+        chosen = configs.from_dict(PredictConfig, config)
         # How many threads PyTorch computes with, Ray has set by the cores of this actor.
         device = torch.device("cuda", 0) if use_gpu else torch.device("cpu")
         self._predictor, self._error = None, ""
@@ -205,3 +176,32 @@ class _Actor:
             except UserError as caught:
                 error = str(caught)
         return {"result": [content], "error": [error]}
+
+
+def present(result: PredictResult) -> int:
+    """Print what came of the prediction; returns the exit code."""
+    cli.show(table(result))
+    return 0
+
+
+def table(result: PredictResult) -> str:
+    """What was predicted and where it is, and how to read it."""
+    done, saved = result.predictions, result.saved
+    output = log.redact(result.config.prediction.output).rstrip("/")
+    rate = f", {done.computed / done.seconds:,.1f} images/s" if done.computed else ""
+    most = sorted(done.counts.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"{name} {count:,}" for name, count in most[:_SHOWN_CLASSES] if count)
+    more = sum(count > 0 for _, count in most[_SHOWN_CLASSES:])
+    stale = f", {done.removed} stale deleted" if done.removed else ""
+    size = sum(part.bytes for part in done.parts)
+    total = done.rows + len(done.bad)
+    rows = [
+        ("model", f"{saved.source}: {saved.identity}"),
+        ("pictures", f"{done.rows:,} of {total:,}, {len(done.bad)} can't be decoded (quarantine.csv)"),
+        ("classes", (named or "none") + (f" and {more} more" if more else "")),
+        ("computed", f"{done.computed:,} pictures in {log.duration(done.seconds)}{rate}"),
+        ("results", f"{output}/predictions: {len(done.parts)} files, {size / 1e6:,.2f} MB{stale}"),
+        ("time", f"{log.duration(result.seconds)} in all"),
+    ]
+    read = f"python -c \"import pandas; print(pandas.read_parquet('{output}/predictions'))\""
+    return "\n".join([*console.aligned(rows), f"next: {read}"])

@@ -28,7 +28,9 @@ from cvdist import config as configs
 from cvdist import log, storage, tracking
 from cvdist.config import TrainConfig, cache_folder, storage_root
 from cvdist.errors import UserError
+from cvdist.jobs import cli
 from cvdist.runtime import ray_cluster
+from cvdist.runtime.ray_cluster import ResourceRequest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +46,7 @@ _SAMPLES = 8
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report. problem: what to do about it, empty if all is well."""
+    """One line of what was found; `problem` says what to do about it, and is empty if all is well."""
 
     what: str
     where: str
@@ -52,20 +54,31 @@ class Row:
     problem: str = ""
 
 
-def check(config: TrainConfig) -> list[Row]:
-    """Look at everything that the training job `config` would use. Takes less than a minute.
+@dataclass(frozen=True)
+class PreflightResult:
+    """What was found, line by line, and seconds from start to end."""
+
+    rows: list[Row]
+    seconds: float
+
+
+def preflight(config: TrainConfig) -> PreflightResult:
+    """Look at everything that the training `config` would use. Takes less than a minute.
 
     Raises:
-        UserError: if the cluster itself can't be reached or is too small.
+        UserError: if no training can work with the settings, or the cluster itself can't be reached or is too
+            small.
     """
+    began = time.monotonic()
+    configs.check(config)
     # What the environment says here, the nodes' processes may not know.
     here = {
-        "storage": storage_root(config),
-        "cache": str(cache_folder(config)),
-        "tracking_uri": config.tracking.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""),
+        "storage": storage_root(config.run.storage),
+        "cache": str(cache_folder(config.data.cache)),
+        "tracking_uri": config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", ""),
     }
-    ray_cluster.connect(config)
-    return list(_rows(configs.replace(config, **here)))
+    ray_cluster.connect(ResourceRequest.of_workers(config.runtime))
+    return PreflightResult(list(_rows(configs.replace(config, **here))), time.monotonic() - began)
 
 
 def _rows(config: TrainConfig) -> Iterator[Row]:
@@ -88,7 +101,7 @@ def _rows(config: TrainConfig) -> Iterator[Row]:
         try:
             found, rows = ray.get(task)
         except ray.exceptions.RayError as error:
-            yield Row("node", where, str(error).strip().splitlines()[-1][:100], "mend or remove this node")
+            yield Row("node", where, str(error).strip().splitlines()[-1][:100], "repair or remove this node")
             continue
         versions.setdefault(found, []).append(where)
         yield from (Row(what, where, text, problem) for what, text, problem in rows)
@@ -106,7 +119,7 @@ def _look_at_node(values: dict[str, Any]) -> tuple[str, list[tuple[str, str, str
     """Versions, and (what, found, problem) of the node that this runs on."""
     import torch
 
-    config = configs.from_dict(values)
+    config = configs.from_dict(TrainConfig, values)
     versions = f"Python {platform.python_version()}, " + ", ".join(
         f"{name} {_version(name)}" for name in _PACKAGES
     )
@@ -131,7 +144,7 @@ def _look_at_node(values: dict[str, Any]) -> tuple[str, list[tuple[str, str, str
                 "too small for Ray and PyTorch: mount a memory-backed volume there" if small else "",
             )
         )
-    cache = cache_folder(config)
+    cache = cache_folder(config.data.cache)
     there = next(path for path in (cache, *cache.parents) if path.exists())
     free = shutil.disk_usage(there).free
     rows.append(
@@ -150,7 +163,7 @@ def _look_at_node(values: dict[str, Any]) -> tuple[str, list[tuple[str, str, str
 
 def _storage(config: TrainConfig) -> str:
     """Write, read and delete a megabyte; milliseconds of each."""
-    folder = storage.Folder.open(f"{storage_root(config)}/.preflight", "--storage")
+    folder = storage.Folder.open(f"{storage_root(config.run.storage)}/.preflight", "--storage")
     name, content = f"{socket.gethostname()}-{os.getpid()}", random.randbytes(1 << 20)
     times = []
     for act in (lambda: folder.write(name, content), lambda: folder.read(name), lambda: folder.delete(name)):
@@ -164,16 +177,16 @@ def _storage(config: TrainConfig) -> str:
 
 def _health(config: TrainConfig) -> str:
     """Milliseconds until MLflow's server answers this node; empty where there is none to ask."""
-    uri = config.tracking.tracking_uri
-    if config.tracking.tracking == "none" or not uri.startswith("http"):
+    uri = config.tracking.uri
+    if config.tracking.mode == "none" or not uri.startswith("http"):
         return ""
     began = time.monotonic()
-    tracking.require_answer(uri, config.tracking.tracking_timeout)
+    tracking.require_answer(uri, config.tracking.timeout)
     return f"answers in {1e3 * (time.monotonic() - began):.0f} ms"
 
 
 def _mlflow(config: TrainConfig) -> str:
-    store = tracking.open_store(config)
+    store = tracking.open_store(config.tracking, config.run.storage)
     return (
         "not used"
         if store is None
@@ -183,17 +196,17 @@ def _mlflow(config: TrainConfig) -> str:
 
 def _samples(config: TrainConfig) -> str:
     """Decode some pictures, or what else the data set needs."""
-    if config.features.features:
+    if config.features.uri:
         from cvdist.features import inspect
 
-        return str(inspect.describe(config.features.features)).strip().splitlines()[0]
+        return str(inspect.describe(config.features.uri)).strip().splitlines()[0]
     if config.data.dataset != "images":
         return f"{config.data.dataset}: comes with the package, or is downloaded"
     from cvdist.data.images import decode, listing
 
     listed = listing.list_pictures(config.data)
     paths = listed.table.column("path").to_pylist()
-    filesystem, root = storage.locate(config.data.data, "--data")
+    filesystem, root = storage.locate(config.data.uri, "--data")
     began = time.monotonic()
     bad = []
     chosen = random.Random(0).sample(paths, min(_SAMPLES, len(paths)))
@@ -210,12 +223,12 @@ def _samples(config: TrainConfig) -> str:
     return f"{len(paths):,} pictures in {len(listed.classes)} classes, {each:.0f} ms to read and decode one"
 
 
-def _trained_parameters(config: TrainConfig) -> int:
+def trained_parameters(config: TrainConfig) -> int:
     """How many of the model's parameters each step averages. Allocates nothing."""
     return sum(p.numel() for p in _trained(config).parameters() if p.requires_grad)
 
 
-def _summed_bytes(config: TrainConfig, workers: int) -> int:
+def summed_bytes(config: TrainConfig, workers: int) -> int:
     """Bytes of activations that each step sums with a split head and a cache; 0 if the head can't be split."""
     from cvdist.parallel import can_split
 
@@ -233,7 +246,7 @@ def _trained(config: TrainConfig) -> nn.Module:
     shape = models.InputSpec(3, size, size) if config.data.dataset == "images" else models.InputSpec(1, 28, 28)
     with torch.device("meta"):
         # Past the check of settings: frozen layers without weights are of no use, but can be counted.
-        model = models.find(config.model.model).build(shape, 10, configs.replace(config, weights="").model)
+        model = models.find(config.model.name).build(shape, 10, configs.replace(config, weights="").model)
     return models.frozen_and_trained(model).trained
 
 
@@ -243,7 +256,7 @@ def _all_reduce(config: TrainConfig) -> Iterator[Row]:
     if count < 2:
         yield Row("all-reduce", "workers", "one worker: nothing to exchange")
         return
-    use_gpu = ray_cluster.require_resources(config)
+    use_gpu = ray_cluster.require_resources(ResourceRequest.of_workers(config.runtime))
     bundle = {"CPU": float(config.runtime.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     group = placement_group([bundle] * count, strategy="SPREAD")
     actors: list[Any] = []
@@ -273,9 +286,9 @@ def _all_reduce(config: TrainConfig) -> Iterator[Row]:
     # A ring moves 2 (n - 1) / n of the bytes over each link (Patarasuk and Yuan 2009, JPDC 69).
     share = 2 * (count - 1) / count
     rate = _BUFFER * 4 * share / seconds
-    parameters = _trained_parameters(config)
+    parameters = trained_parameters(config)
     needs = f"a step averages {_step(4 * parameters, share / rate)}"
-    if summed := _summed_bytes(config, count):
+    if summed := summed_bytes(config, count):
         needs += f", or sums {_step(summed, share / rate)} with --parallel head"
     yield Row("all-reduce", f"{count} workers", f"{rate / 1e6:,.0f} MB/s each way; {needs}")
 
@@ -336,8 +349,15 @@ def _version(package: str) -> str:
         return "from a folder" if package == "cvdist" else "missing"
 
 
-def table(rows: list[Row], seconds: float) -> str:
-    """The report: what was found, then what to mend."""
+def present(result: PreflightResult) -> int:
+    """Print what was found; returns the exit code: 1 if something has to be done."""
+    cli.show(table(result))
+    return int(any(row.problem for row in result.rows))
+
+
+def table(result: PreflightResult) -> str:
+    """What was found, and below each problem what to do about it."""
+    rows = result.rows
     widths = [max(len(getattr(row, name)) for row in rows) for name in ("what", "where")]
     lines = [""]
     for row in rows:
@@ -346,5 +366,5 @@ def table(rows: list[Row], seconds: float) -> str:
         if row.problem:
             lines.append(f"  {'':{widths[0]}}  {'':{widths[1]}}  -> {row.problem}")
     bad = sum(bool(row.problem) for row in rows)
-    lines += ["", f"{len(rows) - bad} of {len(rows)} checks are well ({log.duration(seconds)})"]
+    lines += ["", f"{len(rows) - bad} of {len(rows)} checks are well ({log.duration(result.seconds)})"]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a job could not deliver while MLflow was away, delivered from its journal."""
+"""Delivery of the metrics that a job kept in a journal while MLflow was away."""
 
 from __future__ import annotations
 
@@ -7,33 +7,36 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from cvdist import storage
+from cvdist.config import ReplayConfig
 from cvdist.errors import UserError
+from cvdist.jobs import cli
 from cvdist.log import redact
 from cvdist.tracking import journal
 from cvdist.tracking.run import client_of, first_line, require_answer
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """What was delivered: values, of the run. ended: whether the run could be marked finished."""
+class ReplayResult:
+    """How many values were delivered to which run, and whether the run was marked as finished."""
 
     run_id: str
     values: int
     ended: bool
 
 
-def replay(uri: str, tracking_uri: str = "") -> Replayed:
-    """Deliver the journal at `uri`, a file or an object, in order; what the run has already is left out.
+def replay(config: ReplayConfig) -> ReplayResult:
+    """Deliver a journal to MLflow, in order; what the run has already is left out.
 
-    tracking_uri: of the MLflow store; empty: $MLFLOW_TRACKING_URI, else the job's own.
+    It goes to the store at $MLFLOW_TRACKING_URI, else to the job's own.
 
     Raises:
         UserError: if the journal can't be read, or MLflow does not take it.
     """
+    uri = config.replay.journal
     folder, slash, name = uri.rpartition("/")
     content = storage.Folder.open(folder or slash or ".", "the journal").read(name)
     kept = journal.parse(content.decode(errors="replace"), PurePosixPath(name).name)
-    where = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or kept.tracking_uri
+    where = os.environ.get("MLFLOW_TRACKING_URI", "") or kept.tracking_uri
     if "***@" in where:
         raise UserError("the MLflow store needs a user and a password: name it with MLFLOW_TRACKING_URI")
     if where.startswith("http"):
@@ -46,4 +49,11 @@ def replay(uri: str, tracking_uri: str = "") -> Replayed:
             client.set_terminated(kept.run_id, "FINISHED")
     except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
         raise UserError(f"the MLflow store {redact(where)} does not take it: {first_line(error)}") from error
-    return Replayed(kept.run_id, sum(len(item.values) for item in kept.metrics), ended)
+    return ReplayResult(kept.run_id, sum(len(item.values) for item in kept.metrics), ended)
+
+
+def present(result: ReplayResult) -> int:
+    """Print what was delivered; returns the exit code."""
+    ended = ", and is marked as finished" if result.ended else ""
+    cli.show(f"run {result.run_id} has all {result.values} values of the journal{ended}")
+    return 0

@@ -1,14 +1,17 @@
-"""A sweep from a configuration to its best model: draw the trials, run them, train the best on."""
+"""A sweep from its settings to its best model: draw the trials, run them, train the best on."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import logging
 import os
 import time
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from cvdist import config as configs
 from cvdist import log, tracking
@@ -16,27 +19,44 @@ from cvdist.checkpoints.fence import Fence
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.config import ModelConfig, SweepJobConfig, TrainConfig, storage_root
 from cvdist.errors import UserError
-from cvdist.jobs import train
+from cvdist.jobs import cli, console
+from cvdist.jobs.train import Part, TrainResult, absolute, named, open_all, train
 from cvdist.log import redact
+from cvdist.runtime.installed import require_ray
+from cvdist.runtime.signals import sigterm_raises
 from cvdist.storage import Folder
-from cvdist.sweep import space
-from cvdist.sweep.record import ENDED, Records, Trial, best_of, folder_of
+from cvdist.sweep import importance, space
+from cvdist.sweep.record import ENDED, Records, State, Trial, best_of, folder_of
 from cvdist.sweep.space import Dimension, Settings
-from cvdist.tracking import RunRef
+from cvdist.tracking import RunRef, environment, open_tracker, sweep_runs
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 30  # trials in the description
+_FIGURES = {
+    "parallel_coordinates": "which settings lead where",
+    "importance": "which of them matter",
+    "trials": "accuracy by epoch, and where trials were stopped",
+}
 _BYTES_OF_A_PROCESS = 10**9  # with PyTorch and MLflow
 # Of the data, what a node may have otherwise without another result.
-_OF_THE_NODE = ("cache", "cache_share", "decode_workers", "max_bad_images")
+_OF_THE_NODE = ("cache", "cache_fraction", "decode_workers", "max_bad_fraction")
 
 
 @dataclass(frozen=True)
-class Finished:
+class SweepResult:
     """A finished sweep.
 
-    trained: the run of the best trial, trained on; None if that was not asked for. checkpoint: the best
-    trial's, empty if it is gone.
+    Args:
+        job: its settings.
+        search: what was searched.
+        trials: all of them, in the order of their numbers.
+        best: the best of them.
+        checkpoint: the best trial's; empty if it is gone.
+        trained: the run of the best trial, trained on; None if that was not asked for.
+        run: the sweep's MLflow run; None without one.
+        storage: folder or URI of the runs.
+        seconds: from start to end.
     """
 
     job: SweepJobConfig
@@ -44,25 +64,25 @@ class Finished:
     trials: tuple[Trial, ...]
     best: Trial
     checkpoint: str
-    trained: train.Finished | None
+    trained: TrainResult | None
     run: RunRef | None
     storage: str
     seconds: float
 
 
-def run(job: SweepJobConfig) -> Finished:
+def sweep(job: SweepJobConfig) -> SweepResult:
     """Run a sweep, or go on with the one of this name.
 
     Raises:
-        UserError: for all that the user can mend, as early as it can be found.
+        UserError: for all that the user can correct, as early as it can be found.
         SystemExit: on SIGTERM, after the MLflow runs were ended as killed; the same command goes on.
     """
     began = time.monotonic()
     configs.check_sweep(job)
-    config = train.named(train.absolute(job.train))
-    config = configs.replace(config, storage=storage_root(config))  # trials run in other folders
+    config = named(absolute(job.train))
+    config = configs.replace(config, storage=storage_root(config.run.storage))  # trials run in other folders
     search = space.parse(job.sweep.search, config)
-    tries = space.draw(search, job.sweep.sweep_seed, job.sweep.trials)
+    tries = space.draw(search, job.sweep.seed, job.sweep.trials)
     if len(tries) == 1 < job.sweep.trials:
         raise UserError(
             f"--search has one point alone, {space.describe(tries[0])}: name a range, or use jobs/train.py"
@@ -72,41 +92,43 @@ def run(job: SweepJobConfig) -> Finished:
             space.apply(config, settings)
         except UserError as error:
             raise UserError(f"--search: {space.describe(settings)}: {error}") from error
-    train.require_ray("try settings one by one with jobs/train.py --runtime inline")
-    job = SweepJobConfig(config, job.sweep)
+    require_ray("try settings one by one with jobs/train.py --runtime inline")
+    job = SweepJobConfig.of(config, job.sweep)
     try:
-        with train.sigterm_raises():
+        with sigterm_raises():
             return _run(job, search, tries, began)
     except (KeyboardInterrupt, SystemExit):
-        logger.warning("the sweep was stopped: the same command with --name %s goes on", config.checkpoint.name)
+        logger.warning("the sweep was stopped: the same command with --name %s goes on", config.run.name)
         raise
 
 
-def _run(job: SweepJobConfig, search: tuple[Dimension, ...], tries: list[Settings], began: float) -> Finished:
-    config, sweep = job.train, job.sweep
-    name, root = config.checkpoint.name, storage_root(config)
+def _run(
+    job: SweepJobConfig, search: tuple[Dimension, ...], tries: list[Settings], began: float
+) -> SweepResult:
+    config, settings = job.train, job.sweep
+    name, root = config.run.name, storage_root(config.run.storage)
     with ThreadPoolExecutor(max_workers=1) as pool:
         opening = pool.submit(_open, config, tries)
         from cvdist.runtime import ray_cluster
+        from cvdist.runtime.ray_cluster import ResourceRequest
 
-        nodes = ray_cluster.connect(config)
+        request = ResourceRequest.of_workers(config.runtime)
+        nodes = ray_cluster.connect(request)
         store = opening.result()
-    use_gpu = ray_cluster.require_resources(config)
+    use_gpu = ray_cluster.require_resources(request)
     from cvdist.jobs import trials as running
 
     uri = f"{root}/{name}"
     folder = Folder.open(uri, "--storage", patient=True)
     records = Records(folder)
-    continued = records.begin(_plan(config, search, sweep.sweep_seed, sweep.trial_epochs))
+    continued = records.begin(_plan(config, search, settings.seed, settings.trial_epochs))
     fence = Fence.claim_job(uri)
     known = records.read(tries)
     left = [trial for trial in known if trial.state not in ENDED]
     _announce(job, search, known, left, continued=continued)
     parent, runs = None, {}
     if store is not None:
-        from cvdist.jobs import sweep_run
-
-        parent = sweep_run.start(job, search, store, continued=continued, owner=fence.name)
+        parent = sweep_runs.start_sweep(job, search, store, continued=continued, owner=fence.name)
         logger.info("tracking   %s, %s", redact(parent.tracking_uri), parent.page)
     with tracking.ended(parent):
         if parent is not None:
@@ -114,9 +136,9 @@ def _run(job: SweepJobConfig, search: tuple[Dimension, ...], tries: list[Setting
         base = _of_a_trial(config)
         try:
             if parent is not None:
-                runs = sweep_run.start_trials(base, left, parent, uri, continued=continued)
+                runs = sweep_runs.start_trials(base, left, parent, uri, continued=continued)
             keeper = _Keeper(folder, runs, known)
-            epochs = sweep.trial_epochs or config.loop.epochs
+            epochs = settings.trial_epochs or config.loop.epochs
             task = running.Task(
                 config=base,
                 folder=uri,
@@ -129,21 +151,23 @@ def _run(job: SweepJobConfig, search: tuple[Dimension, ...], tries: list[Setting
             )
             watch = running.Watch(known, runs, records.write, keeper.ended, fence)
             if left:
-                running.run(sweep, task, watch, [trial.number for trial in left])
+                running.run(settings, task, watch, [trial.number for trial in left])
         finally:
             if parent is not None:
                 tracking.end_children(parent.tracking_uri, parent.run_id, "KILLED", parent.job)
         done = [watch.trials[trial.number] for trial in known]
         if parent is not None:
-            sweep_run.log_results(parent, search, done, sweep.grace_epochs)
+            _log_results(parent, search, done, settings.grace_epochs)
         best = best_of(done)
         if best is None:
             reasons = [f"trial {trial.number}: {trial.reason}" for trial in done if trial.reason]
             raise UserError(f"no trial of {len(done)} has reached its end ({'; '.join(reasons[:1])})")
         keeper.keep_only(best)
         checkpoint = keeper.checkpoint(best)
-        trained = _train_best(job, best, checkpoint, parent) if sweep.train_best else None
-    return Finished(job, search, tuple(done), best, checkpoint, trained, parent, root, time.monotonic() - began)
+        trained = _train_best(job, best, checkpoint, parent) if settings.train_best else None
+    return SweepResult(
+        job, search, tuple(done), best, checkpoint, trained, parent, root, time.monotonic() - began
+    )
 
 
 class _Keeper:
@@ -157,9 +181,7 @@ class _Keeper:
     def ended(self, trial: Trial) -> None:
         """A trial is over. It may still be storing a checkpoint; those that ended before it have done so."""
         if trial.number in self._runs:
-            from cvdist.jobs import sweep_run
-
-            sweep_run.end_trial(self._runs[trial.number], trial)
+            sweep_runs.end_trial(self._runs[trial.number], trial)
         before, self._ended = self._ended, [*self._ended, trial]
         best = best_of(self._ended)
         self._clear(one for one in before if one != best)
@@ -194,8 +216,8 @@ class _Keeper:
 def _open(config: TrainConfig, tries: list[Settings]) -> tracking.Store | None:
     """Reach all that results are written to, and the data if the workers are on this machine."""
     here = "RAY_ADDRESS" not in os.environ
-    store = train.open_all(config, data_is_here=here)
-    if here and config.features.features:
+    store = open_all(config, data_is_here=here)
+    if here and config.features.uri:
         from cvdist import loaders
 
         for views in {settings["views"] for settings in tries if "views" in settings}:
@@ -210,12 +232,14 @@ def _plan(config: TrainConfig, search: tuple[Dimension, ...], seed: int, epochs:
         "--search": [str(dimension) for dimension in search],
         "--sweep-seed": seed,
         "--trial-epochs": epochs,
-        "--features": redact(config.features.features),
+        "--features": redact(config.features.uri),
+        "--seed": config.run.seed,
     }
     for group in (config.data, config.model, config.optimizer, config.loop):
-        for name, value in dataclasses.asdict(group).items():
-            if name not in _OF_THE_NODE and name not in searched:
-                plan["--" + name.replace("_", "-")] = redact(value) if isinstance(value, str) else value
+        for one in configs.fields_of(type(group)):
+            if one.flag not in _OF_THE_NODE and one.flag not in searched:
+                value = getattr(group, one.field)
+                plan[configs.dashed(one.flag)] = redact(value) if isinstance(value, str) else value
     return plan
 
 
@@ -240,11 +264,11 @@ def _trials_on_node(job: SweepJobConfig) -> int:
 def _memory(config: TrainConfig, tries: list[Settings]) -> int:
     """Bytes that the largest trial needs, about; where no node has as many, all of a node's.
 
-    Weights, their gradients and the optimiser's state, and the copy of them that is being stored.
+    Weights, their gradients and the optimizer's state, and the copy of them that is being stored.
     """
     import ray
 
-    from cvdist.jobs.preflight import _trained_parameters
+    from cvdist.jobs.preflight import trained_parameters
 
     most = 0
     sizes: dict[ModelConfig, int] = {}
@@ -252,9 +276,9 @@ def _memory(config: TrainConfig, tries: list[Settings]) -> int:
         chosen = space.apply(config, settings)
         model = dataclasses.replace(chosen.model, dropout=0.0)
         if model not in sizes:
-            sizes[model] = _trained_parameters(chosen)
-        state = 2 if chosen.optimizer.optimizer == "adamw" else int(chosen.optimizer.momentum > 0)
-        copies = 2 * (1 + state + int(chosen.optimizer.model_ema_decay > 0)) + 1
+            sizes[model] = trained_parameters(chosen)
+        state = 2 if chosen.optimizer.name == "adamw" else int(chosen.optimizer.momentum > 0)
+        copies = 2 * (1 + state + int(chosen.loop.model_ema_decay > 0)) + 1
         most = max(most, _BYTES_OF_A_PROCESS + 4 * copies * sizes[model])
     nodes = [int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]]
     return min(most, max(nodes, default=0))
@@ -268,16 +292,20 @@ def _announce(
     *,
     continued: bool,
 ) -> None:
-    config, sweep = job.train, job.sweep
-    name = config.checkpoint.name
+    config, settings = job.train, job.sweep
+    name = config.run.name
     logger.info(
-        "sweep      %s%s, in %s/%s", name, " (continued)" if continued else "", storage_root(config), name
+        "sweep      %s%s, in %s/%s",
+        name,
+        " (continued)" if continued else "",
+        storage_root(config.run.storage),
+        name,
     )
     logger.info("search     %s", "  ".join(map(str, search)))
-    epochs = sweep.trial_epochs or config.loop.epochs
-    stops = f", weak ones less (ASHA, from epoch {sweep.grace_epochs})" if sweep.early_stopping else ""
+    epochs = settings.trial_epochs or config.loop.epochs
+    stops = f", weak ones less (ASHA, from epoch {settings.grace_epochs})" if settings.early_stopping else ""
     logger.info("trials     %d of up to %d epochs%s", len(known), epochs, stops)
-    if len(known) < sweep.trials:
+    if len(known) < settings.trials:
         logger.info("           the search has no more different settings than these")
     if ended := len(known) - len(left):
         logger.info("resuming   %d trials have ended and are kept, %d are left", ended, len(left))
@@ -285,9 +313,7 @@ def _announce(
         logger.info("           trial %-3d %s", trial.number, space.describe(trial.settings))
 
 
-def _train_best(
-    job: SweepJobConfig, best: Trial, checkpoint: str, parent: RunRef | None
-) -> train.Finished | None:
+def _train_best(job: SweepJobConfig, best: Trial, checkpoint: str, parent: RunRef | None) -> TrainResult | None:
     """An ordinary training with the best trial's settings, from its best checkpoint on."""
     config = space.apply(job.train, best.settings)
     assert best.best is not None
@@ -299,6 +325,168 @@ def _train_best(
     )
     if not checkpoint:
         logger.warning("its checkpoint is gone: it is trained from the start")
-    config = configs.replace(config, name=f"{config.checkpoint.name}-best-{best.number:02}", resume=checkpoint)
+    config = configs.replace(config, name=f"{config.run.name}-best-{best.number:02}", resume=checkpoint)
     tags = {tracking.PARENT_TAG: parent.run_id} if parent is not None else {}
-    return train.launch(config, train.Part(tags, time.time()))
+    return train(config, Part(tags, time.time()))
+
+
+# ------------------------------------------------------------------------------------------ the page in MLflow
+
+
+def _log_results(ref: RunRef, search: Sequence[Dimension], trials: Sequence[Trial], grace: int) -> None:
+    """Log table, figures, numbers and description; `grace`: epochs that every trial was trained for."""
+    tracker = open_tracker(ref, 0, 0, "")
+    best = best_of(trials)
+    values = {f"trials/{state}": sum(t.state == state for t in trials) for state in ("finished", "stopped")}
+    values["trials/lost"] = sum(trial.state in ("diverged", "failed") for trial in trials)
+    values["trials/epochs"] = sum(len(trial.epochs) for trial in trials)
+    numbers: dict[str, float] = dict(values)
+    if best is not None and best.best is not None:
+        numbers |= {
+            "best/correct": best.best.correct,
+            "best/total": best.best.total,
+            "best/accuracy": best.best.correct / best.best.total,
+            "best/trial": best.number,
+        }
+    tracker.metrics(numbers, step=0)
+    tracker.text("trials.csv", trials_csv(search, trials))
+    drawn = _figures(search, trials, grace)
+    for name, draw in drawn.items():
+        tracker.figure(name, draw)
+    tracker.close()
+    tracking.describe(ref, description(search, trials, environment.command(), set(drawn)))
+
+
+def _figures(search: Sequence[Dimension], trials: Sequence[Trial], grace: int) -> Mapping[str, Any]:
+    """The function that draws each figure, by the figure's name."""
+    shares = importance.of(search, trials, grace)
+
+    def parallel() -> Any:
+        from cvdist.figures import sweep
+
+        return sweep.parallel_coordinates(search, trials)
+
+    def bars() -> Any:
+        from cvdist.figures import sweep
+
+        assert shares is not None
+        return sweep.importance_bars(shares)
+
+    def curves() -> Any:
+        from cvdist.figures import sweep
+
+        return sweep.trial_curves(trials)
+
+    drawn = {"parallel_coordinates": parallel, "trials": curves}
+    return {**drawn, "importance": bars} if shares is not None else drawn
+
+
+def trials_csv(search: Sequence[Dimension], trials: Sequence[Trial]) -> str:
+    """All trials as CSV, in the order of their numbers."""
+    output = io.StringIO()
+    writer = csv.writer(output)
+    names = [dimension.name for dimension in search]
+    results = ["correct", "total", "accuracy", "valid_loss", "best_epoch", "epochs", "seconds", "reason"]
+    writer.writerow(["trial", "state", *names, *results])
+    for trial in trials:
+        best = trial.best
+        measured = ["", "", "", "", ""]
+        if best is not None:
+            accuracy = f"{best.correct / best.total:.6f}"
+            measured = [str(best.correct), str(best.total), accuracy, f"{best.loss:.6f}", str(best.epoch)]
+        settings = [space.text(trial.settings[name]) if name in trial.settings else "" for name in names]
+        ends = [len(trial.epochs), f"{trial.seconds:.1f}", log.redact(trial.reason)]
+        writer.writerow([trial.number, trial.state, *settings, *measured, *ends])
+    return output.getvalue()
+
+
+def description(
+    search: Sequence[Dimension], trials: Sequence[Trial], command: str, drawn: Container[str]
+) -> str:
+    """Markdown for the top of the run's page. drawn: names of the figures."""
+    shown = "\n".join(f"- `figures/{name}.png`: {what}" for name, what in _FIGURES.items() if name in drawn)
+    best = best_of(trials)
+    title = "no trial has finished"
+    if best is not None and best.best is not None:
+        title = f"{log.percent(best.best.correct, best.best.total)} by trial {best.number}"
+    names = [dimension.name for dimension in search]
+    header = ["trial", *(dimension.flag for dimension in search), "accuracy", "epochs", "state"]
+    rows = [header, ["---"] * len(header)]
+    ranked = sorted(trials, key=lambda trial: (trial is not best, -trial.score, trial.number))
+    for trial in ranked[:_SHOWN]:
+        result = log.percent(trial.best.correct, trial.best.total) if trial.best is not None else ""
+        settings = [space.text(trial.settings[name]) if name in trial.settings else "" for name in names]
+        rows.append([str(trial.number), *settings, result, str(len(trial.epochs)), trial.state])
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    more = f"\n\nand {len(trials) - _SHOWN} more in `trials.csv`" if len(trials) > _SHOWN else ""
+    return f"""### {title}
+
+`{command}`
+
+{lines}{more}
+
+Artifacts:
+- `trials.csv`: all trials, with their settings and exact counts
+{shown}
+
+Each trial is a run below this one; the best, trained on, has figures, a report and a model.
+"""
+
+
+# ------------------------------------------------------------------------------------------------- printing
+
+
+def present(result: SweepResult) -> int:
+    """Print what came of the sweep; returns the exit code.
+
+    Raises:
+        UserError: if the best model should have been registered and is not.
+    """
+    cli.show(table(result))
+    if result.trained is not None and result.trained.not_registered:
+        raise UserError(result.trained.not_registered)
+    return 0
+
+
+def table(result: SweepResult) -> str:
+    """What was tried and what came of it, and the next command below."""
+    best, job, trained = result.best, result.job, result.trained
+    name = job.run.name
+    count = {state: sum(trial.state == state for trial in result.trials) for state in get_args(State)}
+    ends = ", ".join(f"{number} {state}" for state, number in count.items() if number)
+    epochs = sum(len(trial.epochs) for trial in result.trials)
+    whole = len(result.trials) * (job.sweep.trial_epochs or job.loop.epochs)
+    assert best.best is not None
+    rows = [
+        ("sweep", name),
+        ("trials", f"{len(result.trials)}: {ends}; {epochs} of {whole} epochs trained"),
+        ("best", f"trial {best.number}: {space.describe(best.settings)}"),
+        ("", f"{log.percent(best.best.correct, best.best.total)} at epoch {best.best.epoch}"),
+    ]
+    if trained is not None:
+        summary = trained.summary
+        reached = log.percent(summary.best_correct, summary.valid_total)
+        rows.append(("trained on", f"{trained.name}: {reached} at epoch {summary.best_epoch}"))
+    rows.append(("time", f"{log.duration(result.seconds)} in all"))
+    if trained is not None:
+        rows.append(("checkpoints", f"{trained.storage}/{trained.name}"))
+    elif result.checkpoint:
+        rows.append(("checkpoint", result.checkpoint))
+    rows += console.mlflow_row(result.run)
+    if trained is not None and trained.registered:
+        rows.append(("registered", trained.registered))
+    lines = console.aligned(rows)
+    if trained is None:
+        resume = f" --resume {result.checkpoint}" if result.checkpoint else ""
+        lines.append(
+            f"next: the sweep's command without --no-train-best, or one training: "
+            f"{cli.command('train')} {job.recipe} {space.flags(best.settings)}{resume} and the sweep's other "
+            "flags"
+        )
+        return "\n".join(lines)
+    evaluate = cli.command("evaluate")
+    if result.run is None:
+        lines.append(f"next: {evaluate} {trained.storage}/{trained.name}")
+    else:
+        lines.append(f"next: {console.open_run(result.run)}, and {evaluate} {trained.name}")
+    return "\n".join(lines)

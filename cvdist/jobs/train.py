@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 import os
 import secrets
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import psutil
 
 from cvdist import config as configs
-from cvdist import storage, tracking
+from cvdist import log, storage, tracking
 from cvdist.checkpoints.fence import Fence
 from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
+from cvdist.jobs import cli, console
 from cvdist.log import redact
+from cvdist.runtime.installed import require_ray
+from cvdist.runtime.signals import sigterm_raises
 from cvdist.tracking import Attempt, RunRef, Tracker, environment, open_tracker
 
 if TYPE_CHECKING:
     from cvdist.checkpoints.worker import Worker
     from cvdist.distributed.consensus import StopRequest
     from cvdist.distributed.ranks import RankInfo
-    from cvdist.features.build import Built
     from cvdist.results import Summary
 
 logger = logging.getLogger(__name__)
@@ -44,10 +41,18 @@ _BEGAN = time.monotonic() - (time.time() - _BEGAN_AT)
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A finished run: what the loop says of it, where it is, and seconds from start to end.
+class TrainResult:
+    """A finished training.
 
-    registered: the version in MLflow's registry and its alias, if asked for; not_registered: why there is none.
+    Args:
+        name: of the run.
+        summary: what the training loop says of it.
+        run: the MLflow run; None without one.
+        storage: folder or URI of the runs.
+        seconds: from the process's start to the end.
+        seconds_to_first_step: from the process's start.
+        registered: the version in MLflow's registry and its alias, if asked for.
+        not_registered: why there is none.
     """
 
     name: str
@@ -61,15 +66,6 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Preprocessed:
-    """A finished extraction, and seconds from start to end."""
-
-    config: TrainConfig
-    built: Built
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Part:
     """A training as a part of a longer job. tags: for its MLflow run; began: seconds since 1970."""
 
@@ -77,16 +73,18 @@ class Part:
     began: float
 
 
-def launch(config: TrainConfig, part: Part | None = None) -> Finished | None:
-    """Run a training job. Under torchrun, None on all workers but the first.
+def train(config: TrainConfig, part: Part | None = None) -> TrainResult | None:
+    """Train as `config` says; `part` where this is a part of a longer job.
+
+    Returns None on all workers but the first, under torchrun.
 
     Raises:
-        UserError: for all that the user can mend, as early as it can be found.
+        UserError: for all that the user can correct, as early as it can be found.
         SystemExit: on SIGTERM, after the MLflow run was ended as killed.
     """
     configs.check(config)
     config = absolute(config)
-    runtime = config.runtime.runtime
+    runtime = config.runtime.launcher
     if runtime == "auto":
         # What torchrun, or anything else that starts workers, tells each of them.
         runtime = "torchrun" if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else "ray"
@@ -99,51 +97,22 @@ def launch(config: TrainConfig, part: Part | None = None) -> Finished | None:
     name, summary, run = finished
     registered, not_registered = _register(config, summary, run)
     seconds, first_step = time.monotonic() - began, _seconds_to_first_step(summary, part)
-    return Finished(name, summary, run, storage_root(config), seconds, first_step, registered, not_registered)
-
-
-def preprocess(config: TrainConfig) -> Preprocessed:
-    """Run an extraction: make or update the cache at `--features`.
-
-    Raises:
-        UserError: for all that the user can mend, as early as it can be found.
-        SystemExit: on SIGTERM; what is finished is kept.
-    """
-    configs.check(config)
-    if not config.data.data:
-        raise UserError("--data is needed: the folder or URI of the pictures")
-    config = absolute(config)
-    require_ray("train from the pictures themselves, without --features")
-    from cvdist.jobs import preprocess
-
-    began = time.monotonic()
-    with sigterm_raises():
-        built = preprocess.extract(config)
-    return Preprocessed(config, built, time.monotonic() - began)
-
-
-def require_ray(otherwise: str) -> None:
-    """Refuse to go on without Ray; `otherwise`: what can be done instead.
-
-    Raises:
-        UserError: if it is not installed.
-    """
-    if importlib.util.find_spec("ray") is None:
-        raise UserError(
-            f"Ray is not installed: pip install 'ray[default,train,data]', or, without it, {otherwise}"
-        )
+    return TrainResult(
+        name, summary, run, storage_root(config.run.storage), seconds, first_step, registered, not_registered
+    )
 
 
 def _on_ray(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | None]:
     """This process is the driver: it owns the MLflow run, the workers fill it."""
     require_ray("start with torchrun --nproc-per-node N jobs/train.py ... or use --runtime inline")
     from cvdist.runtime import ray_cluster
+    from cvdist.runtime.ray_cluster import ResourceRequest
 
     config = named(config)
     with ThreadPoolExecutor(max_workers=1) as pool:
         # Ray's processes take seconds to start, and so do PyTorch and MLflow to import: side by side.
         opening = pool.submit(open_all, config, data_is_here="RAY_ADDRESS" not in os.environ)
-        nodes = ray_cluster.connect(config)
+        nodes = ray_cluster.connect(ResourceRequest.of_workers(config.runtime))
         store = opening.result()
     from cvdist.runtime import ray_train
 
@@ -153,7 +122,7 @@ def _on_ray(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | Non
             run.require_reachable_from(nodes)
         summary = ray_train.fit(config, functools.partial(_train, config, job, run))
         _describe(run, summary, part)
-    return config.checkpoint.name, summary, run
+    return config.run.name, summary, run
 
 
 def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | None] | None:
@@ -163,7 +132,7 @@ def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef
     from cvdist.runtime.signals import SigtermRequest
 
     with processes.init_distributed(config.runtime) as ranks:
-        config = configs.replace(config, name=gather(named(config).checkpoint.name)[0])
+        config = configs.replace(config, name=gather(named(config).run.name)[0])
         started: tuple[RunRef | None, Fence] | None = None
         with raise_on_all_ranks():
             if ranks.rank == 0:
@@ -178,7 +147,7 @@ def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef
             summary = _train(config, job, run, ranks, sigterm.poll)
             if ranks.rank == 0:
                 _describe(run, summary, part)
-    return (config.checkpoint.name, summary, run) if ranks.rank == 0 else None
+    return (config.run.name, summary, run) if ranks.rank == 0 else None
 
 
 def _train(
@@ -222,7 +191,7 @@ def open_worker(
     with raise_on_all_ranks():
         if ranks.rank == 0:
             fence = job.claim_attempt()
-    store = CheckpointStore(job.folder, config.checkpoint.keep_checkpoints, fence)
+    store = CheckpointStore(job.folder, config.checkpoint.keep, fence)
     worker = Worker(
         ranks,
         store,
@@ -244,22 +213,20 @@ def open_worker(
 
 def named(config: TrainConfig) -> TrainConfig:
     """With a name of its own, where none is given."""
-    if config.checkpoint.name:
+    if config.run.name:
         return config
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return configs.replace(config, name=f"{config.recipe or config.model.model}-{stamp}-{secrets.token_hex(2)}")
+    return configs.replace(config, name=f"{config.recipe or config.model.name}-{stamp}-{secrets.token_hex(2)}")
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
-    """Workers may run in another folder than the one that relative paths were meant for."""
-    changes = {
-        "data": config.data.data,
-        "weights": config.model.weights,
-        "features": config.features.features,
-    }
-    paths = {name: Path(value).expanduser() for name, value in changes.items() if value and "://" not in value}
-    there = {name: path for name, path in paths.items() if path.exists() or name == "features"}
-    return configs.replace(config, **{name: str(path.absolute()) for name, path in there.items()})
+    """`config` with absolute paths: workers may run in another folder than these were meant for."""
+    return configs.replace(
+        config,
+        data=storage.absolute_if_there(config.data.uri),
+        weights=storage.absolute_if_there(config.model.weights),
+        features=storage.absolute(config.features.uri),
+    )
 
 
 def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | None:
@@ -267,18 +234,18 @@ def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | Non
     from cvdist import loaders, models
 
     models.preprocessing(config.model)
-    storage.check_writable(storage_root(config))
+    storage.check_writable(storage_root(config.run.storage))
     if data_is_here:
         models.prepare(config.model)
         loaders.prepare(config)
-    return tracking.open_store(config)
+    return tracking.open_store(config.tracking, config.run.storage)
 
 
 def _start(
     config: TrainConfig, store: tracking.Store | None, *, tags: Mapping[str, str]
 ) -> tuple[RunRef | None, Fence]:
     """Become the newest job of this name, and open its MLflow run."""
-    root, name = storage_root(config), config.checkpoint.name
+    root, name = storage_root(config.run.storage), config.run.name
     continued = storage.exists(f"{root}/{name}")
     logger.info("run        %s%s, checkpoints in %s/%s", name, " (continued)" if continued else "", root, name)
     job = Fence.claim_job(f"{root}/{name}")
@@ -291,13 +258,13 @@ def _start(
 
 def _describe(run: RunRef | None, summary: Summary, part: Part) -> None:
     if run is not None:
-        from cvdist.jobs import report
+        from cvdist.jobs.report import log_report_or_warn
         from cvdist.training import reporting
 
         description = reporting.description(summary, environment.command())
         tracking.wait_for_server(run)
         tracking.describe(run, description, _seconds_to_first_step(summary, part))
-        report.log_report_or_warn(run)
+        log_report_or_warn(run)
 
 
 def _seconds_to_first_step(summary: Summary, part: Part) -> float:
@@ -320,22 +287,55 @@ def _register(config: TrainConfig, summary: Summary, run: RunRef | None) -> tupl
             chosen.register,
             chosen.alias,
             description=f"{result} at epoch {summary.best_epoch}; {summary.model} on {summary.data}",
-            tags={"validation": result, "data": summary.data, "recipe": config.recipe or config.model.model},
+            tags={"validation": result, "data": summary.data, "recipe": config.recipe or config.model.name},
         )
     except UserError as error:
         return "", str(error)
     return f"{version} @{chosen.alias}", ""
 
 
-@contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Kubernetes, `ray job stop` and torchrun stop a job by SIGTERM: let `finally` clauses run."""
+def present(result: TrainResult) -> int:
+    """Print what came of the training; returns the exit code.
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
+    Raises:
+        UserError: if the model should have been registered and is not.
+    """
+    cli.show(table(result))
+    if result.not_registered:
+        raise UserError(result.not_registered)
+    return 0
 
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+def table(result: TrainResult) -> str:
+    """What was trained and where it is, and the next command below."""
+    summary, run = result.summary, result.run
+    rows = [
+        ("run", result.name),
+        ("data", summary.data),
+        ("model", summary.model),
+        ("workers", f"{summary.workers} on {summary.hardware}"),
+        ("epochs", str(summary.epochs)),
+        (
+            "best accuracy",
+            f"{log.percent(summary.best_correct, summary.valid_total)} at epoch {summary.best_epoch}",
+        ),
+        *([("ridge probe", f"{summary.ridge}, without an epoch")] if summary.ridge else []),
+        (
+            "time",
+            f"{log.duration(result.seconds)} in all, first step after "
+            f"{result.seconds_to_first_step:.1f} s, {log.duration(summary.train_seconds)} of training",
+        ),
+        ("speed", f"{summary.samples_per_second:,.0f} samples/s"),
+        ("checkpoints", f"{result.storage}/{result.name}"),
+    ]
+    if summary.slow_requests:
+        rows.append(("storage", str(summary.slow_requests)))
+    rows += console.mlflow_row(run)
+    if result.registered:
+        rows.append(("registered", result.registered))
+    lines = console.aligned(rows)
+    if run is None:
+        lines.append("next: the same with MLflow, to see curves, mistakes and the model: --tracking required")
+    else:
+        lines.append(f"next: {console.open_run(run)}")
+    return "\n".join(lines)

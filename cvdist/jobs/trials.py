@@ -36,6 +36,7 @@ from cvdist.jobs.train import open_worker
 from cvdist.sweep import space
 from cvdist.sweep.record import Epoch, Trial, folder_of
 from cvdist.tracking import NoTracker, RunRef, Tracker
+from cvdist.tracking.sweep_runs import show_running
 from cvdist.training.finite import NotFinite
 from cvdist.training.setup import build_run
 from cvdist.training.train import train
@@ -64,7 +65,10 @@ class TrialTracker(NoTracker):
         self.params, self.dataset, self.close = inner.params, inner.dataset, inner.close  # type: ignore[method-assign]
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """See `Tracker`. An epoch's come after its checkpoint; a resumed trial begins with those before."""
+        """Log metrics, and tell of the epoch if they are an epoch's.
+
+        An epoch's come after its checkpoint; a resumed trial begins with those before.
+        """
         self._inner.metrics(values, step)
         if "valid/correct" in values:
             self._epoch_done(
@@ -90,7 +94,7 @@ class _Process(tune.Trainable):
     """A process of Ray Tune's: one trial after the other, each in a thread that waits after each epoch."""
 
     def setup(self, config: dict[str, Any], task: Task) -> None:
-        """See `tune.Trainable`."""
+        """Prepare the process and its first trial; Tune calls it once."""
         self._task = task
         log.setup()
         logging.getLogger("cvdist").setLevel(logging.WARNING)  # twenty trainings would tell the same
@@ -98,7 +102,7 @@ class _Process(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """See `tune.Trainable`: False where the trial before does not end, and another process is needed."""
+        """Prepare the next trial. Returns False if the one before does not end: it needs another process."""
         before = self._thread
         self.cleanup()
         if before is not None and before.is_alive():
@@ -114,7 +118,7 @@ class _Process(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch; or what the trial ended with."""
+        """Train one epoch. Returns its results, or what the trial ended with."""
         assert self._thread is not None
         if not self._thread.ident:
             self._thread.start()
@@ -126,14 +130,14 @@ class _Process(tune.Trainable):
         return result
 
     def cleanup(self) -> None:
-        """See `tune.Trainable`: returns when the trial's results are where they belong."""
+        """End the trial, and wait until its results are stored and logged."""
         thread, self._thread = self._thread, None
         if thread is None or not thread.ident:
             return
         self._stopping = True
         self._go.release()
         thread.join(_END_SECONDS)
-        gc.collect()  # the model and its optimiser, before the next ones are built
+        gc.collect()  # the model and its optimizer, before the next ones are built
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -227,32 +231,30 @@ class Watch(tune.Callback, tune.Stopper):
         self._before = {trial.number: trial.seconds for trial in trials}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """See `tune.Stopper`: no single trial is stopped here."""
+        """Whether to stop this trial: never here."""
         return False
 
     def stop_all(self) -> bool:
-        """See `tune.Stopper`."""
+        """Whether to stop the sweep: after an error, or when a newer job has its name."""
         if self._fence.superseded and self.error is None:
             self.error = superseded_by_another_job()
         return self.error is not None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See `tune.Callback`."""
+        """Show the trial as running."""
         number = trial.config["trial"]
         self._running.add(number)
         if number in self._runs:
-            from cvdist.jobs import sweep_run
-
-            sweep_run.running(self._runs[number])
+            show_running(self._runs[number])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See `tune.Callback`: it has failed, and starts again."""
+        """Note that the trial does not run; it has failed, and Tune starts it again."""
         self._running.discard(trial.config["trial"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """See `tune.Callback`."""
+        """Keep what an epoch of the trial has reached."""
         mine = self.trials[trial.config["trial"]]
         if result.get("whole"):
             self.error = UserError(f"trial {mine.number} ({space.describe(mine.settings)}): {result['reason']}")
@@ -262,7 +264,7 @@ class Watch(tune.Callback, tune.Stopper):
             self._note(dataclasses.replace(new, state="running"))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See `tune.Callback`."""
+        """Note how the trial has ended, where Tune did not meet an error."""
         mine, last = self.trials[trial.config["trial"]], trial.last_result or {}
         self._running.discard(mine.number)
         if self.error is not None:
@@ -273,7 +275,7 @@ class Watch(tune.Callback, tune.Stopper):
         self._end(dataclasses.replace(mine, state=state, reason=last.get("reason", "")))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See `tune.Callback`: comes when it has failed too often."""
+        """Note that the trial has failed too often."""
         mine = self.trials[trial.config["trial"]]
         self._running.discard(mine.number)
         error = trial.get_error() if hasattr(trial, "get_error") else None
@@ -281,12 +283,12 @@ class Watch(tune.Callback, tune.Stopper):
         self._end(dataclasses.replace(mine, state="failed", reason=reason))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """See `tune.Callback`: every now and then, whether or not there are results."""
+        """Show how far the sweep is; Tune calls it every now and then, whether or not there are results."""
         if self._line.due():
             self._line.show(progress(list(self.trials.values()), len(self._running)))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """See `tune.Callback`."""
+        """Clear the line of progress."""
         self._line.clear()
 
     def _end(self, trial: Trial) -> None:

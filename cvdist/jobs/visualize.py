@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import logging
@@ -19,17 +18,18 @@ from torch import Tensor
 
 from cvdist import config as configs
 from cvdist import loaders, log, storage, tracking
-from cvdist.config import DataConfig, LookConfig, TrainConfig, VisualizeJobConfig
+from cvdist.config import DataConfig, LookConfig, VisualizeJobConfig
 from cvdist.data.images.decode import UndecodableError, decode
 from cvdist.data.images.listing import list_pictures, list_unsorted, split
 from cvdist.data.normalise import Normaliser
+from cvdist.distributed import device as devices
 from cvdist.errors import UserError
 from cvdist.figures import network
 from cvdist.hardware import usable_cores
 from cvdist.interpret.layers import ConvLayer, choose
 from cvdist.interpret.study import Limits, Source, Study, study
-from cvdist.jobs import report
-from cvdist.jobs.predict import device_here
+from cvdist.jobs import cli, console
+from cvdist.jobs.report import log_report_or_warn
 from cvdist.log import redact
 from cvdist.saved import SavedModel, open_model
 from cvdist.seeding import generator
@@ -42,14 +42,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _VALID = ("valid", "val", "validation", "test")
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes grey of colours
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes gray of colors
 
 Made = Callable[[], bytes]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A finished visualisation. study: None without pictures; bad: pictures that could not be decoded."""
+class VisualizeResult:
+    """A finished visualization.
+
+    Args:
+        model: the model in words.
+        layers: the convolutions that were looked into.
+        study: what was found with pictures; None without any.
+        pictures: which they were, in words.
+        bad: those that could not be decoded.
+        files: names of the figures.
+        output: folder or URI of the figures; empty: the run's artifacts alone.
+        run: the model's MLflow run; None without one.
+        seconds: from start to end.
+    """
 
     model: str
     layers: list[ConvLayer]
@@ -62,11 +74,11 @@ class Shown:
     seconds: float
 
 
-def visualize(config: VisualizeJobConfig) -> Shown:
+def visualize(config: VisualizeJobConfig) -> VisualizeResult:
     """Draw all figures of the model, into its run or a folder.
 
     Raises:
-        UserError: for all that the user can mend: no such model, layer or picture, or nowhere to write to.
+        UserError: for all that the user can correct: no such model, layer or picture, or nowhere to write to.
     """
     started = time.monotonic()
     look = config.look
@@ -84,8 +96,8 @@ def visualize(config: VisualizeJobConfig) -> Shown:
     drawings = dict(_drawings(layers, result, pictures, look))
     files = _write(drawings, output, saved.run)
     if saved.run is not None:
-        report.log_report_or_warn(saved.run, ended=False)
-    return Shown(
+        log_report_or_warn(saved.run, ended=False)
+    return VisualizeResult(
         model=f"{saved.source}, {saved.identity}",
         layers=layers,
         study=result,
@@ -114,12 +126,12 @@ class Decoded:
         self._pixels, self._labels = pixels, labels
 
     def read(self, rows: Sequence[int]) -> tuple[Tensor, list[str]]:
-        """See `Source.read`."""
+        """Pixels uint8 (n, C, H, W) and labels of the pictures with these numbers."""
         return self._pixels[list(rows)], [self._labels[row] for row in rows]
 
 
 def _study(saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, look: LookConfig) -> Study:
-    device = device_here(look.device)
+    device = devices.here(look.device)
     line = log.ProgressLine(logger, enabled=True)
 
     def progress(done: int, of: int) -> None:
@@ -158,7 +170,7 @@ def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None
         return _decoded(look.data, found, look.most_pictures, saved, size, resize)
     if saved.data is None:
         return None
-    if saved.data.dataset == "images" and not saved.data.data:  # trained from a cache of features alone
+    if saved.data.dataset == "images" and not saved.data.uri:  # trained from a cache of features alone
         logger.warning("pictures   the run does not say where its pictures are: --data names them")
         return None
     try:
@@ -170,15 +182,14 @@ def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None
 
 def _of_the_run(saved: SavedModel, data: DataConfig, config: VisualizeJobConfig) -> _Pictures:
     if data.dataset == "images":
-        # Listed anew instead of decoded whole: a few hundred pictures are enough.
+        # Listed again instead of decoded whole: a few hundred pictures are enough.
         listing = list_pictures(data)
         _, rows = split(listing.table, data, listing.classes)
         names = np.array(listing.classes)[np.asarray(listing.table.column("label"))[rows]]
         paths = listing.table.column("path").take(rows).to_pylist()
         found = list(zip(paths, names.tolist(), strict=True))
-        return _decoded(data.data, found, config.look.most_pictures, saved, data.image_size, data.resize)
-    settings = dataclasses.replace(TrainConfig(), data=data)
-    loader = loaders.open_loader(configs.replace(settings, storage=config.saved.storage), torch.device("cpu"))
+        return _decoded(data.uri, found, config.look.most_pictures, saved, data.image_size, data.resize)
+    loader = loaders.open_in_memory(data, config.saved.storage, torch.device("cpu"))
     source = ValidationPictures(loader)
     return _Pictures(source, f"{loader.info.name}, the {source.size:,} validation pictures of the run", [])
 
@@ -291,11 +302,60 @@ def _write(drawings: dict[str, Made], output: str, run: tracking.RunRef | None) 
     return list(drawings)
 
 
-def where(shown: Shown) -> str:
-    """Of the figures, in words."""
+# ----------------------------------------------------------------------------------------------- printing
+
+
+def present(result: VisualizeResult) -> int:
+    """Print what came of the visualization; returns the exit code."""
+    cli.show(table(result))
+    return 0
+
+
+def table(result: VisualizeResult) -> str:
+    """What was looked at and where the figures are, and how to see them."""
+    found = result.study
+    rows = [
+        ("model", result.model),
+        ("layers", ", ".join(layer.name for layer in result.layers)),
+        ("pictures", result.pictures),
+    ]
+    if result.bad:
+        rows.append(("left out", f"{len(result.bad)} can't be decoded, e.g. {redact(result.bad[0])}"))
+    if found is not None:
+        dead = [f"{len(gone)}/{_channels(result, name)} in {name}" for name, gone in found.dead.items() if gone]
+        rows.append(("dead channels", f"{', '.join(dead) or 'none'}, over {found.seen} pictures"))
+        if found.explained and found.num_correct + found.num_wrong:
+            total = found.num_correct + found.num_wrong
+            rows.append(("predictions", f"{log.percent(found.num_correct, total)} right"))
+    rows += [
+        ("figures", f"{len(result.files)} in {_where(result)}"),
+        ("time", f"{log.duration(result.seconds)} in all"),
+    ]
+    return "\n".join([*console.aligned(rows), f"next: {_next(result)}"])
+
+
+def _next(result: VisualizeResult) -> str:
+    """What a person does now."""
+    if result.study is None:
+        return "the same with --data PICTURES, to see activations, exciting pictures and Grad-CAM"
+    if result.run is not None:
+        page = f"http://localhost:5000/{result.run.page}"
+        at = result.run.page if result.run.tracking_uri.startswith("http") else f"{page} (after make ui)"
+        return f"open {at}, whose report.html has the new figures"
+    first = next((name for name in result.files if name.startswith("gradcam/")), result.files[0])
+    return f"open {result.output.rstrip('/')}/{first}; docs/seeing.md tells how to read them"
+
+
+def _channels(result: VisualizeResult, name: str) -> int:
+    return next(layer.module.out_channels for layer in result.layers if layer.name == name)
+
+
+def _where(result: VisualizeResult) -> str:
+    """The places of the figures, in words."""
     places = []
-    if shown.output:
-        places.append(redact(shown.output) if "://" in shown.output else str(Path(shown.output).resolve()))
-    if shown.run is not None:
+    if result.output:
+        output = result.output
+        places.append(redact(output) if "://" in output else str(Path(output).resolve()))
+    if result.run is not None:
         places.append("the run's artifacts, figures/")
     return " and ".join(places)

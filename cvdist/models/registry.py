@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from cvdist.config import HeadSize, ModelConfig
+from cvdist.config import BackboneConfig, HeadSize, ModelConfig
 from cvdist.errors import UserError
 from cvdist.models.frozen import FrozenBackbone
 
@@ -140,7 +140,7 @@ def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn
     Raises:
         UserError: if there is no such model, or it can't work with such pictures or settings.
     """
-    spec = find(settings.model)
+    spec = find(settings.name)
     spec.check(input)
     spec.check_settings(settings)
     return spec.build(input, num_classes, settings)
@@ -148,30 +148,35 @@ def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn
 
 def head_of(settings: ModelConfig) -> HeadSize:
     """The head that `settings` give the model; one without a name for a model that has no choice of heads."""
-    spec = _MODELS.get(settings.model)
+    spec = _MODELS.get(settings.name)
     return settings.head_size if spec is not None and spec.pretrained else HeadSize("", 0)
 
 
 def skeleton(settings: ModelConfig, num_classes: int = 1000) -> nn.Module:
     """The pretrained model that `settings` name, for pictures of its usual size: shapes without values."""
-    spec = find(settings.model)
+    spec = find(settings.name)
     bare = dataclasses.replace(settings, weights="", trainable_blocks=BLOCKS)
     with torch.device("meta"):
         return spec.build(spec.default_input, num_classes, bare)
 
 
-def build_frozen(settings: ModelConfig) -> FrozenBackbone:
+def with_head(settings: BackboneConfig) -> ModelConfig:
+    """`settings` as those of a whole model: with the default head where they name none."""
+    return settings if isinstance(settings, ModelConfig) else ModelConfig(**vars(settings))
+
+
+def build_frozen(settings: BackboneConfig) -> FrozenBackbone:
     """The frozen layers of the model that `settings` name, with their weights, on the CPU.
 
     Raises:
         UserError: if it has none, or its weights can't be used.
     """
-    spec = find(settings.model)
-    spec.check_settings(settings)
-    backbone = spec.build_frozen(settings) if spec.build_frozen else None
+    spec, model = find(settings.name), with_head(settings)
+    spec.check_settings(model)
+    backbone = spec.build_frozen(model) if spec.build_frozen else None
     if backbone is None:
         raise UserError(
-            f"--model {settings.model} has no frozen layers with these settings, so no features to compute "
+            f"--model {settings.name} has no frozen layers with these settings, so no features to compute "
             "once: choose a VGG with --weights, and --trainable-blocks below 5"
         )
     return backbone

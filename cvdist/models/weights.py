@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torchvision.models import VGG16_Weights, get_model_weights
 
 from cvdist import storage
-from cvdist.config import Head, ModelConfig
+from cvdist.config import BackboneConfig, Head, ModelConfig
 from cvdist.errors import UserError
 from cvdist.lock import locked
 from cvdist.log import redact
 from cvdist.models import heads
-from cvdist.models.registry import find, skeleton
+from cvdist.models.registry import find, skeleton, with_head
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ PREPROCESSING = {
 }
 
 
-def preprocessing(settings: ModelConfig) -> Preprocessing | None:
+def preprocessing(settings: BackboneConfig) -> Preprocessing | None:
     """What the configured weights expect; None without weights: the data's own statistics serve.
 
     Reads no file, so a job can ask before anything is started.
@@ -90,7 +90,7 @@ def preprocessing(settings: ModelConfig) -> Preprocessing | None:
     Raises:
         UserError: if that isn't known, contradicts what torchvision says, or the model takes no weights.
     """
-    find(settings.model).check_settings(settings)
+    find(settings.name).check_settings(with_head(settings))
     stated = PREPROCESSING[settings.weights_preprocessing] if settings.weights_preprocessing else None
     if not settings.has_weights:
         if stated:
@@ -100,7 +100,7 @@ def preprocessing(settings: ModelConfig) -> Preprocessing | None:
     if named is None:
         if stated is None:
             raise UserError(
-                f"--weights {redact(settings.weights)} is none of torchvision's for {settings.model} "
+                f"--weights {redact(settings.weights)} is none of torchvision's for {settings.name} "
                 f"({_names(settings)}), so a file: set --weights-preprocessing to the normalisation that it "
                 f"was trained with, {' or '.join(PREPROCESSING)}"
             )
@@ -150,9 +150,9 @@ def load(settings: ModelConfig, expected: Mapping[str, Tensor], *, last_layer: b
         other = theirs is not None and theirs != ours and _has_classifier(content)
         if other:
             content = _convolutions(content)
-        state = _suitable(content, expected, source, settings.model)
+        state = _suitable(content, expected, source, settings.name)
         if last_layer and _has_classifier(content):
-            state |= _last_layer(content, expected, source, settings.model)
+            state |= _last_layer(content, expected, source, settings.name)
         # Of the file, not of the tensors: `sha256sum` tells the same, and torchvision's file names begin it.
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -197,19 +197,19 @@ def _local_file(settings: ModelConfig, normalisation: Preprocessing) -> Iterator
         path = Path(source).expanduser()
         if not path.is_file():
             raise UserError(
-                f"--weights {source}: there is no such file; torchvision's names for {settings.model} are "
+                f"--weights {source}: there is no such file; torchvision's names for {settings.name} are "
                 f"{_names(settings)}"
             )
         yield path
 
 
-def _torchvision_weights(settings: ModelConfig) -> Any:
+def _torchvision_weights(settings: BackboneConfig) -> Any:
     """The member of torchvision's enum that `--weights` names, or None if it names a file."""
-    return get_model_weights(settings.model).__members__.get(settings.weights)
+    return get_model_weights(settings.name).__members__.get(settings.weights)
 
 
-def _names(settings: ModelConfig) -> str:
-    return ", ".join(weights.name for weights in get_model_weights(settings.model))
+def _names(settings: BackboneConfig) -> str:
+    return ", ".join(weights.name for weights in get_model_weights(settings.name))
 
 
 def _brought(uri: str) -> Path:

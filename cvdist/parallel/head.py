@@ -197,7 +197,7 @@ def linear_layers(classifier: nn.Module, workers: int) -> list[tuple[int, nn.Lin
     if not len(shard_range(columns, workers, workers - 1)):
         raise UserError(
             f"--parallel head: the {columns} columns of the first linear layer are too few for {workers} "
-            "workers: use fewer --workers, a larger --hidden-size, or --parallel data"
+            "workers: use fewer --num-workers, a larger --hidden-size, or --parallel data"
         )
     return found[:2]
 

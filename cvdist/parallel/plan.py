@@ -116,8 +116,8 @@ def choose_mode(
     """
     if workers == 1:
         return "data", "one worker: nothing to exchange"
-    if settings.parallel != "auto":
-        return settings.parallel, "as set by --parallel"
+    if settings.mode != "auto":
+        return settings.mode, "as set by --parallel"
     if not work.split_parameters:
         return "data", "this model has no linear layers worth splitting"
     if recorded:
@@ -246,7 +246,7 @@ def _require_use(settings: ParallelConfig, modules: FrozenAndTrained, workers: i
     Raises:
         UserError: Naming the flag.
     """
-    if settings.parallel != "head":
+    if settings.mode != "head":
         return
     classifier = _classifier(modules.trained)
     linear_layers(classifier, workers)

@@ -36,7 +36,7 @@ Compute = Callable[[Sequence[WorkUnit]], Iterator[Part | None]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PredictionPlan:
     """What is to be done. work: all slices, of which `done` has those that earlier jobs have finished."""
 
     identity: dict[str, Any]
@@ -51,7 +51,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Predictions:
     """A finished prediction. computed: pictures of this job; seconds: that they took; removed: stale files."""
 
     parts: tuple[Part, ...]
@@ -102,7 +102,7 @@ def identity_of(config: PredictConfig, saved: SavedModel) -> dict[str, Any]:
     }
 
 
-def make_plan(config: PredictConfig, saved: SavedModel) -> Plan:
+def make_plan(config: PredictConfig, saved: SavedModel) -> PredictionPlan:
     """Look at the pictures and at what is at `--output`; `config` is resolved.
 
     Raises:
@@ -119,7 +119,7 @@ def make_plan(config: PredictConfig, saved: SavedModel) -> Plan:
     with ThreadPoolExecutor(_READERS) as pool:
         found = pool.map(lambda key: results.find(folder, key, sizes[results.name_of(key)]), there)
         done = {part.object: part for part in found if part is not None}
-    return Plan(identity, len(listing), work, done)
+    return PredictionPlan(identity, len(listing), work, done)
 
 
 def _require_same(folder: Folder, config: PredictConfig, identity: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ def _require_same(folder: Folder, config: PredictConfig, identity: dict[str, Any
         )
 
 
-def predict(config: PredictConfig, saved: SavedModel, todo: Plan, compute: Compute) -> Predicted:
+def predict(config: PredictConfig, saved: SavedModel, todo: PredictionPlan, compute: Compute) -> Predictions:
     """Predict what is left, then write the manifest and delete files that it does not name.
 
     Raises:
@@ -178,13 +178,13 @@ def _require_few_bad(config: PredictConfig, pictures: int, bad: int, last: dict[
     """Refuse a data set with too many bad pictures, as soon as that is certain.
 
     Raises:
-        UserError: above `--max-bad-images`.
+        UserError: above `--max-bad-fraction`.
     """
-    if bad > config.inference.max_bad_images * pictures:
+    if bad > config.inference.max_bad_fraction * pictures:
         first = next(picture for part in last.values() for picture in part.bad)
         raise UserError(
             f"--data {redact(config.prediction.data)}: {bad} of {pictures} pictures can't be decoded, more "
-            f"than --max-bad-images {config.inference.max_bad_images:g} allows, e.g. {first.path} "
+            f"than --max-bad-fraction {config.inference.max_bad_fraction:g} allows, e.g. {first.path} "
             f"({first.reason}). "
             "Mend or remove them, or raise the limit"
         )
@@ -194,11 +194,11 @@ def _finish(
     config: PredictConfig,
     saved: SavedModel,
     folder: Folder,
-    todo: Plan,
+    todo: PredictionPlan,
     parts: tuple[Part, ...],
     computed: int,
     seconds: float,
-) -> Predicted:
+) -> Predictions:
     """Quarantine, manifest, and only then the stale files: so a manifest names only what is there."""
     bad = tuple(sorted((picture for part in parts for picture in part.bad), key=lambda picture: picture.path))
     counts: Counter[str] = Counter(dict.fromkeys(saved.identity.classes, 0))
@@ -219,7 +219,7 @@ def _finish(
     }
     folder.write(results.QUARANTINE, _quarantine(bad))
     folder.write(results.MANIFEST, results.dump_manifest(manifest))
-    return Predicted(parts, bad, named, computed, seconds, _remove_stale(folder, {p.object for p in parts}))
+    return Predictions(parts, bad, named, computed, seconds, _remove_stale(folder, {p.object for p in parts}))
 
 
 def _remove_stale(folder: Folder, named: set[str]) -> int:

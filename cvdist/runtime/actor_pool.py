@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import ray
 import ray.data
 
-from cvdist.config import TrainConfig
 from cvdist.errors import UserError
 from cvdist.runtime import ray_cluster
+from cvdist.runtime.ray_cluster import ResourceRequest
 
 T = TypeVar("T")
 
@@ -41,19 +41,24 @@ class Pool:
         return f"{count} {'GPU' if self.use_gpu else 'CPU'} actor{'s'[: count > 1]}"
 
 
-def plan(config: TrainConfig, actors: int, flag: str) -> Pool:
-    """The pool for a connected cluster; `actors`: 0: as many as there is room for; `flag`: that it came from.
+def plan(request: ResourceRequest, actors: int, decode_workers: int) -> Pool:
+    """The pool of actors for a connected cluster.
+
+    Args:
+        request: what the actors need at the least.
+        actors: how many there may be; 0: as many as there is room for.
+        decode_workers: threads of each that decode; 0: by the cores that it has.
 
     Raises:
         UserError: if the cluster is too small.
     """
-    use_gpu = ray_cluster.require_resources(config, flag) and config.runtime.device != "cpu"
+    use_gpu = ray_cluster.require_resources(request) and request.device != "cpu"
     have = ray.cluster_resources()
     cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
-    each = config.runtime.cpus_per_worker
+    each = request.cluster.cpus_per_worker
     room = max(1, gpus if use_gpu else cpus // each)
     # A GPU's actor computes nothing on the cores, so its share of them can decode.
-    threads = config.data.decode_workers or (max(1, cpus // max(gpus, 1)) if use_gpu else each)
+    threads = decode_workers or (max(1, cpus // max(gpus, 1)) if use_gpu else each)
     return Pool(actors or room, use_gpu, each, threads)
 
 

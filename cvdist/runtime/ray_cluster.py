@@ -9,40 +9,73 @@ import logging
 import os
 import socket
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from cvdist.config import TrainConfig
+from cvdist.config import ClusterConfig, Device, RuntimeConfig
 from cvdist.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-def connect(config: TrainConfig, flag: str = "--workers") -> int:
+@dataclass(frozen=True)
+class ResourceRequest:
+    """What a job needs of a cluster at the least.
+
+    Args:
+        count: the fewest processes.
+        device: whether each of them needs a GPU.
+        cluster: the CPU cores of each, and how long the job waits for the cluster.
+        flag: the setting that `count` comes from.
+        value: what the user gave that setting; empty: `count`.
+    """
+
+    count: int
+    device: Device
+    cluster: ClusterConfig
+    flag: str
+    value: str = ""
+
+    @classmethod
+    def of_workers(cls, runtime: RuntimeConfig) -> ResourceRequest:
+        """For the workers of a training."""
+        fewest, _ = runtime.worker_range
+        return cls(fewest, runtime.device, runtime, "--num-workers", str(runtime.num_workers))
+
+    def __str__(self) -> str:
+        """`--num-workers 2:8`."""
+        return f"{self.flag} {self.value or self.count}"
+
+
+def connect(request: ResourceRequest) -> int:
     """Join the cluster of RAY_ADDRESS or of the submitted job, or start Ray on this machine.
 
-    Returns the number of the cluster's nodes. flag: the setting that the number of workers came from.
+    Returns the number of the cluster's nodes.
 
     Raises:
-        UserError: if there is no cluster at RAY_ADDRESS, or it is too small for the configuration.
+        UserError: if there is no cluster at RAY_ADDRESS, or it is too small for the request.
     """
-    _join(config)
-    require_resources(config, flag)
+    _join(request.cluster.connect_timeout)
+    require_resources(request)
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def reconnect(config: TrainConfig) -> None:
+def reconnect(timeout: float) -> None:
     """Join the cluster as a new job; Ray ends whatever is left of the old one, and frees what that holds.
+
+    Args:
+        timeout: seconds that the cluster may take to answer.
 
     Raises:
         UserError: if the cluster is gone.
     """
     ray.shutdown()
-    _join(config)
+    _join(timeout)
 
 
-def _join(config: TrainConfig) -> None:
+def _join(timeout: float) -> None:
     def know_own_cluster() -> None:  # nested, so that it is pickled whole: workers can't import this module yet
         import os
 
@@ -62,7 +95,7 @@ def _join(config: TrainConfig) -> None:
         if ray.is_initialized():
             pass  # a part of a job that has connected
         elif address:
-            _require_listener(address, config.runtime.connect_timeout)
+            _require_listener(address, timeout)
             ray.init(address=address, **options)
         else:
             # Ray Train asks the dashboard's state API whether its controller lives; without one it complains.
@@ -73,27 +106,26 @@ def _join(config: TrainConfig) -> None:
         raise UserError(f"could not connect to {where}: {first}") from error
 
 
-def require_resources(config: TrainConfig, flag: str = "--workers") -> bool:
-    """Whether the workers use GPUs; waits `--resource-timeout` seconds for an autoscaler to bring what lacks.
+def require_resources(request: ResourceRequest) -> bool:
+    """Whether the processes use GPUs; waits `--resource-timeout` seconds for an autoscaler to bring what lacks.
 
     Raises:
         UserError: if the cluster has too few CPUs or GPUs, saying how many it has.
     """
-    runtime = config.runtime
-    fewest, _ = runtime.worker_range
-    deadline = time.monotonic() + runtime.resource_timeout
+    each = request.cluster.cpus_per_worker
+    deadline = time.monotonic() + request.cluster.resource_timeout
     while True:
         have = ray.cluster_resources()
         cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
-        use_gpu = runtime.device == "cuda" or (runtime.device == "auto" and gpus >= fewest)
-        lacking = _lacking(config, cpus, gpus, use_gpu, flag)
+        use_gpu = request.device == "cuda" or (request.device == "auto" and gpus >= request.count)
+        lacking = _lacking(request, cpus, gpus, use_gpu)
         if not lacking:
             return use_gpu
         if time.monotonic() >= deadline:
             raise UserError(lacking)
         logger.info("waiting for nodes: %s", lacking)
         ray.autoscaler.sdk.request_resources(  # a no-op where nothing scales
-            bundles=[{"CPU": runtime.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}] * fewest
+            bundles=[{"CPU": each, **({"GPU": 1} if use_gpu else {})}] * request.count
         )
         time.sleep(min(5.0, max(0.1, deadline - time.monotonic())))
 
@@ -116,21 +148,19 @@ def _require_listener(address: str, timeout: float) -> None:
         ) from error
 
 
-def _lacking(config: TrainConfig, cpus: float, gpus: float, use_gpu: bool, flag: str) -> str:
+def _lacking(request: ResourceRequest, cpus: float, gpus: float, use_gpu: bool) -> str:
     """What the cluster has too little of, as one line; empty if it is large enough."""
-    runtime = config.runtime
-    fewest, _ = runtime.worker_range
     nodes = sum(node["Alive"] for node in ray.nodes())
     has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {nodes} node{'s' if nodes != 1 else ''}"
-    if use_gpu and gpus < fewest:
+    if use_gpu and gpus < request.count:
         return (
-            f"{flag} {runtime.workers} --device cuda needs {fewest} GPUs, {has}: "
-            f"lower {flag}, or set --resource-timeout to wait for an autoscaler"
+            f"{request} --device cuda needs {request.count} GPUs, {has}: "
+            f"lower {request.flag}, or set --resource-timeout to wait for an autoscaler"
         )
-    needed = fewest * runtime.cpus_per_worker
-    if cpus < needed:
+    each = request.cluster.cpus_per_worker
+    if cpus < request.count * each:
         return (
-            f"{flag} {runtime.workers} with --cpus-per-worker {runtime.cpus_per_worker} needs {needed} "
-            f"CPUs, {has}: lower {flag}, or set --resource-timeout to wait for an autoscaler"
+            f"{request} with --cpus-per-worker {each} needs {request.count * each} "
+            f"CPUs, {has}: lower {request.flag}, or set --resource-timeout to wait for an autoscaler"
         )
     return ""

@@ -26,7 +26,7 @@ from cvdist.config import TrainConfig, storage_root
 from cvdist.distributed.consensus import StopRequest
 from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import UserError
-from cvdist.runtime.ray_cluster import reconnect, require_resources
+from cvdist.runtime.ray_cluster import ResourceRequest, reconnect, require_resources
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +54,14 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
     Raises:
         UserError: If the cluster is too small, or `work` raises one that a restart would not help.
     """
-    use_gpu = require_resources(config)
+    use_gpu = require_resources(ResourceRequest.of_workers(config.runtime))
     runtime = config.runtime
     fewest, most = runtime.worker_range
     # Where the number may vary, Ray first tries with what it believes to have, a lost node included.
     start_timeout = runtime.start_timeout if fewest == most else min(runtime.start_timeout, _TRIAL_SECONDS)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout))
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(runtime.collective_timeout))
-    filesystem, root = storage.locate(storage_root(config), patient=True)
+    filesystem, root = storage.locate(storage_root(config.run.storage), patient=True)
     make = functools.partial(
         TorchTrainer,
         functools.partial(_run, work, config.checkpoint.grace_period),
@@ -73,7 +73,7 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
             elastic_resize_monitor_interval_s=runtime.resize_interval,
         ),
         run_config=RunConfig(
-            name=config.checkpoint.name,
+            name=config.run.name,
             storage_path=root,  # for what Ray notes of the run
             storage_filesystem=filesystem,  # with this project's bounds and retries
             logging_config=LoggingConfig(log_level="WARNING"),
@@ -119,7 +119,7 @@ def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:
             failed,
             failures,
         )
-        reconnect(config)
+        reconnect(config.runtime.connect_timeout)
     raise AssertionError
 
 

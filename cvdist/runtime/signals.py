@@ -1,10 +1,12 @@
-"""SIGTERM while training: end after a checkpoint, within a grace period."""
+"""What SIGTERM does to a job: an end after a last checkpoint, or an exception."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from cvdist.distributed.consensus import StopRequest
@@ -53,3 +55,20 @@ class SigtermRequest:
     def _exit(self, number: int, frame: FrameType | None) -> None:
         logger.warning("no checkpoint within --grace-period %g s: ending without", self._grace_period)
         sys.exit(128 + signal.SIGTERM)
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """While this lasts, SIGTERM raises SystemExit, so that `finally` clauses run.
+
+    Kubernetes, `ray job stop` and torchrun stop a job by this signal.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

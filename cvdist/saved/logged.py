@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from torch import Tensor
 
-from cvdist import config as configs
-from cvdist.config import DataConfig, PrecisionName, SavedModelConfig, TrainConfig
+from cvdist.config import DataConfig, PrecisionName, SavedModelConfig
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import environment
@@ -86,13 +85,7 @@ def _store(settings: SavedModelConfig) -> str:
     Raises:
         UserError: naming the settings.
     """
-    config = configs.replace(
-        TrainConfig(),
-        tracking_uri=settings.tracking_uri,
-        storage=settings.storage,
-        experiment=settings.experiment,
-    )
-    uri = uri_of(config)
+    uri = uri_of(settings.tracking_uri, settings.storage)
     if uri.startswith("http"):
         require_answer(uri, settings.tracking_timeout, "")
     path = Path(uri.removeprefix("sqlite:///"))

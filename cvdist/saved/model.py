@@ -73,7 +73,7 @@ def rebuild(identity: ModelIdentity, state: Mapping[str, Tensor], source: str) -
     """
     spec = find(identity.name)
     # All blocks trained: the one configuration of a pretrained model that needs no weights to begin with.
-    settings = ModelConfig(model=identity.name, trainable_blocks=BLOCKS if spec.pretrained else 0)
+    settings = ModelConfig(name=identity.name, trainable_blocks=BLOCKS if spec.pretrained else 0)
     if identity.head:
         head = cast(Head, identity.head)
         settings = dataclasses.replace(settings, head=head, hidden_size=identity.hidden_size)

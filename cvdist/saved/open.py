@@ -41,7 +41,7 @@ def open_model(settings: SavedModelConfig) -> SavedModel:
                 f"{source}: torchvision's weights for {named[1]} are "
                 f"{', '.join(weights.names(named[1])) or 'none'}"
             )
-        return _of_weights(ModelConfig(model=named[1], weights=named[2], trainable_blocks=BLOCKS), source)
+        return _of_weights(ModelConfig(name=named[1], weights=named[2], trainable_blocks=BLOCKS), source)
     if source.startswith(("runs:/", "models:/")):
         return _logged(settings)
     if "://" in source or Path(source).expanduser().exists() or "/" in source:
@@ -69,7 +69,7 @@ def _of_path(settings: SavedModelConfig) -> SavedModel:
         )
     return _of_weights(
         ModelConfig(
-            model=settings.model,
+            name=settings.model,
             weights=source,
             weights_preprocessing=settings.weights_preprocessing,
             trainable_blocks=BLOCKS,
@@ -119,7 +119,7 @@ def _of_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
 
 def _of_weights(settings: ModelConfig, source: str) -> SavedModel:
     """Weights of torchvision, or a state dict's file."""
-    input = models.find(settings.model).default_input
+    input = models.find(settings.name).default_input
     try:
         normalisation = models.preprocessing(settings)
         settings = weights.with_head_of_file(settings)
@@ -132,7 +132,7 @@ def _of_weights(settings: ModelConfig, source: str) -> SavedModel:
     last = found.state.get(f"{heads.last_layer(expected)}bias")
     classes = _NO_CLASSIFIER_CLASSES if last is None else _classes(settings, len(last))
     identity = ModelIdentity(
-        settings.model, classes, input.channels, input.height, input.width, *models.head_of(settings)
+        settings.name, classes, input.channels, input.height, input.width, *models.head_of(settings)
     )
     state = dict(found.state)
     if last is None:
@@ -161,6 +161,6 @@ def _of_weights(settings: ModelConfig, source: str) -> SavedModel:
 def _classes(settings: ModelConfig, count: int) -> tuple[str, ...]:
     """The names that torchvision has; those of ImageNet also for a file with as many classes; else numbers."""
     names = weights.class_names(settings) or weights.class_names(
-        ModelConfig(model=settings.model, weights="IMAGENET1K_V1")
+        ModelConfig(name=settings.name, weights="IMAGENET1K_V1")
     )
     return names if len(names) == count else tuple(str(number) for number in range(count))

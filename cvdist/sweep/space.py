@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import typing
@@ -11,22 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from cvdist import config as configs
-from cvdist.config import FeaturesConfig, LoopConfig, ModelConfig, OptimizerConfig, TrainConfig
+from cvdist.config import TrainConfig
 from cvdist.errors import UserError
 from cvdist.seeding import mix
 
 Settings = dict[str, Any]
-"""A trial's values of the searched fields, by the fields' names."""
+"""A trial's values of the searched settings, by the names of their flags."""
 
 _DIGITS = 3  # of a number that is drawn: what a person may type again
 _DRAWS_A_TRIAL = 64  # points that are looked at for one that was not tried yet
 # What can differ between trials that share one cache and one order of the data.
-_SEARCHABLE: dict[type, tuple[str, ...]] = {
-    ModelConfig: ("head", "hidden_size", "dropout"),
-    OptimizerConfig: tuple(field.name for field in dataclasses.fields(OptimizerConfig)),
-    FeaturesConfig: ("views",),
-    LoopConfig: ("batch_size",),
-}
+_SEARCHABLE = (
+    *("head", "hidden_size", "dropout", "views", "batch_size"),
+    *("optimizer", "lr", "momentum", "nesterov", "weight_decay", "lr_scheduler", "lr_warmup_epochs"),
+    *("label_smoothing", "clip_grad_norm", "model_ema_decay"),
+)
 
 
 @dataclass(frozen=True)
@@ -212,14 +210,13 @@ def _value(word: str, part: str, kind: type, options: tuple[str, ...]) -> Any:
 
 
 def _fields() -> dict[str, tuple[type, tuple[str, ...]]]:
-    """By name, the type of each field that can be searched, and what a text may be."""
+    """By flag, the type of each setting that can be searched, and what a text may be."""
     found: dict[str, tuple[type, tuple[str, ...]]] = {}
-    for group, names in _SEARCHABLE.items():
-        hints = typing.get_type_hints(group)
-        for name in names:
-            if name in hints:
-                options = typing.get_args(hints[name])
-                found[name] = (str, options) if options else (hints[name], ())
+    for one in configs.settings_of(TrainConfig):
+        if one.flag in _SEARCHABLE:
+            kind = configs.plain_type(one.hint)
+            options = typing.get_args(kind)
+            found[one.flag] = (str, options) if options else (kind, ())
     return found
 
 

@@ -50,6 +50,8 @@ def command() -> str:
     """The command that reproduces the job, ready to paste; credentials in it are masked."""
     words = [redact(word) for word in sys.argv]
     script = Path(words[0])
+    if script.name == "cvdist":  # the console script
+        return shlex.join([script.name, *words[1:]])
     if script.is_absolute() and script.is_relative_to(Path.cwd()):
         words[0] = str(script.relative_to(Path.cwd()))
     return shlex.join(["python", *words])

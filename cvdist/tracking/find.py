@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvdist.config import TrainConfig
+from cvdist.config import LookupConfig
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import environment
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def find_run(config: TrainConfig, run: str) -> RunRef:
+def find_run(lookup: LookupConfig, run: str) -> RunRef:
     """The run with the id `run` or, in the experiment, of this name; of several the newest.
 
     Raises:
@@ -25,14 +25,14 @@ def find_run(config: TrainConfig, run: str) -> RunRef:
     """
     if not environment.installed("mlflow"):
         raise UserError("MLflow is not installed: pip install mlflow")
-    uri, timeout = uri_of(config), config.tracking.tracking_timeout
+    uri, timeout = uri_of(lookup.tracking_uri, lookup.storage), lookup.tracking_timeout
     if uri.startswith("http"):
         require_answer(uri, timeout, "")
     elif uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UserError(f"there is no MLflow store {redact(uri)}: name it with --tracking-uri or --storage")
     try:
         with short_retries(timeout):
-            found = look_up(client_of(uri), config.tracking.experiment, run)
+            found = look_up(client_of(uri), lookup.experiment, run)
     except UserError:
         raise
     except Exception as error:  # see `open_store`

@@ -135,7 +135,7 @@ class MlflowTracker:
                 seen, since = self._taken, time.monotonic()
         if self._thread.is_alive():
             logger.warning(
-                "MLflow took nothing for %g s (--tracking-patience): the last results stay here", most
+                "MLflow took nothing for %g s (--tracking-drain-timeout): the last results stay here", most
             )
         if self._metrics and not self._superseded:
             self._leave_journal()

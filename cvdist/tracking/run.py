@@ -53,7 +53,7 @@ class RunRef:
     """Folder or URI of the run's checkpoints."""
     journal: str = ""
     """On a node: file for metrics that could not be delivered."""
-    patience: float = TrackingConfig.tracking_patience
+    patience: float = TrackingConfig.drain_timeout
     """Seconds that a finished job waits for a server that is away."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,38 +117,41 @@ def default_store(tracking_uri: str) -> Iterator[None]:
             os.environ.pop("MLFLOW_TRACKING_URI", None)  # which set_tracking_uri has set
 
 
-def open_store(config: TrainConfig) -> Store | None:
+def open_store(settings: TrackingConfig, storage: str) -> Store | None:
     """Reach the tracking store and find or make the experiment. None with `--tracking none`.
+
+    Args:
+        settings: name the store, the experiment, and whether they are needed.
+        storage: as `RunConfig.storage`; it has the store where none is named.
 
     Raises:
         UserError: if the store can't be reached or written; at the latest after `--tracking-timeout`. With
             `--tracking optional` that is a warning, and None is returned.
     """
-    if config.tracking.tracking == "none":
+    if settings.mode == "none":
         return None
     try:
-        return _open_store(config)
+        return _open_store(settings, storage)
     except UserError as error:
-        if config.tracking.tracking != "optional":
+        if settings.mode != "optional":
             raise
-        logger.warning("training goes on without MLflow (--tracking optional): %s", error)
+        logger.warning("this job goes on without MLflow (--tracking optional): %s", error)
         return None
 
 
-def _open_store(config: TrainConfig) -> Store:
-    tracking = config.tracking
+def _open_store(settings: TrackingConfig, storage: str) -> Store:
     if not environment.installed("mlflow"):
         raise UserError("MLflow is not installed: pip install mlflow, or do without: --tracking none")
-    uri = uri_of(config)
+    uri = uri_of(settings.uri, storage)
     artifacts = None
     if uri.startswith("http"):
-        require_answer(uri, tracking.tracking_timeout)
+        require_answer(uri, settings.timeout)
     elif uri.startswith("sqlite:///"):
         artifacts = _make_room(Path(uri.removeprefix("sqlite:///")))
     try:
-        with short_retries(tracking.tracking_timeout):
+        with short_retries(settings.timeout):
             client = client_of(uri)
-            return Store(uri, _experiment(client, tracking.experiment, artifacts))
+            return Store(uri, _experiment(client, settings.experiment, artifacts))
     except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
         raise UserError(
             f"the MLflow store {redact(uri)} refused: {first_line(error)}. Mend it, name another one with "
@@ -171,7 +174,7 @@ def start_run(
     the job was started. tags: more of them.
     """
     client = client_of(store.tracking_uri)
-    name = config.checkpoint.name
+    name = config.run.name
     run = _find(client, store.experiment_id, name) if continued else None
     if run is None:
         first = {NAME_TAG: name, "cvdist.recipe": config.recipe, **(tags or {})}
@@ -187,15 +190,35 @@ def start_run(
         system_metrics=config.tracking.system_metrics,
         log_model=config.tracking.log_model,
         job=job,
-        folder=f"{storage_root(config)}/{name}",
-        journal=f"{cache_folder(config)}/journals/{run.info.run_id}.jsonl",
-        patience=config.tracking.tracking_patience,
+        folder=f"{storage_root(config.run.storage)}/{name}",
+        journal=f"{cache_folder(config.data.cache)}/journals/{run.info.run_id}.jsonl",
+        patience=config.tracking.drain_timeout,
     )
     client.set_tag(ref.run_id, JOB_TAG, job)
     log_params(client, ref.run_id, dict(configs.flat(config)))
     for key, value in {**environment.facts(), **(tags or {})}.items():
         client.set_tag(ref.run_id, key, value)
     return ref
+
+
+def create_run(store: Store, name: str, tags: Mapping[str, str]) -> RunRef:
+    """A new run that is no training: it has neither system metrics nor a model."""
+    made = client_of(store.tracking_uri).create_run(store.experiment_id, run_name=name, tags=dict(tags))
+    return RunRef(
+        store.tracking_uri, store.experiment_id, made.info.run_id, system_metrics=False, log_model=False
+    )
+
+
+def link_model(ref: RunRef, model_id: str) -> None:
+    """Show the run on the page of a logged model, and the model on the run's; empty: no model."""
+    if not model_id:
+        return
+    from mlflow.entities import LoggedModelInput
+
+    try:
+        client_of(ref.tracking_uri).log_inputs(ref.run_id, models=[LoggedModelInput(model_id)])
+    except Exception as error:  # nice to have
+        logger.warning("the model was not linked with its evaluation in MLflow: %s", first_line(error))
 
 
 def log_params(client: MlflowClient, run_id: str, values: Mapping[str, object]) -> None:
@@ -245,7 +268,7 @@ def ended(ref: RunRef | None) -> Iterator[None]:
 
 
 def wait_for_server(ref: RunRef) -> bool:
-    """Before a finished job's last words: until the store answers, at most `--tracking-patience` seconds."""
+    """Wait until the store answers, at most `--tracking-drain-timeout` seconds, before a job's last words."""
     deadline, said = time.monotonic() + ref.patience, False
     while True:
         try:
@@ -258,7 +281,9 @@ def wait_for_server(ref: RunRef) -> bool:
                 return False  # what is to be written says so by itself
             if not said:
                 reason = first_line(error)
-                logger.warning("MLflow is away: waiting %.0f s for it (--tracking-patience): %s", left, reason)
+                logger.warning(
+                    "MLflow is away: waiting %.0f s for it (--tracking-drain-timeout): %s", left, reason
+                )
                 said = True
             time.sleep(min(_AWAY_SECONDS, left))
 
@@ -337,16 +362,16 @@ def put_file(client: MlflowClient, run_id: str, name: str, content: bytes) -> No
         client.log_artifact(run_id, str(path), None if parent == "." else parent)
 
 
-def uri_of(config: TrainConfig) -> str:
-    """Of the tracking store.
+def uri_of(tracking_uri: str, storage: str) -> str:
+    """Address of the tracking store; the arguments are as `TrackingConfig.uri` and `RunConfig.storage`.
 
     Raises:
         UserError: if none is named, and the storage is no folder that could hold one.
     """
-    uri = config.tracking.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri:
         return uri.rstrip("/")
-    root = storage_root(config)
+    root = storage_root(storage)
     if "://" in root:
         raise UserError(
             f"--storage {root} is a URI: name an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI, or "

@@ -184,7 +184,7 @@ def exit_when_stored(run: Run) -> None:
     """
     run.worker.wait_for_uploads()
     if run.main:
-        name = run.config.checkpoint.name
+        name = run.config.run.name
         logger.info("stopped by SIGTERM after a checkpoint: --name %s goes on from it", name)
     sys.exit(128 + signal.SIGTERM)
 
@@ -222,7 +222,7 @@ def _restore_random_state(run: Run, saved: Checkpoint, states: list[dict[str, Te
         return
     # Other streams than those that the run began with, or dropout would repeat its first masks.
     at = (saved.progress.epoch, saved.progress.position)
-    torch.manual_seed(mix("dropout", run.config.loop.seed, rank, *at))
+    torch.manual_seed(mix("dropout", run.config.run.seed, rank, *at))
 
 
 def _shard_of(run: Run) -> ckpt_shards.TensorShardOf:

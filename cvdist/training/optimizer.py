@@ -33,7 +33,7 @@ def build_optimizer(
     groups = _groups([p for p in trained if p not in slow], settings.weight_decay, lr_scale=1.0)
     groups += _groups([p for p in trained if p in slow], settings.weight_decay, lr_scale=backbone_lr_scale)
     # Fused, so that one kernel updates all tensors: most of a small network's update is the cost of the calls.
-    if settings.optimizer == "adamw":
+    if settings.name == "adamw":
         return torch.optim.AdamW(groups, fused=True)
     return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, fused=True)
 

@@ -112,7 +112,7 @@ def initial_model(config: TrainConfig, info: DatasetInfo) -> nn.Module:
     Raises:
         UserError: If the model does not fit the data, or its weights can't be used.
     """
-    torch.manual_seed(mix("weights", config.loop.seed))
+    torch.manual_seed(mix("weights", config.run.seed))
     shape = models.InputSpec(info.channels, info.height, info.width)
     model = models.build_model(config.model, shape, len(info.classes))
     return model.to(memory_format=torch.channels_last) if config.loop.channels_last else model

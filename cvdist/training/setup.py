@@ -101,7 +101,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
         # Split layers are not compiled: they contain exchanges with other workers.
         compiled = [frozen, modules.trained if plan.mode.name == "data" else None]
         compiling.compile_modules(config.loop.compile, *compiled)
-        decay = config.optimizer.model_ema_decay
+        decay = config.loop.model_ema_decay
         run = Run(
             config=config,
             worker=worker,
@@ -111,7 +111,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             frozen=frozen,
             trained=modules.trained,
             identity=_identity(config, loader),
-            order=OrderIdentity(loader.info.train_size, config.loop.batch_size, config.loop.seed),
+            order=OrderIdentity(loader.info.train_size, config.loop.batch_size, config.run.seed),
             trained_parameters=trained_parameters,
             frozen_parameters=all_parameters - trained_parameters,
             precision=precision,
@@ -120,7 +120,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
                 modules.trained,
                 config.optimizer,
                 backbone=modules.backbone,
-                backbone_lr_scale=config.model.backbone_lr_scale,
+                backbone_lr_scale=config.optimizer.backbone_lr_scale,
             ),
             schedule=functools.partial(learning_rate, config.optimizer, config.loop.epochs),
             ema=ema.build(modules.trained, decay) if decay else None,
@@ -130,7 +130,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
         )
         # The weights were drawn from a stream that all workers share. Dropout is drawn from one of each
         # worker's.
-        torch.manual_seed(mix("dropout", config.loop.seed, plan.mode.random_rank))
+        torch.manual_seed(mix("dropout", config.run.seed, plan.mode.random_rank))
         if found is not None:
             with raise_on_all_ranks():
                 checkpointing.restore(run, found)
@@ -140,7 +140,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
 def _identity(config: TrainConfig, loader: Loader) -> ModelIdentity:
     info = loader.info
     return ModelIdentity(
-        config.model.model,
+        config.model.name,
         info.classes,
         info.channels,
         info.height,

@@ -64,10 +64,10 @@ def train_epoch(run: Run, epoch: int) -> TrainedEpoch:
     config, worker, progress, mode = run.config, run.worker, run.progress, run.mode
     if not progress.position:
         progress.shuffle = run.loader.shuffle(mode.world_size)
-    order = run.loader.epoch_order(config.loop, epoch, progress.shuffle)
+    order = run.loader.epoch_order(config.loop.batch_size, config.run.seed, epoch, progress.shuffle)
     steps = order.steps()
     step = steps - order.steps(progress.position)
-    save_every, log_every = config.checkpoint.checkpoint_every, config.loop.log_every_steps
+    save_every, log_every = config.checkpoint.every, config.loop.log_every_steps
     mode.align()
     mode.replica.train()
     meter = Meter(worker.device, mode.traffic)
@@ -112,7 +112,7 @@ def train_step(run: Run, batch: Batch, rate: float, meter: Meter) -> None:
         rate: The learning rate.
         meter: Counts losses and correct predictions.
     """
-    mode, settings = run.mode, run.config.optimizer
+    mode, settings = run.mode, run.config.loop
     compiling.begin_step(run.config.loop.compile)
     set_learning_rate(run.optimizer, rate)
     losses: list[Tensor] = []

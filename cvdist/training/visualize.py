@@ -54,15 +54,15 @@ class Visualizer:
         """
         settings, epochs = config.visualize, config.loop.epochs
         found = convolutions(model)
-        wanted = settings.visualize and config.tracking.tracking != "none" and bool(found)
-        chosen = choose(model, settings.visualize_layers, "--visualize-layers") if wanted else []
+        wanted = settings.enabled and config.tracking.mode != "none" and bool(found)
+        chosen = choose(model, settings.layers, "--visualize-layers") if wanted else []
         self.enabled = enabled and wanted
         self._names = [layer.name for layer in chosen]
         self._trained = {layer.name for layer in found if layer.module.weight.requires_grad}
         self._first = found[0].name if found else ""
-        self._tracker, self._epochs, self._pictures = tracker, epochs, settings.visualize_pictures
+        self._tracker, self._epochs, self._pictures = tracker, epochs, settings.pictures
         self._frame_every = math.ceil(epochs / _MOST_FRAMES)
-        self._picture_every = settings.visualize_every or math.ceil(epochs / _USUAL_PICTURES)
+        self._picture_every = settings.every or math.ceil(epochs / _USUAL_PICTURES)
         self._before: dict[str, Tensor] = {}
         # By epoch, as a string, because the keys of a checkpoint are strings.
         self._frames: dict[str, Tensor] = {}

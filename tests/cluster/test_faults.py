@@ -186,7 +186,7 @@ def test_fewer_and_more_workers_see_each_sample_once(cluster: Cluster) -> None:
     epochs = 20
     job = cluster.submit(
         *(*TRAINING, "--epochs", str(epochs), "--name", "elastic"),
-        *("--workers", "1:2", "--resize-interval", "3", "--start-timeout", "60"),
+        *("--num-workers", "1:2", "--resize-interval", "3", "--start-timeout", "60"),
     )
     job.wait_for(rf"(?s)workers    2 on .*epoch 1/{epochs}  train")
     victim = next(node for node in cluster.nodes if node.workers())

@@ -30,7 +30,10 @@ def prepare(config: TrainConfig) -> None:
     """
     runtime = config.runtime
     store.prepare(
-        config.data, cache_folder(config), timeout=runtime.prepare_timeout, data_timeout=runtime.data_timeout
+        config.data,
+        cache_folder(config.data.cache),
+        timeout=runtime.prepare_timeout,
+        data_timeout=runtime.data_timeout,
     )
 
 
@@ -43,13 +46,13 @@ def load(
         UserError: if it is not there.
     """
     data = config.data
-    pictures = store.open_store(data, cache_folder(config))
+    pictures = store.open_store(data, cache_folder(config.data.cache))
     train, valid = split(pictures.table, data, pictures.classes)
     rows: dict[Split, np.ndarray] = {"train": train, "valid": valid}
     mean, std = normalisation or _statistics(pictures, train)
     info = DatasetInfo(
-        name=PurePosixPath(data.data.rstrip("/")).name,
-        source=redact(data.data),
+        name=PurePosixPath(data.uri.rstrip("/")).name,
+        source=redact(data.uri),
         classes=pictures.classes,
         channels=3,
         height=data.image_size,
@@ -65,7 +68,7 @@ def load(
         rows,
         info,
         device=device,
-        augmentation=Augmentation.from_config(data, config.loop.seed),
+        augmentation=Augmentation.from_config(data, config.run.seed),
         channels_last=config.loop.channels_last,
     )
 
@@ -76,7 +79,7 @@ def _source(config: TrainConfig, pictures: store.Store, device: torch.device, wo
         places = np.array(pictures.table.column("row"))
         return PixelFile(pictures.pixels, data.image_size, places, pinned=pinned)
     processes = max(1, (data.decode_workers or usable_cores()) // workers_on_node)
-    task = Decode(data.data, pictures.index, data.image_size, data.resize)
+    task = Decode(data.uri, pictures.index, data.image_size, data.resize)
     return DecodingSource(task, processes, config.runtime.data_timeout, pinned=pinned)
 
 

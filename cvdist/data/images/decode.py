@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import resize as resize_pixels
 
-from cvdist.config import DataConfig
+from cvdist.config import PicturesConfig
 
 FORMAT = 1  # changes whenever the same file would give other pixels
 SUFFIXES = frozenset(
@@ -59,7 +59,7 @@ def decode(content: bytes, size: int, resize: str) -> Tensor:
     Args:
         content: of the file.
         size: height and width in pixels.
-        resize: as `DataConfig.resize`.
+        resize: as `PicturesConfig.resize`.
 
     Raises:
         UndecodableError: if it is damaged or no picture.
@@ -152,7 +152,7 @@ def resized(pixels: Tensor, size: int, resize: str) -> Tensor:
     return pixels.permute(1, 2, 0).contiguous()
 
 
-def settings(config: DataConfig) -> dict[str, object]:
+def settings(config: PicturesConfig) -> dict[str, object]:
     """All that the pixels of a file depend on, besides the file."""
     return {"decode": FORMAT, "size": config.image_size, "resize": config.resize}
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from cvdist import storage
-from cvdist.config import DataConfig
+from cvdist.config import DataConfig, PicturesConfig
 from cvdist.data.images.decode import SUFFIXES
 from cvdist.data.split import stratified
 from cvdist.errors import UserError
@@ -46,14 +46,14 @@ class Listing:
         return sha.hexdigest()
 
 
-def list_pictures(config: DataConfig, fewest_classes: int = 2) -> Listing:
+def list_pictures(config: PicturesConfig, fewest_classes: int = 2) -> Listing:
     """List `--data`.
 
     Raises:
         UserError: if it can't be read, or is not folders of classes that a classifier can learn.
     """
-    root = redact(config.data)
-    files, folders, ignored = _look(config.data)
+    root = redact(config.uri)
+    files, folders, ignored = _look(config.uri)
     top = {path.split("/")[0] for path in folders} | {
         file.path.split("/")[0] for file in files if "/" in file.path
     }
@@ -200,7 +200,7 @@ def split(table: pa.Table, config: DataConfig, classes: tuple[str, ...]) -> tupl
         missing = sorted(set(range(len(classes))) - set(np.unique(label[mine]).tolist()))
         if missing:
             raise UserError(
-                f"--data {redact(config.data)}: no {name} picture of {_some([classes[i] for i in missing])} "
+                f"--data {redact(config.uri)}: no {name} picture of {_some([classes[i] for i in missing])} "
                 "can be decoded"
             )
     return train, valid

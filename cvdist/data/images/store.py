@@ -77,7 +77,7 @@ def prepare(config: DataConfig, cache: Path, *, timeout: float, data_timeout: fl
     folder = cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_suffix(".lock"), f"decode {redact(config.data)}", timeout):
+        with locked(folder.with_suffix(".lock"), f"decode {redact(config.uri)}", timeout):
             if _outdated(folder, config, len(listing.table)):
                 _build(folder, listing, config, data_timeout)
             _write_whole(_pointer(config, cache), folder.name)
@@ -101,7 +101,7 @@ def open_store(config: DataConfig, cache: Path) -> Store:
         with pa.memory_map(str(folder / _INDEX)) as source:
             table = pa.ipc.open_file(source).read_all()
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"--cache {cache} has lost its copy of {redact(config.data)}: start again") from error
+        raise UserError(f"--cache {cache} has lost its copy of {redact(config.uri)}: start again") from error
     pixels = folder / _PIXELS
     bad = list(_read_bad(folder))
     return Store(tuple(meta["classes"]), table, bad, folder / _INDEX, pixels if meta["pixels"] else None)
@@ -109,7 +109,7 @@ def open_store(config: DataConfig, cache: Path) -> Store:
 
 def _pointer(config: DataConfig, cache: Path) -> Path:
     """The file that names the folder of the newest copy of `--data`: workers need not list it again."""
-    identity = json.dumps({"data": config.data, **settings(config)})
+    identity = json.dumps({"data": config.uri, **settings(config)})
     return cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.current"
 
 
@@ -123,7 +123,7 @@ def _outdated(folder: Path, config: DataConfig, pictures: int) -> bool:
 
 
 def _room_for(pictures: int, config: DataConfig, cache: Path) -> bool:
-    return _bytes(pictures, config) <= config.cache_share * shutil.disk_usage(cache).free
+    return _bytes(pictures, config) <= config.cache_fraction * shutil.disk_usage(cache).free
 
 
 def _bytes(pictures: int, config: DataConfig) -> int:
@@ -175,12 +175,12 @@ def _reserve(path: Path, pictures: int, config: DataConfig) -> Path | None:
             path.unlink(missing_ok=True)
     free = shutil.disk_usage(path.parent).free
     logger.warning(
-        "data       decoded pictures would take %.1f GB, %s has %.1f GB free (--cache-share %g): they are "
+        "data       decoded pictures would take %.1f GB, %s has %.1f GB free (--cache-fraction %g): they are "
         "decoded anew in each epoch",
         size / 1e9,
         path.parent.parent,
         free / 1e9,
-        config.cache_share,
+        config.cache_fraction,
     )
     return None
 
@@ -191,7 +191,7 @@ def _check_all(
     """Each chunk's first row and result, in order, with progress in the log."""
     processes = config.decode_workers or usable_cores()
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    task = Check(config.data, listing, config.image_size, config.resize, pixels)
+    task = Check(config.uri, listing, config.image_size, config.resize, pixels)
     if len(chunks) < 2:
         processes = 0  # they would take longer to start
     loader = DataLoader(task, sampler=chunks, **worker_options(min(processes, len(chunks)), data_timeout))
@@ -222,7 +222,7 @@ def _require_few_bad(folder: Path, config: DataConfig) -> None:
     """Refuse a data set with too many bad pictures; name what is left out.
 
     Raises:
-        UserError: above `--max-bad-images`.
+        UserError: above `--max-bad-fraction`.
     """
     meta = json.loads((folder / _META).read_text())
     if not meta["bad"]:
@@ -230,10 +230,10 @@ def _require_few_bad(folder: Path, config: DataConfig) -> None:
     first = next(_read_bad(folder))
     example = f"{first.path} ({first.reason})"
     share = f"{meta['bad']} of {meta['pictures']} pictures ({100 * meta['bad'] / meta['pictures']:.2f}%)"
-    if meta["bad"] > config.max_bad_images * meta["pictures"]:
+    if meta["bad"] > config.max_bad_fraction * meta["pictures"]:
         raise UserError(
-            f"--data {redact(config.data)}: {share} can't be decoded, more than --max-bad-images "
-            f"{config.max_bad_images:g} allows, e.g. {example}. All are listed in {folder / _QUARANTINE}: "
+            f"--data {redact(config.uri)}: {share} can't be decoded, more than --max-bad-fraction "
+            f"{config.max_bad_fraction:g} allows, e.g. {example}. All are listed in {folder / _QUARANTINE}: "
             "mend or remove them, or raise the limit"
         )
     logger.warning("data       left out: %s, which can't be decoded, e.g. %s", share, example)

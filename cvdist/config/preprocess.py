@@ -1,0 +1,52 @@
+"""The settings of one extraction of features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cvdist.config.groups import (
+    BackboneConfig,
+    ComputeConfig,
+    ExtractionConfig,
+    ExtractorsConfig,
+    PicturesConfig,
+)
+from cvdist.config.settings import check_groups, part_of
+from cvdist.config.train import TrainConfig
+from cvdist.errors import UserError
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """One job of `jobs/preprocess.py`. `recipe` is the name of the recipe that it began from."""
+
+    recipe: str = ""
+    data: PicturesConfig = field(default_factory=PicturesConfig)
+    features: ExtractionConfig = field(default_factory=ExtractionConfig)
+    model: BackboneConfig = field(default_factory=BackboneConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    runtime: ExtractorsConfig = field(default_factory=ExtractorsConfig)
+
+    @classmethod
+    def of(cls, recipe: TrainConfig) -> PreprocessConfig:
+        """What a training recipe says of the pictures, the network and the cache; the defaults for the rest."""
+        return cls(
+            recipe=recipe.recipe,
+            data=part_of(PicturesConfig, recipe.data),
+            features=ExtractionConfig(uri=recipe.features.uri, views=recipe.features.views),
+            model=part_of(BackboneConfig, recipe.model),
+            compute=part_of(ComputeConfig, recipe.loop),
+        )
+
+
+def check_preprocess(config: PreprocessConfig) -> None:
+    """Refuse settings that no extraction can work with, before anything is started.
+
+    Raises:
+        UserError: one line that names the flag and what it takes.
+    """
+    check_groups(config)
+    if not config.data.uri:
+        raise UserError("--data is needed: the folder or URI of the pictures")
+    if not config.features.uri:
+        raise UserError("--features is needed: the folder or URI that the features are written to")

@@ -1,0 +1,20 @@
+"""The settings of a job that delivers a journal to MLflow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class JournalConfig:
+    """Which journal is delivered."""
+
+    journal: str = ""
+    """File or URI of the journal, as the job has named it."""
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """One job of `jobs/replay.py`."""
+
+    replay: JournalConfig = field(default_factory=JournalConfig)

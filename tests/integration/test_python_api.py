@@ -1,0 +1,69 @@
+"""Jobs called from Python."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from cvdist import config as configs
+from cvdist.features import inspect
+from cvdist.features import manifest as manifests
+from cvdist.jobs import preprocess
+from cvdist.jobs.preprocess import table
+from cvdist.storage import Folder
+from tests import feature_caches, pictures
+from tests.jobs import ROOT, run
+
+
+def test_the_lines_of_the_readme(tmp_path, monkeypatch):
+    """As they stand there, but for the number of epochs and where the files go."""
+    (lines,) = re.findall(
+        r"^    from cvdist import recipes\n(?:    .*\n|\n(?=    ))+", (ROOT / "README.md").read_text(), re.M
+    )
+    code = re.sub(r"^    ", "", lines, flags=re.M)
+    assert len(code.split("\n\n")) == 2 and "epochs=3" in code
+    monkeypatch.setenv("CVDIST_STORAGE", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    names: dict = {}
+    exec(code.replace("epochs=3", "epochs=1, batch_size=500, visualize=False, system_metrics=False"), names)
+    result = names["result"]
+    assert result.summary.epochs == 1 and result.summary.valid_total == 1000
+    assert (tmp_path / result.name).is_dir() and result.run is not None
+
+
+def tiny(tmp_path):
+    photos = pictures.write(
+        tmp_path / "photos", {f"{part}/{n}": 3 for part in ("train", "valid") for n in "ab"}
+    )
+    weights = feature_caches.write_weights(tmp_path / "weights.pth")
+    return feature_caches.config(photos, tmp_path / "features", weights, tmp_path / "cache")
+
+
+def test_an_extraction_in_this_process(tmp_path):
+    chosen = tiny(tmp_path)
+    config = configs.replace(feature_caches.extraction(chosen), runtime="inline")
+    result = preprocess(config)
+    assert result.built.computed == 12 and "computed  12 pictures" in table(result)
+    assert "is whole: 4/4 shards, 12 pictures" in inspect.check(chosen.features.uri)
+    assert preprocess(config).built.computed == 0
+    other = configs.replace(chosen, features=chosen.features.uri + "-2")
+    feature_caches.extract(other)
+    read = [manifests.read(Folder.open(uri, "")) for uri in (chosen.features.uri, other.features.uri)]
+    assert [shard.raw_sha256 for shard in read[0].shards] == [shard.raw_sha256 for shard in read[1].shards]
+
+
+def test_the_command_does_the_same_and_starts_no_ray(tmp_path):
+    config = tiny(tmp_path)
+    words = [
+        *("dogs-cats-vgg16-features", "--data", config.data.uri, "--features", config.features.uri),
+        *("--model", "vgg11", "--weights", config.model.weights, "--weights-preprocessing", "imagenet"),
+        *("--image-size", "32", "--shard-size", "4", "--runtime", "inline"),
+    ]
+    script = (
+        "import sys\nfrom cvdist.jobs import cli\ncode = cli.run_job('preprocess', sys.argv[1:])\n"
+        "assert 'ray' not in sys.modules\nsys.exit(code)"
+    )
+    done = run(sys.executable, "-c", script, *words, storage=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "extracting on cpu in this process" in done.stderr
+    assert "12 of 12, 0 can't be decoded" in done.stdout

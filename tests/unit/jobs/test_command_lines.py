@@ -1,0 +1,151 @@
+"""Which job takes which flag, and what it says to one of another job."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cvdist import config as configs
+from cvdist.errors import UserError
+from cvdist.jobs import cli
+from tests.jobs import ROOT
+
+SUBJECT = {"RECIPE": "digits-cnn", "MODEL": "a-run", "RUN": "a-run"}
+
+
+def refusal(job, *words):
+    with pytest.raises(UserError) as caught:
+        cli.parse(job, [SUBJECT[cli.JOBS[job].subject], *words])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("job", "flag", "message"),
+    [
+        ("preprocess", "--epochs", "--epochs is a setting of train, sweep and preflight, not of"),
+        ("preprocess", "--dropout", "--dropout is a setting of train, sweep and preflight, not of preprocess"),
+        ("preprocess", "--register", "--register is a setting of train, sweep, evaluate and preflight, not of"),
+        ("preprocess", "--num-workers", "--num-workers is a setting of train, sweep and preflight"),
+        ("preprocess", "--no-nesterov", "--no-nesterov is a setting of train"),
+        ("train", "--extractors", "--extractors is a setting of preprocess, not of train"),
+        ("train", "--shard-size=3", "--shard-size is a setting of preprocess, not of train"),
+        ("train", "--trials", "--trials is a setting of sweep, not of train"),
+        ("sweep", "--runtime", "--runtime is a setting of train, preprocess, predict and preflight, not"),
+        ("sweep", "--resume", "--resume is a setting of train and preflight, not of sweep"),
+        ("evaluate", "--predictors", "--predictors is a setting of predict, not of evaluate"),
+        ("predict", "--compare", "--compare is a setting of evaluate, not of predict"),
+        ("visualize", "--slice-size", "--slice-size is a setting of predict, not of visualize"),
+        ("report", "--lr", "--lr is a setting of train, sweep and preflight, not of report"),
+        ("train", "--cache-share", "--cache-share is called --cache-fraction now"),
+        ("evaluate", "--max-bad-images=0.1", "--max-bad-images is called --max-bad-fraction now"),
+        ("sweep", "--tracking-patience", "--tracking-patience is called --tracking-drain-timeout now"),
+        ("predict", "--tracking-patience", "--tracking-drain-timeout, once --tracking-patience, is a"),
+        ("train", "--epoch", "unknown flag --epoch: did you mean --epochs"),
+    ],
+)  # fmt: skip
+def test_a_flag_of_another_job_is_refused_with_the_job_that_has_it(job, flag, message):
+    text = refusal(job, flag, "1")
+    assert text.startswith(message) and "\n" not in text
+    if "is a setting of" in text:
+        assert text.endswith(f", not of {job}: leave it out")
+
+
+@pytest.mark.parametrize("job", [name for name in cli.JOBS if name != "replay"])
+def test_help_and_parser_have_the_same_flags(job, capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(job, [SUBJECT[cli.JOBS[job].subject], "--help"])
+    shown = capsys.readouterr().out
+    for setting in cli.JOBS[job].flags():
+        for word in setting.words:
+            assert f"{word}" in shown, word
+    for flag in cli.JOBS[job].without:
+        assert f"{configs.dashed(flag)} " not in shown
+
+
+def test_preprocess_takes_what_an_extraction_depends_on_and_where_it_runs():
+    flags = {setting.flag for setting in cli.JOBS["preprocess"].flags()}
+    assert flags == {
+        *("data", "image_size", "resize", "max_bad_fraction", "decode_workers"),
+        *("horizontal_flip", "rotation", "translation", "random_resized_crop", "color_jitter"),
+        *("features", "views", "features_dtype", "decoder", "shard_size", "extractors", "replace"),
+        *("model", "weights", "weights_preprocessing", "trainable_blocks", "precision", "channels_last"),
+        *("runtime", "device", "cpus_per_worker", "connect_timeout", "resource_timeout", "data_timeout"),
+    }
+
+
+def test_values_arrive_in_their_groups():
+    config = cli.parse("train", ["digits-cnn", "--workers", "3", "--model", "x", "--no-async-checkpoints"])
+    assert (config.runtime.num_workers, config.model.name) == (3, "x") and not config.checkpoint.asynchronous
+    assert cli.parse("train", ["digits-cnn", "--num-workers", "2:3"]).runtime.worker_range == (2, 3)
+    config = cli.parse(
+        "preprocess", ["dogs-cats-vgg16-features", "--features-dtype", "bfloat16", "--data", "d"]
+    )
+    assert (config.features.dtype, config.data.uri, config.recipe) == (
+        "bfloat16",
+        "d",
+        "dogs-cats-vgg16-features",
+    )
+    config = cli.parse("sweep", ["digits-cnn", "--trials", "3", "--search", "lr=1:2", "dropout=0,0.5"])
+    assert config.sweep.search == ("lr=1:2", "dropout=0,0.5") and config.optimizer.momentum == 0.9
+    config = cli.parse("report", ["a-run", "--output", "x.html", "--storage", "s"])
+    assert (config.page.run, config.page.output, config.lookup.storage) == ("a-run", "x.html", "s")
+    assert cli.parse("replay", ["journal.jsonl"]).replay.journal == "journal.jsonl"
+    assert cli.parse("preprocess", ["--check", "s3://b/c"]) == cli.CacheCommand("check", "s3://b/c")
+
+
+def test_the_console_script_lists_jobs_and_names_its_mistakes(capsys, monkeypatch):
+    assert cli.run([]) == 0
+    assert all(f"  {job} " in capsys.readouterr().out for job in ["train"])
+    assert cli.run(["trian"]) == 2
+    assert capsys.readouterr().err == "error: unknown job 'trian': did you mean train?\n"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/cvdist", "train"])
+    assert cli.command("train") == "cvdist train"
+    monkeypatch.setattr(sys, "argv", ["jobs/sweep.py"])
+    assert cli.command("train") == "python jobs/train.py"
+
+
+def python(script):
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from cvdist.jobs import replay",
+        "import cvdist.jobs.replay\nfrom cvdist.jobs import replay",
+        "from cvdist.jobs.replay import ReplayResult\nfrom cvdist.jobs import replay",
+        "replay = cvdist.jobs.replay\nimport cvdist.jobs.replay\nassert cvdist.jobs.replay is replay",
+        "from cvdist.jobs import ReplayResult, replay\nimport cvdist.jobs.cli",
+    ],
+)
+def test_a_jobs_name_means_its_function_whatever_was_imported_first(imports):
+    done = python(
+        "import sys, inspect\nimport cvdist.jobs\nassert not {'torch', 'ray', 'mlflow'} & set(sys.modules)\n"
+        f"{imports}\nassert inspect.isfunction(replay), replay\n"
+        "assert sys.modules['cvdist.jobs.replay'].ReplayResult is cvdist.jobs.ReplayResult"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_all_jobs_are_exported():
+    import cvdist.jobs
+
+    for job in cli.JOBS:
+        assert getattr(cvdist.jobs, job).__name__ == job
+        assert getattr(cvdist.jobs, f"{job.capitalize()}Result")
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        cvdist.jobs.trian  # noqa: B018
+
+
+def test_a_command_line_is_read_without_torch_ray_and_mlflow():
+    words = {"RECIPE": "digits-cnn", "MODEL": "m", "RUN": "r"}
+    calls = [f"cli.parse({n!r}, [{words[j.subject]!r}])" for n, j in cli.JOBS.items() if n != "replay"]
+    done = python(
+        f"import sys\nfrom cvdist.jobs import cli\n{chr(10).join(calls)}\n"
+        "assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
+    )
+    assert done.returncode == 0, done.stderr
