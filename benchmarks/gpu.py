@@ -29,7 +29,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,13 +49,14 @@ from benchmarks.photographs import write_folder
 from cvdist import cli, models, recipes
 from cvdist import config as configs
 from cvdist.config import ModelConfig, TrainConfig
-from cvdist.data.images.ahead import BATCH, DecodeAhead
+from cvdist.data.images.ahead import BATCH, DIGEST_BYTES, DecodeAhead, Decoded
 from cvdist.errors import UserError
 from cvdist.features import build
 from cvdist.features.extract import Extractor
 from cvdist.hardware import usable_cores
 from cvdist.models.registry import BLOCKS
 from cvdist.runtime.launch import launch
+from cvdist.training import memory
 
 _BYTES_A_WEIGHT = 7 * 4  # see above
 _SECONDS = 0.5  # that an epoch may take on an H100
@@ -312,62 +313,115 @@ def _operations(module: nn.Module, size: int) -> int:
 
 
 def extraction(bench: Bench) -> Iterator[Comparison]:
-    """From JPEGs to a stored cache, against the bare backbone in the same precision; and each stage alone."""
-    config = bench.config(data=str(bench.repeated()))
-    paths = [str(p.relative_to(bench.repeated())) for p in sorted(bench.repeated().rglob("*.jpg"))][:4096]
-    for threads in sorted({1, max(1, usable_cores() // 2), usable_cores()}) if bench.cuda else (1,):
-        bench.note(
-            "decoding alone", threads=threads, pictures_s=_decoding(config, paths[: 512 * threads], threads)
-        )
-    frozen = models.build_frozen(config.model).module.to(bench.device).to(memory_format=torch.channels_last)
-    size, batch = config.data.image_size, bench.sizes.bare_batch or BATCH[bench.device.type]
+    """From JPEGs, or decoded pictures in memory, to a stored cache, against the bare backbone; stages alone."""
+    device, cuda = bench.device, bench.cuda
+    config = bench.config(data=str(bench.pictures if cuda else bench.repeated()))
+    paths = [str(p.relative_to(config.data.data)) for p in sorted(Path(config.data.data).rglob("*.jpg"))]
+    for processes in (False, True):
+        for workers in (1, usable_cores()) if cuda else (1,):
+            rate = _decoding(config, paths, workers, processes=processes)
+            bench.note(
+                "decoding alone", by="processes" if processes else "threads", workers=workers, pictures_s=rate
+            )
+    if cuda:
+        bench.note("nvJPEG alone", **_nvjpeg(config, paths[:1024], device))
+    frozen = models.build_frozen(config.model).module.to(device).to(memory_format=torch.channels_last)
+    size, batch = config.data.image_size, bench.sizes.bare_batch or BATCH[device.type]
     operations = _operations(frozen, size)
-    decoders = ("cpu", "nvjpeg") if bench.cuda else ("cpu",)
-    at_a_time = (2, 4, 8) if bench.cuda else (2,)
-    for decoder in decoders:
-        for slices in at_a_time:
-            chosen = configs.replace(config, decoder=decoder, features=str(bench.root / "extracted"))
-            rounds = []
-            try:
-                for number in range(2):
-                    shutil.rmtree(bench.root / "extracted", ignore_errors=True)
-                    rounds.append(
-                        (extract(chosen, bench.device, slices), _bare(frozen, batch, size, bench.device))
-                    )
-                    if number and not bench.cuda:
-                        break
-            except UserError as error:
-                print(f"  left out: {error}", flush=True)
-                break
-            yield summarise(
-                f"extraction, --decoder {decoder}, {slices} slices / the bare backbone", rounds[-1:],
-                unit="pictures/s", target=0.9,
-            )  # fmt: skip
-    bare, rate = _bare(frozen, batch, size, bench.device), matrix_rate(bench)
+    bare = _bare(frozen, batch, size, device)
+    bench.note("the bare backbone", pictures_s=bare, tflop_s=bare * operations / 1e12)
+    many = configs.replace(config, data=str(bench.repeated()))
+    for what, decoder, slices, chosen in (
+        ("in memory", "", 2, many),
+        ("in memory", "", 4, many),
+        ("in memory", "", 8, many),
+        ("JPEGs", "cpu", 4, config),
+        ("JPEGs", "cpu", 8, many),
+        ("JPEGs", "nvjpeg", 4, config),
+    ) if cuda else (("in memory", "", 2, many), ("JPEGs", "cpu", 2, many)):  # fmt: skip
+        shutil.rmtree(bench.root / "extracted", ignore_errors=True)
+        chosen = configs.replace(chosen, decoder=decoder or "cpu", features=str(bench.root / "extracted"))
+        try:
+            found = extract(chosen, device, slices, InMemory(size) if not decoder else None)
+        except UserError as error:
+            print(f"  left out: {error}", flush=True)
+            continue
+        bare = _bare(frozen, batch, size, device)
+        yield summarise(
+            f"extraction from {what}{decoder and ' by ' + decoder}, {slices} at a time / the bare backbone",
+            [(found, bare)], unit="pictures/s", target=0 if decoder else 0.9,
+        )  # fmt: skip
+    rate = matrix_rate(bench)
     yield summarise(
         "the bare backbone / the rate of matrix products, bfloat16",
         [(bare * operations / 1e12, rate / 1e12)], unit="TFLOP/s", target=0,
     )  # fmt: skip
 
 
-def extract(config: TrainConfig, device: torch.device, slices: int = 4) -> float:
+class InMemory:
+    """Decoded pictures that lie in memory, in the place of files."""
+
+    def __init__(self, size: int) -> None:
+        random = torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, (512, size, size, 3), generator=random, dtype=torch.uint8)
+        self._decoded = [Decoded(bytes(DIGEST_BYTES), one) for one in pixels]
+
+    def batches(self, paths: Sequence[str], size: int) -> Iterator[tuple[int, list[Decoded]]]:
+        for start in range(0, len(paths), size):
+            count = len(paths[start : start + size])
+            yield start, [self._decoded[(start + i) % len(self._decoded)] for i in range(count)]
+
+
+def extract(
+    config: TrainConfig, device: torch.device, slices: int = 4, pictures: InMemory | None = None
+) -> float:
     """Make a cache in this process, `slices` shards at a time; pictures a second."""
     plan = build.make_plan(config)
-    extractor = Extractor(config, plan.fingerprint, device)
+    extractor = Extractor(config, plan.fingerprint, device, pictures=pictures)
+    some = plan.work[:1][0]
+    extractor._features(
+        dataclasses.replace(some, paths=some.paths[:16])
+    )  # the decoders' start is no part of the rate
     with ThreadPoolExecutor(slices) as threads:
         built = build.build(config, plan, lambda left: threads.map(extractor, left))
     return built.computed / built.seconds
 
 
-def _decoding(config: TrainConfig, paths: list[str], threads: int) -> float:
+def _decoding(config: TrainConfig, paths: list[str], workers: int, *, processes: bool) -> float:
     """JPEGs a second that are read and decoded, and nothing else."""
     ahead = DecodeAhead(
-        config.data.data, config.data.image_size, config.data.resize, threads=threads,
-        timeout=config.runtime.data_timeout,
+        config.data.data, config.data.image_size, config.data.resize, threads=workers,
+        timeout=config.runtime.data_timeout, processes=processes,
     )  # fmt: skip
+    list(ahead.batches(paths[: 16 * workers], 128))
+    some = paths if workers > 1 else paths[:512]
     began = time.perf_counter()
-    count = sum(len(batch) for _, batch in ahead.batches(paths, 128))
-    return count / (time.perf_counter() - began)
+    count = sum(len(batch) for _, batch in ahead.batches(some, 512))
+    seconds = time.perf_counter() - began
+    ahead.close()
+    return count / seconds
+
+
+def _nvjpeg(config: TrainConfig, paths: list[str], device: torch.device) -> dict[str, float]:
+    """JPEGs a second that lie in memory: decoded by the GPU, and then resized by it one after the other."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+    from torchvision.transforms.v2.functional import resize
+
+    files = [
+        torch.frombuffer(bytearray(Path(config.data.data, p).read_bytes()), dtype=torch.uint8) for p in paths
+    ]
+    batches = [files[i : i + 128] for i in range(0, len(files), 128)]
+    decoded: list[torch.Tensor] = []
+
+    def run() -> None:
+        decoded.clear()
+        for batch in batches:
+            decoded.extend(decode_jpeg(batch, mode=ImageReadMode.RGB, device=device))
+
+    run()
+    seconds = _timed(run, device)
+    resizing = _timed(lambda: [resize(one, [224, 224], antialias=True) for one in decoded], device)
+    return {"decoded_s": len(files) / seconds, "resized_s": len(files) / resizing}
 
 
 # ------------------------------------------------------------------------------------------------ the epoch
@@ -432,6 +486,7 @@ def _trained(
     state = torch.load(_newest(bench.root / "runs" / name) / "state.pt", weights_only=True, mmap=True)
     found["parameters"] = sum(v.numel() for k, v in state["model"].items() if not k.startswith("features."))
     found["seconds_in_all"] = seconds
+    found["foretold"] = memory.foretell(config, bfloat16=config.loop.precision == "bfloat16").peak
     shutil.rmtree(bench.root / "runs" / name)
     return found
 
@@ -470,7 +525,7 @@ def _note_job(bench: Bench, section: str, found: dict[str, Any], **more: Any) ->
 
 
 def jobs(bench: Bench) -> Iterator[Comparison]:
-    """`torchrun` jobs as a user starts them: the CNN from scratch and the transfer model, in several arithmetics."""
+    """Jobs as a user starts them: the CNN from scratch and the transfer model, in several arithmetics."""
     digits = ["--data", str(bench.data / "mnist")] if bench.data else []
     short = [] if bench.data is None else ["--epochs", "3"]
     some = ["--epochs", str(bench.sizes.job_epochs)] if bench.sizes.job_epochs else []
@@ -496,7 +551,9 @@ def jobs(bench: Bench) -> Iterator[Comparison]:
         "VGG16 from features, tf32, torchrun": [*cached, "--precision", "tf32"],
         "VGG16 from features, bfloat16": [*cached, "--precision", "bfloat16"],
         "VGG16 from features, tf32, compiled": [*cached, "--precision", "tf32", "--compile"],
-        "VGG16 from features, tf32, CUDA graphs": [*cached, "--precision", "tf32", "--compile", "reduce-overhead"],
+        "VGG16 from features, tf32, CUDA graphs": [
+            *(*cached, "--precision", "tf32", "--compile", "reduce-overhead"),
+        ],
     }  # fmt: skip
     extract(
         bench.config(data=str(bench.pictures), features=str(bench.root / "cache-of-pictures")), bench.device
@@ -517,10 +574,13 @@ def jobs(bench: Bench) -> Iterator[Comparison]:
         else:  # another process would be 10 seconds that tell nothing new
             try:
                 launch(_parsed(_command(bench, *arguments, "--name", name, "--runtime", "inline")))
-            except Exception as error:
+            except Exception:
                 bench.note("job", what=what, failed=1, error=traceback.format_exc()[-2000:])
                 continue
-        _note_job(bench, "job", progress(run), what=what, **_told(table))
+        config = _parsed(_command(bench, *arguments))
+        bfloat16 = config.loop.precision in ("bfloat16", "auto")
+        found = progress(run) | {"foretold": memory.foretell(config, bfloat16=bfloat16).peak}
+        _note_job(bench, "job", found, what=what, **_told(table))
         shutil.rmtree(run)
     return
     yield
@@ -560,48 +620,79 @@ def _told(table: str) -> dict[str, str]:
     return {name.strip().replace(" ", "_"): value for name, value in rows.items()}
 
 
-# ------------------------------------------------------------------------------------------------ killed, and what it costs
+# ------------------------------------------------------------------------------------------------ killed, full
 
 
 def killed(bench: Bench) -> Iterator[Comparison]:
-    """SIGKILL in mid-epoch, the same command again: the weights against those of a run that nothing happened to."""
+    """SIGKILL in mid-epoch and the same command again, against a run that nothing happened to."""
     vgg = ["--weights", str(bench.weights), "--weights-preprocessing", bench.preprocessing]
     own = [] if bench.data else ["--model", bench.sizes.model, "--hidden-size", "8", "--image-size", "32"]
     digits = ["--data", str(bench.data / "mnist")] if bench.data else []
     every = "200" if bench.data else "2"
+    small = [bench.sizes.digits[0], *digits, "--epochs", "2", "--checkpoint-every", every]
+    cnn = ["dogs-cats-cnn", "--data", str(bench.pictures), "--epochs", "2", "--checkpoint-every", "20"]
+    cnn += ["--image-size", "32"] if own else []
+    cached = [
+        *("dogs-cats-vgg16-features", *own, *vgg, "--features", str(bench.features()), "--epochs", "2"),
+        *("--precision", "bfloat16", "--checkpoint-every", every if own else "150"),
+    ]
+    sure = ["--deterministic"]
     cases = {
-        "digits, float32": [bench.sizes.digits[0], *digits, "--epochs", "2", "--checkpoint-every", every],
-        "digits, again": [bench.sizes.digits[0], *digits, "--epochs", "2", "--checkpoint-every", every],
-        "VGG16's classifier, bfloat16, dropout": [
-            "dogs-cats-vgg16-features", *own, *vgg, "--features", str(bench.features()), "--epochs", "2",
-            "--precision", "bfloat16", "--checkpoint-every", every if bench.data is None else "150",
-        ],
-    }  # fmt: skip
+        "digits, float32": [*small, *sure],
+        "VGG16's classifier, bfloat16, dropout": [*cached, *sure],
+        "photographs, CNN, bfloat16": [*cnn, *sure],
+        "digits, not deterministic, only again": small,
+        "photographs, not deterministic, only again": cnn,
+    }
     for number, (what, words) in enumerate(cases.items()):
         ends = []
         for kill in (False, True):
             name = f"killed-{number}-{kill}"
             run = bench.root / "runs" / name
-            struck = _strike(bench, run, [*words, "--name", name]) if kill and "again" not in what else ""
+            struck = _strike(bench, run, [*words, "--name", name]) if kill and "only again" not in what else ""
             done = torchrun(bench, *words, "--name", name)
             if done.returncode:
                 bench.note(
                     "killed", what=what, failed=done.returncode, error="\n".join(done.stderr.splitlines()[-15:])
                 )
                 break
-            resumed = next(
-                (
-                    line.split("resuming ")[1].strip()
-                    for line in done.stderr.splitlines()
-                    if "resuming " in line
-                ),
-                "",
-            )
+            resumed = "; ".join(re.findall(r"resuming +(.*)", done.stderr))
             ends.append(torch.load(_newest(run) / "state.pt", weights_only=True, map_location="cpu"))
         if len(ends) == 2:
             bench.note("killed", what=what, struck=struck, resumed=resumed, **_differences(*ends))
         for kill in (False, True):
             shutil.rmtree(bench.root / "runs" / f"killed-{number}-{kill}", ignore_errors=True)
+    return
+    yield
+
+
+def full(bench: Bench) -> Iterator[Comparison]:
+    """A job that is too large for the card: what it says, and how it ends."""
+    words = [
+        "dogs-cats-vgg16",
+        "--data",
+        str(bench.pictures),
+        "--trainable-blocks",
+        "5",
+        "--precision",
+        "float32",
+    ]
+    weights = ["--weights", str(bench.weights), "--weights-preprocessing", bench.preprocessing]
+    for more in (
+        ["--batch-size", "1600"],
+        ["--valid-batch-size", "4000", "--batch-size", "8", "--epochs", "1"],
+    ):
+        if bench.cuda:
+            config = _parsed(_command(bench, *words, *weights, *more))
+            needed = memory.foretell(config, bfloat16=False)
+            done = torchrun(bench, *words, *weights, *more, "--name", "full")
+            lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+            last = "" if lines else "\n".join(done.stderr.splitlines()[-20:])
+            trace = "cvdist" in done.stderr and "Traceback" in done.stderr
+            bench.note(
+                "full", words=more, said=lines, foretold_gb=needed.peak / 1e9, traceback=trace, last=last
+            )
+            shutil.rmtree(bench.root / "runs" / "full", ignore_errors=True)
     return
     yield
 
@@ -717,6 +808,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Comparison]]] = {
     "profile": profile,
     "jobs": jobs,
     "killed": killed,
+    "full": full,
 }
 
 

@@ -177,6 +177,8 @@ class LoopConfig:
     `reduce-overhead`: replay CUDA graphs, for small heads on GPUs. `max-autotune`: also try out kernels."""
     seed: int = 0
     """Of weights, order, augmentation and dropout."""
+    deterministic: bool = False
+    """Only operations that give the same bits each time, on GPUs; some are slower. CPUs need no such choice."""
     log_every_steps: Annotated[int, at_least(1)] = 50
     """Steps between two points of the `step/` metrics."""
 

@@ -31,7 +31,7 @@ from cvdist.seeding import mix
 from cvdist.strain import NO_STRAIN, Strain
 from cvdist.tracking import run_page
 from cvdist.tracking.tracker import Tracker
-from cvdist.training import average, compiling, precision, ridge
+from cvdist.training import average, compiling, memory, precision, ridge
 from cvdist.training import checkpoint as ckpt
 from cvdist.training import parts as ckpt_parts
 from cvdist.training.checkpoint import (
@@ -43,10 +43,11 @@ from cvdist.training.checkpoint import (
     Progress,
 )
 from cvdist.training.collectives import gather, hurry, naming_lost_workers, together
-from cvdist.training.device import describe, peak_memory, random_state, set_random_state
+from cvdist.training.device import be_deterministic, describe, peak_memory, random_state, set_random_state
 from cvdist.training.evaluation import Evaluation, evaluate
 from cvdist.training.finite import LossWatch, require_finite_weights
 from cvdist.training.history import EpochRecord, RidgeResult
+from cvdist.training.memory import naming_full_memory
 from cvdist.training.meter import Meter
 from cvdist.training.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from cvdist.training.visualize import Visualizer
@@ -93,6 +94,8 @@ class TrainingLoop:
         self.main = worker.rank == 0
         self.line = log.ProgressLine(logger, enabled=self.main)
         self.arithmetic = precision.choose(config.loop.precision, worker.device)
+        if config.loop.deterministic:
+            be_deterministic(worker.device)
         with together(config.runtime.prepare_timeout):
             if worker.local_rank == 0:
                 data.prepare(config)
@@ -176,8 +179,11 @@ class TrainingLoop:
             self.tracker.metrics(run_page.epoch_metrics(record), record.epoch)
         for epoch in range(self.progress.epoch + 1, self.config.loop.epochs + 1):
             started = time.monotonic()
-            train_loss, train_correct, speed = self._train_epoch(epoch)
-            result = self._validate()
+            with naming_full_memory(self.worker.device, memory.advice(self.config)):
+                train_loss, train_correct, speed = self._train_epoch(epoch)
+            valid_batch = self.config.loop.valid_batch_size
+            with naming_full_memory(self.worker.device, f"lower --valid-batch-size ({valid_batch})"):
+                result = self._validate()
             seconds = time.monotonic() - started
             waited = sum(gather(strain.storage.take()), NO_STRAIN)
             record = EpochRecord(

@@ -1,8 +1,9 @@
 """How much memory of a GPU a training takes, found without a GPU; and what to change where it is not enough.
 
-A step's forward and backward pass run on tensors that have shapes but no values, while every storage that comes and
-goes is counted. What else lies in memory all the time, such as the optimizer's state, is counted from the weights.
-Left out is what PyTorch does not allocate (CUDA itself takes about half a gigabyte) and what cuDNN needs to compute.
+A step's forward and backward pass run on tensors that have shapes but no values, while every storage that comes
+and goes is counted. What else lies in memory all the time, such as the optimizer's state, is counted from the
+weights. Left out is what PyTorch does not allocate (CUDA itself takes about half a gigabyte) and what cuDNN
+needs to compute.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cvdist.config import TrainConfig
+from cvdist import models
+from cvdist.config import CUDA_GRAPHS, TrainConfig, replace
 from cvdist.errors import UserError
 from cvdist.models.parts import Parts
+from cvdist.storage import Folder
 
+_CLASSES = 2  # of pictures that nobody has listed yet: the last layer is a small part of a model
+_DIGITS = {"mnist": 70_000, "digits": 5_000}  # as bytes, all on the GPU
 _BLOCK = 512  # bytes: what PyTorch rounds the sizes of its allocations up to
 
 
@@ -31,8 +36,8 @@ _BLOCK = 512  # bytes: what PyTorch rounds the sizes of its allocations up to
 class TrainingMemory:
     """Bytes that one worker has on its GPU.
 
-    weights: of the whole model that lies there; state: momentum and the like, and a moving average; step: the most
-    that a forward and a backward pass add, gradients included; data: features or pictures that stay there.
+    weights: of the whole model that lies there; state: momentum and the like, and a moving average; step: the
+    most that a forward and a backward pass add, gradients included; data: features or pictures that stay there.
     """
 
     weights: int
@@ -93,7 +98,66 @@ def estimate(
     return TrainingMemory(weights, moments * size + averaged, max(step, validation), data)
 
 
-def _step(frozen: nn.Module | None, trained: nn.Module, batch: int, shape: tuple[int, ...], *, bfloat16: bool) -> int:
+def foretell(config: TrainConfig, *, bfloat16: bool) -> TrainingMemory:
+    """The memory that each GPU of a job takes, from its configuration alone.
+
+    Raises:
+        UserError: if there is no such model, or the features can't be read.
+    """
+    workers = config.runtime.worker_range[0]
+    shape, data, classes = _inputs(config)
+    with torch.device("meta"):
+        # Past the check of settings: frozen layers without weights are of no use, but can be counted.
+        input = models.InputSpec(3, config.data.image_size, config.data.image_size)
+        if config.data.dataset != "images":
+            input = models.InputSpec(1, 28, 28)
+        bare = replace(config, weights="").model
+        parts = models.split(models.find(config.model.model).build(input, classes, bare))
+    features = bool(config.features.features)
+    return estimate(config, parts, shape, bfloat16=bfloat16, workers=workers, features=features, data=data)
+
+
+def _inputs(config: TrainConfig) -> tuple[tuple[int, ...], int, int]:
+    """Shape of what a batch has of a picture, bytes of the data set where it lies on the GPU, classes."""
+    size = config.data.image_size
+    if config.features.features:
+        from cvdist.features import manifest
+
+        cache = manifest.read(Folder.open(config.features.features, "--features"))
+        return cache.feature_shape, cache.raw_bytes * config.features.features_on_device, len(cache.classes)
+    if config.data.dataset == "images":
+        return (3, size, size), 0, _CLASSES
+    return (1, 28, 28), _DIGITS[config.data.dataset] * 28 * 28, 10
+
+
+def advice(config: TrainConfig) -> str:
+    """What makes a training step smaller, with the present values."""
+    smaller = f"lower --batch-size ({config.loop.batch_size})"
+    if config.loop.compile in CUDA_GRAPHS:
+        return smaller
+    more = 2 * config.loop.accumulate_steps
+    return f"{smaller}, or compute it in portions, for the same gradients, with --accumulate-steps {more}"
+
+
+@contextmanager
+def naming_full_memory(device: torch.device, advice: str) -> Iterator[None]:
+    """A GPU's memory that is full in the block becomes a `UserError` with `advice` on what to change."""
+    try:
+        yield
+    except RuntimeError as error:  # cuBLAS and cuDNN have words of their own for it
+        if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+            raise
+        had = ""
+        if device.type == "cuda":
+            _, total = torch.cuda.mem_get_info(device)
+            mine = torch.cuda.max_memory_reserved(device)
+            had = f" (this worker had {mine / 1e9:,.1f} of {total / 1e9:,.1f} GB)"
+        raise UserError(f"the memory of the GPU is full{had}: {advice}") from error
+
+
+def _step(
+    frozen: nn.Module | None, trained: nn.Module, batch: int, shape: tuple[int, ...], *, bfloat16: bool
+) -> int:
     """Most bytes that a training step adds to the weights, its gradients among them."""
     with _without_values(bfloat16) as (counter, autocast, imitate):
         images = torch.empty(batch, *shape)
