@@ -230,6 +230,8 @@ class LoopConfig(ComputeConfig):
     compile: Compile = "none"
     """Run the model through `torch.compile` (needs a C++ compiler on CPUs); `--compile` alone is `default`.
     `reduce-overhead`: replay CUDA graphs, for small heads on GPUs. `max-autotune`: also try out kernels."""
+    deterministic: bool = False
+    """Only operations that give the same bits each time, on GPUs; some are slower. CPUs need no such choice."""
     log_every_steps: Count = 50
     """Steps between two points of the `step/` metrics."""
     label_smoothing: Annotated[float, between(0, 1, "[)")] = 0.0

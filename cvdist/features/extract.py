@@ -11,7 +11,7 @@ from cvdist import models
 from cvdist.config import PreprocessConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import to_device
-from cvdist.data.images.ahead import BATCH, DecodeAhead
+from cvdist.data.images.ahead import BATCH, DecodeAhead, Pictures, stacked
 from cvdist.data.images.on_gpu import GpuDecoder
 from cvdist.data.normalise import Normaliser
 from cvdist.distributed.precision import choose_precision
@@ -38,6 +38,7 @@ class Extractor:
         *,
         decode_threads: int = 0,
         backbone: FrozenBackbone | None = None,
+        pictures: Pictures | None = None,
     ) -> None:
         """Prepare to compute on `device`.
 
@@ -47,6 +48,7 @@ class Extractor:
             device: Where to compute.
             decode_threads: Threads that decode pictures. 0: one for each core.
             backbone: The frozen layers, if they need not be built from the weights that `config` names.
+            pictures: The pictures, if they are not to be read from the files below `--data`.
 
         Raises:
             UserError: if the weights here are others than those of the fingerprint.
@@ -69,13 +71,14 @@ class Extractor:
         self._dtype = shard.DTYPES[fingerprint.dtype]
         self._shape = backbone.feature_shape(3, fingerprint.size, fingerprint.size)
         self._batch = BATCH[device.type]
-        self._ahead = DecodeAhead(
+        self._pictures = pictures or DecodeAhead(
             config.data.uri,
             config.data.image_size,
             config.data.resize,
             threads=decode_threads,
             timeout=config.runtime.data_timeout,
             for_gpu=fingerprint.decoder == "nvjpeg",
+            processes=device.type == "cuda",
         )
         self._decoder: GpuDecoder | None = None
         if fingerprint.decoder == "nvjpeg":
@@ -122,11 +125,13 @@ class Extractor:
 
     def _features(self, work: WorkUnit) -> tuple[Tensor, list[bytes], list[tuple[int, str]]]:
         """(pictures, views, ...) with those of the good ones first; digests; (position, reason) of the bad."""
-        features = torch.empty(len(work.paths), work.views, *self._shape, dtype=self._dtype)
+        pinned = self._device.type == "cuda"
+        features = torch.empty(len(work.paths), work.views, *self._shape, dtype=self._dtype, pin_memory=pinned)
         digests: list[bytes] = []
         bad: list[tuple[int, str]] = []
+        finite: list[tuple[str, Tensor]] = []
         good = 0
-        for first, decoded in self._ahead.batches(work.paths, self._batch):
+        for first, decoded in self._pictures.batches(work.paths, self._batch):
             if self._decoder is not None:
                 with self._computing:
                     decoded = self._decoder(decoded)
@@ -136,26 +141,35 @@ class Extractor:
             if not pixels:
                 continue
             names = [work.paths[first + i] for i, one in enumerate(decoded) if one.pixels is not None]
+            images = stacked(pixels, self._device)
+            # Held while a GPU's work is handed over, not until it is done: another thread's comes next.
             with self._computing:
-                features[good : good + len(pixels)] = self._compute(torch.stack(pixels), names, work.views)
+                stored = self._compute(images, names, work.views)
+                finite.append((names[0], stored.isfinite().all().to("cpu", non_blocking=True)))
+                features[good : good + len(pixels)].copy_(stored, non_blocking=True)
+                done = torch.cuda.Event() if pinned else None
+                if done is not None:
+                    done.record()
             good += len(pixels)
+        if finite and done is not None:
+            done.synchronize()
+        for name, all_are in finite:
+            if not all_are:
+                raise UserError(
+                    f"--features-dtype {str(self._dtype).removeprefix('torch.')} can't hold the features of "
+                    f"{name} and others: choose bfloat16 or float32"
+                )
         return features, digests, bad
 
     def _compute(self, pixels: Tensor, names: list[str], views: int) -> Tensor:
-        """uint8 (n, H, W, C) to features (n, views, ...) on the CPU, in the stored dtype."""
-        plain = to_device(pixels, self._device).permute(0, 3, 1, 2).float()
+        """uint8 (n, H, W, C) to features (n, views, ...) on the device, in the stored dtype."""
+        plain = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float()
         computed = []
         for view in range(views):
-            images = plain.clone()
+            images = plain.clone() if views > 1 else plain
             if view and self._augmentation is not None:
                 draws = torch.stack([self._augmentation.draw_view(name, view) for name in names])
-                images = self._augmentation.apply(images, draws.to(self._device))
+                images = self._augmentation.apply(images, to_device(draws, self._device))
             with torch.inference_mode(), self.precision.autocast():
                 computed.append(self.module(self._normalise(images)))
-        stored = torch.stack(computed, dim=1).to(self._dtype)
-        if not stored.isfinite().all():
-            raise UserError(
-                f"--features-dtype {str(self._dtype).removeprefix('torch.')} can't hold the features of "
-                f"{names[0]} and others: choose bfloat16 or float32"
-            )
-        return stored.cpu()
+        return torch.stack(computed, dim=1).to(self._dtype)

@@ -126,6 +126,10 @@ def _look_at_node(values: dict[str, Any]) -> tuple[str, list[tuple[str, str, str
     rows = []
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     memory = psutil.virtual_memory()
+    if devices and config.runtime.device != "cpu":
+        total = torch.cuda.get_device_properties(0).total_memory
+        row = _guarded("GPU memory", "", lambda: _gpu_memory(config, total))
+        rows.append((row.what, row.found, row.problem))
     rows.append(
         (
             "machine",
@@ -159,6 +163,25 @@ def _look_at_node(values: dict[str, Any]) -> tuple[str, list[tuple[str, str, str
         if row.found:
             rows.append((row.what, row.found, row.problem))
     return versions, rows
+
+
+def _gpu_memory(config: TrainConfig, total: int) -> str:
+    """What a worker needs of a GPU with `total` bytes.
+
+    Raises:
+        UserError: if that is more than there is.
+    """
+    import torch
+
+    from cvdist.distributed.precision import choose_precision
+    from cvdist.training import memory
+
+    bfloat16 = choose_precision(config.loop.precision, torch.device("cuda", 0)).bfloat16
+    needed = memory.foretell(config, bfloat16=bfloat16)
+    found = f"a worker needs about {needed}, of {total / 1e9:,.1f} GB"
+    if needed.peak > total:
+        raise UserError(f"{found}: {memory.advice(config)}")
+    return found
 
 
 def _storage(config: TrainConfig) -> str:

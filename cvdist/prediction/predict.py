@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cvdist.config import InferenceConfig
 from cvdist.data.dataset import BadPicture
-from cvdist.data.images.ahead import BATCH, DecodeAhead
+from cvdist.data.images.ahead import BATCH, DecodeAhead, stacked
 from cvdist.data.normalise import Normaliser
 from cvdist.distributed.precision import choose_precision
 from cvdist.prediction import results
@@ -54,6 +54,7 @@ class Predictor:
             inference.resize,
             threads=decode_threads,
             timeout=inference.data_timeout,
+            processes=device.type == "cuda",
         )
         self._computing = threading.Lock()
 
@@ -89,8 +90,9 @@ class Predictor:
             good += [path for path, one in named if one.pixels is not None]
             pixels = [one.pixels for one in decoded if one.pixels is not None]
             if pixels:
+                batch = stacked(pixels, self._device)
                 with self._computing:
-                    found.append(self._compute(torch.stack(pixels)))
+                    found.append(self._compute(batch))
         # On a GPU, the results of all batches have been on their way until here.
         return torch.cat(found).cpu() if found else torch.empty(0, len(self._classes)), good, bad
 

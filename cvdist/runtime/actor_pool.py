@@ -22,8 +22,8 @@ from cvdist.runtime.ray_cluster import ResourceRequest
 T = TypeVar("T")
 
 _PAUSE = 5.0  # seconds after which a line says how far the work is
-# A GPU's actor works on two slices at a time: one is computed, the other one decoded or uploaded.
-_SLICES_AT_A_TIME = {"cpu": 1, "cuda": 2}
+# A GPU's actor works on several slices at a time: one is computed, others are decoded, uploaded or compressed.
+_SLICES_AT_A_TIME = {"cpu": 1, "cuda": 4}
 
 
 @dataclass(frozen=True)

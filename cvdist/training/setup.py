@@ -13,6 +13,7 @@ from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
 from cvdist.data.dataset import Loader
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
+from cvdist.distributed.device import be_deterministic
 from cvdist.distributed.precision import choose_precision
 from cvdist.errors import UserError
 from cvdist.results import ModelIdentity
@@ -68,6 +69,8 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
     """
     device, main = worker.device, worker.rank == 0
     precision = choose_precision(config.loop.precision, device)
+    if config.loop.deterministic:
+        be_deterministic(device)
     with raise_on_all_ranks():
         expected = models.preprocessing(config.model)
         loader = loaders.open_loader(

@@ -18,7 +18,7 @@ from cvdist.data.dataset import Batch
 from cvdist.distributed.collectives import annotate_collective_errors, set_group_timeout
 from cvdist.distributed.consensus import StopRequest
 from cvdist.results import Summary
-from cvdist.training import checkpointing, compiling, ema, reporting, ridge
+from cvdist.training import checkpointing, compiling, ema, memory, reporting, ridge
 from cvdist.training.meter import Meter
 from cvdist.training.optimizer import set_learning_rate
 from cvdist.training.progress import TrainedEpoch, record_epoch, show_progress
@@ -46,8 +46,10 @@ def train(run: Run) -> Summary:
     reporting.log_history(run)
     for epoch in range(run.progress.epoch + 1, run.config.loop.epochs + 1):
         began = time.monotonic()
-        trained = train_epoch(run, epoch)
-        evaluation = validate(run)
+        with memory.explain_full_memory(run.worker.device, memory.advice(run.config)):
+            trained = train_epoch(run, epoch)
+        with memory.explain_full_memory(run.worker.device, memory.validation_advice(run.config)):
+            evaluation = validate(run)
         record = record_epoch(run, epoch, trained, evaluation, time.monotonic() - began)
         reporting.show_epoch(run, record)
         run.visualizer.epoch_done(run.evaluated_model(), epoch)

@@ -1,0 +1,280 @@
+"""How much memory of a GPU a training takes, found without a GPU; and what to change where it is not enough.
+
+A step's forward and backward pass run on tensors that have shapes but no values, while every storage that comes
+and goes is counted. What else lies in memory all the time, such as the optimizer's state, is counted from the
+weights. Left out is what PyTorch does not allocate (CUDA itself takes about half a gigabyte) and what cuDNN
+needs to compute.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, UntypedStorage, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cvdist import models
+from cvdist.config import CUDA_GRAPHS, TrainConfig, replace
+from cvdist.errors import UserError
+from cvdist.models.frozen import FrozenAndTrained
+from cvdist.storage import Folder
+
+_CLASSES = 2  # of pictures that nobody has listed yet: the last layer is a small part of a model
+_DIGITS = {"mnist": 70_000, "digits": 5_000}  # as bytes, all on the GPU
+_BLOCK = 512  # bytes: what PyTorch rounds the sizes of its allocations up to
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes that one worker has on its GPU.
+
+    weights: of the whole model that lies there; state: momentum and the like, and a moving average; step: the
+    most that a forward and a backward pass add, gradients included; data: features or pictures that stay there.
+    """
+
+    weights: int
+    state: int
+    step: int
+    data: int
+
+    @property
+    def peak(self) -> int:
+        """The most at any time."""
+        return self.weights + self.state + self.step + self.data
+
+    def __str__(self) -> str:
+        """One line for logs and reports."""
+        parts = {
+            "weights": self.weights,
+            "optimizer": self.state,
+            "a step": self.step,
+            "data": self.data,
+        }
+        listed = " + ".join(f"{size / 1e9:,.2f} {name}" for name, size in parts.items() if size)
+        return f"{self.peak / 1e9:,.2f} GB = {listed}"
+
+
+def estimate(
+    config: TrainConfig,
+    parts: FrozenAndTrained,
+    shape: tuple[int, ...],
+    *,
+    bfloat16: bool,
+    workers: int = 1,
+    features: bool = False,
+    data: int = 0,
+) -> TrainingMemory:
+    """The memory that training `parts` as configured takes on each of `workers` GPUs. Nothing is computed.
+
+    Args:
+        config: of the job.
+        parts: of the model, on any device; the meta device will do.
+        shape: of one picture, or of one picture's features.
+        bfloat16: whether forward passes are cast to it.
+        workers: that share a batch.
+        features: whether batches are what the frozen layers have made of the pictures.
+        data: bytes of the data that stays on the GPU.
+    """
+    share = -(-config.loop.batch_size // workers)
+    portion = -(-share // max(1, min(config.loop.accumulate_steps, share)))
+    frozen = None if features else parts.frozen
+    trained = [p for p in parts.trained.parameters() if p.requires_grad]
+    weights = sum(_rounded(t) for part in (frozen, parts.trained) if part is not None for t in _tensors(part))
+    size = sum(map(_rounded, trained))
+    moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
+    averaged = sum(map(_rounded, _tensors(parts.trained))) if config.loop.model_ema_decay else 0
+    step = _step(frozen, parts.trained, portion, shape, bfloat16=bfloat16)
+    if share > portion:  # the whole batch lies there while its portions are computed
+        step += 4 * (share - portion) * torch.Size(shape).numel()
+    validation = _validation(frozen, parts.trained, config.loop.valid_batch_size, shape, bfloat16=bfloat16)
+    return TrainingMemory(weights, moments * size + averaged, max(step, validation), data)
+
+
+def foretell(config: TrainConfig, *, bfloat16: bool) -> TrainingMemory:
+    """The memory that each GPU of a job takes, from its configuration alone.
+
+    Raises:
+        UserError: if there is no such model, or the features can't be read.
+    """
+    workers = config.runtime.worker_range[0]
+    shape, data, classes = _inputs(config)
+    with torch.device("meta"):
+        # Past the check of settings: frozen layers without weights are of no use, but can be counted.
+        input = models.InputSpec(3, config.data.image_size, config.data.image_size)
+        if config.data.dataset != "images":
+            input = models.InputSpec(1, 28, 28)
+        bare = replace(config, weights="").model
+        parts = models.frozen_and_trained(models.find(config.model.name).build(input, classes, bare))
+    features = bool(config.features.uri)
+    return estimate(config, parts, shape, bfloat16=bfloat16, workers=workers, features=features, data=data)
+
+
+def _inputs(config: TrainConfig) -> tuple[tuple[int, ...], int, int]:
+    """Shape of what a batch has of a picture, bytes of the data set where it lies on the GPU, classes."""
+    size = config.data.image_size
+    if config.features.uri:
+        from cvdist.features import manifest
+
+        cache = manifest.read(Folder.open(config.features.uri, "--features"))
+        return cache.feature_shape, cache.raw_bytes * config.features.on_device, len(cache.classes)
+    if config.data.dataset == "images":
+        return (3, size, size), 0, _CLASSES
+    return (1, 28, 28), _DIGITS[config.data.dataset] * 28 * 28, 10
+
+
+def validation_advice(config: TrainConfig) -> str:
+    """What makes a forward pass of the validation smaller, with the present value."""
+    return f"lower --valid-batch-size ({config.loop.valid_batch_size})"
+
+
+def advice(config: TrainConfig) -> str:
+    """What makes a training step smaller, with the present values."""
+    smaller = f"lower --batch-size ({config.loop.batch_size})"
+    if config.loop.compile in CUDA_GRAPHS:
+        return smaller
+    more = 2 * config.loop.accumulate_steps
+    return f"{smaller}, or compute it in portions, for the same gradients, with --accumulate-steps {more}"
+
+
+@contextmanager
+def explain_full_memory(device: torch.device, advice: str) -> Iterator[None]:
+    """A GPU's memory that is full in the block becomes a `UserError` with `advice` on what to change."""
+    try:
+        yield
+    except RuntimeError as error:  # cuBLAS and cuDNN have words of their own for it
+        if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+            raise
+        had = ""
+        if device.type == "cuda":
+            _, total = torch.cuda.mem_get_info(device)
+            mine = torch.cuda.max_memory_reserved(device)
+            had = f" (this worker had {mine / 1e9:,.1f} of {total / 1e9:,.1f} GB)"
+        raise UserError(f"the memory of the GPU is full{had}: {advice}") from error
+
+
+def _step(
+    frozen: nn.Module | None, trained: nn.Module, batch: int, shape: tuple[int, ...], *, bfloat16: bool
+) -> int:
+    """Most bytes that a training step adds to the weights, its gradients among them."""
+    with _without_values(bfloat16) as (counter, autocast, imitate):
+        images = torch.empty(batch, *shape)
+        labels = torch.zeros(batch, dtype=torch.int64)
+        (before, _), (after, parameters) = imitate(frozen), imitate(trained)
+        with counter:
+            counter.add(images)
+            with autocast():
+                with torch.no_grad():
+                    images = before(images)
+                scores = after(images)
+            loss = F.cross_entropy(scores.float(), labels, reduction="sum")
+            # Not `backward`, which copies gradients that it can't be sure to own: here more are than on a GPU.
+            gradients = torch.autograd.grad(loss, parameters)
+            return counter.most if gradients else 0
+
+
+def _validation(
+    frozen: nn.Module | None, trained: nn.Module, batch: int, shape: tuple[int, ...], *, bfloat16: bool
+) -> int:
+    with _without_values(bfloat16) as (counter, autocast, imitate):
+        images = torch.empty(batch, *shape)
+        (before, _), (after, _) = imitate(frozen), imitate(trained)
+        with counter, torch.no_grad(), autocast():
+            counter.add(images)
+            after(before(images)).float().softmax(1)
+            return counter.most
+
+
+@contextmanager
+def _without_values(bfloat16: bool) -> Iterator[tuple[_Counter, Any, Any]]:
+    """A counter, the context of a forward pass, and what makes a function without values of a module."""
+
+    def autocast() -> AbstractContextManager[object]:
+        return torch.autocast("cpu", dtype=torch.bfloat16) if bfloat16 else nullcontext()
+
+    def imitate(module: nn.Module | None) -> tuple[Any, list[Tensor]]:
+        if module is None:
+            return (lambda images: images), []
+        tensors = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+        }
+        for tensor in tensors.values():
+            counter.leave_out(tensor)
+        parameters = [tensor for tensor in tensors.values() if tensor.requires_grad]
+        if isinstance(module, nn.Sequential):  # past a `forward` that saves a CPU's caches by portions
+            plain = {f"layers.{name}": tensor for name, tensor in tensors.items()}
+            return (lambda images: torch.func.functional_call(_Plain(module), plain, (images,))), parameters
+        return (lambda images: torch.func.functional_call(module, tensors, (images,))), parameters
+
+    counter = _Counter()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield counter, autocast, imitate
+
+
+class _Plain(nn.Module):
+    """The layers of an `nn.Sequential`, one after the other."""
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, images: Tensor) -> Tensor:
+        for layer in self.layers:
+            images = layer(images)
+        return images
+
+
+class _Counter(TorchDispatchMode):
+    """Bytes of all storages that operations in its context have made, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._now = 0
+        self._known: list[UntypedStorage] = []
+        self._sizes: dict[int, int] = {}
+
+    def leave_out(self, tensor: Tensor) -> None:
+        """Let a tensor's storage, and views of it, not count."""
+        self._known.append(tensor.untyped_storage())  # kept, so that no other one gets its address
+        self._sizes[self._known[-1]._cdata] = 0
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor's storage, once."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = _round(storage.nbytes())
+            self._now += self._sizes[key]
+            self.most = max(self.most, self._now)
+            weakref.finalize(storage, self._remove, key)
+
+    def _remove(self, key: int) -> None:
+        self._now -= self._sizes.pop(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor):
+                self.add(value)
+        return out
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _rounded(tensor: Tensor) -> int:
+    return _round(tensor.numel() * tensor.element_size())
+
+
+def _round(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
