@@ -2,9 +2,9 @@
 
     python benchmarks/cost_model.py --gpu-hour 2.50 --gpu-tflops 989 --gpu-memory-gb-s 3350 --cores-per-gpu 16
 
-Extraction is bound by arithmetic or by decoding, whichever is slower. Training from the cache is bound by
-arithmetic and memory traffic (each step reads and writes all weights). More GPUs would add the exchange of
-gradients, which for this classifier costs more than it saves (`--network-gbit-s`), so training is on one.
+Extraction is limited by arithmetic or by decoding, whichever is slower. Training from the cache is limited by
+arithmetic and memory traffic, since each step reads and writes all weights. On several GPUs the exchange of
+gradients (`--network-gbit-s`) would cost more than they save for this classifier, so it is trained on one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the figures rest on."""
+    """The assumptions of the cost model."""
 
     gpu_tflops: float = 121.0
     """Of bfloat16, dense, as the data sheet says: an NVIDIA L4."""
@@ -60,7 +60,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one data set. Hours are wall-clock time, with the start of the pods."""
+    """The cost of one data set. Hours are wall-clock time and include the start of the pods."""
 
     pictures: int
     pictures_gb: float
@@ -76,16 +76,16 @@ class Cost:
 
 
 def extraction_rate(a: Assumptions) -> float:
-    """Pictures a second of one GPU with its cores."""
+    """Return how many pictures per second one GPU with its CPU cores extracts."""
     arithmetic = a.gpu_tflops * 1e12 * a.utilisation / (a.forward_gflop * 1e9)
     return min(arithmetic, a.cores_per_gpu * a.decoded_per_core)
 
 
 def step_seconds(a: Assumptions, gpus: int = 1) -> float:
-    """Of training the classifier on the cache, a batch over `gpus` GPUs.
+    """Return the seconds of a training step of the classifier from the cache, with the batch on `gpus` GPUs.
 
-    Forward and backward pass: 6 operations a weight and sample. Traffic: weights, gradients and momentum are
-    each read and written once, 4 bytes a value. Exchange: a ring moves 2 (n-1)/n of the gradients through each
+    Forward and backward pass take 6 operations per weight and sample. Weights, gradients and momentum are each
+    read and written once, 4 bytes per value. A ring all-reduce moves 2 (n-1)/n of the gradients through each
     node (Patarasuk and Yuan 2009).
     """
     weights = a.classifier_weights_m * 1e6
@@ -96,7 +96,7 @@ def step_seconds(a: Assumptions, gpus: int = 1) -> float:
 
 
 def cost(pictures: int, a: Assumptions) -> Cost:
-    """Of extraction once and training once, for `pictures` pictures with one view each."""
+    """Return the cost of extracting and training once, for a number of pictures with one view each."""
     start = a.start_minutes / 60
     alone = pictures / extraction_rate(a) / _HOUR
     gpus = max(1, math.ceil(alone / a.deadline_hours))
@@ -126,7 +126,7 @@ def cost(pictures: int, a: Assumptions) -> Cost:
 
 
 def table(a: Assumptions) -> str:
-    """The table of docs/kubernetes.md, in Markdown."""
+    """Format the table of docs/kubernetes.md, in Markdown."""
     costs = [cost(count, a) for count in COUNTS]
     rows = [
         ("pictures in the bucket", [_gigabytes(c.pictures_gb) for c in costs]),
@@ -154,7 +154,7 @@ def _hours(value: float) -> str:
 
 
 def main() -> None:
-    """Print the table, and the rates behind it."""
+    """Print the table and the rates that it is based on."""
     import tyro
 
     chosen = tyro.cli(Assumptions, description=(__doc__ or "").strip().splitlines()[0])

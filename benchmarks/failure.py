@@ -1,8 +1,9 @@
-"""Time lost to a killed worker, beside the checkpoint interval and what Ray itself needs to start workers anew.
+"""Time lost to a killed worker, against the checkpoint interval plus the time of Ray's own restart of workers.
 
-Ours is a job with two Ray workers, one of which is killed in mid-training: lost is the time until training has
-got further than it was, less what those steps take anyway. The other side is a checkpoint interval of the same
-job, and the time from kill to first step of a minimal TorchTrainer without data, checkpoints or MLflow.
+Our side is a job with two Ray workers, one of which is killed during training. The lost time is counted until
+training has passed the step at which it was interrupted, less the time that those steps take anyway. The other
+side is one checkpoint interval of the same job, plus the time from the kill to the next first step of a minimal
+TorchTrainer without data, checkpoints or MLflow.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ TorchTrainer(
 
 
 def measure() -> Iterator[Comparison]:
-    """Two pairs."""
+    """Measure the time lost in two pairs."""
     measured = []
     for _ in range(PAIRS):
         lost, interval = _ours()
@@ -69,7 +70,7 @@ def measure() -> Iterator[Comparison]:
 
 
 def _ours() -> tuple[float, float]:
-    """Seconds lost, and seconds between two checkpoints."""
+    """Run our job. Returns the seconds lost, and the seconds between two checkpoints."""
     with tempfile.TemporaryDirectory() as storage:
         words = [
             "digits-cnn",
@@ -101,7 +102,7 @@ def _ours() -> tuple[float, float]:
 
 
 def _minimal() -> float:
-    """Seconds from the kill to the next first step."""
+    """Run the minimal TorchTrainer. Returns the seconds from the kill to the next first step."""
     with tempfile.TemporaryDirectory() as storage:
         starts = Path(storage) / "starts"
         script = _MINIMAL.format(storage=storage, starts=str(starts))
@@ -117,7 +118,7 @@ def _minimal() -> float:
 
 @contextmanager
 def _job(command: list[str], storage: str, **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A job with a local Ray of its own, and the file of what it prints."""
+    """Start a job with its own local Ray, and end it on exit. Yields the process and the file of its output."""
     log = Path(storage) / "log"
     environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
     with log.open("w") as file:
@@ -138,7 +139,7 @@ def _job(command: list[str], storage: str, **variables: str) -> Iterator[tuple[s
 
 
 def _kill(job: subprocess.Popen[bytes], but: int = 0) -> float:
-    """Kill a worker, not the one with the process id `but`; when, in seconds since 1970."""
+    """Kill a worker, but not the one with process id `but`. Returns the time in seconds since 1970."""
     for process in psutil.Process(job.pid).children(recursive=True):
         words = " ".join(process.cmdline()[:1])
         if words.startswith("ray::") and "RayTrainWorker" in words and process.pid != but:

@@ -1,9 +1,8 @@
 """Extraction of features: against the bare backbone, the book's code, its bytes, and what an update costs.
 
-Ours reads, decodes, computes, compresses and stores; the bare backbone computes on batches that lie ready,
-with the same threads, precision and layout; the book's code is float32 in PyTorch's default layout, behind
-its loader. With CVDIST_TEST_DATA set, bytes are those of real photographs and real weights; without, that
-part is left out.
+Our side reads, decodes, computes, compresses and stores. The bare backbone computes on batches in memory, with
+the same threads, precision and memory format. The book's code uses float32 in PyTorch's default memory format,
+and its own loader. Bytes are measured on real photographs with real weights, only if CVDIST_TEST_DATA is set.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 def measure() -> Iterator[Comparison]:
-    """Pictures a second, bytes a picture, seconds of an update."""
+    """Measure pictures per second, bytes per picture, and the seconds of an update."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         write_folder(root / "pictures", PICTURES)
@@ -74,7 +73,7 @@ def _config(pictures: Path, features: Path, weights: Path, preprocessing: str) -
 
 
 def _extract(config: PreprocessConfig) -> tuple[build.BuiltCache, float]:
-    """What has been built, and seconds without the loading of weights."""
+    """Extract features. Returns the result, and the seconds without loading the weights."""
     todo = build.make_plan(config)
     extractor = Extractor(config, todo.fingerprint, CPU)
 

@@ -1,9 +1,9 @@
 """Shuffled reading of features in batches of 64: ours, one tensor in memory, and what others read with.
 
-Each side reads the same float16 features (25,088 values a sample) from shards on the local disk, in random
-order as far as its own shuffling goes, and ends with a batch's tensor and its labels. litdata and webdataset
-run with no and with two worker processes, and the faster one counts. These libraries are no dependencies of
-cvdist: `make bench-readers` installs them into an environment of their own.
+Each side reads the same float16 features (25,088 values per sample) from shards on the local disk, shuffled as
+well as it can shuffle, and returns a tensor and labels for each batch. litdata and webdataset are run with 0
+and 2 worker processes, and the faster one counts. These libraries are not dependencies of cvdist:
+`make bench-readers` installs them into a separate environment.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Epoch = Callable[[], Iterable[Any]]
 
 
 def measure() -> Iterator[Comparison]:
-    """Samples a second."""
+    """Measure samples per second."""
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
@@ -85,7 +85,7 @@ def _missing(name: str, needs: str) -> bool:
 
 
 def _rate(epoch: Epoch) -> float:
-    """Samples a second over whole epochs; a worker's start is no part of it, its first batch is."""
+    """Return samples per second over whole epochs. Starting worker processes is not included."""
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < SECONDS:
         for batch in epoch():

@@ -1,8 +1,9 @@
 """Training from a cache: against steps on a batch in memory, the book's epoch, and the first read's limit.
 
-Features of VGG16's size (25,088 values), made up; 1,600 to learn from, batches of 64. The book's epoch runs all
-convolutions in float32 and PyTorch's default layout; it is timed on one batch and scaled to 1,600 photographs.
-The first read fetches, checks, decompresses and writes down every shard, from a real S3 server on loopback.
+The features are synthetic, of VGG16's size (25,088 values): 1,600 for training, in batches of 64. The book's
+epoch runs all convolutions in float32 and PyTorch's default memory format. It is timed on one batch and scaled
+to 1,600 photographs. The first read fetches, verifies, decompresses and writes every shard, from a real S3
+server on loopback.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ FIRST_READ_ROUNDS = 3
 
 
 def measure() -> Iterator[Comparison]:
-    """Steps a second, seconds an epoch, and bytes a second."""
+    """Measure steps per second, seconds per epoch, and bytes per second."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         made_up_features.write(root / "features", PICTURES, 4)
@@ -141,7 +142,7 @@ def _the_books_epoch(root: Path) -> Callable[[], float]:
 
 
 def _first_read() -> Iterator[Comparison]:
-    """All of a cache from S3 onto the node, beside each of its stages alone with as many threads."""
+    """Read a whole cache from S3 to the node, and time each stage separately with as many threads."""
     threads = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as temporary, _server(Path(temporary) / "server"):
         made = made_up_features.write("s3://bucket/features", PICTURES, 4)
@@ -196,7 +197,7 @@ def _timed(stage: Callable[[int], object], count: int, threads: int) -> float:
 
 @contextmanager
 def _server(folder: Path) -> Iterator[None]:
-    """SeaweedFS on loopback, and the environment that leads to it."""
+    """Run SeaweedFS on loopback, and set the environment variables for it."""
     folder.mkdir()
     ports = []
     for _ in range(5):

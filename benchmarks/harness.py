@@ -1,8 +1,9 @@
-"""One convention for all benchmarks.
+"""The convention of all benchmarks.
 
-A benchmark is a module in this folder with a function `measure()` that yields `Comparison`s. It runs ours and
-the other side alternately in one run, so that a machine whose speed drifts does both the same favour, and
-compares pair by pair: the ratio is the median of the pairs' ratios, with the lowest and highest as its spread.
+A benchmark is a module in this folder with a function `measure()` that yields `Comparison` objects. It runs our
+side and the other side alternately, so that changes in the machine's speed affect both equally. The sides are
+compared pair by pair: the reported ratio is the median of the pairs' ratios, with the lowest and highest as its
+spread.
 """
 
 from __future__ import annotations
@@ -14,10 +15,18 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against another side.
+    """The result of comparing our side with another one.
 
-    ours, other: medians, in `unit`; ratio: of ours to the other, median, lowest and highest over the pairs;
-    target: what `ratio` has to reach, or with `at_most` must not exceed.
+    Attributes:
+        name: what is compared.
+        unit: unit of `ours` and `other`.
+        ours: median of our side.
+        other: median of the other side.
+        ratio: median of the ratios of our side to the other.
+        ratio_low: lowest of these ratios.
+        ratio_high: highest of these ratios.
+        target: value that `ratio` has to reach, or must not exceed if `at_most` is set.
+        at_most: whether smaller ratios are better.
     """
 
     name: str
@@ -32,11 +41,11 @@ class Comparison:
 
     @property
     def met(self) -> bool:
-        """Whether the ratio is what was promised."""
+        """Whether the ratio meets the target."""
         return self.ratio <= self.target if self.at_most else self.ratio >= self.target
 
     def to_dict(self) -> dict[str, object]:
-        """For the results file."""
+        """Convert to a dictionary for the results file."""
         return asdict(self) | {"met": self.met}
 
 
@@ -50,7 +59,17 @@ def compare(
     pairs: int = 5,
     at_most: bool = False,
 ) -> Comparison:
-    """Run both sides `pairs` times, in turn; each returns its figure. The first pair is a warm-up."""
+    """Run both sides alternately.
+
+    Args:
+        name: what is compared.
+        ours: runs our side and returns its measurement.
+        other: runs the other side and returns its measurement.
+        unit: unit of the measurements.
+        target: value that the ratio has to reach, or must not exceed if `at_most` is set.
+        pairs: number of pairs, after one that is a warm-up.
+        at_most: whether smaller ratios are better.
+    """
     measured = []
     for number in range(pairs + 1):
         # Who goes first alternates: the second of a pair may find warmer caches or a hotter processor.
@@ -64,7 +83,7 @@ def compare(
 def summarise(
     name: str, measured: list[tuple[float, float]], *, unit: str, target: float, at_most: bool = False
 ) -> Comparison:
-    """The comparison of pairs (ours, other)."""
+    """Summarize measured pairs (ours, other) as a comparison."""
     ratios = [one / two for one, two in measured]
     return Comparison(
         name=name,
@@ -80,7 +99,7 @@ def summarise(
 
 
 def table(comparisons: list[Comparison]) -> str:
-    """All results, one a line."""
+    """Format comparisons as a table, one per line."""
     header = f"{'benchmark':52} {'ours':>11} {'other':>11} {'unit':10} {'ratio':>6} {'spread':>13}  target"
     lines = [header, "-" * len(header)]
     for c in comparisons:

@@ -1,8 +1,8 @@
 """Decoding and resizing JPEGs to 224x224 in one thread: ours, Pillow alone, and torchvision alone.
 
-Ordinary photographs of 500x375 go through torchvision's decoder in ours, 12 megapixels through Pillow's, which
-decodes at a fraction of the size. The other sides are what people write by hand; unlike ours they know
-neither the orientation that a camera noted nor pictures that are no JPEGs.
+Our decoder uses torchvision for ordinary photographs of 500x375, and Pillow, which can decode at a fraction of
+the size, for 12 megapixels. The other sides are what people write by hand. Unlike ours, they ignore the
+orientation that the camera recorded, and torchvision's reads JPEGs only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIZE = 224
 
 
 def measure() -> Iterator[Comparison]:
-    """Pictures a second."""
+    """Measure pictures per second."""
     torch.set_num_threads(1)
     photographs = [jpeg(seed) for seed in range(100)]
     large = [jpeg(seed, 4000, 3000) for seed in range(4)] * 2

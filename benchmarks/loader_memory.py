@@ -1,7 +1,8 @@
 """Memory of a worker that reads an epoch of pictures: four times as many must not need more.
 
-Each size in a process of its own, from a copy on the disk and decoding anew. What counts is the memory of the
-process and its decoders, with what they share counted once (PSS), at its highest.
+Each size is read in a separate process, once from the decoded copy on the disk and once by decoding in each
+epoch. The measurement is the peak memory of the process and its decoders, with shared memory counted once
+(PSS).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ print(highest / 2**20)
 
 
 def measure() -> Iterator[Comparison]:
-    """MiB with four times the pictures, against MiB with one time."""
+    """Measure MiB with four times the pictures, against MiB with one time."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         folders = {

@@ -1,6 +1,6 @@
-"""Network namespaces of this machine as nodes that are joined by a switch; not a benchmark itself.
+"""Simulates nodes on this machine by network namespaces that are connected by a switch; not a benchmark itself.
 
-The switch has no address: nothing outside of the namespaces can reach them, nor they anything outside.
+The switch has no address, so the namespaces and the outside can't reach each other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MORTAL = ("setpriv", "--pdeathsig", "KILL")  # what is started ends with this p
 
 
 def reason_to_skip() -> str:
-    """Why this machine can't hold such nodes; empty if it can."""
+    """Return why this machine can't simulate nodes; empty if it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs root on Linux, for network namespaces"
     lacking = [tool for tool in ("ip", "tc", "setpriv") if shutil.which(tool) is None]
@@ -33,19 +33,19 @@ def reason_to_skip() -> str:
 
 
 class Network:
-    """Some nodes and their switch, which are gone at the context's end."""
+    """Nodes and their switch, as a context manager: they exist inside of the context."""
 
     def __init__(self, nodes: int) -> None:
-        """Names only; entering the context makes it."""
+        """Choose names for a network of `nodes` nodes. Nothing is created before the context is entered."""
         self._tag = f"{_TAG}{os.getpid() % 10_000_000}"
         self._bridge = f"{self._tag}br"
         self.nodes = range(nodes)
 
     def __enter__(self) -> Network:
-        """Make it.
+        """Create the namespaces, the switch and the links.
 
         Raises:
-            subprocess.CalledProcessError: if it can't be made; nothing is left.
+            subprocess.CalledProcessError: if one can't be created; those that were created are removed.
         """
         _sweep()
         try:
@@ -67,11 +67,11 @@ class Network:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove it."""
+        """Remove namespaces, switch and links."""
         self.close()
 
     def close(self) -> None:
-        """Remove what there is of it."""
+        """Remove those namespaces, links and switches that exist."""
         for node in self.nodes:
             name, link = self._names(node)
             for words in (("link", "delete", link), ("netns", "delete", name)):
@@ -80,15 +80,15 @@ class Network:
 
     @staticmethod
     def address(node: int) -> str:
-        """Of a node's `eth0`."""
+        """Return the IP address of a node's `eth0`."""
         return f"10.213.77.{node + 1}"
 
     def inside(self, node: int, *command: str) -> tuple[str, ...]:
-        """`command`, on a node."""
+        """Return the command that runs `command` on a node."""
         return (*_MORTAL, "ip", "netns", "exec", self._names(node)[0], *command)
 
     def limit(self, node: int, gbit: float) -> None:
-        """Let a node send and receive at most so many Gbit/s."""
+        """Limit the rate at which a node sends and receives, in Gbit/s."""
         name, link = self._names(node)
         # The burst is more than the largest packet that a network card is handed at once, 64 KiB.
         how = ("root", "tbf", "rate", f"{gbit * 1000:.0f}mbit", "burst", "256kb", "latency", "50ms")
@@ -104,7 +104,7 @@ def _run(*words: str) -> str:
 
 
 def _sweep() -> None:
-    """Remove what a process left that was killed."""
+    """Remove namespaces and links that killed processes have left behind."""
     listed = _run("ip", "netns", "list") + _run("ip", "-o", "link", "show")
     for tag, pid in set(re.findall(rf"\b({_TAG}(\d+))(?=[nv]\d|br\b)", listed)):
         if Path(f"/proc/{pid}").exists():

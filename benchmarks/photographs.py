@@ -1,4 +1,4 @@
-"""Made-up photographs for benchmarks, about as much work to decode as real ones; not a benchmark itself."""
+"""Synthetic photographs for benchmarks, which take as long to decode as real ones; not a benchmark itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def jpeg(seed: int, width: int = 500, height: int = 375) -> bytes:
-    """Soft shapes with a fine grain: about 30 kB at 500x375, as the dogs and cats of Kaggle have."""
+    """Return a JPEG of soft shapes with fine grain: about 30 kB at 500x375, like Kaggle's dogs and cats."""
     random = np.random.default_rng(seed)
     picture = np.zeros((height, width, 3))
     for cells, strength in ((6, 90), (40, 35), (160, 12)):
@@ -23,7 +23,7 @@ def jpeg(seed: int, width: int = 500, height: int = 375) -> bytes:
 
 
 def write_folder(root: Path, count: int, *, width: int = 500, height: int = 375) -> Path:
-    """`count` training and 4 validation pictures of two classes; a hundred different ones, repeated."""
+    """Write `count` training and 4 validation pictures of two classes: up to 100 different ones, repeated."""
     contents = [jpeg(seed, width, height) for seed in range(min(count, 100))]
     for part, number in (("train", count), ("valid", 4)):
         for i in range(number):

@@ -1,8 +1,8 @@
 """Batch prediction by the job's own engine against the bare forward of a whole VGG16.
 
-Ours lists, reads, decodes, computes and writes parquet; the bare forward computes on batches that lie ready,
-with the same threads, precision and layout. With CVDIST_TEST_DATA set, weights and photographs are real ones
-(the classifier is random, which costs the same); without, made-up ones.
+Our side lists, reads, decodes, computes and writes Parquet. The bare forward pass computes on batches in
+memory, with the same threads, precision and memory format. If CVDIST_TEST_DATA is set, convolutions and
+photographs are real, else synthetic. The classifier is random, which costs the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def measure() -> Iterator[Comparison]:
-    """Pictures a second."""
+    """Measure pictures per second."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         saved = _model(root)
@@ -73,7 +73,7 @@ def _pictures(folder: Path) -> None:
 
 
 def _ours(config: PredictConfig, saved: SavedModel, root: Path) -> float:
-    """From the listing to the manifest."""
+    """Run a whole prediction, from the listing to the manifest. Returns pictures per second."""
     shutil.rmtree(root / "output", ignore_errors=True)
     started = time.perf_counter()
     todo = batch.make_plan(config, saved)

@@ -33,7 +33,7 @@ PAIRS = 25
 
 
 def measure() -> Iterator[Comparison]:
-    """Seconds of an epoch, both sides alternately."""
+    """Measure the seconds of an epoch."""
     torch.set_num_threads(1)
     config = configs.replace(recipes.find("digits-cnn"), name="bench", batch_size=32, tracking="none")
     with tempfile.TemporaryDirectory() as folder:
@@ -82,10 +82,10 @@ def _epoch(config: TrainConfig, folder: Path, *, epochs: int = 1, bare: bool = F
 
 
 class _NoWatch:
-    """Looks at no loss."""
+    """Stands in for the check of losses, and does nothing."""
 
     def add(self, *_: Any) -> None:
-        """Nothing."""
+        """Ignore the loss."""
 
     def require_finite(self, *_: Any) -> None:
-        """Nothing."""
+        """Check nothing."""

@@ -1,4 +1,4 @@
-"""`make bench [ONLY=name]`: run the benchmarks, print the table, write results.json, fail where one misses."""
+"""`make bench [ONLY=name]`: runs benchmarks, prints a table, writes results.json, fails on missed targets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOT_BENCHMARKS = {
 
 
 def main() -> int:
-    """Run all, or those named on the command line."""
+    """Run the benchmarks that the command line names, or all. Returns the exit code."""
     known = sorted({module.name for module in pkgutil.iter_modules([str(FOLDER)])} - _NOT_BENCHMARKS)
     chosen = sys.argv[1:] or known
     if unknown := set(chosen) - set(known):

@@ -44,7 +44,7 @@ _PATIENCE = 180.0  # seconds that any command may take
 
 
 def measure() -> Iterator[Comparison]:
-    """Seconds and bytes of a step, and losses."""
+    """Measure the seconds and bytes of a step, and compare losses."""
     if reason := nodes.reason_to_skip():
         print(f"  skipped: {reason}")
         return
@@ -62,10 +62,16 @@ def measure() -> Iterator[Comparison]:
 
 
 class Group:
-    """Workers that train together, one a node."""
+    """A group of workers that train together, one per node. As a context manager it ends them."""
 
     def __init__(self, network: Network, root: Path, places: Sequence[int]) -> None:
-        """Start them; `places`: numbers of their nodes."""
+        """Start the workers.
+
+        Args:
+            network: the simulated nodes.
+            root: folder of caches, weights and logs.
+            places: numbers of the workers' nodes.
+        """
         self.size, self.rates, self.work, self._share = len(places), Machine(1.0, 1.0), Work(0, 0.0, 0), 1.0
         self._processes, self._logs = [], []
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "CVDIST_"))}
@@ -87,25 +93,25 @@ class Group:
                 )  # fmt: skip
 
     def __enter__(self) -> Group:
-        """Itself."""
+        """Return the group."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End them, and wait for that."""
+        """Kill the workers, and wait until they have ended."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
             process.communicate(timeout=30)
 
     def tell(self, command: str) -> None:
-        """Let all of them begin with something."""
+        """Send a command to all workers, without waiting for their answers."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(command + "\n")
             process.stdin.flush()
 
     def answers(self) -> list[Any]:
-        """Of each worker, to the oldest command that is not answered yet."""
+        """Wait for each worker's answer to the oldest command that is not answered yet."""
         found = []
         for process, log in zip(self._processes, self._logs, strict=True):
             assert process.stdout is not None
@@ -118,16 +124,16 @@ class Group:
         return found
 
     def ask(self, command: str) -> list[Any]:
-        """What each of them says to `command`."""
+        """Send a command to all workers, and return their answers."""
         self.tell(command)
         return self.answers()
 
     def epoch(self, name: str, number: int) -> Epoch:
-        """Run one."""
+        """Train an epoch with the loop called `name`."""
         return Epoch(self.ask(f"run {name} {number}"))
 
     def look(self, name: str) -> None:
-        """Learn the sizes of the steps of `name`, and what the slowest worker can do."""
+        """Set the inputs of the cost model: sizes of a step of `name`, and rates of the slowest worker."""
         self.work = Work(**self.ask(f"work {name}")[0])
         rates = self.ask("rates")
         self.rates = Machine(**{key: min(r[key] for r in rates) for key in rates[0] if key != "latency"})
@@ -135,11 +141,11 @@ class Group:
             self.rates = replace(self.rates, latency=rates[0]["latency"])
 
     def reach(self, share: float) -> None:
-        """Predict for workers that reach a share of the rates."""
+        """Set the fraction of the measured rates that predictions assume."""
         self._share = share
 
     def predict(self, *, split: bool, gradient_bytes: float = 4.0) -> Cost:
-        """What the model says of a step."""
+        """Return what the cost model predicts for a step."""
         rates = self.rates
         machine = replace(
             rates, matrix_rate=rates.matrix_rate * self._share, memory_rate=rates.memory_rate * self._share
@@ -148,10 +154,10 @@ class Group:
 
 
 class Epoch:
-    """What the workers say of one."""
+    """The measurements of an epoch: losses, and seconds and bytes per step."""
 
     def __init__(self, answers: list[Any]) -> None:
-        """`answers`: of each worker."""
+        """Combine the workers' answers."""
         steps = answers[0]["steps"]
         self.losses = [step["step/loss"] for step in steps]
         self.step = max(answer["seconds"] for answer in answers) / len(steps)
@@ -160,7 +166,7 @@ class Epoch:
 
 
 def _prepare(root: Path) -> None:
-    """Caches of a few steps, and weights of convolutions that nobody calls."""
+    """Write the caches, and the weights of the convolutions, which are loaded but never run."""
     for steps in (STEPS, SHORT):
         made_up_features.write(root / f"features-{steps}", steps * BATCH, 2)
     vgg = torchvision.models.vgg16()
@@ -168,7 +174,7 @@ def _prepare(root: Path) -> None:
 
 
 def _split(one: Group, two: Group, four: Group) -> Iterator[Comparison]:
-    """20 steps on each in turn, of which the first five are a warm-up. Then dropout off."""
+    """Compare split heads on 1, 2 and 4 workers: 20 steps each, five as a warm-up; then without dropout."""
     groups = {1: one, 2: two, 4: four}
     for group in groups.values():
         group.tell(f"build head {STEPS} 0.2 head")
@@ -209,7 +215,7 @@ def _split(one: Group, two: Group, four: Group) -> Iterator[Comparison]:
 
 
 def _data_parallel(groups: Sequence[Group]) -> Iterator[Comparison]:
-    """All gradients of two steps, and of two as a warm-up."""
+    """Measure data-parallel steps with all gradients exchanged: two steps after two as a warm-up."""
     for group in groups:
         group.ask(f"build none {SHORT} 0.2 none")
         group.epoch("none", 1)
@@ -220,7 +226,7 @@ def _data_parallel(groups: Sequence[Group]) -> Iterator[Comparison]:
 
 
 def _over_a_slow_link(network: Network, two: Group) -> Iterator[Comparison]:
-    """All four ways in turn."""
+    """Measure all four variants alternately over a slow link."""
     for kind in ("bf16", "powersgd"):
         two.ask(f"build {kind} {SHORT} 0.2 {kind}")
         two.epoch(kind, 1)
@@ -259,7 +265,7 @@ def _show(what: str, group: Group, epochs: Sequence[Epoch], predicted: Cost | No
 
 
 def _bytes(what: str, epochs: Sequence[Epoch], predicted: Cost) -> Comparison:
-    """The larger by the smaller, so that it may be neither too much nor too little."""
+    """Compare sent with predicted bytes: the larger divided by the smaller, so that too few bytes count too."""
     sent, counted = (statistics.mean(getattr(e, name) for e in epochs) for name in ("sent", "counted"))
     print(
         f"  {what}: {sent / 1e6:.3f} MB a step have left a node, {counted / 1e6:.3f} by the run's own metric, "

@@ -1,9 +1,10 @@
-"""What more GPUs bring VGG16's classifier, by the cost model: the tables and the figure of docs/scaling.md.
+"""How VGG16's classifier scales to more GPUs by the cost model: the tables and the figure of docs/scaling.md.
 
     python benchmarks/scaling_model.py --matrix-share 0.4 --memory-share 0.7 --host-ms 1.0
     python benchmarks/scaling_model.py --figure docs/pictures/scaling.png
 
-The step is `cvdist.parallel.cost`'s, on GPUs in nodes. The assumptions are arguments: put in what you measure.
+The time of a step comes from `cvdist.parallel.cost`. The assumptions are arguments, so that measured values can
+be put in.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the figures rest on. Of the data sheets: an NVIDIA H100 (SXM), eight in a node."""
+    """The assumptions. Hardware rates are those of the data sheet of an NVIDIA H100 (SXM), eight in a node."""
 
     matrix_tflops: float = 989.0
     """Of bfloat16, dense."""
@@ -66,7 +67,7 @@ class Assumptions:
 
 
 def work(batch: int) -> Work:
-    """A step of VGG16's classifier for two classes, from a cache, in bfloat16."""
+    """Return the work of a training step of VGG16's classifier for two classes, from a cache, in bfloat16."""
     return Work(
         batch=batch,
         # Forward, and backward for the weights and, behind the first layer, for what comes in.
@@ -81,15 +82,16 @@ def work(batch: int) -> Work:
 
 
 def resident(a: Assumptions, pictures: int) -> bool:
-    """Whether the features of so many pictures fit into the memory of each GPU."""
+    """Return whether the features of so many pictures fit into the memory of each GPU."""
     return pictures * work(1).input_bytes < a.device_share * a.memory_gb * 1e9
 
 
 def machine(a: Assumptions, gpus: int, gbit: float, pictures: int) -> Machine:
-    """One of `gpus` GPUs, in nodes that are joined by `gbit` Gbit/s each.
+    """Return the rates of one of `gpus` GPUs, in nodes that are connected by `gbit` Gbit/s each.
 
-    A ring enters and leaves each node once, so that the slowest of its links is the node's (Patarasuk and Yuan
-    2009). A small sum goes up and down a tree of nodes (Sanders, Speck and Träff 2009, Parallel Computing 35).
+    A ring all-reduce enters and leaves each node once, so the node's link is its slowest (Patarasuk and Yuan
+    2009). A small all-reduce goes up and down a tree of nodes (Sanders, Speck and Träff 2009, Parallel
+    Computing 35).
     """
     nodes = math.ceil(gpus / a.gpus_per_node)
     inside, between = a.nvlink_gb_s * 1e9, gbit / 8 * 1e9
@@ -103,19 +105,28 @@ def machine(a: Assumptions, gpus: int, gbit: float, pictures: int) -> Machine:
 
 
 def step(a: Assumptions, batch: int, gpus: int, gbit: float, *, split: bool, pictures: int = 0) -> float:
-    """Seconds of one, of the GPU. pictures: of the data set, which fits the GPU's memory unless given."""
+    """Return the seconds of GPU time of a step.
+
+    Args:
+        a: the assumptions.
+        batch: size of the global batch.
+        gpus: number of GPUs.
+        gbit: rate of the link between nodes in Gbit/s.
+        split: whether the head is split over the GPUs.
+        pictures: size of the data set; 0 means that its features fit into GPU memory.
+    """
     way = cost.split_head if split else cost.data_parallel
     return way(work(batch), machine(a, gpus, gbit, pictures), gpus).seconds
 
 
 def epoch(a: Assumptions, pictures: int, gpus: int, gbit: float, *, split: bool, batch: int = 1024) -> float:
-    """Seconds of one after the first, with the time that the host takes."""
+    """Return the seconds of an epoch after the first, including the time of the host."""
     seconds = step(a, batch, gpus, gbit, split=split, pictures=pictures)
     return math.ceil(pictures / batch) * max(seconds, a.host_ms * 1e-3)
 
 
 def first_read(a: Assumptions, pictures: int, gbit: float, sizes: cost_model.Assumptions) -> float:
-    """Seconds until a node has all features: the slower of its link and of its cores, which decompress."""
+    """Return the seconds until a node has all features, limited by its link or by decompression."""
     fetched = pictures * sizes.features_kb * 1e3 / (a.link_share * gbit / 8 * 1e9)
     cores = a.cores_per_gpu * a.gpus_per_node
     unpacked = pictures * sizes.features_uncompressed_kb * 1e3
@@ -123,7 +134,7 @@ def first_read(a: Assumptions, pictures: int, gbit: float, sizes: cost_model.Ass
 
 
 def extraction(a: Assumptions) -> cost_model.Assumptions:
-    """The assumptions about extraction: those of docs/kubernetes.md, on these GPUs."""
+    """Return the assumptions of docs/kubernetes.md about extraction, but with these GPUs."""
     return cost_model.Assumptions(
         gpu_tflops=a.matrix_tflops,
         gpu_memory_gb_s=a.memory_gb_s,
@@ -133,7 +144,7 @@ def extraction(a: Assumptions) -> cost_model.Assumptions:
 
 
 def steps_table(a: Assumptions) -> str:
-    """Milliseconds of a step by GPUs, in Markdown."""
+    """Format the milliseconds of a step by number of GPUs, in Markdown."""
     lines = [
         "| batch | split | between nodes | " + " | ".join(_gpus(gpus) for gpus in GPUS) + " |",
         "| --- " * (3 + len(GPUS)) + "|",
@@ -147,7 +158,7 @@ def steps_table(a: Assumptions) -> str:
 
 
 def data_table(a: Assumptions) -> str:
-    """Bytes and times by pictures, in Markdown."""
+    """Format bytes and times by number of pictures, in Markdown."""
     sizes = extraction(a)
     rate = cost_model.extraction_rate(sizes)
     rows: list[tuple[str, list[str]]] = [
@@ -175,7 +186,7 @@ def data_table(a: Assumptions) -> str:
 
 
 def ends_table(a: Assumptions) -> str:
-    """Where each way stops to gain, in Markdown."""
+    """Format the number of GPUs up to which each variant gains, in Markdown."""
     lines = ["| batch | between nodes | `data`: GPUs, gain over one | `head`: GPUs, gain over one |"]
     lines.append("| --- " * 4 + "|")
     for batch in BATCHES:
@@ -190,7 +201,7 @@ def ends_table(a: Assumptions) -> str:
 
 
 def shares_table(a: Assumptions) -> str:
-    """Pictures a GPU at which data-parallel steps compute as long as they wait, in Markdown."""
+    """Format the pictures per GPU at which data-parallel steps compute as long as they communicate."""
     places = [("within a node", 8, LINKS[0]), *((f"{gbit:g} Gbit/s between nodes", 64, gbit) for gbit in LINKS)]
     lines = ["| " + " | ".join(name for name, _, _ in places) + " |", "| --- " * len(places) + "|"]
     shares = []
@@ -201,13 +212,13 @@ def shares_table(a: Assumptions) -> str:
 
 
 def most_useful(a: Assumptions, batch: int, gbit: float, *, split: bool) -> int:
-    """GPUs, doubled as long as a step becomes shorter by a tenth, or does with the next doublings."""
+    """Return the smallest power of two of GPUs whose step is at most 10% longer than the shortest possible."""
     seconds = {2**i: step(a, batch, 2**i, gbit, split=split) for i in range(11)}
     return next(gpus for gpus, own in seconds.items() if own <= 1.1 * min(seconds.values()))
 
 
 def draw(a: Assumptions, path: Path) -> None:
-    """Milliseconds of a step against the number of GPUs, both ways, over each link; a panel a batch."""
+    """Draw the milliseconds of a step by number of GPUs, for both variants and each link; a panel per batch."""
     figure = style.new_figure(9.2, 4.7)
     style.add_title(
         figure,
@@ -268,7 +279,12 @@ def _time(seconds: float) -> str:
 
 
 def main(assumptions: Assumptions, figure: Path | None = None) -> None:
-    """Print the tables; `figure`: also draw, into this PNG."""
+    """Print the tables.
+
+    Args:
+        assumptions: the assumptions of the model.
+        figure: PNG file to draw the figure to.
+    """
     for table in (steps_table, ends_table, shares_table, data_table):
         print(table(assumptions) + "\n")
     if figure is not None:

@@ -1,14 +1,14 @@
-"""A worker of `benchmarks/scaling.py`: does what its standard input says; not a benchmark itself.
+"""A worker of `benchmarks/scaling.py`, which executes commands from its standard input; not a benchmark itself.
 
-    build NAME STEPS DROPOUT KIND   a training loop on the cache of STEPS batches; KIND: head, or how gradients
-                                    are averaged: none, bf16, powersgd
-    share NAME OTHER                let two data-parallel loops have the same weights and momentum, for memory
-    drop NAME
-    run NAME EPOCH                  an epoch: seconds, bytes that have left the node, the metrics of each step
-    rates                           what this worker can do while the others do the same
-    work NAME                       the sizes that its cost model has
+    build NAME STEPS DROPOUT KIND   build a training loop on the cache of STEPS batches; KIND is head for a
+                                    split head, or the compression of gradients: none, bf16 or powersgd
+    share NAME OTHER                let two data-parallel loops use the same weights and momentum
+    drop NAME                       free the memory of a loop
+    run NAME EPOCH                  train an epoch: returns seconds, bytes that left the node, metrics per step
+    rates                           measure the rates of this worker while all others do the same
+    work NAME                       return the sizes of a step, for the cost model
 
-Each is answered by one line of JSON.
+Each command is answered by one line of JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SENT = Path("/sys/class/net/eth0/statistics/tx_bytes")
 
 
 class _Noting(NoTracker):
-    """Keeps the metrics of each step."""
+    """A tracker that keeps the metrics of each step in a list."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
@@ -56,7 +56,7 @@ class Server:
     """The training runs of this worker."""
 
     def __init__(self, place: RankInfo, folder: Path) -> None:
-        """`folder`: where the caches are."""
+        """Begin without loops; `folder` has the caches and the weights."""
         self.place, self.folder = place, folder
         self.runs: dict[str, Run] = {}
 
@@ -67,7 +67,7 @@ class Server:
         self.runs[name] = open_run(config, worker, _Noting())
 
     def share(self, name: str, other: str) -> None:
-        """Their gradients remain their own."""
+        """Let two loops use the same weights and momentum; gradients stay separate."""
         mine, theirs = self.runs[name], self.runs[other]
         parameters = zip(mine.trained.parameters(), theirs.trained.parameters(), strict=True)
         for parameter, whose in parameters:
@@ -75,11 +75,11 @@ class Server:
             mine.optimizer.state[parameter] = theirs.optimizer.state[whose]
 
     def drop(self, name: str) -> None:
-        """Free its memory."""
+        """Free the memory of a loop."""
         del self.runs[name]
 
     def run(self, name: str, epoch: str) -> dict[str, Any]:
-        """All workers begin together."""
+        """Train an epoch, after all workers are ready."""
         run = self.runs[name]
         assert isinstance(run.tracker, _Noting)
         run.tracker.steps = []
@@ -92,7 +92,7 @@ class Server:
         return {"seconds": seconds, "sent": int(_SENT.read_text()) - sent, "steps": run.tracker.steps}
 
     def rates(self) -> dict[str, float]:
-        """As the cost model's `Machine` has them."""
+        """Measure the rates of this worker, for the cost model's `Machine`."""
         run = next(iter(self.runs.values()))
         self._barrier()
         matrix, memory = measure.rates(self.place.device, run.precision)
@@ -112,7 +112,7 @@ class Server:
 
 
 def configured(folder: Path, node: int, steps: int, dropout: float, kind: str) -> TrainConfig:
-    """Of the recipe from a cache, in float32; each node has a copy of its own."""
+    """Return the configuration: training from a cache in float32, with a separate copy for each node."""
     ways = {"parallel": "head"} if kind == "head" else {"parallel": "data", "gradient_compression": kind}
     return configs.replace(
         recipes.find("dogs-cats-vgg16-features"),
@@ -124,7 +124,7 @@ def configured(folder: Path, node: int, steps: int, dropout: float, kind: str) -
 
 
 def main() -> None:
-    """Until the input ends."""
+    """Execute commands until the standard input ends."""
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     answers, sys.stdout = sys.stdout, sys.stderr

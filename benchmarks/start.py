@@ -1,7 +1,7 @@
-"""Seconds from start to the first step, beside a minimal TorchTrainer of Ray's own.
+"""Seconds from start to the first step, against a minimal TorchTrainer of Ray.
 
-Both are whole processes that start a local Ray with two CPU workers. The other side does what Ray's first
-example does: an empty model in DistributedDataParallel and one step. Ours also opens MLflow and loads data.
+Both sides are whole processes that start a local Ray with two CPU workers. The other side does what Ray's first
+example does: a tiny model in DistributedDataParallel and one step. Our side also opens MLflow and loads data.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ print("first step at", result.return_value)
 
 
 def measure() -> Iterator[Comparison]:
-    """Three pairs after a warm-up."""
+    """Measure the seconds to the first step in three pairs, after a warm-up."""
     yield compare(
         "start to first step: ours / minimal TorchTrainer",
         _ours,

@@ -1,16 +1,16 @@
 """A sweep of 20 trials from a cache against 20 trainings of the same epochs from the pictures.
 
-All are trainings of VGG16 on frozen convolutions, with 1,600 pictures to learn from and 400 to validate, three
-epochs long, on all cores. What is compared is core-seconds: processor time, user's and system's, of all
-processes. The sweep is `jobs/sweep.py` as users run it, from its start to its end and with all of Ray's
-processes, with the usual search over heads and their settings and with ASHA, without the last training of the
-best. Its features are made up, of VGG16's size. The second line leaves out what early stopping saves: trainings
-from the pictures for only as many epochs as the sweep's trials had.
+All trainings are of VGG16 with frozen convolutions, 1,600 training and 400 validation pictures, three epochs,
+on all cores. They are compared by core-seconds: user and system time of all processes. The sweep is
+`jobs/sweep.py` as users run it, from start to end, with all of Ray's processes, the default search over heads
+and their settings and ASHA, but without the final training of the best. Its features are synthetic, of VGG16's
+size. The second comparison excludes what early stopping saves: it counts trainings from the pictures for only
+as many epochs as the sweep's trials had.
 
-The other side trains from decoded pictures in the page cache, with this project's own loop (bfloat16 and NHWC
-where the processor has them: several times as fast as the book's code). It is timed on a few batches of
-training and validation and scaled to the epochs: 20 trainings would take hours. Its start, listing and decoding
-are left out, in its favour.
+The other side trains from decoded pictures in the page cache, with this project's own loop, which uses bfloat16
+and channels_last if the processor supports them and is several times as fast as the book's code. It is timed on
+a few batches of training and validation and scaled to all epochs, since 20 trainings would take hours. Its
+start, listing and decoding are not counted, which favors it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def measure() -> Iterator[Comparison]:
-    """Core-seconds."""
+    """Measure core-seconds."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         weights = _weights(root)
@@ -83,7 +83,7 @@ def _weights(root: Path) -> Path:
 
 
 def _features(root: Path, weights: Path) -> None:
-    """A cache that says of itself what training asks for."""
+    """Write a synthetic cache with the fingerprint that training asks for."""
     made = made_up_features.write(root / "features", TRAIN, VALID)
     config = configs.replace(
         recipes.find("dogs-cats-vgg16-features"), weights=str(weights), weights_preprocessing="imagenet"
@@ -93,7 +93,7 @@ def _features(root: Path, weights: Path) -> None:
 
 
 def _sweep(root: Path, weights: Path) -> tuple[float, int]:
-    """Core-seconds that the job takes, and epochs that its trials were trained for."""
+    """Run the sweep. Returns its core-seconds, and the number of epochs that its trials trained."""
     run = ["jobs/sweep.py", "dogs-cats-vgg16-features", "--features", root / "features", "--weights", weights]
     run += ["--weights-preprocessing", "imagenet", "--epochs", EPOCHS, "--trials", TRIALS, "--num-workers", 1]
     run += ["--cache", root / "cache", "--storage", root / "runs", "--no-train-best"]
@@ -119,7 +119,7 @@ def _sweep(root: Path, weights: Path) -> tuple[float, int]:
 
 
 def _from_pictures(root: Path, weights: Path) -> Run:
-    """A training on a few of the pictures."""
+    """Build a training loop on a few pictures."""
     folder = write_folder(root / "pictures", TIMED_BATCHES * BATCH)
     for i in range(BATCH):
         name = f"{('cat', 'dog')[i % 2]}/{i:06}.jpg"
@@ -134,7 +134,7 @@ def _from_pictures(root: Path, weights: Path) -> Run:
 
 
 def _epoch_from_pictures(run: Run) -> float:
-    """Core-seconds of an epoch over all pictures, from a part of it."""
+    """Return the core-seconds of an epoch over all pictures, scaled from one over a few of them."""
     started = time.process_time()
     run.progress.position = 0
     train_epoch(run, 1)

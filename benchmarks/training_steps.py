@@ -1,8 +1,7 @@
 """Training steps of the book's CNN: through the loop, on one fixed batch (the limit), and the book's way.
 
-One process, one thread, batch 32, float32, SGD: the sides differ in where batches come from and in what is
-counted.
-The book's way is a DataLoader that transforms one picture at a time.
+All sides use one process, one thread, batches of 32, float32 and SGD. They differ in where batches come from
+and in what is logged. The book uses a DataLoader that transforms one picture at a time.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ STEPS = 125  # 4,000 digits in batches of 32
 
 
 def measure() -> Iterator[Comparison]:
-    """Steps a second, each side once a round."""
+    """Measure steps per second; each side runs once in each round."""
     torch.set_num_threads(1)
     config = configs.replace(
         recipes.find("mnist-cnn"), dataset="digits", name="bench", epochs=1, tracking="none"
@@ -71,7 +70,7 @@ def _through_the_loop(config: TrainConfig, folder: Path) -> Callable[[], float]:
 
 
 def _bare(config: TrainConfig, folder: Path) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """A step with the same model, optimiser and loss, and nothing else."""
+    """Return a training step with the same model, optimizer and loss, and nothing else."""
     model = _run(config, folder).model.train()
     optimizer = build_optimizer(model, config.optimizer)
     set_learning_rate(optimizer, config.optimizer.lr)
@@ -98,7 +97,7 @@ def _fixed_batch(config: TrainConfig, folder: Path) -> Callable[[], float]:
 
 
 class _Pictures(Dataset[tuple[torch.Tensor, int]]):
-    """As torchvision's MNIST: a picture object for each access, transformed by itself."""
+    """Works like torchvision's MNIST: each access creates a Pillow image and transforms it."""
 
     def __init__(self, images: np.ndarray, labels: list[int]) -> None:
         self.images, self.labels = images, labels

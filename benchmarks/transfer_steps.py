@@ -1,9 +1,9 @@
 """VGG16 with frozen convolutions: through the loop, the bare arithmetic, and the book's code.
 
-The limit is what the processor can do: forward through the convolutions, forward, backward and update of the
-classifier, on one batch that lies ready, in the loop's precision and layout. The book's code is float32 in
-PyTorch's default layout, with Pillow in a DataLoader. Batches of 64, photographs of 500x375 pixels, random
-weights.
+The limit is the bare arithmetic: forward pass of the convolutions, and forward pass, backward pass and update
+of the classifier, on one batch in memory, in the loop's precision and memory format. The book's code uses
+float32 in PyTorch's default memory format, with Pillow in a DataLoader. Batches have 64 photographs of 500x375
+pixels; weights are random.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GFLOP_A_PICTURE = 30.7  # of the convolutions at 224x224, counting a multiplicat
 
 
 def measure() -> Iterator[Comparison]:
-    """Pictures a second, each side once a round."""
+    """Measure pictures per second; each side runs once in each round."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         write_folder(root / "pictures", BATCH * STEPS)
@@ -130,7 +130,7 @@ def _the_books_way(root: Path) -> Callable[[], float]:
 
 
 def _matrix_rate() -> float:
-    """GFLOP a second of a large product in bfloat16."""
+    """Return the GFLOP/s of a product of large bfloat16 matrices."""
     a, b = (torch.randn(4096, 4096).bfloat16() for _ in range(2))
     a @ b
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The data that a configuration names, pictures or cached features, ready for the training loop."""
+"""Opens the data that a configuration names, pictures or cached features, for the training loop."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from cvdist.features import open as features
 
 
 def prepare(config: TrainConfig) -> None:
-    """Bring the data onto this node where that has to happen once a node: call it on one worker of each.
+    """Do what the data needs once per node, such as downloading or decoding; called by one worker of each.
 
     Raises:
-        UserError: if the data can't be had.
+        UserError: if the data is missing or can't be used.
     """
     if config.features.uri:
         features.prepare(config)

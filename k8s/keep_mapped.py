@@ -1,6 +1,7 @@
-"""Delete the CUDA libraries that PyTorch does not map on a machine without a GPU: for the image's CPU variant.
+"""Deletes CUDA libraries that PyTorch does not use on machines without a GPU, for the CPU variant of the image.
 
-PyTorch's wheels link to some of them, so they can't go altogether; the others are opened on a GPU's first use.
+PyTorch's wheels are linked to some of these libraries, so they can't all be removed. The others are loaded only
+when a GPU is first used.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ torch.linalg.svd(torch.rand(4, 4))
 
 
 def main() -> None:
-    """Take a training step, delete what it has not mapped, take another one."""
+    """Run a training step, delete all libraries that it has not mapped, and run it again as a check."""
     exec(STEP)  # here, so that its libraries are in this process
     mapped = {
         line.split(maxsplit=5)[-1].strip()

@@ -1,8 +1,8 @@
-"""The parts of a cluster as processes of this machine, on loopback: `python k8s/stack.py up`, `... down`.
+"""Runs the services of a cluster as local processes, on loopback: `python k8s/stack.py up`, `... down`.
 
-SeaweedFS, the MLflow server on PostgreSQL (or sqlite), a Ray head without CPUs and Ray workers, with the
-settings that the manifests give them. All state is in one folder: data, logs, secrets, and `state.json`, which
-says which processes are this stack's; no others are ever ended.
+They are SeaweedFS, the MLflow server on PostgreSQL (or SQLite), a Ray head without CPUs and Ray workers, with
+the same settings as in the Kubernetes manifests. All state is in one folder: data, logs, secrets, and
+`state.json`, which lists the stack's processes. No other processes are ever ended.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _OBJECT_STORE = 200_000_000  # bytes of each Ray node
 
 @dataclass(frozen=True)
 class Options:
-    """The command line. A port of 0 is any free one."""
+    """The command line's options. A port of 0 means any free port; `timeout` is in seconds per service."""
 
     folder: Path
     workers: int
@@ -59,7 +59,7 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, start or stop."""
+    """Parse the command line, and start or stop the stack."""
     parser = argparse.ArgumentParser(prog="stack.py", description=(__doc__ or "").strip().splitlines()[0])
     parser.add_argument("what", choices=["up", "down"])
     parser.add_argument(
@@ -88,10 +88,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def up(options: Options) -> None:
-    """Start everything, and return when it answers.
+    """Start all services, and return when they answer.
 
     Raises:
-        UserError: if a port is taken, or a part does not start in time; what was started is ended again.
+        UserError: if a port is taken or a service does not start in time. Services that run already are ended.
     """
     stack = Stack(options)
     try:
@@ -120,7 +120,7 @@ def up(options: Options) -> None:
 
 
 def down(folder: Path) -> None:
-    """End the processes of the stack in `folder`, last started first. Its data stays."""
+    """End the processes of the stack in `folder`, in reverse order of their start. Its data is kept."""
     path = folder / "state.json"
     try:
         processes = json.loads(path.read_text())
@@ -138,13 +138,13 @@ def down(folder: Path) -> None:
 
 
 class Stack:
-    """What `up` starts, part by part."""
+    """Starts the services one by one, and records their processes in `state.json`."""
 
     def __init__(self, options: Options) -> None:
-        """Make the folder.
+        """Make the stack's folder with new secrets.
 
         Raises:
-            UserError: if a stack runs in it already.
+            UserError: if a stack is running in the folder already.
         """
         self._options = options
         self._folder = options.folder
@@ -159,7 +159,7 @@ class Stack:
             _write_private(self._secrets, json.dumps(made))
 
     def start_s3(self) -> dict[str, str]:
-        """SeaweedFS with the bucket. Returns the variables that clients need."""
+        """Start SeaweedFS with the bucket. Returns the environment variables that clients need."""
         port = _port(self._options.s3_port, "--s3-port")
         keys = {"AWS_ACCESS_KEY_ID": "stack", "AWS_SECRET_ACCESS_KEY": self._secret("bucket")}
         data = self._folder / "bucket"
@@ -179,7 +179,7 @@ class Stack:
         return there
 
     def start_mlflow(self, s3: dict[str, str]) -> str:
-        """The MLflow server, with the database that can be had. Returns its address."""
+        """Start the MLflow server, on PostgreSQL if that is possible, else on SQLite. Returns its address."""
         port = _port(self._options.mlflow_port, "--mlflow-port")
         bin_folder = ROOT / ".venv-mlflow" / "bin"
         if not (bin_folder / "mlflow").exists():
@@ -213,7 +213,11 @@ class Stack:
         return address
 
     def start_ray(self, environment: dict[str, str]) -> dict[str, str]:
-        """A head that takes no work, and the workers. Returns the variables that `ray job submit` needs."""
+        """Start a Ray head without CPUs, and the workers.
+
+        Returns:
+            The environment variables that `ray job submit` needs.
+        """
         dashboard = _port(self._options.dashboard_port, "--dashboard-port")
         gcs = _free_port()
         token = self._folder / "ray-token"
@@ -261,7 +265,11 @@ class Stack:
         return {"RAY_API_SERVER_ADDRESS": address, **access}
 
     def _start_database(self) -> tuple[str, dict[str, str]]:
-        """PostgreSQL, if it is installed and may run here. Returns its URI and what it needs beside that."""
+        """Start PostgreSQL if it is installed and can run here, else choose SQLite.
+
+        Returns:
+            The database's URI, and the environment variables that MLflow needs to connect to it.
+        """
         installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
         folder = installed[-1] if installed else Path(shutil.which("initdb") or "/none/initdb").parent
         if not (folder / "initdb").exists():
@@ -348,10 +356,15 @@ class Stack:
         _write_private(self._folder / "state.json", json.dumps(self._started, indent=1))
 
     def _wait(self, name: str, condition: Callable[[], bool], what: str) -> None:
-        """Until `condition` holds.
+        """Wait until `condition` is true.
+
+        Args:
+            name: name of the service.
+            condition: checked about five times a second.
+            what: the condition in words.
 
         Raises:
-            UserError: after the time allowed, or if the process has ended; with the last words of its log.
+            UserError: if the timeout is over or the process has ended; with the last line of its log.
         """
         (entry,) = [entry for entry in self._started if entry["name"] == name]
         deadline = time.monotonic() + self._options.timeout
@@ -372,7 +385,7 @@ class Stack:
 
 
 def _alive(entry: dict[str, object]) -> psutil.Process | None:
-    """The process of an entry of `state.json`, if it still is that one."""
+    """Return the process of an entry of `state.json`, or None if it has ended."""
     try:
         process = psutil.Process(int(str(entry["pid"])))
         mine = abs(process.create_time() - float(str(entry["started"]))) < 1.0
@@ -382,7 +395,7 @@ def _alive(entry: dict[str, object]) -> psutil.Process | None:
 
 
 def _end(process: psutil.Process) -> None:
-    """In order, with its descendants; by force what is left after a while."""
+    """End a process and its descendants: first by a signal, then by SIGKILL what is left after a while."""
     family = [process]
     with contextlib.suppress(psutil.Error):
         family += process.children(recursive=True)
@@ -432,7 +445,7 @@ def _imports(python: Path, module: str) -> bool:
 
 
 def _write_private(path: Path, content: str) -> None:
-    """For its owner alone, from the first moment on."""
+    """Write a file that only its owner can read, at any time."""
     arriving = path.with_name(f".{path.name}.{os.getpid()}")
     arriving.unlink(missing_ok=True)
     with os.fdopen(os.open(arriving, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -462,12 +475,12 @@ def _free_port() -> int:
 
 
 def _own_host(number: int) -> str:
-    """A loopback address for each worker, where the system has more than one: Ray Train tells nodes by them."""
+    """Return a loopback address for a worker; on Linux each has its own, so Ray Train sees several nodes."""
     return f"127.0.0.{number + 1}" if sys.platform == "linux" else _HOST
 
 
 def _ports_of_a_node(host: str) -> Iterator[str]:
-    """Flags that let several Ray nodes share one machine: ports that don't collide."""
+    """Yield the flags of `ray start` that let several Ray nodes share one machine without port collisions."""
     yield f"--node-ip-address={host}"
     yield f"--object-store-memory={_OBJECT_STORE}"
     for name in ("dashboard-agent-listen", "metrics-export"):
@@ -509,7 +522,7 @@ def _has_bucket(environment: dict[str, str]) -> bool:
 
 
 def _nodes(address: str, token: str) -> int:
-    """How many nodes of the Ray cluster are alive."""
+    """Return how many nodes of the Ray cluster are alive."""
     request = urllib.request.Request(
         f"{address}/nodes?view=summary", headers={"Authorization": f"Bearer {token}"}
     )

@@ -1,1 +1,1 @@
-"""Data sets, decoding, augmentation and the order of samples."""
+"""Data sets, image decoding, augmentation, normalization and the order of samples in an epoch."""

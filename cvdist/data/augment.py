@@ -1,7 +1,7 @@
-"""Augmentation of whole batches, on the device that trains.
+"""Augmentation of whole batches on the training device.
 
-The random draws of a picture depend on (seed, epoch, its place in the epoch's order) and on nothing else: not
-on the number of workers, nor on where a run was interrupted.
+The random numbers that augment a picture depend only on the seed, the epoch and the picture's position in the
+epoch's order. They do not depend on the number of workers or on where a run was interrupted.
 """
 
 from __future__ import annotations
@@ -26,12 +26,18 @@ _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Mirroring, a small affine transform, random crops, and changes of colour.
+    """Random horizontal flips, rotations, translations, crops and color jitter.
 
-    horizontal_flip: probability in [0, 1]; rotation: degrees to either side; translation: fraction of width
-    and height to either side, what moves into the picture is black; smallest_crop: share in (0, 1] of the area
-    that a crop keeps at least (Szegedy et al. 2015, arXiv:1409.4842); color_jitter: in [0, 1], brightness,
-    contrast and saturation are each multiplied by up to 1 plus or minus this.
+    Attributes:
+        horizontal_flip: probability in [0, 1] of mirroring a picture.
+        rotation: largest angle in degrees, to either side.
+        translation: largest shift to either side, as a fraction of width and height. What moves into the
+            picture is black.
+        seed: seed of the random numbers.
+        smallest_crop: smallest fraction in (0, 1] of the area that a crop keeps (Szegedy et al. 2015,
+            arXiv:1409.4842); 1 turns cropping off.
+        color_jitter: in [0, 1]. Brightness, contrast and saturation are each multiplied by a random factor
+            between 1 minus and 1 plus this value.
     """
 
     horizontal_flip: float
@@ -43,7 +49,7 @@ class Augmentation:
 
     @classmethod
     def from_config(cls, config: PicturesConfig, seed: int) -> Augmentation | None:
-        """None where the configuration asks for no augmentation."""
+        """Build the configured augmentation, or return None if all of it is turned off."""
         chosen = cls(
             config.horizontal_flip,
             config.rotation,
@@ -66,11 +72,19 @@ class Augmentation:
         return torch.cat(draws, dim=1)[local.offset : local.offset + len(local.indices)]
 
     def draw_view(self, name: str, view: int) -> Tensor:
-        """The same for one picture's view, float32 (11,): by the picture's name alone."""
+        """Draw the random numbers for one stored view of a picture, float32 (11,) on the CPU.
+
+        They depend only on the seed, the picture's name and the number of the view.
+        """
         return torch.rand(_PLACE + _CROP + _COLOR, generator=generator("view", self.seed, name, view))
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Transform float pixels (n, C, H, W), 0 black to 255 white, by draws (n, 11) on the same device."""
+        """Augment a batch.
+
+        Args:
+            images: float (n, C, H, W), from 0 (black) to 255 (white). May be overwritten.
+            draws: random numbers from `draw` or `draw_view`, float32 (n, 11) on the same device.
+        """
         place, crop, color = draws.split([_PLACE, _CROP, _COLOR], dim=1)
         if self.rotation or self.translation or self.smallest_crop < 1:
             images = self._move(images, place, crop)

@@ -1,4 +1,4 @@
-"""What the training loop knows of data: a description, and batches that are ready to compute with."""
+"""The interface between data and the training loop: data set descriptions, batches and loaders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ Split = Literal["train", "valid"]
 class DatasetInfo:
     """Description of a data set.
 
-    mean, std: of the training pictures by channel, for pixels in [0, 1].
+    Attributes:
+        name: short name for people.
+        source: where the data came from, for people.
+        classes: class names, in the order of their labels.
+        channels: number of channels of a picture.
+        height: height of a picture in pixels.
+        width: width of a picture in pixels.
+        mean: mean of the training pictures for each channel, for pixels in [0, 1].
+        std: standard deviation of the training pictures for each channel, for pixels in [0, 1].
+        train_size: number of training samples.
+        valid_size: number of validation samples.
     """
 
     name: str
@@ -34,7 +44,7 @@ class DatasetInfo:
     valid_size: int
 
     def __str__(self) -> str:
-        """One line for logs and reports."""
+        """Describe the data set in one line, for logs and reports."""
         return (
             f"{self.name}: {self.train_size:,} training and {self.valid_size:,} validation pictures, "
             f"{len(self.classes)} classes, {self.channels}x{self.height}x{self.width} ({self.source})"
@@ -43,12 +53,14 @@ class DatasetInfo:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One worker's share of a step, on the device.
+    """One worker's part of the global batch of a step, on the device.
 
-    images: float32 (n, C, H, W), normalised and, in training, augmented; n may be 0.
-    labels: int64 (n,).
-    indices: int64 (n,) on the CPU, rows of the split.
-    global_size: samples in this step over all workers.
+    Attributes:
+        images: float32 (n, C, H, W), normalized and, in training, augmented; n may be 0. A loader of cached
+            features puts features here instead.
+        labels: int64 (n,).
+        indices: int64 (n,) on the CPU, the samples' row numbers in the split.
+        global_size: number of samples in this step over all workers.
     """
 
     images: Tensor
@@ -58,9 +70,9 @@ class Batch:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`; what computes there is not waited for.
+    """Copy `tensor` to `device` without waiting for work that is already queued there.
 
-    A GPU copies by itself from pinned memory only: from any other the processor waits until its turn has come.
+    Copies to a GPU are asynchronous only from pinned memory, so a tensor in other memory is pinned first.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
@@ -69,10 +81,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Shuffle:
-    """How an epoch is shuffled, as a checkpoint within it has to remember.
+    """How an epoch is shuffled. A checkpoint in mid-epoch stores this, so that the epoch can be continued.
 
-    streams: 0 for a shuffle of everything; else the workers among which shards were divided, each shuffling
-    `window` of them at a time, because not all fit on a node.
+    Attributes:
+        streams: 0 if all samples are shuffled together. Otherwise the number of workers that the shards were
+            divided among when the epoch began, because not all shards fit on a node.
+        window: number of shards that each of these streams shuffles together; 0 if `streams` is 0.
     """
 
     streams: int = 0
@@ -81,14 +95,14 @@ class Shuffle:
 
 @dataclass(frozen=True)
 class BadPicture:
-    """A file that can't be decoded, and why."""
+    """A picture file that can't be decoded, and the reason."""
 
     path: str
     reason: str
 
 
 class FullShuffle:
-    """What loaders have in common whose every sample is at hand at any time."""
+    """Base class of loaders that can read any sample at any time, and so shuffle all samples together."""
 
     features = False
     note = ""
@@ -96,24 +110,27 @@ class FullShuffle:
     info: DatasetInfo
 
     def shuffle(self, world_size: int) -> Shuffle:
-        """See `Loader.shuffle`."""
+        """Return the shuffle of all samples together (`Loader.shuffle`)."""
         return Shuffle()
 
     def names(self, split: Split, indices: Sequence[int]) -> list[str]:
-        """See `Loader.names`."""
+        """Name samples by their row numbers (`Loader.names`)."""
         return [f"row {index}" for index in indices]
 
     def epoch_order(self, batch_size: int, seed: int, epoch: int, shuffle: Shuffle) -> EpochOrder:
-        """See `Loader.epoch_order`."""
+        """Return the order of an epoch, which depends on the seed and the epoch only (`Loader.epoch_order`)."""
         return EpochOrder(self.info.train_size, batch_size, seed=seed, epoch=epoch)
 
 
 class Loader(Protocol):
-    """A data set that hands out batches on one device.
+    """A data set that yields batches on one device.
 
-    quarantine: what was left out; augmentation: what training pictures go through, or None; features: whether
-    batches hold what the model's frozen layers made of the pictures, instead of pictures; note: one line for
-    the log, or empty.
+    Attributes:
+        info: description of the data set.
+        quarantine: pictures that were left out because they can't be decoded.
+        augmentation: how training pictures are augmented, or None.
+        features: whether batches hold cached outputs of the model's frozen layers instead of pictures.
+        note: one line for the log, or empty.
     """
 
     info: DatasetInfo
@@ -123,31 +140,38 @@ class Loader(Protocol):
     note: str
 
     def shuffle(self, world_size: int) -> Shuffle:
-        """How an epoch that begins now is shuffled."""
+        """Return how an epoch that begins now is shuffled, with `world_size` workers."""
         ...
 
     def epoch_order(self, batch_size: int, seed: int, epoch: int, shuffle: Shuffle) -> EpochOrder:
-        """The order of an epoch that began with `shuffle`."""
+        """Return the order of samples in an epoch that began with `shuffle`."""
         ...
 
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
     ) -> Iterator[Batch]:
-        """This worker's share of each step of an epoch, from `position` (in samples) on."""
+        """Yield worker `rank`'s part of each global batch of an epoch.
+
+        Args:
+            order: order of samples in the epoch.
+            rank: number of this worker.
+            world_size: number of workers.
+            position: number of samples of the epoch, over all workers, that are already done.
+        """
         ...
 
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """This worker's part of the validation data, each sample once, never padded."""
+        """Yield worker `rank`'s part of the validation data, without padding: each sample exactly once."""
         ...
 
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
-        """Original pixels, uint8 (n, C, H, W) on the CPU, and class names, of some rows of a split."""
+        """Return original pixels, uint8 (n, C, H, W) on the CPU, and class names of some rows of a split."""
         ...
 
     def names(self, split: Split, indices: Sequence[int]) -> list[str]:
-        """What a person finds some rows of a split by: the pictures' paths where there are any."""
+        """Return names that identify some rows of a split for people: the pictures' paths if there are any."""
         ...
 
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of all that the data set holds."""
+        """Return the hexadecimal SHA-256 of the whole content of the data set."""
         ...

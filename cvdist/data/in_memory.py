@@ -26,14 +26,14 @@ _CHUNK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures uint8 (N, C, H, W) and labels int64 (N,), on one device."""
+    """A split of a data set on one device: images uint8 (N, C, H, W) and labels int64 (N,)."""
 
     images: Tensor
     labels: Tensor
 
 
 class InMemoryLoader(FullShuffle):
-    """Batches of a data set that fits in memory (`cvdist.data.dataset.Loader`)."""
+    """Yields batches of a data set that fits in the device's memory (`cvdist.data.dataset.Loader`)."""
 
     def __init__(
         self,
@@ -45,7 +45,16 @@ class InMemoryLoader(FullShuffle):
         augmentation: Augmentation | None = None,
         channels_last: bool = False,
     ) -> None:
-        """Move the whole data set to `device`."""
+        """Move the whole data set to `device`.
+
+        Args:
+            info: description of the data set.
+            train: training samples.
+            valid: validation samples.
+            device: where batches are made.
+            augmentation: applied to training pictures, or None.
+            channels_last: whether batches get the channels_last memory format.
+        """
         self.info = info
         self.quarantine: Sequence[BadPicture] = ()
         self.device = device
@@ -59,7 +68,7 @@ class InMemoryLoader(FullShuffle):
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
     ) -> Iterator[Batch]:
-        """See `Loader.train_batches`."""
+        """Yield worker `rank`'s part of each global batch of an epoch (`Loader.train_batches`)."""
         picture_bytes = 4 * self.info.channels * self.info.height * self.info.width
         steps = max(1, _CHUNK_BYTES * world_size // (order.batch_size * picture_bytes))
         local_batches = order.local_batches(rank, world_size, position)
@@ -67,21 +76,21 @@ class InMemoryLoader(FullShuffle):
             yield from self._gather("train", chunk, self._draws(chunk, order.epoch))
 
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """See `Loader.valid_batches`."""
+        """Yield worker `rank`'s part of the validation data (`Loader.valid_batches`)."""
         mine = partition(self.info.valid_size, rank, world_size)
         for start in range(mine.start, mine.stop, batch_size):
             indices = torch.arange(start, min(start + batch_size, mine.stop))
             yield from self._gather("valid", [LocalBatch(indices, start, 0, len(indices))], None)
 
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
-        """See `Loader.pictures`."""
+        """Return original pixels and class names of some rows (`Loader.pictures`)."""
         rows = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
         data = self._splits[split]
         names = [self.info.classes[label] for label in data.labels[rows].tolist()]
         return data.images[rows].cpu(), names
 
     def digest(self) -> str:
-        """See `Loader.digest`."""
+        """Return the SHA-256 of all pictures and labels (`Loader.digest`)."""
         sha = hashlib.sha256()
         for data in self._splits.values():
             for tensor in (data.images, data.labels):

@@ -1,4 +1,4 @@
-"""The complete MNIST, through torchvision: 60,000 training digits, and the 10,000 test digits to validate."""
+"""The complete MNIST through torchvision: 60,000 training digits; the 10,000 test digits are for validation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def fetch(root: Path) -> None:
 
 
 def load(root: Path) -> tuple[DatasetInfo, Labelled, Labelled]:
-    """All of MNIST from `root`.
+    """Load MNIST from `root`.
+
+    Returns:
+        The description, the training pictures and the validation pictures (1x28x28).
 
     Raises:
         UserError: if files are missing or damaged.
@@ -71,7 +74,11 @@ def load(root: Path) -> tuple[DatasetInfo, Labelled, Labelled]:
 
 
 def _present(root: Path) -> bool:
-    """Whether all files are there; refuses files of the wrong size."""
+    """Return whether all files are there.
+
+    Raises:
+        UserError: if a file has the wrong size.
+    """
     for name, size in _FILES.items():
         path = root / "MNIST" / "raw" / name
         if not path.is_file():
@@ -97,7 +104,7 @@ def _part(root: Path, *, train: bool) -> Labelled:
 
 
 def _network_reason(error: Exception) -> str:
-    """Torchvision tries several mirrors and tells of all; the operating system's words are enough."""
+    """Extract the operating system's reason from torchvision's long message about all mirrors it tried."""
     found = re.search(r"\[Errno -?\d+\] ([^>]+)>", str(error))
     return found[1] if found else _one_line(error)
 

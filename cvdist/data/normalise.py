@@ -1,4 +1,4 @@
-"""The last step of every batch, the same for all data sets."""
+"""Normalization of pixels, the last step in making a batch, the same for all data sets."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from torch import Tensor
 
 
 class Normaliser:
-    """(pixel / 255 - mean) / std by channel, in the layout that the model is fastest with."""
+    """Computes (pixel / 255 - mean) / std by channel, and gives the result the wanted memory format."""
 
     def __init__(
         self, mean: Sequence[float], std: Sequence[float], device: torch.device, *, channels_last: bool
     ) -> None:
-        """Of pictures on `device`; mean and deviation by channel, for pixels in [0, 1]."""
+        """Prepare the normalization of pictures on `device`.
+
+        Args:
+            mean: mean for each channel, for pixels in [0, 1].
+            std: standard deviation for each channel, for pixels in [0, 1].
+            device: device of the pictures.
+            channels_last: whether the result has the channels_last memory format.
+        """
         shape = (1, len(mean), 1, 1)
         deviation = torch.tensor(std, device=device).view(shape)
         # As one multiplication and one addition.
@@ -23,5 +30,5 @@ class Normaliser:
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Float pixels (n, C, H, W) from 0 to 255, which are overwritten."""
+        """Normalize float pixels (n, C, H, W) from 0 to 255 in place, and return them."""
         return images.mul_(self._scale).add_(self._shift).contiguous(memory_format=self._layout)

@@ -1,4 +1,4 @@
-"""Training and validation parts of a data set that has none of its own."""
+"""Stratified split of a data set that does not come with a validation split."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Measuring trained models: exact counts, calibration, and one model against another on the same pictures."""
+"""Evaluation of trained models on labeled pictures: metrics, calibration, and the comparison of two models."""

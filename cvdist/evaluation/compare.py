@@ -1,4 +1,4 @@
-"""Two models on the same pictures."""
+"""Comparison of two models on the same pictures, with McNemar's test."""
 
 from __future__ import annotations
 
@@ -79,11 +79,17 @@ def compare(first: Outcome, second: Outcome, most: int) -> Comparison:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p of McNemar's exact test: how likely so large a difference is between equally good models.
+    """Compute the two-sided p-value of McNemar's exact test.
 
-    Of the pictures that exactly one of the models got right, each is then the first one's with probability
-    1/2, so their number is binomial: p is twice the smaller tail, at most 1. McNemar 1947, "Note on the
-    sampling error of the difference between correlated proportions or percentages", in its exact form.
+    It is the probability of a difference at least this large between two equally good models. If they are, then
+    each picture that exactly one of them classifies correctly is the first one's with probability 1/2, so
+    `only_first` has a binomial distribution. The p-value is twice its smaller tail, at most 1. McNemar 1947,
+    "Note on the sampling error of the difference between correlated proportions or percentages"; this is the
+    exact form of the test.
+
+    Args:
+        only_first: number of pictures that only the first model classifies correctly.
+        only_second: number of pictures that only the second model classifies correctly.
     """
     n, k = only_first + only_second, min(only_first, only_second)
     # By logarithms: the terms themselves are beyond floating point from a thousand pictures on.

@@ -1,4 +1,4 @@
-"""What a model made of pictures whose classes are known, and the figures that describe it."""
+"""A model's results on labeled pictures, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -105,12 +105,20 @@ class Bin:
 
 @dataclass(frozen=True)
 class Metrics:
-    """All figures of one model on one data set.
+    """All metrics of one model on one data set.
 
-    top_correct: of the five most probable classes, None where there are ten classes or fewer; loss: mean
-    cross-entropy; brier: mean Brier score over the classes, 0 to 2 (Brier 1950, "Verification of forecasts
-    expressed in terms of probability"); calibration_error: expected, see `expected_calibration_error`;
-    confusion: int64 (classes, classes), rows are true classes.
+    Attributes:
+        total: number of pictures.
+        correct: number of pictures that are classified correctly.
+        top_correct: number of pictures whose class is among the five most probable ones; None if there are ten
+            classes or fewer.
+        loss: mean cross-entropy.
+        brier: mean Brier score, summed over the classes, from 0 to 2 (Brier 1950, "Verification of forecasts
+            expressed in terms of probability").
+        calibration_error: expected calibration error, from `expected_calibration_error`.
+        bins: calibration, from `calibration`.
+        by_class: metrics of each class.
+        confusion: confusion matrix, int64 (true classes, predicted classes).
     """
 
     total: int
@@ -125,12 +133,12 @@ class Metrics:
 
     @property
     def macro_f1(self) -> float:
-        """Mean over the classes that there are pictures of."""
+        """Mean F1 score of the classes that have pictures."""
         scores = [one.f1 or 0.0 for one in self.by_class if one.total]
         return sum(scores) / max(len(scores), 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to a dictionary for JSON."""
         return {
             "total": self.total,
             "correct": self.correct,
@@ -188,9 +196,12 @@ def measure(found: Outcome, bins: int) -> Metrics:
 
 
 def calibration(confidence: Tensor, right: Tensor, bins: int) -> tuple[Bin, ...]:
-    """`bins` bins of equal width over (0, 1], each open at its lower end, as Guo et al. 2017 define them.
+    """Group pictures by confidence, in bins of equal width over (0, 1] (Guo et al. 2017, arXiv:1706.04599).
 
-    confidence: float (N,), of the predicted class; right: bool (N,).
+    Args:
+        confidence: float (N,), probability of the predicted class.
+        right: bool (N,), whether the picture is classified correctly.
+        bins: number of bins. Each excludes its lower edge and includes its upper one.
     """
     sure = confidence.double()
     # Edges as exact as the numbers are: a confidence of 0.2 belongs to the bin that ends there.
@@ -206,9 +217,9 @@ def calibration(confidence: Tensor, right: Tensor, bins: int) -> tuple[Bin, ...]
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """Mean distance of accuracy and confidence over the bins, weighted by their pictures.
+    """Compute the expected calibration error: the mean of |accuracy - confidence| over the pictures' bins.
 
-    Equation 3 of Guo, Pleiss, Sun and Weinberger 2017, "On Calibration of Modern Neural Networks",
+    This is equation 3 of Guo, Pleiss, Sun and Weinberger 2017, "On Calibration of Modern Neural Networks",
     arXiv:1706.04599.
     """
     total = sum(one.total for one in bins)

@@ -1,4 +1,4 @@
-"""What an evaluation's page in MLflow shows."""
+"""The metrics, figures and texts that an evaluation logs to its run in MLflow."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def values(measured: Metrics) -> dict[str, float]:
 
 
 def figures(evaluation: Evaluations) -> dict[str, Callable[[], Figure]]:
-    """By name, each as the function that draws it."""
+    """Return the figures of an evaluation by name, each as a function that draws it."""
     drawn = {"confusion_matrix": _confusion, "reliability": _reliability, "most_wrong": _most_wrong}
     if evaluation.comparison is not None:
         drawn["differences"] = _differences
@@ -98,7 +98,7 @@ def _differences(evaluation: Evaluations) -> Figure:
 
 
 def class_table(measured: Metrics) -> str:
-    """Counts, precision, recall and F1 by class, as CSV."""
+    """Format counts, precision, recall and F1 of each class as CSV."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["class", "total", "predicted", "correct", "precision", "recall", "f1"])
@@ -108,7 +108,7 @@ def class_table(measured: Metrics) -> str:
 
 
 def description(evaluation: Evaluations, command: str) -> str:
-    """Markdown for the top of the page."""
+    """Format the description of an evaluation's run in MLflow, as Markdown."""
     first, comparison = evaluation.first, evaluation.comparison
     lines = [
         f"### {log.percent(first.metrics.correct, first.metrics.total)}: {first.saved.source}",

@@ -1,4 +1,4 @@
-"""The labelled pictures that models are measured on, and what a model makes of them."""
+"""The labeled pictures that models are evaluated on, and the computation of their predictions."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class Pictures(Protocol):
 
 
 def open_pictures(config: EvaluateConfig, saved: SavedModel) -> Pictures:
-    """The pictures that `config` names, or that the run of `saved` learned from.
+    """Open the pictures that `config` names. By default they are those that the model was trained on.
 
     Raises:
-        UserError: if they can't be had, or it isn't known which they are.
+        UserError: if the pictures are missing, or neither the configuration nor the model names any.
     """
     wanted, own = _wanted(config, saved)
     part = config.evaluation.part
@@ -74,7 +74,14 @@ def open_pictures(config: EvaluateConfig, saved: SavedModel) -> Pictures:
 
 
 def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool]:
-    """The data set without augmentation, and whether it is what the model's run learned from."""
+    """Choose the data set.
+
+    Returns:
+        Its configuration without augmentation, and whether the model was trained on this data set.
+
+    Raises:
+        UserError: if neither the configuration nor the model names any pictures.
+    """
     asked, learned = config.evaluation, saved.data
     if not asked.data and not asked.dataset:
         if learned is None:
@@ -251,7 +258,10 @@ _PARTS = {"valid": "validation part", "train": "training part", "all": "all pict
 def _as_split_in_training(
     config: EvaluateConfig, wanted: DataConfig, classes: tuple[str, ...], part: str
 ) -> pa.Table:
-    """The rows that training would have: it splits the pictures that can be decoded, so all are tried."""
+    """Return the pictures that training would have in a split.
+
+    Training splits the pictures that can be decoded, so all pictures are decoded here too.
+    """
     cache, evaluation = cache_folder(wanted.cache), config.evaluation
     store.prepare(wanted, cache, timeout=evaluation.prepare_timeout, data_timeout=config.inference.data_timeout)
     there = store.open_store(wanted, cache)
@@ -274,7 +284,7 @@ class Classes:
 
 
 def match_classes(pictures: Pictures, saved: SavedModel) -> Classes:
-    """By name, whatever their order; the data may lack some of the model's classes (`absent`).
+    """Match a data set's classes with a model's by name. The data may lack some of the model's classes.
 
     Raises:
         UserError: if the data has a class that the model does not know.

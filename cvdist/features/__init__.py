@@ -1,7 +1,7 @@
-"""The feature cache: frozen layers run once over all pictures, their output sharded in storage.
+"""The feature cache: outputs of a model's frozen layers, computed once for all pictures and stored in shards.
 
     extraction   plan -> extract -> shard, receipt -> build -> manifest     (`jobs/preprocess.py`)
     training     manifest -> local -> copies -> loader                      (`--features URI`)
 
-`docs/feature-format.md` says what lies in storage, `docs/architecture.md` what is guaranteed.
+`docs/feature-format.md` describes the stored files, `docs/architecture.md` the guarantees.
 """

@@ -1,4 +1,4 @@
-"""An extraction from its start to its manifest, whoever computes the shards."""
+"""An extraction from its plan to its manifest. How the shards are computed is up to the caller."""
 
 from __future__ import annotations
 
@@ -70,10 +70,11 @@ class BuiltCache:
 
 
 def make_plan(config: PreprocessConfig) -> ExtractionPlan:
-    """Look at the pictures and at what is at `--features`.
+    """Compare the pictures with the cache at `--features`, and plan what has to be computed.
 
     Raises:
-        UserError: if either can't be read or written, or there is a cache that was made otherwise.
+        UserError: if the pictures can't be read, the cache can't be written, or it holds features that were
+            made with other settings.
     """
     folder = Folder.open(config.features.uri, "--features")
     storage.check_writable(folder.uri, "--features")
@@ -98,10 +99,15 @@ def make_plan(config: PreprocessConfig) -> ExtractionPlan:
 
 
 def build(config: PreprocessConfig, todo: ExtractionPlan, compute: Compute) -> BuiltCache:
-    """Compute what is left, then write the manifest.
+    """Compute the shards that are missing, then write the manifest.
+
+    Args:
+        config: configuration of the extraction.
+        todo: what has to be done, from `make_plan`.
+        compute: computes work units.
 
     Raises:
-        UserError: for what `compute` raises, and if too many pictures are bad.
+        UserError: if `compute` raises it, or too many pictures can't be decoded.
     """
     folder = Folder.open(config.features.uri, "--features", patient=True)
     left, done = todo.left, dict(todo.done)
@@ -132,20 +138,20 @@ def build(config: PreprocessConfig, todo: ExtractionPlan, compute: Compute) -> B
 
 
 def read_index(folder: Folder, cache: Manifest) -> pa.Table:
-    """The index of a cache, checked.
+    """Read the index of a cache and check it.
 
     Raises:
-        UserError: if it is gone or damaged.
+        UserError: if it is missing or damaged.
     """
     content = folder.read(cache.index.object)
     return parse_index(content, folder, cache)
 
 
 def parse_index(content: bytes, folder: Folder, cache: Manifest) -> pa.Table:
-    """Inverse of `index.dump`, checked against the manifest.
+    """Parse the content of an index file after comparing its checksum with the manifest.
 
     Raises:
-        UserError: if it is not what was written.
+        UserError: if the checksums differ.
     """
     if hashlib.sha256(content).hexdigest() != cache.index.sha256:
         raise UserError(
@@ -156,7 +162,11 @@ def parse_index(content: bytes, folder: Folder, cache: Manifest) -> pa.Table:
 
 
 def _existing(folder: Folder, asked: Fingerprint, *, replace: bool) -> Manifest | None:
-    """The cache that can be built on."""
+    """Return the manifest of an existing cache that can be updated, or None.
+
+    Raises:
+        UserError: if it holds features that were made with other settings, and `replace` is false.
+    """
     content = folder.find(manifest.NAME)
     if content is None:
         return None
@@ -209,7 +219,7 @@ def _require_few_bad(bad: int, pictures: int, config: PreprocessConfig, last: Re
 def _finish(
     config: PreprocessConfig, folder: Folder, todo: ExtractionPlan, receipts: Sequence[Receipt]
 ) -> Manifest:
-    """Index, quarantine, manifest: in this order, so that a manifest names only what is there."""
+    """Write index, quarantine and manifest, in this order, so that a manifest names only existing files."""
     table, shards = _table(todo, receipts)
     reasons = _reasons(todo, receipts)
     bad = tuple(BadPicture(path, reasons.get(path, "unknown")) for path in _bad_paths(table))
@@ -246,7 +256,7 @@ def _finish(
 
 
 def _table(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> tuple[pa.Table, list[ShardEntry]]:
-    """The new index, and the shards that it refers to."""
+    """Build the new index and the list of shards that it refers to."""
     changes, known = todo.changes, todo.known
     listed = todo.listing.table.select(index.LISTED)
     old = np.asarray(known.column("shard"))[changes.of]
@@ -287,7 +297,7 @@ def _bad_paths(table: pa.Table) -> list[str]:
 
 
 def _reasons(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> dict[str, str]:
-    """By path."""
+    """Return why pictures can't be decoded, by path, from the old manifest and the new receipts."""
     reasons = {picture.path: picture.reason for picture in (todo.before.bad if todo.before else ())}
     for work, one in zip(todo.work, receipts, strict=True):
         reasons |= {work.paths[position]: why for position, why in one.bad}
@@ -303,6 +313,6 @@ def _quarantine(bad: Sequence[BadPicture]) -> bytes:
 
 
 def _same(before: Manifest, made: Manifest) -> bool:
-    """Whether nothing would change but the date."""
+    """Return whether the new manifest differs from the old one in nothing but its date."""
     mine, theirs = ((found.classes, found.index, found.shards, found.bad) for found in (before, made))
     return mine == theirs

@@ -1,4 +1,7 @@
-"""Rows of features from a node's copy of the shards: gathered across shards, while others still arrive."""
+"""A node's copy of the features, from which batches are gathered while other shards still arrive.
+
+The copy is either memory-mapped from the node's disk or, if there is room, in the memory of the GPU.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +35,20 @@ class Rows:
 
 
 class MappedCopy:
-    """Shards mapped from the node's disk, fetched in the order in which they will be needed."""
+    """Features in memory-mapped shards on the node's disk. Shards are fetched in the order of their use."""
 
     def __init__(
         self, shards: LocalShards, *, fetch_threads: int, timeout: float, window: int = 0, pinned: bool = False
     ) -> None:
-        """`timeout`: seconds that a batch waits for a shard; pinned: into memory that GPUs copy from.
+        """Set up the copy; nothing is fetched yet.
 
-        window: shards that are used together, where the node has no room for all: then only those of about
-        three windows are kept. 0: all are kept.
+        Args:
+            shards: the shards on this node.
+            fetch_threads: number of shards that are fetched at the same time.
+            timeout: seconds that a batch waits for a shard.
+            window: number of shards that are shuffled together, if the node has no room for all of them; the
+                shards of about three windows are kept. 0: all shards are kept.
+            pinned: whether batches are put into pinned memory, for copies to a GPU.
         """
         self.cache, self.shape = shards.cache, shards.cache.feature_shape
         self.dtype = shard.DTYPES[shards.cache.fingerprint.dtype]
@@ -58,17 +66,17 @@ class MappedCopy:
         self._next = 0
 
     def expect(self, numbers: Sequence[int] | np.ndarray) -> None:
-        """Begin to fetch shards, which will be needed in this order; repetitions are left out."""
+        """Begin to fetch shards in the order in which they will be needed; repetitions are ignored."""
         sequence = list(dict.fromkeys(np.asarray(numbers).tolist()))
         with self._lock:
             self._sequence, self._place, self._next = sequence, {s: i for i, s in enumerate(sequence)}, 0
         self._reach(0)
 
     def batches(self, wanted: Iterable[Rows]) -> Iterator[Tensor]:
-        """For each the features (n, ...) on the CPU, as they are stored, in order.
+        """Yield the features (n, ...) of each batch in order, on the CPU and in the stored dtype.
 
         Raises:
-            UserError: if a shard can't be had, or takes longer than the timeout.
+            UserError: if a shard can't be fetched or takes longer than the timeout.
         """
         if not self._pinned:
             # Where a CPU computes, handing a batch from thread to thread takes longer than gathering it.
@@ -83,10 +91,10 @@ class MappedCopy:
             yield pending.popleft().result()
 
     def gather(self, rows: Rows) -> Tensor:
-        """Features (n, ...) of some rows, now.
+        """Return the features (n, ...) of some rows, in this thread.
 
         Raises:
-            UserError: as `batches`.
+            UserError: if a shard can't be fetched or takes longer than the timeout.
         """
         if not len(rows.row):
             return torch.empty(0, *self.shape, dtype=self.dtype)
@@ -100,21 +108,21 @@ class MappedCopy:
         return features.pin_memory() if self._pinned else features
 
     def forget(self, number: int) -> None:
-        """Let go of a shard, which is fetched or mapped anew if it is asked for."""
+        """Release a shard. It is mapped or fetched again if it is needed."""
         with self._lock:
             self._arriving.pop(number, None)
             self._ready[number] = None
 
     def close(self) -> None:
-        """Stop fetching what has not begun."""
+        """Cancel all fetches and gathers that have not begun."""
         self._fetching.shutdown(wait=False, cancel_futures=True)
         self._gathering.shutdown(wait=False, cancel_futures=True)
 
     def values(self, number: int) -> memoryview:
-        """All features of a shard, as bytes.
+        """Return the bytes of all features of a shard, and wait for it if it is still being fetched.
 
         Raises:
-            UserError: as `batches`.
+            UserError: if the shard can't be fetched or takes longer than the timeout.
         """
         if self._window:
             self._reach(self._place.get(number, 0))
@@ -139,7 +147,7 @@ class MappedCopy:
             raise
 
     def _reach(self, place: int) -> None:
-        """Fetch ahead of the shard at `place` in the sequence, and let go of what lies behind it."""
+        """Fetch ahead of the shard at `place` in the sequence, and release shards behind the window."""
         with self._lock:
             if not self._window:
                 stop = len(self._sequence)
@@ -161,10 +169,10 @@ class MappedCopy:
 
 
 class DeviceCopy:
-    """All features in the memory of the device that trains."""
+    """All features in the memory of the training device."""
 
     def __init__(self, source: MappedCopy, device: torch.device) -> None:
-        """Loads on the first use, from `source`."""
+        """Set up the copy. It is loaded from `source` when it is first used."""
         self.shape, self.dtype = source.shape, source.dtype
         self._source, self._device = source, device
         cache = source.cache
@@ -174,17 +182,17 @@ class DeviceCopy:
         self._all: Tensor | None = None
 
     def expect(self, numbers: Sequence[int] | np.ndarray) -> None:
-        """See `MappedCopy.expect`."""
+        """Begin to fetch all shards, unless they are loaded already (`MappedCopy.expect`)."""
         if self._all is None:
             self._source.expect(range(len(self._views)))
 
     def batches(self, wanted: Iterable[Rows]) -> Iterator[Tensor]:
-        """See `MappedCopy.batches`; the tensors are on the device."""
+        """Yield the features (n, ...) of each batch in order, on the device (`MappedCopy.batches`)."""
         for rows in wanted:
             yield self.gather(rows)
 
     def gather(self, rows: Rows) -> Tensor:
-        """See `MappedCopy.gather`; the tensor is on the device."""
+        """Return the features (n, ...) of some rows on the device (`MappedCopy.gather`)."""
         return self.at(self.places(rows))
 
     def places(self, rows: Rows) -> Tensor:
@@ -199,7 +207,7 @@ class DeviceCopy:
         return self._all.index_select(0, places)
 
     def close(self) -> None:
-        """See `MappedCopy.close`."""
+        """Cancel all fetches that have not begun (`MappedCopy.close`)."""
         self._source.close()
 
     @torch.inference_mode(False)  # whatever the first use is: its tensors are to be trained from

@@ -1,4 +1,4 @@
-"""Pictures to one shard of features: what each extractor does, whatever has started it."""
+"""Computes the shard of a work unit: decodes its pictures, runs the frozen layers, and stores the features."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cvdist.storage import Folder
 
 
 class Extractor:
-    """Runs a model's frozen layers over slices of pictures. Safe to call from several threads."""
+    """Runs a model's frozen layers over work units. It is thread-safe."""
 
     def __init__(
         self,
@@ -88,10 +88,10 @@ class Extractor:
         self._computing = threading.Lock()
 
     def __call__(self, work: WorkUnit) -> Receipt:
-        """Make and store the shard of a slice, unless it is there.
+        """Compute and store the shard of a work unit, unless it is stored already.
 
         Raises:
-            UserError: if a file can't be read, the shard can't be written, or a value is beyond its dtype.
+            UserError: if a file can't be read, the shard can't be written, or a value overflows its dtype.
         """
         done = receipt.find(self._target, work.key)
         if done is not None:  # by an actor that died right after
@@ -124,7 +124,12 @@ class Extractor:
         return done
 
     def _features(self, work: WorkUnit) -> tuple[Tensor, list[bytes], list[tuple[int, str]]]:
-        """(pictures, views, ...) with those of the good ones first; digests; (position, reason) of the bad."""
+        """Read, decode and compute the pictures of a work unit.
+
+        Returns:
+            Features (pictures, views, ...), in which the good pictures come first; the digest of each picture;
+            and the position and reason of each picture that can't be decoded.
+        """
         pinned = self._device.type == "cuda"
         features = torch.empty(len(work.paths), work.views, *self._shape, dtype=self._dtype, pin_memory=pinned)
         digests: list[bytes] = []

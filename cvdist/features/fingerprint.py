@@ -1,4 +1,7 @@
-"""What features depend on besides the pictures: two caches with one fingerprint hold the same numbers."""
+"""The fingerprint of a feature cache: all settings and weights that features depend on, besides the pictures.
+
+Two caches of the same pictures with the same fingerprint hold the same features.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,20 @@ DEFAULT_VIEWS = 4  # of a recipe that augments
 class Fingerprint:
     """Everything that the features of a given picture depend on.
 
-    model, cut: architecture, and the last layer that was run; weights: SHA-256 of the frozen layers' tensors;
-    decode, size, resize, mean, std: from a file to the network's input; views: stored for each training
-    picture; augmentation: of the views but the first, None where there is one; dtype: as stored; precision: as
-    `--precision` of the extraction; decoder: as `--decoder`.
+    Attributes:
+        model: name of the architecture.
+        cut: name of the last layer that was run.
+        weights: hexadecimal SHA-256 of the frozen layers' tensors.
+        decode: version of the decoding.
+        size: height and width of the network's input in pixels.
+        resize: how pictures become square.
+        mean: mean for each channel that pixels were normalized with.
+        std: standard deviation for each channel that pixels were normalized with.
+        views: number of stored views of each training picture.
+        augmentation: settings of the augmentation of all views but the first; None if there is only one view.
+        dtype: dtype of the stored features.
+        precision: `--precision` of the extraction.
+        decoder: `--decoder` of the extraction.
     """
 
     model: str
@@ -51,7 +64,7 @@ class Fingerprint:
     decoder: str = "cpu"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; as older versions wrote it, where they knew all of it."""
+        """Convert to a dictionary for JSON. The decoder is left out if it is the default, "cpu"."""
         values = dataclasses.asdict(self)
         if self.decoder == "cpu":
             del values["decoder"]
@@ -59,7 +72,7 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fingerprint:
-        """Inverse of `to_dict`, also after JSON."""
+        """Build a fingerprint from the dictionary that `to_dict` returned, or its JSON."""
         lists = {name: tuple(values[name]) for name in ("mean", "std")}
         return cls(**{**values, **lists})
 
@@ -145,7 +158,7 @@ def _inputs(data: PicturesConfig, model: BackboneConfig) -> dict[str, Any]:
 
 
 def stored_views(features: FeatureCacheConfig, data: PicturesConfig) -> int:
-    """How many views of a picture an extraction stores."""
+    """Return how many views of each training picture an extraction stores."""
     return features.views or (1 if augmentation_of(data) is None else DEFAULT_VIEWS)
 
 
@@ -158,13 +171,13 @@ def _augmentation_of_views(data: PicturesConfig) -> dict[str, float] | None:
 
 
 def augmentation_of(data: PicturesConfig) -> dict[str, float] | None:
-    """The settings of the configured augmentation, if there is any."""
+    """Return the settings of the configured augmentation, or None if there is none."""
     augmentation = Augmentation.from_config(data, seed=0)
     return None if augmentation is None else dataclasses.asdict(augmentation)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Hexadecimal SHA-256 of names, shapes, dtypes and values, whatever file they came in."""
+    """Compute the hexadecimal SHA-256 of the names, shapes, dtypes and values of tensors."""
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -1,8 +1,9 @@
-"""The table of all pictures that a cache knows, as parquet: where each one's features are, and of which file.
+"""The index of a cache: a Parquet table of all pictures that says where their features are.
 
-Columns: path (string), label (int32), part (int8, see `cvdist.data.images.listing`), size (int64, bytes),
-modified (int64, ns since 1970), digest (16 bytes of the file's SHA-256), shard (int32, number in the manifest;
--1 for a picture that can't be decoded), row (int32, in that shard). Sorted by path.
+The rows are sorted by path. The columns are path (string), label (int32), part (int8, the split, as in
+`cvdist.data.images.listing.Listing`), size (int64, bytes), modified (int64, nanoseconds since 1970), digest
+(first 16 bytes of the file's SHA-256), shard (int32, its number in the manifest, -1 for a picture that can't be
+decoded) and row (int32, in that shard).
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ SCHEMA = pa.schema(
 
 
 def dump(table: pa.Table) -> bytes:
-    """The table as a parquet file."""
+    """Write the table as the bytes of a Parquet file."""
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd")
     return file.getvalue()
 
 
 def load(content: bytes) -> pa.Table:
-    """Inverse of `dump`."""
+    """Read the table from the bytes of a Parquet file."""
     return pq.read_table(pa.BufferReader(content), schema=SCHEMA)

@@ -1,4 +1,4 @@
-"""Looking at a cache: what is in it, whether it is whole, and what could be deleted."""
+"""Commands on an existing cache: describe what it holds, verify its files, delete files that it doesn't use."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _SHOWN_CLASSES = 10
 
 
 def describe(uri: str) -> str:
-    """A table of what a cache holds.
+    """Return a table that describes what a cache holds.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no cache at `uri`, or it is damaged.
     """
     folder = Folder.open(uri, "--describe")
     cache = manifest.read(folder)
@@ -47,10 +47,13 @@ def describe(uri: str) -> str:
 
 
 def check(uri: str) -> str:
-    """Read every byte of a cache and compare it with what was written. Returns one line.
+    """Read a whole cache and verify all checksums.
+
+    Returns:
+        One line that says that the cache is intact.
 
     Raises:
-        UserError: if anything is missing or damaged, naming it.
+        UserError: if anything is missing or damaged; the message names it.
     """
     folder = Folder.open(uri, "--check")
     cache = manifest.read(folder)
@@ -91,7 +94,7 @@ def prune(uri: str) -> Pruned:
     """Delete shards, receipts and indexes that the manifest does not name.
 
     Raises:
-        UserError: if there is no cache, or it can't be written.
+        UserError: if there is no cache at `uri`, or it can't be written.
     """
     folder = Folder.open(uri, "--prune")
     cache = manifest.read(folder)
@@ -109,7 +112,7 @@ def prune(uri: str) -> Pruned:
 
 
 def _damage(folder: Folder, cache: Manifest, table: pa.Table, number: int) -> str:
-    """What is wrong with a shard, or nothing."""
+    """Check a shard. Returns what is wrong with it, or an empty text."""
     entry = cache.shards[number]
     content = folder.find(entry.object)
     if content is None:
@@ -183,7 +186,7 @@ def _fingerprint(cache: Manifest) -> list[tuple[str, str]]:
 
 
 def _sample(folder: Folder, cache: Manifest, table: pa.Table) -> str:
-    """One picture's numbers."""
+    """Describe the features of the first good picture."""
     good = np.flatnonzero(np.asarray(table.column("shard")) >= 0)
     if not len(good):
         return "none"

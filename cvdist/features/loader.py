@@ -1,4 +1,4 @@
-"""Batches of features (`cvdist.data.dataset.Loader`): for a model whose frozen layers need not be run."""
+"""Loader of cached features, for training a model without running its frozen layers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ Pictures = Callable[[Sequence[str]], Tensor]
 
 
 class FeatureLoader:
-    """Batches from a copy of the cache, with one view drawn for each training sample and epoch."""
+    """Yields batches of features from the node's copy of a cache (`cvdist.data.dataset.Loader`).
+
+    In each epoch, one of the stored views of each training sample is chosen at random.
+    """
 
     features = True
 
@@ -46,9 +49,24 @@ class FeatureLoader:
         pictures: Pictures,
         note: str,
     ) -> None:
-        """`splits`: where each sample's features are; views: how many of a training sample's are drawn from;
-        window: shards that are shuffled together, 0 for a shuffle of everything.
-        """  # fmt: skip
+        """Set up the loader.
+
+        Args:
+            info: description of the data set.
+            copy: the node's copy of the features.
+            splits: where each sample's features are, for each split; views are not used.
+            labels: int64 (n,) for each split.
+            paths: returns the paths of some rows of a split.
+            device: device of the batches.
+            views: number of views of each training sample to choose from.
+            seed: seed of the choice of views.
+            window: number of shards that are shuffled together; 0 means that all samples are shuffled.
+            digest: SHA-256 of the cache's index.
+            quarantine: pictures that can't be decoded.
+            augmentation: augmentation of the views, or None.
+            pictures: reads original pictures, for figures.
+            note: one line for the log.
+        """
         self.info, self.quarantine, self.augmentation, self.note = info, quarantine, augmentation, note
         self.copy, self._splits, self.device = copy, splits, device
         self._labels = {split: torch.from_numpy(values.astype(np.int64)) for split, values in labels.items()}
@@ -58,11 +76,11 @@ class FeatureLoader:
         self._by_shard = {split: np.lexsort((rows.row, rows.shard)) for split, rows in splits.items()}
 
     def shuffle(self, world_size: int) -> Shuffle:
-        """See `Loader.shuffle`."""
+        """Return how an epoch that begins now is shuffled (`Loader.shuffle`)."""
         return Shuffle(world_size, self._window) if self._window else Shuffle()
 
     def epoch_order(self, batch_size: int, seed: int, epoch: int, shuffle: Shuffle) -> EpochOrder:
-        """See `Loader.epoch_order`."""
+        """Return the order of an epoch that began with `shuffle` (`Loader.epoch_order`)."""
         if not shuffle.streams:
             return EpochOrder(self.info.train_size, batch_size, seed=seed, epoch=epoch)
         return windowed(
@@ -77,7 +95,7 @@ class FeatureLoader:
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
     ) -> Iterator[Batch]:
-        """See `Loader.train_batches`."""
+        """Yield worker `rank`'s part of each global batch of an epoch (`Loader.train_batches`)."""
         drawn = self._draw_views(order.epoch)
         mine = [local.indices for local in order.local_batches(rank, world_size, position)]
         shards = self._splits["train"].shard
@@ -88,11 +106,11 @@ class FeatureLoader:
         return self._batches("train", order.local_batches(rank, world_size, position), drawn)
 
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """See `Loader.valid_batches`."""
+        """Yield worker `rank`'s part of the validation data (`Loader.valid_batches`)."""
         return self.batches_in_order("valid", rank, world_size, batch_size)
 
     def batches_in_order(self, split: Split, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """This worker's part of a split, each sample once and as it is, shard by shard."""
+        """Yield worker `rank`'s part of a split, shard by shard: each sample once, without augmentation."""
         part = partition(len(self._by_shard[split]), rank, world_size)
         mine = self._by_shard[split][part.start : part.stop]
         self.copy.expect(self._splits[split].shard[mine])
@@ -101,25 +119,28 @@ class FeatureLoader:
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Of one sample: channels first."""
+        """Shape of one sample's features, channels first."""
         return tuple(self.copy.shape)
 
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
-        """See `Loader.pictures`; grey ones where the originals can't be read any more."""
+        """Return original pixels and class names of some rows (`Loader.pictures`).
+
+        Pictures that can't be read any more are gray.
+        """
         rows = [int(index) for index in indices]
         names = [self.info.classes[label] for label in self._labels[split][rows].tolist()]
         return self._pictures(self._paths(split, rows)), names
 
     def names(self, split: Split, indices: Sequence[int]) -> list[str]:
-        """See `Loader.names`."""
+        """Return the paths of some rows (`Loader.names`)."""
         return self._paths(split, [int(index) for index in indices])
 
     def digest(self) -> str:
-        """See `Loader.digest`: of the index, which has every picture's digest."""
+        """Return the SHA-256 of the cache's index, which contains every picture's digest (`Loader.digest`)."""
         return self._digest
 
     def _draw_views(self, epoch: int) -> np.ndarray | None:
-        """Which view of each training sample this epoch sees, int64 (train_size,)."""
+        """Choose the view of each training sample for an epoch, int64 (train_size,); None for a single view."""
         if self._views == 1:
             return None
         random = generator("view of an epoch", self._seed, epoch)
@@ -154,7 +175,7 @@ class FeatureLoader:
     def _on_device(
         self, copy: DeviceCopy, split: Split, local_batches: Sequence[LocalBatch], views: np.ndarray | None
     ) -> Iterator[Batch]:
-        """The same where all features are on the device: the order goes there at once, steps only gather."""
+        """Yield batches from features in device memory: positions and labels go there once per epoch."""
         if not local_batches:
             return
         where, indices = self._splits[split], torch.cat([local.indices for local in local_batches])

@@ -1,7 +1,8 @@
-"""A node's copy of a cache's shards: fetched once, checked, memory-mapped, shared by the node's processes.
+"""A node's copy of a cache's shards: fetched once, checked, memory-mapped and shared by the node's processes.
 
-In `<cache>/features/` lie shards without compression, named by their checksum, so that jobs share them. When
-the folder has reached its limit, what was used longest ago is deleted; who has mapped it can go on reading it.
+`<cache>/features/` holds uncompressed shards, named by their checksum, so that jobs can share them. When the
+folder reaches its size limit, the least recently used shards are deleted. A process that has mapped a deleted
+shard can still read it.
 """
 
 from __future__ import annotations
@@ -35,11 +36,17 @@ _SUFFIX, _CHECKED = ".safetensors", ".checked"
 
 
 class LocalShards:
-    """The shards of one cache on this node. Safe for several threads and processes."""
+    """The shards of one cache on this node. It is safe to use from several threads and processes."""
 
     def __init__(self, folder: Folder, cache: Manifest, root: Path, *, limit: int, timeout: float) -> None:
-        """`root`: the node's cache folder; limit: bytes that all copies there may take; timeout: seconds that
-        another process may take to fetch a shard.
+        """Create the folder of the shards, and delete unfinished files of killed processes.
+
+        Args:
+            folder: where the cache is stored.
+            cache: manifest of the cache.
+            root: the node's cache folder.
+            limit: bytes that all shards in the node's folder may take.
+            timeout: seconds to wait for another process that fetches the same shard.
 
         Raises:
             UserError: if the folder can't be used.
@@ -54,10 +61,10 @@ class LocalShards:
             raise self._unusable(error) from error
 
     def open(self, number: int) -> Tensor:
-        """The features of a shard, mapped: (rows, views, ...). Fetches it if it is not there.
+        """Return the memory-mapped features of a shard, (rows, views, ...). Fetches the shard if necessary.
 
         Raises:
-            UserError: if it can't be fetched, is damaged, or the disk can't take it.
+            UserError: if the shard can't be fetched, is damaged, or does not fit on the disk.
         """
         entry = self.cache.shards[number]
         path = self._root / f"{entry.raw_sha256[:32]}{_SUFFIX}"
@@ -72,7 +79,10 @@ class LocalShards:
             raise self._unusable(error) from error
 
     def _open_checked(self, path: Path, entry: ShardEntry) -> Tensor | None:
-        """The copy that is there, if it is what was written; read whole at most once between restarts."""
+        """Map the existing copy if its checksum is right, else return None.
+
+        A shard is verified at most once between restarts of the machine; a file beside it records that.
+        """
         try:
             mark = _mark(path)
             checked = path.with_suffix(_CHECKED)
@@ -122,12 +132,12 @@ class LocalShards:
         return locked(self._root / "locks" / "room", "", self._timeout)
 
     def _make_room(self, needed: int) -> None:
-        """Delete copies until `needed` bytes more are within the limit."""
+        """Delete shards until `needed` more bytes are within the limit."""
         taken = sum(state.st_size for _, state in _copies(self._root))
         self._delete(taken + needed - self.limit)
 
     def _delete(self, count: int) -> None:
-        """Delete copies of at least `count` bytes, what was used longest ago first."""
+        """Delete at least `count` bytes of shards, the least recently used first."""
         for path, state in sorted(_copies(self._root), key=lambda copy: copy[1].st_atime_ns):
             if count <= 0:
                 return
@@ -149,7 +159,7 @@ class LocalShards:
 
 
 def shards_folder(root: Path) -> Path:
-    """Where in a node's cache folder the shards are."""
+    """Return the folder of the shards inside a node's cache folder."""
     return root / "features"
 
 
@@ -162,17 +172,19 @@ def room(root: Path, share: float) -> int:
 
 
 def _copies(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """The shards in a folder that other processes change."""
+    """Yield the shards in a folder, skipping those that another process deletes at the same time."""
     for path in folder.glob(f"*{_SUFFIX}"):
         with suppress(FileNotFoundError):
             yield path, path.stat()
 
 
 def local_index(folder: Folder, cache: Manifest, root: Path, timeout: float) -> bytes:
-    """The index of a cache, fetched once a node. What has just been fetched is not checked yet.
+    """Return the content of a cache's index file, which is fetched once per node.
+
+    The checksum of an index that was fetched by this call is not verified; `build.parse_index` does that.
 
     Raises:
-        UserError: if it can't be had.
+        UserError: if the index can't be fetched or the cache folder can't be used.
     """
     path = shards_folder(root) / f"{cache.index.sha256[:32]}.index"
     try:
@@ -190,7 +202,7 @@ def local_index(folder: Folder, cache: Manifest, root: Path, timeout: float) -> 
 
 
 def _mark(path: Path) -> str:
-    """What changes when a file is written, or the machine restarted."""
+    """Return a text that changes when the file is written or the machine is restarted."""
     state = path.stat()
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -200,6 +212,6 @@ def _mark(path: Path) -> str:
 
 
 def _touch(path: Path) -> None:
-    """Note that a copy is used; the time of its last change stays."""
+    """Set the time of a shard's last use to now, and keep the time of its last change."""
     state = path.stat()
     os.utime(path, ns=(time.time_ns(), state.st_mtime_ns))

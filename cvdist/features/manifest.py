@@ -1,4 +1,4 @@
-"""The manifest: the one file that makes a cache valid. It is written last, and replaced whole."""
+"""The manifest, the file that makes a cache valid. It is written last, and replaced atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,18 @@ FORMAT, VERSION = "cvdist-features", 1
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard of the cache; sizes in bytes, checksums hexadecimal, as `cvdist.features.shard.Packed`."""
+    """A shard of the cache, with the sizes and checksums of `cvdist.features.shard.PackedShard`.
+
+    Attributes:
+        object: path below the cache's folder.
+        rows: number of pictures.
+        views: number of views of each picture.
+        stored_bytes: size in bytes as stored.
+        raw_bytes: size in bytes without compression.
+        sha256: hexadecimal checksum of the stored file.
+        raw_sha256: hexadecimal checksum without compression.
+        zeros: number of feature values that are zero.
+    """
 
     object: str
     rows: int
@@ -35,7 +46,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """The table of all pictures, see `cvdist.features.index`."""
+    """The index file (`cvdist.features.index`): its path below the cache's folder, rows, bytes and checksum."""
 
     object: str
     rows: int
@@ -45,10 +56,18 @@ class IndexEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A whole cache.
+    """Description of a complete cache.
 
-    feature_shape: of one view of one picture; source, weights: where pictures and weights came from, for
-    records; created: UTC, ISO 8601; bad: pictures that can't be decoded.
+    Attributes:
+        classes: names of the classes, in the order of their labels.
+        feature_shape: shape of one view of one picture.
+        fingerprint: everything that features depend on besides the pictures.
+        source: where the pictures came from, for records.
+        weights: where the weights came from, for records.
+        created: time in UTC, ISO 8601.
+        index: the index file.
+        shards: the shards, in the order of their numbers.
+        bad: pictures that can't be decoded.
     """
 
     classes: tuple[str, ...]
@@ -63,27 +82,32 @@ class Manifest:
 
     @property
     def raw_bytes(self) -> int:
-        """Of all shards, uncompressed."""
+        """Size of all shards in bytes, uncompressed."""
         return sum(shard.raw_bytes for shard in self.shards)
 
     @property
     def stored_bytes(self) -> int:
-        """Of all shards, as they are stored."""
+        """Size of all shards in bytes, as stored."""
         return sum(shard.stored_bytes for shard in self.shards)
 
 
 def dump(manifest: Manifest) -> bytes:
-    """As JSON, with a checksum of itself."""
+    """Write a manifest as JSON that contains its own checksum."""
     values = dataclasses.asdict(manifest) | {"format": FORMAT, "version": VERSION}
     values["fingerprint"] = manifest.fingerprint.to_dict()
     return json.dumps({"sha256": _digest(values), **values}, indent=1).encode()
 
 
 def parse(content: bytes, uri: str, flag: str = "--features") -> Manifest:
-    """Inverse of `dump`. `flag`: where `uri` came from.
+    """Parse a manifest that `dump` wrote.
+
+    Args:
+        content: content of the file.
+        uri: where the cache is, for messages.
+        flag: the command line flag that named the cache, for messages.
 
     Raises:
-        UserError: if it is cut short, changed, or of another version.
+        UserError: if the content is truncated, changed, or of another version.
     """
     where = f"{flag} {redact(uri)}: {NAME}"
     try:
@@ -119,10 +143,10 @@ def parse(content: bytes, uri: str, flag: str = "--features") -> Manifest:
 
 
 def _require_harmless(manifest: Manifest) -> None:
-    """Names stay within the cache's folder and the node's copy, whoever has written the manifest.
+    """Check that no path in a manifest leads out of the cache's folder, in case somebody has forged it.
 
     Raises:
-        ValueError: if one does not, or a size is none.
+        ValueError: if a path, checksum or size is invalid.
     """
     entries: list[ShardEntry | IndexEntry] = [*manifest.shards, manifest.index]
     for entry in entries:
@@ -135,7 +159,7 @@ def _require_harmless(manifest: Manifest) -> None:
 
 
 def read(folder: Folder) -> Manifest:
-    """The manifest of the cache in `folder`.
+    """Read the manifest of the cache in `folder`.
 
     Raises:
         UserError: if there is none, or it can't be used.

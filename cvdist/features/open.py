@@ -1,4 +1,4 @@
-"""Training from a cache: is it the right one, does it fit this node, and the loader that reads it."""
+"""Opens a cache for training: checks that it fits the configuration, and decides how the node holds it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _DEVICE_SHARE = 0.5  # of a GPU's free memory that features may take
 
 
 def prepare(config: TrainConfig) -> None:
-    """Refuse a cache that is not what the configuration names.
+    """Check that the cache at `--features` holds the features that the configuration asks for.
 
     Raises:
-        UserError: saying what differs.
+        UserError: if it does not; the message says what differs.
     """
     folder, cache = _open(config)
     asked = fingerprint.asked_for_training(config.data, config.model)
@@ -56,10 +56,15 @@ def prepare(config: TrainConfig) -> None:
 
 
 def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> FeatureLoader:
-    """Batches on `device`; all workers call it.
+    """Open a loader of the cache's features. All workers have to call it together.
+
+    Args:
+        config: configuration that names the cache.
+        device: device of the batches.
+        workers_on_node: number of workers on this node.
 
     Raises:
-        UserError: if the cache is damaged, or too large for what the node may use of its disk.
+        UserError: if the cache is damaged, or too large for the part of the disk that the node may use.
     """
     with raise_on_all_ranks():  # what follows compares the nodes: no worker may be missing there
         folder, cache = _open(config)
@@ -113,10 +118,10 @@ def _open(config: TrainConfig) -> tuple[Folder, Manifest]:
 
 
 def _used_views(config: TrainConfig, cache: Manifest) -> int:
-    """How many views of a training sample are drawn from.
+    """Return how many views of a training sample are chosen from.
 
     Raises:
-        UserError: if the configuration asks for what the cache does not have.
+        UserError: if the configuration asks for more views than the cache has, or for another augmentation.
     """
     mark, asked = cache.fingerprint, config.features.views
     uri = redact(config.features.uri)
@@ -139,10 +144,10 @@ def _used_views(config: TrainConfig, cache: Manifest) -> int:
 
 
 def _require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest) -> None:
-    """Compare `--data` with what the features were computed from.
+    """Check that the pictures of `--data` are those that the features were computed from.
 
     Raises:
-        UserError: naming a picture that was added, changed or removed.
+        UserError: if not; the message names a picture that was added, changed or removed.
     """
     listing = list_pictures(config.data)
     known = parse_index(
@@ -167,7 +172,14 @@ def _require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest)
 def _copy(
     config: TrainConfig, folder: Folder, cache: Manifest, device: torch.device, workers_on_node: int
 ) -> tuple[Copy, int, str]:
-    """How this node holds the features, the shuffle window (0: none), and both in words."""
+    """Decide how this node holds the features. All workers have to call it together.
+
+    Returns:
+        The copy, the window of the shuffle in shards (0 if all samples are shuffled), and one line for the log.
+
+    Raises:
+        UserError: if the node has too little room for even the smallest window.
+    """
     root, settings = cache_folder(config.data.cache), config.features
     limit = int(settings.local_cache_gb * 1e9) or local.room(root, config.data.cache_fraction)
     on_device = device.type == "cuda" and settings.on_device
@@ -210,7 +222,7 @@ def _augmentation(cache: Manifest) -> Augmentation | None:
 
 
 def _originals(config: TrainConfig, cache: Manifest) -> Callable[[Sequence[str]], Tensor]:
-    """Pictures for people to look at: from `--data`, or from where the features were computed."""
+    """Return a function that reads original pictures for figures, from `--data` or the cache's source."""
     uri = config.data.uri or cache.source
     size, resize = cache.fingerprint.size, cache.fingerprint.resize
 

@@ -1,9 +1,10 @@
-"""The order of an epoch over a cache that does not fit a node: shuffled shards, then a shuffle by window.
+"""The order of an epoch over a cache that does not fit on a node: shards are shuffled, then samples in windows.
 
-All shards of an epoch, in random order, form one line of samples. It is cut into a stream for each worker, and
-each stream is shuffled within windows of some shards. So a worker needs few shards at a time, each of them
-once an epoch, and each sample is still seen exactly once. Woven together, the streams are one global order,
-dealt like any other (`cvdist.data.sampler`), and an epoch can go on with another number of workers.
+All shards, in random order, form one sequence of samples. It is cut into one stream per worker, and each stream
+is shuffled within windows of a few shards. So a worker needs only a few shards at a time, and each shard once
+per epoch, and each sample is still seen exactly once. The streams are interleaved into one global order, which
+is divided among workers like any other (`cvdist.data.sampler`), so an epoch can be continued with another
+number of workers.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from cvdist.seeding import mix
 def windowed(
     shard: np.ndarray, batch_size: int, *, seed: int, epoch: int, streams: int, window: int
 ) -> EpochOrder:
-    """The order of one epoch.
+    """Return the order of one epoch, which depends only on the arguments.
 
     Args:
-        shard: int (n,), in which shard each sample is.
-        batch_size: global.
-        seed: what the order depends on,
-        epoch: besides all other arguments.
-        streams: number of workers that are to read few shards each.
-        window: shards that are shuffled together.
+        shard: int (n,), the shard of each sample.
+        batch_size: size of the global batch.
+        seed: seed of the shuffle.
+        epoch: number of the epoch.
+        streams: number of workers when the epoch began.
+        window: number of shards that each stream shuffles together.
     """
     random = np.random.default_rng(mix("shards", seed, epoch))
     size = len(shard)
@@ -47,7 +48,7 @@ def windowed(
 
 
 def _shuffle(samples: np.ndarray, shard: np.ndarray, window: int, random: np.random.Generator) -> np.ndarray:
-    """Samples in the order of the line, shuffled within every `window` shards."""
+    """Shuffle a stream of samples within windows of `window` consecutive shards."""
     number = np.cumsum(np.diff(shard[samples], prepend=-1) != 0) - 1
     which = number // window
     # Sorted by window, and within one by a random number.

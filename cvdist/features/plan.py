@@ -1,7 +1,7 @@
-"""What an extraction has to do: which pictures are new or changed, cut into slices, one for each shard.
+"""Finds the pictures that an extraction has to compute, and divides them into work units, one per shard.
 
-A shard never changes. A picture that is gone, or has changed, is no longer in the index; what is new or has
-changed goes into new shards. So an update costs what it adds, however the listing has shifted.
+A shard never changes. A picture that was removed or changed leaves the index, and a new or changed picture goes
+into a new shard. So an update costs only as much as it adds, wherever the pictures are in the listing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ Digests = Callable[[Sequence[str]], Iterable[bytes]]
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """The pictures of one shard. key: of their identity and of everything that their features depend on."""
+    """The pictures of one shard: the unit of work, of retry and of resumption.
+
+    Attributes:
+        key: hash of the pictures' identity and of everything that their features depend on.
+        views: number of views to compute.
+        paths: paths of the pictures.
+        labels: labels of the pictures.
+    """
 
     key: str
     views: int
@@ -41,7 +48,7 @@ class WorkUnit:
     labels: tuple[int, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """For another process: `WorkUnit.from_dict`."""
+        """Convert to a dictionary, to be sent to another process."""
         return {
             "key": self.key,
             "views": self.views,
@@ -51,7 +58,7 @@ class WorkUnit:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> WorkUnit:
-        """Inverse of `to_dict`, also after Arrow."""
+        """Build a work unit from the dictionary that `to_dict` returned, or from its copy by Arrow."""
         labels = tuple(int(label) for label in values["labels"])
         return cls(str(values["key"]), int(values["views"]), tuple(map(str, values["paths"])), labels)
 
@@ -74,16 +81,16 @@ class Changes:
 
     @property
     def to_compute(self) -> np.ndarray:
-        """int64 rows of the listing, sorted."""
+        """Rows of the listing whose features have to be computed, int64 (n,), sorted."""
         return np.sort(np.concatenate([self.added, self.changed, self.lost]))
 
     @property
     def any(self) -> bool:
-        """Whether there is a difference at all."""
+        """Whether the listing differs from the index."""
         return bool(len(self.added) or len(self.changed) or self.removed)
 
     def describe(self, listing: pa.Table) -> str:
-        """`3 added, e.g. cat/1.jpg; 1 removed, e.g. cat/2.jpg`."""
+        """Describe the differences, such as `3 added, e.g. cat/1.jpg; 1 removed, e.g. cat/2.jpg`."""
         paths = listing.column("path")
         rows = {"added": self.added, "changed": self.changed, "in shards that are gone": self.lost}
         found = [
@@ -124,10 +131,9 @@ def compare(listing: pa.Table, known: pa.Table, digests: Digests) -> Changes:
 
 
 def digests_of(uri: str) -> Digests:
-    """Reads files below `uri`, several at a time.
+    """Return a function that reads files below `uri`, several at a time, and computes their digests.
 
-    Raises (when it is used):
-        UserError: for a file that can't be read.
+    That function raises UserError if a file can't be read.
     """
 
     def digests(paths: Sequence[str]) -> Iterator[bytes]:
@@ -148,9 +154,12 @@ def digests_of(uri: str) -> Digests:
 
 
 def without_sparse_shards(changes: Changes, known: pa.Table, shard_rows: Sequence[int]) -> Changes:
-    """`changes`, with the pictures of shards that are mostly dead, or gone, to be computed anew.
+    """Mark kept pictures as lost if their shard is missing or mostly unused.
 
-    shard_rows: rows of each shard, 0 for one that is gone.
+    Args:
+        changes: differences between listing and index.
+        known: the index.
+        shard_rows: number of rows of each shard, 0 for a missing one.
     """
     shard = np.asarray(known.column("shard"))[changes.of]
     alive = np.bincount(shard[shard >= 0], minlength=len(shard_rows))

@@ -1,4 +1,4 @@
-"""What is known of a finished shard, kept beside it, so that a job that goes on need not compute it again."""
+"""Receipts: small files that record a finished work unit, so that a restarted job need not compute it again."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from cvdist.storage import Folder
 
 @dataclass(frozen=True)
 class Receipt:
-    """A slice that is done.
+    """The record of a finished work unit.
 
-    key: of the slice; shard: None if none of its pictures can be decoded; digests: 16 bytes of each picture of
-    the slice, good or bad; bad: (position in the slice, reason).
+    Attributes:
+        key: key of the work unit.
+        shard: the stored shard, or None if no picture can be decoded.
+        digests: first 16 bytes of each picture file's SHA-256, of good and bad pictures.
+        bad: position in the work unit and reason for each picture that can't be decoded.
     """
 
     key: str
@@ -27,17 +30,17 @@ class Receipt:
 
     @property
     def pictures(self) -> int:
-        """Of the slice."""
+        """Number of pictures in the work unit."""
         return len(self.digests)
 
 
 def name_of(key: str) -> str:
-    """Where the receipt of a slice is."""
+    """Return the path of a work unit's receipt below the cache's folder."""
     return f"receipts/{key}.json"
 
 
 def dump(receipt: Receipt) -> bytes:
-    """As JSON."""
+    """Write a receipt as JSON."""
     values = {
         "key": receipt.key,
         "shard": dataclasses.asdict(receipt.shard) if receipt.shard else None,
@@ -49,7 +52,7 @@ def dump(receipt: Receipt) -> bytes:
 
 
 def parse(content: bytes) -> Receipt | None:
-    """Inverse of `dump`; None for what is none."""
+    """Parse a receipt that `dump` wrote; None if the content is not a receipt."""
     try:
         values = json.loads(content)
         joined, count = base64.b64decode(values["digests"]), values["pictures"]
@@ -65,7 +68,7 @@ def parse(content: bytes) -> Receipt | None:
 
 
 def find(folder: Folder, key: str) -> Receipt | None:
-    """The receipt of a slice whose shard is there in its full size, or None.
+    """Return the receipt of a work unit whose shard is stored in its full size, or None.
 
     Raises:
         UserError: if the storage can't be read.
@@ -80,10 +83,10 @@ def find(folder: Folder, key: str) -> Receipt | None:
 
 
 def require(content: bytes) -> Receipt:
-    """What `dump` has written, from this process or another.
+    """Parse a receipt that an extractor has returned.
 
     Raises:
-        UserError: if it is not a receipt.
+        UserError: if the content is not a receipt.
     """
     receipt = parse(content)
     if receipt is None:

@@ -1,4 +1,4 @@
-"""One shard: the features of some pictures as a safetensors file, compressed with zstd in storage.
+"""The format of a shard: the features of some pictures as a safetensors file, compressed with zstd in storage.
 
 `docs/feature-format.md` describes it for readers in other languages. The tensors of a file:
 
@@ -32,7 +32,7 @@ _LEVEL = 1  # higher ones take several times as long and save a few percent
 
 
 class DamagedError(Exception):
-    """One line that says in what a file differs from what was written."""
+    """Raised with one line that says how a file differs from what was written."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,13 @@ class Packed:
 
 
 def pack(features: Tensor, labels: Sequence[int], ids: Sequence[str]) -> Packed:
-    """`features`: on the CPU, (rows, views, ...), of a dtype that is stored; labels and paths by row."""
+    """Make a shard.
+
+    Args:
+        features: (rows, views, ...) on the CPU, of one of the dtypes in `DTYPES`.
+        labels: label of each row.
+        ids: path of each row's picture.
+    """
     names = [name.encode() for name in ids]
     raw = save(
         {
@@ -77,10 +83,19 @@ def pack(features: Tensor, labels: Sequence[int], ids: Sequence[str]) -> Packed:
 
 
 def unpack(content: bytes, *, size: int, sha256: str, raw_sha256: str) -> bytes:
-    """The safetensors file in a stored shard, checked.
+    """Verify and decompress a stored shard.
+
+    Args:
+        content: the stored file.
+        size: size in bytes without compression, from the manifest.
+        sha256: hexadecimal checksum of the content, from the manifest.
+        raw_sha256: hexadecimal checksum without compression, from the manifest.
+
+    Returns:
+        The content of the safetensors file.
 
     Raises:
-        DamagedError: if it is not what was stored.
+        DamagedError: if the content is not what was stored.
     """
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DamagedError("its bytes are not those that were written (checksum)")
@@ -96,7 +111,7 @@ def unpack(content: bytes, *, size: int, sha256: str, raw_sha256: str) -> bytes:
 
 
 def matches(path: Path, *, size: int, raw_sha256: str) -> bool:
-    """Whether the file is an uncompressed shard, as it was written."""
+    """Return whether a file is an uncompressed shard with this size in bytes and checksum."""
     with path.open("rb") as file:
         if path.stat().st_size != size:
             return False
@@ -104,14 +119,14 @@ def matches(path: Path, *, size: int, raw_sha256: str) -> bool:
 
 
 def map_features(path: Path) -> Tensor:
-    """The features of an uncompressed shard, mapped into memory: (rows, views, ...)."""
+    """Memory-map the features of an uncompressed shard, (rows, views, ...)."""
     with safe_open(path, framework="pt") as file:
         features: Tensor = file.get_tensor("features")
     return features
 
 
 def read_labels_and_ids(raw: bytes) -> tuple[list[int], list[str]]:
-    """What else an uncompressed shard holds, by row."""
+    """Return the label and the path of each row of an uncompressed shard."""
     from safetensors.torch import load
 
     tensors = load(raw)

@@ -1,4 +1,4 @@
-"""Image classifiers by name."""
+"""Image classifiers by name, with their heads and pretrained weights."""
 
 from cvdist.config import HeadSize
 from cvdist.models import scratch_cnn, vgg  # noqa: F401  (their models register themselves)

@@ -1,8 +1,8 @@
-"""What stands on a VGG's convolutions and is trained: VGG's classifier, a small network, or a linear probe.
+"""The trained heads on top of VGG's convolutions: VGG's own classifier, a small MLP, or a linear probe.
 
-A head is a pooling and a `classifier`, an `nn.Sequential` of `Linear`, `ReLU` and `Dropout` layers, whose first
-two linear layers can be split over workers, by columns and by rows. All heads take the same features, so that
-one cache serves them all.
+A head consists of a pooling layer and a `classifier`, an `nn.Sequential` of `Linear`, `ReLU` and `Dropout`
+layers. The classifier's first two linear layers can be split over workers, by columns and by rows. All heads
+take the same features, so one cache serves them all.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _STRUCTURES: dict[tuple[int, int], Head] = {
 
 
 def build(settings: ModelConfig, num_classes: int) -> tuple[nn.Module, nn.Sequential]:
-    """Pooling, (n, 512, H, W) to (n, 512, h, w), and classifier, (n, 512 * h * w) to (n, num_classes).
+    """Build the head that `settings` name, with PyTorch's default random weights, on the default device.
 
-    With PyTorch's usual random weights, on the default device.
+    Returns:
+        The pooling, (n, 512, H, W) to (n, 512, h, w), and the classifier, (n, 512 * h * w) to (n, num_classes).
     """
     size = settings.head_size
     if size.name == "vgg":
@@ -39,9 +40,10 @@ def build(settings: ModelConfig, num_classes: int) -> tuple[nn.Module, nn.Sequen
 
 
 def vgg(num_classes: int, hidden: int, dropout: float) -> tuple[nn.Module, nn.Sequential]:
-    """VGG's own: two hidden layers on all positions. Simonyan and Zisserman 2014, arXiv:1409.1556.
+    """Build VGG's own classifier: two hidden layers on the features of all positions.
 
-    The layers and their names are torchvision's. With 4,096 hidden units it has 119.5 million weights.
+    Architecture: Simonyan and Zisserman 2014, arXiv:1409.1556. The layers have torchvision's names. With 4,096
+    hidden units it has 119.5 million weights.
     """
     return nn.AdaptiveAvgPool2d(SIDE), nn.Sequential(
         nn.Linear(CHANNELS * SIDE * SIDE, hidden),  # (n, hidden)
@@ -55,10 +57,10 @@ def vgg(num_classes: int, hidden: int, dropout: float) -> tuple[nn.Module, nn.Se
 
 
 def mlp(num_classes: int, hidden: int, dropout: float) -> tuple[nn.Module, nn.Sequential]:
-    """One hidden layer on the mean of each channel over all positions.
+    """Build an MLP with one hidden layer on the mean of each channel over all positions.
 
-    Global average pooling: Lin, Chen and Yan 2013, Network in Network, arXiv:1312.4400. With 256 hidden units
-    it has 132 thousand weights.
+    Global average pooling is from Lin, Chen and Yan 2013, "Network in Network", arXiv:1312.4400. With 256
+    hidden units the head has 132 thousand weights.
     """
     return nn.AdaptiveAvgPool2d(1), nn.Sequential(
         nn.Linear(CHANNELS, hidden),  # (n, hidden)
@@ -69,9 +71,9 @@ def mlp(num_classes: int, hidden: int, dropout: float) -> tuple[nn.Module, nn.Se
 
 
 def linear(num_classes: int) -> tuple[nn.Module, nn.Sequential]:
-    """A linear probe: one layer on all positions, without dropout. Alain and Bengio 2016, arXiv:1610.01644.
+    """Build a linear probe: one linear layer on the features of all positions, without dropout.
 
-    25,089 weights a class.
+    Alain and Bengio 2016, arXiv:1610.01644. It has 25,089 weights per class.
     """
     return nn.AdaptiveAvgPool2d(SIDE), nn.Sequential(nn.Linear(CHANNELS * SIDE * SIDE, num_classes))
 
@@ -91,7 +93,7 @@ def found_in(state: Mapping[str, Tensor]) -> HeadSize | None:
 
 
 def last_layer(state: Mapping[str, Tensor]) -> str:
-    """What the names of a classifier's last layer begin with, such as `classifier.6.`; empty without any."""
+    """Return the prefix of the last classifier layer's names, such as `classifier.6.`; empty without one."""
     numbers = [_number(name) for name in state if re.match(r"classifier\.\d+\.", name)]
     return f"classifier.{max(numbers)}." if numbers else ""
 

@@ -1,4 +1,4 @@
-"""Models by name, each with the input that it expects."""
+"""The registry of models: builds them by name, and checks that pictures and settings fit them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCKS = 5  # of convolutions in a model that goes on from pretrained weights: a
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Shape of one picture; height and width in pixels."""
+    """Shape of one picture: channels, and height and width in pixels."""
 
     channels: int
     height: int
@@ -33,15 +33,17 @@ class InputSpec:
 class ModelSpec:
     """A model that can be built.
 
-    summary: one line for listings.
-    default_input: what it was designed for; `check` says what else it takes.
-    smallest_side: the least height and width, in pixels, that its convolutions leave something of.
-    build: makes it from (input, number of classes, settings), with weights on the default device. It takes
-        float (n, channels, height, width), n may be 0, and returns scores (n, number of classes), whose softmax
-        is the probabilities; log-probabilities are such scores too.
-    any_channels: whether it is built for as many channels as there are, rather than for those of default_input.
-    pretrained: whether it goes on from pretrained weights (`--weights`, `--trainable-blocks`).
-    build_frozen: makes its frozen layers alone, with their weights; None where the settings freeze none.
+    Attributes:
+        name: its name, for `--model`.
+        summary: one line for listings.
+        default_input: shape of the pictures that it was designed for; `check` says what else it takes.
+        smallest_side: smallest height and width in pixels for which its convolutions have any output.
+        build: builds the model from (input, number of classes, settings), with weights on the default device.
+            The model takes float (n, channels, height, width), where n may be 0, and returns scores (n, number
+            of classes), whose softmax gives the probabilities. Log-probabilities are such scores too.
+        any_channels: whether it can be built for any number of channels, or only for those of default_input.
+        pretrained: whether it can start from pretrained weights (`--weights`, `--trainable-blocks`).
+        build_frozen: builds only the frozen layers with their weights; None if the settings freeze none.
     """
 
     name: str
@@ -54,10 +56,10 @@ class ModelSpec:
     build_frozen: Callable[[ModelConfig], FrozenBackbone | None] | None = None
 
     def check(self, input: InputSpec) -> None:
-        """Refuse pictures that the model can't be built for.
+        """Check that the model can be built for pictures of this shape.
 
         Raises:
-            UserError: one line that says what the model takes.
+            UserError: if not, in one line that says what the model takes.
         """
         if min(input.height, input.width) < self.smallest_side:
             raise UserError(
@@ -72,10 +74,10 @@ class ModelSpec:
             )
 
     def check_settings(self, settings: ModelConfig) -> None:
-        """Refuse settings that this model would ignore.
+        """Check that the settings make sense for this model and none of them would be ignored.
 
         Raises:
-            UserError: one line that names the flag.
+            UserError: if not, in one line that names the flag.
         """
         if self.pretrained:
             if not settings.has_weights and settings.trainable_blocks < BLOCKS:
@@ -108,22 +110,26 @@ _MODELS: dict[str, ModelSpec] = {}
 
 
 def register(spec: ModelSpec) -> None:
-    """Make a model known under its name."""
+    """Add a model to the registry.
+
+    Raises:
+        ValueError: if there is a model with this name already.
+    """
     if spec.name in _MODELS:
         raise ValueError(f"a model named {spec.name!r} is registered already")
     _MODELS[spec.name] = spec
 
 
 def names() -> dict[str, str]:
-    """Each model's name and summary."""
+    """Return the summary of each model by name."""
     return {name: spec.summary for name, spec in _MODELS.items()}
 
 
 def find(name: str) -> ModelSpec:
-    """The model called `name`.
+    """Return the registry's entry for `name`.
 
     Raises:
-        UserError: if there is none; the message has the nearest names, and all of them.
+        UserError: if there is none; the message lists similar names and all names.
     """
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS, n=2, cutoff=0.4)
@@ -133,12 +139,17 @@ def find(name: str) -> ModelSpec:
 
 
 def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn.Module:
-    """The model that `settings` name, new, for pictures shaped like `input`.
+    """Build a new model.
 
-    Its random weights come from torch's global generator: seed that first.
+    Random weights come from PyTorch's global generator, so seed that first.
+
+    Args:
+        settings: name and settings of the model.
+        input: shape of the pictures.
+        num_classes: number of outputs.
 
     Raises:
-        UserError: if there is no such model, or it can't work with such pictures or settings.
+        UserError: if there is no such model, or it can't be built for these pictures or settings.
     """
     spec = find(settings.name)
     spec.check(input)
@@ -147,13 +158,13 @@ def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn
 
 
 def head_of(settings: ModelConfig) -> HeadSize:
-    """The head that `settings` give the model; one without a name for a model that has no choice of heads."""
+    """Return the head that `settings` choose; its name is empty for a model without a choice of heads."""
     spec = _MODELS.get(settings.name)
     return settings.head_size if spec is not None and spec.pretrained else HeadSize("", 0)
 
 
 def skeleton(settings: ModelConfig, num_classes: int = 1000) -> nn.Module:
-    """The pretrained model that `settings` name, for pictures of its usual size: shapes without values."""
+    """Build a pretrained model on the meta device: all layers have their shapes, but no values are loaded."""
     spec = find(settings.name)
     bare = dataclasses.replace(settings, weights="", trainable_blocks=BLOCKS)
     with torch.device("meta"):
@@ -166,10 +177,10 @@ def with_head(settings: BackboneConfig) -> ModelConfig:
 
 
 def build_frozen(settings: BackboneConfig) -> FrozenBackbone:
-    """The frozen layers of the model that `settings` name, with their weights, on the CPU.
+    """Build the frozen layers of a model with their weights, on the CPU.
 
     Raises:
-        UserError: if it has none, or its weights can't be used.
+        UserError: if the model has no frozen layers with these settings, or its weights can't be used.
     """
     spec, model = find(settings.name), with_head(settings)
     spec.check_settings(model)

@@ -1,7 +1,7 @@
-"""The CNN that the book's chapter 6 trains from scratch: on digits, and a larger one on photographs.
+"""The CNN that chapter 6 of the book trains from scratch, in two sizes: for digits and for photographs.
 
-The book prints convolutions with kernel 3, but the flattened sizes that it gives, 320 for 28x28 digits and
-56180 for 224x224 photographs, are those of kernel 5: kernel 5 is meant, and used here.
+The book prints convolutions with kernel size 3. But its flattened sizes, 320 for 28x28 digits and 56180 for
+224x224 photographs, are those of kernel size 5, so that is used here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ POOL = 2
 
 
 def side_after_convolutions(side: int) -> int:
-    """Height or width, in pixels, that two times (convolution, max pooling) leave of `side`."""
+    """Return the height or width of the feature maps after both convolutions and poolings, for a given side."""
     for _ in range(2):
         side = (side - (KERNEL - 1)) // POOL
     return side
@@ -30,25 +30,25 @@ SMALLEST_SIDE = next(side for side in itertools.count(1) if side_after_convoluti
 
 
 class LogSoftmax(nn.Module):
-    """Log-probabilities over dimension 1, in float32 or better."""
+    """Log-softmax over dimension 1, in float32 or float64."""
 
     def forward(self, scores: Tensor) -> Tensor:
-        """Floating point (n, classes) to float32 (n, classes); float64 stays float64."""
+        """Convert scores (n, classes) to log-probabilities (n, classes), float32, or float64 for float64."""
         # Autocast casts to float32 by itself on GPUs only; on CPUs the loss would be a bfloat16 number.
         return scores.log_softmax(dim=1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def scratch_cnn(input: InputSpec, num_classes: int, hidden: tuple[int, ...], dropout: float) -> nn.Sequential:
-    """The network, with PyTorch's default initialisation. Every layer is a module, so hooks find it by name.
+    """Build the network, with PyTorch's default initialization. Every layer is a named module, for hooks.
 
-    It takes float (n, channels, height, width) and returns log-probabilities (n, num_classes), which
-    `nll_loss` is made for. Architecture: the book's chapter 6.
+    It takes float (n, channels, height, width) and returns log-probabilities (n, num_classes), for `nll_loss`.
+    Architecture: chapter 6 of the book.
 
     Args:
         input: shape of a picture; sides of `SMALLEST_SIDE` pixels or more, any number of channels.
         num_classes: number of outputs.
-        hidden: sizes of the linear layers between the convolutions and the outputs.
-        dropout: probability that training drops a channel of conv2, or a hidden activation.
+        hidden: sizes of the linear layers between the convolutions and the output layer.
+        dropout: probability that training drops a channel of conv2 or a hidden activation.
     """
     # The shapes are those of a batch of n 1x28x28 pictures.
     layers: dict[str, nn.Module] = {

@@ -1,7 +1,7 @@
-"""VGG with pretrained convolutions, of which the last blocks or none are trained: the book's transfer learning.
+"""Transfer learning with VGG: pretrained convolutions, of which only the last blocks or none are trained.
 
-The layers are torchvision's, so that a state dict fits an ordinary `torchvision.models.vgg16`. Architecture:
-Simonyan and Zisserman 2014, arXiv:1409.1556; with batch norms the names end in `_bn`.
+The layers have torchvision's names, so a state dict fits an ordinary `torchvision.models.vgg16`. Architecture:
+Simonyan and Zisserman 2014, arXiv:1409.1556. Names of variants with batch normalization end in `_bn`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ SMALLEST_SIDE = 2**BLOCKS
 class TransferVGG(nn.Sequential):
     """A VGG whose first convolution blocks are frozen.
 
-    Takes float (n, 3, H, W) with sides of `SMALLEST_SIDE` or more, returns scores (n, classes). For 224x224
-    pictures `features` gives (n, 512, 7, 7); for other sizes `avgpool` brings them to that.
+    It takes float (n, 3, H, W) with sides of `SMALLEST_SIDE` or more, and returns scores (n, classes). For
+    224x224 pictures the output of `features` is (n, 512, 7, 7); for other sizes `avgpool` converts to the size
+    that the classifier needs.
     """
 
     features: nn.Sequential
@@ -34,7 +35,12 @@ class TransferVGG(nn.Sequential):
     classifier: nn.Sequential
 
     def __init__(self, vgg: torchvision.models.VGG, trainable_blocks: int) -> None:
-        """Take over the layers of `vgg`, and freeze all of its convolutions but the last `trainable_blocks`."""
+        """Take over the layers of `vgg`, and freeze all blocks of convolutions but the last ones.
+
+        Args:
+            vgg: torchvision's model.
+            trainable_blocks: number of last blocks that stay trainable.
+        """
         super().__init__(
             OrderedDict(
                 features=vgg.features, avgpool=vgg.avgpool, flatten=nn.Flatten(), classifier=vgg.classifier
@@ -58,7 +64,7 @@ class TransferVGG(nn.Sequential):
         )
 
     def train(self, mode: bool = True) -> TransferVGG:
-        """As usual, but the frozen layers stay in evaluation mode, which batch norms need."""
+        """Set training mode, except for the frozen layers: their batch norms must keep their statistics."""
         super().train(mode)
         self.features[: self._frozen_layers].eval()
         return self
@@ -68,13 +74,15 @@ class TransferVGG(nn.Sequential):
 
 
 def _build(name: str, input: InputSpec, num_classes: int, settings: ModelConfig) -> TransferVGG:
-    """The model for `num_classes`: what the weights have comes from them, all else is new.
+    """Build the model. Layers that the pretrained weights contain get their values, all others are random.
 
-    The last layer is always new, and with weights of the convolutions alone all linear layers are, as they are
-    where the weights' head is another one than that of `settings`. Those begin
-    as PyTorch's linear layers do, with a variance of 1 / (3 inputs), not as a new VGG of torchvision does, with
-    0.01^2. On the convolutions of IMAGENET1K_FEATURES, whose activations have a root mean square of 12, the
-    latter has nearly three times the training loss in its first epoch (`docs/results.md`).
+    The last layer is always random. All linear layers are random if the weights have no classifier, or one of
+    another head than that of `settings`.
+
+    With pretrained weights, random linear layers are initialized by PyTorch's default, with a variance of
+    1 / (3 inputs), and not as in torchvision's VGG, with 0.01^2. On the convolutions of IMAGENET1K_FEATURES,
+    whose activations have a root mean square of 12, the latter has nearly three times the training loss in the
+    first epoch (`docs/results.md`).
     """
     with torch.device("meta"):  # its classifier, nine tenths of a VGG16, may not be the one that is wanted
         vgg = torchvision.models.get_model(name, weights=None)
@@ -104,7 +112,7 @@ def _begin(features: nn.Module) -> None:
 
 
 def _build_frozen(name: str, settings: ModelConfig) -> FrozenBackbone | None:
-    """The frozen convolutions alone; the classifier, nine tenths of a VGG16, is not even made."""
+    """Build only the frozen convolutions, without the memory for the classifier, nine tenths of a VGG16."""
     if not settings.has_weights:
         return None
     with torch.device("meta"):  # shapes without values

@@ -1,6 +1,6 @@
-"""Pretrained weights: found by torchvision's name, path or URI, downloaded once a node, and checked.
+"""Pretrained weights: found by torchvision's name, path or URI, downloaded once per node, and verified.
 
-Weights belong to the normalisation of the pictures that they were trained with, so both are looked up together.
+Weights only work with the normalization that they were trained with, so both are looked up together.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WAIT_TIMEOUT = 1800.0  # seconds for another process of this node to finish its
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pictures are normalised: (pixel in [0, 1] - mean) / std, by channel."""
+    """How pictures are normalized: (pixel in [0, 1] - mean) / std, for each channel."""
 
     name: str
     mean: tuple[float, ...]
@@ -48,9 +48,13 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where pretrained weights came from, for records. `digest`: SHA-256 of the file, hexadecimal.
+    """Where pretrained weights came from, for records.
 
-    note: for people, what of the file was left out because the model has another head.
+    Attributes:
+        source: torchvision's name, path or URI.
+        digest: hexadecimal SHA-256 of the file.
+        preprocessing: the normalization that they were trained with.
+        note: for people, what was left out of the file because the model has another head; or empty.
     """
 
     source: str
@@ -83,12 +87,12 @@ PREPROCESSING = {
 
 
 def preprocessing(settings: BackboneConfig) -> Preprocessing | None:
-    """What the configured weights expect; None without weights: the data's own statistics serve.
+    """Return the normalization that the configured weights need, or None if there are no weights.
 
-    Reads no file, so a job can ask before anything is started.
+    No file is read, so a job can call this before it starts anything.
 
     Raises:
-        UserError: if that isn't known, contradicts what torchvision says, or the model takes no weights.
+        UserError: if the normalization isn't known, contradicts torchvision's, or the model takes no weights.
     """
     find(settings.name).check_settings(with_head(settings))
     stated = PREPROCESSING[settings.weights_preprocessing] if settings.weights_preprocessing else None
@@ -116,10 +120,10 @@ def preprocessing(settings: BackboneConfig) -> Preprocessing | None:
 
 
 def prepare(settings: ModelConfig) -> None:
-    """Bring the configured weights onto this node, and refuse ones that can't be used.
+    """Download the configured weights to this node if necessary, and check that they can be used.
 
     Raises:
-        UserError: as `load`.
+        UserError: if they are missing, damaged, or belong to another architecture.
     """
     preprocessing(settings)
     if settings.has_weights:
@@ -127,19 +131,24 @@ def prepare(settings: ModelConfig) -> None:
 
 
 def origin(model: nn.Module) -> Origin | None:
-    """Where the model's pretrained weights came from; None if it began at random."""
+    """Return where the model's pretrained weights came from, or None if it was initialized at random."""
     return getattr(model, "origin", None)
 
 
 def load(settings: ModelConfig, expected: Mapping[str, Tensor], *, last_layer: bool = False) -> Pretrained:
-    """The configured weights, for a model whose state dict is `expected` (its values are not looked at).
+    """Load the configured weights for a model.
 
-    The state has all of the features, and of the classifier either all but the last layer or nothing: nothing
-    where the file has none, or another head than the model. last_layer: with a classifier, that of the file as
-    well, of as many classes as it has.
+    Args:
+        settings: names the weights.
+        expected: state dict of the model; only names and shapes are used.
+        last_layer: whether to include the last layer of the file's classifier, for as many classes as it has.
+
+    Returns:
+        The weights of all convolutions. If the file has a classifier with the model's head, also those of the
+        classifier, without its last layer unless `last_layer` is given.
 
     Raises:
-        UserError: one line, if they can't be had, are damaged, or belong to another architecture.
+        UserError: if the weights are missing, damaged, or belong to another architecture.
     """
     normalisation = preprocessing(settings)
     assert normalisation is not None, "asked for weights without naming any"
@@ -161,10 +170,10 @@ def load(settings: ModelConfig, expected: Mapping[str, Tensor], *, last_layer: b
 
 
 def with_head_of_file(settings: ModelConfig) -> ModelConfig:
-    """`settings` with the head that the configured weights have; as they are if these have none.
+    """Return `settings` with the head of the configured weights, or unchanged if these have no known head.
 
     Raises:
-        UserError: as `load`.
+        UserError: if the weights are missing or damaged.
     """
     normalisation = preprocessing(settings)
     assert normalisation is not None, "asked for weights without naming any"
@@ -180,7 +189,10 @@ def with_head_of_file(settings: ModelConfig) -> ModelConfig:
 
 @contextmanager
 def _local_file(settings: ModelConfig, normalisation: Preprocessing) -> Iterator[Path]:
-    """The file of the weights, local while the context lasts (a mapping of it stays valid after that)."""
+    """Provide the path of a local copy of the weights' file.
+
+    The path is valid inside of the context. A memory mapping of the file stays valid afterwards.
+    """
     source, named = settings.weights, _torchvision_weights(settings)
     if named is not None:
         try:
@@ -204,7 +216,7 @@ def _local_file(settings: ModelConfig, normalisation: Preprocessing) -> Iterator
 
 
 def _torchvision_weights(settings: BackboneConfig) -> Any:
-    """The member of torchvision's enum that `--weights` names, or None if it names a file."""
+    """Return the member of torchvision's enum that `--weights` names, or None if it names a file."""
     return get_model_weights(settings.name).__members__.get(settings.weights)
 
 
@@ -232,7 +244,7 @@ def _brought(uri: str) -> Path:
 
 
 def _cache() -> Path:
-    """Where `torch.hub` keeps its files as well; TORCH_HOME moves it."""
+    """Return the folder in which `torch.hub` keeps downloads; the variable TORCH_HOME changes it."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
@@ -240,13 +252,17 @@ def _cache() -> Path:
 
 
 class DownloadError(Exception):
-    """One line that says what could not be fetched, and why."""
+    """Raised with one line that says what could not be downloaded, and why."""
 
 
 def fetch(url: str) -> Path:
-    """The file behind `url` in the cache of `torch.hub`, downloaded if it is not there, once for all processes.
+    """Download a file to the cache of `torch.hub`, unless it is there; once for all processes of a node.
 
-    The name of the file tells how its SHA-256 begins, as those of torchvision do.
+    The content is checked against the first digits of its SHA-256 in the file's name, if the name has them, as
+    torchvision's do.
+
+    Returns:
+        The path of the file.
 
     Raises:
         DownloadError: if the server does not answer, sends something else, or the cache can't be written.
@@ -267,7 +283,7 @@ def fetch(url: str) -> Path:
 
 
 def _download(url: str, path: Path) -> None:
-    """Through a temporary file beside `path`, so that a file under this name is whole."""
+    """Download through a temporary file beside `path`, so that a file with this name is always complete."""
     prefix = re.search(r"-([0-9a-f]{8,})\.", path.name)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SOCKET_TIMEOUT)  # torch.hub sets none, and would wait for ever
@@ -281,10 +297,10 @@ def _download(url: str, path: Path) -> None:
 
 
 def _read(path: Path, source: str) -> dict[str, Tensor]:
-    """Tensors by name.
+    """Read the tensors of a file by name.
 
     Raises:
-        UserError: if the file is damaged, or holds something else.
+        UserError: if the file is damaged or is not a state dict.
     """
     # Mapped, so that workers of one node share its pages; torchvision's oldest files can't be.
     mapped = zipfile.is_zipfile(path)
@@ -338,17 +354,17 @@ def _suitable(
 
 
 def _convolutions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` without a classifier."""
+    """Return `state` without the tensors of its classifier."""
     return {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
 
 
 def _last_layer(
     content: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, model: str
 ) -> dict[str, Tensor]:
-    """Weight (classes, inputs) and bias of the file's last layer.
+    """Return weight (classes, inputs) and bias (classes,) of the file's last layer, by name.
 
     Raises:
-        UserError: if it has none that fits the model.
+        UserError: if the file has no last layer that fits the model.
     """
     last = heads.last_layer(expected)
     weight, bias = (content.get(f"{last}{name}") for name in ("weight", "bias"))
@@ -362,18 +378,21 @@ def _last_layer(
 
 
 def names(model: str) -> list[str]:
-    """Of the weights that torchvision has for `model`; none for a model that is not torchvision's."""
+    """Return the names of torchvision's weights for `model`; empty for a model that is not torchvision's."""
     return list(get_model_weights(model).__members__) if find(model).pretrained else []
 
 
 def class_names(settings: ModelConfig) -> tuple[str, ...]:
-    """The classes that torchvision's weights were trained on; empty for a file."""
+    """Return the classes that torchvision's weights were trained on; empty for a file."""
     named = _torchvision_weights(settings)
     return tuple(named.meta["categories"]) if named is not None else ()
 
 
 def _has_classifier(state: Mapping[str, Tensor]) -> bool:
-    """Whether there is one in more than name: that of torchvision's IMAGENET1K_FEATURES file is all NaN."""
+    """Return whether there is a classifier with finite values.
+
+    The classifier in torchvision's file IMAGENET1K_FEATURES consists of NaN.
+    """
     return any(_finite(tensor) for name, tensor in state.items() if name.startswith("classifier."))
 
 

@@ -1,1 +1,1 @@
-"""Batch prediction: which pictures there are, slice by slice to parquet, and the manifest of the results."""
+"""Batch prediction: the work units of a listing, their result files in Parquet, and the manifest."""

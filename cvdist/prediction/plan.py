@@ -1,8 +1,8 @@
-"""What a prediction has to do: the sorted listing cut into slices, one for each file of results.
+"""Divides the sorted listing of a prediction job into work units, one per result file.
 
-Where it is cut depends on the paths themselves, so that a picture that comes or goes changes its own slice, and
-not all that follow it (content-defined chunking, as in Muthitacharoen, Chen and Mazieres 2001, "A Low-bandwidth
-Network File System").
+The boundaries depend on hashes of the paths, so adding or removing a picture changes only its own work unit and
+not all that follow (content-defined chunking: Muthitacharoen, Chen and Mazieres 2001, "A Low-bandwidth Network
+File System").
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """Pictures that are predicted together. key: of them and of all that their predictions depend on."""
+    """The pictures of one result file: the unit of work, of retry and of resumption.
+
+    Attributes:
+        key: hash of the pictures' identity and of everything that their predictions depend on.
+        paths: paths of the pictures.
+    """
 
     key: str
     paths: tuple[str, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """For another process: `WorkUnit.from_dict`."""
+        """Convert to a dictionary, to be sent to another process."""
         return {"key": self.key, "paths": list(self.paths)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> WorkUnit:
-        """Inverse of `to_dict`, also after Arrow."""
+        """Build a work unit from the dictionary that `to_dict` returned, or from its copy by Arrow."""
         return cls(str(values["key"]), tuple(map(str, values["paths"])))
 
 

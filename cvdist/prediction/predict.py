@@ -1,4 +1,4 @@
-"""Pictures to one file of predictions: what each predictor does, whatever has started it."""
+"""Computes the result file of a work unit: decodes its pictures, runs the model, and stores the predictions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cvdist.storage import Folder
 
 
 class Predictor:
-    """Runs a model over slices of pictures. Safe to call from several threads."""
+    """Runs a model on pictures. It is thread-safe."""
 
     def __init__(
         self,
@@ -34,12 +34,17 @@ class Predictor:
         *,
         decode_threads: int = 0,
     ) -> None:
-        """Of pictures below `data`.
+        """Copy the model to the device and start the decoding threads.
 
-        inference: with `resize` and `precision` resolved; decode_threads: 0: one a core.
+        Args:
+            data: folder or URI of the pictures.
+            inference: settings, in which `resize` and `precision` must not be left to the model.
+            saved: the model.
+            device: where the model runs.
+            decode_threads: number of threads that decode pictures; 0 means one per core.
 
         Raises:
-            UserError: if the pictures' place can't be understood.
+            UserError: if the URI is invalid.
         """
         self._classes = saved.identity.classes
         self._device, self._grey = device, saved.identity.channels == 1
@@ -59,10 +64,10 @@ class Predictor:
         self._computing = threading.Lock()
 
     def store(self, work: WorkUnit, target: Folder) -> Part:
-        """Predict the pictures of a slice, and write the results into `target`.
+        """Predict the pictures of a work unit, and write its result file into `target`.
 
         Raises:
-            UserError: if a file can't be read, or the results can't be written.
+            UserError: if a picture can't be read, or the result file can't be written.
         """
         probabilities, paths, bad = self.predict(work.paths)
         content, part = results.dump(paths, probabilities, self._classes, bad)
@@ -71,12 +76,20 @@ class Predictor:
         return dataclasses.replace(part, object=name)
 
     def predict(self, paths: Sequence[str]) -> tuple[Tensor, list[str], list[BadPicture]]:
-        """Probabilities float32 (n, classes) of the n pictures that can be decoded, their paths, the others."""
+        """Predict pictures.
+
+        Returns:
+            Probabilities, float32 (n, classes) on the CPU, of the n pictures that can be decoded; their paths;
+            and the pictures that can't be decoded.
+
+        Raises:
+            UserError: if a file can't be read.
+        """
         logarithms, good, bad = self.log_probabilities(paths)
         return logarithms.exp_(), good, bad
 
     def log_probabilities(self, paths: Sequence[str]) -> tuple[Tensor, list[str], list[BadPicture]]:
-        """The same as logarithms, which small probabilities are exact in.
+        """Predict pictures like `predict`, but return log-probabilities, which keep small values exact.
 
         Raises:
             UserError: if a file can't be read.
@@ -97,7 +110,7 @@ class Predictor:
         return torch.cat(found).cpu() if found else torch.empty(0, len(self._classes)), good, bad
 
     def _compute(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, H, W, 3) to log-probabilities on the device."""
+        """Compute log-probabilities, float32 (n, classes) on the device, from pixels uint8 (n, H, W, 3)."""
         pictures = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float()
         if self._grey:
             pictures = grey(pictures)

@@ -1,4 +1,4 @@
-"""Files of predictions, and the manifest that names them. The format: docs/prediction-format.md."""
+"""The result files of a prediction job and their manifest, in the format of docs/prediction-format.md."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Part:
 
 
 def name_of(key: str) -> str:
-    """Where the predictions of a slice are."""
+    """Return the path of a work unit's result file below the output folder."""
     return f"{FOLDER}/{key}{SUFFIX}"
 
 
 def schema(classes: Sequence[str]) -> pa.Schema:
-    """Columns of a file; its metadata have the classes, in the order of the probabilities."""
+    """Return the schema of a result file, with the classes in the order of the probabilities as metadata."""
     fields = [
         pa.field("path", pa.string()),
         pa.field("class", pa.string()),
@@ -58,9 +58,16 @@ def schema(classes: Sequence[str]) -> pa.Schema:
 def dump(
     paths: Sequence[str], probabilities: Tensor, classes: Sequence[str], bad: Sequence[BadPicture]
 ) -> tuple[bytes, Part]:
-    """A file, and what it will be known by once it is written (`object` is for the caller to fill in).
+    """Build a result file in memory.
 
-    probabilities: float32 (n, classes), of the n pictures at `paths`.
+    Args:
+        paths: paths of the n pictures that have a prediction.
+        probabilities: float32 (n, classes).
+        classes: names of the classes.
+        bad: pictures that can't be decoded.
+
+    Returns:
+        The content of the file, and its description with an empty `object`.
     """
     confidence, predicted = probabilities.max(1)
     names = [classes[i] for i in predicted.tolist()]
@@ -81,7 +88,16 @@ def dump(
 
 
 def find(folder: Folder, key: str, size: int) -> Part | None:
-    """What is known of the file of a slice, of `size` bytes, from its footer; None if it is damaged."""
+    """Read the description of a result file from its footer.
+
+    Args:
+        folder: output folder.
+        key: key of the work unit.
+        size: size of the file in bytes.
+
+    Returns:
+        The description, or None if the file is damaged.
+    """
     name = name_of(key)
     try:
         with folder.filesystem.open_input_file(f"{folder.root}/{name}") as file:
@@ -94,26 +110,29 @@ def find(folder: Folder, key: str, size: int) -> Part | None:
 
 
 def to_json(part: Part) -> bytes:
-    """For another process."""
+    """Convert a description to JSON, to be sent to another process."""
     return json.dumps(asdict(part)).encode()
 
 
 def from_json(content: bytes) -> Part:
-    """Inverse of `to_json`."""
+    """Build a description from the JSON that `to_json` returned."""
     values = json.loads(content)
     return Part(**{**values, "bad": tuple(BadPicture(**picture) for picture in values["bad"])})
 
 
 def dump_manifest(values: Mapping[str, Any]) -> bytes:
-    """As JSON, with format and version."""
+    """Write a manifest as JSON, with the format's name and version added."""
     return json.dumps({"format": FORMAT, "version": VERSION, **values}, indent=1).encode()
 
 
 def read_manifest(folder: Folder) -> dict[str, Any] | None:
-    """The manifest in `folder`; None if there is none, or it can't be read as one.
+    """Read the manifest in `folder`.
+
+    Returns:
+        Its values, or None if there is no manifest or it is not valid JSON.
 
     Raises:
-        UserError: if it is that of something else, or of another version.
+        UserError: if it belongs to something other than predictions, or has another version.
     """
     content = folder.find(MANIFEST)
     try:

@@ -1,4 +1,4 @@
-"""Folders of photographs, on a disk or in object storage."""
+"""The data set `images`: folders of photographs, on a disk or in object storage."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["ImageLoader", "load", "prepare"]
 
 
 def prepare(config: TrainConfig) -> None:
-    """Decode the pictures once on this node, see `cvdist.data.images.store`.
+    """Decode all pictures once on this node, into the cache folder (`cvdist.data.images.store`).
 
     Raises:
-        UserError: if they can't be read, are no classes to learn, or too many are bad.
+        UserError: if pictures can't be read, are not sorted into class folders, or too many can't be decoded.
     """
     runtime = config.runtime
     store.prepare(
@@ -84,7 +84,7 @@ def _source(config: TrainConfig, pictures: store.Store, device: torch.device, wo
 
 
 def _statistics(pictures: store.Store, train: np.ndarray) -> Normalisation:
-    """Mean and standard deviation of the training pixels by channel."""
+    """Compute the mean and standard deviation of the training pixels for each channel."""
     moments = np.asarray(pictures.table.column("moments").combine_chunks().flatten()).reshape(-1, 6)
     mean, square = moments[train].mean(0, dtype=np.float64).reshape(2, 3)
     # Pictures of one colour have no deviation; 1/255 is that of rounding.

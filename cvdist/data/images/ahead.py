@@ -52,7 +52,7 @@ class Decoded:
 
 
 def digest_of(content: bytes) -> bytes:
-    """What identifies a picture's file, besides its size."""
+    """Return the first 16 bytes of a file's SHA-256, which identify its content."""
     return hashlib.sha256(content).digest()[:DIGEST_BYTES]
 
 

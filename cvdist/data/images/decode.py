@@ -1,8 +1,8 @@
-"""Picture files of every kind to pixels of one size.
+"""Decodes picture files of any format to square RGB pictures of one size.
 
-JPEGs of ordinary size go through torchvision's decoder, which is 1.6 times as fast as Pillow's; much larger
-ones through Pillow, which lets libjpeg decode at a half, a quarter or an eighth of the size and so is 3 times
-as fast for 12 megapixels; and all other kinds through Pillow (`benchmarks/image_decoding.py`).
+JPEGs of ordinary size are decoded by torchvision, which is 1.6 times as fast as Pillow. Much larger JPEGs are
+decoded by Pillow, which lets libjpeg decode at a half, a quarter or an eighth of the size and so is 3 times as
+fast at 12 megapixels. All other formats are decoded by Pillow. `benchmarks/image_decoding.py` measures this.
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ def _is_ordinary_jpeg(image: Image.Image, size: int) -> bool:
 
 
 def is_for_gpu(content: bytes, size: int) -> bool:
-    """Whether nvJPEG makes of it what `decode` does, but for rounding: a whole, upright, ordinary JPEG."""
+    """Return whether nvJPEG decodes this file to the same picture as `decode`, apart from rounding.
+
+    That is so for complete JPEGs of ordinary size that need no rotation and are stored as YCbCr or grayscale.
+    """
     if not content.rstrip(b"\0").endswith(b"\xff\xd9"):  # it would fill up with grey what is missing
         return False
     try:
@@ -101,7 +104,7 @@ def is_for_gpu(content: bytes, size: int) -> bool:
 
 
 def _decode_jpeg(content: bytes) -> Tensor:
-    """uint8 (3, H, W)."""
+    """Decode a JPEG with torchvision to uint8 (3, H, W)."""
     # A copy that may be written to: PyTorch wants one, and so nothing else ever sees it changed.
     encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     pixels: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
@@ -109,7 +112,7 @@ def _decode_jpeg(content: bytes) -> Tensor:
 
 
 def _decode_any(image: Image.Image, size: int) -> Tensor:
-    """uint8 (3, H, W)."""
+    """Decode a picture of any format with Pillow to uint8 RGB (3, H, W)."""
     # A hint for JPEGs: at least twice the size that is needed, so that the resizing still has what to average.
     image.draft("RGB", (2 * size, 2 * size))
     turned = _upright(image)
@@ -131,7 +134,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Pictures of 16-bit, 32-bit or floating point numbers; Pillow itself would cut them off at 255."""
+    """Scale a picture of 16-bit, 32-bit or floating point values to 8 bits; Pillow would clip it at 255."""
     values = np.nan_to_num(np.array(image, dtype=np.float64))
     highest = values.max(initial=0)
     full = next(limit for limit in (1, 255, 65535, max(highest, 1)) if highest <= limit)

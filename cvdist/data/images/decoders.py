@@ -1,4 +1,4 @@
-"""Worker processes that read and decode pictures; PyTorch's DataLoader starts, feeds and watches them."""
+"""Reading and decoding of pictures in worker processes of PyTorch's DataLoader."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Decode(Dataset[Tensor]):
 
 
 class _Queue:
-    """Lists of rows for a DataLoader whose processes outlive an epoch."""
+    """A sampler whose batches can be replaced, so that the DataLoader's processes are kept between epochs."""
 
     def __init__(self) -> None:
         self.rows: Iterable[Rows] = ()
@@ -150,10 +150,17 @@ class _Queue:
 
 
 class DecodingSource:
-    """Pictures that are decoded anew each time, by worker processes that work ahead."""
+    """Decodes pictures each time they are used, in worker processes that work ahead (`PixelSource`)."""
 
     def __init__(self, task: Decode, processes: int, timeout: float, *, pinned: bool) -> None:
-        """`timeout`: seconds that a batch may take; `pinned`: into memory that GPUs copy from."""
+        """Set up the worker processes, which start with the first epoch.
+
+        Args:
+            task: reads and decodes a batch.
+            processes: number of worker processes; 0 means that this process decodes.
+            timeout: seconds that a batch may take.
+            pinned: whether batches are put into pinned memory, for copies to a GPU.
+        """
         self._task, self._timeout = task, timeout
         self._queue = _Queue()
         self._loader = DataLoader(
@@ -165,13 +172,16 @@ class DecodingSource:
         )
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[Tensor]:
-        """For each list of rows uint8 (n, size, size, 3), in order. One at a time may be iterated over."""
+        """Yield the pixels of each list of rows in order, uint8 (n, size, size, 3).
+
+        Only one such iterator may be in use at a time.
+        """
         self._queue.rows = rows
         with timely(self._timeout):
             yield from self._loader
 
     def pictures(self, rows: Rows) -> Tensor:
-        """Some rows, by this process."""
+        """Decode some rows in this process, to uint8 (n, size, size, 3)."""
         return self._task[rows]
 
 
@@ -196,7 +206,12 @@ def timely(timeout: float) -> Iterator[None]:
 
 
 def worker_options(processes: int, timeout: float) -> dict[str, Any]:
-    """Of a DataLoader that gives each process a list of rows at a time; 0: this process does it all."""
+    """Return the arguments of a DataLoader whose worker processes each handle one list of rows at a time.
+
+    Args:
+        processes: number of worker processes; 0 means that this process does the work.
+        timeout: seconds that a batch may take.
+    """
     common = {"batch_size": None, "num_workers": processes, "collate_fn": _as_it_is}
     if not processes:
         return common
@@ -215,7 +230,10 @@ def worker_options(processes: int, timeout: float) -> dict[str, Any]:
 
 
 def _share_environment(environment: dict[str, str], worker: int) -> None:
-    """Credentials and endpoints as they are now: the server that is forked has those of when it was started."""
+    """Set the current environment variables in a worker process.
+
+    The fork server keeps those of its own start, which may lack newer credentials and endpoints.
+    """
     os.environ.update(environment)
 
 

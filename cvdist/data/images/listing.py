@@ -1,4 +1,4 @@
-"""Which pictures there are, of which class, and in which split: from names alone, before any is opened."""
+"""Lists a data set's pictures with class and split, from file and folder names alone."""
 
 from __future__ import annotations
 
@@ -30,15 +30,18 @@ TRAIN_PART, VALID_PART, NO_PART = 0, 1, -1
 class Listing:
     """The pictures below a folder, sorted by path.
 
-    table: columns path (string, relative to the folder), label (int32), part (int8: 0 training, 1 validation,
-    -1 where the folder has no such division), size (int64, bytes), modified (int64, ns since 1970).
+    Attributes:
+        classes: names of the classes, sorted.
+        table: one row per picture, with the columns path (string, relative to the folder), label (int32), part
+            (int8: 0 for training, 1 for validation, -1 if the folder has no splits), size (int64, bytes) and
+            modified (int64, nanoseconds since 1970).
     """
 
     classes: tuple[str, ...]
     table: pa.Table
 
     def digest(self) -> str:
-        """Hexadecimal SHA-256: changes when a picture comes, goes, or is written anew."""
+        """Return a hexadecimal SHA-256 that changes when a picture is added, removed or written again."""
         sha = hashlib.sha256(repr(self.classes).encode())
         for batch in self.table.to_batches(max_chunksize=1 << 16):
             for column in batch.columns:
@@ -47,10 +50,14 @@ class Listing:
 
 
 def list_pictures(config: PicturesConfig, fewest_classes: int = 2) -> Listing:
-    """List `--data`.
+    """List the pictures of `--data`, which has one folder per class, either directly or in train/ and valid/.
+
+    Args:
+        config: configuration that names the pictures.
+        fewest_classes: smallest number of classes that is accepted.
 
     Raises:
-        UserError: if it can't be read, or is not folders of classes that a classifier can learn.
+        UserError: if the folder can't be read, or has no usable class folders.
     """
     root = redact(config.uri)
     files, folders, ignored = _look(config.uri)
@@ -78,10 +85,13 @@ def list_pictures(config: PicturesConfig, fewest_classes: int = 2) -> Listing:
 
 
 def list_unsorted(uri: str) -> pa.Table:
-    """All pictures below `uri`, in whatever folders, sorted by path: columns path, size, modified as above.
+    """List all pictures below `uri`, in any folders, sorted by path.
+
+    Returns:
+        A table with the columns path, size and modified of `Listing.table`.
 
     Raises:
-        UserError: if it can't be read, or there is none.
+        UserError: if the folder can't be read or has no pictures.
     """
     files, _, ignored = _look(uri)
     if not files:
@@ -144,10 +154,18 @@ def _sort_in(
 
 
 def _require_classes(found: dict[str, dict[str, int]], root: str, fewest: int) -> tuple[str, ...]:
-    """The classes, if each part has the same `fewest` or more and none is empty.
+    """Check that all splits have the same classes, at least `fewest` of them, and none without pictures.
+
+    Args:
+        found: number of pictures by class, for each split.
+        root: the folder's name, for messages.
+        fewest: smallest number of classes that is accepted.
+
+    Returns:
+        The names of the classes, sorted.
 
     Raises:
-        UserError: one line that names the folder.
+        UserError: if the check fails, in one line that names the folder.
     """
     for part, counts in found.items():
         where = f"{root.rstrip('/')}/{part}".rstrip("/")

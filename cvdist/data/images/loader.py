@@ -1,4 +1,8 @@
-"""Batches of photographs: pixels from the node's copy or its decoders, all else on the device that trains."""
+"""Loader for folders of photographs.
+
+Pixels come from the node's decoded copy or from decoding processes. Augmentation and normalization happen on
+the training device.
+"""
 
 from __future__ import annotations
 
@@ -38,15 +42,25 @@ class Source(Protocol):
 
 
 class PixelFile:
-    """Pictures that lie decoded in a file (`Source`). Read, not mapped: a process' memory stays the same."""
+    """Reads decoded pictures from a file (`PixelSource`).
+
+    The file is read rather than memory-mapped, so that a process's memory does not grow with the data.
+    """
 
     def __init__(self, path: Path, size: int, places: np.ndarray, *, pinned: bool) -> None:
-        """`places`: int64, where in the file each row is; `pinned`: read into memory that GPUs copy from."""
+        """Open the file.
+
+        Args:
+            path: file of pictures, each uint8 (size, size, 3).
+            size: height and width of a picture in pixels.
+            places: int64, position in the file for each row, counted in pictures.
+            pinned: whether batches are read into pinned memory, for copies to a GPU.
+        """
         self._size, self._places, self._pinned = size, places, pinned
         self._file = path.open("rb", buffering=0)
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[Tensor]:
-        """See `Source.batches`; threads read ahead."""
+        """Yield the pixels of each list of rows in order, while threads read ahead (`PixelSource.batches`)."""
         pending: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(_AHEAD, thread_name_prefix="pixels") as pool:
             for wanted in rows:
@@ -57,7 +71,7 @@ class PixelFile:
                 yield pending.popleft().result()
 
     def pictures(self, rows: Rows) -> Tensor:
-        """See `Source.pictures`."""
+        """Read the pixels of some rows, uint8 (n, size, size, 3) (`PixelSource.pictures`)."""
         shape = (len(rows), self._size, self._size, 3)
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
         stride = self._size * self._size * 3
@@ -68,7 +82,7 @@ class PixelFile:
 
 
 class ImageLoader(FullShuffle):
-    """Batches of an image folder (`cvdist.data.dataset.Loader`)."""
+    """Yields batches of a folder of photographs (`cvdist.data.dataset.Loader`)."""
 
     def __init__(
         self,
@@ -81,7 +95,17 @@ class ImageLoader(FullShuffle):
         augmentation: Augmentation | None,
         channels_last: bool,
     ) -> None:
-        """`rows`: of the store's table, for each split."""
+        """Set up the loader.
+
+        Args:
+            store: the node's decoded copy: labels, paths and digests.
+            source: provides the pixels.
+            rows: row numbers in the store's table, int64, for each split.
+            info: description of the data set.
+            device: device of the batches.
+            augmentation: applied to training pictures, or None.
+            channels_last: whether batches get the channels_last memory format.
+        """
         self.info = info
         self.quarantine: Sequence[BadPicture] = store.bad
         self.device, self.augmentation = device, augmentation
@@ -93,11 +117,11 @@ class ImageLoader(FullShuffle):
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
     ) -> Iterator[Batch]:
-        """See `Loader.train_batches`."""
+        """Yield worker `rank`'s part of each global batch of an epoch (`Loader.train_batches`)."""
         return self._batches("train", order.local_batches(rank, world_size, position), order.epoch)
 
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """See `Loader.valid_batches`."""
+        """Yield worker `rank`'s part of the validation data (`Loader.valid_batches`)."""
         mine = partition(self.info.valid_size, rank, world_size)
         starts = range(mine.start, mine.stop, batch_size)
         indices = (torch.arange(start, min(start + batch_size, mine.stop)) for start in starts)
@@ -106,18 +130,18 @@ class ImageLoader(FullShuffle):
         )
 
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
-        """See `Loader.pictures`."""
+        """Return original pixels and class names of some rows (`Loader.pictures`)."""
         rows = self._rows[split][np.asarray(indices, dtype=np.int64)]
         names = [self.info.classes[label] for label in self._labels[rows].tolist()]
         return self._source.pictures(rows).permute(0, 3, 1, 2).contiguous(), names
 
     def names(self, split: Split, indices: Sequence[int]) -> list[str]:
-        """See `Loader.names`."""
+        """Return the paths of some rows (`Loader.names`)."""
         rows = self._rows[split][np.asarray(indices, dtype=np.int64)]
         return [str(path) for path in self._store.table.column("path").take(pa.array(rows)).to_pylist()]
 
     def digest(self) -> str:
-        """See `Loader.digest`: of the files' digests and labels, split by split."""
+        """Return the SHA-256 of the files' digests and labels, split by split (`Loader.digest`)."""
         if not self._digest:
             sha = hashlib.sha256()
             for rows in self._rows.values():
@@ -129,7 +153,7 @@ class ImageLoader(FullShuffle):
         return self._digest
 
     def _batches(self, split: Split, local_batches: Iterator[LocalBatch], epoch: int | None) -> Iterator[Batch]:
-        """`epoch`: augments, if given."""
+        """Yield a batch for each share. Pictures are augmented by `epoch`; None turns augmentation off."""
         rows, ahead = self._rows[split], deque[LocalBatch]()
 
         def wanted() -> Iterator[np.ndarray]:
@@ -148,7 +172,7 @@ class ImageLoader(FullShuffle):
             )
 
     def _prepare(self, pixels: Tensor, local: LocalBatch, epoch: int | None) -> Tensor:
-        """uint8 (n, H, W, C) on the CPU to normalised float32 (n, C, H, W) on the device, which does it."""
+        """Augment and normalize on the device: uint8 (n, H, W, C) on the CPU to float32 (n, C, H, W) there."""
         # Seen as (n, C, H, W), these pixels lie in memory as channels_last wants them.
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
         if self.augmentation is not None and epoch is not None:

@@ -1,9 +1,9 @@
-"""JPEGs decoded by the GPU, through nvJPEG: for jobs whose processors can't decode as fast as it computes.
+"""Decoding of JPEGs on a GPU with nvJPEG, for nodes whose CPU can't decode as fast as the GPU computes.
 
-Its pixels differ a little from those of the processor's decoder (other rounding, other interpolation of
-colours), so what is computed from them says which it was. It gets ordinary JPEGs only, a batch in one call. All
-else is the processor's: other kinds of files, CMYK, pictures that a camera has noted to be turned, very large
-ones, and files that end too early or that nvJPEG refuses.
+nvJPEG's pixels differ slightly from the CPU decoder's, in rounding and in the interpolation of colors, so a
+feature cache records which decoder was used. The GPU decodes ordinary JPEGs only, a batch in one call. The CPU
+decodes everything else: other formats, CMYK, pictures that need rotation, very large ones, truncated files, and
+files that nvJPEG rejects.
 """
 
 from __future__ import annotations
@@ -24,17 +24,23 @@ from cvdist.errors import UserError
 
 
 class GpuDecoder:
-    """Turns what `DecodeAhead` has left encoded into pixels. Not for several threads at once."""
+    """Decodes the pictures that `DecodeAhead` has left encoded. It is not thread-safe."""
 
     def __init__(self, device: torch.device, size: int, resize: str) -> None:
-        """`size`, `resize`: as of `cvdist.data.images.decode.decode`."""
+        """Note the settings.
+
+        Args:
+            device: GPU that decodes.
+            size: height and width of the decoded pictures in pixels.
+            resize: how pictures become square, as `DataConfig.resize`.
+        """
         self._device, self._size, self._resize = device, size, resize
 
     def require(self) -> None:
-        """Decode a first picture.
+        """Check that nvJPEG works here, by decoding a small picture.
 
         Raises:
-            UserError: if that can't be done here.
+            UserError: if it does not.
         """
         if self._device.type != "cuda":
             raise UserError(
@@ -50,7 +56,11 @@ class GpuDecoder:
             raise UserError(f"--decoder nvjpeg can't be used here ({reason}): leave it out") from error
 
     def __call__(self, batch: Sequence[Decoded]) -> list[Decoded]:
-        """The batch with pixels uint8 (size, size, 3) on the device, and nothing left encoded."""
+        """Decode what is left encoded in a batch.
+
+        Returns:
+            The batch with pixels uint8 (size, size, 3) on the device, where a picture can be decoded.
+        """
         left = [one.encoded for one in batch if one.encoded is not None]
         pixels = iter(self._pixels([_tensor(content) for content in left]) if left else [])
         return [self._finished(one, next(pixels) if one.encoded is not None else None) for one in batch]
@@ -68,7 +78,7 @@ class GpuDecoder:
         )
 
     def _pixels(self, encoded: list[Tensor]) -> list[Tensor | None]:
-        """uint8 (3, H, W) each, None for files that are refused."""
+        """Decode files to uint8 (3, H, W) each, or None for files that nvJPEG rejects."""
         try:
             return list(self._decode(encoded))
         except RuntimeError:  # of one of them, which is not named

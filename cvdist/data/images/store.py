@@ -1,12 +1,12 @@
-"""A node's decoded copy of an image folder: every picture is opened once, at the start.
+"""A node's decoded copy of an image folder, for which every picture is decoded once, at the start of a job.
 
-`prepare` decodes all pictures in worker processes. It learns which of them can't be decoded, and the others'
-digests and mean colours; the pixels go into one file, if the disk has room, from which each epoch reads them
-back. In the cache folder, `KEY/` holds
+`prepare` decodes all pictures in worker processes. This finds the pictures that can't be decoded, and the
+digests and channel means of the others. If the disk has room, the pixels are written to one file, from which
+each epoch reads them. In the cache folder, `KEY/` holds
 
-    index.arrow     the good pictures: path, label, part, row in the pixel file, digest, channel means
-    quarantine.csv  the bad ones, with reasons
-    pixels.u8       uint8 (rows, size, size, 3), absent where the disk has no room for it
+    index.arrow     the good pictures: path, label, part, row in the pixel file, digest, moments
+    quarantine.csv  the bad pictures, with reasons
+    pixels.u8       uint8 (rows, size, size, 3), absent if the disk has no room for it
     meta.json       written last
 
 where KEY is a hash of the listing (paths, sizes, times) and of the settings that the pixels depend on.
@@ -65,12 +65,16 @@ class Store:
 
 
 def prepare(config: DataConfig, cache: Path, *, timeout: float, data_timeout: float) -> None:
-    """Make sure that this node has what `open_store` reads.
+    """Make this node's decoded copy of the pictures, unless it is there already.
 
-    timeout: seconds that another process may take to do the same; data_timeout: for a chunk of pictures.
+    Args:
+        config: configuration that names the pictures.
+        cache: the node's cache folder.
+        timeout: seconds to wait for another process that is doing the same.
+        data_timeout: seconds that a chunk of pictures may take.
 
     Raises:
-        UserError: if the pictures can't be read or listed, or too many are bad.
+        UserError: if the pictures can't be listed or read, or too many can't be decoded.
     """
     listing = list_pictures(config)
     identity = {"format": _FORMAT, "listing": listing.digest(), **settings(config)}
@@ -108,7 +112,7 @@ def open_store(config: DataConfig, cache: Path) -> Store:
 
 
 def _pointer(config: DataConfig, cache: Path) -> Path:
-    """The file that names the folder of the newest copy of `--data`: workers need not list it again."""
+    """Return the path of the file that names the folder of the newest copy, so that workers need no listing."""
     identity = json.dumps({"data": config.uri, **settings(config)})
     return cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.current"
 
@@ -131,7 +135,7 @@ def _bytes(pictures: int, config: DataConfig) -> int:
 
 
 def _build(folder: Path, listing: Listing, config: DataConfig, data_timeout: float) -> None:
-    """Decode everything into a folder of another name, and rename it."""
+    """Decode all pictures into a temporary folder, then rename it to `folder`."""
     building = folder.with_name(f".{folder.name}.building")
     for old in (building, folder):
         shutil.rmtree(old, ignore_errors=True)
@@ -164,7 +168,7 @@ def _build(folder: Path, listing: Listing, config: DataConfig, data_timeout: flo
 
 
 def _reserve(path: Path, pictures: int, config: DataConfig) -> Path | None:
-    """The pixel file at its full size, or None if there is no room for it."""
+    """Create the pixel file in its full size, or return None if the disk has no room for it."""
     size = _bytes(pictures, config)
     if _room_for(pictures, config, path.parent):
         try:
@@ -188,7 +192,11 @@ def _reserve(path: Path, pictures: int, config: DataConfig) -> Path | None:
 def _check_all(
     listing: Path, count: int, config: DataConfig, pixels: Path | None, data_timeout: float
 ) -> Iterator[tuple[int, Checked]]:
-    """Each chunk's first row and result, in order, with progress in the log."""
+    """Check all pictures and log the progress.
+
+    Yields:
+        The first row and the result of each chunk, in order.
+    """
     processes = config.decode_workers or usable_cores()
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     task = Check(config.uri, listing, config.image_size, config.resize, pixels)
@@ -243,7 +251,7 @@ def _require_few_bad(folder: Path, config: DataConfig) -> None:
 
 
 def _fixed(values: np.ndarray) -> pa.Array:
-    """uint8 (n, k) as n binary values of k bytes."""
+    """Convert uint8 (n, k) to an Arrow array of n binary values of k bytes."""
     kind = pa.binary(values.shape[1])
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
