@@ -7,7 +7,7 @@ import hashlib
 import torch
 
 
-def mix(*keys: int | str) -> int:
+def derive_seed(*keys: int | str) -> int:
     """A 63-bit seed that depends on every key and on their order: the same on every machine.
 
     Neighbouring seeds such as `seed + epoch` would give runs with seeds 0 and 1 the same epochs, shifted.
@@ -17,5 +17,5 @@ def mix(*keys: int | str) -> int:
 
 
 def generator(*keys: int | str) -> torch.Generator:
-    """A CPU generator seeded with `mix(*keys)`."""
-    return torch.Generator().manual_seed(mix(*keys))
+    """A CPU generator seeded with `derive_seed(*keys)`."""
+    return torch.Generator().manual_seed(derive_seed(*keys))

@@ -66,7 +66,7 @@ def locate(uri: str, flag: str = "--storage", *, patient: bool = False) -> tuple
     return filesystem, path
 
 
-def listing(uri: str, flag: str) -> Iterator[Entry]:
+def list_entries(uri: str, flag: str) -> Iterator[Entry]:
     """All that is below `uri`, in no order.
 
     Raises:
@@ -93,7 +93,7 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
     """
     if isinstance(filesystem, arrow.LocalFileSystem):
         return Path(path).read_bytes()
-    with slow_requests.storage.request(path) as sizes:
+    with slow_requests.meter.request(path) as sizes:
         # Otherwise arrow would decompress what is named like a compressed file.
         with filesystem.open_input_stream(path, compression=None) as stream:
             content: bytes = stream.read()
@@ -110,7 +110,7 @@ def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
     if not isinstance(filesystem, arrow.LocalFileSystem):
         # An object appears when its upload is complete.
         with (
-            slow_requests.storage.request(path, len(content)),
+            slow_requests.meter.request(path, len(content)),
             filesystem.open_output_stream(path, compression=None) as stream,
         ):
             stream.write(content)
@@ -165,7 +165,7 @@ def publish(
         fill(Path(private))
         ensure_current()
         for name in sorted((file.name for file in Path(private).iterdir()), key=lambda name: name == last):
-            with slow_requests.storage.request(f"{path}/{name}", Path(private, name).stat().st_size):
+            with slow_requests.meter.request(f"{path}/{name}", Path(private, name).stat().st_size):
                 arrow.copy_files(
                     f"{private}/{name}",
                     f"{path}/{name}",
@@ -174,7 +174,7 @@ def publish(
                 )
 
 
-def publish_part(
+def publish_files(
     filesystem: arrow.FileSystem,
     path: str,
     fill: Callable[[Path], None],
@@ -327,7 +327,7 @@ class Folder:
         """
         selector = arrow.FileSelector(self.root, recursive=True, allow_not_found=True)
         try:
-            with slow_requests.storage.request(f"the list of {self.root}"):
+            with slow_requests.meter.request(f"the list of {self.root}"):
                 found = self.filesystem.get_file_info(selector)
         except OSError as error:
             raise _unreadable(self.uri, self.flag, error) from error
@@ -335,7 +335,7 @@ class Folder:
         return {info.path[prefix:]: info.size for info in found if info.type == arrow.FileType.File}
 
 
-def state_of(uri: str, flag: str) -> Entry:
+def file_state(uri: str, flag: str) -> Entry:
     """Size and time of one file, which tell whether it has changed.
 
     Raises:

@@ -38,7 +38,7 @@ def test_listing_says_what_is_there_wherever_it_is(bucket, tmp_path):
     uri = upload(root, f"{bucket}/listing")
     wanted = {("a/b c/0000.jpg", False), ("a/b c/0001.jpg", False), ("ü/0000.jpg", False)}
     for place in (str(root), f"{root}/", f"file://{root}", uri, f"{uri}/"):
-        entries = {entry.path: entry for entry in storage.listing(place, "--data")}
+        entries = {entry.path: entry for entry in storage.list_entries(place, "--data")}
         assert {(path, entry.is_folder) for path, entry in entries.items() if not entry.is_folder} == wanted
         for path, _ in wanted:
             assert entries[path].size == (root / path).stat().st_size and entries[path].modified
@@ -75,7 +75,7 @@ def test_weights_in_a_bucket_are_brought_once(bucket, tmp_path, monkeypatch):
 
 def error_of(uri):
     with pytest.raises(UserError) as error:
-        list(storage.listing(uri, "--data"))
+        list(storage.list_entries(uri, "--data"))
     text = str(error.value)
     assert "\n" not in text and text.startswith("--data s3://")
     return text
@@ -108,23 +108,23 @@ def test_throttled_requests_are_counted_with_the_time_that_they_cost(bucket, s3,
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     try:
         folder = storage.Folder.open(f"{bucket}/throttled", "--storage", patient=True)
-        slow_requests.storage.take()
+        slow_requests.meter.take()
         folder.write("quick", b"1")
-        assert folder.find("absent") is None and not slow_requests.storage.take()
+        assert folder.find("absent") is None and not slow_requests.meter.take()
         proxy.begin_to_refuse()
         end = threading.Timer(3.0, setattr, (proxy, "slow_down", False))
         end.start()
         began = time.monotonic()
         folder.write("late", b"2")  # tried again by the AWS SDK until it is taken
         seconds = time.monotonic() - began
-        seen = slow_requests.storage.take()
+        seen = slow_requests.meter.take()
         assert (seen.slow, seen.failed) == (1, 0) and 2.5 < seen.seconds <= seconds and proxy.refused > 1
         assert f"the storage took {log.duration(seconds)} for bucket/throttled/late" in caplog.text
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         proxy.begin_to_refuse()
         with pytest.raises(UserError, match="can't be written"):
             storage.Folder.open(f"{bucket}/throttled", "--storage").write("never", b"3")
-        assert slow_requests.storage.take().failed == 1
+        assert slow_requests.meter.take().failed == 1
         proxy.slow_down = False
         assert folder.read("late") == b"2"
     finally:
@@ -133,7 +133,7 @@ def test_throttled_requests_are_counted_with_the_time_that_they_cost(bucket, s3,
 
 def test_no_secret_in_messages(monkeypatch):
     with pytest.raises(UserError) as error:
-        list(storage.listing("s3://key:secret@bucket/x?endpoint_override=127.0.0.1:9&scheme=http", "--data"))
+        list(storage.list_entries("s3://key:secret@bucket/x?endpoint_override=127.0.0.1:9&scheme=http", "--data"))
     assert "secret" not in str(error.value)
 
 
@@ -173,7 +173,7 @@ def test_several_workers_write_one_folder_whose_last_file_waits_for_all(bucket, 
         return lambda folder: [(folder / name).write_text(name) for name in names]
 
     def publish(*names, awaited=(), timeout=0.5):
-        storage.publish_part(filesystem, root, fill(*names), awaited=awaited, last="last", timeout=timeout)
+        storage.publish_files(filesystem, root, fill(*names), awaited=awaited, last="last", timeout=timeout)
 
     def there():
         return {Path(info.path).name for info in filesystem.get_file_info(arrow.FileSelector(root))}
@@ -185,7 +185,7 @@ def test_several_workers_write_one_folder_whose_last_file_waits_for_all(bucket, 
     publish("0", "0.json", "last", awaited=["1.json"])
     assert there() == {"0", "0.json", "1", "1.json", "last"}
     folder = tmp_path / "local"
-    storage.publish_part(
+    storage.publish_files(
         arrow.LocalFileSystem(), str(folder), fill("a", "last"), awaited=(), last="last", timeout=1
     )
     assert sorted(path.name for path in folder.iterdir()) == ["a", "last"]

@@ -26,7 +26,7 @@ from cvdist.jobs import sweep_run
 from cvdist.jobs import trials as running
 from cvdist.storage import Folder
 from cvdist.sweep import importance, space
-from cvdist.sweep.record import Epoch, Records, Trial, best_of
+from cvdist.sweep.record import TrialEpoch, TrialStore, Trial, best_of
 from tests import pictures
 from tests.conftest import wait_until
 from tests.feature_caches import config as tiny
@@ -52,10 +52,10 @@ def parse(*words, base=BASE):
 )
 def test_a_range_gives_values_inside_it_in_its_order(low, factor, logarithmic, share):
     one = space.Dimension("lr", float, low=low, high=low * factor, logarithmic=logarithmic)
-    value = one.at(share)
+    value = one.value_at(share)
     assert one.low <= value <= one.high
-    assert one.at(share / 2) <= value
-    assert -1e-9 <= one.share(value) <= 1 + 1e-9
+    assert one.value_at(share / 2) <= value
+    assert -1e-9 <= one.fraction_of(value) <= 1 + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_range_gives_values_inside_it_in_its_order(low, factor, logarithmic, s
 )
 def test_ranges_as_users_write_them(word, shares, values):
     (one,) = parse(word)
-    assert [one.at(share) for share in shares] == pytest.approx(list(values))
+    assert [one.value_at(share) for share in shares] == pytest.approx(list(values))
     assert parse(str(one)) == (one,)
 
 
@@ -107,7 +107,7 @@ def test_the_points_depend_on_the_seed_alone_and_more_trials_keep_the_first_ones
     assert len({json.dumps(point) for point in points}) == 32
     # Evenly spread: each half of each range gets its half, as random numbers seldom do.
     for dimension in search:
-        assert sum(dimension.share(point[dimension.name]) < 0.5 for point in points) in range(14, 19)
+        assert sum(dimension.fraction_of(point[dimension.name]) < 0.5 for point in points) in range(14, 19)
 
 
 def test_a_search_with_few_points_tries_each_once():
@@ -158,7 +158,7 @@ def test_the_best_is_the_one_with_most_right_then_the_lowest_loss():
 
 
 def test_records_are_kept_and_another_search_is_refused(tmp_path):
-    records = Records(Folder.open(str(tmp_path), "--storage"))
+    records = TrialStore(Folder.open(str(tmp_path), "--storage"))
     assert not records.begin({"--search": ["lr=1:2"], "--epochs": 3})
     done = trial(2, "stopped", [50, 60], lr=0.1)
     records.write(done)
@@ -191,7 +191,7 @@ def tried():
     search = parse("lr=1e-4:1e-1:log", "dropout=0:0.8", "optimizer=sgd,adamw")
     found = []
     for number, point in enumerate(space.draw(search, 0, 20), start=1):
-        right = round(500 + 450 * search[0].share(point["lr"]))
+        right = round(500 + 450 * search[0].fraction_of(point["lr"]))
         epochs = tuple(Epoch(i, right + i, 1000, 0.5) for i in range(1, 3 if number in (4, 5) else 4))
         found.append(Trial(number, point, "stopped" if number in (4, 5) else "finished", epochs))
     found[2] = Trial(3, found[2].settings, "diverged", (), "the loss became nan")
@@ -202,10 +202,10 @@ def tried():
 
 def test_importance_finds_what_matters(tried):
     search, trials = tried
-    found = importance.of(search, trials, 2)
+    found = importance.permutation_importance(search, trials, 2)
     assert found.flags[0] == "lr" and found.drops[0] > 0.5 > 5 * max(found.drops[1:])
     assert found.explained > 0.7 and found.trials == 19
-    assert importance.of(search, trials[:6], 2) is None
+    assert importance.permutation_importance(search, trials[:6], 2) is None
 
 
 def test_figures_and_table_show_all_trials(tried):
@@ -222,7 +222,7 @@ def test_figures_and_table_show_all_trials(tried):
     assert f"({winner.best.correct}/1000)" in text and "1 without a result" in text and "none" in text
     curves = figures.trial_curves(trials)
     assert sum(line.get_marker() == "x" for line in curves.axes[0].lines) == 2
-    figures.importance_bars(importance.of(search, trials, 2))
+    figures.importance_bars(importance.permutation_importance(search, trials, 2))
     rows = list(csv.DictReader(sweep_run.table(search, trials).splitlines()))
     assert [row["trial"] for row in rows] == [str(i) for i in range(1, 21)]
     assert rows[2]["state"] == "diverged" and rows[2]["reason"] == "the loss became nan"

@@ -122,11 +122,11 @@ class Proxy:
 def test_metrics_of_an_outage_arrive_in_order_and_once(tmp_path, monkeypatch, answer_lost):
     ref = open_run(tmp_path, cache=str(tmp_path / "cache"))
     server = Proxy(MlflowClient(ref.tracking_uri))
-    monkeypatch.setattr(mlflow_tracker, "client_of", lambda uri: server)
+    monkeypatch.setattr(mlflow_tracker, "mlflow_client", lambda uri: server)
     monkeypatch.setattr(mlflow_tracker, "_FLUSH_SECONDS", 0.1)
     tracker = MlflowTracker(ref, "node", tracking.Attempt(1))
     for step in range(1, 10):
-        tracker.metrics({"step/loss": 1 / step, "step/total": 1.0}, step)
+        tracker.log_metrics({"step/loss": 1 / step, "step/total": 1.0}, step)
         if step == 3:
             wait_until(
                 lambda: len(server.client.get_metric_history(ref.run_id, "step/loss")) == 3, 20, "all is there"
@@ -148,15 +148,15 @@ def test_metrics_of_an_outage_arrive_in_order_and_once(tmp_path, monkeypatch, an
 
 
 def test_a_tracker_that_never_comes_back_leaves_a_journal_to_replay(tmp_path, monkeypatch, caplog):
-    ref = dataclasses.replace(open_run(tmp_path, cache=str(tmp_path / "cache")), patience=0.5)
+    ref = dataclasses.replace(open_run(tmp_path, cache=str(tmp_path / "cache")), drain_timeout=0.5)
     server = Proxy(MlflowClient(ref.tracking_uri))
     server.away = True
-    monkeypatch.setattr(mlflow_tracker, "client_of", lambda uri: server)
+    monkeypatch.setattr(mlflow_tracker, "mlflow_client", lambda uri: server)
     monkeypatch.setattr(mlflow_tracker, "_FLUSH_SECONDS", 0.1)
     logging.getLogger("cvdist").propagate = True
     tracker = MlflowTracker(ref, "node", tracking.Attempt(1))
     for epoch in (1, 2, 3):
-        tracker.metrics({"valid/loss": 1 / epoch}, epoch)
+        tracker.log_metrics({"valid/loss": 1 / epoch}, epoch)
     tracker.close()
     command = re.search(r"python jobs/replay.py (\S+)", caplog.text)[1]
     assert command == f"{tmp_path}/run/undelivered-1.jsonl"
@@ -171,12 +171,12 @@ def test_a_tracker_that_never_comes_back_leaves_a_journal_to_replay(tmp_path, mo
 
 
 def test_a_finished_job_waits_for_a_server_that_is_away(tmp_path, monkeypatch, caplog):
-    ref = dataclasses.replace(open_run(tmp_path), tracking_uri="http://mlflow:5000", patience=60)
+    ref = dataclasses.replace(open_run(tmp_path), tracking_uri="http://mlflow:5000", drain_timeout=60)
     server = Proxy(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"))
-    monkeypatch.setattr(tracking_run, "client_of", lambda uri: server)
+    monkeypatch.setattr(tracking_run, "mlflow_client", lambda uri: server)
     monkeypatch.setattr(tracking_run, "_AWAY_SECONDS", 0.1)
     server.away = True
-    assert not tracking.wait_for_server(dataclasses.replace(ref, patience=0.3))
+    assert not tracking.wait_for_server(dataclasses.replace(ref, drain_timeout=0.3))
     timer = threading.Timer(0.5, setattr, (server, "away", False))
     timer.start()
     with caplog.at_level("WARNING", "cvdist"):
@@ -192,7 +192,7 @@ def test_a_stale_attempt_does_not_write_into_the_run(tmp_path):
 
     ref = open_run(tmp_path, cache=str(tmp_path / "cache"))
     tracker = MlflowTracker(ref, "node", tracking.Attempt(1, refuse))
-    tracker.metrics({"valid/loss": 1.0}, 1)
+    tracker.log_metrics({"valid/loss": 1.0}, 1)
     tracker.close()
     _, (run,) = runs(tmp_path)
     assert not run.data.metrics and not Path(ref.journal).exists()
@@ -202,7 +202,7 @@ def test_a_run_that_another_job_has_taken_over_is_not_ended(tmp_path):
     config = config_in(tmp_path)
     store = tracking.open_store(config)
     older = tracking.start_run(config, store, continued=False, job="1")
-    with tracking.ended(older):
+    with tracking.end_run_on_exit(older):
         tracking.start_run(config, store, continued=True, job="2")
     _, (run,) = runs(tmp_path)
     assert run.info.status == "RUNNING"
@@ -217,8 +217,8 @@ def test_optional_tracking_trains_without_a_server(tmp_path):
 
 def test_a_figure_that_can_not_be_drawn_costs_only_itself(tmp_path, caplog):
     tracker = MlflowTracker(open_run(tmp_path), "node")
-    tracker.figure("broken", lambda: 1 / 0)
-    tracker.metrics({"valid/loss": 0.5}, 1)
+    tracker.log_figure("broken", lambda: 1 / 0)
+    tracker.log_metrics({"valid/loss": 0.5}, 1)
     tracker.close()
     _, (run,) = runs(tmp_path)
     assert run.data.metrics["valid/loss"] == 0.5
@@ -265,7 +265,7 @@ def test_no_server_is_said_quickly_with_the_alternatives(tmp_path):
 def test_a_server_with_a_login_is_asked_by_its_host_alone():
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:  # answers 501
         threading.Thread(target=server.handle_request, daemon=True).start()
-        tracking.require_answer(f"http://user:hunter2@127.0.0.1:{server.server_port}/", 10)
+        tracking.require_server(f"http://user:hunter2@127.0.0.1:{server.server_port}/", 10)
 
 
 def test_unwritable_storage(tmp_path):

@@ -319,7 +319,7 @@ class VisualizeConfig:
     """What a run shows of what the network has learned; all of it needs `--tracking`."""
 
     visualize: bool = True
-    """Show filters, activations, the most exciting pictures and Grad-CAM among the run's figures."""
+    """Show filters, activations, top-activation pictures and Grad-CAM among the run's figures."""
     visualize_layers: str = ""
     """Convolutions to look into, separated by commas: names, numbers, `first` to `tenth`, `last` or `all`.
     Empty: the first, the fifth and the last."""
@@ -327,5 +327,5 @@ class VisualizeConfig:
     """Epochs between two pictures of the first layer's filters, where that layer is trained. 0: about five
     pictures over the run."""
     visualize_pictures: Annotated[int, at_least(0)] = 128
-    """Validation pictures, at most, that are run through the network at the end, for activations, exciting
+    """Validation pictures, at most, that are run through the network at the end, for activations, top-activation
     pictures and Grad-CAM. 0: none, filters only."""

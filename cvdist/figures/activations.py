@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cvdist.figures import style, tiles
-from cvdist.interpret.activations import Shown
+from cvdist.interpret.activations import StrongestChannels
 
 _COLUMNS = 16
 _WIDEST_TILE = 0.8

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cvdist.figures import style, tiles
-from cvdist.interpret.study import Explained
+from cvdist.interpret.interpretation import ExplainedPrediction
 
 _GAP = 0.06
 _BETWEEN = 0.3  # two pictures
 _HEAT = "inferno"
 
 
-def right_ones(explained: Sequence[Explained], images: Tensor, layer: str, *, right: int, seen: int) -> Figure:
+def correct_predictions(explained: Sequence[ExplainedPrediction], images: Tensor, layer: str, *, right: int, seen: int) -> Figure:
     """Pictures that are classified rightly, each beside what spoke for its class.
 
     Args:
@@ -35,7 +35,7 @@ def right_ones(explained: Sequence[Explained], images: Tensor, layer: str, *, ri
     return _sheet(explained, images, title, f"{right}/{seen} right; {_HOW.format(layer=layer)}", kinds=1)
 
 
-def wrong_ones(explained: Sequence[Explained], images: Tensor, layer: str, *, wrong: int, seen: int) -> Figure:
+def wrong_predictions(explained: Sequence[ExplainedPrediction], images: Tensor, layer: str, *, wrong: int, seen: int) -> Figure:
     """Pictures that are classified wrongly: what spoke for the wrong class, and what for the true one."""
     title = "Grad-CAM: what misled the network"
     if not explained:
@@ -49,7 +49,7 @@ def wrong_ones(explained: Sequence[Explained], images: Tensor, layer: str, *, wr
     return _sheet(explained, images, title, subtitle, kinds=2)
 
 
-def predicted_ones(explained: Sequence[Explained], images: Tensor, layer: str, *, seen: int) -> Figure:
+def unlabeled_predictions(explained: Sequence[ExplainedPrediction], images: Tensor, layer: str, *, seen: int) -> Figure:
     """Pictures of unknown class, each beside what spoke for the predicted one."""
     title = "Grad-CAM: what spoke for the prediction"
     return _sheet(explained, images, title, f"{len(explained)} of {seen}; {_HOW.format(layer=layer)}", kinds=1)
@@ -71,7 +71,7 @@ def overlay(image: Tensor, heat: Tensor) -> NDArray[np.float64]:
     return mixed
 
 
-def _sheet(explained: Sequence[Explained], images: Tensor, title: str, subtitle: str, kinds: int) -> Figure:
+def _sheet(explained: Sequence[ExplainedPrediction], images: Tensor, title: str, subtitle: str, kinds: int) -> Figure:
     """`kinds` maps beside each picture."""
     per_row = 3 if kinds == 1 else 2
     group = (tiles.ROOM + _BETWEEN) / per_row - _BETWEEN
@@ -86,17 +86,17 @@ def _sheet(explained: Sequence[Explained], images: Tensor, title: str, subtitle:
         left, upper = style.MARGIN + column * (group + _BETWEEN), top - row * pitch
         wrong = one.true is not None
         tiles.draw(axes, tiles.pixels(image), left, upper, width, height)
-        name = one.judged.true or "class unknown"
+        name = one.prediction.true or "class unknown"
         tiles.write(
             axes, name, left, upper - height - 0.05, width, weight="bold",
-            color=style.GREEN if one.judged.true else style.MUTED,
+            color=style.GREEN if one.prediction.true else style.MUTED,
         )  # fmt: skip
         x = left + width + _GAP
-        sure = f", {style.confidence(one.judged.confidence)}"
-        _map(axes, image, one.predicted, x, upper, width, height, one.judged.predicted, sure, wrong)
+        sure = f", {style.confidence(one.prediction.confidence)}"
+        _map(axes, image, one.predicted, x, upper, width, height, one.prediction.predicted, sure, wrong)
         if one.true is not None:
             x += width + _GAP
-            _map(axes, image, one.true, x, upper, width, height, one.judged.true, "", False)
+            _map(axes, image, one.true, x, upper, width, height, one.prediction.true, "", False)
     return figure
 
 

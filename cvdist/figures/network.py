@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from cvdist.interpret.layers import ConvLayer
-from cvdist.interpret.study import Prediction, Source, Study
+from cvdist.interpret.interpretation import Prediction, PictureSource, Interpretation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,84 +60,84 @@ def forming(layer: str, frames: list[tuple[int, Tensor]]) -> bytes:
     return animation.forming(frames, layer)
 
 
-def of_study(study: Study, source: Source) -> Drawings:
-    """Activations, exciting pictures and Grad-CAM; the pictures come from `source` when they are drawn."""
+def interpretation_figures(interpretation: Interpretation, source: Source) -> Drawings:
+    """Activations, top activations and Grad-CAM; the pictures come from `source` when they are drawn."""
     drawings: Drawings = {}
-    for number, (judged, _) in enumerate(study.maps):
-        for layer in study.layers:
+    for number, (judged, _) in enumerate(interpretation.maps):
+        for layer in interpretation.layers:
             name = f"activations/{layer.name}" + (f"-picture-{number + 1}" if number else "")
-            drawings[name] = functools.partial(_activations, study, source, number, judged, layer)
-    for layer in study.layers:
-        if layer.name in study.exciting:
+            drawings[name] = functools.partial(_activations, interpretation, source, number, judged, layer)
+    for layer in interpretation.layers:
+        if layer.name in interpretation.top_activations:
             weight = layer.weight
-            drawings[f"exciting/{layer.name}"] = functools.partial(_exciting, study, source, layer.name, weight)
-    if study.right:
-        drawings["gradcam/right"] = functools.partial(_right, study, source)
-    if study.right or study.wrong:
-        drawings["gradcam/wrong"] = functools.partial(_wrong, study, source)
-    if study.unknown:
-        drawings["gradcam/predicted"] = functools.partial(_predicted, study, source)
+            drawings[f"top_activations/{layer.name}"] = functools.partial(_exciting, interpretation, source, layer.name, weight)
+    if interpretation.right:
+        drawings["gradcam/right"] = functools.partial(_right, interpretation, source)
+    if interpretation.right or interpretation.wrong:
+        drawings["gradcam/wrong"] = functools.partial(_wrong, interpretation, source)
+    if interpretation.unknown:
+        drawings["gradcam/predicted"] = functools.partial(_predicted, interpretation, source)
     return drawings
 
 
-def _activations(study: Study, source: Source, number: int, judged: Prediction, layer: ConvLayer) -> Figure:
+def _activations(interpretation: Interpretation, source: Source, number: int, judged: Prediction, layer: ConvLayer) -> Figure:
     from cvdist.figures.activations import feature_maps
 
     images, _ = source.read([judged.row])
     return feature_maps(
-        study.maps[number][1][layer.name],
+        interpretation.maps[number][1][layer.name],
         images[0],
         layer.name,
-        label=_label(study, judged),
-        dead=study.dead[layer.name],
-        seen=study.seen,
+        label=_label(interpretation, judged),
+        dead=interpretation.dead[layer.name],
+        seen=interpretation.seen,
     )
 
 
-def _label(study: Study, judged: Prediction) -> str:
+def _label(interpretation: Interpretation, judged: Prediction) -> str:
     from cvdist.figures.style import confidence
 
     true = f"class {judged.true}" if judged.true else "class unknown"
     said = f"predicted {judged.predicted}, {confidence(judged.confidence)}"
-    return f"{true}; {said}" if study.explained else true
+    return f"{true}; {said}" if interpretation.has_classifier else true
 
 
-def _exciting(study: Study, source: Source, name: str, weight: Tensor) -> Figure:
-    from cvdist.figures.top_activations import exciting_patches, shown_channels
+def _exciting(interpretation: Interpretation, source: Source, name: str, weight: Tensor) -> Figure:
+    from cvdist.figures.top_activations import top_activation_patches, shown_channels
 
-    found = study.exciting[name]
+    found = interpretation.top_activations[name]
     rows = sorted({int(row) for channel in shown_channels(found) for row in found.pictures[channel]})
     images, labels = source.read(rows)
-    return exciting_patches(
+    return top_activation_patches(
         found,
         dict(zip(rows, images, strict=True)),
         dict(zip(rows, labels, strict=True)),
         weight,
         name,
-        seen=study.seen,
-        available=study.available,
-        dead=len(study.dead[name]),
+        seen=interpretation.seen,
+        available=interpretation.available,
+        dead=len(interpretation.dead[name]),
     )
 
 
-def _right(study: Study, source: Source) -> Figure:
-    from cvdist.figures.gradcam import right_ones
+def _right(interpretation: Interpretation, source: Source) -> Figure:
+    from cvdist.figures.gradcam import correct_predictions
 
-    images, _ = source.read([one.judged.row for one in study.right])
-    total = study.num_correct + study.num_wrong
-    return right_ones(study.right, images, study.cam_layer, right=study.num_correct, seen=total)
-
-
-def _wrong(study: Study, source: Source) -> Figure:
-    from cvdist.figures.gradcam import wrong_ones
-
-    images, _ = source.read([one.judged.row for one in study.wrong])
-    total = study.num_correct + study.num_wrong
-    return wrong_ones(study.wrong, images, study.cam_layer, wrong=study.num_wrong, seen=total)
+    images, _ = source.read([one.prediction.row for one in interpretation.right])
+    total = interpretation.num_correct + interpretation.num_wrong
+    return correct_predictions(interpretation.right, images, interpretation.cam_layer, right=interpretation.num_correct, seen=total)
 
 
-def _predicted(study: Study, source: Source) -> Figure:
-    from cvdist.figures.gradcam import predicted_ones
+def _wrong(interpretation: Interpretation, source: Source) -> Figure:
+    from cvdist.figures.gradcam import wrong_predictions
 
-    images, _ = source.read([one.judged.row for one in study.unknown])
-    return predicted_ones(study.unknown, images, study.cam_layer, seen=study.seen)
+    images, _ = source.read([one.prediction.row for one in interpretation.wrong])
+    total = interpretation.num_correct + interpretation.num_wrong
+    return wrong_predictions(interpretation.wrong, images, interpretation.cam_layer, wrong=interpretation.num_wrong, seen=total)
+
+
+def _predicted(interpretation: Interpretation, source: Source) -> Figure:
+    from cvdist.figures.gradcam import unlabeled_predictions
+
+    images, _ = source.read([one.prediction.row for one in interpretation.unknown])
+    return unlabeled_predictions(interpretation.unknown, images, interpretation.cam_layer, seen=interpretation.seen)

@@ -85,7 +85,7 @@ def wrong_grid(
     return _grid(images, captions, title, columns)
 
 
-class Answer(NamedTuple):
+class PredictionCaption(NamedTuple):
     """What a model took a picture for, with which probability, and whether that is right."""
 
     predicted: str

@@ -244,7 +244,7 @@ def _place(dimension: Dimension, trial: Trial) -> float:
     """A choice's lines are spread over its part, so that they can be told apart."""
     if dimension.name not in trial.settings:
         return _ABSENT
-    place = dimension.share(trial.settings[dimension.name])
+    place = dimension.fraction_of(trial.settings[dimension.name])
     if dimension.choices:
         place += ((trial.number * 0.618034) % 1 - 0.5) * 0.5 / len(dimension.choices)
     return place
@@ -252,7 +252,7 @@ def _place(dimension: Dimension, trial: Trial) -> float:
 
 def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
     if dimension.choices:
-        return [(dimension.share(choice), space.text(choice)) for choice in dimension.choices]
+        return [(dimension.fraction_of(choice), space.text(choice)) for choice in dimension.choices]
     low, high = dimension.low, dimension.high
     values = [low, high]
     if dimension.logarithmic:
@@ -265,7 +265,7 @@ def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
     chosen: list[tuple[float, str]] = []
     for value in values:
         if low <= value <= high:
-            place = dimension.share(value)
+            place = dimension.fraction_of(value)
             if all(abs(place - other) >= _TICK_GAP for other, _ in chosen):
                 chosen.append((place, f"{value:g}".replace("e-0", "e-").replace("e+0", "e")))
     return sorted(chosen)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvdist.figures import style, tiles
 from cvdist.figures.filters import colors
-from cvdist.interpret.top_activations import Exciting
+from cvdist.interpret.top_activations import TopActivations
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 
@@ -22,15 +22,15 @@ _CONTEXT = 3
 _SMALLEST = 48
 
 
-def shown_channels(exciting: Exciting, most: int = _CHANNELS) -> list[int]:
+def shown_channels(top_activations: TopActivations, most: int = _CHANNELS) -> list[int]:
     """The channels that a figure shows: those with the greatest values, without dead ones."""
-    peaks = exciting.values[:, 0]
+    peaks = top_activations.values[:, 0]
     order = peaks.argsort(descending=True, stable=True)[:most].tolist()
     return sorted(channel for channel in order if peaks[channel] > 0)
 
 
-def exciting_patches(
-    exciting: Exciting,
+def top_activation_patches(
+    top_activations: TopActivations,
     images: Mapping[int, Tensor],
     labels: Mapping[int, str],
     weight: Tensor,
@@ -40,10 +40,10 @@ def exciting_patches(
     available: int,
     dead: int,
 ) -> Figure:
-    """A row a channel, its most exciting pictures from left to right; a box marks what the value depends on.
+    """A row a channel, its top activations from left to right; a box marks what the value depends on.
 
     Args:
-        exciting: of one layer.
+        top_activations: of one layer.
         images: pictures by row, uint8 (1 or 3, H, W).
         labels: their classes by row; empty where unknown.
         weight: of the layer, float (outputs, inputs, h, w); filters on pictures are shown beside their rows.
@@ -52,16 +52,16 @@ def exciting_patches(
         available: of how many.
         dead: how many channels no picture excites.
     """
-    channels = shown_channels(exciting)
-    columns = exciting.pictures.shape[1]
+    channels = shown_channels(top_activations)
+    columns = top_activations.pictures.shape[1]
     width = min((tiles.ROOM - _LEFT) / max(columns, 1) - _GAP, 0.95)
     pitch = width + tiles.LINE + 0.13
-    size, total = exciting.field.size, len(exciting.values)
+    size, total = top_activations.field.size, len(top_activations.values)
     pictures = f"{seen} pictures" if seen == available else f"{seen} of {available} pictures"
     figure, axes = tiles.sheet(
         f"{name}: what excites its channels most",
         f"the {len(channels)} of {total} channels that reach the highest values, over {pictures}"
-        + (f"; {dead} are never excited" if dead else ""),
+        + (f"; {dead} are never active" if dead else ""),
         max(len(channels), 1) * pitch + 0.35,
     )
     top = figure.get_size_inches()[1] - tiles.TOP
@@ -79,10 +79,10 @@ def exciting_patches(
                 axes, values, style.MARGIN + 0.1, upper - 0.25, 0.5, 0.5, cmap=tiles.DIVERGING, limits=limits
             )  # fmt: skip
         for column in range(columns):
-            picture = int(exciting.pictures[channel, column])
+            picture = int(top_activations.pictures[channel, column])
             left = style.MARGIN + _LEFT + column * (width + _GAP)
-            place = (int(exciting.places[channel, column, 0]), int(exciting.places[channel, column, 1]))
-            box = exciting.field.box(*place)
+            place = (int(top_activations.places[channel, column, 0]), int(top_activations.places[channel, column, 1]))
+            box = top_activations.field.box(*place)
             image = images[picture]
             window = _window(box, image.shape[1], image.shape[2])
             tiles.draw(
@@ -91,7 +91,7 @@ def exciting_patches(
                 *(left, upper, width, width),
             )
             _mark(axes, box, window, left, upper, width)
-            value = tiles.number(float(exciting.values[channel, column]))
+            value = tiles.number(float(top_activations.values[channel, column]))
             text = f"{labels[picture]}: {value}" if labels[picture] else value
             tiles.write(axes, text, left, upper - width - 0.04, width + 0.02, color=style.MUTED)
     what = f"box: the {size[0]}×{size[1]} pixels that the value depends on"

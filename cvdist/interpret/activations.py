@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cvdist.interpret.hooks import Stage, evaluating, watching
+from cvdist.interpret.hooks import Stage, evaluating, watch_activations
 from cvdist.interpret.layers import ConvLayer
 
 
@@ -24,7 +24,7 @@ class Maps:
     after: Tensor
 
 
-def capture(model: nn.Module, images: Tensor, layers: Sequence[ConvLayer]) -> dict[str, Maps]:
+def capture_activations(model: nn.Module, images: Tensor, layers: Sequence[ConvLayer]) -> dict[str, Maps]:
     """Maps of each of `layers`, by its name, in evaluation mode and without gradients.
 
     images: float (n, C, H, W), normalised, on the model's device.
@@ -35,7 +35,7 @@ def capture(model: nn.Module, images: Tensor, layers: Sequence[ConvLayer]) -> di
         # A copy in any case: a ReLU in place overwrites what the convolution has returned.
         kept[layer.name, stage] = maps.to("cpu", torch.float32, copy=True)
 
-    with torch.inference_mode(), evaluating(model), watching(model, layers, keep):
+    with torch.inference_mode(), evaluating(model), watch_activations(model, layers, keep):
         model(images)
     return {layer.name: Maps(kept[layer.name, "before"], kept[layer.name, "after"]) for layer in layers}
 
@@ -60,7 +60,7 @@ class Shown:
     silent: int
 
 
-def strongest(maps: Maps, picture: int, limit: int) -> Shown:
+def strongest_channels(maps: Maps, picture: int, limit: int) -> Shown:
     """At most `limit` channels of one picture's maps: those of the greatest mean after ReLU."""
     before, after = maps.before[picture], maps.after[picture]
     order = after.flatten(1).mean(1).argsort(descending=True, stable=True)[:limit]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cvdist.interpret.hooks import evaluating, not_in_place, raw_scores
+from cvdist.interpret.hooks import evaluating, not_in_place, without_softmax
 from cvdist.interpret.layers import ConvLayer, rectified
 
 _PORTION = 4  # pictures at a time: their activations are all kept for the gradient, 110 MB each in a VGG16
@@ -29,7 +29,7 @@ def grad_cam(model: nn.Module, layer: ConvLayer, images: Tensor, classes: Tensor
 
     captum = LayerGradCam(model, rectified(model, layer))
     parts = []
-    with evaluating(model), not_in_place(model), raw_scores(model), torch.enable_grad():
+    with evaluating(model), not_in_place(model), without_softmax(model), torch.enable_grad():
         for portion, wanted in zip(images.split(_PORTION), classes.split(_PORTION), strict=True):
             # A graph also where all layers are frozen.
             pixels = portion.detach().clone().requires_grad_()

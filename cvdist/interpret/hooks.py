@@ -34,7 +34,7 @@ def forward_hooks(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
 
 
 @contextmanager
-def watching(model: nn.Module, layers: Sequence[ConvLayer], receive: Receive) -> Iterator[None]:
+def watch_activations(model: nn.Module, layers: Sequence[ConvLayer], receive: Receive) -> Iterator[None]:
     """While the context lasts, each forward pass hands what `layers` return to `receive`, in order.
 
     The ReLU of a convolution is the first `nn.ReLU` that runs after it and before another convolution or linear
@@ -83,7 +83,7 @@ def not_in_place(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def raw_scores(model: nn.Module) -> Iterator[None]:
+def without_softmax(model: nn.Module) -> Iterator[None]:
     """While it lasts, a model that ends with a (log-)softmax returns what went into that.
 
     The gradient of a probability near 1 is next to nothing, that of its score is not.

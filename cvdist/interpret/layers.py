@@ -69,7 +69,7 @@ def convolutions(model: nn.Module) -> list[ConvLayer]:
     return [ConvLayer(name, number, module) for number, (name, module) in enumerate(found, start=1)]
 
 
-def choose(model: nn.Module, asked: str = "", flag: str = "--layers") -> list[ConvLayer]:
+def select_layers(model: nn.Module, asked: str = "", flag: str = "--layers") -> list[ConvLayer]:
     """The convolutions that `asked` names, in the model's order.
 
     asked: names, numbers (`1` is the first), `first` to `tenth`, `last` or `all`, separated by commas; empty:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cvdist.interpret.hooks import Hook, Stage, evaluating, forward_hooks, watching
-from cvdist.interpret.layers import ConvLayer, Field
+from cvdist.interpret.hooks import Hook, Stage, evaluating, forward_hooks, watch_activations
+from cvdist.interpret.layers import ConvLayer, ReceptiveField
 
 
 @dataclass(frozen=True)
-class Exciting:
+class TopActivations:
     """The pictures that excite each channel of a layer most, strongest first, on the CPU.
 
     values: float32 (C, k), the largest value after ReLU in the channel's map of each picture; pictures: int64
@@ -33,8 +33,8 @@ class Exciting:
     field: Field
 
 
-class TopPictures:
-    """Gathers `Exciting` from batch to batch. Keeps C x k numbers a layer, however many pictures pass."""
+class TopActivationCollector:
+    """Gathers `TopActivations` from batch to batch. Keeps C x k numbers a layer, however many pictures pass."""
 
     def __init__(self, model: nn.Module, layers: Sequence[ConvLayer], count: int) -> None:
         """`count`: how many pictures of each channel are kept."""
@@ -45,7 +45,7 @@ class TopPictures:
     def see(self, images: Tensor, rows: Tensor) -> Tensor:
         """Run a batch through the model and return its scores (n, classes).
 
-        images: float (n, C, H, W), normalised, on the model's device; rows: int64 (n,), what `Exciting` calls
+        images: float (n, C, H, W), normalised, on the model's device; rows: int64 (n,), what `TopActivations` calls
         them.
         """
         rows = rows.to(images.device)
@@ -57,15 +57,15 @@ class TopPictures:
         with torch.inference_mode(), evaluating(self._model):
             if not self._fields:
                 self._fields = fields(self._model, images[:1], self._layers)
-            with watching(self._model, self._layers, receive):
+            with watch_activations(self._model, self._layers, receive):
                 scores: Tensor = self._model(images)
         return scores
 
-    def results(self) -> dict[str, Exciting]:
+    def results(self) -> dict[str, TopActivations]:
         """By the layers' names."""
         found = {}
         for name, (values, pictures, places) in self._best.items():
-            found[name] = Exciting(values.cpu(), pictures.cpu(), places.cpu(), self._fields[name])
+            found[name] = TopActivations(values.cpu(), pictures.cpu(), places.cpu(), self._fields[name])
         return found
 
     def _merge(self, name: str, maps: Tensor, rows: Tensor) -> None:
@@ -87,11 +87,11 @@ class TopPictures:
         )
 
 
-def most_exciting(
+def find_top_activations(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], layers: Sequence[ConvLayer], count: int = 9
-) -> dict[str, Exciting]:
-    """The `count` pictures that excite each channel of `layers` most. batches: see `TopPictures.see`."""
-    top = TopPictures(model, layers, count)
+) -> dict[str, TopActivations]:
+    """The `count` pictures that excite each channel of `layers` most. batches: see `TopActivationCollector.see`."""
+    top = TopActivationCollector(model, layers, count)
     for images, rows in batches:
         top.see(images, rows)
     return top.results()
@@ -123,7 +123,7 @@ def fields(model: nn.Module, image: Tensor, layers: Sequence[ConvLayer]) -> dict
         torch.inference_mode(),
         evaluating(model),
         forward_hooks(spatial),
-        watching(model, layers, note),
+        watch_activations(model, layers, note),
     ):
         model(image)
     return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 from cvdist import log, recipes
 from cvdist.sweep import space
-from cvdist.sweep.record import State
+from cvdist.sweep.record import TrialState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +46,8 @@ def table(finished: Finished) -> str:
         ("speed", f"{summary.samples_per_second:,.0f} samples/s"),
         ("checkpoints", f"{finished.storage}/{finished.name}"),
     ]
-    if summary.waited:
-        rows.append(("storage", str(summary.waited)))
+    if summary.slow_requests:
+        rows.append(("storage", str(summary.slow_requests)))
     if run is not None:
         rows.append(("MLflow", run.page if run.tracking_uri.startswith("http") else run.tracking_uri))
     if finished.registered:
@@ -66,7 +66,7 @@ def sweep_table(finished: SweepFinished) -> str:
     """The same for a sweep."""
     best, job, trained = finished.best, finished.job, finished.trained
     name = job.train.checkpoint.name
-    count = {state: sum(trial.state == state for trial in finished.trials) for state in get_args(State)}
+    count = {state: sum(trial.state == state for trial in finished.trials) for state in get_args(TrialState)}
     ends = ", ".join(f"{number} {state}" for state, number in count.items() if number)
     epochs = sum(len(trial.epochs) for trial in finished.trials)
     whole = len(finished.trials) * (job.sweep.trial_epochs or job.train.loop.epochs)
@@ -131,7 +131,7 @@ def figures_table(shown: Shown) -> str:
     """The same for a visualisation."""
     from cvdist.jobs.visualize import where
 
-    study = shown.study
+    interpretation = shown.interpretation
     rows = [
         ("model", shown.model),
         ("layers", ", ".join(layer.name for layer in shown.layers)),
@@ -140,18 +140,18 @@ def figures_table(shown: Shown) -> str:
     if shown.bad:
         rows.append(("left out", f"{len(shown.bad)} can't be decoded, e.g. {log.redact(shown.bad[0])}"))
     if study is not None:
-        dead = [f"{len(gone)}/{_channels(shown, name)} in {name}" for name, gone in study.dead.items() if gone]
-        rows.append(("dead channels", f"{', '.join(dead) or 'none'}, over {study.seen} pictures"))
-        if study.explained and study.num_correct + study.num_wrong:
-            total = study.num_correct + study.num_wrong
-            rows.append(("predictions", f"{log.percent(study.num_correct, total)} right"))
+        dead = [f"{len(gone)}/{_channels(shown, name)} in {name}" for name, gone in interpretation.dead.items() if gone]
+        rows.append(("dead channels", f"{', '.join(dead) or 'none'}, over {interpretation.seen} pictures"))
+        if interpretation.has_classifier and interpretation.num_correct + interpretation.num_wrong:
+            total = interpretation.num_correct + interpretation.num_wrong
+            rows.append(("predictions", f"{log.percent(interpretation.num_correct, total)} right"))
     rows += [
         ("figures", f"{len(shown.files)} in {where(shown)}"),
         ("time", f"{log.duration(shown.seconds)} in all"),
     ]
     lines = _aligned(rows)
     if study is None:
-        lines.append("next: the same with --data PICTURES, to see activations, exciting pictures and Grad-CAM")
+        lines.append("next: the same with --data PICTURES, to see activations, top-activation pictures and Grad-CAM")
     elif shown.run is not None:
         page = f"http://localhost:5000/{shown.run.page}"
         at = shown.run.page if shown.run.tracking_uri.startswith("http") else f"{page} (after make ui)"

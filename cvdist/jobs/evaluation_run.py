@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cvdist.config import EvaluateConfig, TrainConfig, replace
 from cvdist.evaluation import page
 from cvdist.tracking import environment, open_tracker
-from cvdist.tracking.run import RunRef, client_of, describe, ended, first_line, open_store
+from cvdist.tracking.run import RunRef, mlflow_client, set_description, end_run_on_exit, first_line, open_store
 from cvdist.training.reporting import quarantine_table
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def log_evaluation(store: tuple[str, str], evaluation: Evaluation) -> RunRef:
         "cvdist.kind": "evaluation",
         "cvdist.model": saved.source,
         "cvdist.model_digest": saved.digest,
-        **environment.facts(),
+        **environment.run_tags(),
     }
     if trained_by is not None:
         experiment = trained_by.experiment_id
@@ -55,12 +55,12 @@ def log_evaluation(store: tuple[str, str], evaluation: Evaluation) -> RunRef:
     second = evaluation.second
     if second is not None:
         tags["cvdist.compared_with"] = second.saved.source
-    client = client_of(uri)
+    client = mlflow_client(uri)
     run = client.create_run(experiment, run_name=f"evaluation of {saved.name}", tags=tags)
     ref = RunRef(uri, experiment, run.info.run_id, system_metrics=False, log_model=False)
-    with ended(ref):
+    with end_run_on_exit(ref):
         tracker = open_tracker(ref, 0, 0, "")
-        tracker.params(
+        tracker.log_params(
             {
                 "model": saved.source,
                 "data": evaluation.pictures.name,
@@ -72,16 +72,16 @@ def log_evaluation(store: tuple[str, str], evaluation: Evaluation) -> RunRef:
         if evaluation.comparison is not None and second is not None:
             values |= {f"second_{name}": value for name, value in page.values(second.metrics).items()}
             values["comparison/mcnemar_p"] = evaluation.comparison.p
-        tracker.metrics(values, step=0)
+        tracker.log_metrics(values, step=0)
         for name, draw in page.figures(evaluation).items():
-            tracker.figure(name, draw)
-        tracker.text("classes.csv", page.class_table(evaluation.first.metrics))
-        tracker.text("evaluation.json", json.dumps(evaluation.to_dict(), indent=1))
+            tracker.log_figure(name, draw)
+        tracker.log_text("classes.csv", page.class_table(evaluation.first.metrics))
+        tracker.log_text("evaluation.json", json.dumps(evaluation.to_dict(), indent=1))
         if evaluation.pictures.quarantine:
-            tracker.text("quarantine.csv", quarantine_table(evaluation.pictures.quarantine))
+            tracker.log_text("quarantine.csv", quarantine_table(evaluation.pictures.quarantine))
         tracker.close()
         _link(ref, saved.model_id)
-        describe(ref, page.description(evaluation, environment.command()))
+        set_description(ref, page.description(evaluation, environment.command()))
     return ref
 
 
@@ -92,6 +92,6 @@ def _link(ref: RunRef, model_id: str) -> None:
     from mlflow.entities import LoggedModelInput
 
     try:
-        client_of(ref.tracking_uri).log_inputs(ref.run_id, models=[LoggedModelInput(model_id)])
+        mlflow_client(ref.tracking_uri).log_inputs(ref.run_id, models=[LoggedModelInput(model_id)])
     except Exception as error:  # nice to have
         logger.warning("the model was not linked with its evaluation in MLflow: %s", first_line(error))

@@ -168,7 +168,7 @@ def _health(config: TrainConfig) -> str:
     if config.tracking.tracking == "none" or not uri.startswith("http"):
         return ""
     began = time.monotonic()
-    tracking.require_answer(uri, config.tracking.tracking_timeout)
+    tracking.require_server(uri, config.tracking.tracking_timeout)
     return f"answers in {1e3 * (time.monotonic() - began):.0f} ms"
 
 

@@ -10,7 +10,7 @@ from cvdist import storage
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import journal
-from cvdist.tracking.run import client_of, first_line, require_answer
+from cvdist.tracking.run import mlflow_client, first_line, require_server
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ def replay(uri: str, tracking_uri: str = "") -> Replayed:
     if "***@" in where:
         raise UserError("the MLflow store needs a user and a password: name it with MLFLOW_TRACKING_URI")
     if where.startswith("http"):
-        require_answer(where, 10.0, "")
+        require_server(where, 10.0, "")
     try:
-        client = client_of(where)
-        journal.Delivery(kept.run_id).deliver(client, kept.metrics)
+        client = mlflow_client(where)
+        journal.MetricDelivery(kept.run_id).deliver(client, kept.metrics)
         ended = kept.finished and client.get_run(kept.run_id).info.status != "FINISHED"
         if ended:
             client.set_terminated(kept.run_id, "FINISHED")

@@ -19,12 +19,12 @@ from cvdist import log, recipes
 from cvdist.config import ReportConfig
 from cvdist.errors import UserError
 from cvdist.report_html import figures
-from cvdist.report_html.content import Data, Model, Picture, Report, Setting
+from cvdist.report_html.content import DataSummary, FigureFile, ModelSummary, Report, Setting
 from cvdist.report_html.embed import TYPES
 from cvdist.report_html.page import render
 from cvdist.results import EpochRecord, RidgeResult
 from cvdist.tracking.find import find_run
-from cvdist.tracking.run import FIRST_STEP, RunRef, client_of, first_line, short_retries
+from cvdist.tracking.run import FIRST_STEP, RunRef, mlflow_client, first_line, short_retries
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,14 +53,14 @@ def build(tracking_uri: str, run_id: str, *, ended: bool = False) -> str:
     """The page of a run. `ended`: its owner is about to end it, and nothing went wrong."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with short_retries(_REQUEST_SECONDS):
-        return render(_content(client_of(tracking_uri), run_id, ended))
+        return render(_content(mlflow_client(tracking_uri), run_id, ended))
 
 
 def log_report(ref: RunRef, *, ended: bool = False) -> None:
     """Put the page among the run's artifacts."""
     page = build(ref.tracking_uri, ref.run_id, ended=ended)
     with short_retries(_REQUEST_SECONDS):
-        client_of(ref.tracking_uri).log_text(ref.run_id, page, NAME)
+        mlflow_client(ref.tracking_uri).log_text(ref.run_id, page, NAME)
 
 
 def log_report_or_warn(ref: RunRef, *, ended: bool = True) -> None:
@@ -178,14 +178,14 @@ def _settings(parameters: Mapping[str, str]) -> tuple[tuple[Setting, ...], tuple
     return settings, tuple((name, parameters[name]) for name in rest)
 
 
-def _data(run: Run, parameters: Mapping[str, str]) -> Data | None:
+def _data(run: Run, parameters: Mapping[str, str]) -> DataSummary | None:
     inputs = run.inputs.dataset_inputs if run.inputs else []
     if not inputs:
         return None
     dataset = inputs[0].dataset
     profile, schema = _json(dataset.profile), _json(dataset.schema)
     features = str(schema.get("mlflow_tensorspec", {}).get("features", ""))
-    return Data(
+    return DataSummary(
         name=dataset.name,
         source=str(_json(dataset.source).get("uri", "")),
         shape=features.removeprefix("uint8 "),
@@ -204,12 +204,12 @@ def _json(text: str | None) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _model(parameters: Mapping[str, str]) -> Model | None:
+def _model(parameters: Mapping[str, str]) -> ModelSummary | None:
     name = parameters.get("model.model", "")
     if not name:
         return None
     trained, frozen = (parameters.get(f"run.{which}", "0") for which in ("parameters", "frozen_parameters"))
-    return Model(
+    return ModelSummary(
         name=name,
         trained=int(trained) if trained.isdecimal() else 0,
         frozen=int(frozen) if frozen.isdecimal() else 0,
@@ -268,7 +268,7 @@ def _epochs(client: MlflowClient, run_id: str) -> tuple[EpochRecord, ...]:
     )
 
 
-def _pictures(client: MlflowClient, run_id: str) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
+def _pictures(client: MlflowClient, run_id: str) -> tuple[tuple[FigureFile, ...], tuple[str, ...]]:
     """The figures among the artifacts, and a line for each that is not taken."""
     found = _list_figures(client, run_id, _FIGURES, _DEEPEST)
     sizes = {str(PurePosixPath(path).relative_to(_FIGURES)): size for path, size in found.items()}
@@ -286,7 +286,7 @@ def _pictures(client: MlflowClient, run_id: str) -> tuple[tuple[Picture, ...], t
                 continue
             try:
                 file = Path(client.download_artifacts(run_id, where, folder))
-                pictures.append(Picture(path, file.read_bytes()))
+                pictures.append(FigureFile(path, file.read_bytes()))
                 file.unlink()
             except Exception as error:  # one picture less is still a report
                 left_out.append(f"{where} could not be fetched: {first_line(error)}")

@@ -20,7 +20,7 @@ from cvdist.jobs import train
 from cvdist.log import redact
 from cvdist.storage import Folder
 from cvdist.sweep import space
-from cvdist.sweep.record import ENDED, Records, Trial, best_of, folder_of
+from cvdist.sweep.record import END_STATES, TrialStore, Trial, best_of, folder_of
 from cvdist.sweep.space import Dimension, Settings
 from cvdist.tracking import RunRef
 
@@ -96,11 +96,11 @@ def _run(job: SweepJobConfig, search: tuple[Dimension, ...], tries: list[Setting
 
     uri = f"{root}/{name}"
     folder = Folder.open(uri, "--storage", patient=True)
-    records = Records(folder)
+    records = TrialStore(folder)
     continued = records.begin(_plan(config, search, sweep.sweep_seed, sweep.trial_epochs))
     fence = Fence.claim_job(uri, attempt=0)
     known = records.read(tries)
-    left = [trial for trial in known if trial.state not in ENDED]
+    left = [trial for trial in known if trial.state not in END_STATES]
     _announce(job, search, known, left, continued=continued)
     parent, runs = None, {}
     if store is not None:
@@ -108,7 +108,7 @@ def _run(job: SweepJobConfig, search: tuple[Dimension, ...], tries: list[Setting
 
         parent = sweep_run.start(job, search, store, continued=continued, owner=fence.name)
         logger.info("tracking   %s, %s", redact(parent.tracking_uri), parent.page)
-    with tracking.ended(parent):
+    with tracking.end_run_on_exit(parent):
         if parent is not None:
             parent.require_reachable_from(nodes)
         base = _of_a_trial(config)
@@ -151,7 +151,7 @@ class _Keeper:
 
     def __init__(self, folder: Folder, runs: dict[int, RunRef], known: list[Trial]) -> None:
         self._folder, self._runs = folder, runs
-        self._ended = [trial for trial in known if trial.state in ENDED]
+        self._ended = [trial for trial in known if trial.state in END_STATES]
         self._cleared: set[int] = set()
 
     def ended(self, trial: Trial) -> None:
@@ -191,7 +191,7 @@ class _Keeper:
         )
 
 
-def _open(config: TrainConfig, tries: list[Settings]) -> tracking.Store | None:
+def _open(config: TrainConfig, tries: list[Settings]) -> tracking.TrackingStore | None:
     """Reach all that results are written to, and the data if the workers are on this machine."""
     here = "RAY_ADDRESS" not in os.environ
     store = train.open_all(config, data_is_here=here)

@@ -18,9 +18,9 @@ from cvdist.tracking import environment, open_tracker
 from cvdist.tracking.run import (
     PARENT_TAG,
     RunRef,
-    Store,
-    client_of,
-    describe,
+    TrackingStore,
+    mlflow_client,
+    set_description,
     end_run,
     log_params,
     set_status,
@@ -37,13 +37,13 @@ _FIGURES = {
 
 
 def start(
-    job: SweepJobConfig, search: Sequence[Dimension], store: Store, *, continued: bool, owner: str
+    job: SweepJobConfig, search: Sequence[Dimension], store: TrackingStore, *, continued: bool, owner: str
 ) -> RunRef:
     """The run of the sweep, as `start_run`, with its own settings among the parameters."""
     ref = start_run(job.train, store, continued=continued, job=owner, tags={"cvdist.kind": "sweep"})
     values = {f"sweep.{name}": value for name, value in dataclasses.asdict(job.sweep).items()}
     values["sweep.search"] = " ".join(map(str, search))
-    log_params(client_of(ref.tracking_uri), ref.run_id, values)
+    log_params(mlflow_client(ref.tracking_uri), ref.run_id, values)
     return dataclasses.replace(ref, system_metrics=False, log_model=False)
 
 
@@ -51,7 +51,7 @@ def start_trials(
     base: TrainConfig, trials: Sequence[Trial], parent: RunRef, folder: str, *, continued: bool
 ) -> dict[int, RunRef]:
     """A run for each trial, which waits. folder: of the sweep."""
-    store = Store(parent.tracking_uri, parent.experiment_id)
+    store = TrackingStore(parent.tracking_uri, parent.experiment_id)
     refs = {}
     for trial in trials:
         config = space.apply(base, trial.settings)
@@ -98,18 +98,18 @@ def log_results(ref: RunRef, search: Sequence[Dimension], trials: Sequence[Trial
             "best/accuracy": best.best.correct / best.best.total,
             "best/trial": best.number,
         }
-    tracker.metrics(numbers, step=0)
-    tracker.text("trials.csv", table(search, trials))
+    tracker.log_metrics(numbers, step=0)
+    tracker.log_text("trials.csv", table(search, trials))
     drawn = figures(search, trials, grace)
     for name, draw in drawn.items():
-        tracker.figure(name, draw)
+        tracker.log_figure(name, draw)
     tracker.close()
-    describe(ref, description(search, trials, environment.command(), set(drawn)))
+    set_description(ref, description(search, trials, environment.command(), set(drawn)))
 
 
 def figures(search: Sequence[Dimension], trials: Sequence[Trial], grace: int) -> Mapping[str, Any]:
     """What draws each figure."""
-    shares = importance.of(search, trials, grace)
+    shares = importance.permutation_importance(search, trials, grace)
 
     def parallel() -> Any:
         from cvdist.figures import sweep

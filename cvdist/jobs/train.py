@@ -145,7 +145,7 @@ def _on_ray(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | Non
     from cvdist.runtime import ray_train
 
     run, fence = _start(config, store, attempt=0, tags=part.tags)
-    with tracking.ended(run):
+    with tracking.end_run_on_exit(run):
         if run is not None:
             run.require_reachable_from(nodes)
         summary = ray_train.fit(config, run, fence)
@@ -168,7 +168,7 @@ def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef
             if place.rank == 0:
                 run, fence = _start(config, open_all(config, data_is_here=True), attempt=1, tags=part.tags)
         run = gather(run)[0]
-        with tracking.ended(run if place.rank == 0 else None), Stop(config.checkpoint.grace_period) as stop:
+        with tracking.end_run_on_exit(run if place.rank == 0 else None), Stop(config.checkpoint.grace_period) as stop:
             worker = place.worker(config, fence, stop.asked)
             attempt = Attempt(fence.number, fence.require_newest) if fence else None
             tracker = open_tracker(run, worker.rank, worker.local_rank, worker.node, attempt)
@@ -204,7 +204,7 @@ def absolute(config: TrainConfig) -> TrainConfig:
     return configs.replace(config, **{name: str(path.absolute()) for name, path in there.items()})
 
 
-def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | None:
+def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.TrackingStore | None:
     """Reach all that results are written to, and the data if the workers are on this machine."""
     from cvdist import loaders, models
 
@@ -217,7 +217,7 @@ def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | Non
 
 
 def _start(
-    config: TrainConfig, store: tracking.Store | None, *, attempt: int, tags: Mapping[str, str]
+    config: TrainConfig, store: tracking.TrackingStore | None, *, attempt: int, tags: Mapping[str, str]
 ) -> tuple[RunRef | None, Fence]:
     """Become the newest job of this name, and open its MLflow run."""
     root, name = storage_root(config), config.checkpoint.name
@@ -238,7 +238,7 @@ def _describe(run: RunRef | None, summary: Summary, part: Part) -> None:
 
         description = reporting.description(summary, environment.command())
         tracking.wait_for_server(run)
-        tracking.describe(run, description, _seconds_to_first_step(summary, part))
+        tracking.set_description(run, description, _seconds_to_first_step(summary, part))
         report.log_report_or_warn(run)
 
 

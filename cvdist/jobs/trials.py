@@ -36,7 +36,7 @@ from cvdist.distributed.worker import StopRequest
 from cvdist.errors import Superseded, UserError, superseded_by_another_job
 from cvdist.storage import Folder
 from cvdist.sweep import space
-from cvdist.sweep.record import Epoch, Trial, folder_of
+from cvdist.sweep.record import TrialEpoch, Trial, folder_of
 from cvdist.tracking import Attempt, NoTracker, RunRef, Tracker, open_tracker
 from cvdist.training.finite import NotFinite
 from cvdist.training.train import TrainingLoop
@@ -118,17 +118,17 @@ class TrialWorker:
 class TrialTracker(NoTracker):
     """Passes on a trial's parameters and metrics, not its figures and files, and tells of each epoch."""
 
-    def __init__(self, inner: Tracker, epoch_done: Callable[[Epoch], None]) -> None:
+    def __init__(self, inner: Tracker, epoch_done: Callable[[TrialEpoch], None]) -> None:
         """`inner`: of the trial's run."""
         self._inner, self._epoch_done = inner, epoch_done
-        self.params, self.dataset, self.close = inner.params, inner.dataset, inner.close  # type: ignore[method-assign]
+        self.log_params, self.log_dataset, self.close = inner.log_params, inner.log_dataset, inner.close  # type: ignore[method-assign]
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """See `Tracker`. An epoch's come after its checkpoint; a resumed trial begins with those before."""
-        self._inner.metrics(values, step)
+        self._inner.log_metrics(values, step)
         if "valid/correct" in values:
             self._epoch_done(
-                Epoch(step, int(values["valid/correct"]), int(values["valid/total"]), values["valid/loss"])
+                TrialEpoch(step, int(values["valid/correct"]), int(values["valid/total"]), values["valid/loss"])
             )
 
 
@@ -167,7 +167,7 @@ class _Process(tune.Trainable):
         self._go = threading.Semaphore(0)
         self._stopping = False
         self._error: BaseException | None = None
-        self._best: Epoch | None = None
+        self._best: TrialEpoch | None = None
         self._started = time.monotonic()
         self._last: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._work, args=(int(new_config["trial"]),), daemon=True)
@@ -237,7 +237,7 @@ class _Process(tune.Trainable):
             finally:
                 tracker.close()
 
-    def _epoch_done(self, epoch: Epoch) -> None:
+    def _epoch_done(self, epoch: TrialEpoch) -> None:
         """Tell Ray Tune, and wait until it wants the next one; the last is told when all is delivered."""
         if self._stopping:
             raise _Stopped
@@ -315,7 +315,7 @@ class Watch(tune.Callback, tune.Stopper):
         if result.get("whole"):
             self.error = UserError(f"trial {mine.number} ({space.describe(mine.settings)}): {result['reason']}")
         elif "correct" in result:
-            epoch = Epoch(result[_EPOCH], result["correct"], result["total"], result["loss"])
+            epoch = TrialEpoch(result[_EPOCH], result["correct"], result["total"], result["loss"])
             new = mine.with_epoch(epoch, self._before[mine.number] + result["seconds"])
             self._note(dataclasses.replace(new, state="running"))
 

@@ -26,8 +26,8 @@ from cvdist.data.normalise import Normaliser
 from cvdist.errors import UserError
 from cvdist.figures import network
 from cvdist.hardware import usable_cores
-from cvdist.interpret.layers import ConvLayer, choose
-from cvdist.interpret.study import Limits, Source, Study, study
+from cvdist.interpret.layers import ConvLayer, select_layers
+from cvdist.interpret.interpretation import Limits, PictureSource, Interpretation, interpret_model
 from cvdist.jobs import report
 from cvdist.jobs.predict import device_here
 from cvdist.log import redact
@@ -49,11 +49,11 @@ Made = Callable[[], bytes]
 
 @dataclass(frozen=True)
 class Shown:
-    """A finished visualisation. study: None without pictures; bad: pictures that could not be decoded."""
+    """A finished visualisation. interpretation: None without pictures; bad: pictures that could not be decoded."""
 
     model: str
     layers: list[ConvLayer]
-    study: Study | None
+    interpretation: Interpretation | None
     pictures: str
     bad: list[str]
     files: list[str]
@@ -72,7 +72,7 @@ def visualize(config: VisualizeJobConfig) -> Shown:
     look = config.look
     configs.check_groups(config)
     saved = open_model(config.saved)
-    layers = choose(saved.model, look.layers)
+    layers = select_layers(saved.model, look.layers)
     output = look.output or ("" if saved.run else "figures")
     if output:
         storage.check_writable(output, "--output")
@@ -80,7 +80,7 @@ def visualize(config: VisualizeJobConfig) -> Shown:
     logger.info("model      %s, %s", saved.source, saved.identity)
     logger.info("layers     %s", ", ".join(layer.name for layer in layers))
     logger.info("pictures   %s", pictures.words if pictures else "none: filters only (--data names some)")
-    result = _study(saved, layers, pictures, look) if pictures else None
+    result = _interpret(saved, layers, pictures, look) if pictures else None
     drawings = dict(_drawings(layers, result, pictures, look))
     files = _write(drawings, output, saved.run)
     if saved.run is not None:
@@ -88,7 +88,7 @@ def visualize(config: VisualizeJobConfig) -> Shown:
     return Shown(
         model=f"{saved.source}, {saved.identity}",
         layers=layers,
-        study=result,
+        interpretation=result,
         pictures=pictures.words if pictures else "none",
         bad=pictures.bad if pictures else [],
         files=files,
@@ -100,13 +100,13 @@ def visualize(config: VisualizeJobConfig) -> Shown:
 
 @dataclass(frozen=True)
 class _Pictures:
-    source: Source
+    source: PictureSource
     words: str
     bad: list[str]
 
 
 class Decoded:
-    """Pictures in memory (`cvdist.interpret.study.Source`)."""
+    """Pictures in memory (`cvdist.interpret.interpretation.PictureSource`)."""
 
     def __init__(self, pixels: Tensor, labels: Sequence[str], available: int) -> None:
         """`pixels`: uint8 (n, C, H, W); available: how many these were chosen from."""
@@ -118,7 +118,7 @@ class Decoded:
         return self._pixels[list(rows)], [self._labels[row] for row in rows]
 
 
-def _study(saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, look: LookConfig) -> Study:
+def _interpret(saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, look: LookConfig) -> Interpretation:
     device = device_here(look.device)
     line = log.ProgressLine(logger, enabled=True)
 
@@ -127,7 +127,7 @@ def _study(saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, 
             line.show(f"{done}/{of} pictures through the network")
 
     model = saved.model.to(device).to(memory_format=torch.channels_last)
-    result = study(
+    result = interpret_model(
         model,
         pictures.source,
         saved.identity.classes,
@@ -135,7 +135,7 @@ def _study(saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, 
         device,
         layers,
         Limits(pictures=look.most_pictures, maps=look.pictures),
-        explain=saved.has_classifier,
+        has_classifier=saved.has_classifier,
         progress=progress,
     )
     line.clear()
@@ -254,7 +254,7 @@ def _decoded(
 
 
 def _drawings(
-    layers: Sequence[ConvLayer], result: Study | None, pictures: _Pictures | None, look: LookConfig
+    layers: Sequence[ConvLayer], result: Interpretation | None, pictures: _Pictures | None, look: LookConfig
 ) -> Iterator[tuple[str, Made]]:
     """Each file's name below `figures/`, and what makes it."""
     for layer in layers:
@@ -263,7 +263,7 @@ def _drawings(
         if network.small_enough_for_svg(layer):
             yield f"filters/{layer.name}.svg", functools.partial(network.filters_svg, layer.name, layer.weight)
     if result is not None and pictures is not None:
-        for name, draw in network.of_study(result, pictures.source).items():
+        for name, draw in network.interpretation_figures(result, pictures.source).items():
             yield f"{name}.png", functools.partial(_png, draw)
 
 

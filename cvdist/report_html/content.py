@@ -90,7 +90,7 @@ class Report:
     versions: tuple[tuple[str, str], ...] = ()
     quarantine: tuple[tuple[str, str], ...] = ()
     """Path and reason of each picture that can't be decoded."""
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[FigureFile, ...] = ()
     left_out: tuple[str, ...] = ()
 
     @property

@@ -144,7 +144,7 @@ def caption(path: str) -> Caption:
             f"Input picture and the feature maps of {rest}.",
             _natural(rest),
         )
-    if folder == "exciting":
+    if folder == "top_activations":
         return Caption(
             EXCITING,
             "",

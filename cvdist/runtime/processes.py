@@ -177,7 +177,7 @@ class CheckpointFolder:
         """
         target = self.root / name
         try:
-            storage.publish_part(
+            storage.publish_files(
                 arrow.LocalFileSystem(), str(target), fill, awaited=awaited, last=META, timeout=timeout
             )
         except OSError as error:

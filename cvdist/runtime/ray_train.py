@@ -212,7 +212,7 @@ class RayWorker:
     ) -> None:
         """This worker's files: attempts have folders of their own, so only rank 0 has to check."""
         with _naming(checkpoint):
-            storage.publish_part(
+            storage.publish_files(
                 checkpoint.filesystem,
                 checkpoint.path,
                 fill,

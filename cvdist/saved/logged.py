@@ -20,8 +20,8 @@ from cvdist.config import DataConfig, Precision, SavedModelConfig, TrainConfig
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import environment
-from cvdist.tracking.find import look_up
-from cvdist.tracking.run import RunRef, client_of, first_line, require_answer, short_retries, uri_of
+from cvdist.tracking.find import look_up_run
+from cvdist.tracking.run import RunRef, mlflow_client, first_line, require_server, short_retries, tracking_uri_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +32,7 @@ _MOST_RUNS = 1000  # whose names are compared with one that is not found
 
 
 @dataclass(frozen=True)
-class Logged:
+class LoggedModel:
     """A model as it was logged.
 
     source: for people; metadata: architecture, classes, mean, std, as `cvdist.tracking.model` writes them;
@@ -49,18 +49,18 @@ class Logged:
     model_id: str
 
 
-def read_logged(settings: SavedModelConfig) -> Logged:
+def read_logged_model(settings: SavedModelConfig) -> LoggedModel:
     """The model that `settings.source` names: a run's id or name, `runs:/ID`, or `models:/...`.
 
     Raises:
         UserError: one line, if the store, the run or the model is not there, or it is no model of cvdist.
     """
-    if not environment.installed("mlflow"):
+    if not environment.is_installed("mlflow"):
         raise UserError(f"{settings.source} is looked for in MLflow, which is missing: pip install mlflow")
     uri = _store(settings)
     try:
         with short_retries(settings.tracking_timeout):
-            client = client_of(uri)
+            client = mlflow_client(uri)
             if settings.source.startswith("models:/"):
                 model_id, location, run_id = _registered(client, settings)
             else:
@@ -77,7 +77,7 @@ def read_logged(settings: SavedModelConfig) -> Logged:
     source = settings.source if settings.source.startswith("models:/") else f"runs:/{run_id}"
     named = f" ({named})" if named else ""
     metadata, state = _read(client, location, uri, f"the model {redact(source)}")
-    return Logged(f"{redact(source)}{named}", metadata, state, ref, data, precision, model_id)
+    return LoggedModel(f"{redact(source)}{named}", metadata, state, ref, data, precision, model_id)
 
 
 def _store(settings: SavedModelConfig) -> str:
@@ -92,9 +92,9 @@ def _store(settings: SavedModelConfig) -> str:
         storage=settings.storage,
         experiment=settings.experiment,
     )
-    uri = uri_of(config)
+    uri = tracking_uri_of(config)
     if uri.startswith("http"):
-        require_answer(uri, settings.tracking_timeout, "")
+        require_server(uri, settings.tracking_timeout, "")
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.is_file():
         raise UserError(
@@ -108,7 +108,7 @@ def _store(settings: SavedModelConfig) -> str:
 def _run(client: MlflowClient, settings: SavedModelConfig) -> Any:
     """The run by its id or its name."""
     word = settings.source.removeprefix("runs:/").strip("/").split("/")[0]
-    run = look_up(client, settings.experiment, word)
+    run = look_up_run(client, settings.experiment, word)
     if run is None:
         raise UserError(
             f"there is no run {word} in the MLflow store: --tracking-uri or MLFLOW_TRACKING_URI names another"

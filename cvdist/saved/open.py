@@ -20,7 +20,7 @@ from cvdist.models.registry import BLOCKS
 from cvdist.models.weights import PREPROCESSING
 from cvdist.results import ModelIdentity
 from cvdist.saved.model import SavedModel, rebuild
-from cvdist.seeding import mix
+from cvdist.seeding import derive_seed
 
 _NO_CLASSIFIER_CLASSES = ("random",)
 
@@ -79,9 +79,9 @@ def _of_path(settings: SavedModelConfig) -> SavedModel:
 
 
 def _logged(settings: SavedModelConfig) -> SavedModel:
-    from cvdist.saved.logged import read_logged
+    from cvdist.saved.logged import read_logged_model
 
-    found = read_logged(settings)
+    found = read_logged_model(settings)
     values = dict(found.metadata)
     mean, std = tuple(values.pop("mean")), tuple(values.pop("std"))
     identity = ModelIdentity.from_dict(values)
@@ -138,7 +138,7 @@ def _of_weights(settings: ModelConfig, source: str) -> SavedModel:
     if last is None:
         expected = models.skeleton(settings, len(classes)).state_dict()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix("classifier"))
+            torch.manual_seed(derive_seed("classifier"))
             for name, tensor in expected.items():
                 if name not in state and name.startswith("classifier."):
                     state[name] = torch.empty(tensor.shape).uniform_(-1, 1) / max(tensor.shape[-1], 1) ** 0.5

@@ -51,7 +51,7 @@ def of(search: Sequence[Dimension], trials: Sequence[Trial], epochs: int) -> Imp
         if dimension.choices:
             made = [[float(value == choice) for value in values] for choice in dimension.choices]
         else:
-            made = [[dimension.share(value) if value is not None else 0.0 for value in values]]
+            made = [[dimension.fraction_of(value) if value is not None else 0.0 for value in values]]
         columns += [np.array(column) for column in made]
         owners += [number] * len(made)
     inputs = np.stack(columns, axis=1)

@@ -13,7 +13,7 @@ from typing import Any
 from cvdist import config as configs
 from cvdist.config import FeaturesConfig, LoopConfig, ModelConfig, OptimizerConfig, TrainConfig
 from cvdist.errors import UserError
-from cvdist.seeding import mix
+from cvdist.seeding import derive_seed
 
 Settings = dict[str, Any]
 """A trial's values of the searched fields, by the fields' names."""
@@ -104,11 +104,11 @@ def draw(space: Sequence[Dimension], seed: int, count: int) -> list[Settings]:
     """
     from torch.quasirandom import SobolEngine
 
-    engine = SobolEngine(len(space), scramble=True, seed=mix("sweep", seed))
+    engine = SobolEngine(len(space), scramble=True, seed=derive_seed("sweep", seed))
     found: list[Settings] = []
     for _ in range(_DRAWS_A_TRIAL * count):
         shares = engine.draw(1)[0].tolist()
-        point = {one.name: one.at(share) for one, share in zip(space, shares, strict=True)}
+        point = {one.name: one.value_at(share) for one, share in zip(space, shares, strict=True)}
         if point.get("head") == "linear":
             # It has none of these: points that differ in them alone are the same.
             point = {name: value for name, value in point.items() if name not in ("hidden_size", "dropout")}

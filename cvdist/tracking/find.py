@@ -11,7 +11,7 @@ from cvdist.config import TrainConfig
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import environment
-from cvdist.tracking.run import NAME_TAG, RunRef, client_of, first_line, require_answer, short_retries, uri_of
+from cvdist.tracking.run import NAME_TAG, RunRef, mlflow_client, first_line, require_server, short_retries, tracking_uri_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,16 +23,16 @@ def find_run(config: TrainConfig, run: str) -> RunRef:
     Raises:
         UserError: if there is none, with the nearest names, or no store.
     """
-    if not environment.installed("mlflow"):
+    if not environment.is_installed("mlflow"):
         raise UserError("MLflow is not installed: pip install mlflow")
-    uri, timeout = uri_of(config), config.tracking.tracking_timeout
+    uri, timeout = tracking_uri_of(config), config.tracking.tracking_timeout
     if uri.startswith("http"):
-        require_answer(uri, timeout, "")
+        require_server(uri, timeout, "")
     elif uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UserError(f"there is no MLflow store {redact(uri)}: name it with --tracking-uri or --storage")
     try:
         with short_retries(timeout):
-            found = look_up(client_of(uri), config.tracking.experiment, run)
+            found = look_up_run(mlflow_client(uri), config.tracking.experiment, run)
     except UserError:
         raise
     except Exception as error:  # see `open_store`
@@ -42,7 +42,7 @@ def find_run(config: TrainConfig, run: str) -> RunRef:
     return RunRef(uri, found.info.experiment_id, found.info.run_id, system_metrics=False, log_model=False)
 
 
-def look_up(client: MlflowClient, experiment: str, word: str) -> Any:
+def look_up_run(client: MlflowClient, experiment: str, word: str) -> Any:
     """The MLflow run with the id `word` or, in the experiment, the newest of this name; None for an unknown id.
 
     Raises:

@@ -19,7 +19,7 @@ from cvdist.errors import Superseded, UserError
 from cvdist.log import duration, redact
 from cvdist.storage import Folder
 from cvdist.tracking.journal import Delivery, Journal, Measured
-from cvdist.tracking.run import RunRef, client_of, first_line, log_params, put_file
+from cvdist.tracking.run import RunRef, mlflow_client, first_line, log_params, upload_file
 from cvdist.tracking.tracker import Attempt, NoTracker
 
 if TYPE_CHECKING:
@@ -71,33 +71,33 @@ class MlflowTracker:
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         self._thread.start()
 
-    def params(self, values: Mapping[str, object]) -> None:
+    def log_params(self, values: Mapping[str, object]) -> None:
         """See `Tracker`."""
         copied = dict(values)
         self._queue.put(lambda client: log_params(client, self._ref.run_id, copied))
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """See `Tracker`."""
         self._queue.put(_now(values, step))
         self._first_metrics.set()
 
-    def dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
+    def log_dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
         """See `Tracker`."""
         self._queue.put(lambda client: _log_dataset(client, self._ref.run_id, info, digest()))
 
-    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
+    def log_figure(self, name: str, draw: Callable[[], Figure]) -> None:
         """See `Tracker`."""
         self._queue.put(lambda client: _log_figure(client, self._ref.run_id, name, draw()))
 
-    def file(self, name: str, make: Callable[[], bytes]) -> None:
+    def log_artifact(self, name: str, make: Callable[[], bytes]) -> None:
         """See `Tracker`."""
-        self._queue.put(lambda client: put_file(client, self._ref.run_id, name, make()))
+        self._queue.put(lambda client: upload_file(client, self._ref.run_id, name, make()))
 
-    def text(self, name: str, content: str) -> None:
+    def log_text(self, name: str, content: str) -> None:
         """See `Tracker`."""
         self._queue.put(lambda client: client.log_text(self._ref.run_id, content, name))
 
-    def model(
+    def log_model(
         self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
     ) -> None:
         """See `Tracker`."""
@@ -106,7 +106,7 @@ class MlflowTracker:
             return
         from cvdist.tracking.model import log_model
 
-        deadline = time.monotonic() + self._ref.patience
+        deadline = time.monotonic() + self._ref.drain_timeout
         while True:
             try:
                 self._require_permit()
@@ -128,7 +128,7 @@ class MlflowTracker:
         self._queue.put(None)
         self._first_metrics.set()
         seen, since = self._taken, time.monotonic()
-        most = max(self._ref.patience, _CLOSE_SECONDS) + _FLUSH_SECONDS
+        most = max(self._ref.drain_timeout, _CLOSE_SECONDS) + _FLUSH_SECONDS
         while self._thread.is_alive() and time.monotonic() - since < most:
             self._thread.join(0.5)
             if self._taken != seen:  # drawing takes seconds a figure on a busy machine
@@ -144,11 +144,11 @@ class MlflowTracker:
 
     def _deliver(self) -> None:
         self._first_metrics.wait()
-        client = client_of(self._ref.tracking_uri)
+        client = mlflow_client(self._ref.tracking_uri)
         monitor = start_system_metrics(self._ref, self._node) if self._ref.system_metrics else None
         self._metrics = self._journal.left()
         closed_at = 0.0
-        while not closed_at or (self._away_since and time.monotonic() < closed_at + self._ref.patience):
+        while not closed_at or (self._away_since and time.monotonic() < closed_at + self._ref.drain_timeout):
             if self._collect():
                 closed_at = time.monotonic()
             self._send(client)
@@ -285,7 +285,7 @@ class SystemMetricsTracker(NoTracker):
             self._monitor.finish()
 
     def _start(self, ref: RunRef, node: str) -> None:
-        client_of(ref.tracking_uri)
+        mlflow_client(ref.tracking_uri)
         self._monitor = start_system_metrics(ref, node)
 
 
@@ -309,7 +309,7 @@ def _log_figure(client: MlflowClient, run_id: str, name: str, figure: Figure) ->
 
     file = io.BytesIO()
     save_png(figure, file)
-    put_file(client, run_id, f"figures/{name}.png", file.getvalue())
+    upload_file(client, run_id, f"figures/{name}.png", file.getvalue())
 
 
 def _log_dataset(client: MlflowClient, run_id: str, info: DatasetInfo, digest: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cvdist.models.servable import ServableClassifier
-from cvdist.tracking.run import RunRef, client_of, default_store
+from cvdist.tracking.run import RunRef, mlflow_client, default_store
 
 if TYPE_CHECKING:
     from cvdist.data.dataset import DatasetInfo
@@ -31,7 +31,7 @@ def log_model(
     example: uint8 (n, C, H, W), n >= 2. Stored in PyTorch's `pt2` format (an exported graph and tensors, no
     pickle); the model's metadata says which architecture the weights belong to, and the classes' names.
     """
-    client = client_of(ref.tracking_uri)
+    client = mlflow_client(ref.tracking_uri)
     outputs = client.get_run(ref.run_id).outputs
     if outputs and any(output.step == step for output in outputs.model_outputs):
         return  # a finished run that was started again and had nothing left to do

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cvdist.errors import UserError
 from cvdist.log import redact
-from cvdist.tracking.run import RunRef, client_of, default_store, first_line, short_retries
+from cvdist.tracking.run import RunRef, mlflow_client, default_store, first_line, short_retries
 
 _TIMEOUT = 30.0  # seconds for one answer of the registry
 
@@ -26,7 +26,7 @@ def register(
     try:
         # Some of what follows looks up the model in the default store.
         with short_retries(_TIMEOUT), default_store(ref.tracking_uri):
-            client = client_of(ref.tracking_uri)
+            client = mlflow_client(ref.tracking_uri)
             try:
                 client.create_registered_model(name)
             except MlflowException as error:
@@ -60,7 +60,7 @@ def best_logged(ref: RunRef) -> str:
     Raises:
         UserError: if it has none.
     """
-    outputs = client_of(ref.tracking_uri).get_run(ref.run_id).outputs
+    outputs = mlflow_client(ref.tracking_uri).get_run(ref.run_id).outputs
     models = outputs.model_outputs if outputs else []
     if not models:
         raise UserError(f"--register: the run {ref.run_id} has no model: train it with --log-model")

@@ -87,7 +87,7 @@ class Store:
     experiment_id: str
 
 
-def client_of(tracking_uri: str) -> MlflowClient:
+def mlflow_client(tracking_uri: str) -> MlflowClient:
     """An MLflow client; MLflow is imported on the first call."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git in a container is no reason to warn
     # What is not delivered is tried again here, in order: MLflow's own retries would take minutes a call.
@@ -137,17 +137,17 @@ def open_store(config: TrainConfig) -> Store | None:
 
 def _open_store(config: TrainConfig) -> Store:
     tracking = config.tracking
-    if not environment.installed("mlflow"):
+    if not environment.is_installed("mlflow"):
         raise UserError("MLflow is not installed: pip install mlflow, or do without: --tracking none")
-    uri = uri_of(config)
+    uri = tracking_uri_of(config)
     artifacts = None
     if uri.startswith("http"):
-        require_answer(uri, tracking.tracking_timeout)
+        require_server(uri, tracking.tracking_timeout)
     elif uri.startswith("sqlite:///"):
         artifacts = _make_room(Path(uri.removeprefix("sqlite:///")))
     try:
         with short_retries(tracking.tracking_timeout):
-            client = client_of(uri)
+            client = mlflow_client(uri)
             return Store(uri, _experiment(client, tracking.experiment, artifacts))
     except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
         raise UserError(
@@ -170,7 +170,7 @@ def start_run(
     `job` owns it from now on, and nobody else ends it. Logs the whole configuration, and where and from what
     the job was started. tags: more of them.
     """
-    client = client_of(store.tracking_uri)
+    client = mlflow_client(store.tracking_uri)
     name = config.checkpoint.name
     run = _find(client, store.experiment_id, name) if continued else None
     if run is None:
@@ -189,11 +189,11 @@ def start_run(
         job=job,
         folder=f"{storage_root(config)}/{name}",
         journal=f"{cache_folder(config)}/journals/{run.info.run_id}.jsonl",
-        patience=config.tracking.tracking_patience,
+        drain_timeout=config.tracking.tracking_patience,
     )
     client.set_tag(ref.run_id, JOB_TAG, job)
     log_params(client, ref.run_id, dict(configs.flat(config)))
-    for key, value in {**environment.facts(), **(tags or {})}.items():
+    for key, value in {**environment.run_tags(), **(tags or {})}.items():
         client.set_tag(ref.run_id, key, value)
     return ref
 
@@ -246,11 +246,11 @@ def ended(ref: RunRef | None) -> Iterator[None]:
 
 def wait_for_server(ref: RunRef) -> bool:
     """Before a finished job's last words: until the store answers, at most `--tracking-patience` seconds."""
-    deadline, said = time.monotonic() + ref.patience, False
+    deadline, said = time.monotonic() + ref.drain_timeout, False
     while True:
         try:
             with short_retries(_UPLOAD_SECONDS):
-                client_of(ref.tracking_uri).get_run(ref.run_id)
+                mlflow_client(ref.tracking_uri).get_run(ref.run_id)
             return True
         except Exception as error:
             left = deadline - time.monotonic()
@@ -269,7 +269,7 @@ def end_run(tracking_uri: str, run_id: str, status: str, job: str) -> None:
     A store that is away is logged, not raised: the job's result stands.
     """
     try:
-        client = client_of(tracking_uri)
+        client = mlflow_client(tracking_uri)
         if client.get_run(run_id).data.tags.get(JOB_TAG, job) == job:
             client.set_terminated(run_id, status)
     except Exception as error:  # see above
@@ -279,7 +279,7 @@ def end_run(tracking_uri: str, run_id: str, status: str, job: str) -> None:
 def set_status(ref: RunRef, status: str, tags: Mapping[str, str] | None = None) -> None:
     """Change what the UI shows of a run; a store that is away is logged, not raised."""
     try:
-        client = client_of(ref.tracking_uri)
+        client = mlflow_client(ref.tracking_uri)
         for key, value in (tags or {}).items():
             client.set_tag(ref.run_id, key, value)
         client.update_run(ref.run_id, status=status)
@@ -290,7 +290,7 @@ def set_status(ref: RunRef, status: str, tags: Mapping[str, str] | None = None) 
 def end_children(tracking_uri: str, run_id: str, status: str, job: str) -> None:
     """Give the runs of `job` below a run their final status, where they have none."""
     try:
-        client = client_of(tracking_uri)
+        client = mlflow_client(tracking_uri)
         experiment = client.get_run(run_id).info.experiment_id
         below = f"tags.`{PARENT_TAG}` = '{run_id}' and tags.`{JOB_TAG}` = '{job}'"
         for child in client.search_runs([experiment], below, max_results=1000):
@@ -303,7 +303,7 @@ def end_children(tracking_uri: str, run_id: str, status: str, job: str) -> None:
 def describe(ref: RunRef, markdown: str, seconds_to_first_step: float = 0.0) -> None:
     """Put `markdown` on top of the run's page, and note the time to the first step, if there was one."""
     try:
-        client = client_of(ref.tracking_uri)
+        client = mlflow_client(ref.tracking_uri)
         client.set_tag(ref.run_id, "mlflow.note.content", markdown)
         if seconds_to_first_step:
             client.log_metric(ref.run_id, FIRST_STEP, seconds_to_first_step)
@@ -319,7 +319,7 @@ def log_file(ref: RunRef, name: str, content: bytes) -> None:
     """
     try:
         with short_retries(_UPLOAD_SECONDS):
-            put_file(client_of(ref.tracking_uri), ref.run_id, name, content)
+            upload_file(mlflow_client(ref.tracking_uri), ref.run_id, name, content)
     except Exception as error:  # a server, a bucket, a permission: MLflow passes on whatever it meets
         raise UserError(
             f"the run {ref.run_id} in {redact(ref.tracking_uri)} does not take {name} ({first_line(error)}): "
@@ -327,7 +327,7 @@ def log_file(ref: RunRef, name: str, content: bytes) -> None:
         ) from error
 
 
-def put_file(client: MlflowClient, run_id: str, name: str, content: bytes) -> None:
+def upload_file(client: MlflowClient, run_id: str, name: str, content: bytes) -> None:
     """The same with MLflow's own errors."""
     where = PurePosixPath(name)
     with tempfile.TemporaryDirectory(prefix="cvdist-file-") as folder:
@@ -337,7 +337,7 @@ def put_file(client: MlflowClient, run_id: str, name: str, content: bytes) -> No
         client.log_artifact(run_id, str(path), None if parent == "." else parent)
 
 
-def uri_of(config: TrainConfig) -> str:
+def tracking_uri_of(config: TrainConfig) -> str:
     """Of the tracking store.
 
     Raises:
@@ -364,7 +364,7 @@ def _make_room(database: Path) -> str:
     return (database.parent.resolve() / "mlartifacts").as_uri()
 
 
-def require_answer(uri: str, timeout: float, otherwise: str = ", or do without: --tracking none") -> None:
+def require_server(uri: str, timeout: float, otherwise: str = ", or do without: --tracking none") -> None:
     """Ask a server whether it is there: MLflow's own client would retry for minutes.
 
     Raises:

@@ -32,31 +32,31 @@ class Attempt:
 class Tracker(Protocol):
     """Takes a run's results. One process of a run has a real one, the others `NoTracker`."""
 
-    def params(self, values: Mapping[str, object]) -> None:
+    def log_params(self, values: Mapping[str, object]) -> None:
         """Facts that hold for the whole run."""
         ...
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Measured values at `step`, by names such as `train/loss`; taken once, also over restarts."""
         ...
 
-    def dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
+    def log_dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
         """What the run learns from; `digest` is called off the training's path."""
         ...
 
-    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
+    def log_figure(self, name: str, draw: Callable[[], Figure]) -> None:
         """A picture for the artifacts, drawn off the training's path. `name` may have folders."""
         ...
 
-    def file(self, name: str, make: Callable[[], bytes]) -> None:
+    def log_artifact(self, name: str, make: Callable[[], bytes]) -> None:
         """A file for the artifacts, `figures/filters/forming.gif`, made off the training's path."""
         ...
 
-    def text(self, name: str, content: str) -> None:
+    def log_text(self, name: str, content: str) -> None:
         """A text file for the artifacts."""
         ...
 
-    def model(
+    def log_model(
         self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
     ) -> None:
         """The model of epoch `step`, ready to serve. Waits. `example`: uint8 pictures (n, C, H, W), n >= 2."""
@@ -70,25 +70,25 @@ class Tracker(Protocol):
 class NoTracker:
     """Takes everything and keeps nothing."""
 
-    def params(self, values: Mapping[str, object]) -> None:
+    def log_params(self, values: Mapping[str, object]) -> None:
         """See `Tracker`."""
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """See `Tracker`."""
 
-    def dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
+    def log_dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
         """See `Tracker`."""
 
-    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
+    def log_figure(self, name: str, draw: Callable[[], Figure]) -> None:
         """See `Tracker`."""
 
-    def file(self, name: str, make: Callable[[], bytes]) -> None:
+    def log_artifact(self, name: str, make: Callable[[], bytes]) -> None:
         """See `Tracker`."""
 
-    def text(self, name: str, content: str) -> None:
+    def log_text(self, name: str, content: str) -> None:
         """See `Tracker`."""
 
-    def model(
+    def log_model(
         self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
     ) -> None:
         """See `Tracker`."""

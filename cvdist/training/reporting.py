@@ -35,7 +35,7 @@ FIGURES = {
 FOLDERS = {
     "filters": "what the convolutions look for; `forming.gif`: how they came about",
     "activations": "what they make of a picture, before and after ReLU",
-    "exciting": "the validation pictures that excite their channels most",
+    "top_activations": "the validation pictures that excite their channels most",
     "gradcam": "which part of a picture spoke for the prediction, right and wrong ones",
 }
 
@@ -139,10 +139,10 @@ def log_figures(tracker: Tracker, loader: Loader, progress: Progress, best: Eval
             total=best.total,
         )
 
-    tracker.figure("loss", loss)
-    tracker.figure("accuracy", accuracy)
-    tracker.figure("confusion_matrix", confusion)
-    tracker.figure("most_wrong", wrong)
+    tracker.log_figure("loss", loss)
+    tracker.log_figure("accuracy", accuracy)
+    tracker.log_figure("confusion_matrix", confusion)
+    tracker.log_figure("most_wrong", wrong)
 
 
 def quarantine_table(bad: Sequence[BadPicture]) -> str:

@@ -39,7 +39,7 @@ from cvdist.distributed.tensor_shard import TensorShard
 from cvdist.distributed.worker import StopRequest, Worker
 from cvdist.errors import UserError
 from cvdist.results import EpochRecord, Evaluation, ModelIdentity, Summary
-from cvdist.seeding import mix
+from cvdist.seeding import derive_seed
 from cvdist.slow_requests import NO_SLOW_REQUESTS
 from cvdist.tracking.tracker import Tracker
 from cvdist.training import average, compiling, reporting, ridge
@@ -118,7 +118,7 @@ class TrainingLoop:
             )
             self.ema = self._build_average()
             # Each worker drops other activations; the weights above were drawn from a stream that all share.
-            torch.manual_seed(mix("dropout", config.loop.seed, self.mode.random_rank))
+            torch.manual_seed(derive_seed("dropout", config.loop.seed, self.mode.random_rank))
             if found:
                 with raise_on_all_ranks():
                     self._load(*found)
@@ -130,13 +130,13 @@ class TrainingLoop:
     def run(self) -> Summary:
         """Train until all epochs are done, then log figures and the best model."""
         self._announce()
-        self.tracker.dataset(self.info, self.loader.digest)
+        self.tracker.log_dataset(self.info, self.loader.digest)
         if self.loader.quarantine:
-            self.tracker.text("quarantine.csv", reporting.quarantine_table(self.loader.quarantine))
-        self.tracker.figure("samples", reporting.samples_figure(self.loader))
+            self.tracker.log_text("quarantine.csv", reporting.quarantine_table(self.loader.quarantine))
+        self.tracker.log_figure("samples", reporting.samples_figure(self.loader))
         if self.loader.augmentation is not None:
             figure = reporting.augmentation_figure(self.loader, self.loader.augmentation)
-            self.tracker.figure("augmentation", figure)
+            self.tracker.log_figure("augmentation", figure)
         fresh = not (self.progress.epoch or self.progress.position)
         self.visualizer.start(self._validated_model(), fresh=fresh)
         if self.adopted and self.progress.history and not self.progress.position:
@@ -145,15 +145,15 @@ class TrainingLoop:
         # A killed attempt may not have delivered these; what is there already, the tracker leaves out.
         self._probe()
         for step, values in self.progress.logged:
-            self.tracker.metrics(values, step)
+            self.tracker.log_metrics(values, step)
         for record in self.progress.history:
-            self.tracker.metrics(reporting.epoch_metrics(record), record.epoch)
+            self.tracker.log_metrics(reporting.epoch_metrics(record), record.epoch)
         for epoch in range(self.progress.epoch + 1, self.config.loop.epochs + 1):
             started = time.monotonic()
             train_loss, train_correct, speed = self._train_epoch(epoch)
             result = self._validate()
             seconds = time.monotonic() - started
-            waited = sum(gather(slow_requests.storage.take()), NO_SLOW_REQUESTS)
+            waited = sum(gather(slow_requests.meter.take()), NO_SLOW_REQUESTS)
             record = EpochRecord(
                 epoch=epoch,
                 train_loss=train_loss,
@@ -173,7 +173,7 @@ class TrainingLoop:
             self._finish_epoch(record, result)
             self.visualizer.epoch_done(self._validated_model(), epoch)
             self._save(f"epoch-{epoch:04}", score=record.score)
-            self.tracker.metrics(reporting.epoch_metrics(record), epoch)
+            self.tracker.log_metrics(reporting.epoch_metrics(record), epoch)
         self._log_results()
         return self._summary()
 
@@ -185,7 +185,7 @@ class TrainingLoop:
             if self.main and progress.ridge is not None:
                 logger.info("baseline   ridge probe %s", progress.ridge)
         if progress.ridge is not None:
-            self.tracker.metrics(reporting.ridge_metrics(progress.ridge), 0)
+            self.tracker.log_metrics(reporting.ridge_metrics(progress.ridge), 0)
 
     def _train_epoch(self, epoch: int) -> tuple[float, int, float]:
         """One pass over the training data, from where the last checkpoint left it.
@@ -293,7 +293,7 @@ class TrainingLoop:
     # ------------------------------------------------------------------------------------------- setting up
 
     def _build_model(self) -> nn.Module:
-        torch.manual_seed(mix("weights", self.config.loop.seed))
+        torch.manual_seed(derive_seed("weights", self.config.loop.seed))
         shape = models.InputSpec(self.info.channels, self.info.height, self.info.width)
         model = models.build_model(self.config.model, shape, len(self.info.classes))
         if self.config.loop.channels_last:
@@ -399,7 +399,7 @@ class TrainingLoop:
             set_random_state(states[rank], self.worker.device)
         else:  # streams of as many workers as there are now, and not those that the run began with
             at = (saved.progress.epoch, saved.progress.position)
-            torch.manual_seed(mix("dropout", self.config.loop.seed, rank, *at))
+            torch.manual_seed(derive_seed("dropout", self.config.loop.seed, rank, *at))
         self.progress = saved.progress
         self.best = saved.best
         self.visualizer.load_state(state.get("visualizer"))
@@ -519,7 +519,7 @@ class TrainingLoop:
         )
         if self.resumed:
             logger.info("resuming   at %s, %d epochs done", self.resumed, self.progress.epoch)
-        self.tracker.params(
+        self.tracker.log_params(
             {
                 "run.world_size": worker.world_size,
                 "run.hardware": hardware,
@@ -558,7 +558,7 @@ class TrainingLoop:
             "step/roofline_fraction": self.division.min_step_seconds(round(count / found.steps)) / seconds,
         }
         at = (epoch - 1) * steps + step
-        self.tracker.metrics(values, step=at)
+        self.tracker.log_metrics(values, step=at)
         self.progress.logged = [*self.progress.logged[1 - _LOGGED :], (at, values)]
 
     def _show_progress(self, epoch: int, step: int, steps: int, samples: int, began: float) -> None:
@@ -603,7 +603,7 @@ class TrainingLoop:
         model = self._best_model()
         reporting.log_figures(self.tracker, self.loader, self.progress, self.best)
         example, _ = self.loader.pictures("valid", range(min(4, self.info.valid_size)))
-        self.tracker.model(model, self.identity, self.info, example, step=self.progress.best_epoch)
+        self.tracker.log_model(model, self.identity, self.info, example, step=self.progress.best_epoch)
         self.visualizer.finish(
             model,
             self.loader,
@@ -644,6 +644,6 @@ class TrainingLoop:
             train_seconds=self.progress.seconds,
             first_step_at=self.first_step_at,
             visualized=self.visualizer.enabled,
-            waited=sum((record.waited for record in history), slow_requests.storage.take()),
+            slow_requests=sum((record.slow_requests for record in history), slow_requests.meter.take()),
             ridge=self.progress.ridge,
         )

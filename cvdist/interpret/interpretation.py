@@ -10,10 +10,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from cvdist.interpret.activations import Shown, capture, dead_channels, strongest
+from cvdist.interpret.activations import StrongestChannels, capture_activations, dead_channels, strongest_channels
 from cvdist.interpret.gradcam import grad_cam
 from cvdist.interpret.layers import ConvLayer, convolutions
-from cvdist.interpret.top_activations import Exciting, TopPictures
+from cvdist.interpret.top_activations import TopActivations, TopActivationCollector
 from cvdist.seeding import generator
 
 # Values of a picture's pixels that pass through the network at a time: 8 photographs, or 512 digits.
@@ -36,12 +36,12 @@ class Source(Protocol):
 class Limits:
     """How much is looked at.
 
-    pictures: run through the network; exciting: kept of each channel; maps: pictures whose maps are shown;
+    pictures: run through the network; top_activations: kept of each channel; maps: pictures whose maps are shown;
     channels: shown of a layer's maps; explained: pictures with a Grad-CAM, of each kind.
     """
 
     pictures: int = 128
-    exciting: int = 9
+    top_activations: int = 9
     maps: int = 1
     channels: int = 64
     explained: int = 6
@@ -58,7 +58,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Explained:
+class ExplainedPrediction:
     """A judged picture with its Grad-CAM for the predicted class and, where that is wrong, for the true one.
 
     Each float32 (h, w), from 0 on.
@@ -70,10 +70,10 @@ class Explained:
 
 
 @dataclass(frozen=True)
-class Study:
+class Interpretation:
     """What has been found. seen: how many pictures of `available` have been run through the network.
 
-    exciting, dead: by the layers' names; dead: channels that were zero after ReLU in all of them. maps: for
+    top_activations, dead: by the layers' names; dead: channels that were zero after ReLU in all of them. maps: for
     each picture shown, the layers' maps by name. right, wrong: pictures whose classes are known; unknown:
     others; num_correct, num_wrong: how many there are; explained: whether the predictions mean something.
     """
@@ -81,19 +81,19 @@ class Study:
     layers: list[ConvLayer]
     seen: int
     available: int
-    exciting: dict[str, Exciting]
+    top_activations: dict[str, TopActivations]
     dead: dict[str, list[int]]
     maps: list[tuple[Prediction, dict[str, Shown]]]
     cam_layer: str
-    right: list[Explained]
-    wrong: list[Explained]
-    unknown: list[Explained]
+    right: list[ExplainedPrediction]
+    wrong: list[ExplainedPrediction]
+    unknown: list[ExplainedPrediction]
     num_correct: int
     num_wrong: int
     explained: bool = True
 
 
-def study(
+def interpret_model(
     model: nn.Module,
     source: Source,
     classes: Sequence[str],
@@ -107,7 +107,7 @@ def study(
     explain: bool = True,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     progress: Callable[[int, int], None] = lambda done, of: None,
-) -> Study:
+) -> Interpretation:
     """Look at `model`, on `device`, with pictures of `source`.
 
     Args:
@@ -125,7 +125,7 @@ def study(
         progress: called with the number of pictures done, and of all.
     """
     rows = _chosen(source.size, limits.pictures, include)
-    top = TopPictures(model, layers, limits.exciting)
+    top = TopActivationCollector(model, layers, limits.top_activations)
     judged: list[Prediction] = []
     size = 1
     while len(judged) < len(rows):
@@ -140,13 +140,13 @@ def study(
         ]
         progress(len(judged), len(rows))
         size = max(1, min(_MOST_IN_PORTION, _PORTION_VALUES // pixels[0].numel()))
-    exciting = top.results()
+    top_activations = top.results()
 
     def images(some: Sequence[Prediction]) -> Tensor:
         pixels, _ = source.read([one.row for one in some])
         return normalise(pixels.to(device).float())
 
-    def explained(some: Sequence[Prediction]) -> list[Explained]:
+    def explained(some: Sequence[Prediction]) -> list[ExplainedPrediction]:
         if not some or not explain:
             return []
         inputs, number = images(some), {name: i for i, name in enumerate(classes)}
@@ -156,7 +156,7 @@ def study(
         correct = torch.tensor([number[some[i].true] for i in known])
         meant = grad_cam(model, layer, inputs[known], correct) if known else said[:0]
         by_row = dict(zip(known, meant, strict=True))
-        return [Explained(one, said[i], by_row.get(i)) for i, one in enumerate(some)]
+        return [ExplainedPrediction(one, said[i], by_row.get(i)) for i, one in enumerate(some)]
 
     right = [one for one in judged if one.true == one.predicted]
     wrong = sorted((one for one in judged if one.true not in ("", one.predicted)), key=_most_confident)
@@ -164,14 +164,14 @@ def study(
     looked_at = (_one_of_each_class(right, limits.maps) or unknown or judged)[: limits.maps]
     maps = []
     for one in looked_at:  # one at a time: a picture's maps are 100 MB in a VGG16
-        captured = capture(model, images([one]), layers)
-        maps.append((one, {name: strongest(found, 0, limits.channels) for name, found in captured.items()}))
-    return Study(
+        captured = capture_activations(model, images([one]), layers)
+        maps.append((one, {name: strongest_channels(found, 0, limits.channels) for name, found in captured.items()}))
+    return Interpretation(
         layers=list(layers),
         seen=len(rows),
         available=source.available,
-        exciting=exciting,
-        dead={name: dead_channels(found.values[:, 0]) for name, found in exciting.items()},
+        top_activations=top_activations,
+        dead={name: dead_channels(found.values[:, 0]) for name, found in top_activations.items()},
         maps=maps,
         cam_layer=convolutions(model)[-1].name,
         right=explained(_one_of_each_class(right, limits.explained)),
