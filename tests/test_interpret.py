@@ -15,10 +15,10 @@ from torch import nn
 from cvdist.errors import UserError
 from cvdist.interpret.activations import capture_activations, dead_channels, strongest_channels
 from cvdist.interpret.gradcam import grad_cam
-from cvdist.interpret.hooks import without_softmax, watch_activations
-from cvdist.interpret.layers import select_layers, convolutions
+from cvdist.interpret.hooks import watch_activations, without_softmax
 from cvdist.interpret.interpretation import Limits, interpret_model
-from cvdist.interpret.top_activations import receptive_fields, find_top_activations
+from cvdist.interpret.layers import convolutions, select_layers
+from cvdist.interpret.top_activations import find_top_activations, receptive_fields
 from cvdist.models.registry import InputSpec
 from cvdist.models.scratch_cnn import scratch_cnn
 
@@ -171,7 +171,7 @@ def test_the_strongest_channels_are_shown_in_order():
     assert torch.equal(shown.after, maps.after[1, list(shown.channels)])
 
 
-# ------------------------------------------------------------------------------------- top-activation pictures
+# -------------------------------------------------------------------------------- top activations
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.integers(1, 6), st.booleans())
@@ -278,7 +278,7 @@ def test_grad_cam_asks_for_scores_not_for_log_probabilities():
     assert hooks_of(model) == 0
 
 
-# ------------------------------------------------------------------------------------------------- study
+# ----------------------------------------------------------------------------------------- interpretation
 
 
 class Numbered:
@@ -302,23 +302,28 @@ def look(**changes):
     return interpret_model(model, source, names, lambda x: x / 255, device, select_layers(model), **values)
 
 
-def test_a_study_is_bounded_and_holds_what_has_to_be_in_it():
+def test_an_interpretation_is_bounded_and_holds_the_included_rows():
     result = look(include=[7, 29])
     assert (result.seen, result.available) == (12, 30)
     assert result.num_correct + result.num_wrong == 12
     rows = {int(row) for row in result.top_activations["conv1"].pictures.flatten()}
-    judged = {one.prediction.row for one in result.right + result.wrong}
+    judged = {one.prediction.row for one in result.correct + result.wrong}
     assert len(rows | judged) <= 12
-    assert all(one.prediction.true != one.prediction.predicted and one.true is not None for one in result.wrong)
+    assert all(
+        one.prediction.true != one.prediction.predicted and one.true_map is not None for one in result.wrong
+    )
     sure = [one.prediction.confidence for one in result.wrong]
     assert sure == sorted(sure, reverse=True)
     everything = look(limits=Limits(pictures=100), include=[7, 29])
     assert everything.seen == 30
 
 
-def test_a_study_says_the_same_twice_and_explains_nothing_where_there_is_no_classifier():
+def test_an_interpretation_is_deterministic_and_has_no_grad_cam_without_a_classifier():
     one, other = look(), look()
-    assert all(torch.equal(one.top_activations[n].pictures, other.top_activations[n].pictures) for n in one.top_activations)
+    assert all(
+        torch.equal(one.top_activations[n].pictures, other.top_activations[n].pictures)
+        for n in one.top_activations
+    )
     assert [e.prediction for e in one.wrong] == [e.prediction for e in other.wrong]
     silent = look(has_classifier=False)
-    assert not silent.right and not silent.wrong and silent.top_activations and silent.maps
+    assert not silent.correct and not silent.wrong and silent.top_activations and silent.maps

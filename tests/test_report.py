@@ -169,7 +169,10 @@ def test_names_are_shown_as_text():
         facts=((HOSTILE, HOSTILE),),
         versions=((HOSTILE, HOSTILE),),
         quarantine=((HOSTILE, HOSTILE),),
-        pictures=(FigureFile(f"{HOSTILE.replace('/', '')}.png", png()), FigureFile(f"filters/{HOSTILE}.png", png())),
+        pictures=(
+            FigureFile(f"{HOSTILE.replace('/', '')}.png", png()),
+            FigureFile(f"filters/{HOSTILE}.png", png()),
+        ),
         left_out=(HOSTILE,),
     )
     page, plain = Parsed(render(hostile)), Parsed(render(report()))
@@ -231,7 +234,7 @@ def test_each_figure_has_its_place():
     paths = ["filters/conv.png", "filters/conv-before-after.png", "filters/forming.gif", "gradcam/wrong.png",
              "activations/features.10.png", "activations/features.2.png", "top_activations/features.2.png", "roc.png",
              "accuracy.png", "loss.png", "most_wrong.png", "samples.png", "new/thing.png"]  # fmt: skip
-    order = [path for path, _ in figures.in_order(paths)]
+    order = [path for path, _ in figures.order_figures(paths)]
     assert order[:4] == ["loss.png", "accuracy.png", "most_wrong.png", "samples.png"]
     assert order.index("activations/features.2.png") < order.index("activations/features.10.png")
     assert order.index("filters/forming.gif") < order.index("filters/conv-before-after.png")
@@ -241,10 +244,10 @@ def test_each_figure_has_its_place():
 
 def test_of_snapshots_the_first_and_the_last_and_of_two_formats_one():
     snapshots = [f"filters/features.0-epoch-{epoch:04}.png" for epoch in (0, 4, 8, 12)]
-    taken, left_out = figures.chosen([*snapshots, "filters/features.0.png", "filters/features.0.svg"])
+    taken, left_out = figures.select_figures([*snapshots, "filters/features.0.png", "filters/features.0.svg"])
     assert set(taken) == {snapshots[0], snapshots[-1], "filters/features.0.png"}
     assert left_out == ["2 snapshots of a layer's filters: figures/filters/features.0-epoch-*"]
-    taken, _ = figures.chosen([*snapshots, "filters/features.0-before-after.png"])
+    taken, _ = figures.select_figures([*snapshots, "filters/features.0-before-after.png"])
     assert taken == ["filters/features.0-before-after.png"]
 
 

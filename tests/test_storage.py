@@ -133,7 +133,9 @@ def test_throttled_requests_are_counted_with_the_time_that_they_cost(bucket, s3,
 
 def test_no_secret_in_messages(monkeypatch):
     with pytest.raises(UserError) as error:
-        list(storage.list_entries("s3://key:secret@bucket/x?endpoint_override=127.0.0.1:9&scheme=http", "--data"))
+        list(
+            storage.list_entries("s3://key:secret@bucket/x?endpoint_override=127.0.0.1:9&scheme=http", "--data")
+        )
     assert "secret" not in str(error.value)
 
 

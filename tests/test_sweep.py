@@ -26,7 +26,7 @@ from cvdist.jobs import sweep_run
 from cvdist.jobs import trials as running
 from cvdist.storage import Folder
 from cvdist.sweep import importance, space
-from cvdist.sweep.record import TrialEpoch, TrialStore, Trial, best_of
+from cvdist.sweep.record import Trial, TrialStore, best_of
 from tests import pictures
 from tests.conftest import wait_until
 from tests.feature_caches import config as tiny
@@ -85,7 +85,7 @@ def test_ranges_as_users_write_them(word, shares, values):
         (["lr=1:0.1"], "1 is above 0.1: name the lower end first"),
         (["lr=1:2:3"], "a range is FROM:TO, or FROM:TO:log"),
         (["droput=0:1"], "droput can't be searched: did you mean dropout?"),
-        (["workers=1,2"], "what can be searched is batch-size, "),
+        (["workers=1,2"], "the settings that can be searched are batch-size, "),
         (["optimizer=sgd:adamw"], "optimizer takes choices, optimizer=sgd,adamw"),
         (["optimizer=adam"], "'adam' is not one of sgd, adamw"),
         (["dropout=0:1.5"], "--search dropout=0:1.5: --dropout is 1.5: it takes a number in [0, 1)"),

@@ -21,13 +21,13 @@ from cvdist.config import LookConfig, SavedModelConfig, TrainConfig, VisualizeJo
 from cvdist.errors import UserError
 from cvdist.figures import network, style, tiles
 from cvdist.figures.activations import feature_maps
-from cvdist.figures.animation import forming
+from cvdist.figures.animation import animate_filters
 from cvdist.figures.filters import Statistics, before_and_after, filter_grid
 from cvdist.figures.gradcam import correct_predictions, wrong_predictions
 from cvdist.figures.top_activations import top_activation_patches
 from cvdist.interpret.activations import StrongestChannels
-from cvdist.interpret.layers import ReceptiveField
 from cvdist.interpret.interpretation import ExplainedPrediction, Prediction
+from cvdist.interpret.layers import ReceptiveField
 from cvdist.interpret.top_activations import TopActivations
 from cvdist.jobs.train import launch
 from cvdist.jobs.visualize import visualize
@@ -142,13 +142,13 @@ def test_small_vectors_and_the_same_file_twice(tmp_path):
 
 def test_an_animation_has_a_frame_for_each_moment_and_is_the_same_twice():
     frames = [(epoch, random(10, 1, 5, 5) * epoch) for epoch in range(4)]
-    made = forming(frames, "conv1")
-    assert made == forming(frames, "conv1")
+    made = animate_filters(frames, "conv1")
+    assert made == animate_filters(frames, "conv1")
     with Image.open(io.BytesIO(made)) as animation:
         assert animation.n_frames == 4 and animation.info["loop"] == 0
         assert 900 <= animation.width <= 1200
     with pytest.raises(ValueError, match="without frames"):
-        forming([], "conv1")
+        animate_filters([], "conv1")
 
 
 # ------------------------------------------------------------------------------------- the other figures
@@ -280,14 +280,19 @@ def test_frozen_layers_are_said_to_be_frozen_and_have_no_before():
     some.start(model, fresh=True)
     some.epoch_done(model, 1)
     assert set(some.state()["before"]) == {"conv2"} and not tracker.names
-    said = says(network.filters("conv1", model.conv1.weight, when="frozen, so unchanged"))
+    said = says(network.filter_figure("conv1", model.conv1.weight, when="frozen, so unchanged"))
     assert any("frozen" in line for line in said)
 
 
 FIGURES = {
     *("filters/conv1.png", "filters/conv1.svg", "filters/conv2.png", "filters/forming.gif"),
     *("filters/conv1-before-after.png", "filters/conv2-before-after.png"),
-    *("activations/conv1.png", "activations/conv2.png", "top_activations/conv1.png", "top_activations/conv2.png"),
+    *(
+        "activations/conv1.png",
+        "activations/conv2.png",
+        "top_activations/conv1.png",
+        "top_activations/conv2.png",
+    ),
     *("gradcam/right.png", "gradcam/wrong.png"),
 }
 

@@ -81,7 +81,9 @@ def _differences(evaluation: Evaluation) -> Figure:
     def answers(one: Measured) -> list[PredictionCaption]:
         found = one.outcome
         return [
-            PredictionCaption(found.classes[int(found.predicted[i])], float(found.confidence[i]), bool(found.right[i]))
+            PredictionCaption(
+                found.classes[int(found.predicted[i])], float(found.confidence[i]), bool(found.right[i])
+            )
             for i in most.tolist()
         ]
 

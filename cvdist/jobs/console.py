@@ -139,8 +139,12 @@ def figures_table(shown: Shown) -> str:
     ]
     if shown.bad:
         rows.append(("left out", f"{len(shown.bad)} can't be decoded, e.g. {log.redact(shown.bad[0])}"))
-    if study is not None:
-        dead = [f"{len(gone)}/{_channels(shown, name)} in {name}" for name, gone in interpretation.dead.items() if gone]
+    if interpretation is not None:
+        dead = [
+            f"{len(gone)}/{_channels(shown, name)} in {name}"
+            for name, gone in interpretation.dead.items()
+            if gone
+        ]
         rows.append(("dead channels", f"{', '.join(dead) or 'none'}, over {interpretation.seen} pictures"))
         if interpretation.has_classifier and interpretation.num_correct + interpretation.num_wrong:
             total = interpretation.num_correct + interpretation.num_wrong
@@ -150,8 +154,10 @@ def figures_table(shown: Shown) -> str:
         ("time", f"{log.duration(shown.seconds)} in all"),
     ]
     lines = _aligned(rows)
-    if study is None:
-        lines.append("next: the same with --data PICTURES, to see activations, top-activation pictures and Grad-CAM")
+    if interpretation is None:
+        lines.append(
+            "next: the same with --data PICTURES, to see activations, top-activation pictures and Grad-CAM"
+        )
     elif shown.run is not None:
         page = f"http://localhost:5000/{shown.run.page}"
         at = shown.run.page if shown.run.tracking_uri.startswith("http") else f"{page} (after make ui)"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cvdist.config import EvaluateConfig, TrainConfig, replace
 from cvdist.evaluation import page
 from cvdist.tracking import environment, open_tracker
-from cvdist.tracking.run import RunRef, mlflow_client, set_description, end_run_on_exit, first_line, open_store
+from cvdist.tracking.run import RunRef, end_run_on_exit, first_line, mlflow_client, open_store, set_description
 from cvdist.training.reporting import quarantine_table
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from cvdist import storage
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import journal
-from cvdist.tracking.run import mlflow_client, first_line, require_server
+from cvdist.tracking.run import first_line, mlflow_client, require_server
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from cvdist.report_html.embed import TYPES
 from cvdist.report_html.page import render
 from cvdist.results import EpochRecord, RidgeResult
 from cvdist.tracking.find import find_run
-from cvdist.tracking.run import FIRST_STEP, RunRef, mlflow_client, first_line, short_retries
+from cvdist.tracking.run import FIRST_STEP, RunRef, first_line, mlflow_client, short_retries
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -215,7 +215,7 @@ def _model(parameters: Mapping[str, str]) -> ModelSummary | None:
         frozen=int(frozen) if frozen.isdecimal() else 0,
         weights=parameters.get("model.weights", ""),
         weights_sha256=parameters.get("weights.sha256", ""),
-        normalisation=parameters.get("weights.normalisation", ""),
+        normalization=parameters.get("weights.normalisation", ""),
     )
 
 
@@ -272,7 +272,9 @@ def _pictures(client: MlflowClient, run_id: str) -> tuple[tuple[FigureFile, ...]
     """The figures among the artifacts, and a line for each that is not taken."""
     found = _list_figures(client, run_id, _FIGURES, _DEEPEST)
     sizes = {str(PurePosixPath(path).relative_to(_FIGURES)): size for path, size in found.items()}
-    paths, left_out = figures.chosen([path for path in sizes if PurePosixPath(path).suffix.lower() in TYPES])
+    paths, left_out = figures.select_figures(
+        [path for path in sizes if PurePosixPath(path).suffix.lower() in TYPES]
+    )
     pictures = []
     deadline = time.monotonic() + _ALL_SECONDS
     with tempfile.TemporaryDirectory(prefix="cvdist-report-") as folder:

@@ -20,7 +20,7 @@ from cvdist.jobs import train
 from cvdist.log import redact
 from cvdist.storage import Folder
 from cvdist.sweep import space
-from cvdist.sweep.record import END_STATES, TrialStore, Trial, best_of, folder_of
+from cvdist.sweep.record import END_STATES, Trial, TrialStore, best_of, folder_of
 from cvdist.sweep.space import Dimension, Settings
 from cvdist.tracking import RunRef
 

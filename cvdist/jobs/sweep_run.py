@@ -19,10 +19,10 @@ from cvdist.tracking.run import (
     PARENT_TAG,
     RunRef,
     TrackingStore,
-    mlflow_client,
-    set_description,
     end_run,
     log_params,
+    mlflow_client,
+    set_description,
     set_status,
     start_run,
 )

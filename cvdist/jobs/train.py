@@ -168,7 +168,10 @@ def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef
             if place.rank == 0:
                 run, fence = _start(config, open_all(config, data_is_here=True), attempt=1, tags=part.tags)
         run = gather(run)[0]
-        with tracking.end_run_on_exit(run if place.rank == 0 else None), Stop(config.checkpoint.grace_period) as stop:
+        with (
+            tracking.end_run_on_exit(run if place.rank == 0 else None),
+            Stop(config.checkpoint.grace_period) as stop,
+        ):
             worker = place.worker(config, fence, stop.asked)
             attempt = Attempt(fence.number, fence.require_newest) if fence else None
             tracker = open_tracker(run, worker.rank, worker.local_rank, worker.node, attempt)

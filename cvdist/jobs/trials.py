@@ -36,7 +36,7 @@ from cvdist.distributed.worker import StopRequest
 from cvdist.errors import Superseded, UserError, superseded_by_another_job
 from cvdist.storage import Folder
 from cvdist.sweep import space
-from cvdist.sweep.record import TrialEpoch, Trial, folder_of
+from cvdist.sweep.record import Trial, TrialEpoch, folder_of
 from cvdist.tracking import Attempt, NoTracker, RunRef, Tracker, open_tracker
 from cvdist.training.finite import NotFinite
 from cvdist.training.train import TrainingLoop

@@ -26,8 +26,8 @@ from cvdist.data.normalise import Normaliser
 from cvdist.errors import UserError
 from cvdist.figures import network
 from cvdist.hardware import usable_cores
+from cvdist.interpret.interpretation import Interpretation, Limits, PictureSource, interpret_model
 from cvdist.interpret.layers import ConvLayer, select_layers
-from cvdist.interpret.interpretation import Limits, PictureSource, Interpretation, interpret_model
 from cvdist.jobs import report
 from cvdist.jobs.predict import device_here
 from cvdist.log import redact
@@ -118,7 +118,9 @@ class Decoded:
         return self._pixels[list(rows)], [self._labels[row] for row in rows]
 
 
-def _interpret(saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, look: LookConfig) -> Interpretation:
+def _interpret(
+    saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, look: LookConfig
+) -> Interpretation:
     device = device_here(look.device)
     line = log.ProgressLine(logger, enabled=True)
 
@@ -258,7 +260,7 @@ def _drawings(
 ) -> Iterator[tuple[str, Made]]:
     """Each file's name below `figures/`, and what makes it."""
     for layer in layers:
-        grid = functools.partial(network.filters, layer.name, layer.weight, look.channels)
+        grid = functools.partial(network.filter_figure, layer.name, layer.weight, look.channels)
         yield f"filters/{layer.name}.png", functools.partial(_png, grid)
         if network.small_enough_for_svg(layer):
             yield f"filters/{layer.name}.svg", functools.partial(network.filters_svg, layer.name, layer.weight)

@@ -19,7 +19,7 @@ from cvdist.errors import Superseded, UserError
 from cvdist.log import duration, redact
 from cvdist.storage import Folder
 from cvdist.tracking.journal import Delivery, Journal, Measured
-from cvdist.tracking.run import RunRef, mlflow_client, first_line, log_params, upload_file
+from cvdist.tracking.run import RunRef, first_line, log_params, mlflow_client, upload_file
 from cvdist.tracking.tracker import Attempt, NoTracker
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cvdist.models.servable import ServableClassifier
-from cvdist.tracking.run import RunRef, mlflow_client, default_store
+from cvdist.tracking.run import RunRef, default_store, mlflow_client
 
 if TYPE_CHECKING:
     from cvdist.data.dataset import DatasetInfo

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cvdist.errors import UserError
 from cvdist.log import redact
-from cvdist.tracking.run import RunRef, mlflow_client, default_store, first_line, short_retries
+from cvdist.tracking.run import RunRef, default_store, first_line, mlflow_client, short_retries
 
 _TIMEOUT = 30.0  # seconds for one answer of the registry
 

@@ -13,7 +13,7 @@ def main() -> None:
     uri, run_id, job = sys.argv[1:]
     if sys.stdin.read().strip() == "ended":
         return
-    from cvdist.tracking.run import mlflow_client, end_children, end_run
+    from cvdist.tracking.run import end_children, end_run, mlflow_client
 
     if mlflow_client(uri).get_run(run_id).info.status == "RUNNING":
         end_children(uri, run_id, "KILLED", job)

@@ -23,8 +23,8 @@ from cvdist.data.dataset import Loader
 from cvdist.data.normalise import Normaliser
 from cvdist.distributed.precision import Arithmetic
 from cvdist.figures import network
-from cvdist.interpret.layers import ConvLayer, select_layers, convolutions
 from cvdist.interpret.interpretation import Limits, interpret_model
+from cvdist.interpret.layers import ConvLayer, convolutions, select_layers
 from cvdist.results import Evaluation
 from cvdist.tracking.tracker import Tracker
 
@@ -116,7 +116,7 @@ class Visualizer:
         if epoch % self._picture_every == 0 or epoch == self._epochs:
             weight, name = self._frames[str(epoch)], self._first
             when = f"after epoch {epoch}" if epoch else "before training"
-            draw = functools.partial(network.filters, name, weight, "strongest", when)
+            draw = functools.partial(network.filter_figure, name, weight, "strongest", when)
             self._tracker.log_figure(f"filters/{name}-epoch-{epoch:04}", draw)
 
     def _show_filters(self, layers: Sequence[ConvLayer], best_epoch: int) -> None:
@@ -125,7 +125,9 @@ class Visualizer:
             when = f"after epoch {best_epoch}"
             if name not in self._trained:
                 when = "frozen, so unchanged"
-            self._tracker.log_figure(place, functools.partial(network.filters, name, weight, "strongest", when))
+            self._tracker.log_figure(
+                place, functools.partial(network.filter_figure, name, weight, "strongest", when)
+            )
             if network.small_enough_for_svg(layer):
                 make = functools.partial(network.filters_svg, name, weight, when)
                 self._tracker.log_artifact(f"figures/{place}.svg", make)
@@ -135,7 +137,7 @@ class Visualizer:
         if len(self._frames) > 1:
             frames = sorted((int(epoch), weight) for epoch, weight in self._frames.items())
             self._tracker.log_artifact(
-                "figures/filters/forming.gif", functools.partial(network.forming, self._first, frames)
+                "figures/filters/forming.gif", functools.partial(network.animate_filters, self._first, frames)
             )
 
     def _show_pictures(
