@@ -296,7 +296,8 @@ def test_a_reliability_diagram_says_its_error_and_can_be_read():
 def test_pictures_that_two_models_answer_differently(count):
     answers = [PredictionCaption("great white shark", 0.971, True)] * count
     figure = difference_grid(
-        images(count or 1)[:count], ["shark"] * count, answers, [PredictionCaption("tench", 0.5, False)] * count,
+        images(count or 1)[:count], ["shark"] * count, answers,
+        [PredictionCaption("tench", 0.5, False)] * count,
         title="Where the models differ", subtitle="A: one; B: the other",
     )  # fmt: skip
     text = says(figure)

@@ -232,7 +232,8 @@ def test_what_has_no_room_is_named():
 
 def test_each_figure_has_its_place():
     paths = ["filters/conv.png", "filters/conv-before-after.png", "filters/forming.gif", "gradcam/wrong.png",
-             "activations/features.10.png", "activations/features.2.png", "top_activations/features.2.png", "roc.png",
+             "activations/features.10.png", "activations/features.2.png",
+             "top_activations/features.2.png", "roc.png",
              "accuracy.png", "loss.png", "most_wrong.png", "samples.png", "new/thing.png"]  # fmt: skip
     order = [path for path, _ in figures.order_figures(paths)]
     assert order[:4] == ["loss.png", "accuracy.png", "most_wrong.png", "samples.png"]

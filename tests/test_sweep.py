@@ -144,12 +144,12 @@ def test_bad_flags_are_one_line(flags, error, tmp_path):
 
 
 def trial(number, state="finished", corrects=(), **point):
-    epochs = [Epoch(i, correct, 100, 1.0) for i, correct in enumerate(corrects, start=1)]
+    epochs = [TrialEpoch(i, correct, 100, 1.0) for i, correct in enumerate(corrects, start=1)]
     return Trial(number, point, state, tuple(epochs))
 
 
 def test_the_best_is_the_one_with_most_right_then_the_lowest_loss():
-    low = Trial(2, {}, "finished", (Epoch(1, 90, 100, 0.2),))
+    low = Trial(2, {}, "finished", (TrialEpoch(1, 90, 100, 0.2),))
     assert low.score > trial(1, corrects=[90]).score
     assert best_of([trial(1, corrects=[90]), low, trial(3, "stopped", corrects=[99])]) is low
     assert best_of([trial(1, "stopped", [99])]) is None
@@ -192,7 +192,7 @@ def tried():
     found = []
     for number, point in enumerate(space.draw(search, 0, 20), start=1):
         right = round(500 + 450 * search[0].fraction_of(point["lr"]))
-        epochs = tuple(Epoch(i, right + i, 1000, 0.5) for i in range(1, 3 if number in (4, 5) else 4))
+        epochs = tuple(TrialEpoch(i, right + i, 1000, 0.5) for i in range(1, 3 if number in (4, 5) else 4))
         found.append(Trial(number, point, "stopped" if number in (4, 5) else "finished", epochs))
     found[2] = Trial(3, found[2].settings, "diverged", (), "the loss became nan")
     point = {name: value for name, value in found[6].settings.items() if name != "dropout"}
@@ -431,7 +431,7 @@ def test_a_killed_sweep_goes_on_to_a_registered_model(cache, ray_cluster, tmp_pa
     assert all([epoch["epoch"] for epoch in one["epochs"]] == [1, 2, 3, 4] for one in after.values())
 
     # Exact counts, everywhere the same ones.
-    trials = [Trial(n, one["settings"], one["state"], tuple(Epoch(**e) for e in one["epochs"])) for n, one in
+    trials = [Trial(n, one["settings"], one["state"], tuple(TrialEpoch(**e) for e in one["epochs"])) for n, one in
               sorted(after.items())]  # fmt: skip
     best = best_of(trials)
     result = f"{best.best.correct}/8"

@@ -167,7 +167,7 @@ def test_a_tracker_that_never_comes_back_leaves_a_journal_to_replay(tmp_path, mo
         history = server.client.get_metric_history(run.info.run_id, "valid/loss")
         assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     bad = run_job(sys.executable, "jobs/replay.py", tmp_path / "mlflow.db", storage=tmp_path)
-    assert "mlflow.db is no journal of metrics" in the_error(bad)
+    assert "mlflow.db is not a journal of metrics" in the_error(bad)
 
 
 def test_a_finished_job_waits_for_a_server_that_is_away(tmp_path, monkeypatch, caplog):

@@ -52,7 +52,7 @@ def confusion_matrix(matrix: Tensor | NDArray[np.int64], classes: Sequence[str])
 
 
 def most_confused(counts: NDArray[np.int64], limit: int) -> list[tuple[int, int, int]]:
-    """Return (count, true class, predicted class) of the `limit` most frequent mistakes, most frequent first."""
+    """Return (count, true class, predicted class) of the at most `limit` most frequent mistakes, in order."""
     mistakes = counts.copy()
     np.fill_diagonal(mistakes, 0)
     order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
@@ -119,7 +119,7 @@ def _add_title(figure: Figure, counts: NDArray[np.int64]) -> None:
 
 
 def _mistake_rates(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Divide each count by the sum of its row: float64 (C, C), 0 on the diagonal and in rows without samples."""
+    """Divide counts by the sums of their rows: float64 (C, C), 0 on the diagonal and in rows without samples."""
     rates = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     np.fill_diagonal(rates, 0.0)
     return rates
@@ -251,7 +251,7 @@ def _list_pairs(
     width: float,
     line_height: float,
 ) -> None:
-    """Write a table of the most frequent mistakes, `width` inches wide, with its upper left corner at `corner`."""
+    """Write a table of the most frequent mistakes, `width` inches wide. Its upper left corner is `corner`."""
     left, top = corner
     room = (width - 0.55) / 2
     columns = (left + 0.42, left + 0.55, left + 0.55 + room)

@@ -216,7 +216,10 @@ def _pixels(images: Tensor) -> NDArray[np.uint8]:
 
 
 def _inches(figure: Figure) -> Axes:
-    """Add invisible axes over the whole figure. Once their limits are set to its size, coordinates are inches."""
+    """Add invisible axes over the whole figure.
+
+    Once their limits are set to its size, coordinates are inches.
+    """
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     return axes

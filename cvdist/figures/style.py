@@ -49,7 +49,10 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def add_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Add axes without a box. The place and the size are in inches, from the lower left corner of the figure."""
+    """Add axes without a box.
+
+    The place and the size are in inches, from the lower left corner of the figure.
+    """
     whole_width, whole_height = figure.get_size_inches()
     place = (left / whole_width, bottom / whole_height, width / whole_width, height / whole_height)
     axes = figure.add_axes(place)
@@ -115,7 +118,10 @@ def percent_tick(fraction: float, _position: int | None = None) -> str:
 
 
 def confidence(probability: float) -> str:
-    """Format a probability as `99.7%`. One that would be rounded to 100.0% becomes `>99.9%`, as it is not certain."""
+    """Format a probability as `99.7%`.
+
+    One that would be rounded to 100.0% becomes `>99.9%`, as it is not certain.
+    """
     return ">99.9%" if probability >= 0.9995 else f"{probability:.1%}"
 
 

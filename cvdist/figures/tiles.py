@@ -70,7 +70,7 @@ def draw(
     cmap: Colormap | str | None = None,
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """Draw one tile: RGB (h, w, 3), or numbers (h, w) in the colors of `cmap`, whose ends stand for `limits`."""
+    """Draw one tile: RGB (h, w, 3), or numbers (h, w) in the colors of `cmap`, which spans `limits`."""
     crisp = max(values.shape[:2]) <= _CRISP_SIDE
     low, high = limits or (None, None)
     axes.imshow(
@@ -153,7 +153,7 @@ def note(axes: Axes, text: str) -> None:
 
 
 def number(value: float) -> str:
-    """Format a number with three significant digits, or as an integer from 1,000 on, with a typographic minus sign."""
+    """Format a number with three significant digits, from 1,000 on as an integer, and with a real minus sign."""
     text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
     return text.replace("-", "−")
 

@@ -24,7 +24,7 @@ _SMALLEST = 48
 
 
 def shown_channels(top_activations: TopActivations, most: int = _CHANNELS) -> list[int]:
-    """Return the numbers of the at most `most` channels with the greatest activations, without dead channels."""
+    """Return the numbers of the `most` channels with the greatest activations, without dead channels."""
     peaks = top_activations.values[:, 0]
     order = peaks.argsort(descending=True, stable=True)[:most].tolist()
     return sorted(channel for channel in order if peaks[channel] > 0)

@@ -52,7 +52,10 @@ def capture_activations(
 
 
 def dead_channels(peaks: Tensor) -> list[int]:
-    """Return the channels that are zero after ReLU in all pictures. `peaks` (C,) are the largest values of each."""
+    """Return the channels that are zero after ReLU in all pictures.
+
+    `peaks` (C,) are the largest values of each.
+    """
     return (peaks <= 0).nonzero().flatten().tolist()
 
 

@@ -64,7 +64,7 @@ def watch_activations(model: nn.Module, layers: Sequence[ConvLayer], receive: Re
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode for the duration of the context: no dropout, running batch norm statistics."""
+    """Put the model in evaluation mode for the duration of the context."""
     was_training = model.training
     model.eval()
     # A compiled forward pass ignores hooks that were registered after compilation.
@@ -78,7 +78,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_inplace(model: nn.Module) -> Iterator[None]:
-    """Turn off in-place operations for the duration of the context, since gradients need the overwritten inputs."""
+    """Turn off in-place layers for the duration of the context, since gradients need the overwritten inputs."""
     changed = [module for module in model.modules() if getattr(module, "inplace", False) is True]
     try:
         for module in changed:

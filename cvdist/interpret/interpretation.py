@@ -124,7 +124,7 @@ class Interpretation:
     available: int
     top_activations: dict[str, TopActivations]
     dead: dict[str, list[int]]
-    maps: list[tuple[Prediction, dict[str, Shown]]]
+    maps: list[tuple[Prediction, dict[str, StrongestChannels]]]
     cam_layer: str
     correct: list[ExplainedPrediction]
     wrong: list[ExplainedPrediction]

@@ -53,7 +53,10 @@ class ReceptiveField:
     step: tuple[int, int] = (1, 1)
 
     def box(self, row: int, column: int) -> tuple[int, int, int, int]:
-        """Return top, left, bottom and right edge for the value at (`row`, `column`). May extend beyond the picture."""
+        """Return top, left, bottom and right edge for the value at (`row`, `column`).
+
+        May extend beyond the picture.
+        """
         top, left = (
             offset + step * at for offset, step, at in zip(self.offset, self.step, (row, column), strict=True)
         )
@@ -104,7 +107,7 @@ def select_layers(model: nn.Module, asked: str = "", flag: str = "--layers") -> 
 
 
 def following_relu(model: nn.Module, layer: ConvLayer) -> nn.Module:
-    """Return the ReLU that follows `layer` in the order of the model's modules, or the layer itself if none does.
+    """Return the ReLU that follows `layer` in the order of the modules, or the layer itself if none does.
 
     Batch norm, pooling and dropout may lie between the two.
     """

@@ -1,4 +1,4 @@
-"""The pictures that activate each channel most, found in one pass over any number of pictures, in bounded memory.
+"""The pictures that activate each channel most, found in one pass over all pictures in bounded memory.
 
 After Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, who show
 the picture patches of the nine strongest activations of a channel.
@@ -38,7 +38,10 @@ class TopActivations:
 
 
 class TopActivationCollector:
-    """Collects `TopActivations` over batches. Keeps C x k numbers per layer, however many pictures there are."""
+    """Collects `TopActivations` over batches.
+
+    Keeps C x k numbers per layer, however many pictures there are.
+    """
 
     def __init__(self, model: nn.Module, layers: Sequence[ConvLayer], count: int) -> None:
         """Prepare for `layers` of `model`.

@@ -49,7 +49,7 @@ Made = Callable[[], bytes]
 
 @dataclass(frozen=True)
 class Shown:
-    """A finished visualisation. interpretation: None without pictures; bad: pictures that could not be decoded."""
+    """A finished visualization. interpretation: None without pictures; bad: pictures that can't be decoded."""
 
     model: str
     layers: list[ConvLayer]

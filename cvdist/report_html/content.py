@@ -1,4 +1,7 @@
-"""The content of a report as dataclasses. Fields that are not known stay empty, and the page leaves them out."""
+"""The content of a report as dataclasses.
+
+Fields that are not known stay empty, and the page leaves them out.
+"""
 
 from __future__ import annotations
 
@@ -137,5 +140,5 @@ class Report:
 
     @property
     def best(self) -> EpochRecord | None:
-        """The epoch with the most correct validation pictures, and among equals the first one, as in the training loop."""
+        """The epoch with the most correct validation pictures, and among equals the first one."""
         return max(self.epochs, key=lambda record: (record.valid_correct, -record.epoch), default=None)

@@ -119,7 +119,7 @@ def _still(image: Image.Image, side: int, quality: int, step: int) -> bytes:
 
 
 def _animation(image: Image.Image, side: int, quality: int, step: int) -> bytes:
-    """Keep every 2nd, 4th or 8th frame, and the last one, each for the duration of the frames that it replaces."""
+    """Keep every 2nd, 4th or 8th frame and the last one, each for the duration of the frames it replaces."""
     count = int(getattr(image, "n_frames", 1))
     every = 2**step
     frames, durations = [], []

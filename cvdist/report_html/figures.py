@@ -26,13 +26,13 @@ SECTIONS = {
     MISTAKES: "",
     DATA: "",
     FILTERS: (
-        "The weights of convolution layers. Each tile is one filter or, in layers with many input channels, one "
-        "channel of a filter. White is zero, blue negative and orange positive, on one scale for the whole figure. "
-        "Filters of a first layer on RGB pictures are shown in color."
+        "The weights of convolution layers. Each tile is one filter or, in layers with many input channels, "
+        "one channel of a filter. White is zero, blue negative and orange positive, on one scale for the "
+        "whole figure. Filters of a first layer on RGB pictures are shown in color."
     ),
     ACTIVATIONS: (
-        "The feature maps of a layer for one validation picture, one tile for each channel. Before ReLU, white is "
-        "zero, blue negative and orange positive. After ReLU, dark is zero and bright a strong activation. A "
+        "The feature maps of a layer for one validation picture, one tile for each channel. Before ReLU, white "
+        "is zero, blue negative and orange positive. After ReLU, dark is zero and bright a strong activation. A "
         "channel that is zero for all pictures is dead: it does not contribute to any prediction."
     ),
     TOP_ACTIVATIONS: (
@@ -90,15 +90,15 @@ _KNOWN = {
     "confusion_matrix": Caption(
         CONFUSION,
         "",
-        "Validation pictures at the best epoch. Rows are true classes, columns predicted classes. Gray cells are "
-        "correct; colored cells are mistakes, the darker the larger their share of the true class.",
+        "Validation pictures at the best epoch. Rows are true classes, columns predicted classes. Gray cells "
+        "are correct; colored cells are mistakes, the darker the larger their share of the true class.",
         "Matrix of true against predicted classes, with the number of validation pictures in each cell.",
     ),
     "most_wrong": Caption(
         MISTAKES,
         "",
-        "The wrongly classified validation pictures with the highest confidence: true class, predicted class and "
-        "its probability. Wrong labels are often found here.",
+        "The wrongly classified validation pictures with the highest confidence: true class, predicted class "
+        "and its probability. Wrong labels are often found here.",
         "Grid of misclassified validation pictures with true class, predicted class and confidence.",
     ),
     "samples": Caption(
@@ -126,7 +126,7 @@ _KNOWN = {
     "gradcam/wrong": Caption(
         GRADCAM,
         "",
-        "Wrong predictions: what raised the score of the predicted class, and what raised that of the true class.",
+        "Wrong predictions: what raised the score of the predicted class, and what that of the true class.",
         "Wrongly classified pictures, overlaid with a heat map of what the prediction rests on.",
         (1, ""),
     ),
@@ -194,7 +194,10 @@ def _natural(name: str) -> tuple[int, str]:
 
 
 def order_figures(paths: Iterable[str]) -> list[tuple[str, Caption]]:
-    """Sort figures by section in the order of the report, and within a section by rank. Returns them with captions."""
+    """Sort figures by section in the order of the report, and within a section by rank.
+
+    Returns them with captions.
+    """
     sections = list(SECTIONS)
     captioned = [(path, caption(path)) for path in paths]
     return sorted(captioned, key=lambda pair: (sections.index(pair[1].section), pair[1].rank, pair[0]))

@@ -14,7 +14,10 @@ class Markup(str):
 
 
 def text(value: object) -> Markup:
-    """Escape `value`, so that a browser shows it literally and it can be encoded as UTF-8. `Markup` stays as it is."""
+    """Escape `value`, so that a browser shows it literally and it can be encoded as UTF-8.
+
+    `Markup` stays as it is.
+    """
     if isinstance(value, Markup):
         return value
     # File names may contain bytes that are not UTF-8, which Python represents as lone surrogates.

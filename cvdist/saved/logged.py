@@ -110,8 +110,8 @@ def _store(settings: SavedModelConfig) -> str:
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.is_file():
         raise UserError(
-            f"{redact(settings.source)} is not a file or folder, and there is no MLflow store {path} that could "
-            "contain a run of this name: set --storage or CVDIST_STORAGE to the folder of the runs, or "
+            f"{redact(settings.source)} is not a file or folder, and there is no MLflow store {path} that "
+            "could contain a run of this name: set --storage or CVDIST_STORAGE to the folder of the runs, or "
             "--tracking-uri or MLFLOW_TRACKING_URI to the store"
         )
     return uri
@@ -134,8 +134,8 @@ def _of_run(client: MlflowClient, run: Any) -> tuple[str, str]:
     if not outputs:
         name = run.info.run_name
         raise UserError(
-            f"the run {name} ({run.info.status.lower()}) has no model, only {_contents(client, run)}: train it with "
-            f"--log-model, or name its checkpoints, STORAGE/{name}"
+            f"the run {name} ({run.info.status.lower()}) has no model, only {_contents(client, run)}: train it "
+            f"with --log-model, or name its checkpoints, STORAGE/{name}"
         )
     # A resumed run may have logged a second, better model.
     best = max(outputs, key=lambda output: output.step)
@@ -244,11 +244,10 @@ def _read(client: MlflowClient, location: str, uri: str, name: str) -> tuple[dic
         found = Model.load(path)
         metadata = (found.metadata or {}).get("cvdist")
         if not metadata:
-            raise UserError(
-                f"{name} was not logged by cvdist: its metadata has no architecture and no classes"
-            )
+            raise UserError(f"{name} was not logged by cvdist: its metadata has no architecture and no classes")
         try:
-            # MLflow refuses pickles, including those inside a .pt2 file, unless an environment variable allows them.
+            # MLflow refuses pickles, including those inside a .pt2 file, unless an environment variable allows
+            # them.
             with _no_pickle():
                 state = mlflow.pytorch.load_model(path).state_dict()
         except Exception as error:

@@ -24,8 +24,8 @@ class SavedModel:
     """A trained classifier.
 
     Attributes:
-        model: The architecture of the registry with its own layer names, in evaluation mode, float32, on the CPU.
-            Takes normalized pictures (n, C, H, W) and returns scores or log-probabilities (n, classes).
+        model: The architecture of the registry with its own layer names, in evaluation mode, float32, on the
+            CPU. Takes normalized pictures (n, C, H, W) and returns scores or log-probabilities (n, classes).
         identity: Architecture, classes and input shape.
         mean: Mean of each channel, for pixels in [0, 1].
         std: Standard deviation of each channel, for pixels in [0, 1].
@@ -35,8 +35,8 @@ class SavedModel:
         data: The data that the run was trained on, if it is known.
         precision: The precision that the run was trained in; `auto` if it is not known.
         model_id: MLflow's id of a logged model, else empty.
-        has_classifier: Whether the classifier was trained. False for weights of convolutions alone, whose linear
-            layers are random here.
+        has_classifier: Whether the classifier was trained. False for weights of convolutions alone, whose
+            linear layers are random here.
     """
 
     model: nn.Module

@@ -161,7 +161,8 @@ def _from_weights(settings: ModelConfig, source: str) -> SavedModel:
 def _classes(settings: ModelConfig, count: int) -> tuple[str, ...]:
     """Return the class names.
 
-    They are those of the weights or, for a file with as many classes as ImageNet, those of ImageNet, else numbers.
+    They are those of the weights or, for a file with as many classes as ImageNet, those of ImageNet, else
+    numbers.
     """
     names = weights.class_names(settings) or weights.class_names(
         ModelConfig(model=settings.model, weights="IMAGENET1K_V1")

@@ -21,8 +21,8 @@ _PLAN = "sweep.json"
 _FORMAT = 1
 
 TrialState = Literal["waiting", "running", "finished", "stopped", "diverged", "failed"]
-"""`finished`: all epochs are done; `stopped`: stopped early because of low accuracy; `diverged`: loss or weights became
-infinite or NaN; `failed`: failed for another reason, and is tried again when the sweep is resumed."""
+"""`finished`: all epochs are done; `stopped`: stopped early because of low accuracy; `diverged`: loss or weights
+became infinite or NaN; `failed`: failed for another reason, and is tried again when the sweep is resumed."""
 END_STATES: tuple[TrialState, ...] = ("finished", "stopped", "diverged")
 
 
@@ -44,7 +44,7 @@ class TrialEpoch:
 
     @property
     def score(self) -> float:
-        """Number of correct pictures, plus a value in [0, 1] that is greater for a lower loss, to break ties."""
+        """Number of correct pictures plus, to break ties, a value in [0, 1] that is greater for a lower loss."""
         return self.correct + (1 / (1 + self.loss) if self.loss >= 0 else 0.0)
 
 
@@ -85,13 +85,16 @@ class Trial:
         return max((one for one in self.epochs if one.epoch <= epochs), key=lambda one: one.correct)
 
     def with_epoch(self, epoch: TrialEpoch, seconds: float) -> Trial:
-        """Return the trial with one more result. The result replaces that of the same epoch and of later ones."""
+        """Return the trial with one more result.
+
+        The result replaces that of the same epoch and of later ones.
+        """
         before = tuple(one for one in self.epochs if one.epoch < epoch.epoch)
         return dataclasses.replace(self, state="running", epochs=(*before, epoch), seconds=seconds)
 
 
 def best_of(trials: Iterable[Trial]) -> Trial | None:
-    """Return the finished trial with the highest score, and among equals the first; None if none has finished."""
+    """Return the finished trial with the highest score, the first among equals; None if none has finished."""
     return max((one for one in trials if one.state == "finished"), key=lambda one: one.score, default=None)
 
 
@@ -118,7 +121,7 @@ class TrialStore:
         if content is None:
             if any(name.endswith("checkpoint.json") for name in self._folder.sizes()):
                 raise UserError(
-                    f"{redact(self._folder.uri)} holds a training run of this --name: give the sweep another --name"
+                    f"{redact(self._folder.uri)} holds a training run of this --name: give the sweep another one"
                 )
             self._folder.write(_PLAN, json.dumps({"format": _FORMAT, **plan}, indent=1).encode())
             return False

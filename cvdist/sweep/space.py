@@ -229,7 +229,7 @@ def _value(word: str, part: str, kind: type, options: tuple[str, ...]) -> Any:
 
 
 def _fields() -> dict[str, tuple[type, tuple[str, ...]]]:
-    """Return the type of each field that can be searched, and the values that a text can have, by the field's name."""
+    """Return the type and, for texts, the possible values of each field that can be searched, by its name."""
     found: dict[str, tuple[type, tuple[str, ...]]] = {}
     for group, names in _SEARCHABLE.items():
         hints = typing.get_type_hints(group)

@@ -71,7 +71,7 @@ def git_commit() -> str:
 
 
 def ray_job_id() -> str:
-    """Return the submission id under `ray job submit`, Ray's job id otherwise, and an empty text without Ray."""
+    """Return the submission id under `ray job submit`, else Ray's job id, or an empty text without Ray."""
     try:
         metadata = json.loads(os.environ.get(_RAY_JOB, "{}")).get("metadata", {})
         if submitted := metadata.get("job_submission_id"):

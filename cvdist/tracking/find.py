@@ -57,7 +57,8 @@ def look_up_run(client: MlflowClient, experiment: str, word: str) -> Any:
         The run, or None if no run has this id.
 
     Raises:
-        UserError: If there is no such experiment, or no run of this name in it. The message names similar names.
+        UserError: If there is no such experiment, or no run of this name in it. The message names similar
+            names.
     """
     from mlflow.exceptions import MlflowException
 
@@ -72,8 +73,8 @@ def look_up_run(client: MlflowClient, experiment: str, word: str) -> Any:
     if found is None:
         known = ", ".join(sorted(one.name for one in client.search_experiments(max_results=20)))
         raise UserError(
-            f"there is no experiment {experiment!r} that could contain the run {word!r}: --experiment takes one "
-            f"of {known}"
+            f"there is no experiment {experiment!r} that could contain the run {word!r}: --experiment takes "
+            f"one of {known}"
         )
     runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time DESC"], max_results=1000)
     for run in runs:

@@ -1,7 +1,8 @@
 """A journal of metrics that could not be delivered to MLflow yet.
 
 It is a file of JSON lines, oldest first. The first line names the run; each further line has the metrics of one
-step and the time at which they were measured. If a job has ended without MLflow, `jobs/replay.py` delivers them.
+step and the time at which they were measured. If a job has ended without MLflow, `jobs/replay.py` delivers
+them.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 _METRICS_PER_CALL = 1000  # limit of MLflow
 
-# All metrics of an epoch, of a step or of an attempt are logged in one call, so one name of each group is enough to
-# tell whether a step was delivered.
+# All metrics of an epoch, of a step or of an attempt are logged in one call, so one name of each group is
+# enough to tell whether a step was delivered.
 _MARKERS = ("valid/loss", "step/loss", "run/attempt")
 
 
@@ -154,7 +155,8 @@ class MetricDelivery:
         """Log the metrics that the run does not have yet.
 
         Raises:
-            Exception: Any error of MLflow. The next call looks up which metrics the server has received until then.
+            Exception: Any error of MLflow. The next call looks up which metrics the server has received until
+                then.
         """
         from mlflow.entities import Metric
 
