@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Return how many CPU cores this process may use: its affinity, or the container's limit if that is lower."""
+    """Return the number of usable CPU cores: those of the affinity, or the container's limit if it is lower."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         # The limit of control groups v2: microseconds of CPU time per period of so many microseconds.

@@ -114,5 +114,5 @@ class SlowRequestMeter:
             )
 
 
-storage = SlowRequestMeter()
+meter = SlowRequestMeter()
 """Measures all requests through `cvdist.storage`."""

@@ -465,7 +465,7 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 
 def reason(error: Exception) -> str:
-    """Return the message of an error for people: that of the operating system, or the first line of the library's."""
+    """Return the reason of an error in one line: the message of the operating system or of the library."""
     number = getattr(error, "errno", None)
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     # Arrow also sets `errno` on errors of AWS, which do not come from the operating system.

@@ -26,7 +26,7 @@ from cvdist.jobs import sweep_run
 from cvdist.jobs import trials as running
 from cvdist.storage import Folder
 from cvdist.sweep import importance, space
-from cvdist.sweep.record import Trial, TrialStore, best_of
+from cvdist.sweep.record import Trial, TrialEpoch, TrialStore, best_of
 from tests import pictures
 from tests.conftest import wait_until
 from tests.feature_caches import config as tiny
@@ -431,8 +431,10 @@ def test_a_killed_sweep_goes_on_to_a_registered_model(cache, ray_cluster, tmp_pa
     assert all([epoch["epoch"] for epoch in one["epochs"]] == [1, 2, 3, 4] for one in after.values())
 
     # Exact counts, everywhere the same ones.
-    trials = [Trial(n, one["settings"], one["state"], tuple(TrialEpoch(**e) for e in one["epochs"])) for n, one in
-              sorted(after.items())]  # fmt: skip
+    trials = [
+        Trial(n, one["settings"], one["state"], tuple(TrialEpoch(**e) for e in one["epochs"]))
+        for n, one in sorted(after.items())
+    ]
     best = best_of(trials)
     result = f"{best.best.correct}/8"
     assert f"trial {best.number}: {space.describe(best.settings)}" in done.stdout and result in done.stdout

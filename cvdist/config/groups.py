@@ -327,5 +327,5 @@ class VisualizeConfig:
     """Epochs between two pictures of the first layer's filters, where that layer is trained. 0: about five
     pictures over the run."""
     visualize_pictures: Annotated[int, at_least(0)] = 128
-    """Validation pictures, at most, that are run through the network at the end, for activations, top activations
-    and Grad-CAM. 0: none, filters only."""
+    """Validation pictures, at most, that are run through the network at the end, for activations, top
+    activations and Grad-CAM. 0: none, filters only."""

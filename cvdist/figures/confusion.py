@@ -119,7 +119,7 @@ def _add_title(figure: Figure, counts: NDArray[np.int64]) -> None:
 
 
 def _mistake_rates(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Divide counts by the sums of their rows: float64 (C, C), 0 on the diagonal and in rows without samples."""
+    """Divide counts by the sum of their row: float64 (C, C), 0 on the diagonal and in rows without samples."""
     rates = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     np.fill_diagonal(rates, 0.0)
     return rates

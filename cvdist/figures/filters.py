@@ -195,7 +195,7 @@ def _grid(weight: Tensor, title: str, subtitle: str, scale: float | None, what: 
 
 
 def _deep(weight: Tensor, title: str, subtitle: str, scale: float | None) -> Figure:
-    """Draw two columns of filters. Each filter is a row of tiles, one per input channel, of its strongest ones."""
+    """Draw two columns of filters, each as a row of tiles for its strongest input channels."""
     order = strongest_first(weight)[:_DEEP_FILTERS].tolist()
     inputs = min(_DEEP_INPUTS, weight.shape[1])
     blocks = 2 if len(order) > 1 else 1

@@ -42,7 +42,7 @@ def filters_svg(layer: str, weight: Tensor, when: str = "") -> bytes:
 
 
 def small_enough_for_svg(layer: ConvLayer) -> bool:
-    """Return whether an SVG of the layer's filters is small: 64 filters of 49 pixels at most, on 1 or 3 channels."""
+    """Return whether an SVG of the filters is small: at most 64 filters of 49 pixels on 1 or 3 channels."""
     shape = layer.module.weight.shape
     return shape[1] in (1, 3) and shape[0] <= 64 and shape[2:].numel() <= 49
 

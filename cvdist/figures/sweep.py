@@ -222,7 +222,7 @@ class _ErrorScale:
         return self.place(trial.best.correct, trial.best.total)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Return places and labels of ticks: both ends of the axis, and round accuracies as far as there is room."""
+        """Return places and labels of ticks: both ends, and round accuracies as far as there is room."""
         ends = sorted({self._worst, self._best})
         chosen = [(self.place_of(value), value) for value in ends]
         for value in _TICK_ACCURACIES:
@@ -259,7 +259,7 @@ def _place(dimension: Dimension, trial: Trial) -> float:
 
 
 def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
-    """Return places and labels of ticks: both ends of the range, and round values as far as there is room."""
+    """Return places and labels of ticks: both ends, and round values as far as there is room."""
     if dimension.choices:
         return [(dimension.fraction_of(choice), space.text(choice)) for choice in dimension.choices]
     low, high = dimension.low, dimension.high
@@ -283,7 +283,7 @@ def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
 def _axis(
     axes: Axes, at: int, ticks: Sequence[tuple[float, str]], *, right: bool = False, absent: bool = False
 ) -> None:
-    """Draw the vertical axis of one setting at `at`. A white background keeps lines from crossing its labels."""
+    """Draw the vertical axis of one setting, with labels on a white background that covers the lines."""
     axes.plot([at, at], [0, 1], color=style.INK, linewidth=1.2, zorder=4, clip_on=False)
     labels = [*ticks, *([(_ABSENT, "none")] if absent else [])]
     for place, text in labels:

@@ -153,7 +153,7 @@ def note(axes: Axes, text: str) -> None:
 
 
 def number(value: float) -> str:
-    """Format a number with three significant digits, from 1,000 on as an integer, and with a real minus sign."""
+    """Format a number with three significant digits, or as an integer from 1,000 on, with a real minus."""
     text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
     return text.replace("-", "−")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cvdist.interpret.activations import (
+    StrongestChannels,
     capture_activations,
     dead_channels,
     strongest_channels,

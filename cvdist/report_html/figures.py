@@ -31,9 +31,9 @@ SECTIONS = {
         "whole figure. Filters of a first layer on RGB pictures are shown in color."
     ),
     ACTIVATIONS: (
-        "The feature maps of a layer for one validation picture, one tile for each channel. Before ReLU, white "
-        "is zero, blue negative and orange positive. After ReLU, dark is zero and bright a strong activation. A "
-        "channel that is zero for all pictures is dead: it does not contribute to any prediction."
+        "The feature maps of a layer for one validation picture, one tile for each channel. Before ReLU, "
+        "white is zero, blue negative and orange positive. After ReLU, dark is zero and bright a strong "
+        "activation. A channel that is zero for all pictures is dead: it does not contribute to any prediction."
     ),
     TOP_ACTIVATIONS: (
         "The validation pictures that activate a channel most, one row for each channel, the strongest first: "

@@ -22,7 +22,7 @@ _FORMAT = 1
 
 TrialState = Literal["waiting", "running", "finished", "stopped", "diverged", "failed"]
 """`finished`: all epochs are done; `stopped`: stopped early because of low accuracy; `diverged`: loss or weights
-became infinite or NaN; `failed`: failed for another reason, and is tried again when the sweep is resumed."""
+became infinite or NaN; `failed`: failed for another reason, and retried when the sweep is resumed."""
 END_STATES: tuple[TrialState, ...] = ("finished", "stopped", "diverged")
 
 
@@ -44,7 +44,7 @@ class TrialEpoch:
 
     @property
     def score(self) -> float:
-        """Number of correct pictures plus, to break ties, a value in [0, 1] that is greater for a lower loss."""
+        """Number of correct pictures, plus a value in [0, 1] that breaks ties: greater for a lower loss."""
         return self.correct + (1 / (1 + self.loss) if self.loss >= 0 else 0.0)
 
 
@@ -121,7 +121,7 @@ class TrialStore:
         if content is None:
             if any(name.endswith("checkpoint.json") for name in self._folder.sizes()):
                 raise UserError(
-                    f"{redact(self._folder.uri)} holds a training run of this --name: give the sweep another one"
+                    f"{redact(self._folder.uri)} holds a training of this --name: give the sweep another one"
                 )
             self._folder.write(_PLAN, json.dumps({"format": _FORMAT, **plan}, indent=1).encode())
             return False

@@ -7,7 +7,7 @@ from cvdist.tracking.run import (
     RunRef,
     TrackingStore,
     end_children,
-    ended,
+    end_run_on_exit,
     log_file,
     open_store,
     require_server,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cvdist.errors import Superseded, UserError
 from cvdist.log import duration, redact
 from cvdist.storage import Folder
-from cvdist.tracking.journal import Delivery, Journal, StepMetrics
+from cvdist.tracking.journal import Journal, MetricDelivery, StepMetrics
 from cvdist.tracking.run import RunRef, first_line, log_params, mlflow_client, upload_file
 from cvdist.tracking.tracker import Attempt, NoTracker
 
@@ -65,7 +65,7 @@ class MlflowTracker:
         self._queue: queue.Queue[Any] = queue.Queue()
         journal = Path(ref.journal) if ref.journal else None
         self._journal = Journal(journal, ref.tracking_uri, ref.run_id)
-        self._delivery = Delivery(ref.run_id)
+        self._delivery = MetricDelivery(ref.run_id)
         self._metrics: list[StepMetrics] = []
         self._actions: list[Action] = []
         self._lost = self._num_delivered = 0

@@ -268,7 +268,7 @@ def end_run_on_exit(ref: RunRef | None) -> Iterator[None]:
 
 
 def wait_for_server(ref: RunRef) -> bool:
-    """Wait until the store answers, so that a finished job can end its run; at most `--tracking-patience` seconds.
+    """Wait until the store answers, at most `--tracking-patience` seconds, before a finished job ends its run.
 
     Returns:
         Whether the store answers.
