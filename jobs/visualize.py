@@ -14,7 +14,7 @@ from cvdist.jobs import cli
 
 _ABOUT = (
     "Figures of what a model has learned: the filters of its convolutions and, with pictures, its activations, "
-    "the pictures that excite its channels most, and Grad-CAM."
+    "the pictures that activate its channels most, and Grad-CAM."
 )
 
 

@@ -319,7 +319,7 @@ class VisualizeConfig:
     """What a run shows of what the network has learned; all of it needs `--tracking`."""
 
     visualize: bool = True
-    """Show filters, activations, top-activation pictures and Grad-CAM among the run's figures."""
+    """Show filters, activations, top activations and Grad-CAM among the run's figures."""
     visualize_layers: str = ""
     """Convolutions to look into, separated by commas: names, numbers, `first` to `tenth`, `last` or `all`.
     Empty: the first, the fifth and the last."""

@@ -22,7 +22,7 @@ class LookConfig:
     pictures: Annotated[int, at_least(0)] = 1
     """Pictures whose activations are drawn."""
     most_pictures: Annotated[int, at_least(1)] = 500
-    """Pictures, at most, that are run through the network for top-activation pictures and Grad-CAM."""
+    """Pictures, at most, that are run through the network for top activations and Grad-CAM."""
     channels: Literal["strongest", "mean"] = "strongest"
     """What is shown of filters on many channels: the strongest of them, or their mean."""
     output: str = ""

@@ -24,8 +24,7 @@ LEGEND = 0.55  # height of the color bar with its numbers, at the lower edge of 
 # Of tiles up to this many pixels wide, each pixel is drawn as a square; larger ones are smoothed.
 _CRISP_SIDE = 64
 
-# From negative over zero to positive. Zero is nearly white, and lightness as well as hue tells both sides from
-# it.
+# From negative over zero to positive. Zero is nearly white; lightness as well as hue shows the distance from it.
 DIVERGING = LinearSegmentedColormap.from_list(
     "diverging", ["#00304F", style.BLUE, "#A6CFE6", "#F7F7F7", "#F4B88F", style.VERMILLION, "#6B2B00"]
 )
@@ -44,8 +43,7 @@ def sheet(title: str, subtitle: str, below: float) -> tuple[Figure, Axes]:
         below: Height in inches of the space below title and subtitle.
     """
     figure = style.new_figure(WIDTH, TOP + below)
-    # In vector formats, keep each tile as a separate image with its few pixels, rather than one large
-    # composite.
+    # In vector formats, keep each tile as a separate image of few pixels instead of one large composite.
     figure.suppressComposite = True
     style.add_title(figure, title, subtitle)
     axes = figure.add_axes((0, 0, 1, 1))

@@ -128,6 +128,5 @@ class _ReluMatcher:
         if self._pending is not None:
             layer, output = self._pending
             self._pending = None
-            # Also correct if an in-place function has already applied ReLU, since applying it twice changes
-            # nothing.
+            # Also correct if an in-place function has already applied ReLU: applying it twice changes nothing.
             self._receive(layer, "after", torch.relu(output))

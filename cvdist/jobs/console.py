@@ -155,9 +155,7 @@ def figures_table(shown: Shown) -> str:
     ]
     lines = _aligned(rows)
     if interpretation is None:
-        lines.append(
-            "next: the same with --data PICTURES, to see activations, top-activation pictures and Grad-CAM"
-        )
+        lines.append("next: the same with --data PICTURES, to see activations, top activations and Grad-CAM")
     elif shown.run is not None:
         page = f"http://localhost:5000/{shown.run.page}"
         at = shown.run.page if shown.run.tracking_uri.startswith("http") else f"{page} (after make ui)"

@@ -20,7 +20,7 @@ TYPES = {
     ".webp": "image/webp",
     ".svg": "image/svg+xml",
 }
-# Steps of shrinking. Animations also lose every second of their frames in each step.
+# Steps of shrinking. In each step, animations also lose every second frame.
 _STEPS = ((1800, 90), (1200, 80), (800, 65))  # longest side in pixels, quality of WebP
 
 

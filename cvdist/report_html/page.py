@@ -95,8 +95,8 @@ def _sections(
     if report.address or report.versions:
         yield from _titled("Where it ran", _pairs([*report.address, *report.versions]))
     if left_out:
-        said = element("p", "The run's artifacts have these in full:")
-        yield from _titled("Not shown", join([said, _list(left_out)]))
+        introduction = element("p", "The run's artifacts have these in full:")
+        yield from _titled("Not shown", join([introduction, _list(left_out)]))
 
 
 def _titled(title: str, content: Markup) -> Iterable[tuple[str, Markup]]:
@@ -130,12 +130,12 @@ def _what(report: Report) -> str:
 
 
 def _warning(status: str) -> Markup | None:
-    said = {
+    text = {
         "failed": "This run failed: what is shown is what it had reached.",
         "killed": "This run was stopped before its end: what is shown is what it had reached.",
         "running": "This run had not ended when this report was made.",
     }.get(status)
-    return element("p", said, class_="warning") if said else None
+    return element("p", text, class_="warning") if text else None
 
 
 def _score(report: Report, best: EpochRecord) -> list[Markup]:
@@ -218,17 +218,17 @@ def _figures(embedded: Sequence[EmbeddedFigure]) -> dict[str, Markup]:
     order = figures.order_figures(by_path)
     shown = {}
     for section, group in itertools.groupby(order, key=lambda pair: pair[1].section):
-        drawn = [_figure(by_path[path], said) for path, said in group]
+        drawn = [_figure(by_path[path], caption) for path, caption in group]
         introduction = figures.SECTIONS[section]
         content = element("div", *drawn, class_="pair") if section == figures.CURVES else join(drawn)
         shown[section] = join([element("p", introduction) if introduction else None, content])
     return shown
 
 
-def _figure(picture: EmbeddedFigure, said: Caption) -> Markup:
+def _figure(picture: EmbeddedFigure, caption: Caption) -> Markup:
     return element(
         "figure",
-        element("h3", said.title) if said.title else None,
+        element("h3", caption.title) if caption.title else None,
         # A tap enlarges the figure to its full size, by a checkbox and CSS rather than by a script.
         element(
             "label",
@@ -236,13 +236,13 @@ def _figure(picture: EmbeddedFigure, said: Caption) -> Markup:
             element(
                 "img",
                 src=picture.uri,
-                alt=said.alt,
+                alt=caption.alt,
                 width=picture.width or None,
                 height=picture.height or None,
             ),
             class_="zoom",
         ),
-        element("figcaption", said.text) if said.text else None,
+        element("figcaption", caption.text) if caption.text else None,
     )
 
 
@@ -316,14 +316,14 @@ def _configuration(report: Report) -> Markup:
     known = any(setting.recipe_value is not None for setting in report.settings)
     changed = [setting for setting in report.settings if setting.changed]
     if not known:
-        said: Markup = element("p", "The recipe is not known here, so the settings can't be compared with it.")
+        comparison: Markup = element("p", "The recipe is not known, so the settings can't be compared with it.")
     elif changed:
         lines = [
             f"{one.name}: {_value(one.value)} (recipe: {_value(one.recipe_value or '')})" for one in changed
         ]
-        said = join([element("p", f"Differs from the recipe {report.recipe}:"), _list(lines)])
+        comparison = join([element("p", f"Differs from the recipe {report.recipe}:"), _list(lines)])
     else:
-        said = element("p", f"All as in the recipe {report.recipe}.")
+        comparison = element("p", f"All as in the recipe {report.recipe}.")
     groups = []
     for group, settings in itertools.groupby(report.settings, key=lambda setting: setting.group):
         rows = [
@@ -344,7 +344,7 @@ def _configuration(report: Report) -> Markup:
         groups.append(
             element("section", element("h3", "found at the start"), element("table", *rows, class_="words"))
         )
-    return join([said, element("div", *groups, class_="settings")])
+    return join([comparison, element("div", *groups, class_="settings")])
 
 
 def _breakable(name: str) -> Markup:

@@ -246,8 +246,7 @@ def _read(client: MlflowClient, location: str, uri: str, name: str) -> tuple[dic
         if not metadata:
             raise UserError(f"{name} was not logged by cvdist: its metadata has no architecture and no classes")
         try:
-            # MLflow refuses pickles, including those inside a .pt2 file, unless an environment variable allows
-            # them.
+            # MLflow refuses pickles, also those inside a .pt2 file, unless an environment variable allows them.
             with _no_pickle():
                 state = mlflow.pytorch.load_model(path).state_dict()
         except Exception as error:

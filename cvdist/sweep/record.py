@@ -21,7 +21,7 @@ _PLAN = "sweep.json"
 _FORMAT = 1
 
 TrialState = Literal["waiting", "running", "finished", "stopped", "diverged", "failed"]
-"""`finished`: all epochs are done; `stopped`: stopped early because of low accuracy; `diverged`: loss or weights
+"""`finished`: all epochs are done; `stopped`: stopped early for low accuracy; `diverged`: loss or weights
 became infinite or NaN; `failed`: failed for another reason, and retried when the sweep is resumed."""
 END_STATES: tuple[TrialState, ...] = ("finished", "stopped", "diverged")
 

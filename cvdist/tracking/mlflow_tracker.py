@@ -130,7 +130,7 @@ class MlflowTracker:
             time.sleep(_FLUSH_SECONDS)
 
     def close(self) -> None:
-        """Wait until everything is delivered, or until nothing was delivered for the drain timeout."""
+        """Deliver everything that is pending. Gives up if nothing was delivered for the drain timeout."""
         self._queue.put(None)
         self._first_metrics.set()
         seen, since = self._num_delivered, time.monotonic()
@@ -225,7 +225,7 @@ class MlflowTracker:
             self._num_delivered += 1
 
     def _defer(self, error: Exception) -> None:
-        """Keep what is pending, and log a warning if the last one is old enough."""
+        """Keep what is pending, and log a warning, at most every `_WARN_SECONDS`."""
         now = time.monotonic()
         if not self._away_since:
             self._away_since = now

@@ -273,7 +273,7 @@ def wait_for_server(ref: RunRef) -> bool:
     Returns:
         Whether the store answers.
     """
-    deadline, said = time.monotonic() + ref.drain_timeout, False
+    deadline, warned = time.monotonic() + ref.drain_timeout, False
     while True:
         try:
             with short_retries(_UPLOAD_SECONDS):
@@ -283,10 +283,10 @@ def wait_for_server(ref: RunRef) -> bool:
             left = deadline - time.monotonic()
             if left <= 0 or not ref.tracking_uri.startswith("http"):
                 return False  # the calls that follow report the error
-            if not said:
+            if not warned:
                 reason = first_line(error)
                 logger.warning("MLflow is away: waiting %.0f s for it (--tracking-patience): %s", left, reason)
-                said = True
+                warned = True
             time.sleep(min(_RETRY_SECONDS, left))
 
 
