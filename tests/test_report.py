@@ -260,7 +260,7 @@ def finished(tmp_path_factory):
     """A run in a real store, filled as a job fills it, with one broken figure; and its reference."""
     storage = tmp_path_factory.mktemp("store")
     config = configs.replace(recipes.find("digits-cnn"), storage=str(storage), name="kept", lr=0.125)
-    ref = tracking.start_run(config, tracking.open_store(config), continued=False)
+    ref = tracking.start_run(config, tracking.open_tracking_store(config), continued=False)
     client = MlflowClient(ref.tracking_uri)
     for epoch in (record(1, 900), record(2, 977), record(3, 950)):
         metrics = [

@@ -37,7 +37,7 @@ BASE = recipes.find("digits-cnn")
 
 
 def parse(*words, base=BASE):
-    return space.parse(words, base)
+    return space.parse_search(words, base)
 
 
 # ------------------------------------------------------------------------------------------ what is searched
@@ -102,8 +102,8 @@ def test_a_bad_search_is_one_line(words, error):
 
 def test_the_points_depend_on_the_seed_alone_and_more_trials_keep_the_first_ones():
     search = parse("lr=1e-4:1e-1:log", "dropout=0:0.8", "optimizer=sgd,adamw")
-    points = space.draw(search, 0, 32)
-    assert space.draw(search, 0, 8) == points[:8] and space.draw(search, 1, 8) != points[:8]
+    points = space.sample_points(search, 0, 32)
+    assert space.sample_points(search, 0, 8) == points[:8] and space.sample_points(search, 1, 8) != points[:8]
     assert len({json.dumps(point) for point in points}) == 32
     # Evenly spread: each half of each range gets its half, as random numbers seldom do.
     for dimension in search:
@@ -111,7 +111,7 @@ def test_the_points_depend_on_the_seed_alone_and_more_trials_keep_the_first_ones
 
 
 def test_a_search_with_few_points_tries_each_once():
-    assert len(space.draw(parse("optimizer=sgd,adamw", "nesterov=true,false"), 0, 20)) == 4
+    assert len(space.sample_points(parse("optimizer=sgd,adamw", "nesterov=true,false"), 0, 20)) == 4
 
 
 def test_the_usual_search_is_around_the_recipe():
@@ -190,7 +190,7 @@ def tried():
     """Twenty trials whose accuracy depends on the learning rate alone; two lost ones and two stopped ones."""
     search = parse("lr=1e-4:1e-1:log", "dropout=0:0.8", "optimizer=sgd,adamw")
     found = []
-    for number, point in enumerate(space.draw(search, 0, 20), start=1):
+    for number, point in enumerate(space.sample_points(search, 0, 20), start=1):
         right = round(500 + 450 * search[0].fraction_of(point["lr"]))
         epochs = tuple(TrialEpoch(i, right + i, 1000, 0.5) for i in range(1, 3 if number in (4, 5) else 4))
         found.append(Trial(number, point, "stopped" if number in (4, 5) else "finished", epochs))
@@ -437,7 +437,9 @@ def test_a_killed_sweep_goes_on_to_a_registered_model(cache, ray_cluster, tmp_pa
     ]
     best = best_of(trials)
     result = f"{best.best.correct}/8"
-    assert f"trial {best.number}: {space.describe(best.settings)}" in done.stdout and result in done.stdout
+    assert (
+        f"trial {best.number}: {space.format_settings(best.settings)}" in done.stdout and result in done.stdout
+    )
     runs = {one.data.tags["cvdist.name"]: one for one in client.search_runs([experiment])}
     parent = runs.pop("s")
     assert parent.info.status == "FINISHED" and parent.data.metrics["best/correct"] == best.best.correct

@@ -43,7 +43,7 @@ def config_in(storage, **changes):
 
 def open_run(storage, *, continued=False, **changes):
     config = config_in(storage, system_metrics=False, **changes)
-    return tracking.start_run(config, tracking.open_store(config), continued=continued)
+    return tracking.start_run(config, tracking.open_tracking_store(config), continued=continued)
 
 
 # -------------------------------------------------------------------------------------- the end of a run
@@ -200,7 +200,7 @@ def test_a_stale_attempt_does_not_write_into_the_run(tmp_path):
 
 def test_a_run_that_another_job_has_taken_over_is_not_ended(tmp_path):
     config = config_in(tmp_path)
-    store = tracking.open_store(config)
+    store = tracking.open_tracking_store(config)
     older = tracking.start_run(config, store, continued=False, job="1")
     with tracking.end_run_on_exit(older):
         tracking.start_run(config, store, continued=True, job="2")
@@ -283,7 +283,7 @@ def test_storage_by_uri_needs_a_server_by_name():
     with pytest.raises(
         UserError, match=r"--storage s3://bucket/x is a URI: name an MLflow server with --tracking-uri"
     ):
-        tracking.open_store(configs.replace(recipes.find("digits-cnn"), storage="s3://bucket/x"))
+        tracking.open_tracking_store(configs.replace(recipes.find("digits-cnn"), storage="s3://bucket/x"))
 
 
 def test_a_file_store_does_not_do_for_several_nodes(tmp_path):

@@ -392,7 +392,7 @@ def test_a_run_without_a_model(tmp_path):
     config = configs.replace(
         recipes.find("digits-cnn"), storage=str(tmp_path), name="bare", system_metrics=False
     )
-    tracking.start_run(config, tracking.open_store(config), continued=False)
+    tracking.start_run(config, tracking.open_tracking_store(config), continued=False)
     with pytest.raises(UserError, match="has no model"):
         job(tmp_path, "bare")
 

@@ -261,7 +261,7 @@ def _place(dimension: Dimension, trial: Trial) -> float:
 def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
     """Return places and labels of ticks: both ends, and round values as far as there is room."""
     if dimension.choices:
-        return [(dimension.fraction_of(choice), space.text(choice)) for choice in dimension.choices]
+        return [(dimension.fraction_of(choice), space.format_value(choice)) for choice in dimension.choices]
     low, high = dimension.low, dimension.high
     values = [low, high]
     if dimension.logarithmic:
@@ -320,4 +320,4 @@ def _best_trial(best: Trial | None) -> str:
     if best is None or best.best is None:
         return "none has finished"
     result = log.percent(best.best.correct, best.best.total)
-    return f"best {result} by trial {best.number}, {space.describe(best.settings)}"
+    return f"best {result} by trial {best.number}, {space.format_settings(best.settings)}"

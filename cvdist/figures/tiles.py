@@ -24,7 +24,7 @@ LEGEND = 0.55  # height of the color bar with its numbers, at the lower edge of 
 # Of tiles up to this many pixels wide, each pixel is drawn as a square; larger ones are smoothed.
 _CRISP_SIDE = 64
 
-# From negative over zero to positive. Zero is nearly white; lightness as well as hue shows the distance from it.
+# From negative over zero to positive. Zero is nearly white; lightness and hue show the distance from it.
 DIVERGING = LinearSegmentedColormap.from_list(
     "diverging", ["#00304F", style.BLUE, "#A6CFE6", "#F7F7F7", "#F4B88F", style.VERMILLION, "#6B2B00"]
 )

@@ -74,7 +74,7 @@ def sweep_table(finished: SweepFinished) -> str:
     rows = [
         ("sweep", name),
         ("trials", f"{len(finished.trials)}: {ends}; {epochs} of {whole} epochs trained"),
-        ("best", f"trial {best.number}: {space.describe(best.settings)}"),
+        ("best", f"trial {best.number}: {space.format_settings(best.settings)}"),
         ("", f"{log.percent(best.best.correct, best.best.total)} at epoch {best.best.epoch}"),
     ]
     if trained is not None:
@@ -96,7 +96,7 @@ def sweep_table(finished: SweepFinished) -> str:
         resume = f" --resume {finished.checkpoint}" if finished.checkpoint else ""
         lines.append(
             f"next: the sweep's command without --no-train-best, or one training: python jobs/train.py "
-            f"{job.train.recipe} {space.flags(best.settings)}{resume} and the sweep's other flags"
+            f"{job.train.recipe} {space.format_flags(best.settings)}{resume} and the sweep's other flags"
         )
         return "\n".join(lines)
     if run is None:

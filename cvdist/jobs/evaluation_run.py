@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 from cvdist.config import EvaluateConfig, TrainConfig, replace
 from cvdist.evaluation import page
 from cvdist.tracking import environment, open_tracker
-from cvdist.tracking.run import RunRef, end_run_on_exit, first_line, mlflow_client, open_store, set_description
+from cvdist.tracking.run import (
+    RunRef,
+    end_run_on_exit,
+    first_line,
+    mlflow_client,
+    open_tracking_store,
+    set_description,
+)
 from cvdist.training.reporting import quarantine_table
 
 if TYPE_CHECKING:
@@ -25,7 +32,7 @@ def store_of(config: EvaluateConfig) -> tuple[str, str] | None:
         UserError: if the store can't be reached or written.
     """
     saved = config.saved
-    store = open_store(
+    store = open_tracking_store(
         replace(
             TrainConfig(),
             tracking=config.evaluation.tracking,

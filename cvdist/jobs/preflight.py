@@ -173,7 +173,7 @@ def _health(config: TrainConfig) -> str:
 
 
 def _mlflow(config: TrainConfig) -> str:
-    store = tracking.open_store(config)
+    store = tracking.open_tracking_store(config)
     return (
         "not used"
         if store is None

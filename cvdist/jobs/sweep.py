@@ -61,17 +61,18 @@ def run(job: SweepJobConfig) -> Finished:
     configs.check_sweep(job)
     config = train.named(train.absolute(job.train))
     config = configs.replace(config, storage=storage_root(config))  # trials run in other folders
-    search = space.parse(job.sweep.search, config)
-    tries = space.draw(search, job.sweep.sweep_seed, job.sweep.trials)
+    search = space.parse_search(job.sweep.search, config)
+    tries = space.sample_points(search, job.sweep.sweep_seed, job.sweep.trials)
     if len(tries) == 1 < job.sweep.trials:
         raise UserError(
-            f"--search has one point alone, {space.describe(tries[0])}: name a range, or use jobs/train.py"
+            f"--search has one point alone, {space.format_settings(tries[0])}: name a range, or use "
+            "jobs/train.py"
         )
     for settings in tries:
         try:
-            space.apply(config, settings)
+            space.apply_settings(config, settings)
         except UserError as error:
-            raise UserError(f"--search: {space.describe(settings)}: {error}") from error
+            raise UserError(f"--search: {space.format_settings(settings)}: {error}") from error
     train.require_ray("try settings one by one with jobs/train.py --runtime inline")
     job = SweepJobConfig(config, job.sweep)
     try:
@@ -249,7 +250,7 @@ def _memory(config: TrainConfig, tries: list[Settings]) -> int:
     most = 0
     sizes: dict[ModelConfig, int] = {}
     for settings in tries:
-        chosen = space.apply(config, settings)
+        chosen = space.apply_settings(config, settings)
         model = dataclasses.replace(chosen.model, dropout=0.0)
         if model not in sizes:
             sizes[model] = _trained_parameters(chosen)
@@ -282,20 +283,20 @@ def _announce(
     if ended := len(known) - len(left):
         logger.info("resuming   %d trials have ended and are kept, %d are left", ended, len(left))
     for trial in left:
-        logger.info("           trial %-3d %s", trial.number, space.describe(trial.settings))
+        logger.info("           trial %-3d %s", trial.number, space.format_settings(trial.settings))
 
 
 def _train_best(
     job: SweepJobConfig, best: Trial, checkpoint: str, parent: RunRef | None
 ) -> train.Finished | None:
     """An ordinary training with the best trial's settings, from its best checkpoint on."""
-    config = space.apply(job.train, best.settings)
+    config = space.apply_settings(job.train, best.settings)
     assert best.best is not None
     logger.info(
         "best       trial %d, %s, %s: training it on",
         best.number,
         log.percent(best.best.correct, best.best.total),
-        space.describe(best.settings),
+        space.format_settings(best.settings),
     )
     if not checkpoint:
         logger.warning("its checkpoint is gone: it is trained from the start")

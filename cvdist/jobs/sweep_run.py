@@ -54,7 +54,7 @@ def start_trials(
     store = TrackingStore(parent.tracking_uri, parent.experiment_id)
     refs = {}
     for trial in trials:
-        config = space.apply(base, trial.settings)
+        config = space.apply_settings(base, trial.settings)
         name = f"{base.checkpoint.name}-{folder_of(trial.number)}"
         ref = start_run(
             configs.replace(config, name=name),
@@ -144,7 +144,9 @@ def table(search: Sequence[Dimension], trials: Sequence[Trial]) -> str:
         if best is not None:
             accuracy = f"{best.correct / best.total:.6f}"
             measured = [str(best.correct), str(best.total), accuracy, f"{best.loss:.6f}", str(best.epoch)]
-        settings = [space.text(trial.settings[name]) if name in trial.settings else "" for name in names]
+        settings = [
+            space.format_value(trial.settings[name]) if name in trial.settings else "" for name in names
+        ]
         ends = [len(trial.epochs), f"{trial.seconds:.1f}", log.redact(trial.reason)]
         writer.writerow([trial.number, trial.state, *settings, *measured, *ends])
     return output.getvalue()
@@ -165,7 +167,9 @@ def description(
     ranked = sorted(trials, key=lambda trial: (trial is not best, -trial.score, trial.number))
     for trial in ranked[:_SHOWN]:
         result = log.percent(trial.best.correct, trial.best.total) if trial.best is not None else ""
-        settings = [space.text(trial.settings[name]) if name in trial.settings else "" for name in names]
+        settings = [
+            space.format_value(trial.settings[name]) if name in trial.settings else "" for name in names
+        ]
         rows.append([str(trial.number), *settings, result, str(len(trial.epochs)), trial.state])
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     more = f"\n\nand {len(trials) - _SHOWN} more in `trials.csv`" if len(trials) > _SHOWN else ""

@@ -216,7 +216,7 @@ def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.TrackingSto
     if data_is_here:
         models.prepare(config.model)
         loaders.prepare(config)
-    return tracking.open_store(config)
+    return tracking.open_tracking_store(config)
 
 
 def _start(

@@ -225,7 +225,7 @@ class _Process(tune.Trainable):
         worker = TrialWorker(task.config, kept, device, task.trials_on_node)
         try:
             try:
-                loop = TrainingLoop(space.apply(task.config, task.settings[number]), worker, tracker)
+                loop = TrainingLoop(space.apply_settings(task.config, task.settings[number]), worker, tracker)
             except UserError as error:
                 # What a trial can't even begin with, the others can't either.
                 self._say(state="failed", reason=str(error), whole=True)
@@ -313,7 +313,9 @@ class Watch(tune.Callback, tune.Stopper):
         """See `tune.Callback`."""
         mine = self.trials[trial.config["trial"]]
         if result.get("whole"):
-            self.error = UserError(f"trial {mine.number} ({space.describe(mine.settings)}): {result['reason']}")
+            self.error = UserError(
+                f"trial {mine.number} ({space.format_settings(mine.settings)}): {result['reason']}"
+            )
         elif "correct" in result:
             epoch = TrialEpoch(result[_EPOCH], result["correct"], result["total"], result["loss"])
             new = mine.with_epoch(epoch, self._before[mine.number] + result["seconds"])
@@ -375,7 +377,7 @@ def progress(trials: Sequence[Trial], running: int) -> str:
     best = max(trials, key=lambda trial: trial.score)
     if best.best is not None:
         result = log.percent(best.best.correct, best.best.total)
-        parts.append(f"best {result} {space.describe(best.settings)}")
+        parts.append(f"best {result} {space.format_settings(best.settings)}")
     return ", ".join(parts)
 
 
@@ -385,7 +387,7 @@ def ended_line(trial: Trial) -> str:
     after = f" after epoch {trial.epochs[-1].epoch}" if trial.state == "stopped" and trial.epochs else ""
     # The whole of it is in the table.
     reason = f"{trial.reason[:_SHOWN].rpartition(' ')[0]} ..." if len(trial.reason) > _SHOWN else trial.reason
-    settings = space.describe(trial.settings) + (f": {reason}" if reason else "")
+    settings = space.format_settings(trial.settings) + (f": {reason}" if reason else "")
     return f"trial {trial.number:<4} {trial.state}{after}{result}  {settings}"
 
 

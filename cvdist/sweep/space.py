@@ -83,12 +83,12 @@ class Dimension:
     def __str__(self) -> str:
         """Write the setting and its range in the syntax of `--search`."""
         if self.choices:
-            return f"{self.flag}={','.join(map(text, self.choices))}"
+            return f"{self.flag}={','.join(map(format_value, self.choices))}"
         end = ":log" if self.logarithmic else ""
-        return f"{self.flag}={text(self.low)}:{text(self.high)}{end}"
+        return f"{self.flag}={format_value(self.low)}:{format_value(self.high)}{end}"
 
 
-def parse(words: Sequence[str], config: TrainConfig) -> tuple[Dimension, ...]:
+def parse_search(words: Sequence[str], config: TrainConfig) -> tuple[Dimension, ...]:
     """Parse the values of `--search`.
 
     Args:
@@ -109,7 +109,7 @@ def parse(words: Sequence[str], config: TrainConfig) -> tuple[Dimension, ...]:
     return space
 
 
-def draw(space: Sequence[Dimension], seed: int, count: int) -> list[Settings]:
+def sample_points(space: Sequence[Dimension], seed: int, count: int) -> list[Settings]:
     """Sample `count` different points, or fewer if the space has no more.
 
     The points are those of a scrambled Sobol' sequence (Sobol' 1967, "On the distribution of points in a cube
@@ -133,7 +133,7 @@ def draw(space: Sequence[Dimension], seed: int, count: int) -> list[Settings]:
     return found
 
 
-def apply(config: TrainConfig, settings: Settings) -> TrainConfig:
+def apply_settings(config: TrainConfig, settings: Settings) -> TrainConfig:
     """Return `config` with a trial's settings.
 
     Raises:
@@ -144,12 +144,12 @@ def apply(config: TrainConfig, settings: Settings) -> TrainConfig:
     return changed
 
 
-def describe(settings: Settings) -> str:
+def format_settings(settings: Settings) -> str:
     """Format settings for people: `lr=0.0002 dropout=0.5`."""
-    return " ".join(f"{name.replace('_', '-')}={text(value)}" for name, value in settings.items())
+    return " ".join(f"{name.replace('_', '-')}={format_value(value)}" for name, value in settings.items())
 
 
-def flags(settings: Settings) -> str:
+def format_flags(settings: Settings) -> str:
     """Format settings as flags of a command: `--lr 0.0002 --dropout 0.5`."""
     words = []
     for name, value in settings.items():
@@ -157,11 +157,11 @@ def flags(settings: Settings) -> str:
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words.append(f"--{flag} {text(value)}")
+            words.append(f"--{flag} {format_value(value)}")
     return " ".join(words)
 
 
-def text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value as users write it."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -206,7 +206,9 @@ def _parse_one(word: str) -> Dimension:
     low, high = (_value(word, part, kind, ()) for part in parts[:2])
     logarithmic = len(parts) == 3
     if low > high:
-        raise UserError(f"--search {word}: {text(low)} is above {text(high)}: name the lower end first")
+        raise UserError(
+            f"--search {word}: {format_value(low)} is above {format_value(high)}: name the lower end first"
+        )
     if logarithmic and low <= 0:
         raise UserError(f"--search {word}: a logarithmic range begins above 0")
     return Dimension(name, kind, low=low, high=high, logarithmic=logarithmic)
@@ -243,6 +245,6 @@ def _fields() -> dict[str, tuple[type, tuple[str, ...]]]:
 def _require_fit(config: TrainConfig, settings: Settings, where: str) -> None:
     """Raise a `UserError` that begins with `where` if no run is possible with `settings`."""
     try:
-        apply(config, settings)
+        apply_settings(config, settings)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

@@ -43,7 +43,7 @@ def find_run(config: TrainConfig, run: str) -> RunRef:
             found = look_up_run(mlflow_client(uri), config.tracking.experiment, run)
     except UserError:
         raise
-    except Exception as error:  # of any type, as in `open_store`
+    except Exception as error:  # of any type, as in `open_tracking_store`
         raise UserError(f"the MLflow store {redact(uri)} refused: {first_line(error)}") from error
     if found is None:
         raise UserError(f"no run has the id {run}: --tracking-uri or MLFLOW_TRACKING_URI names another store")

@@ -125,7 +125,7 @@ def default_store(tracking_uri: str) -> Iterator[None]:
             os.environ.pop("MLFLOW_TRACKING_URI", None)  # `set_tracking_uri` has set it
 
 
-def open_store(config: TrainConfig) -> TrackingStore | None:
+def open_tracking_store(config: TrainConfig) -> TrackingStore | None:
     """Connect to the tracking store, and create the experiment if it does not exist.
 
     Returns:
@@ -137,7 +137,7 @@ def open_store(config: TrainConfig) -> TrackingStore | None:
     if config.tracking.tracking == "none":
         return None
     try:
-        return _open_store(config)
+        return _open_tracking_store(config)
     except UserError as error:
         if config.tracking.tracking != "optional":
             raise
@@ -145,7 +145,7 @@ def open_store(config: TrainConfig) -> TrackingStore | None:
         return None
 
 
-def _open_store(config: TrainConfig) -> TrackingStore:
+def _open_tracking_store(config: TrainConfig) -> TrackingStore:
     tracking = config.tracking
     if not environment.is_installed("mlflow"):
         raise UserError("MLflow is not installed: pip install mlflow, or do without: --tracking none")
