@@ -255,7 +255,7 @@ def _await(filesystem: arrow.FileSystem, path: str, names: Sequence[str], timeou
             return
         if time.monotonic() > deadline:
             raise UserError(
-                f"{missing[0]} of the checkpoint {path} was not written by its worker within {timeout:g} s "
+                f"{missing[0]} of the checkpoint {path} has not come from its worker within {timeout:g} s "
                 "(--checkpoint-timeout): check the connection of that worker to the storage"
             )
         time.sleep(_POLL_SECONDS)

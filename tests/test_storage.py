@@ -11,7 +11,7 @@ import torch
 from pyarrow import fs as arrow
 
 from cvdist import config as configs
-from cvdist import log, slow_requests, storage
+from cvdist import loaders, log, slow_requests, storage
 from cvdist.config import ModelConfig, TrainConfig
 from cvdist.errors import UserError
 from cvdist.models import weights
@@ -50,14 +50,14 @@ def test_listing_says_what_is_there_wherever_it_is(bucket, tmp_path):
 def test_pictures_in_a_bucket_are_those_in_a_folder(bucket, tmp_path, cache_share):
     root = pictures.write(tmp_path / "some", {"train/a": 40, "train/b": 30, "valid/a": 2, "valid/b": 2})
     uri = upload(root, f"{bucket}/pictures-{cache_share}")
-    loaders = []
+    opened = []
     for place in (str(root), uri):
         settings = {"cache": str(tmp_path / "cache"), "cache_share": cache_share, "decode_workers": 2}
         chosen = configs.replace(TrainConfig(), dataset="images", data=place, image_size=16, **settings)
         loaders.prepare(chosen)
-        loaders.append(loaders.open_loader(chosen, torch.device("cpu")))
-    assert loaders[0].digest() == loaders[1].digest()
-    batches = [torch.cat([b.images for b in loader.valid_batches(0, 1, 3)]) for loader in loaders]
+        opened.append(loaders.open_loader(chosen, torch.device("cpu")))
+    assert opened[0].digest() == opened[1].digest()
+    batches = [torch.cat([b.images for b in loader.valid_batches(0, 1, 3)]) for loader in opened]
     assert torch.equal(*batches)
 
 
