@@ -89,11 +89,11 @@ def test_metrics_arrive_once_and_in_order_over_attempts(tmp_path):
     ref = open_run(tmp_path)
     first = MlflowTracker(ref, "node")
     for epoch in (1, 2, 3):
-        first.metrics({"valid/loss": 1 / epoch}, epoch)
+        first.log_metrics({"valid/loss": 1 / epoch}, epoch)
     first.close()
     second = MlflowTracker(open_run(tmp_path, continued=True), "node")
     for epoch in (1, 2, 3, 4):  # a resumed attempt tells all it knows
-        second.metrics({"valid/loss": 1 / epoch}, epoch)
+        second.log_metrics({"valid/loss": 1 / epoch}, epoch)
     second.close()
     client, (run,) = runs(tmp_path)
     history = client.get_metric_history(run.info.run_id, "valid/loss")
@@ -174,7 +174,7 @@ def test_a_finished_job_waits_for_a_server_that_is_away(tmp_path, monkeypatch, c
     ref = dataclasses.replace(open_run(tmp_path), tracking_uri="http://mlflow:5000", drain_timeout=60)
     server = Proxy(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"))
     monkeypatch.setattr(tracking_run, "mlflow_client", lambda uri: server)
-    monkeypatch.setattr(tracking_run, "_AWAY_SECONDS", 0.1)
+    monkeypatch.setattr(tracking_run, "_RETRY_SECONDS", 0.1)
     server.away = True
     assert not tracking.wait_for_server(dataclasses.replace(ref, drain_timeout=0.3))
     timer = threading.Timer(0.5, setattr, (server, "away", False))
