@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cvdist.data.sampler import EpochOrder, partition
-from cvdist.seeding import mix
+from cvdist.seeding import derive_seed
 
 
 def windowed(
@@ -28,7 +28,7 @@ def windowed(
         streams: number of workers that are to read few shards each.
         window: shards that are shuffled together.
     """
-    random = np.random.default_rng(mix("shards", seed, epoch))
+    random = np.random.default_rng(derive_seed("shards", seed, epoch))
     size = len(shard)
     rank = random.permutation(int(shard.max(initial=-1)) + 1)
     line = np.argsort(rank[shard], kind="stable")
