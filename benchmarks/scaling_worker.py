@@ -48,7 +48,7 @@ class _Noting(NoTracker):
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         self.steps.append(dict(values))
 
 

@@ -17,7 +17,7 @@ from benchmarks.harness import Comparison, compare
 from cvdist.figures import style
 from cvdist.figures.activations import feature_maps
 from cvdist.figures.filters import filter_grid
-from cvdist.interpret.activations import capture, strongest
+from cvdist.interpret.activations import capture_activations, strongest_channels
 from cvdist.interpret.layers import ConvLayer, convolutions
 
 PICTURES, PAIRS, CHANNELS = 8, 3, 64
@@ -37,7 +37,7 @@ def measure() -> Iterator[Comparison]:
 
     def captured() -> float:
         started = time.perf_counter()
-        capture(model, images, layers)
+        capture_activations(model, images, layers)
         return time.perf_counter() - started
 
     yield compare(
@@ -59,10 +59,10 @@ def _draw_all(model: torch.nn.Module, images: torch.Tensor, layers: list[ConvLay
     picture = torch.zeros(3, 224, 224, dtype=torch.uint8)
 
     def run() -> float:
-        found = capture(model, images[:1], layers)
+        found = capture_activations(model, images[:1], layers)
         started = time.perf_counter()
         for layer in layers:
-            shown = strongest(found[layer.name], 0, CHANNELS)
+            shown = strongest_channels(found[layer.name], 0, CHANNELS)
             figure = feature_maps(shown, picture, layer.name, label="", dead=[], seen=1)
             style.save_png(figure, io.BytesIO())
             style.save_png(filter_grid(layer.weight, layer.name), io.BytesIO())

@@ -1,4 +1,4 @@
-"""One process of a node at a time."""
+"""A file lock between the processes of a node."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def locked(lock: Path, what: str, timeout: float) -> Iterator[None]:
-    """Hold `lock` against the other processes of this node. The kernel frees it when its holder dies.
+    """Hold a lock that only one process of this node can hold. The kernel frees it when the process ends.
 
-    what: completes "waiting for another process to ...", empty for short waits; timeout: in seconds.
+    Args:
+        lock: The lock file, which is created if it does not exist.
+        what: Completes the log message "waiting for another process to ...". Empty for short waits, which are
+            not logged.
+        timeout: Seconds to wait for the lock.
 
     Raises:
-        TimeoutError: if another process holds it for longer.
+        TimeoutError: If another process holds the lock for longer than `timeout`.
     """
     deadline = time.monotonic() + timeout
-    told = False
+    logged = False
     with lock.open("w") as file:
         while True:
             try:
@@ -31,8 +35,8 @@ def locked(lock: Path, what: str, timeout: float) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"another process has held {lock} for {timeout:g} s") from None
-            if what and not told:
+            if what and not logged:
                 logger.info("waiting for another process to %s", what)
-                told = True
+                logged = True
             time.sleep(0.2 if what else 0.02)
         yield

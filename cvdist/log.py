@@ -1,4 +1,4 @@
-"""Log lines and progress that a person can follow, on a terminal and in a file."""
+"""Log lines and progress for people, on a terminal and in a log file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 
 def setup(*, debug: bool = False) -> None:
-    """Send the package's log to standard error, a time and a message a line."""
+    """Configure the log of this package: one line per message, with the time, on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logger = logging.getLogger("cvdist")
@@ -19,7 +19,7 @@ def setup(*, debug: bool = False) -> None:
 
 
 def duration(seconds: float) -> str:
-    """`48 s`, `3:05` (minutes) or `2:03:05` (hours)."""
+    """Format a duration as `48 s`, `3:05` (minutes) or `2:03:05` (hours)."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -29,20 +29,26 @@ def duration(seconds: float) -> str:
 
 
 def percent(correct: int, total: int) -> str:
-    """`98.94% (9894/10000)`."""
+    """Format an accuracy as `98.94% (9894/10000)`."""
     return f"{100 * correct / total if total else float('nan'):.2f}% ({correct}/{total})"
 
 
 def redact(text: str) -> str:
-    """`text` without user names and passwords of the URIs in it."""
+    """Mask user names and passwords in the URIs of `text`."""
     return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 class ProgressLine:
-    """One line that is rewritten on a terminal; in a log file, a new line every few seconds."""
+    """Shows progress: one line that is overwritten on a terminal, or a new line every few seconds in a file."""
 
     def __init__(self, logger: logging.Logger, *, enabled: bool, every: float = 5.0) -> None:
-        """`every`: seconds between two lines in a log file."""
+        """Prepare the line.
+
+        Args:
+            logger: Logger for the lines of a log file.
+            enabled: Whether to show progress at all.
+            every: Seconds between two lines of a log file.
+        """
         self._logger = logger
         self._enabled = enabled
         self._terminal = sys.stderr.isatty()
@@ -50,11 +56,11 @@ class ProgressLine:
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether enough time has passed for another line."""
+        """Return whether enough time has passed since the last line."""
         return self._enabled and time.monotonic() - self._last >= self._every
 
     def show(self, text: str) -> None:
-        """Show `text` as the present state."""
+        """Show `text` as the current progress."""
         self._last = time.monotonic()
         if self._terminal:
             sys.stderr.write(f"\r\x1b[K{text}")
@@ -63,7 +69,7 @@ class ProgressLine:
             self._logger.info("%s", text)
 
     def clear(self) -> None:
-        """Make room on a terminal for an ordinary line."""
+        """Clear the line on a terminal, so that an ordinary line can be printed."""
         if self._enabled and self._terminal:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Plain values that several rooms speak of: what a run measured, and what its model is."""
+"""Plain result types that several packages share: measurements of a run, and the identity of its model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,21 @@ if TYPE_CHECKING:
 class EpochRecord:
     """Exact results of one epoch.
 
-    `epoch` counts from 1, losses are means, `seconds` hold both phases, `peak_memory` is in bytes, of rank 0;
-    `storage_*` are of the requests since the epoch before, over all workers (`cvdist.slow_requests`).
+    Attributes:
+        epoch: The epoch, from 1.
+        train_loss: Mean training loss.
+        train_correct: How many training pictures were classified correctly.
+        train_total: How many training pictures there were.
+        valid_loss: Mean validation loss.
+        valid_correct: How many validation pictures were classified correctly.
+        valid_total: How many validation pictures there were.
+        learning_rate: Learning rate of the epoch.
+        seconds: Duration of training and validation.
+        samples_per_second: Training samples per second, over all workers.
+        peak_memory: Peak memory of rank 0 in bytes.
+        storage_slow: Slow storage requests since the previous epoch, over all workers (`cvdist.slow_requests`).
+        storage_failed: Failed storage requests since the previous epoch, over all workers.
+        storage_seconds: Seconds that these requests cost, over all workers.
     """
 
     epoch: int
@@ -39,30 +52,37 @@ class EpochRecord:
 
     @property
     def train_accuracy(self) -> float:
-        """Fraction in [0, 1]."""
+        """Fraction of correct pictures, in [0, 1]."""
         return self.train_correct / self.train_total
 
     @property
     def valid_accuracy(self) -> float:
-        """Fraction in [0, 1]."""
+        """Fraction of correct pictures, in [0, 1]."""
         return self.valid_correct / self.valid_total
 
     @property
     def score(self) -> float:
-        """Which checkpoint is the best: validation accuracy; of equals the earlier one."""
+        """Validation accuracy, minus a tiny penalty for later epochs.
+
+        The checkpoint with the highest score is the best.
+        """
         return self.valid_accuracy - 1e-9 * self.epoch
 
     @property
     def slow_requests(self) -> SlowRequests:
-        """What the storage cost beyond the usual."""
+        """Slow and failed storage requests since the previous epoch, over all workers."""
         return SlowRequests(self.storage_slow, self.storage_failed, self.storage_seconds)
 
 
 @dataclass(frozen=True)
 class RidgeResult:
-    """What a ridge probe made of the validation pictures (`cvdist.training.ridge`).
+    """Validation results of a ridge probe (`cvdist.training.ridge`).
 
-    penalty: on its squared weights, as chosen; seconds: that all of it took.
+    Attributes:
+        correct: How many pictures were classified correctly.
+        total: How many pictures were classified.
+        penalty: The chosen penalty on the squared weights.
+        seconds: Duration of fitting and evaluation.
     """
 
     correct: int
@@ -71,18 +91,25 @@ class RidgeResult:
     seconds: float
 
     def __str__(self) -> str:
-        """`98.50% (394/400) in 1.2 s`."""
+        """Format the result as `98.50% (394/400) in 1.2 s`."""
         return f"{log.percent(self.correct, self.total)} in {self.seconds:.1f} s"
 
     @property
     def accuracy(self) -> float:
-        """Fraction in [0, 1]."""
+        """Fraction of correct pictures, in [0, 1]."""
         return self.correct / self.total
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture that was classified wrongly: its row, its class, the class it was taken for, how surely."""
+    """A wrongly classified picture.
+
+    Attributes:
+        index: Row of the picture in the data set.
+        true: Number of the true class.
+        predicted: Number of the predicted class.
+        confidence: Probability of the predicted class, in [0, 1].
+    """
 
     index: int
     true: int
@@ -94,8 +121,12 @@ class Mistake:
 class Evaluation:
     """Results over all validation samples.
 
-    loss: mean cross-entropy; confusion: int64 (classes, classes) on the CPU, rows are true classes;
-    mistakes: the most confident ones, most confident first.
+    Attributes:
+        loss: Mean cross-entropy.
+        correct: How many samples were classified correctly.
+        total: How many samples there are.
+        confusion: Confusion matrix, int64 (classes, classes) on the CPU. Rows are true classes.
+        mistakes: The mistakes with the highest confidence, most confident first.
     """
 
     loss: float
@@ -107,9 +138,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What has to agree for weights to fit.
+    """Everything that has to be equal for weights to fit a model.
 
-    head, hidden_size: see `cvdist.models.heads`; empty and 0 for models that have no choice of heads.
+    Attributes:
+        name: Name of the architecture.
+        classes: Class names.
+        channels: Channels of a picture.
+        height: Height of a picture in pixels.
+        width: Width of a picture in pixels.
+        head: Kind of the classifier (`cvdist.models.heads`). Empty for models without a choice of heads.
+        hidden_size: Size of the head's hidden layers. 0 for models without a choice of heads.
     """
 
     name: str
@@ -121,20 +159,37 @@ class ModelIdentity:
     hidden_size: int = 0
 
     def __str__(self) -> str:
-        """As error messages name it."""
+        """Format the identity for error messages."""
         size = HeadSize(self.head, self.hidden_size)
         head = "" if size in (("", 0), ModelConfig().head_size) else f", {size}"
         return f"{self.name}{head} ({len(self.classes)} classes, {self.channels}x{self.height}x{self.width})"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelIdentity:
-        """Inverse of `dataclasses.asdict`, also after JSON."""
+        """Create an identity from the result of `dataclasses.asdict`, also after a round trip through JSON."""
         return cls(**{**values, "classes": tuple(values["classes"])})
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished run reports to the person who started it."""
+    """Summary of a finished run, for the person who started it.
+
+    Attributes:
+        data: Description of the data.
+        model: Description of the model.
+        workers: Number of workers.
+        hardware: Hardware of a worker.
+        epochs: Number of epochs.
+        best_epoch: The epoch with the best validation accuracy.
+        best_correct: How many validation pictures were classified correctly after that epoch.
+        valid_total: How many validation pictures there are.
+        samples_per_second: Training samples per second.
+        train_seconds: Duration of all epochs.
+        first_step_at: When the first step was done, in seconds since 1970. 0 if the run had nothing left to do.
+        visualized: Whether the run has figures of what the network has learned.
+        slow_requests: Slow and failed storage requests, over all workers.
+        ridge: Result of the ridge probe, if one was computed.
+    """
 
     data: str
     model: str
@@ -147,10 +202,6 @@ class Summary:
     samples_per_second: float
     train_seconds: float
     first_step_at: float
-    """Seconds since 1970 when the first step was done; 0 if the run had nothing left to do."""
     visualized: bool = False
-    """Whether the run shows what the network has learned."""
     slow_requests: SlowRequests = NO_SLOW_REQUESTS
-    """What the storage cost beyond the usual."""
     ridge: RidgeResult | None = None
-    """The baseline, where one was computed."""

@@ -1,4 +1,4 @@
-"""Independent random streams, each named by what it is for."""
+"""Seeds of independent random streams, each named by its purpose."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import hashlib
 import torch
 
 
-def mix(*keys: int | str) -> int:
-    """A 63-bit seed that depends on every key and on their order: the same on every machine.
+def derive_seed(*keys: int | str) -> int:
+    """Derive a 63-bit seed from keys and their order. The same keys give the same seed on every machine.
 
-    Neighbouring seeds such as `seed + epoch` would give runs with seeds 0 and 1 the same epochs, shifted.
+    With a sum such as `seed + epoch` instead, epoch 1 of the run with seed 0 would equal epoch 0 of the run
+    with seed 1.
     """
     text = "\x1f".join(map(str, keys)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def generator(*keys: int | str) -> torch.Generator:
-    """A CPU generator seeded with `mix(*keys)`."""
-    return torch.Generator().manual_seed(mix(*keys))
+    """Create a CPU generator that is seeded with `derive_seed(*keys)`."""
+    return torch.Generator().manual_seed(derive_seed(*keys))

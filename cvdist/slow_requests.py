@@ -1,10 +1,10 @@
-"""What the storage costs beyond the usual: requests that it answered late or not at all, and the time lost.
+"""Count slow and failed requests to the storage, and the time that they cost.
 
-The storage libraries try a throttled, reset or timed out request again by themselves, with growing pauses, and
-keep to themselves how often they did. What can be seen from outside is a request's time: one that needs a
-second more than its bytes do at a slow link's rate was slow, or had to be tried again (the AWS SDK's first
-pause is up to a second). Counted are the requests of this process: checkpoints, the files that order attempts,
-the cache of features; not those of processes that decode pictures.
+The storage libraries retry throttled, reset and timed out requests themselves, with growing pauses, and do not
+report how often. From outside, only the duration of a request is visible: a request that takes a second longer
+than the transfer of its bytes over a slow link was slow or was retried (the first pause of the AWS SDK is up to
+a second). Only requests of this process are counted: those for checkpoints, for the files that order attempts,
+and for feature caches, but not those of the processes that decode pictures.
 """
 
 from __future__ import annotations
@@ -20,29 +20,35 @@ from cvdist import log
 
 logger = logging.getLogger(__name__)
 
-_USUAL_SECONDS = 1.0
-_USUAL_RATE = 10e6  # bytes a second
-_TELL_SECONDS = 30.0  # between two lines
+_SLOW_SECONDS = 1.0  # a request that takes this much longer than expected is slow
+_EXPECTED_RATE = 10e6  # bytes per second
+_LOG_SECONDS = 30.0  # between two warnings
 
 
 @dataclass(frozen=True)
 class SlowRequests:
-    """Requests of some span of time. slow: answered, but late; failed: given up; seconds: lost to both."""
+    """Slow and failed requests of a period.
+
+    Attributes:
+        slow: How many requests succeeded, but took too long.
+        failed: How many requests failed.
+        seconds: Time that both cost beyond the expected duration of the requests.
+    """
 
     slow: int = 0
     failed: int = 0
     seconds: float = 0.0
 
     def __add__(self, other: SlowRequests) -> SlowRequests:
-        """Of both spans."""
+        """Return the sum of two periods or processes."""
         return SlowRequests(self.slow + other.slow, self.failed + other.failed, self.seconds + other.seconds)
 
     def __bool__(self) -> bool:
-        """Whether there was anything out of the usual."""
+        """Return whether any request was slow or failed."""
         return bool(self.slow or self.failed)
 
     def __str__(self) -> str:
-        """As logs show it."""
+        """Format the counts for logs."""
         return (
             f"{self.slow} requests slow or tried again, {self.failed} failed, {log.duration(self.seconds)} lost"
         )
@@ -52,22 +58,29 @@ NO_SLOW_REQUESTS = SlowRequests()
 
 
 class SlowRequestMeter:
-    """Adds up what requests cost. Safe to use from several threads."""
+    """Measures requests and counts the slow and failed ones. Can be used from several threads."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
+        """Start with no requests."""
         self._lock = threading.Lock()
-        self._untaken = self._total = NO_SLOW_REQUESTS
-        self._told = -_TELL_SECONDS
+        self._not_taken = self._total = NO_SLOW_REQUESTS
+        self._logged_at = -_LOG_SECONDS
 
     @contextmanager
     def request(self, what: str, size: int = 0) -> Iterator[list[int]]:
-        """A request for `what`, of `size` bytes; one whose size is known later appends it to what it is given.
+        """Measure the request that is made during the context.
 
-        That there is no such file is an answer like any other.
+        A `FileNotFoundError` does not count as a failure, since the storage has answered.
+
+        Args:
+            what: What is requested, for logs.
+            size: Size of the request in bytes, as far as it is known.
+
+        Yields:
+            A list of sizes. If the size is known only after the request, the caller appends it.
         """
         sizes, failed = [size], 0
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             yield sizes
         except FileNotFoundError:
@@ -76,30 +89,30 @@ class SlowRequestMeter:
             failed = 1
             raise
         finally:
-            seconds = time.monotonic() - began
-            lost = seconds - sum(sizes) / _USUAL_RATE
-            if failed or lost > _USUAL_SECONDS:
+            seconds = time.monotonic() - start
+            lost = seconds - sum(sizes) / _EXPECTED_RATE
+            if failed or lost > _SLOW_SECONDS:
                 self._add(what, seconds, SlowRequests(1 - failed, failed, max(lost, 0.0)))
 
     def take(self) -> SlowRequests:
-        """What has come since the last call."""
+        """Return the requests since the last call."""
         with self._lock:
-            taken, self._untaken = self._untaken, NO_SLOW_REQUESTS
+            taken, self._not_taken = self._not_taken, NO_SLOW_REQUESTS
             return taken
 
-    def _add(self, what: str, seconds: float, strain: SlowRequests) -> None:
+    def _add(self, what: str, seconds: float, requests: SlowRequests) -> None:
         with self._lock:
-            self._untaken += strain
-            self._total += strain
+            self._not_taken += requests
+            self._total += requests
             total, now = self._total, time.monotonic()
-            tell = now - self._told >= _TELL_SECONDS
-            if tell:
-                self._told = now
-        if tell:
+            due = now - self._logged_at >= _LOG_SECONDS
+            if due:
+                self._logged_at = now
+        if due:
             logger.warning(
                 "the storage took %s for %s; in this process so far: %s", log.duration(seconds), what, total
             )
 
 
-storage = SlowRequestMeter()
-"""Of all requests through `cvdist.storage`."""
+meter = SlowRequestMeter()
+"""Measures all requests through `cvdist.storage`."""

@@ -1,8 +1,8 @@
-"""Files by path or URI (`/folder`, `file://`, `s3://`, `gs://`), through pyarrow.
+"""Read and write files by path or URI (`/folder`, `file://`, `s3://`, `gs://`), through pyarrow.
 
-S3 takes its settings from the usual AWS variables: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a profile,
-or the node's role), AWS_REGION, AWS_ENDPOINT_URL for other servers than Amazon's, AWS_MAX_ATTEMPTS.
-`s3://anonymous@bucket` reads a public bucket without credentials.
+S3 takes its settings from the usual environment variables of AWS: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
+(or a profile, or the role of the node), AWS_REGION, AWS_ENDPOINT_URL (for servers other than Amazon's),
+AWS_MAX_ATTEMPTS. `s3://anonymous@bucket` reads a public bucket without credentials.
 """
 
 from __future__ import annotations
@@ -27,13 +27,20 @@ from cvdist.log import redact
 
 _CONNECT_TIMEOUT = 10.0  # seconds
 _REQUEST_TIMEOUT = 60.0  # seconds without a byte
-_ATTEMPTS = 4  # of one request, with back-off in between
-_PATIENT_ATTEMPTS = 10  # the same in the middle of a long job: about a minute
+_ATTEMPTS = 4  # per request, with growing pauses
+_PATIENT_ATTEMPTS = 10  # per request in the middle of a long job: about a minute
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file or folder. path: below what was listed; size: in bytes; modified: ns since 1970, 0: unknown."""
+    """A file or folder in a listing.
+
+    Attributes:
+        path: Path relative to the listed folder.
+        is_folder: Whether it is a folder.
+        size: Size in bytes.
+        modified: Time of the last change, in ns since 1970; 0 if unknown.
+    """
 
     path: str
     is_folder: bool
@@ -42,13 +49,16 @@ class Entry:
 
 
 def locate(uri: str, flag: str = "--storage", *, patient: bool = False) -> tuple[arrow.FileSystem, str]:
-    """The file system behind `uri`, and the path in it.
+    """Return the file system of `uri` and the path in it.
 
-    flag: the setting that `uri` came from, for messages; patient: wait about a minute for a server that is away
-    (AWS_MAX_ATTEMPTS, if set, decides instead).
+    Args:
+        uri: Path or URI.
+        flag: The flag that `uri` was given with, for error messages.
+        patient: Whether to retry requests for about a minute if the server is unreachable. The environment
+            variable AWS_MAX_ATTEMPTS overrides this.
 
     Raises:
-        UserError: if the URI can't be understood.
+        UserError: If the URI is not valid.
     """
     if "://" not in uri:
         return arrow.LocalFileSystem(), str(Path(uri).expanduser().resolve())
@@ -58,16 +68,16 @@ def locate(uri: str, flag: str = "--storage", *, patient: bool = False) -> tuple
         if uri.startswith("gs://"):
             return _gcs(uri)
         filesystem, path = arrow.FileSystem.from_uri(uri)
-    except Exception as error:  # arrow raises its own kinds for schemes, buckets and credentials
+    except Exception as error:  # arrow raises various types for schemes, buckets and credentials
         raise UserError(f"{flag} {redact(uri)}: {reason(error)}") from error
     return filesystem, path
 
 
-def listing(uri: str, flag: str) -> Iterator[Entry]:
-    """All that is below `uri`, in no order.
+def list_entries(uri: str, flag: str) -> Iterator[Entry]:
+    """List all files and folders below `uri`, at any depth, in no particular order.
 
     Raises:
-        UserError: if it is not there or can't be read.
+        UserError: If the folder does not exist or can't be read.
     """
     filesystem, root = locate(uri, flag)
     try:
@@ -83,15 +93,15 @@ def listing(uri: str, flag: str) -> Iterator[Entry]:
 
 
 def read(filesystem: arrow.FileSystem, path: str) -> bytes:
-    """A whole file.
+    """Read a whole file.
 
     Raises:
-        OSError: as the operating system or pyarrow words it.
+        OSError: If it does not exist or can't be read.
     """
     if isinstance(filesystem, arrow.LocalFileSystem):
         return Path(path).read_bytes()
-    with slow_requests.storage.request(path) as sizes:
-        # Otherwise arrow would decompress what is named like a compressed file.
+    with slow_requests.meter.request(path) as sizes:
+        # Otherwise arrow would decompress files with names such as `*.gz`.
         with filesystem.open_input_stream(path, compression=None) as stream:
             content: bytes = stream.read()
         sizes.append(len(content))
@@ -99,35 +109,42 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
 
 
 def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
-    """A file that is there whole or not at all; one that was there is replaced.
+    """Write a file atomically: it appears with its whole content or not at all. An existing file is replaced.
 
     Raises:
-        OSError: as the operating system or pyarrow words it.
+        OSError: If it can't be written.
     """
     if not isinstance(filesystem, arrow.LocalFileSystem):
-        # An object appears when its upload is complete.
+        # Object stores are atomic: an object appears when its upload is complete.
         with (
-            slow_requests.storage.request(path, len(content)),
+            slow_requests.meter.request(path, len(content)),
             filesystem.open_output_stream(path, compression=None) as stream,
         ):
             stream.write(content)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    arriving = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with arriving.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())  # or a crash of the machine could leave the name without the content
-        arriving.replace(target)
+            os.fsync(file.fileno())  # otherwise a crash of the machine could leave an empty file
+        temporary.replace(target)
     finally:
-        arriving.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder or prefix whose files are named relative to it. Safe to use from several threads."""
+    """A folder in a file system, or a prefix in a bucket. Can be used from several threads.
+
+    Attributes:
+        uri: Path or URI of the folder.
+        filesystem: Its file system.
+        root: Path in the file system. Names of files are relative to it.
+        flag: The flag that the URI was given with, for error messages.
+    """
 
     uri: str
     filesystem: arrow.FileSystem
@@ -136,19 +153,24 @@ class Folder:
 
     @classmethod
     def open(cls, uri: str, flag: str, *, patient: bool = False) -> Folder:
-        """See `locate`.
+        """Create a folder object for `uri`; nothing is read or created.
+
+        Args:
+            uri: Path or URI.
+            flag: The flag that `uri` was given with, for error messages.
+            patient: Whether to retry requests for about a minute if the server is unreachable.
 
         Raises:
-            UserError: if the URI can't be understood.
+            UserError: If the URI is not valid.
         """
         filesystem, root = locate(uri, flag, patient=patient)
         return cls(uri, filesystem, root, flag)
 
     def read(self, name: str) -> bytes:
-        """A whole file.
+        """Read a whole file.
 
         Raises:
-            UserError: if it is not there or can't be read.
+            UserError: If it does not exist or can't be read.
         """
         try:
             return read(self.filesystem, f"{self.root}/{name}")
@@ -156,10 +178,10 @@ class Folder:
             raise _unreadable(f"{self.uri.rstrip('/')}/{name}", self.flag, error) from error
 
     def find(self, name: str) -> bytes | None:
-        """A whole file, or None if there is none of this name.
+        """Read a whole file, or return None if it does not exist.
 
         Raises:
-            UserError: if it can't be read.
+            UserError: If it can't be read.
         """
         try:
             return read(self.filesystem, f"{self.root}/{name}")
@@ -169,10 +191,10 @@ class Folder:
             raise _unreadable(f"{self.uri.rstrip('/')}/{name}", self.flag, error) from error
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, or None if there is none of this name.
+        """Return the size of a file in bytes, or None if it does not exist.
 
         Raises:
-            UserError: if that can't be found out.
+            UserError: If the storage can't be read.
         """
         try:
             info = self.filesystem.get_file_info(f"{self.root}/{name}")
@@ -181,10 +203,10 @@ class Folder:
         return info.size if info.type == arrow.FileType.File else None
 
     def write(self, name: str, content: bytes) -> None:
-        """A file, whole or not at all.
+        """Write a file atomically. An existing file is replaced.
 
         Raises:
-            UserError: if it can't be written.
+            UserError: If it can't be written.
         """
         try:
             write(self.filesystem, f"{self.root}/{name}", content)
@@ -197,7 +219,7 @@ class Folder:
         """Delete a file.
 
         Raises:
-            UserError: if that is not possible.
+            UserError: If it does not exist or can't be deleted.
         """
         try:
             self.filesystem.delete_file(f"{self.root}/{name}")
@@ -207,14 +229,14 @@ class Folder:
             ) from error
 
     def sizes(self) -> dict[str, int]:
-        """Names and sizes in bytes of all files below; empty if the folder is not there.
+        """Return the sizes in bytes of all files in the folder, at any depth, by name. Empty without a folder.
 
         Raises:
-            UserError: if it can't be listed.
+            UserError: If the folder can't be listed.
         """
         selector = arrow.FileSelector(self.root, recursive=True, allow_not_found=True)
         try:
-            with slow_requests.storage.request(f"the list of {self.root}"):
+            with slow_requests.meter.request(f"the list of {self.root}"):
                 found = self.filesystem.get_file_info(selector)
         except OSError as error:
             raise _unreadable(self.uri, self.flag, error) from error
@@ -222,11 +244,11 @@ class Folder:
         return {info.path[prefix:]: info.size for info in found if info.type == arrow.FileType.File}
 
 
-def state_of(uri: str, flag: str) -> Entry:
-    """Size and time of one file, which tell whether it has changed.
+def file_state(uri: str, flag: str) -> Entry:
+    """Return size and modification time of a file, which tell whether it has changed. The path stays empty.
 
     Raises:
-        UserError: if it is not there or can't be read.
+        UserError: If it does not exist or can't be read.
     """
     filesystem, path = locate(uri, flag)
     try:
@@ -239,26 +261,26 @@ def state_of(uri: str, flag: str) -> Entry:
 
 
 def download(uri: str, target: Path, flag: str) -> None:
-    """Copy one file to `target`, which is there whole or not at all.
+    """Copy one file to the local path `target`, which appears with its whole content or not at all.
 
     Raises:
-        UserError: if it can't be read.
+        UserError: If it can't be read.
     """
     filesystem, path = locate(uri, flag)
-    arriving = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         arrow.copy_files(
-            path, str(arriving), source_filesystem=filesystem, destination_filesystem=arrow.LocalFileSystem()
+            path, str(temporary), source_filesystem=filesystem, destination_filesystem=arrow.LocalFileSystem()
         )
-        arriving.replace(target)
+        temporary.replace(target)
     except OSError as error:
         raise _unreadable(uri, flag, error) from error
     finally:
-        arriving.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def is_file(filesystem: arrow.FileSystem, path: str) -> bool:
-    """Whether there is a file, rather than a folder or nothing; what can't be asked is none."""
+    """Return whether `path` is a file rather than a folder. False if it does not exist or can't be read."""
     try:
         return bool(filesystem.get_file_info(path).type == arrow.FileType.File)
     except OSError:
@@ -276,16 +298,20 @@ def absolute_if_there(name: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file or a folder."""
+    """Return whether there is a file or a folder at `uri`."""
     filesystem, path = locate(uri)
     return filesystem.get_file_info(path).type != arrow.FileType.NotFound
 
 
 def check_writable(uri: str, flag: str = "--storage") -> None:
-    """Make the folder, write a small file into it and delete it. `flag`: where `uri` came from.
+    """Check that a folder can be written: create it, write a small file into it, and delete the file.
+
+    Args:
+        uri: Path or URI of the folder.
+        flag: The flag that `uri` was given with, for error messages.
 
     Raises:
-        UserError: if that is not possible, with the reason.
+        UserError: If the folder can't be written.
     """
     filesystem, path = locate(uri, flag)
     marker = f"{path}/.write-check-{os.getpid()}-{secrets.token_hex(4)}"
@@ -305,10 +331,10 @@ def check_writable(uri: str, flag: str = "--storage") -> None:
 
 @contextmanager
 def local_copy(uri: str) -> Iterator[Path]:
-    """A folder as a local one: itself if it is local, else a copy that lasts as long as the context.
+    """Provide a folder locally: itself if it is local, else a copy that is deleted when the context ends.
 
     Raises:
-        UserError: if it can't be read.
+        UserError: If the folder can't be read.
     """
     filesystem, path = locate(uri)
     if isinstance(filesystem, arrow.LocalFileSystem):
@@ -323,16 +349,17 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 
 def reason(error: Exception) -> str:
-    """What a person can use of an error: the operating system's words, or the library's first line."""
+    """Return the reason of an error in one line: the message of the operating system or of the library."""
     number = getattr(error, "errno", None)
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    # Arrow puts numbers of the operating system on errors that are not its own.
+    # Arrow also sets `errno` on errors of AWS, which do not come from the operating system.
     if isinstance(number, int) and "AWS Error" not in text:
         return os.strerror(number)
     return re.sub(r"\s*\(Request ID.*?\)|, x-amz-\S+.*$", "", text)[:300]
 
 
 def _unreadable(uri: str, flag: str, error: Exception) -> UserError:
+    """Create the error for a file or folder that can't be read, with a hint for common causes."""
     why = reason(error)
     hint = ""
     if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|InvalidAccessKeyId|HTTP response code 403", why):
@@ -345,10 +372,17 @@ def _unreadable(uri: str, flag: str, error: Exception) -> UserError:
 
 
 class PatientS3FileSystem(arrow.S3FileSystem):
-    """S3 with bounds on every wait, and retries that it keeps when it is sent to another process."""
+    """S3 with timeouts for all requests. Unlike its base class, it keeps its retries when it is pickled."""
 
     def __init__(self, anonymous: bool, region: str, endpoint: str | None, attempts: int) -> None:
-        """`attempts`: of one request, with pauses that grow in between."""
+        """Connect to S3 or a compatible server.
+
+        Args:
+            anonymous: Whether to send requests without credentials.
+            region: Region of the bucket.
+            endpoint: Address of the server. None: Amazon's.
+            attempts: Attempts per request, with growing pauses.
+        """
         self._settings = (anonymous, region, endpoint, attempts)
         super().__init__(
             anonymous=anonymous,
@@ -360,15 +394,15 @@ class PatientS3FileSystem(arrow.S3FileSystem):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Without credentials: the other process has its own."""
+        """Pickle without credentials, which the other process takes from its own environment."""
         return PatientS3FileSystem, self._settings
 
 
 def _s3(uri: str, attempts: int) -> tuple[arrow.FileSystem, str]:
-    """As `FileSystem.from_uri`, with bounds on every wait."""
+    """Return file system and path of an S3 URI, like `FileSystem.from_uri` but with timeouts for requests."""
     parts = urlsplit(uri)
     if parts.query or parts.password or not parts.hostname:
-        # Arrow's own options, or credentials, in the URI; and its words for one that is malformed.
+        # The URI contains options or credentials, or is malformed: arrow handles it.
         filesystem, path = arrow.FileSystem.from_uri(uri)
         return filesystem, path
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")

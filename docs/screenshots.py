@@ -65,9 +65,9 @@ def main() -> int:
 def _find(store: str, name: str) -> tuple[str, str, str]:
     from cvdist import config as configs
     from cvdist.tracking.find import find_run
-    from cvdist.tracking.run import client_of
+    from cvdist.tracking.run import mlflow_client
 
-    client = client_of(store)
+    client = mlflow_client(store)
     if name:
         ref = find_run(configs.replace(configs.TrainConfig(), tracking_uri=store), name)
         return ref.experiment_id, ref.run_id, str(client.get_run(ref.run_id).info.run_name)

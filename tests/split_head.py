@@ -34,11 +34,11 @@ class Recorder(NoTracker):
         self.epochs: list[dict[str, float]] = []
         self.logged: dict[str, list[int]] = {}
 
-    def metrics(self, values: Any, step: int) -> None:
+    def log_metrics(self, values: Any, step: int) -> None:
         """See `Tracker`."""
         (self.steps if "step/loss" in values else self.epochs).append(dict(values))
 
-    def model(self, model: torch.nn.Module, *_: Any, **__: Any) -> None:
+    def log_model(self, model: torch.nn.Module, *_: Any, **__: Any) -> None:
         """See `Tracker`."""
         self.logged = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 

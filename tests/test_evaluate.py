@@ -21,7 +21,7 @@ from cvdist.config import EvaluateConfig
 from cvdist.errors import UserError
 from cvdist.evaluation import metrics
 from cvdist.evaluation.compare import compare, mcnemar
-from cvdist.figures.pictures import Answer, difference_grid
+from cvdist.figures.pictures import PredictionCaption, difference_grid
 from cvdist.figures.reliability import reliability_diagram
 from cvdist.jobs import cli
 from cvdist.jobs import evaluate as run_evaluation
@@ -304,9 +304,10 @@ def test_a_reliability_diagram_says_its_error_and_can_be_read():
 
 @pytest.mark.parametrize("count", [0, 1, 16])
 def test_pictures_that_two_models_answer_differently(count):
-    answers = [Answer("great white shark", 0.971, True)] * count
+    answers = [PredictionCaption("great white shark", 0.971, True)] * count
     figure = difference_grid(
-        images(count or 1)[:count], ["shark"] * count, answers, [Answer("tench", 0.5, False)] * count,
+        images(count or 1)[:count], ["shark"] * count, answers,
+        [PredictionCaption("tench", 0.5, False)] * count,
         title="Where the models differ", subtitle="A: one; B: the other",
     )  # fmt: skip
     text = says(figure)

@@ -207,7 +207,7 @@ def test_accuracy_axis_is_in_percent():
 
 @pytest.mark.parametrize("draw", [loss_curves, accuracy_curves])
 def test_a_history_without_epochs_is_refused(draw):
-    with pytest.raises(ValueError, match="without epochs"):
+    with pytest.raises(ValueError, match="has no epochs"):
         draw([])
 
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cvdist.errors import UserError
-from cvdist.interpret.activations import capture, dead_channels, strongest
+from cvdist.interpret.activations import capture_activations, dead_channels, strongest_channels
 from cvdist.interpret.gradcam import grad_cam
-from cvdist.interpret.hooks import raw_scores, watching
-from cvdist.interpret.layers import choose, convolutions
-from cvdist.interpret.study import Limits, study
-from cvdist.interpret.top_activations import fields, most_exciting
+from cvdist.interpret.hooks import watch_activations, without_softmax
+from cvdist.interpret.interpretation import Limits, interpret_model
+from cvdist.interpret.layers import convolutions, select_layers
+from cvdist.interpret.top_activations import find_top_activations, receptive_fields
 from cvdist.models.registry import InputSpec
 from cvdist.models.scratch_cnn import scratch_cnn
 
@@ -66,23 +66,23 @@ def test_layers_by_name_number_and_place():
     assert len(names) == 13 and names[:2] == ["features.0", "features.2"] and names[-1] == "features.28"
 
     def chosen(asked):
-        return [layer.name for layer in choose(model, asked)]
+        return [layer.name for layer in select_layers(model, asked)]
 
     assert chosen("") == chosen("first,fifth,last") == ["features.0", "features.10", "features.28"]
     assert chosen("last, features.2,1") == ["features.0", "features.2", "features.28"]
     assert chosen("all") == names
-    assert [layer.name for layer in choose(scratch())] == ["conv1", "conv2"]
+    assert [layer.name for layer in select_layers(scratch())] == ["conv1", "conv2"]
 
 
 @pytest.mark.parametrize("word", ["conv3", "0", "3", "fifth", "fc1", "relu"])
 def test_a_layer_that_does_not_exist_is_an_error_with_those_that_do(word):
     with pytest.raises(UserError, match=rf"--layers {word}: the model has no .*it has 2: conv1, conv2 "):
-        choose(scratch(), word)
+        select_layers(scratch(), word)
 
 
 def test_a_model_without_convolutions_says_so():
     with pytest.raises(UserError, match="has no convolution layers"):
-        choose(nn.Linear(2, 2))
+        select_layers(nn.Linear(2, 2))
 
 
 # ------------------------------------------------------------------------------------------- activations
@@ -93,7 +93,7 @@ def test_what_hooks_see_is_a_manual_forward_to_that_layer(name):
     """These ReLUs work in place: they would overwrite what a hook has kept without a copy."""
     model = vgg(name)
     images = pictures(model)
-    maps = capture(model, images, convolutions(model))
+    maps = capture_activations(model, images, convolutions(model))
     plain = copy.deepcopy(model).eval()
     x = images
     with torch.inference_mode():
@@ -113,7 +113,7 @@ def test_what_hooks_see_is_a_manual_forward_to_that_layer(name):
 def test_pooling_between_a_convolution_and_its_relu():
     model = scratch().eval()
     images = pictures(model)
-    maps = capture(model, images, convolutions(model))
+    maps = capture_activations(model, images, convolutions(model))
     assert torch.equal(maps["conv2"].before, model[:4](images))
     assert torch.equal(maps["conv2"].after, model[:7](images))
 
@@ -121,7 +121,7 @@ def test_pooling_between_a_convolution_and_its_relu():
 def test_relu_as_a_function():
     model = Functional().eval()
     images = torch.randn(2, 1, 8, 8)
-    maps = capture(model, images, convolutions(model))
+    maps = capture_activations(model, images, convolutions(model))
     one = model.one(images)
     two = model.two(one.relu())
     for layer, expected in (("one", one), ("two", two)):
@@ -131,18 +131,18 @@ def test_relu_as_a_function():
 
 def test_hooks_are_removed_also_after_an_error():
     model = vgg()
-    capture(model, pictures(model), convolutions(model))
+    capture_activations(model, pictures(model), convolutions(model))
     assert hooks_of(model) == 0 and model.training
 
     def fail(*_):
         raise RuntimeError("stop")
 
-    with pytest.raises(RuntimeError, match="stop"), watching(model, convolutions(model), fail):
+    with pytest.raises(RuntimeError, match="stop"), watch_activations(model, convolutions(model), fail):
         assert hooks_of(model) > 8
         model(pictures(model))
     assert hooks_of(model) == 0
     with pytest.raises(RuntimeError, match="channels"):
-        capture(model, torch.zeros(1, 2, 32, 32), convolutions(model))
+        capture_activations(model, torch.zeros(1, 2, 32, 32), convolutions(model))
     with pytest.raises(RuntimeError, match="channels"):
         grad_cam(model, convolutions(model)[-1], torch.zeros(1, 2, 32, 32), torch.tensor([0]))
     assert hooks_of(model) == 0 and model.training
@@ -154,16 +154,16 @@ def test_dead_channels_are_found_and_only_they():
     with torch.no_grad():
         model.conv1.weight[[2, 7]] = 0
         model.conv1.bias[[2, 7]] = torch.tensor([-1.0, 0.0])
-    found = most_exciting(model, [(pictures(model, 20), torch.arange(20))], convolutions(model))
+    found = find_top_activations(model, [(pictures(model, 20), torch.arange(20))], convolutions(model))
     assert dead_channels(found["conv1"].values[:, 0]) == [2, 7]
-    maps = capture(model, pictures(model, 1), convolutions(model))["conv1"]
-    assert strongest(maps, 0, 64).silent == 2
+    maps = capture_activations(model, pictures(model, 1), convolutions(model))["conv1"]
+    assert strongest_channels(maps, 0, 64).silent == 2
 
 
 def test_the_strongest_channels_are_shown_in_order():
     model = scratch()
-    maps = capture(model, pictures(model, 2), convolutions(model))["conv2"]
-    shown = strongest(maps, 1, 5)
+    maps = capture_activations(model, pictures(model, 2), convolutions(model))["conv2"]
+    shown = strongest_channels(maps, 1, 5)
     means = maps.after[1].mean((1, 2))
     assert len(shown.channels) == 5 and shown.total == 20 and list(shown.channels) == sorted(shown.channels)
     rest = [channel for channel in range(20) if channel not in shown.channels]
@@ -171,7 +171,7 @@ def test_the_strongest_channels_are_shown_in_order():
     assert torch.equal(shown.after, maps.after[1, list(shown.channels)])
 
 
-# ------------------------------------------------------------------------------------- exciting pictures
+# -------------------------------------------------------------------------------- top activations
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.integers(1, 6), st.booleans())
@@ -181,13 +181,13 @@ def test_top_pictures_of_any_batches_are_those_of_a_sort(sizes, count, some_equa
     images = pictures(model, sum(sizes))
     if some_equal:
         images[::2] = images[0].clone()
-    found = most_exciting(
+    found = find_top_activations(
         model,
         zip(images.split(sizes), torch.arange(len(images)).split(sizes), strict=True),
         convolutions(model),
         count,
     )
-    maps = capture(model, images, convolutions(model))
+    maps = capture_activations(model, images, convolutions(model))
     for name, layer in maps.items():
         peaks = layer.after.flatten(2).amax(2).T
         best = found[name]
@@ -208,14 +208,14 @@ def test_of_equal_pictures_the_first_rows_are_kept():
     model = scratch()
     same = pictures(model, 1).expand(6, -1, -1, -1)
     batches = [(same[:4], torch.tensor([9, 4, 7, 1])), (same[4:], torch.tensor([0, 5]))]
-    found = most_exciting(model, batches, convolutions(model), 3)
+    found = find_top_activations(model, batches, convolutions(model), 3)
     assert found["conv1"].pictures.tolist() == [[0, 1, 4]] * 10
 
 
 def test_receptive_fields_of_vgg16():
     with torch.device("meta"):
         model = torchvision.models.vgg16()
-        found = fields(model, torch.zeros(1, 3, 224, 224), convolutions(model))
+        found = receptive_fields(model, torch.zeros(1, 3, 224, 224), convolutions(model))
     # As computed by hand: 3x3 convolutions with padding 1, and four poolings of 2 before the last block.
     assert [found[f"features.{n}"].size[0] for n in (0, 2, 5, 10, 28)] == [3, 5, 10, 24, 196]
     assert found["features.28"].step == (16, 16)
@@ -226,13 +226,13 @@ def test_receptive_fields_of_vgg16():
 def test_nothing_outside_the_box_matters(name, place):
     model = scratch()
     image = pictures(model, 1)
-    box = fields(model, image, convolutions(model))[name].box(*place)
+    box = receptive_fields(model, image, convolutions(model))[name].box(*place)
     inside = torch.zeros(28, 28, dtype=torch.bool)
     inside[box[0] : box[2], box[1] : box[3]] = True
     assert 0 < inside.sum() < 28 * 28
 
     def map_of(changed):
-        return capture(model, changed, convolutions(model))[name].after[0, :, place[0], place[1]]
+        return capture_activations(model, changed, convolutions(model))[name].after[0, :, place[0], place[1]]
 
     noise = torch.randn(1, 1, 28, 28)
     assert torch.allclose(map_of(image), map_of(torch.where(inside, image, noise)), atol=1e-5)
@@ -273,12 +273,12 @@ def test_grad_cam_asks_for_scores_not_for_log_probabilities():
     plain = copy.deepcopy(model).eval()
     expected = by_hand(plain[:7], plain[7:-1], images, classes)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-7) and found.max() > 0
-    with raw_scores(model), torch.inference_mode():
+    with without_softmax(model), torch.inference_mode():
         assert torch.allclose(model.eval()(images), plain[:-1](images))
     assert hooks_of(model) == 0
 
 
-# ------------------------------------------------------------------------------------------------- study
+# ----------------------------------------------------------------------------------------- interpretation
 
 
 class Numbered:
@@ -296,29 +296,34 @@ class Numbered:
 
 def look(**changes):
     model, source = scratch(), Numbered()
-    values = {"limits": Limits(pictures=12, exciting=3), **changes}
+    values = {"limits": Limits(pictures=12, top_activations=3), **changes}
     device = torch.device("cpu")
     names = [str(n) for n in range(10)]
-    return study(model, source, names, lambda x: x / 255, device, choose(model), **values)
+    return interpret_model(model, source, names, lambda x: x / 255, device, select_layers(model), **values)
 
 
-def test_a_study_is_bounded_and_holds_what_has_to_be_in_it():
+def test_an_interpretation_is_bounded_and_holds_the_included_rows():
     result = look(include=[7, 29])
     assert (result.seen, result.available) == (12, 30)
     assert result.num_correct + result.num_wrong == 12
-    rows = {int(row) for row in result.exciting["conv1"].pictures.flatten()}
-    judged = {one.judged.row for one in result.right + result.wrong}
+    rows = {int(row) for row in result.top_activations["conv1"].pictures.flatten()}
+    judged = {one.prediction.row for one in result.correct + result.wrong}
     assert len(rows | judged) <= 12
-    assert all(one.judged.true != one.judged.predicted and one.true is not None for one in result.wrong)
-    sure = [one.judged.confidence for one in result.wrong]
+    assert all(
+        one.prediction.true != one.prediction.predicted and one.true_map is not None for one in result.wrong
+    )
+    sure = [one.prediction.confidence for one in result.wrong]
     assert sure == sorted(sure, reverse=True)
     everything = look(limits=Limits(pictures=100), include=[7, 29])
     assert everything.seen == 30
 
 
-def test_a_study_says_the_same_twice_and_explains_nothing_where_there_is_no_classifier():
+def test_an_interpretation_is_deterministic_and_has_no_grad_cam_without_a_classifier():
     one, other = look(), look()
-    assert all(torch.equal(one.exciting[n].pictures, other.exciting[n].pictures) for n in one.exciting)
-    assert [e.judged for e in one.wrong] == [e.judged for e in other.wrong]
-    silent = look(explain=False)
-    assert not silent.right and not silent.wrong and silent.exciting and silent.maps
+    assert all(
+        torch.equal(one.top_activations[n].pictures, other.top_activations[n].pictures)
+        for n in one.top_activations
+    )
+    assert [e.prediction for e in one.wrong] == [e.prediction for e in other.wrong]
+    silent = look(has_classifier=False)
+    assert not silent.correct and not silent.wrong and silent.top_activations and silent.maps

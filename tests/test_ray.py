@@ -108,7 +108,7 @@ def test_the_page_begins_with_result_command_and_figures(submitted):
     assert "jobs/train.py digits-cnn --epochs 4 --batch-size 64 --name submitted" in note
     figures = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "figures")}
     names = {"samples", "augmentation", "loss", "accuracy", "confusion_matrix", "most_wrong"}
-    folders = {"filters", "activations", "exciting", "gradcam"}
+    folders = {"filters", "activations", "top_activations", "gradcam"}
     assert figures == {f"figures/{name}.png" for name in names} | {f"figures/{name}" for name in folders}
     assert all(f"`figures/{name}.png`" in note for name in names)
     assert all(f"`figures/{name}/`" in note for name in folders)

@@ -23,7 +23,7 @@ from cvdist.errors import UserError
 from cvdist.jobs import report as make_report
 from cvdist.jobs.report import log_report_or_warn
 from cvdist.report_html import figures
-from cvdist.report_html.content import Data, Model, Picture, Report, Setting
+from cvdist.report_html.content import DataSummary, FigureFile, ModelSummary, Report, Setting
 from cvdist.report_html.page import MAX_BYTES, render
 from cvdist.results import EpochRecord
 from cvdist.tracking.mlflow_tracker import _log_dataset
@@ -103,8 +103,8 @@ def report(**changes):
         "name": "run",
         "recipe": "digits-cnn",
         "command": "python jobs/train.py digits-cnn --lr 0.1",
-        "data": Data("digits", "a package", "1x28x28", ("cat", "dog"), 4000, 1000, "ab" * 32),
-        "model": Model("scratch-cnn", trained=21840),
+        "data": DataSummary("digits", "a package", "1x28x28", ("cat", "dog"), 4000, 1000, "ab" * 32),
+        "model": ModelSummary("scratch-cnn", trained=21840),
         "workers": 2,
         "hardware": "two cores",
         "precision": "float32",
@@ -112,7 +112,7 @@ def report(**changes):
         "first_step_seconds": 12.3,
         "settings": (Setting("optimizer", "lr", "0.1", "0.02"), Setting("optimizer", "momentum", "0.9", "0.9")),
         "versions": (("torch", "2.15.0"),),
-        "pictures": (Picture("loss.png", png()), Picture("confusion_matrix.png", png())),
+        "pictures": (FigureFile("loss.png", png()), FigureFile("confusion_matrix.png", png())),
     }
     return Report(**{**values, **changes})
 
@@ -147,7 +147,7 @@ def test_the_page_says_what_a_reader_asks_first():
 
 
 def test_nothing_is_loaded_from_elsewhere():
-    page = Parsed(render(report(pictures=(Picture("filters/forming.gif", gif(2, 8)),))))
+    page = Parsed(render(report(pictures=(FigureFile("filters/forming.gif", gif(2, 8)),))))
     policy = next(meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
     assert policy.startswith("default-src 'none'; img-src data:")
     loading = [a.get(key, "") for _, a in page.elements for key in ("src", "srcset", "href", "poster", "data")]
@@ -162,15 +162,18 @@ def test_names_are_shown_as_text():
         recipe=HOSTILE,
         command=HOSTILE,
         address=((HOSTILE, HOSTILE),),
-        data=Data(HOSTILE, HOSTILE, HOSTILE, (HOSTILE, "ok"), 1, 1, HOSTILE),
-        model=Model(HOSTILE, 1, 0, HOSTILE, HOSTILE, HOSTILE),
+        data=DataSummary(HOSTILE, HOSTILE, HOSTILE, (HOSTILE, "ok"), 1, 1, HOSTILE),
+        model=ModelSummary(HOSTILE, 1, 0, HOSTILE, HOSTILE, HOSTILE),
         hardware=HOSTILE,
         precision=HOSTILE,
         settings=(Setting(HOSTILE, HOSTILE, HOSTILE, "other"),),
         facts=((HOSTILE, HOSTILE),),
         versions=((HOSTILE, HOSTILE),),
         quarantine=((HOSTILE, HOSTILE),),
-        pictures=(Picture(f"{HOSTILE.replace('/', '')}.png", png()), Picture(f"filters/{HOSTILE}.png", png())),
+        pictures=(
+            FigureFile(f"{HOSTILE.replace('/', '')}.png", png()),
+            FigureFile(f"filters/{HOSTILE}.png", png()),
+        ),
         left_out=(HOSTILE,),
     )
     page, plain = Parsed(render(hostile)), Parsed(render(report()))
@@ -205,8 +208,8 @@ def test_a_long_run_keeps_its_table_readable():
 
 def test_ten_megabytes_hold_any_run():
     """The least important pictures lose first; what was done to them is said."""
-    many = [Picture(f"activations/layer.{n}.png", png(900, 900, noise=True)) for n in range(6)]
-    pictures = (Picture("loss.png", png(40, 40)), Picture("filters/forming.gif", gif(6, 900)), *many)
+    many = [FigureFile(f"activations/layer.{n}.png", png(900, 900, noise=True)) for n in range(6)]
+    pictures = (FigureFile("loss.png", png(40, 40)), FigureFile("filters/forming.gif", gif(6, 900)), *many)
     assert sum(len(picture.data) for picture in pictures) > 1.5 * MAX_BYTES
     page = render(report(pictures=pictures))
     assert len(page.encode()) < MAX_BYTES
@@ -219,8 +222,8 @@ def test_ten_megabytes_hold_any_run():
 
 def test_what_has_no_room_is_named():
     drawing = b"<svg xmlns='http://www.w3.org/2000/svg'>" + b" " * 4_000_000 + b"</svg>"
-    pictures = [Picture(f"{name}.svg", drawing) for name in ("other", "samples", "loss")]
-    page = render(report(pictures=(*pictures, Picture("accuracy.png", b"no picture"))))
+    pictures = [FigureFile(f"{name}.svg", drawing) for name in ("other", "samples", "loss")]
+    page = render(report(pictures=(*pictures, FigureFile("accuracy.png", b"no picture"))))
     assert len(page.encode()) < MAX_BYTES
     text = Parsed(page).text
     assert "figures/other.svg is left out" in text and "figures/samples.svg is left out" in text
@@ -230,9 +233,10 @@ def test_what_has_no_room_is_named():
 
 def test_each_figure_has_its_place():
     paths = ["filters/conv.png", "filters/conv-before-after.png", "filters/forming.gif", "gradcam/wrong.png",
-             "activations/features.10.png", "activations/features.2.png", "exciting/features.2.png", "roc.png",
+             "activations/features.10.png", "activations/features.2.png",
+             "top_activations/features.2.png", "roc.png",
              "accuracy.png", "loss.png", "most_wrong.png", "samples.png", "new/thing.png"]  # fmt: skip
-    order = [path for path, _ in figures.in_order(paths)]
+    order = [path for path, _ in figures.order_figures(paths)]
     assert order[:4] == ["loss.png", "accuracy.png", "most_wrong.png", "samples.png"]
     assert order.index("activations/features.2.png") < order.index("activations/features.10.png")
     assert order.index("filters/forming.gif") < order.index("filters/conv-before-after.png")
@@ -242,10 +246,10 @@ def test_each_figure_has_its_place():
 
 def test_of_snapshots_the_first_and_the_last_and_of_two_formats_one():
     snapshots = [f"filters/features.0-epoch-{epoch:04}.png" for epoch in (0, 4, 8, 12)]
-    taken, left_out = figures.chosen([*snapshots, "filters/features.0.png", "filters/features.0.svg"])
+    taken, left_out = figures.select_figures([*snapshots, "filters/features.0.png", "filters/features.0.svg"])
     assert set(taken) == {snapshots[0], snapshots[-1], "filters/features.0.png"}
     assert left_out == ["2 snapshots of a layer's filters: figures/filters/features.0-epoch-*"]
-    taken, _ = figures.chosen([*snapshots, "filters/features.0-before-after.png"])
+    taken, _ = figures.select_figures([*snapshots, "filters/features.0-before-after.png"])
     assert taken == ["filters/features.0-before-after.png"]
 
 
@@ -257,7 +261,9 @@ def finished(tmp_path_factory):
     """A run in a real store, filled as a job fills it, with one broken figure; and its reference."""
     storage = tmp_path_factory.mktemp("store")
     config = configs.replace(recipes.find("digits-cnn"), storage=str(storage), name="kept", lr=0.125)
-    ref = tracking.start_run(config, tracking.open_store(config.tracking, config.run.storage), continued=False)
+    ref = tracking.start_run(
+        config, tracking.open_tracking_store(config.tracking, config.run.storage), continued=False
+    )
     client = MlflowClient(ref.tracking_uri)
     for epoch in (record(1, 900), record(2, 977), record(3, 950)):
         metrics = [
@@ -274,7 +280,7 @@ def finished(tmp_path_factory):
         (storage / "made" / path).write_bytes(png(30, 20))
     client.log_artifacts(ref.run_id, str(storage / "made"), "figures")
     client.log_text(ref.run_id, "broken", "figures/accuracy.png")
-    tracking.describe(ref, "text", 7.5)
+    tracking.set_description(ref, "text", 7.5)
     return storage, ref, client
 
 

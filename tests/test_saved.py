@@ -112,7 +112,7 @@ def test_convolutions_alone_serve_for_all_but_answers(shared_data):
     state = torch.load(path, weights_only=True)
     assert torch.equal(saved.model.features[28].weight, state["features.28.weight"])
     assert not saved.has_classifier and saved.std == (1 / 255,) * 3
-    with pytest.raises(UserError, match="has convolutions only, and no classifier to ask"):
+    with pytest.raises(UserError, match="has only convolutions and no classifier"):
         saved.require_classifier()
 
 
@@ -137,7 +137,7 @@ def test_what_is_not_there_is_one_line_with_the_nearest(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "is no checkpoint and holds none" in error(tmp_path / "empty")
     (tmp_path / "text.pth").write_text("no weights")
-    assert "say of which architecture with --model" in error(tmp_path / "text.pth")
+    assert "name its architecture with --model" in error(tmp_path / "text.pth")
     text = error(tmp_path / "text.pth", model="vgg11", weights_preprocessing="imagenet")
     assert text.startswith(f"MODEL {tmp_path}/text.pth is damaged")
     assert "torchvision's weights for vgg16 are IMAGENET1K_V1" in error("vgg16:IMAGENET1K_V7")

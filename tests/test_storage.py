@@ -11,7 +11,7 @@ import torch
 from pyarrow import fs as arrow
 
 from cvdist import config as configs
-from cvdist import log, slow_requests, storage
+from cvdist import loaders, log, slow_requests, storage
 from cvdist.config import ModelConfig, TrainConfig
 from cvdist.errors import UserError
 from cvdist.models import weights
@@ -38,7 +38,7 @@ def test_listing_says_what_is_there_wherever_it_is(bucket, tmp_path):
     uri = upload(root, f"{bucket}/listing")
     wanted = {("a/b c/0000.jpg", False), ("a/b c/0001.jpg", False), ("ü/0000.jpg", False)}
     for place in (str(root), f"{root}/", f"file://{root}", uri, f"{uri}/"):
-        entries = {entry.path: entry for entry in storage.listing(place, "--data")}
+        entries = {entry.path: entry for entry in storage.list_entries(place, "--data")}
         assert {(path, entry.is_folder) for path, entry in entries.items() if not entry.is_folder} == wanted
         for path, _ in wanted:
             assert entries[path].size == (root / path).stat().st_size and entries[path].modified
@@ -50,14 +50,14 @@ def test_listing_says_what_is_there_wherever_it_is(bucket, tmp_path):
 def test_pictures_in_a_bucket_are_those_in_a_folder(bucket, tmp_path, cache_fraction):
     root = pictures.write(tmp_path / "some", {"train/a": 40, "train/b": 30, "valid/a": 2, "valid/b": 2})
     uri = upload(root, f"{bucket}/pictures-{cache_fraction}")
-    loaders = []
+    opened = []
     for place in (str(root), uri):
         settings = {"cache": str(tmp_path / "cache"), "cache_fraction": cache_fraction, "decode_workers": 2}
         chosen = configs.replace(TrainConfig(), dataset="images", data=place, image_size=16, **settings)
         loaders.prepare(chosen)
-        loaders.append(loaders.open_loader(chosen, torch.device("cpu")))
-    assert loaders[0].digest() == loaders[1].digest()
-    batches = [torch.cat([b.images for b in loader.valid_batches(0, 1, 3)]) for loader in loaders]
+        opened.append(loaders.open_loader(chosen, torch.device("cpu")))
+    assert opened[0].digest() == opened[1].digest()
+    batches = [torch.cat([b.images for b in loader.valid_batches(0, 1, 3)]) for loader in opened]
     assert torch.equal(*batches)
 
 
@@ -75,7 +75,7 @@ def test_weights_in_a_bucket_are_brought_once(bucket, tmp_path, monkeypatch):
 
 def error_of(uri):
     with pytest.raises(UserError) as error:
-        list(storage.listing(uri, "--data"))
+        list(storage.list_entries(uri, "--data"))
     text = str(error.value)
     assert "\n" not in text and text.startswith("--data s3://")
     return text
@@ -108,23 +108,23 @@ def test_throttled_requests_are_counted_with_the_time_that_they_cost(bucket, s3,
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     try:
         folder = storage.Folder.open(f"{bucket}/throttled", "--storage", patient=True)
-        slow_requests.storage.take()
+        slow_requests.meter.take()
         folder.write("quick", b"1")
-        assert folder.find("absent") is None and not slow_requests.storage.take()
+        assert folder.find("absent") is None and not slow_requests.meter.take()
         proxy.begin_to_refuse()
         end = threading.Timer(3.0, setattr, (proxy, "slow_down", False))
         end.start()
         began = time.monotonic()
         folder.write("late", b"2")  # tried again by the AWS SDK until it is taken
         seconds = time.monotonic() - began
-        seen = slow_requests.storage.take()
+        seen = slow_requests.meter.take()
         assert (seen.slow, seen.failed) == (1, 0) and 2.5 < seen.seconds <= seconds and proxy.refused > 1
         assert f"the storage took {log.duration(seconds)} for bucket/throttled/late" in caplog.text
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         proxy.begin_to_refuse()
         with pytest.raises(UserError, match="can't be written"):
             storage.Folder.open(f"{bucket}/throttled", "--storage").write("never", b"3")
-        assert slow_requests.storage.take().failed == 1
+        assert slow_requests.meter.take().failed == 1
         proxy.slow_down = False
         assert folder.read("late") == b"2"
     finally:
@@ -133,7 +133,9 @@ def test_throttled_requests_are_counted_with_the_time_that_they_cost(bucket, s3,
 
 def test_no_secret_in_messages(monkeypatch):
     with pytest.raises(UserError) as error:
-        list(storage.listing("s3://key:secret@bucket/x?endpoint_override=127.0.0.1:9&scheme=http", "--data"))
+        list(
+            storage.list_entries("s3://key:secret@bucket/x?endpoint_override=127.0.0.1:9&scheme=http", "--data")
+        )
     assert "secret" not in str(error.value)
 
 

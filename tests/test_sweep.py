@@ -25,7 +25,7 @@ from cvdist.jobs import trials as running
 from cvdist.jobs.sweep import description, trials_csv
 from cvdist.storage import Folder
 from cvdist.sweep import importance, space
-from cvdist.sweep.record import Epoch, Records, Trial, best_of
+from cvdist.sweep.record import Trial, TrialEpoch, TrialStore, best_of
 from tests import pictures
 from tests.conftest import wait_until
 from tests.feature_caches import config as tiny
@@ -36,7 +36,7 @@ BASE = recipes.find("digits-cnn")
 
 
 def parse(*words, base=BASE):
-    return space.parse(words, base)
+    return space.parse_search(words, base)
 
 
 # ------------------------------------------------------------------------------------------ what is searched
@@ -51,10 +51,10 @@ def parse(*words, base=BASE):
 )
 def test_a_range_gives_values_inside_it_in_its_order(low, factor, logarithmic, share):
     one = space.Dimension("lr", float, low=low, high=low * factor, logarithmic=logarithmic)
-    value = one.at(share)
+    value = one.value_at(share)
     assert one.low <= value <= one.high
-    assert one.at(share / 2) <= value
-    assert -1e-9 <= one.share(value) <= 1 + 1e-9
+    assert one.value_at(share / 2) <= value
+    assert -1e-9 <= one.fraction_of(value) <= 1 + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_range_gives_values_inside_it_in_its_order(low, factor, logarithmic, s
 )
 def test_ranges_as_users_write_them(word, shares, values):
     (one,) = parse(word)
-    assert [one.at(share) for share in shares] == pytest.approx(list(values))
+    assert [one.value_at(share) for share in shares] == pytest.approx(list(values))
     assert parse(str(one)) == (one,)
 
 
@@ -84,7 +84,7 @@ def test_ranges_as_users_write_them(word, shares, values):
         (["lr=1:0.1"], "1 is above 0.1: name the lower end first"),
         (["lr=1:2:3"], "a range is FROM:TO, or FROM:TO:log"),
         (["droput=0:1"], "droput can't be searched: did you mean dropout?"),
-        (["workers=1,2"], "what can be searched is batch-size, "),
+        (["workers=1,2"], "the settings that can be searched are batch-size, "),
         (["optimizer=sgd:adamw"], "optimizer takes choices, optimizer=sgd,adamw"),
         (["optimizer=adam"], "'adam' is not one of sgd, adamw"),
         (["dropout=0:1.5"], "--search dropout=0:1.5: --dropout is 1.5: it takes a number in [0, 1)"),
@@ -101,16 +101,16 @@ def test_a_bad_search_is_one_line(words, error):
 
 def test_the_points_depend_on_the_seed_alone_and_more_trials_keep_the_first_ones():
     search = parse("lr=1e-4:1e-1:log", "dropout=0:0.8", "optimizer=sgd,adamw")
-    points = space.draw(search, 0, 32)
-    assert space.draw(search, 0, 8) == points[:8] and space.draw(search, 1, 8) != points[:8]
+    points = space.sample_points(search, 0, 32)
+    assert space.sample_points(search, 0, 8) == points[:8] and space.sample_points(search, 1, 8) != points[:8]
     assert len({json.dumps(point) for point in points}) == 32
     # Evenly spread: each half of each range gets its half, as random numbers seldom do.
     for dimension in search:
-        assert sum(dimension.share(point[dimension.name]) < 0.5 for point in points) in range(14, 19)
+        assert sum(dimension.fraction_of(point[dimension.name]) < 0.5 for point in points) in range(14, 19)
 
 
 def test_a_search_with_few_points_tries_each_once():
-    assert len(space.draw(parse("optimizer=sgd,adamw", "nesterov=true,false"), 0, 20)) == 4
+    assert len(space.sample_points(parse("optimizer=sgd,adamw", "nesterov=true,false"), 0, 20)) == 4
 
 
 def test_the_usual_search_is_around_the_recipe():
@@ -143,12 +143,12 @@ def test_bad_flags_are_one_line(flags, error, tmp_path):
 
 
 def trial(number, state="finished", corrects=(), **point):
-    epochs = [Epoch(i, correct, 100, 1.0) for i, correct in enumerate(corrects, start=1)]
+    epochs = [TrialEpoch(i, correct, 100, 1.0) for i, correct in enumerate(corrects, start=1)]
     return Trial(number, point, state, tuple(epochs))
 
 
 def test_the_best_is_the_one_with_most_right_then_the_lowest_loss():
-    low = Trial(2, {}, "finished", (Epoch(1, 90, 100, 0.2),))
+    low = Trial(2, {}, "finished", (TrialEpoch(1, 90, 100, 0.2),))
     assert low.score > trial(1, corrects=[90]).score
     assert best_of([trial(1, corrects=[90]), low, trial(3, "stopped", corrects=[99])]) is low
     assert best_of([trial(1, "stopped", [99])]) is None
@@ -157,7 +157,7 @@ def test_the_best_is_the_one_with_most_right_then_the_lowest_loss():
 
 
 def test_records_are_kept_and_another_search_is_refused(tmp_path):
-    records = Records(Folder.open(str(tmp_path), "--storage"))
+    records = TrialStore(Folder.open(str(tmp_path), "--storage"))
     assert not records.begin({"--search": ["lr=1:2"], "--epochs": 3})
     done = trial(2, "stopped", [50, 60], lr=0.1)
     records.write(done)
@@ -189,9 +189,9 @@ def tried():
     """Twenty trials whose accuracy depends on the learning rate alone; two lost ones and two stopped ones."""
     search = parse("lr=1e-4:1e-1:log", "dropout=0:0.8", "optimizer=sgd,adamw")
     found = []
-    for number, point in enumerate(space.draw(search, 0, 20), start=1):
-        right = round(500 + 450 * search[0].share(point["lr"]))
-        epochs = tuple(Epoch(i, right + i, 1000, 0.5) for i in range(1, 3 if number in (4, 5) else 4))
+    for number, point in enumerate(space.sample_points(search, 0, 20), start=1):
+        right = round(500 + 450 * search[0].fraction_of(point["lr"]))
+        epochs = tuple(TrialEpoch(i, right + i, 1000, 0.5) for i in range(1, 3 if number in (4, 5) else 4))
         found.append(Trial(number, point, "stopped" if number in (4, 5) else "finished", epochs))
     found[2] = Trial(3, found[2].settings, "diverged", (), "the loss became nan")
     point = {name: value for name, value in found[6].settings.items() if name != "dropout"}
@@ -201,10 +201,10 @@ def tried():
 
 def test_importance_finds_what_matters(tried):
     search, trials = tried
-    found = importance.of(search, trials, 2)
+    found = importance.permutation_importance(search, trials, 2)
     assert found.flags[0] == "lr" and found.drops[0] > 0.5 > 5 * max(found.drops[1:])
     assert found.explained > 0.7 and found.trials == 19
-    assert importance.of(search, trials[:6], 2) is None
+    assert importance.permutation_importance(search, trials[:6], 2) is None
 
 
 def test_figures_and_table_show_all_trials(tried):
@@ -221,7 +221,7 @@ def test_figures_and_table_show_all_trials(tried):
     assert f"({winner.best.correct}/1000)" in text and "1 without a result" in text and "none" in text
     curves = figures.trial_curves(trials)
     assert sum(line.get_marker() == "x" for line in curves.axes[0].lines) == 2
-    figures.importance_bars(importance.of(search, trials, 2))
+    figures.importance_bars(importance.permutation_importance(search, trials, 2))
     rows = list(csv.DictReader(trials_csv(search, trials).splitlines()))
     assert [row["trial"] for row in rows] == [str(i) for i in range(1, 21)]
     assert rows[2]["state"] == "diverged" and rows[2]["reason"] == "the loss became nan"
@@ -406,11 +406,15 @@ def test_a_killed_sweep_goes_on_to_a_registered_model(cache, ray_cluster, tmp_pa
     assert all([epoch["epoch"] for epoch in one["epochs"]] == [1, 2, 3, 4] for one in after.values())
 
     # Exact counts, everywhere the same ones.
-    trials = [Trial(n, one["settings"], one["state"], tuple(Epoch(**e) for e in one["epochs"])) for n, one in
-              sorted(after.items())]  # fmt: skip
+    trials = [
+        Trial(n, one["settings"], one["state"], tuple(TrialEpoch(**e) for e in one["epochs"]))
+        for n, one in sorted(after.items())
+    ]
     best = best_of(trials)
     result = f"{best.best.correct}/8"
-    assert f"trial {best.number}: {space.describe(best.settings)}" in done.stdout and result in done.stdout
+    assert (
+        f"trial {best.number}: {space.format_settings(best.settings)}" in done.stdout and result in done.stdout
+    )
     runs = {one.data.tags["cvdist.name"]: one for one in client.search_runs([experiment])}
     parent = runs.pop("s")
     assert parent.info.status == "FINISHED" and parent.data.metrics["best/correct"] == best.best.correct

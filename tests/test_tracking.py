@@ -44,7 +44,7 @@ def config_in(storage, **changes):
 def open_run(storage, *, continued=False, **changes):
     config = config_in(storage, system_metrics=False, **changes)
     return tracking.start_run(
-        config, tracking.open_store(config.tracking, config.run.storage), continued=continued
+        config, tracking.open_tracking_store(config.tracking, config.run.storage), continued=continued
     )
 
 
@@ -91,11 +91,11 @@ def test_metrics_arrive_once_and_in_order_over_attempts(tmp_path):
     ref = open_run(tmp_path)
     first = MlflowTracker(ref, "node")
     for epoch in (1, 2, 3):
-        first.metrics({"valid/loss": 1 / epoch}, epoch)
+        first.log_metrics({"valid/loss": 1 / epoch}, epoch)
     first.close()
     second = MlflowTracker(open_run(tmp_path, continued=True), "node")
     for epoch in (1, 2, 3, 4):  # a resumed attempt tells all it knows
-        second.metrics({"valid/loss": 1 / epoch}, epoch)
+        second.log_metrics({"valid/loss": 1 / epoch}, epoch)
     second.close()
     client, (run,) = runs(tmp_path)
     history = client.get_metric_history(run.info.run_id, "valid/loss")
@@ -124,11 +124,11 @@ class Proxy:
 def test_metrics_of_an_outage_arrive_in_order_and_once(tmp_path, monkeypatch, answer_lost):
     ref = open_run(tmp_path, cache=str(tmp_path / "cache"))
     server = Proxy(MlflowClient(ref.tracking_uri))
-    monkeypatch.setattr(mlflow_tracker, "client_of", lambda uri: server)
+    monkeypatch.setattr(mlflow_tracker, "mlflow_client", lambda uri: server)
     monkeypatch.setattr(mlflow_tracker, "_FLUSH_SECONDS", 0.1)
     tracker = MlflowTracker(ref, "node", tracking.Attempt(1))
     for step in range(1, 10):
-        tracker.metrics({"step/loss": 1 / step, "step/total": 1.0}, step)
+        tracker.log_metrics({"step/loss": 1 / step, "step/total": 1.0}, step)
         if step == 3:
             wait_until(
                 lambda: len(server.client.get_metric_history(ref.run_id, "step/loss")) == 3, 20, "all is there"
@@ -150,15 +150,15 @@ def test_metrics_of_an_outage_arrive_in_order_and_once(tmp_path, monkeypatch, an
 
 
 def test_a_tracker_that_never_comes_back_leaves_a_journal_to_replay(tmp_path, monkeypatch, caplog):
-    ref = dataclasses.replace(open_run(tmp_path, cache=str(tmp_path / "cache")), patience=0.5)
+    ref = dataclasses.replace(open_run(tmp_path, cache=str(tmp_path / "cache")), drain_timeout=0.5)
     server = Proxy(MlflowClient(ref.tracking_uri))
     server.away = True
-    monkeypatch.setattr(mlflow_tracker, "client_of", lambda uri: server)
+    monkeypatch.setattr(mlflow_tracker, "mlflow_client", lambda uri: server)
     monkeypatch.setattr(mlflow_tracker, "_FLUSH_SECONDS", 0.1)
     logging.getLogger("cvdist").propagate = True
     tracker = MlflowTracker(ref, "node", tracking.Attempt(1))
     for epoch in (1, 2, 3):
-        tracker.metrics({"valid/loss": 1 / epoch}, epoch)
+        tracker.log_metrics({"valid/loss": 1 / epoch}, epoch)
     tracker.close()
     command = re.search(r"python jobs/replay.py (\S+)", caplog.text)[1]
     assert command == f"{tmp_path}/run/undelivered-1.jsonl"
@@ -169,16 +169,16 @@ def test_a_tracker_that_never_comes_back_leaves_a_journal_to_replay(tmp_path, mo
         history = server.client.get_metric_history(run.info.run_id, "valid/loss")
         assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     bad = run_job(sys.executable, "jobs/replay.py", tmp_path / "mlflow.db", storage=tmp_path)
-    assert "mlflow.db is no journal of metrics" in the_error(bad)
+    assert "mlflow.db is not a journal of metrics" in the_error(bad)
 
 
 def test_a_finished_job_waits_for_a_server_that_is_away(tmp_path, monkeypatch, caplog):
-    ref = dataclasses.replace(open_run(tmp_path), tracking_uri="http://mlflow:5000", patience=60)
+    ref = dataclasses.replace(open_run(tmp_path), tracking_uri="http://mlflow:5000", drain_timeout=60)
     server = Proxy(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"))
-    monkeypatch.setattr(tracking_run, "client_of", lambda uri: server)
-    monkeypatch.setattr(tracking_run, "_AWAY_SECONDS", 0.1)
+    monkeypatch.setattr(tracking_run, "mlflow_client", lambda uri: server)
+    monkeypatch.setattr(tracking_run, "_RETRY_SECONDS", 0.1)
     server.away = True
-    assert not tracking.wait_for_server(dataclasses.replace(ref, patience=0.3))
+    assert not tracking.wait_for_server(dataclasses.replace(ref, drain_timeout=0.3))
     timer = threading.Timer(0.5, setattr, (server, "away", False))
     timer.start()
     with caplog.at_level("WARNING", "cvdist"):
@@ -194,7 +194,7 @@ def test_a_stale_attempt_does_not_write_into_the_run(tmp_path):
 
     ref = open_run(tmp_path, cache=str(tmp_path / "cache"))
     tracker = MlflowTracker(ref, "node", tracking.Attempt(1, refuse))
-    tracker.metrics({"valid/loss": 1.0}, 1)
+    tracker.log_metrics({"valid/loss": 1.0}, 1)
     tracker.close()
     _, (run,) = runs(tmp_path)
     assert not run.data.metrics and not Path(ref.journal).exists()
@@ -202,9 +202,9 @@ def test_a_stale_attempt_does_not_write_into_the_run(tmp_path):
 
 def test_a_run_that_another_job_has_taken_over_is_not_ended(tmp_path):
     config = config_in(tmp_path)
-    store = tracking.open_store(config.tracking, config.run.storage)
+    store = tracking.open_tracking_store(config.tracking, config.run.storage)
     older = tracking.start_run(config, store, continued=False, job="1")
-    with tracking.ended(older):
+    with tracking.end_run_on_exit(older):
         tracking.start_run(config, store, continued=True, job="2")
     _, (run,) = runs(tmp_path)
     assert run.info.status == "RUNNING"
@@ -219,8 +219,8 @@ def test_optional_tracking_trains_without_a_server(tmp_path):
 
 def test_a_figure_that_can_not_be_drawn_costs_only_itself(tmp_path, caplog):
     tracker = MlflowTracker(open_run(tmp_path), "node")
-    tracker.figure("broken", lambda: 1 / 0)
-    tracker.metrics({"valid/loss": 0.5}, 1)
+    tracker.log_figure("broken", lambda: 1 / 0)
+    tracker.log_metrics({"valid/loss": 0.5}, 1)
     tracker.close()
     _, (run,) = runs(tmp_path)
     assert run.data.metrics["valid/loss"] == 0.5
@@ -267,7 +267,7 @@ def test_no_server_is_said_quickly_with_the_alternatives(tmp_path):
 def test_a_server_with_a_login_is_asked_by_its_host_alone():
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:  # answers 501
         threading.Thread(target=server.handle_request, daemon=True).start()
-        tracking.require_answer(f"http://user:hunter2@127.0.0.1:{server.server_port}/", 10)
+        tracking.require_server(f"http://user:hunter2@127.0.0.1:{server.server_port}/", 10)
 
 
 def test_unwritable_storage(tmp_path):
@@ -285,7 +285,7 @@ def test_storage_by_uri_needs_a_server_by_name():
     with pytest.raises(
         UserError, match=r"--storage s3://bucket/x is a URI: name an MLflow server with --tracking-uri"
     ):
-        tracking.open_store(configs.replace(recipes.find("digits-cnn"), storage="s3://bucket/x"))
+        tracking.open_tracking_store(configs.replace(recipes.find("digits-cnn"), storage="s3://bucket/x"))
 
 
 def test_a_file_store_does_not_do_for_several_nodes(tmp_path):

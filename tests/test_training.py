@@ -32,7 +32,7 @@ class Recorder(NoTracker):
     def __init__(self):
         self.steps, self.epochs = [], []
 
-    def metrics(self, values, step):
+    def log_metrics(self, values, step):
         (self.steps if "step/loss" in values else self.epochs).append((step, dict(values)))
 
 
@@ -172,7 +172,7 @@ def test_best_model_is_the_best_epochs(tmp_path):
     logged = []
 
     class Keeper(Recorder):
-        def model(self, model, identity, info, example, step):
+        def log_model(self, model, identity, info, example, step):
             logged.append((step, {k: v.clone() for k, v in model.state_dict().items()}))
 
     # The third epoch's rate ruins the model: the second is the best.

@@ -21,14 +21,14 @@ from cvdist.config import LookConfig, SavedModelConfig, TrainConfig, VisualizeJo
 from cvdist.errors import UserError
 from cvdist.figures import network, style, tiles
 from cvdist.figures.activations import feature_maps
-from cvdist.figures.animation import forming
+from cvdist.figures.animation import animate_filters
 from cvdist.figures.filters import Statistics, before_and_after, filter_grid
-from cvdist.figures.gradcam import right_ones, wrong_ones
-from cvdist.figures.top_activations import exciting_patches
-from cvdist.interpret.activations import Shown
-from cvdist.interpret.layers import Field
-from cvdist.interpret.study import Explained, Prediction
-from cvdist.interpret.top_activations import Exciting
+from cvdist.figures.gradcam import correct_predictions, wrong_predictions
+from cvdist.figures.top_activations import top_activation_patches
+from cvdist.interpret.activations import StrongestChannels
+from cvdist.interpret.interpretation import ExplainedPrediction, Prediction
+from cvdist.interpret.layers import ReceptiveField
+from cvdist.interpret.top_activations import TopActivations
 from cvdist.jobs.train import train
 from cvdist.jobs.visualize import visualize
 from cvdist.models.registry import InputSpec
@@ -142,13 +142,13 @@ def test_small_vectors_and_the_same_file_twice(tmp_path):
 
 def test_an_animation_has_a_frame_for_each_moment_and_is_the_same_twice():
     frames = [(epoch, random(10, 1, 5, 5) * epoch) for epoch in range(4)]
-    made = forming(frames, "conv1")
-    assert made == forming(frames, "conv1")
+    made = animate_filters(frames, "conv1")
+    assert made == animate_filters(frames, "conv1")
     with Image.open(io.BytesIO(made)) as animation:
         assert animation.n_frames == 4 and animation.info["loop"] == 0
         assert 900 <= animation.width <= 1200
     with pytest.raises(ValueError, match="without frames"):
-        forming([], "conv1")
+        animate_filters([], "conv1")
 
 
 # ------------------------------------------------------------------------------------- the other figures
@@ -158,7 +158,7 @@ def test_an_animation_has_a_frame_for_each_moment_and_is_the_same_twice():
 def test_activations_are_readable_and_name_dead_channels(count, total):
     channels = tuple(range(3, 3 + count))
     before = random(count, 8, 8)
-    shown = Shown(channels, before, before.relu(), total, silent=1)
+    shown = StrongestChannels(channels, before, before.relu(), total, silent=1)
     dead = [3, 5] if count > 1 else []
     figure = feature_maps(
         shown, images(1, 3, 90, 224)[0], "features.28", label=", ".join(LONG_NAMES), dead=dead, seen=128
@@ -175,16 +175,16 @@ def test_activations_are_readable_and_name_dead_channels(count, total):
 
 
 @pytest.mark.parametrize(("pictures", "field"), [(1, 3), (9, 5), (9, 500)])
-def test_exciting_pictures_are_readable_and_marked(pictures, field):
+def test_top_activations_are_readable_and_marked(pictures, field):
     values = torch.arange(30.0, 0, -1).view(10, 3)[:, : min(3, pictures)].repeat(1, 3)[:, :pictures] - 3
-    exciting = Exciting(
+    top_activations = TopActivations(
         values=values,
         pictures=torch.arange(pictures).expand(10, -1),
         places=torch.full((10, pictures, 2), 20),
-        field=Field((field, field), (-1, -1), (2, 2)),
+        field=ReceptiveField((field, field), (-1, -1), (2, 2)),
     )
-    figure = exciting_patches(
-        exciting,
+    figure = top_activation_patches(
+        top_activations,
         dict(enumerate(images(pictures, 3, 90, 100))),
         dict(enumerate((LONG_NAMES * 3)[:pictures])),
         random(10, 3, 3, 3),
@@ -194,22 +194,22 @@ def test_exciting_pictures_are_readable_and_marked(pictures, field):
         dead=1,
     )
     assert_readable(figure)
-    assert any(f"over {pictures} of 400 pictures; 1 are never excited" in line for line in says(figure))
+    assert any(f"over {pictures} of 400 pictures; 1 are never active" in line for line in says(figure))
 
 
 def test_grad_cam_beside_pictures():
     judged = [Prediction(n, LONG_NAMES[n % 3], LONG_NAMES[(n + 1) % 3], 0.9999) for n in range(4)]
     heat = torch.zeros(4, 4)
     heat[1, 1] = 2.0
-    wrong = [Explained(one, heat, torch.zeros(4, 4)) for one in judged]
-    figure = wrong_ones(wrong, images(4, 3, 80, 80), "features.28", wrong=4, seen=400)
+    wrong = [ExplainedPrediction(one, heat, torch.zeros(4, 4)) for one in judged]
+    figure = wrong_predictions(wrong, images(4, 3, 80, 80), "features.28", wrong=4, seen=400)
     assert_readable(figure)
     assert any(line.startswith("4/400 wrong") for line in says(figure))
-    right = [Explained(dataclasses.replace(one, predicted=one.true), heat, None) for one in judged]
-    figure = right_ones(right, images(4, 1), "conv2", right=396, seen=400)
+    right = [ExplainedPrediction(dataclasses.replace(one, predicted=one.true), heat, None) for one in judged]
+    figure = correct_predictions(right, images(4, 1), "conv2", right=396, seen=400)
     assert_readable(figure)
     assert any(line.startswith("396/400 right") for line in says(figure))
-    none = wrong_ones([], torch.empty(0, 3, 1, 1), "conv2", wrong=0, seen=400)
+    none = wrong_predictions([], torch.empty(0, 3, 1, 1), "conv2", wrong=0, seen=400)
     assert "no mistakes: all 400/400 right" in says(none)
 
 
@@ -222,10 +222,10 @@ class Recorded(NoTracker):
     def __init__(self):
         self.names = []
 
-    def figure(self, name, draw):
+    def log_figure(self, name, draw):
         self.names.append(name)
 
-    def file(self, name, make):
+    def log_artifact(self, name, make):
         self.names.append(name)
 
 
@@ -280,14 +280,19 @@ def test_frozen_layers_are_said_to_be_frozen_and_have_no_before():
     some.start(model, fresh=True)
     some.epoch_done(model, 1)
     assert set(some.state()["before"]) == {"conv2"} and not tracker.names
-    said = says(network.filters("conv1", model.conv1.weight, when="frozen, so unchanged"))
+    said = says(network.filter_figure("conv1", model.conv1.weight, when="frozen, so unchanged"))
     assert any("frozen" in line for line in said)
 
 
 FIGURES = {
     *("filters/conv1.png", "filters/conv1.svg", "filters/conv2.png", "filters/forming.gif"),
     *("filters/conv1-before-after.png", "filters/conv2-before-after.png"),
-    *("activations/conv1.png", "activations/conv2.png", "exciting/conv1.png", "exciting/conv2.png"),
+    *(
+        "activations/conv1.png",
+        "activations/conv2.png",
+        "top_activations/conv1.png",
+        "top_activations/conv2.png",
+    ),
     *("gradcam/right.png", "gradcam/wrong.png"),
 }
 
@@ -335,7 +340,7 @@ def job(storage, source, **look):
 
 def test_a_job_shows_a_runs_model(trained, tmp_path):
     found, figures = artifacts_of(trained)
-    before = (figures / "exciting" / "conv1.png").read_bytes()
+    before = (figures / "top_activations" / "conv1.png").read_bytes()
     done = run(
         *(sys.executable, "jobs/visualize.py", "seen", "--layers", "first", "--most-pictures", "60"),
         *("--output", tmp_path / "out"),
@@ -348,19 +353,19 @@ def test_a_job_shows_a_runs_model(trained, tmp_path):
     }
     assert "dead channels  none, over 60 pictures" in done.stdout
     assert found.info.run_id in done.stdout.splitlines()[-1]
-    assert (figures / "exciting" / "conv1.png").read_bytes() != before  # of other pictures
+    assert (figures / "top_activations" / "conv1.png").read_bytes() != before  # of other pictures
 
 
 def test_a_job_shows_a_checkpoint_with_pictures_of_a_folder(trained, tmp_path):
     write(tmp_path / "pictures", FOUR)
     (tmp_path / "pictures" / "valid" / "cat" / "bad.jpg").write_bytes(b"no picture")
     shown = job(trained, f"{trained}/seen", data=str(tmp_path / "pictures"), output=str(tmp_path / "out"))
-    assert shown.study.seen == 5 and shown.run is None  # the validation part, without the bad one
+    assert shown.interpretation.seen == 5 and shown.run is None  # the validation part, without the bad one
     assert [reason.partition(":")[0] for reason in shown.bad] == ["valid/cat/bad.jpg"]
     assert (tmp_path / "out" / "gradcam" / "predicted.png").is_file()  # cats and dogs are no digits
     assert len(shown.files) == len(list((tmp_path / "out").rglob("*.*")))
     one = tmp_path / "pictures" / "train" / "dog" / "0000.jpg"
-    assert job(trained, f"{trained}/seen", data=str(one), output=str(tmp_path / "one")).study.seen == 1
+    assert job(trained, f"{trained}/seen", data=str(one), output=str(tmp_path / "one")).interpretation.seen == 1
 
 
 @pytest.mark.parametrize(
@@ -387,7 +392,9 @@ def test_a_run_without_a_model(tmp_path):
     config = configs.replace(
         recipes.find("digits-cnn"), storage=str(tmp_path), name="bare", system_metrics=False
     )
-    tracking.start_run(config, tracking.open_store(config.tracking, config.run.storage), continued=False)
+    tracking.start_run(
+        config, tracking.open_tracking_store(config.tracking, config.run.storage), continued=False
+    )
     with pytest.raises(UserError, match="has no model"):
         job(tmp_path, "bare")
 

@@ -399,7 +399,7 @@ class VisualizeConfig:
     """What a run shows of what the network has learned; all of it needs `--tracking`."""
 
     enabled: Annotated[bool, Flag("visualize")] = True
-    """Show filters, activations, the most exciting pictures and Grad-CAM among the run's figures."""
+    """Show filters, activations, top activations and Grad-CAM among the run's figures."""
     layers: Annotated[str, Flag("visualize_layers")] = ""
     """Convolutions to look into, separated by commas: names, numbers, `first` to `tenth`, `last` or `all`.
     Empty: the first, the fifth and the last."""
@@ -407,5 +407,5 @@ class VisualizeConfig:
     """Epochs between two pictures of the first layer's filters, where that layer is trained. 0: about five
     pictures over the run."""
     pictures: Annotated[CountOrZero, Flag("visualize_pictures")] = 128
-    """Validation pictures, at most, that are run through the network at the end, for activations, exciting
-    pictures and Grad-CAM. 0: none, filters only."""
+    """Validation pictures, at most, that are run through the network at the end, for activations, top
+    activations and Grad-CAM. 0: none, filters only."""

@@ -22,7 +22,7 @@ class LookConfig:
     pictures: CountOrZero = 1
     """Pictures whose activations are drawn."""
     most_pictures: Count = 500
-    """Pictures, at most, that are run through the network for exciting pictures and Grad-CAM."""
+    """Pictures, at most, that are run through the network for top activations and Grad-CAM."""
     channels: Literal["strongest", "mean"] = "strongest"
     """What is shown of filters on many channels: the strongest of them, or their mean."""
     output: str = ""

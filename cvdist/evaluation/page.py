@@ -72,16 +72,18 @@ def _most_wrong(evaluation: Evaluations) -> Figure:
 
 
 def _differences(evaluation: Evaluations) -> Figure:
-    from cvdist.figures.pictures import Answer, difference_grid
+    from cvdist.figures.pictures import PredictionCaption, difference_grid
 
     first, second, comparison = evaluation.first, evaluation.second, evaluation.comparison
     assert second is not None and comparison is not None
     most = comparison.most_different
 
-    def answers(one: ModelEvaluation) -> list[Answer]:
+    def answers(one: ModelEvaluation) -> list[PredictionCaption]:
         found = one.outcome
         return [
-            Answer(found.classes[int(found.predicted[i])], float(found.confidence[i]), bool(found.right[i]))
+            PredictionCaption(
+                found.classes[int(found.predicted[i])], float(found.confidence[i]), bool(found.right[i])
+            )
             for i in most.tolist()
         ]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cvdist.data.sampler import EpochOrder, partition
-from cvdist.seeding import mix
+from cvdist.seeding import derive_seed
 
 
 def windowed(
@@ -29,7 +29,7 @@ def windowed(
         streams: number of workers when the epoch began.
         window: number of shards that each stream shuffles together.
     """
-    random = np.random.default_rng(mix("shards", seed, epoch))
+    random = np.random.default_rng(derive_seed("shards", seed, epoch))
     size = len(shard)
     rank = random.permutation(int(shard.max(initial=-1)) + 1)
     line = np.argsort(rank[shard], kind="stable")

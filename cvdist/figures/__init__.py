@@ -1,1 +1,1 @@
-"""Pictures of a run. Drawn without pyplot, whose state is shared, so that any thread may draw."""
+"""Figures of a run. They are drawn without pyplot, which keeps global state, so that any thread can draw."""

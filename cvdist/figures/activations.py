@@ -1,4 +1,4 @@
-"""Feature maps of a picture, before and after ReLU, with the picture beside them."""
+"""Draw the feature maps of one picture before and after ReLU, with the picture beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cvdist.figures import style, tiles
-from cvdist.interpret.activations import Shown
+from cvdist.interpret.activations import StrongestChannels
 
 _COLUMNS = 16
 _WIDEST_TILE = 0.8
@@ -17,48 +17,52 @@ _GAP = 0.06
 _PICTURE = 1.5  # inches
 _LINES_HEIGHT = 1.15
 _COLD_TO_HOT = "viridis"
-_CUT = 99.5  # percentile of the values that the colours end at: single bright spots would leave the rest dark
+# The color scale ends at this percentile of the values: with the maximum, one bright spot would leave all else
+# dark.
+_CUT = 99.5
 
 
-def feature_maps(shown: Shown, image: Tensor, name: str, *, label: str, dead: list[int], seen: int) -> Figure:
-    """The maps of one layer: what the convolution returned above, what its ReLU let through below.
+def feature_maps(
+    strongest: StrongestChannels, image: Tensor, name: str, *, label: str, dead: list[int], seen: int
+) -> Figure:
+    """Draw one layer's feature maps of one picture: the convolution's outputs above, those of its ReLU below.
 
     Args:
-        shown: of the channels that are drawn.
-        image: the picture, uint8 (1 or 3, H, W).
-        name: of the layer.
-        label: what the picture is and what it is taken for, for the line beside it.
-        dead: channels that were zero after ReLU in all of `seen` pictures.
-        seen: how many pictures that was found with.
+        strongest: The channels to draw, with their maps.
+        image: The picture, uint8 (1 or 3, H, W).
+        name: Name of the layer.
+        label: A line beside the picture that names its class and the predicted one.
+        dead: Numbers of the channels that were zero after ReLU in all of `seen` pictures.
+        seen: How many pictures were run through the network to find the dead channels.
     """
-    count = len(shown.channels)
+    count = len(strongest.channels)
     columns = tiles.columns_for(count, _COLUMNS)
     rows = -(-count // columns)
     width = min(tiles.ROOM / columns - _GAP, _WIDEST_TILE)
-    heights = [width * maps.shape[1] / maps.shape[2] for maps in (shown.before, shown.after)]
+    heights = [width * maps.shape[1] / maps.shape[2] for maps in (strongest.before, strongest.after)]
     blocks = [0.36 + rows * (height + tiles.LINE + 0.1) for height in heights]
     picture_height = min(_PICTURE * image.shape[1] / image.shape[2], 2 * _PICTURE)
     head = max(picture_height, _LINES_HEIGHT) + 0.15
     figure, axes = tiles.sheet(
-        f"{name}: what it makes of a picture",
-        _about_dead(shown, dead, seen),
+        f"{name}: feature maps of one picture",
+        _about_dead(strongest, dead, seen),
         head + sum(blocks),
     )
     top = figure.get_size_inches()[1] - tiles.TOP
     tiles.draw(axes, tiles.pixels(image), style.MARGIN, top, _PICTURE, picture_height)
-    _describe(axes, shown, label, style.MARGIN + _PICTURE + 0.25, top, count)
+    _describe(axes, strongest, label, style.MARGIN + _PICTURE + 0.25, top, count)
     top -= head
-    reach = float(np.percentile(shown.before.abs().numpy(), _CUT)) or 1.0
-    high = float(np.percentile(shown.after.numpy(), _CUT)) or float(shown.after.max()) or 1.0
-    # A network may reduce its maps before ReLU, which gives the same for less work.
-    pooled = shown.before.shape != shown.after.shape
-    parts: tuple[tuple[str, Tensor, Colormap | str, tuple[float, float]], ...] = (
-        ("before ReLU", shown.before, tiles.DIVERGING, (-reach, reach)),
-        ("after pooling and ReLU" if pooled else "after ReLU", shown.after, _COLD_TO_HOT, (0.0, high)),
+    reach = float(np.percentile(strongest.before.abs().numpy(), _CUT)) or 1.0
+    high = float(np.percentile(strongest.after.numpy(), _CUT)) or float(strongest.after.max()) or 1.0
+    # A network may pool before ReLU: max pooling and ReLU commute, and ReLU has less to do on the smaller maps.
+    pooled = strongest.before.shape != strongest.after.shape
+    blocks_drawn: tuple[tuple[str, Tensor, Colormap | str, tuple[float, float]], ...] = (
+        ("before ReLU", strongest.before, tiles.DIVERGING, (-reach, reach)),
+        ("after pooling and ReLU" if pooled else "after ReLU", strongest.after, _COLD_TO_HOT, (0.0, high)),
     )
-    for (words, maps, cmap, limits), height, block in zip(parts, heights, blocks, strict=True):
+    for (words, maps, cmap, limits), height, block in zip(blocks_drawn, heights, blocks, strict=True):
         _head(axes, words, f"{maps.shape[1]}×{maps.shape[2]}", cmap, limits, top)
-        for place, number in enumerate(shown.channels):
+        for place, number in enumerate(strongest.channels):
             row, column = divmod(place, columns)
             left, upper = style.MARGIN + column * (width + _GAP), top - 0.36 - row * (height + tiles.LINE + 0.1)
             tiles.draw(axes, maps[place].numpy(), left, upper, width, height, cmap=cmap, limits=limits)
@@ -71,28 +75,34 @@ def feature_maps(shown: Shown, image: Tensor, name: str, *, label: str, dead: li
     return figure
 
 
-def _about_dead(shown: Shown, dead: list[int], seen: int) -> str:
+def _about_dead(strongest: StrongestChannels, dead: list[int], seen: int) -> str:
     if not dead:
-        return f"no dead channel: each of the {shown.total} was above zero somewhere in {seen} pictures"
+        return f"no dead channel: each of the {strongest.total} was above zero somewhere in {seen} pictures"
     return (
-        f"{len(dead)} of {shown.total} channels are dead, zero after ReLU in all of {seen} pictures: "
+        f"{len(dead)} of {strongest.total} channels are dead, zero after ReLU in all of {seen} pictures: "
         f"{tiles.numbers(dead)}"
     )
 
 
-def _describe(axes: Axes, shown: Shown, label: str, left: float, top: float, count: int) -> None:
+def _describe(
+    axes: Axes, strongest: StrongestChannels, label: str, left: float, top: float, count: int
+) -> None:
     room = tiles.WIDTH - left - style.MARGIN
     lines = [
         (label, style.LABEL_SIZE, style.INK),
         (
             f"all {count} channels, by number"
-            if count == shown.total
-            else f"{count} of {shown.total} channels, the strongest in this picture, by number",
+            if count == strongest.total
+            else f"{count} of {strongest.total} channels, the strongest in this picture, by number",
             style.TEXT_SIZE,
             style.MUTED,
         ),
-        (f"{shown.silent} of {shown.total} are zero after ReLU in this picture", style.TEXT_SIZE, style.MUTED),
-        ("all maps of a block share its colours", style.TEXT_SIZE, style.MUTED),
+        (
+            f"{strongest.silent} of {strongest.total} are zero after ReLU in this picture",
+            style.TEXT_SIZE,
+            style.MUTED,
+        ),
+        ("all maps of a block share one color scale", style.TEXT_SIZE, style.MUTED),
     ]
     for number, (text, size, color) in enumerate(lines):
         tiles.write(axes, text, left, top - 0.05 - 0.27 * number, room, size=size, color=color)
@@ -101,7 +111,7 @@ def _describe(axes: Axes, shown: Shown, label: str, left: float, top: float, cou
 def _head(
     axes: Axes, words: str, shape: str, cmap: Colormap | str, limits: tuple[float, float], top: float
 ) -> None:
-    """`before ReLU, 224×224` and a colour bar at the right."""
+    """Write the heading of a block, such as `before ReLU, 224×224 each`, with a color bar at the right."""
     tiles.write(
         axes, f"{words}, {shape} each", style.MARGIN, top - 0.08, 4, size=style.LABEL_SIZE, weight="bold"
     )

@@ -1,4 +1,4 @@
-"""Filters forming over a run, as a GIF."""
+"""An animated GIF of how the filters of a layer change during training."""
 
 from __future__ import annotations
 
@@ -15,43 +15,47 @@ from cvdist.figures.filters import filter_grid, scale_of
 
 _DPI = 100  # 900 pixels wide
 _COLORS = 128
-_RAMP = 200  # rows of pixels
 _LAST_SECONDS = 2.5
-_WHOLE_SECONDS = 8.0  # of a pass, about
-_SLOWEST, _FASTEST = 0.5, 0.12  # seconds a frame
+_WHOLE_SECONDS = 8.0  # approximate duration of one pass through all frames
+_SLOWEST, _FASTEST = 0.5, 0.12  # seconds per frame
 
 
-def forming(frames: Sequence[tuple[int, Tensor]], name: str) -> bytes:
-    """A GIF of a layer's filters, a frame a moment, all on the scale of the last.
+def animate_filters(frames: Sequence[tuple[int, Tensor]], name: str) -> bytes:
+    """Draw a layer's filters after each of several epochs, and return them as an animated GIF.
 
-    The same frames give the same bytes. A bar at the lower edge tells how far the run has come.
+    All frames share the color scale of the last one. A bar at the lower edge shows the progress of the run. The
+    same frames give the same bytes.
 
     Args:
-        frames: (epoch, weights (outputs, inputs, h, w)), in order; epoch 0 is before training.
-        name: of the layer.
+        frames: Pairs of an epoch and the layer's weights after it, float (outputs, inputs, h, w), in the order
+            of the epochs. Epoch 0 stands for the weights before training.
+        name: Name of the layer.
+
+    Returns:
+        The content of a GIF file.
 
     Raises:
-        ValueError: without frames.
+        ValueError: If `frames` is empty.
     """
     if not frames:
         raise ValueError("an animation without frames")
     scale = scale_of(frames[-1][1])
     last = max(frames[-1][0], 1)
     pictures = [_render(epoch, weight, name, scale, epoch / last) for epoch, weight in frames]
-    # One palette for all frames: with one for each, colours would flicker.
+    # All frames share one palette: with a palette per frame, colors would flicker.
     sample = Image.fromarray(
         np.concatenate([np.asarray(pictures[i]) for i in sorted({0, len(pictures) // 2, -1})])
     )
     palette = sample.quantize(_COLORS, method=Image.Quantize.MEDIANCUT)
-    few = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    seconds = min(max(_WHOLE_SECONDS / len(few), _FASTEST), _SLOWEST)
-    durations = [round(1000 * seconds)] * (len(few) - 1) + [round(1000 * _LAST_SECONDS)]
+    quantized = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    seconds = min(max(_WHOLE_SECONDS / len(quantized), _FASTEST), _SLOWEST)
+    durations = [round(1000 * seconds)] * (len(quantized) - 1) + [round(1000 * _LAST_SECONDS)]
     file = io.BytesIO()
-    few[0].save(
+    quantized[0].save(
         file,
         "GIF",
         save_all=True,
-        append_images=few[1:],
+        append_images=quantized[1:],
         duration=durations,
         loop=0,
         optimize=False,
@@ -60,13 +64,13 @@ def forming(frames: Sequence[tuple[int, Tensor]], name: str) -> bytes:
     return file.getvalue()
 
 
-def _render(epoch: int, weight: Tensor, name: str, scale: float, share: float) -> Image.Image:
-    """One frame, RGB."""
+def _render(epoch: int, weight: Tensor, name: str, scale: float, progress: float) -> Image.Image:
+    """Draw one frame as an RGB image, with a bar whose length is `progress`, in [0, 1]."""
     when = f"after epoch {epoch}" if epoch else "before training"
     figure = filter_grid(weight, name, when=when, scale=scale, channels="mean")
     axes = figure.axes[0]
     axes.add_patch(Rectangle((0, 0), tiles.WIDTH, 0.06, color=style.GRID, linewidth=0))
-    axes.add_patch(Rectangle((0, 0), tiles.WIDTH * share, 0.06, color=style.BLUE, linewidth=0))
+    axes.add_patch(Rectangle((0, 0), tiles.WIDTH * progress, 0.06, color=style.BLUE, linewidth=0))
     figure.set_dpi(_DPI)
     figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]

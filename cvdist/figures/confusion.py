@@ -1,4 +1,4 @@
-"""The confusion matrix, drawn so that its mistakes are seen."""
+"""Draw a confusion matrix in which mistakes stand out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from torch import Tensor
 from cvdist.figures import style
 
 _WIDTH = 9.0
-# Up to so many classes the cells hold their counts; up to so many the axes hold the classes' names.
-_MOST_CLASSES_WITH_COUNTS = 20
-_MOST_CLASSES_WITH_NAMES = 30
-# A cell needs about 4 pixels to be seen. Beyond this many, cells are drawn together.
+_MOST_CLASSES_WITH_COUNTS = 20  # with more classes, counts do not fit into the cells
+_MOST_CLASSES_WITH_NAMES = 30  # with more classes, names do not fit along the axes
+# A cell has to be about 4 pixels wide to be visible: with more rows than this, neighboring classes share one.
 _MOST_CELLS = 150
 _PAIRS = 16
 _TINY_SIZE = 8  # points: the largest that 30 names in a column leave room for
@@ -30,18 +29,19 @@ _MISTAKES = LinearSegmentedColormap.from_list("mistakes", ["#FDE6D6", "#EE9A5E",
 
 
 def confusion_matrix(matrix: Tensor | NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    """Which class was taken for which.
+    """Draw how often pictures of each class were predicted as each class.
 
-    Colour shows mistakes only, as a share of their true class; what is right has a neutral tint and no part
-    in the colour scale, which it would leave no room on. Up to 20 classes, each cell holds its count and
-    those of the diagonal the recall of their class; beyond, the pairs confused most often are listed.
+    Only mistakes are colored, by their share of the true class. The diagonal is light gray and does not count
+    for the color scale, or it would use up the whole range. With up to 20 classes, each cell shows its count,
+    and those on the diagonal also the recall of their class; with more classes, a list beside the matrix names
+    the pairs that are confused most often.
 
     Args:
-        matrix: int64 (C, C), rows are true classes, columns predicted ones.
-        classes: C names.
+        matrix: Counts, int64 (C, C). Rows are true classes, columns predicted classes.
+        classes: The C class names.
 
     Raises:
-        ValueError: if the shape of `matrix` is another one.
+        ValueError: If `matrix` is not of shape (C, C).
     """
     counts = np.asarray(matrix, dtype=np.int64)
     if counts.shape != (len(classes), len(classes)):
@@ -52,7 +52,7 @@ def confusion_matrix(matrix: Tensor | NDArray[np.int64], classes: Sequence[str])
 
 
 def most_confused(counts: NDArray[np.int64], limit: int) -> list[tuple[int, int, int]]:
-    """(count, true class, predicted class) of the `limit` most frequent mistakes, most frequent first."""
+    """Return (count, true class, predicted class) of the at most `limit` most frequent mistakes, in order."""
     mistakes = counts.copy()
     np.fill_diagonal(mistakes, 0)
     order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
@@ -114,21 +114,21 @@ def _add_title(figure: Figure, counts: NDArray[np.int64]) -> None:
     style.add_title(
         figure,
         f"Confusion matrix: {result}",
-        f"grey: correct{recall}; colour: mistakes, as a share of their true class{grouping}",
+        f"gray: correct{recall}; color: mistakes, as a share of their true class{grouping}",
     )
 
 
 def _mistake_rates(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Each mistake's share of its row, float64 (C, C); 0 on the diagonal and in rows without samples."""
+    """Divide counts by the sum of their row: float64 (C, C), 0 on the diagonal and in rows without samples."""
     rates = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     np.fill_diagonal(rates, 0.0)
     return rates
 
 
 def _draw(axes: Axes, rates: NDArray[np.float64]) -> PowerNorm:
-    """Draw mistakes in colour and the diagonal in grey; returns the colour scale."""
+    """Draw mistakes in color and the diagonal in gray. Returns the color scale."""
     size, group = len(rates), _group(len(rates))
-    # The exponent gives the small rates, which are most of them, more of the colours.
+    # Most rates are small: an exponent below 1 spreads them over more of the color scale.
     norm = PowerNorm(0.7, vmin=0.0, vmax=rates.max() or 1.0)
     cells = _greatest_of_groups(rates, group)
     reach = group * len(cells) - 0.5
@@ -150,12 +150,12 @@ def _draw(axes: Axes, rates: NDArray[np.float64]) -> PowerNorm:
 
 
 def _group(classes: int) -> int:
-    """How many classes are drawn as one row of cells."""
+    """Return how many neighboring classes are drawn as one row, and as one column, of cells."""
     return math.ceil(classes / _MOST_CELLS)
 
 
 def _greatest_of_groups(rates: NDArray[np.float64], group: int) -> NDArray[np.float64]:
-    """The maximum of each group × group block: a mean, or pixels left out, would hide single mistakes."""
+    """Return the maximum of each `group` × `group` block, since a mean could hide a single mistake."""
     rows = math.ceil(len(rates) / group)
     missing = rows * group - len(rates)
     padded = np.pad(rates, ((0, missing), (0, missing)))
@@ -163,7 +163,10 @@ def _greatest_of_groups(rates: NDArray[np.float64], group: int) -> NDArray[np.fl
 
 
 def _name_axes(axes: Axes, names: Sequence[str], size: float, turned: int) -> None:
-    """Write the names at both axes, below turned by `turned` degrees; draw the cells' borders."""
+    """Write the class names along both axes and draw the borders of the cells.
+
+    The names along the horizontal axis are rotated by `turned` degrees.
+    """
     places = range(len(names))
     axes.set_xticks(places, names, size=size, parse_math=False, rotation=turned, rotation_mode="anchor")
     for label in axes.get_xticklabels() if turned else ():
@@ -175,7 +178,7 @@ def _name_axes(axes: Axes, names: Sequence[str], size: float, turned: int) -> No
     axes.set_yticks(borders, minor=True)
     axes.tick_params(which="minor", length=0)
     axes.grid(which="minor", color=style.GRID, linewidth=0.8)
-    axes.set_axisbelow(False)  # lines over the cells
+    axes.set_axisbelow(False)  # draws the borders over the cells
 
 
 def _number_axes(axes: Axes) -> None:
@@ -188,7 +191,10 @@ def _number_axes(axes: Axes) -> None:
 def _write_counts(
     axes: Axes, counts: NDArray[np.int64], rates: NDArray[np.float64], norm: PowerNorm, cell: float
 ) -> None:
-    """Counts in the cells of `cell` inches, recall on the diagonal; where no mistake is, nothing."""
+    """Write the nonzero counts into their cells, and the recall of each class on the diagonal.
+
+    `cell` is the width of a cell in inches.
+    """
     size = min(13.0, 72 * cell / 2.9, _size_to_fit(str(counts.max()), 0.84 * cell))
     small = min(0.75 * size, _size_to_fit("100.0%", 0.88 * cell))
     for true, predicted in np.argwhere(rates):
@@ -200,7 +206,7 @@ def _write_counts(
 
 
 def _size_to_fit(text: str, room: float) -> float:
-    """Points at which `text` is `room` inches wide."""
+    """Return the font size, in points, at which `text` is `room` inches wide."""
     return 10 * room / style.text_width(text, 10)
 
 
@@ -209,12 +215,13 @@ def _write(axes: Axes, row: int, column: int, text: str, size: float, color: str
 
 
 def _legible_on(background: tuple[float, float, float]) -> str:
-    """White or ink, whichever has more contrast (relative luminance as in WCAG 2.2)."""
+    """Return the text color, white or dark, with more contrast on `background` (contrast ratio of WCAG 2.2)."""
     ink, paper = _luminance(to_rgb(style.INK)), _luminance(background)
     return "white" if 1.05 / (paper + 0.05) > (paper + 0.05) / (ink + 0.05) else style.INK
 
 
 def _luminance(color: tuple[float, float, float]) -> float:
+    """Return the relative luminance of an sRGB color, as WCAG 2.2 defines it."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -244,7 +251,7 @@ def _list_pairs(
     width: float,
     line_height: float,
 ) -> None:
-    """A table of the most frequent mistakes, `width` inches wide, its upper left corner at `corner`."""
+    """Write a table of the most frequent mistakes, `width` inches wide. Its upper left corner is `corner`."""
     left, top = corner
     room = (width - 0.55) / 2
     columns = (left + 0.42, left + 0.55, left + 0.55 + room)

@@ -1,4 +1,4 @@
-"""Loss and accuracy by epoch, both phases on one axis."""
+"""Draw the loss and the accuracy by epoch, training and validation in one diagram."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from cvdist.results import EpochRecord
 _WIDTH, _HEIGHT = 8.0, 4.8
 _LEFT, _RIGHT, _BOTTOM, _TOP = 0.95, 1.15, 0.7, 0.95
 _LINE_WIDTH = 2.0
-# Up to so many epochs each one has its dot. Beyond, a dot is as small as the line is wide: it shows only
-# where an epoch has no neighbour to draw a line to.
+# Up to this many epochs, each one has a visible dot. Beyond, a dot is only as wide as the line, so that it is
+# visible only where an epoch has no neighbor to draw a line to.
 _DOTTED_EPOCHS = 30
-# From this ratio of the greatest to the least loss on, a linear axis shows only the first epochs.
+# If the greatest loss is at least this many times the least one, the axis is logarithmic: on a linear axis all
+# but the first epochs would lie flat at the bottom.
 _LOG_SCALE_FROM = 50.0
-# Closer together, a difference of a few samples would fill the axis.
+# The accuracy axis spans at least this much, or a difference of a few samples would fill it.
 _LEAST_ACCURACY_SPAN = 0.005
-# The smallest distance of the two labels at the lines' ends, as a fraction of the axis.
+# Least distance between the two labels at the ends of the lines, as a fraction of the axis' height.
 _LABEL_GAP = 0.13
 
 
 def loss_curves(history: Sequence[EpochRecord]) -> Figure:
-    """Training and validation loss; the epoch of least validation loss (the first of equals) is marked.
+    """Draw training and validation loss by epoch, and mark the epoch with the least validation loss.
 
-    The loss axis is logarithmic where the losses span more than a factor of 50. Values that aren't finite
-    leave gaps.
+    Among equal losses the first epoch is marked. The loss axis is logarithmic if the losses span a factor of 50
+    or more. Losses that are not finite leave gaps in the line.
 
     Raises:
-        ValueError: if `history` is empty.
+        ValueError: If `history` is empty.
     """
     train = [_finite(record.train_loss) for record in history]
     valid = [_finite(record.valid_loss) for record in history]
@@ -51,13 +52,13 @@ def loss_curves(history: Sequence[EpochRecord]) -> Figure:
 
 
 def accuracy_curves(history: Sequence[EpochRecord]) -> Figure:
-    """Training and validation accuracy; the epoch of best validation accuracy (the first of equals) is marked.
+    """Draw training and validation accuracy by epoch, and mark the epoch with the best validation accuracy.
 
-    Training accuracy is that of the pictures as the model saw them while it learned, so with augmentation
-    or dropout it may well lie below validation accuracy.
+    Among equal accuracies the first epoch is marked. Training accuracy is measured on augmented pictures and
+    with dropout, while the weights still change, so it can lie below validation accuracy.
 
     Raises:
-        ValueError: if `history` is empty.
+        ValueError: If `history` is empty.
     """
     train = [record.train_accuracy for record in history]
     valid = [record.valid_accuracy for record in history]
@@ -77,7 +78,7 @@ def _draw_lines(
     title: str, history: Sequence[EpochRecord], train: list[float], valid: list[float]
 ) -> tuple[Figure, Axes]:
     if not history:
-        raise ValueError("a history without epochs can't be drawn")
+        raise ValueError("the history has no epochs to draw")
     epochs = [record.epoch for record in history]
     figure = style.new_figure(_WIDTH, _HEIGHT)
     style.add_title(figure, title)
@@ -92,7 +93,7 @@ def _draw_lines(
             linewidth=_LINE_WIDTH,
             marker="o",
             markersize=5 if len(epochs) <= _DOTTED_EPOCHS else _LINE_WIDTH,
-            clip_on=False,  # a line along 100% keeps its width
+            clip_on=False,  # a line along 100% is drawn in its full width
         )
     axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     axes.set_xlabel("epoch")
@@ -108,7 +109,7 @@ def _scale_losses(axes: Axes, losses: list[float]) -> None:
     elif min(losses) > 0 and max(losses) / min(losses) >= _LOG_SCALE_FROM:
         axes.set_ylabel("loss (logarithmic)")
         axes.set_yscale("log")
-        # Over many decades the locator would drop 1, 2, 5 altogether, and with them all labels.
+        # Over many decades, LogLocator with three ticks per decade would drop all ticks and labels.
         steps = (1, 2, 5) if max(losses) / min(losses) < 1e3 else (1,)
         axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=9))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -118,14 +119,14 @@ def _scale_losses(axes: Axes, losses: list[float]) -> None:
 
 
 def _accuracy_limits(accuracies: list[float]) -> tuple[float, float]:
-    """A little more than the values take, within [0, 1]."""
+    """Return the limits of the accuracy axis: slightly wider than the range of the values, within [0, 1]."""
     low, high = min(accuracies), max(accuracies)
-    air = max(0.06 * (high - low), (_LEAST_ACCURACY_SPAN - (high - low)) / 2)
-    return max(low - air, 0.0), min(high + air, 1.0)
+    margin = max(0.06 * (high - low), (_LEAST_ACCURACY_SPAN - (high - low)) / 2)
+    return max(low - margin, 0.0), min(high + margin, 1.0)
 
 
 def _label_ends(axes: Axes, train: list[float], valid: list[float], show: Callable[[float], str]) -> None:
-    """Name each line and its last value, right of the axes, at the height where the line ends."""
+    """Write the name and the last value of each line to the right of the axes, at the height of its end."""
     lines = [("train", train, style.TRAIN), ("valid", valid, style.VALID)]
     ends = [_last(values) for _, values, _ in lines]
     heights = _apart(*(_height(axes, end) for end in ends))
@@ -141,12 +142,12 @@ def _label_ends(axes: Axes, train: list[float], valid: list[float], show: Callab
 
 
 def _last(values: list[float]) -> float:
-    """The last value that is one; NaN if none is."""
+    """Return the last value that is not NaN, or NaN if there is none."""
     return next((value for value in reversed(values) if not math.isnan(value)), math.nan)
 
 
 def _height(axes: Axes, value: float) -> float:
-    """Where `value` is on the axis, as a fraction of the axis; NaN has its place in the middle."""
+    """Return the height of `value` as a fraction of the axis. NaN is placed in the middle."""
     if math.isnan(value):
         return 0.5
     pixels = axes.transData.transform((axes.get_xlim()[0], value))
@@ -154,7 +155,7 @@ def _height(axes: Axes, value: float) -> float:
 
 
 def _apart(first: float, second: float) -> tuple[float, float]:
-    """Two heights moved apart to the least gap, without leaving the axis."""
+    """Move two heights apart until they are `_LABEL_GAP` apart, without leaving the axis."""
     middle = min(max((first + second) / 2, _LABEL_GAP), 1 - _LABEL_GAP)
     if abs(first - second) >= _LABEL_GAP:
         return first, second
@@ -163,7 +164,7 @@ def _apart(first: float, second: float) -> tuple[float, float]:
 
 
 def _mark_best(axes: Axes, epoch: int, value: float, text: str) -> None:
-    """A ring on the validation line; `text` above the axes, where no line runs, over the ring."""
+    """Mark a point of the validation line with a ring, and write `text` above the axes, over the ring."""
     low, high = axes.get_ylim()
     axes.vlines(epoch, value, high, color=style.MUTED, linewidth=1, linestyle=":", zorder=1)
     axes.set_ylim(low, high)
@@ -195,7 +196,7 @@ def _mark_best(axes: Axes, epoch: int, value: float, text: str) -> None:
 
 
 def _finite(value: float) -> float:
-    """`value`, or NaN in place of an infinite one, which no axis can show."""
+    """Return `value` if it is finite, else NaN, which matplotlib draws as a gap."""
     return value if math.isfinite(value) else math.nan
 
 

@@ -1,4 +1,4 @@
-"""The weights of a convolution as pictures: what each filter looks for."""
+"""Draw the weights of a convolution layer, one small picture per filter."""
 
 from __future__ import annotations
 
@@ -21,15 +21,23 @@ _MOST_FILTERS = 64  # one tile each
 _MOST_COLUMNS = 16
 _WIDEST_TILE = 0.95
 _GAP = 0.06
-_NEAR_ZERO = 0.01  # of the largest weight
+_NEAR_ZERO = 0.01  # as a fraction of the largest magnitude
 _MANY, _SHARE_SHOWN = 1000, 0.99
-# Of a layer with many inputs: so many filters, in two columns, and so many input channels of each.
+# Layers with many input channels: how many filters are drawn, and how many input channels of each.
 _DEEP_FILTERS, _DEEP_INPUTS = 16, 8
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of a layer's weights. near_zero: share of those below 1% of the largest, in magnitude."""
+    """Statistics of a layer's weights.
+
+    Attributes:
+        mean: Mean of all weights.
+        deviation: Standard deviation of all weights.
+        lowest: The least weight.
+        highest: The greatest weight.
+        near_zero: Fraction of the weights whose magnitude is below 1% of the largest magnitude.
+    """
 
     mean: float
     deviation: float
@@ -39,7 +47,7 @@ class Statistics:
 
     @classmethod
     def of(cls, weight: Tensor) -> Statistics:
-        """Of all of `weight`."""
+        """Compute the statistics of all elements of `weight`."""
         values = weight.double()
         small = values.abs() < _NEAR_ZERO * values.abs().max()
         return cls(
@@ -66,18 +74,20 @@ def filter_grid(
     when: str = "",
     scale: float | None = None,
 ) -> Figure:
-    """The filters of one convolution, all on one scale, zero in the middle of the colours.
+    """Draw the filters of one convolution on one color scale, with zero in its middle.
 
-    Filters on RGB pictures are shown in colour, where grey is zero; those on one channel in diverging colours.
-    Of filters on many channels, `strongest` shows those with the greatest norm, and of each of them the input
-    channels with the greatest norm; `mean` shows the mean over the input channels of each filter.
+    Filters on RGB pictures are drawn in color, and zero is gray. Filters on one channel are drawn in diverging
+    colors, and zero is white. Of filters on many channels, either the strongest input channels or the mean over
+    all input channels is drawn.
 
     Args:
-        weight: float (outputs, inputs, h, w).
-        name: of the layer.
-        channels: of filters on more than three channels, which are shown.
-        when: what is said of the moment, e.g. "after epoch 3"; may be empty.
-        scale: the weight that the colours end at, by default `scale_of` those shown.
+        weight: Weights of the layer, float (outputs, inputs, h, w).
+        name: Name of the layer.
+        channels: How filters on more than three channels are drawn. "strongest": the filters with the greatest
+            L2 norm, and of each of them the input channels with the greatest L2 norm. "mean": the mean of each
+            filter over its input channels.
+        when: When the layer had these weights, for the title, such as "after epoch 3". May be empty.
+        scale: Magnitude at which the color scale ends. None: `scale_of` the weights that are drawn.
     """
     weight = weight.detach().float().cpu()
     title = f"{name}: {_shape(weight)}{f', {when}' if when else ''}"
@@ -90,16 +100,16 @@ def filter_grid(
 
 
 def before_and_after(before: Tensor, after: Tensor, name: str, *, when: str = "") -> Figure:
-    """The filters that training changed most: before, after, and the difference.
+    """Draw the filters that training changed most: before training, after it, and the difference.
 
-    Each filter on more than three channels is shown by its strongest input channel. Before and after have one
-    scale; the difference has its own.
+    Of a filter on more than three channels, its strongest input channel is drawn. The weights before and after
+    training share one color scale; the difference has another one.
 
     Args:
-        before: float (outputs, inputs, h, w).
-        after: the same shape.
-        name: of the layer.
-        when: what `after` is, e.g. "after epoch 20".
+        before: Weights before training, float (outputs, inputs, h, w).
+        after: Weights after training, in the same shape.
+        name: Name of the layer.
+        when: When the layer had the weights `after`, for the title, such as "after epoch 20".
     """
     before, after = (weight.detach().float().cpu() for weight in (before, after))
     change = after - before
@@ -141,17 +151,21 @@ def before_and_after(before: Tensor, after: Tensor, name: str, *, when: str = ""
 
 
 def colors(kernel: NDArray[Any], scale: float) -> NDArray[Any]:
-    """A kernel (3, h, w) as RGB (h, w, 3) in [0, 1]: `-scale` is 0, zero is 0.5, `scale` is 1."""
+    """Map a kernel (3, h, w) to RGB (h, w, 3) in [0, 1]: `-scale` becomes 0, zero 0.5, and `scale` 1."""
     return np.clip(tiles.ZERO + np.moveaxis(kernel, 0, -1) / (2 * scale), 0, 1)
 
 
 def strongest_first(weight: Tensor) -> Tensor:
-    """Numbers of the filters (outputs, ...) by their norm, greatest first; of equals the lower number."""
+    """Sort the filters of `weight` (outputs, ...) by their L2 norm, greatest first.
+
+    Returns:
+        The numbers of the filters, int64 (outputs,). Among equal norms the lower number comes first.
+    """
     return weight.flatten(1).norm(dim=1).argsort(descending=True, stable=True)
 
 
 def _grid(weight: Tensor, title: str, subtitle: str, scale: float | None, what: str) -> Figure:
-    """One tile a filter, its number below it."""
+    """Draw one tile per filter, with the number of the filter below it."""
     order = strongest_first(weight)[:_MOST_FILTERS].sort().values
     columns = tiles.columns_for(len(order), _MOST_COLUMNS)
     rows = -(-len(order) // columns)
@@ -173,7 +187,7 @@ def _grid(weight: Tensor, title: str, subtitle: str, scale: float | None, what: 
         what = f"{len(order)} of {len(weight)} filters, the strongest{f'; {what}' if what else ''}"
     if weight.shape[1] == 3:
         reach = tiles.number(limit)
-        words = f"filters on red, green and blue: grey is zero; the colours end at −{reach} and {reach}"
+        words = f"filters on red, green and blue: gray is zero; the colors end at −{reach} and {reach}"
         tiles.note(axes, f"{what}; {words}" if what else words)
     else:
         tiles.legend(axes, tiles.DIVERGING, (-limit, limit), what or "weight")
@@ -181,7 +195,7 @@ def _grid(weight: Tensor, title: str, subtitle: str, scale: float | None, what: 
 
 
 def _deep(weight: Tensor, title: str, subtitle: str, scale: float | None) -> Figure:
-    """Two columns of filters, each a row of its strongest input channels."""
+    """Draw two columns of filters, each as a row of tiles for its strongest input channels."""
     order = strongest_first(weight)[:_DEEP_FILTERS].tolist()
     inputs = min(_DEEP_INPUTS, weight.shape[1])
     blocks = 2 if len(order) > 1 else 1
@@ -220,7 +234,7 @@ def _deep(weight: Tensor, title: str, subtitle: str, scale: float | None) -> Fig
 def _draw(
     axes: Axes, kernel: Tensor, scale: float, left: float, top: float, width: float, height: float
 ) -> None:
-    """`kernel`: (1 or 3, h, w)."""
+    """Draw one tile of a kernel (1 or 3, h, w)."""
     values = kernel.numpy()
     if len(values) == 3:
         tiles.draw(axes, colors(values, scale), left, top, width, height)
@@ -230,32 +244,40 @@ def _draw(
 
 def _legends(axes: Axes, inputs: int, scale: float, moved_scale: float) -> None:
     reach, moved = tiles.number(scale), tiles.number(moved_scale)
-    kind = "grey is zero" if inputs == 3 else "white is zero, blue below, orange above"
+    kind = "gray is zero" if inputs == 3 else "white is zero, blue below, orange above"
     which = f"; of each filter the strongest of {inputs} inputs" if inputs not in (1, 3) else ""
-    tiles.note(axes, f"{kind}; the colours end at ±{reach}, those of the difference at ±{moved}{which}")
+    tiles.note(axes, f"{kind}; the colors end at ±{reach}, those of the difference at ±{moved}{which}")
 
 
 def _most_changed(before: Tensor, after: Tensor) -> tuple[list[tuple[int, int | None]], list[str]]:
-    """(filter, input channel; None: all) of what is shown, and what each is called."""
+    """Choose the filters that training changed most.
+
+    Returns:
+        Pairs of a filter and the input channel of it that is drawn (None: all of its one or three channels),
+        and a caption for each pair.
+    """
     most = 2 * _MOST_COLUMNS
     filters = strongest_first(after - before)[:most].sort().values.tolist()
     if after.shape[1] in (1, 3):
         return [(number, None) for number in filters], [str(number) for number in filters]
     picked = [(number, int(strongest_first(after[number])[0])) for number in filters]
-    if len(str(after.shape[0])) + len(str(after.shape[1])) > 5:  # both numbers would not fit below a tile
+    if (
+        len(str(after.shape[0])) + len(str(after.shape[1])) > 5
+    ):  # there is no room for both numbers below a tile
         return list(picked), [str(number) for number, _ in picked]
     return list(picked), [f"{number}←{channel}" for number, channel in picked]
 
 
 def _picked(weight: Tensor, picked: list[tuple[int, int | None]]) -> Tensor:
-    """(n, 1 or 3, h, w)."""
+    """Select the kernels of n pairs of a filter and an input channel, (n, 1 or 3, h, w)."""
     return torch.stack([weight[f] if c is None else weight[f, c][None] for f, c in picked])
 
 
 def scale_of(weight: Tensor) -> float:
-    """Where the colours end: at the largest magnitude or, of many weights, at the one that 1% of them exceed.
+    """Return the magnitude at which the color scale ends.
 
-    One outlier would leave all others pale.
+    That is the largest magnitude or, for 1000 weights and more, the 99th percentile of the magnitudes: with the
+    largest one, a single outlier would leave all other weights pale.
     """
     magnitudes = weight.abs().flatten()
     if len(magnitudes) < _MANY:

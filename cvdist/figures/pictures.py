@@ -1,4 +1,4 @@
-"""Pictures of a data set with their labels, and those a model got wrong."""
+"""Draw pictures of a data set with their labels, and pictures that models classified wrongly."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor, uint8
 
 from cvdist.figures import style
 
-_WIDTH = 9.0  # of a full row, inches
+_WIDTH = 9.0  # inches of a full row
 _GAP = 0.12
 _WIDEST_TILE = 2.0
 _LINE_HEIGHT = 0.18
 _SPACE = 0.04
-# Up to this side, in pixels, each pixel is shown as a square; larger pictures are photographs, shown smooth.
+# Of pictures up to this many pixels wide, each pixel is drawn as a square; larger ones are smoothed.
 _CRISP_SIDE = 64
 _MOST_COLUMNS = 8
 _MOST_COLUMNS_WRONG = 6
 
 
 class _Piece(NamedTuple):
-    """A part of a caption's line; a space stands between two of them."""
+    """A piece of text in a line of a caption, in one color and weight. Pieces are separated by spaces."""
 
     text: str
     color: str = style.MUTED
@@ -37,16 +37,16 @@ _Caption = Sequence[Sequence[_Piece]]  # lines of pieces
 
 
 def picture_grid(images: Tensor, titles: Sequence[str], *, title: str, columns: int | None = None) -> Figure:
-    """Pictures in rows, each with its title below it; a title too long for its picture is cut.
+    """Draw pictures in rows, each with its title below it. Titles wider than their pictures are cut.
 
     Args:
-        images: uint8 (N, C, H, W), C is 1 (grey) or 3 (RGB).
-        titles: N of them.
-        title: of the figure.
-        columns: by default 8, or fewer if that makes rows of more equal length.
+        images: Pictures, uint8 (N, C, H, W), where C is 1 (gray) or 3 (RGB).
+        titles: The titles of the N pictures.
+        title: Title of the figure.
+        columns: Pictures per row. None: 8, or fewer if that makes rows of more equal length.
 
     Raises:
-        ValueError: if the images are of another type or shape, or another number than the titles.
+        ValueError: If the images have another type or shape, or there are more or fewer titles than images.
     """
     captions = [[[_Piece(text, style.INK)]] for text in titles]
     return _grid(images, captions, title, columns or _even_columns(len(titles), _MOST_COLUMNS))
@@ -61,18 +61,19 @@ def wrong_grid(
     title: str,
     total: int | None = None,
 ) -> Figure:
-    """Pictures that were classified wrongly: what they are, what they were read as, and how surely.
+    """Draw wrongly classified pictures with their true class, predicted class and confidence.
 
     Args:
-        images: uint8 (N, C, H, W), C is 1 (grey) or 3 (RGB). With N = 0 the figure says that all is right.
-        true: N names of classes.
-        predicted: N names of classes.
-        confidence: N probabilities of the predicted classes, in [0, 1].
-        title: of the figure.
-        total: how many pictures were classified.
+        images: Pictures, uint8 (N, C, H, W), where C is 1 (gray) or 3 (RGB). With N = 0 the figure says that
+            there are no mistakes.
+        true: Names of the N true classes.
+        predicted: Names of the N predicted classes.
+        confidence: Probabilities of the N predicted classes, in [0, 1].
+        title: Title of the figure.
+        total: How many pictures were classified.
 
     Raises:
-        ValueError: if the images are of another type or shape, or another number than the captions.
+        ValueError: If the images have another type or shape, or there are more or fewer captions than images.
     """
     if not true:
         return _nothing_wrong(title, total)
@@ -85,65 +86,67 @@ def wrong_grid(
     return _grid(images, captions, title, columns)
 
 
-class Answer(NamedTuple):
-    """What a model took a picture for, with which probability, and whether that is right."""
+class PredictionCaption(NamedTuple):
+    """The predicted class of a picture, its probability in [0, 1], and whether it is the true class."""
 
     predicted: str
     confidence: float
-    right: bool
+    correct: bool
 
 
 def difference_grid(
     images: Tensor,
     true: Sequence[str],
-    first: Sequence[Answer],
-    second: Sequence[Answer],
+    first: Sequence[PredictionCaption],
+    second: Sequence[PredictionCaption],
     *,
     title: str,
     subtitle: str,
 ) -> Figure:
-    """Pictures that two models, A and B, answer differently: what each is, and below it both answers.
+    """Draw pictures for which two models, A and B, disagree: the true class and both predictions of each.
 
     Args:
-        images: uint8 (N, C, H, W), C is 1 (grey) or 3 (RGB). With N = 0 the figure says that they agree.
-        true: N names of classes.
-        first: N answers of A.
-        second: N answers of B.
-        title: of the figure.
-        subtitle: which model is A and which is B.
+        images: Pictures, uint8 (N, C, H, W), where C is 1 (gray) or 3 (RGB). With N = 0 the figure says that
+            the models agree.
+        true: Names of the N true classes.
+        first: The N predictions of model A.
+        second: The N predictions of model B.
+        title: Title of the figure.
+        subtitle: Which model is A and which is B.
 
     Raises:
-        ValueError: if the images are of another type or shape, or another number than the captions.
+        ValueError: If the images have another type or shape, or there are more or fewer captions than images.
     """
     if not true:
         return _nothing_to_show(title, "the two models are right on the same pictures")
     captions = [
-        [[_Piece(name, style.INK, "bold")], _answer("A", one), _answer("B", other)]
+        [[_Piece(name, style.INK, "bold")], _prediction("A", one), _prediction("B", other)]
         for name, one, other in zip(true, first, second, strict=True)
     ]
     return _grid(images, captions, title, _even_columns(len(true), _MOST_COLUMNS_WRONG), subtitle)
 
 
-def _answer(model: str, answer: Answer) -> Sequence[_Piece]:
-    color = style.GREEN if answer.right else style.VERMILLION
+def _prediction(model: str, prediction: PredictionCaption) -> Sequence[_Piece]:
+    color = style.GREEN if prediction.correct else style.VERMILLION
     return [
         _Piece(f"{model}:"),
-        _Piece(style.confidence(answer.confidence)),
-        _Piece(answer.predicted, color, "bold"),
+        _Piece(style.confidence(prediction.confidence)),
+        _Piece(prediction.predicted, color, "bold"),
     ]
 
 
 def _in_one_line(true: str, predicted: str, confidence: str) -> _Caption:
-    """`8 read as 3, 99.7%`."""
+    """Lay out a caption as one line: `8 read as 3, 99.7%`."""
     return [[_true(true), _Piece("read as"), _wrong(f"{predicted},"), _Piece(confidence)]]
 
 
 def _in_two_lines(true: str, predicted: str, confidence: str) -> _Caption:
+    """Lay out a caption as two lines, with the confidence on the second."""
     return [[_true(true), _Piece("read as"), _wrong(predicted)], [_Piece(confidence)]]
 
 
 def _in_three_lines(true: str, predicted: str, confidence: str) -> _Caption:
-    """A whole line for each name."""
+    """Lay out a caption as three lines, with a whole line for each class name."""
     return [[_true(true)], [_Piece(f"read as ({confidence})")], [_wrong(predicted)]]
 
 
@@ -169,7 +172,7 @@ def _nothing_to_show(title: str, text: str) -> Figure:
 
 
 def _grid(images: Tensor, captions: Sequence[_Caption], title: str, columns: int, subtitle: str = "") -> Figure:
-    """One picture a tile and below it its caption, a sequence of lines of pieces."""
+    """Draw one tile per picture, with the lines of its caption below it."""
     pixels = _pixels(images)
     if len(pixels) != len(captions):
         raise ValueError(f"{len(pixels)} images for {len(captions)} captions")
@@ -205,7 +208,7 @@ def _grid(images: Tensor, captions: Sequence[_Caption], title: str, columns: int
 
 
 def _pixels(images: Tensor) -> NDArray[np.uint8]:
-    """(N, H, W) of grey, (N, H, W, 3) of RGB pictures."""
+    """Return gray pictures as (N, H, W), and RGB pictures as (N, H, W, 3)."""
     if images.dtype != uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images must be uint8 (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")
     pixels: NDArray[np.uint8] = images.cpu().permute(0, 2, 3, 1).numpy()
@@ -213,14 +216,17 @@ def _pixels(images: Tensor) -> NDArray[np.uint8]:
 
 
 def _inches(figure: Figure) -> Axes:
-    """Axes over the whole figure, invisible, whose coordinates are inches once their limits are set."""
+    """Add invisible axes over the whole figure.
+
+    Once their limits are set to its size, coordinates are inches.
+    """
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     return axes
 
 
 def _even_columns(count: int, most: int) -> int:
-    """The columns that make as few rows as `most` would, of lengths as equal as can be."""
+    """Return the number of columns, at most `most`, with the fewest rows of the most equal lengths."""
     rows = math.ceil(count / most)
     return math.ceil(count / max(rows, 1)) or 1
 
@@ -230,12 +236,13 @@ def _tile_width(columns: int) -> float:
 
 
 def _width(line: Sequence[_Piece]) -> float:
+    """Return the width of a caption's line in inches."""
     words = [style.text_width(piece.text, style.SMALL_SIZE, weight=piece.weight) for piece in line]
     return sum(words) + (len(words) - 1) * _SPACE
 
 
 def _write_line(axes: Axes, line: Sequence[_Piece], left: float, top: float, room: float) -> None:
-    """Write the pieces one after another; the last one is cut if it doesn't fit."""
+    """Write the pieces one after another. What is wider than `room` inches is cut."""
     end = left + room
     for piece in line:
         axes.text(

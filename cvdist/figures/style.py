@@ -1,7 +1,7 @@
-"""One look for all figures: sizes, colours, text that fits, and PNG files that are the same every time.
+"""The common style of all figures: sizes, colors, text that is cut to fit, and reproducible PNG and SVG files.
 
-Everything is set on the figure itself, nothing in matplotlib's global settings, so that a thread that draws
-and a thread that does something else with matplotlib don't meet.
+Everything is set on the figure itself rather than in matplotlib's global settings, so that several threads can
+draw at the same time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from matplotlib.font_manager import FontProperties
 # Pixels per inch. At a width of 8 to 9 inches the text stays legible in MLflow's preview of about 900 pixels.
 DPI = 130
 
-# Okabe and Ito, "Color Universal Design" (2008): told apart with every common kind of colour vision.
+# Colors of Okabe and Ito, "Color Universal Design" (2008), which people with any common kind of color vision
+# can tell apart.
 BLUE = "#0072B2"
 VERMILLION = "#D55E00"
 GREEN = "#009E73"
@@ -28,27 +29,30 @@ INK = "#222222"
 MUTED = "#666666"
 GRID = "#E2E2E2"
 
-# Points.
+# Font sizes in points.
 TITLE_SIZE = 14
 LABEL_SIZE = 11
 TEXT_SIZE = 10
 SMALL_SIZE = 9
 
-# Inches.
+# Lengths in inches.
 MARGIN = 0.2
 TITLE_HEIGHT = 0.5
 SUBTITLE_HEIGHT = 0.25
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty white figure of `width` × `height` inches."""
+    """Create an empty white figure of `width` × `height` inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def add_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes without a box, at a place given in inches from the lower left corner."""
+    """Add axes without a box.
+
+    The place and the size are in inches, from the lower left corner of the figure.
+    """
     whole_width, whole_height = figure.get_size_inches()
     place = (left / whole_width, bottom / whole_height, width / whole_width, height / whole_height)
     axes = figure.add_axes(place)
@@ -62,7 +66,7 @@ def add_axes(figure: Figure, left: float, bottom: float, width: float, height: f
 
 
 def add_title(figure: Figure, title: str, subtitle: str = "") -> None:
-    """Write `title`, and `subtitle` below it, in the upper left corner; cut where they don't fit."""
+    """Write `title`, and `subtitle` below it, in the upper left corner. Text wider than the figure is cut."""
     width, height = figure.get_size_inches()
     room = width - 2 * MARGIN
     lines = [(title, TITLE_SIZE, "bold", INK), (subtitle, TEXT_SIZE, "normal", MUTED)]
@@ -82,19 +86,19 @@ def add_title(figure: Figure, title: str, subtitle: str = "") -> None:
 
 
 def title_width(title: str) -> float:
-    """Inches that a figure has to be wide to show all of `title`."""
+    """Return the width in inches that a figure needs to show the whole `title`."""
     return text_width(title, TITLE_SIZE, weight="bold") + 2 * MARGIN
 
 
 def text_width(text: str, size: float, *, weight: str = "normal") -> float:
-    """Inches that one line of `text` takes at `size` points."""
+    """Return the width in inches of one line of `text` at `size` points."""
     font = FontProperties(size=size, weight=weight)
     pixels, _, _ = RendererAgg(1, 1, DPI).get_text_width_height_descent(text, font, ismath=False)
     return pixels / DPI
 
 
 def elide(text: str, room: float, size: float, *, weight: str = "normal") -> str:
-    """`text` in one line, its end replaced by "…" where it is wider than `room` inches."""
+    """Put `text` on one line, and replace its end by "…" if it is wider than `room` inches."""
     text = " ".join(text.split())
     if text_width(text, size, weight=weight) <= room:
         return text
@@ -109,22 +113,25 @@ def elide(text: str, room: float, size: float, *, weight: str = "normal") -> str
 
 
 def percent_tick(fraction: float, _position: int | None = None) -> str:
-    """A tick's label: `0.985` is `98.5%`. With as many digits as the number has, 6 at most."""
+    """Format a fraction as the label of a tick: 0.985 becomes `98.5%`. At most 6 significant digits."""
     return f"{100 * fraction:.6g}%"
 
 
 def confidence(probability: float) -> str:
-    """`99.7%`. What would be rounded to 100% is shown as `>99.9%`: no model is that sure."""
+    """Format a probability as `99.7%`.
+
+    One that would be rounded to 100.0% becomes `>99.9%`, as it is not certain.
+    """
     return ">99.9%" if probability >= 0.9995 else f"{probability:.1%}"
 
 
 def save_png(figure: Figure, path: Path | IO[bytes]) -> None:
-    """Write `figure`. The same figure gives the same bytes: the file holds no version and no time."""
+    """Write a PNG file, without version and date, so that the same figure gives the same bytes."""
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def save_svg(figure: Figure, path: Path | IO[bytes]) -> None:
-    """The same as vectors: text as outlines, no time and no random names in the file."""
-    # Without a salt of its own, names in the file are random. Nothing but SVG files reads this setting.
+    """Write an SVG file, without version, date and random ids, so that the same figure gives the same bytes."""
+    # Without a salt, ids in the file are random. This setting is global, but only the SVG backend reads it.
     matplotlib.rcParams["svg.hashsalt"] = "cvdist"
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})

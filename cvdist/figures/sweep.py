@@ -1,4 +1,4 @@
-"""A sweep: which settings lead where, which of them matter, and how the trials went."""
+"""Draw the results of a sweep: settings and accuracy of the trials, importance of settings, learning curves."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from cvdist.sweep.space import Dimension
 
 _WIDTH, _HEIGHT = 9.0, 5.2
 _TOP = style.TITLE_HEIGHT + style.SUBTITLE_HEIGHT + 0.5
-_ABSENT = -0.12  # where a setting is drawn that a trial does not have
-# Accuracies that an axis names, the ones that matter more first.
-_NICE = (
+_ABSENT = -0.12  # height at which a setting is drawn that a trial does not have
+# Accuracies that get a tick if there is room for it, in order of precedence.
+_TICK_ACCURACIES = (
     0.5,
     0.8,
     0.9,
@@ -41,24 +41,29 @@ _NICE = (
     0.6,
     0.85,
 )
-_TICK_GAP = 0.055  # of an axis: two labels closer together would touch
-_BAR = 0.42  # inches
-# From this share of the variance on, the forest knows something; below, its order is mostly chance.
+_TICK_GAP = 0.055  # least distance between two labels, as a fraction of the axis' height
+_BAR = 0.42  # inches per bar
+# If the forest explains less of the variance than this, the order of the settings is mostly chance.
 _TRUSTED = 0.2
 
 
 def parallel_coordinates(search: Sequence[Dimension], trials: Sequence[Trial]) -> Figure:
-    """A line for each trial, through its settings to its accuracy (Inselberg, "The plane with parallel
-    coordinates", 1985). The best one is orange; trials that were stopped early are dotted.
+    """Draw each trial as a line through its settings to its accuracy.
 
-    Accuracies lie apart by the ratio of their errors, so that 98% and 99% do as 80% and 90%.
+    The method is that of Inselberg 1985, "The plane with parallel coordinates". The best trial is orange;
+    trials that were stopped early are dotted. The axis of accuracies is logarithmic in the error, so that 98%
+    and 99% are as far apart as 80% and 90%.
+
+    Args:
+        search: The searched settings, one axis each.
+        trials: All trials. Those without a result are not drawn, and the subtitle counts them.
     """
     measured = [trial for trial in trials if trial.best is not None]
     best = best_of(measured)
     figure = style.new_figure(max(_WIDTH, 1.3 * (len(search) + 1) + 1.5), _HEIGHT)
     lost = len(trials) - len(measured)
     left_out = f"; {lost} without a result left out" if lost else ""
-    style.add_title(figure, "Settings and accuracy", f"{len(measured)} trials{left_out}: {_of_best(best)}")
+    style.add_title(figure, "Settings and accuracy", f"{len(measured)} trials{left_out}: {_best_trial(best)}")
     width, height = figure.get_size_inches()
     axes = style.add_axes(figure, 0.9, 0.55, width - 2.0, height - 0.55 - _TOP)
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -74,7 +79,7 @@ def parallel_coordinates(search: Sequence[Dimension], trials: Sequence[Trial]) -
     scale = _ErrorScale(measured)
     colors = matplotlib.colormaps["viridis"]
     for trial in sorted(measured, key=lambda trial: (trial is best, trial.score)):
-        reached = scale.share(trial)
+        reached = scale.place_of_best(trial)
         places = [_place(dimension, trial) for dimension in search] + [reached]
         stopped = trial.state != "finished"
         axes.plot(
@@ -100,17 +105,17 @@ def parallel_coordinates(search: Sequence[Dimension], trials: Sequence[Trial]) -
 
 
 def importance_bars(importance: Importance) -> Figure:
-    """How far each setting explains the accuracy; whiskers: a standard deviation over repeated shuffles."""
+    """Draw the importance of each setting as a bar, with its standard deviation over repeated shuffles."""
     count = len(importance.flags)
     height = 0.75 + _BAR * count + style.TITLE_HEIGHT + style.SUBTITLE_HEIGHT + 0.15
     figure = style.new_figure(_WIDTH, height)
     epochs = f"{importance.epochs} epoch{'s' if importance.epochs > 1 else ''}"
-    doubt = "" if importance.explained >= _TRUSTED else ": too little to trust the order"
+    caveat = "" if importance.explained >= _TRUSTED else ": too little to trust the order"
     style.add_title(
         figure,
         "Which settings matter",
         f"accuracy after {epochs}, {importance.trials} trials; random forest, R² {importance.explained:.2f} on "
-        f"trials that it has not seen{doubt}",
+        f"trials that it has not seen{caveat}",
     )
     left = 0.45 + max(style.text_width(flag, style.TEXT_SIZE) for flag in importance.flags)
     axes = style.add_axes(figure, left, 0.75, _WIDTH - left - 0.9, _BAR * count)
@@ -144,11 +149,11 @@ def importance_bars(importance: Importance) -> Figure:
 
 
 def trial_curves(trials: Sequence[Trial]) -> Figure:
-    """Validation accuracy of each trial by epoch, on the scale of `parallel_coordinates`."""
+    """Draw the validation accuracy of each trial by epoch. The axis is logarithmic in the error."""
     measured = [trial for trial in trials if trial.best is not None]
     best = best_of(measured)
     figure = style.new_figure(_WIDTH, _HEIGHT)
-    style.add_title(figure, "Trials by epoch", _of_best(best))
+    style.add_title(figure, "Trials by epoch", _best_trial(best))
     axes = style.add_axes(figure, 0.9, 0.7, _WIDTH - 1.3, _HEIGHT - 0.7 - _TOP)
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation accuracy")
@@ -190,10 +195,10 @@ def trial_curves(trials: Sequence[Trial]) -> Figure:
 
 
 class _ErrorScale:
-    """Places accuracies between the worst and the best, evenly by the logarithm of the error."""
+    """Maps accuracies to an axis that is logarithmic in the error: the worst one to 0 and the best one to 1."""
 
     def __init__(self, trials: Sequence[Trial], *, every_epoch: bool = False) -> None:
-        """Of the best epochs, or of all."""
+        """Span the axis over the best epochs of `trials`, or with `every_epoch` over all their epochs."""
         found = [
             (one.correct, one.total)
             for trial in trials
@@ -201,58 +206,62 @@ class _ErrorScale:
             if one is not None
         ]
         self._total = max(total for _, total in found)
-        shares = [correct / total for correct, total in found]
-        self._worst, self._best = min(shares), max(shares)
+        accuracies = [correct / total for correct, total in found]
+        self._worst, self._best = min(accuracies), max(accuracies)
         self._low, self._high = self._depth(self._worst), self._depth(self._best)
 
     def place(self, correct: int, total: int) -> float:
-        """In [0, 1]."""
+        """Return the place of `correct` of `total` pictures on the axis, in [0, 1]."""
         if self._low == self._high:
             return 0.5
         return (self._depth(correct / total) - self._low) / (self._high - self._low)
 
-    def share(self, trial: Trial) -> float:
-        """Of its best epoch."""
+    def place_of_best(self, trial: Trial) -> float:
+        """Return the place of the best epoch of `trial` on the axis, in [0, 1]."""
         assert trial.best is not None
         return self.place(trial.best.correct, trial.best.total)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Places and labels: both ends, and round numbers that leave them room."""
+        """Return places and labels of ticks: both ends, and round accuracies as far as there is room."""
         ends = sorted({self._worst, self._best})
         chosen = [(self.place_of(value), value) for value in ends]
-        for value in _NICE:
+        for value in _TICK_ACCURACIES:
             if self._worst < value < self._best:
                 place = self.place_of(value)
                 if all(abs(place - other) >= _TICK_GAP for other, _ in chosen):
                     chosen.append((place, value))
         return [(place, _percent(value)) for place, value in sorted(chosen)]
 
-    def place_of(self, share: float) -> float:
-        """Of an accuracy in [0, 1]."""
-        return self.place(round(share * 10**9), 10**9)
+    def place_of(self, accuracy: float) -> float:
+        """Return the place of an accuracy in [0, 1] on the axis, in [0, 1]."""
+        return self.place(round(accuracy * 10**9), 10**9)
 
-    def _depth(self, share: float) -> float:
-        # Half a picture of the error, so that none at all has a place, too.
-        return -math.log(max(1 - share, 0.0) + 0.5 / self._total)
+    def _depth(self, accuracy: float) -> float:
+        # Half a picture is added to the error, so that an accuracy of 100% has a finite place as well.
+        return -math.log(max(1 - accuracy, 0.0) + 0.5 / self._total)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}".rstrip("0").rstrip(".") + "%"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}".rstrip("0").rstrip(".") + "%"
 
 
 def _place(dimension: Dimension, trial: Trial) -> float:
-    """A choice's lines are spread over its part, so that they can be told apart."""
+    """Return the height at which the line of `trial` crosses the axis of `dimension`.
+
+    Trials with the same choice are spread a little, so that their lines can be told apart.
+    """
     if dimension.name not in trial.settings:
         return _ABSENT
-    place = dimension.share(trial.settings[dimension.name])
+    place = dimension.fraction_of(trial.settings[dimension.name])
     if dimension.choices:
         place += ((trial.number * 0.618034) % 1 - 0.5) * 0.5 / len(dimension.choices)
     return place
 
 
 def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
+    """Return places and labels of ticks: both ends, and round values as far as there is room."""
     if dimension.choices:
-        return [(dimension.share(choice), space.text(choice)) for choice in dimension.choices]
+        return [(dimension.fraction_of(choice), space.format_value(choice)) for choice in dimension.choices]
     low, high = dimension.low, dimension.high
     values = [low, high]
     if dimension.logarithmic:
@@ -265,7 +274,7 @@ def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
     chosen: list[tuple[float, str]] = []
     for value in values:
         if low <= value <= high:
-            place = dimension.share(value)
+            place = dimension.fraction_of(value)
             if all(abs(place - other) >= _TICK_GAP for other, _ in chosen):
                 chosen.append((place, f"{value:g}".replace("e-0", "e-").replace("e+0", "e")))
     return sorted(chosen)
@@ -274,7 +283,7 @@ def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
 def _axis(
     axes: Axes, at: int, ticks: Sequence[tuple[float, str]], *, right: bool = False, absent: bool = False
 ) -> None:
-    """A vertical axis of its own, its labels on white so that lines don't cross them out."""
+    """Draw the vertical axis of one setting, with labels on a white background that covers the lines."""
     axes.plot([at, at], [0, 1], color=style.INK, linewidth=1.2, zorder=4, clip_on=False)
     labels = [*ticks, *([(_ABSENT, "none")] if absent else [])]
     for place, text in labels:
@@ -307,8 +316,8 @@ def _legend(axes: Axes, lines: Sequence[Line2D]) -> None:
     )
 
 
-def _of_best(best: Trial | None) -> str:
+def _best_trial(best: Trial | None) -> str:
     if best is None or best.best is None:
         return "none has finished"
     result = log.percent(best.best.correct, best.best.total)
-    return f"best {result} by trial {best.number}, {space.describe(best.settings)}"
+    return f"best {result} by trial {best.number}, {space.format_settings(best.settings)}"

@@ -1,4 +1,4 @@
-"""Small pictures in rows: what figures of a network have in common. Places and sizes are in inches."""
+"""Helpers for figures that consist of rows of small pictures, called tiles. Lengths are in inches."""
 
 from __future__ import annotations
 
@@ -18,27 +18,32 @@ from cvdist.figures import style
 
 WIDTH = 9.0
 ROOM = WIDTH - 2 * style.MARGIN
-TOP = style.TITLE_HEIGHT + style.SUBTITLE_HEIGHT + 0.15  # for title and subtitle
-LINE = 0.18  # of a caption
-LEGEND = 0.55  # height of a colour bar with its numbers, below everything else
-# Up to this side, in pixels, each pixel is shown as a square; larger pictures are photographs, shown smooth.
+TOP = style.TITLE_HEIGHT + style.SUBTITLE_HEIGHT + 0.15  # height of title and subtitle
+LINE = 0.18  # height of a line of a caption
+LEGEND = 0.55  # height of the color bar with its numbers, at the lower edge of the figure
+# Of tiles up to this many pixels wide, each pixel is drawn as a square; larger ones are smoothed.
 _CRISP_SIDE = 64
 
-# Negative, zero, positive: told apart by lightness as well as by hue; zero is in the middle, and nearly white.
+# From negative over zero to positive. Zero is nearly white; lightness and hue show the distance from it.
 DIVERGING = LinearSegmentedColormap.from_list(
     "diverging", ["#00304F", style.BLUE, "#A6CFE6", "#F7F7F7", "#F4B88F", style.VERMILLION, "#6B2B00"]
 )
 ZERO = 0.5
-"""Where zero is on the diverging colours, and in filters that are shown in colour."""
+"""Where zero lies on the diverging color scale, and in the RGB values of filters that are drawn in color."""
 
 
 def sheet(title: str, subtitle: str, below: float) -> tuple[Figure, Axes]:
-    """A figure with `below` inches under its title, and axes over all of it whose coordinates are inches.
+    """Create a figure with a title, and axes over all of it whose coordinates are inches.
 
-    y is counted upwards from the lower edge, so content begins at `height - TOP`.
+    The y axis points up from the lower edge, so content begins at `height - TOP`.
+
+    Args:
+        title: Title of the figure.
+        subtitle: A line below the title.
+        below: Height in inches of the space below title and subtitle.
     """
     figure = style.new_figure(WIDTH, TOP + below)
-    # Each tile is a picture of its own in vector formats, with its own few pixels.
+    # In vector formats, keep each tile as a separate image of few pixels instead of one large composite.
     figure.suppressComposite = True
     style.add_title(figure, title, subtitle)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -48,7 +53,7 @@ def sheet(title: str, subtitle: str, below: float) -> tuple[Figure, Axes]:
 
 
 def columns_for(count: int, most: int) -> int:
-    """The columns that make as few rows as `most` would, of lengths as equal as can be."""
+    """Return the number of columns, at most `most`, with the fewest rows of the most equal lengths."""
     return math.ceil(count / math.ceil(count / most)) if count else 1
 
 
@@ -63,7 +68,7 @@ def draw(
     cmap: Colormap | str | None = None,
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """One tile: RGB (h, w, 3), or numbers (h, w) in the colours of `cmap` between `limits`."""
+    """Draw one tile: RGB (h, w, 3), or numbers (h, w) in the colors of `cmap`, which spans `limits`."""
     crisp = max(values.shape[:2]) <= _CRISP_SIDE
     low, high = limits or (None, None)
     axes.imshow(
@@ -81,7 +86,7 @@ def draw(
 def frame(
     axes: Axes, left: float, top: float, width: float, height: float, color: str, linewidth: float
 ) -> None:
-    """A rectangle around a place."""
+    """Draw the outline of a rectangle."""
     axes.add_patch(
         Rectangle((left, top - height), width, height, fill=False, edgecolor=color, linewidth=linewidth)
     )
@@ -99,7 +104,10 @@ def write(
     weight: str = "normal",
     ha: str = "left",
 ) -> None:
-    """One line of text, cut where it is wider than `room`. ha: what of the text is at `left`."""
+    """Write one line of text, cut if it is wider than `room` inches.
+
+    `ha` is the horizontal alignment: "left", "center" or "right" of the text is placed at `left`.
+    """
     axes.text(
         left,
         top,
@@ -114,10 +122,10 @@ def write(
 
 
 def legend(axes: Axes, cmap: Colormap | str, limits: tuple[float, float], what: str) -> None:
-    """A colour bar at the lower edge with its ends and zero as numbers, and `what` beside it."""
+    """Draw a color bar at the lower edge, with numbers at its ends and at zero, and `what` beside it."""
     left, top, width, height = style.MARGIN, LEGEND - 0.12, 2.6, 0.14
     ramp = np.linspace(*limits, 256)[None]
-    # Vector formats would show few pixels as few stripes.
+    # 256 steps, since vector formats do not interpolate between the pixels of an image.
     axes.imshow(
         ramp,
         cmap=cmap,
@@ -138,28 +146,28 @@ def legend(axes: Axes, cmap: Colormap | str, limits: tuple[float, float], what: 
 
 
 def note(axes: Axes, text: str) -> None:
-    """A line at the lower edge, in the place of a colour bar."""
+    """Write a line of text at the lower edge, in place of a color bar."""
     write(axes, text, style.MARGIN, LEGEND - 0.12, ROOM, color=style.MUTED)
 
 
 def number(value: float) -> str:
-    """Three digits, or a whole number from 1,000 on, with a real minus sign."""
+    """Format a number with three significant digits, or as an integer from 1,000 on, with a real minus."""
     text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
     return text.replace("-", "−")
 
 
 def numbers(values: Sequence[int], most: int = 12) -> str:
-    """`3, 5, 7`, or the first of them `and 20 more`."""
+    """List numbers as `3, 5, 7`. Of more than `most` numbers, list the first ones `and 20 more`."""
     listed = ", ".join(map(str, values[:most]))
     return f"{listed} and {len(values) - most} more" if len(values) > most else listed
 
 
 def pixels(image: Tensor) -> NDArray[np.uint8]:
-    """A picture uint8 (1 or 3, H, W) as RGB (H, W, 3)."""
+    """Convert a picture, uint8 (1 or 3, H, W), to RGB (H, W, 3)."""
     shown: NDArray[np.uint8] = image.cpu().expand(3, -1, -1).permute(1, 2, 0).numpy()
     return shown
 
 
 def single(color: str) -> ListedColormap:
-    """A colour map of one colour."""
+    """Create a color map of one color."""
     return ListedColormap([color])

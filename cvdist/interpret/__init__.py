@@ -1,1 +1,1 @@
-"""What a network has learned, as arrays: filters, activations, exciting pictures, Grad-CAM. Draws nothing."""
+"""What a network has learned, as arrays: filters, activations, top activations and Grad-CAM. Draws nothing."""

@@ -1,4 +1,4 @@
-"""What a network makes of pictures: feature maps, and channels that stay silent."""
+"""Feature maps of pictures, before and after ReLU, and the channels that are zero for all of them."""
 
 from __future__ import annotations
 
@@ -8,49 +8,67 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cvdist.interpret.hooks import Stage, evaluating, watching
+from cvdist.interpret.hooks import Stage, evaluation_mode, watch_activations
 from cvdist.interpret.layers import ConvLayer
 
 
 @dataclass(frozen=True)
-class Maps:
-    """The maps of one layer for n pictures, float32 on the CPU.
+class LayerActivations:
+    """The feature maps of one layer for n pictures, float32 on the CPU.
 
-    before: (n, C, h, w), what the convolution returns; after: (n, C, h', w'), what the ReLU that follows
-    returns.
+    Attributes:
+        before: Output of the convolution, (n, C, h, w).
+        after: Output of the ReLU that follows it, (n, C, h', w').
     """
 
     before: Tensor
     after: Tensor
 
 
-def capture(model: nn.Module, images: Tensor, layers: Sequence[ConvLayer]) -> dict[str, Maps]:
-    """Maps of each of `layers`, by its name, in evaluation mode and without gradients.
+def capture_activations(
+    model: nn.Module, images: Tensor, layers: Sequence[ConvLayer]
+) -> dict[str, LayerActivations]:
+    """Run pictures through a model in evaluation mode and without gradients, and keep the maps of some layers.
 
-    images: float (n, C, H, W), normalised, on the model's device.
+    Args:
+        model: The model.
+        images: Normalized pictures, float (n, C, H, W), on the model's device.
+        layers: The layers whose maps are kept.
+
+    Returns:
+        The maps of each layer, by the layer's name.
     """
     kept: dict[tuple[str, Stage], Tensor] = {}
 
     def keep(layer: ConvLayer, stage: Stage, maps: Tensor) -> None:
-        # A copy in any case: a ReLU in place overwrites what the convolution has returned.
+        # Always copy: an in-place ReLU overwrites the convolution's output.
         kept[layer.name, stage] = maps.to("cpu", torch.float32, copy=True)
 
-    with torch.inference_mode(), evaluating(model), watching(model, layers, keep):
+    with torch.inference_mode(), evaluation_mode(model), watch_activations(model, layers, keep):
         model(images)
-    return {layer.name: Maps(kept[layer.name, "before"], kept[layer.name, "after"]) for layer in layers}
+    return {
+        layer.name: LayerActivations(kept[layer.name, "before"], kept[layer.name, "after"]) for layer in layers
+    }
 
 
 def dead_channels(peaks: Tensor) -> list[int]:
-    """Channels that are zero after ReLU everywhere in all pictures. peaks: (C,), the largest value of each."""
+    """Return the channels that are zero after ReLU in all pictures.
+
+    `peaks` (C,) are the largest values of each.
+    """
     return (peaks <= 0).nonzero().flatten().tolist()
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a figure shows of the maps of one picture: some channels of a layer, float32 on the CPU.
+class StrongestChannels:
+    """The feature maps of one picture in the strongest channels of a layer, float32 on the CPU.
 
-    channels: int numbers of the c channels shown, in order; before: (c, h, w); after: (c, h', w'); total:
-    channels of the layer; silent: how many of them are zero after ReLU everywhere in this picture.
+    Attributes:
+        channels: Numbers of the c channels, in ascending order.
+        before: Their maps before ReLU, (c, h, w).
+        after: Their maps after ReLU, (c, h', w').
+        total: Number of channels of the layer.
+        silent: How many channels of the layer are zero after ReLU everywhere in this picture.
     """
 
     channels: tuple[int, ...]
@@ -60,12 +78,12 @@ class Shown:
     silent: int
 
 
-def strongest(maps: Maps, picture: int, limit: int) -> Shown:
-    """At most `limit` channels of one picture's maps: those of the greatest mean after ReLU."""
+def strongest_channels(maps: LayerActivations, picture: int, limit: int) -> StrongestChannels:
+    """Select the at most `limit` channels with the greatest mean after ReLU from the maps of one picture."""
     before, after = maps.before[picture], maps.after[picture]
     order = after.flatten(1).mean(1).argsort(descending=True, stable=True)[:limit]
     channels = order.sort().values
-    return Shown(
+    return StrongestChannels(
         channels=tuple(channels.tolist()),
         before=before[channels].clone(),
         after=after[channels].clone(),

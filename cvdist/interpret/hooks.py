@@ -1,4 +1,4 @@
-"""Forward hooks that see what convolutions and their ReLUs return, and that are always removed."""
+"""Context managers that observe the outputs of convolutions and ReLUs, or change how a model runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from cvdist.interpret.layers import ConvLayer
 from cvdist.models.scratch_cnn import LogSoftmax
 
 Stage = Literal["before", "after"]
-"""`before`: what a convolution returns; `after`: what the ReLU that follows it returns."""
+"""`before`: output of a convolution. `after`: output of the ReLU that follows it."""
 
 Receive = Callable[[ConvLayer, Stage, Tensor], None]
+"""Takes a layer, the stage of its output, and the output."""
+
 Hook = Callable[[nn.Module, Any, Any], Any]
-"""Takes a module, its inputs and its output; what it returns, unless None, takes the output's place."""
+"""Takes a module, its inputs and its output. Unless it returns None, its result replaces the output."""
 
 
 @contextmanager
 def forward_hooks(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
-    """Hooks on modules while the context lasts, whatever happens in it."""
+    """Register forward hooks on modules for the duration of the context, and remove them in any case."""
     handles = []
     try:
         for module, hook in hooks:
@@ -34,33 +36,38 @@ def forward_hooks(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
 
 
 @contextmanager
-def watching(model: nn.Module, layers: Sequence[ConvLayer], receive: Receive) -> Iterator[None]:
-    """While the context lasts, each forward pass hands what `layers` return to `receive`, in order.
+def watch_activations(model: nn.Module, layers: Sequence[ConvLayer], receive: Receive) -> Iterator[None]:
+    """Pass the outputs of `layers` to `receive` during the context, before and after ReLU, in order.
 
     The ReLU of a convolution is the first `nn.ReLU` that runs after it and before another convolution or linear
-    layer, be there a batch norm or a pooling in between. Where none runs, the network applies ReLU as a
-    function, and `after` is the ReLU of what the convolution returned. A tensor is valid during the call only:
-    a ReLU in place will overwrite it. Copy what is to be kept.
+    layer; batch norm or pooling may run in between. If there is none, the network applies ReLU as a function,
+    and the output `after` is computed as the ReLU of the convolution's output.
+
+    Args:
+        model: The model that contains the layers.
+        layers: The layers to observe.
+        receive: Called with each output. The tensor is valid only during the call, since an in-place ReLU
+            overwrites it: copy it to keep it.
     """
-    seen = _Seen({id(layer.module): layer for layer in layers}, receive)
+    matcher = _ReluMatcher({id(layer.module): layer for layer in layers}, receive)
     hooks: list[tuple[nn.Module, Hook]] = []
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            hooks.append((module, seen.weights))
+            hooks.append((module, matcher.weighted_layer))
         elif isinstance(module, nn.ReLU):
-            hooks.append((module, seen.relu))
-    # Appended last: of a model that is a single layer, the layer's own hook runs first.
-    hooks.append((model, seen.end))
+            hooks.append((module, matcher.relu))
+    # Appended last: if the model itself is a layer, the hook of the layer runs first.
+    hooks.append((model, matcher.end))
     with forward_hooks(hooks):
         yield
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, without dropout and with the batch norms' averages, while it lasts."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode for the duration of the context."""
     was_training = model.training
     model.eval()
-    # A compiled forward pass does not know of hooks that came later.
+    # A compiled forward pass ignores hooks that were registered after compilation.
     compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
     try:
         with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
@@ -70,8 +77,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def not_in_place(model: nn.Module) -> Iterator[None]:
-    """No layer overwrites its input while the context lasts: gradients need what was there."""
+def without_inplace(model: nn.Module) -> Iterator[None]:
+    """Turn off in-place layers for the duration of the context, since gradients need the overwritten inputs."""
     changed = [module for module in model.modules() if getattr(module, "inplace", False) is True]
     try:
         for module in changed:
@@ -83,10 +90,10 @@ def not_in_place(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def raw_scores(model: nn.Module) -> Iterator[None]:
-    """While it lasts, a model that ends with a (log-)softmax returns what went into that.
+def without_softmax(model: nn.Module) -> Iterator[None]:
+    """Skip a softmax or log-softmax at the end of the model for the duration of the context.
 
-    The gradient of a probability near 1 is next to nothing, that of its score is not.
+    The model then returns scores. The gradient of a probability near 1 vanishes; that of its score does not.
     """
     last = [module for module in model.modules() if not any(module.children())][-1:]
     ends = [module for module in last if isinstance(module, (nn.Softmax, nn.LogSoftmax, LogSoftmax))]
@@ -94,32 +101,32 @@ def raw_scores(model: nn.Module) -> Iterator[None]:
         yield
 
 
-class _Seen:
-    """Which convolution still waits for its ReLU."""
+class _ReluMatcher:
+    """Matches each observed convolution with the ReLU that runs after it."""
 
     def __init__(self, layers: dict[int, ConvLayer], receive: Receive) -> None:
         self._layers, self._receive = layers, receive
-        self._waiting: tuple[ConvLayer, Tensor] | None = None
+        self._pending: tuple[ConvLayer, Tensor] | None = None
 
-    def weights(self, module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        self._no_more_relu()
+    def weighted_layer(self, module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._apply_missing_relu()
         layer = self._layers.get(id(module))
         if layer is not None:
             self._receive(layer, "before", output.detach())
-            self._waiting = (layer, output.detach())
+            self._pending = (layer, output.detach())
 
     def relu(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        if self._waiting is not None:
-            layer, _ = self._waiting
-            self._waiting = None
+        if self._pending is not None:
+            layer, _ = self._pending
+            self._pending = None
             self._receive(layer, "after", output.detach())
 
     def end(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
-        self._no_more_relu()
+        self._apply_missing_relu()
 
-    def _no_more_relu(self) -> None:
-        if self._waiting is not None:
-            layer, output = self._waiting
-            self._waiting = None
-            # Right also after a function in place: the ReLU of what went through ReLU is itself.
+    def _apply_missing_relu(self) -> None:
+        if self._pending is not None:
+            layer, output = self._pending
+            self._pending = None
+            # Also correct if an in-place function has already applied ReLU: applying it twice changes nothing.
             self._receive(layer, "after", torch.relu(output))

@@ -1,4 +1,4 @@
-"""The convolution layers of a model, by name and by number, and what each of them sees of the picture."""
+"""The convolution layers of a model, by name and number, and their receptive fields."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from torch import Tensor, nn
 from cvdist.errors import UserError
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_BETWEEN = (nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d)
-_MOST_NAMED = 40  # in an error message
+_MAY_PRECEDE_RELU = (nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d)
+_MOST_NAMED = 40  # layers listed in an error message
 
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """A convolution. name: in the model's state dict, without `.weight`; number: 1 for the first."""
+    """A convolution layer of a model.
+
+    Attributes:
+        name: Name in the model's state dict, without `.weight`.
+        number: Position among the model's convolutions, from 1.
+        module: The layer.
+    """
 
     name: str
     number: int
@@ -25,17 +31,21 @@ class ConvLayer:
 
     @property
     def weight(self) -> Tensor:
-        """A copy on the CPU, float32 (outputs, inputs / groups, height, width)."""
+        """A copy of the weights on the CPU, float32 (outputs, inputs / groups, height, width)."""
         return self.module.weight.detach().to("cpu", torch.float32, copy=True).contiguous()
 
 
 @dataclass(frozen=True)
-class Field:
-    """Which part of the picture one value of a map depends on: its receptive field, in pixels.
+class ReceptiveField:
+    """The part of the picture that one value of a feature map depends on, in pixels.
 
-    size: height and width; offset: top and left edge for the map's first value, negative where padding begins;
-    step: from one value to the next. Computed as in Araujo, Norris and Sim 2019, "Computing Receptive Fields of
-    Convolutional Neural Networks", for layers that run one after another.
+    Computed as in Araujo, Norris and Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks",
+    for layers that run one after another.
+
+    Attributes:
+        size: Height and width.
+        offset: Top and left edge for the first value of the map; negative if it lies in the padding.
+        step: Vertical and horizontal distance between the fields of neighboring values.
     """
 
     size: tuple[int, int] = (1, 1)
@@ -43,20 +53,23 @@ class Field:
     step: tuple[int, int] = (1, 1)
 
     def box(self, row: int, column: int) -> tuple[int, int, int, int]:
-        """Top, left, bottom and right edge for the map's value at (`row`, `column`); may leave the picture."""
+        """Return top, left, bottom and right edge for the value at (`row`, `column`).
+
+        May extend beyond the picture.
+        """
         top, left = (
             offset + step * at for offset, step, at in zip(self.offset, self.step, (row, column), strict=True)
         )
         return top, left, top + self.size[0], left + self.size[1]
 
-    def through(self, module: nn.Module) -> Field:
-        """The field after one more layer."""
+    def after(self, module: nn.Module) -> ReceptiveField:
+        """Return the receptive field after one more layer."""
         kernel, stride, padding, dilation = (
             _pair(getattr(module, name, default))
             for name, default in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
         )
         both = range(2)
-        return Field(
+        return ReceptiveField(
             size=_two(self.size[i] + (kernel[i] - 1) * dilation[i] * self.step[i] for i in both),
             offset=_two(self.offset[i] - padding[i] * self.step[i] for i in both),
             step=_two(self.step[i] * stride[i] for i in both),
@@ -64,20 +77,22 @@ class Field:
 
 
 def convolutions(model: nn.Module) -> list[ConvLayer]:
-    """All of them, in the order in which the model lists them."""
+    """Return all convolution layers of `model`, in the order of its modules."""
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     return [ConvLayer(name, number, module) for number, (name, module) in enumerate(found, start=1)]
 
 
-def choose(model: nn.Module, asked: str = "", flag: str = "--layers") -> list[ConvLayer]:
-    """The convolutions that `asked` names, in the model's order.
+def select_layers(model: nn.Module, asked: str = "", flag: str = "--layers") -> list[ConvLayer]:
+    """Return the convolution layers that `asked` names, in the model's order.
 
-    asked: names, numbers (`1` is the first), `first` to `tenth`, `last` or `all`, separated by commas; empty:
-    the first, the fifth and the last, as many of them as there are. flag: the setting that it came from, for
-    messages.
+    Args:
+        model: The model.
+        asked: Names, numbers (`1` is the first layer), `first` to `tenth`, `last` or `all`, separated by
+            commas. Empty: the first, the fifth and the last layer, as far as they exist.
+        flag: The flag that `asked` was given with, for error messages.
 
     Raises:
-        UserError: if there is no such layer; the message has those that there are.
+        UserError: If there is no such layer. The message lists the layers of the model.
     """
     layers = convolutions(model)
     if not layers:
@@ -91,14 +106,14 @@ def choose(model: nn.Module, asked: str = "", flag: str = "--layers") -> list[Co
     return [layer for layer in layers if layer.number in chosen]
 
 
-def rectified(model: nn.Module, layer: ConvLayer) -> nn.Module:
-    """The ReLU that follows `layer` in the model's order, or the layer itself where none does.
+def following_relu(model: nn.Module, layer: ConvLayer) -> nn.Module:
+    """Return the ReLU that follows `layer` in the order of the modules, or the layer itself if none does.
 
-    Between the two, a batch norm, pooling or dropout may lie.
+    Batch norm, pooling and dropout may lie between the two.
     """
     leaves = [module for module in model.modules() if not any(module.children())]
     rest = leaves[leaves.index(layer.module) + 1 :]
-    following = next((module for module in rest if not isinstance(module, _BETWEEN)), None)
+    following = next((module for module in rest if not isinstance(module, _MAY_PRECEDE_RELU)), None)
     return following if isinstance(following, nn.ReLU) else layer.module
 
 
@@ -120,7 +135,7 @@ def _numbers(word: str, layers: Sequence[ConvLayer], flag: str) -> set[int]:
 
 
 def _pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
-    if isinstance(value, str):  # padding "same" and "valid": a box that is off by the padding does no harm
+    if isinstance(value, str):  # padding "same" or "valid": the box may be off by the padding
         return 0, 0
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 

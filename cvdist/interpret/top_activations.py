@@ -1,7 +1,7 @@
-"""Which pictures excite a channel most, and where: one pass over any number of pictures, in bounded memory.
+"""The pictures that activate each channel most, found in one pass over all pictures in bounded memory.
 
-After Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, which
-shows the patches behind the nine strongest activations of a channel.
+After Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, who show
+the picture patches of the nine strongest activations of a channel.
 """
 
 from __future__ import annotations
@@ -12,41 +12,58 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cvdist.interpret.hooks import Hook, Stage, evaluating, forward_hooks, watching
-from cvdist.interpret.layers import ConvLayer, Field
+from cvdist.interpret.hooks import Hook, Stage, evaluation_mode, forward_hooks, watch_activations
+from cvdist.interpret.layers import ConvLayer, ReceptiveField
 
 
 @dataclass(frozen=True)
-class Exciting:
-    """The pictures that excite each channel of a layer most, strongest first, on the CPU.
+class TopActivations:
+    """The k pictures that activate each of the C channels of a layer most, strongest first, on the CPU.
 
-    values: float32 (C, k), the largest value after ReLU in the channel's map of each picture; pictures: int64
-    (C, k), their rows; places: int64 (C, k, 2), row and column of that value in the map; field: what part of
-    the picture a value depends on. Of equal values the picture with the lower row comes first, and of equal
-    values in one map the upper left one counts. With fewer than k pictures there are as many columns as
-    pictures.
+    Among equal values, the picture with the lower row comes first. If fewer than k pictures were seen, k is
+    their number.
+
+    Attributes:
+        values: Largest value after ReLU in the channel's map of each picture, float32 (C, k).
+        pictures: Rows of the pictures in the data set, int64 (C, k).
+        places: Row and column of that value in the map, int64 (C, k, 2). Among equal values, the upper left
+            one.
+        field: Receptive field of a value of the map.
     """
 
     values: Tensor
     pictures: Tensor
     places: Tensor
-    field: Field
+    field: ReceptiveField
 
 
-class TopPictures:
-    """Gathers `Exciting` from batch to batch. Keeps C x k numbers a layer, however many pictures pass."""
+class TopActivationCollector:
+    """Collects `TopActivations` over batches.
+
+    Keeps C x k numbers per layer, however many pictures there are.
+    """
 
     def __init__(self, model: nn.Module, layers: Sequence[ConvLayer], count: int) -> None:
-        """`count`: how many pictures of each channel are kept."""
+        """Prepare for `layers` of `model`.
+
+        Args:
+            model: The model.
+            layers: The layers whose activations are collected.
+            count: How many pictures are kept for each channel.
+        """
         self._model, self._layers, self._count = model, layers, count
         self._best: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        self._fields: dict[str, Field] = {}
+        self._fields: dict[str, ReceptiveField] = {}
 
-    def see(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Run a batch through the model and return its scores (n, classes).
+    def update(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Run a batch through the model and add its activations.
 
-        images: float (n, C, H, W), normalised, on the model's device; rows: int64 (n,), what `Exciting` calls
-        them.
+        Args:
+            images: Normalized pictures, float (n, C, H, W), on the model's device.
+            rows: Rows of the pictures in the data set, int64 (n,).
+
+        Returns:
+            The scores of the model, (n, classes).
         """
         rows = rows.to(images.device)
 
@@ -54,23 +71,23 @@ class TopPictures:
             if stage == "after":
                 self._merge(layer.name, maps.float(), rows)
 
-        with torch.inference_mode(), evaluating(self._model):
+        with torch.inference_mode(), evaluation_mode(self._model):
             if not self._fields:
-                self._fields = fields(self._model, images[:1], self._layers)
-            with watching(self._model, self._layers, receive):
+                self._fields = receptive_fields(self._model, images[:1], self._layers)
+            with watch_activations(self._model, self._layers, receive):
                 scores: Tensor = self._model(images)
         return scores
 
-    def results(self) -> dict[str, Exciting]:
-        """By the layers' names."""
+    def results(self) -> dict[str, TopActivations]:
+        """Return the top activations of all pictures so far, by the name of the layer."""
         found = {}
         for name, (values, pictures, places) in self._best.items():
-            found[name] = Exciting(values.cpu(), pictures.cpu(), places.cpu(), self._fields[name])
+            found[name] = TopActivations(values.cpu(), pictures.cpu(), places.cpu(), self._fields[name])
         return found
 
     def _merge(self, name: str, maps: Tensor, rows: Tensor) -> None:
         flat = maps.flatten(2).transpose(0, 1)  # (C, n, h w)
-        peaks, where = flat.max(-1)  # (C, n); of equal values the first
+        peaks, where = flat.max(-1)  # (C, n); among equal values the first
         places = torch.stack([where // maps.shape[-1], where % maps.shape[-1]], -1)
         pictures = rows.expand(len(peaks), -1)
         if name in self._best:
@@ -87,31 +104,49 @@ class TopPictures:
         )
 
 
-def most_exciting(
+def find_top_activations(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], layers: Sequence[ConvLayer], count: int = 9
-) -> dict[str, Exciting]:
-    """The `count` pictures that excite each channel of `layers` most. batches: see `TopPictures.see`."""
-    top = TopPictures(model, layers, count)
+) -> dict[str, TopActivations]:
+    """Find the pictures that activate each channel of `layers` most.
+
+    Args:
+        model: The model.
+        batches: Pairs of normalized pictures, float (n, C, H, W), and their rows, int64 (n,).
+        layers: The layers to look at.
+        count: How many pictures are kept for each channel.
+
+    Returns:
+        The top activations, by the name of the layer.
+    """
+    top = TopActivationCollector(model, layers, count)
     for images, rows in batches:
-        top.see(images, rows)
+        top.update(images, rows)
     return top.results()
 
 
-def fields(model: nn.Module, image: Tensor, layers: Sequence[ConvLayer]) -> dict[str, Field]:
-    """The receptive field of each layer's map after ReLU, by its name, from one forward pass.
+def receptive_fields(model: nn.Module, image: Tensor, layers: Sequence[ConvLayer]) -> dict[str, ReceptiveField]:
+    """Compute the receptive field of each layer's map after ReLU, from one forward pass.
 
-    image: float (1, C, H, W). Exact where layers run one after another; where they branch, the field is that of
-    all layers that ran before, so it is rather too large.
+    The result is exact if layers run one after another. If they branch, the field is that of all layers that
+    ran before, and so may be too large.
+
+    Args:
+        model: The model.
+        image: One normalized picture, float (1, C, H, W).
+        layers: The layers.
+
+    Returns:
+        The receptive fields, by the name of the layer.
     """
-    now = Field()
-    found: dict[str, Field] = {}
+    now = ReceptiveField()
+    found: dict[str, ReceptiveField] = {}
 
     def pass_through(module: nn.Module, _inputs: object, _output: object) -> None:
         nonlocal now
-        now = now.through(module)
+        now = now.after(module)
 
     def note(layer: ConvLayer, _stage: Stage, _maps: Tensor) -> None:
-        # Twice: the second time behind what lies between the convolution and its ReLU, such as a pooling.
+        # Called before and after ReLU: the second call accounts for layers in between, such as pooling.
         found[layer.name] = now
 
     spatial: list[tuple[nn.Module, Hook]] = [
@@ -121,9 +156,9 @@ def fields(model: nn.Module, image: Tensor, layers: Sequence[ConvLayer]) -> dict
     ]
     with (
         torch.inference_mode(),
-        evaluating(model),
+        evaluation_mode(model),
         forward_hooks(spatial),
-        watching(model, layers, note),
+        watch_activations(model, layers, note),
     ):
         model(image)
     return found

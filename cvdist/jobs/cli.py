@@ -116,7 +116,7 @@ JOBS = {
     "visualize": Job(
         configs.VisualizeJobConfig,
         "Figures of what a model has learned: the filters of its convolutions and, with pictures, its "
-        "activations, the pictures that excite its channels most, and Grad-CAM.",
+        "activations, the pictures that activate its channels most, and Grad-CAM.",
         subject="MODEL",
         subject_field="saved.source",
         subject_help=_MODEL,

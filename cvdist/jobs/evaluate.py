@@ -24,7 +24,7 @@ from cvdist.jobs import cli, console
 from cvdist.log import redact
 from cvdist.runtime.signals import sigterm_raises
 from cvdist.saved import SavedModel, open_model
-from cvdist.tracking import RunRef, Store, environment, open_tracker
+from cvdist.tracking import RunRef, TrackingStore, environment, open_tracker
 from cvdist.training.reporting import quarantine_table
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     return EvaluateResult(config, evaluation, run, registered, time.monotonic() - began)
 
 
-def _open_store(config: EvaluateConfig) -> Store | None:
+def _open_store(config: EvaluateConfig) -> TrackingStore | None:
     """The MLflow store to log to, asked before anything is computed."""
     saved = config.saved
     settings = TrackingConfig(
@@ -90,7 +90,7 @@ def _open_store(config: EvaluateConfig) -> Store | None:
         experiment=saved.experiment,
         timeout=saved.tracking_timeout,
     )
-    return tracking.open_store(settings, saved.storage)
+    return tracking.open_tracking_store(settings, saved.storage)
 
 
 def _measure(config: EvaluateConfig, saved: SavedModel, device: torch.device) -> Evaluations:
@@ -153,7 +153,7 @@ def _register(config: EvaluateConfig, evaluation: Evaluations) -> str:
 # ------------------------------------------------------------------------------------------------- MLflow
 
 
-def _log(store: Store, evaluation: Evaluations) -> RunRef:
+def _log(store: TrackingStore, evaluation: Evaluations) -> RunRef:
     """Log the results as a run of their own, below the run that trained the model; returns it, ended."""
     saved = evaluation.first.saved
     trained_by = saved.run if saved.run is not None and saved.run.tracking_uri == store.tracking_uri else None
@@ -161,18 +161,18 @@ def _log(store: Store, evaluation: Evaluations) -> RunRef:
         "cvdist.kind": "evaluation",
         "cvdist.model": saved.source,
         "cvdist.model_digest": saved.digest,
-        **environment.facts(),
+        **environment.run_tags(),
     }
     if trained_by is not None:
-        store = Store(store.tracking_uri, trained_by.experiment_id)
+        store = TrackingStore(store.tracking_uri, trained_by.experiment_id)
         tags |= {"cvdist.trained_by": trained_by.run_id, tracking.PARENT_TAG: trained_by.run_id}
     second = evaluation.second
     if second is not None:
         tags["cvdist.compared_with"] = second.saved.source
     run = tracking.create_run(store, f"evaluation of {saved.name}", tags)
-    with tracking.ended(run):
+    with tracking.end_run_on_exit(run):
         tracker = open_tracker(run, 0, 0, "")
-        tracker.params(
+        tracker.log_params(
             {
                 "model": saved.source,
                 "data": evaluation.pictures.name,
@@ -184,16 +184,16 @@ def _log(store: Store, evaluation: Evaluations) -> RunRef:
         if evaluation.comparison is not None and second is not None:
             values |= {f"second_{name}": value for name, value in page.values(second.metrics).items()}
             values["comparison/mcnemar_p"] = evaluation.comparison.p
-        tracker.metrics(values, step=0)
+        tracker.log_metrics(values, step=0)
         for name, draw in page.figures(evaluation).items():
-            tracker.figure(name, draw)
-        tracker.text("classes.csv", page.class_table(evaluation.first.metrics))
-        tracker.text("evaluation.json", json.dumps(evaluation.to_dict(), indent=1))
+            tracker.log_figure(name, draw)
+        tracker.log_text("classes.csv", page.class_table(evaluation.first.metrics))
+        tracker.log_text("evaluation.json", json.dumps(evaluation.to_dict(), indent=1))
         if evaluation.pictures.quarantine:
-            tracker.text("quarantine.csv", quarantine_table(evaluation.pictures.quarantine))
+            tracker.log_text("quarantine.csv", quarantine_table(evaluation.pictures.quarantine))
         tracker.close()
         tracking.link_model(run, saved.model_id)
-        tracking.describe(run, page.description(evaluation, environment.command()))
+        tracking.set_description(run, page.description(evaluation, environment.command()))
     return run
 
 

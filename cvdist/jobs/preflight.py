@@ -204,12 +204,12 @@ def _health(config: TrainConfig) -> str:
     if config.tracking.mode == "none" or not uri.startswith("http"):
         return ""
     began = time.monotonic()
-    tracking.require_answer(uri, config.tracking.timeout)
+    tracking.require_server(uri, config.tracking.timeout)
     return f"answers in {1e3 * (time.monotonic() - began):.0f} ms"
 
 
 def _mlflow(config: TrainConfig) -> str:
-    store = tracking.open_store(config.tracking, config.run.storage)
+    store = tracking.open_tracking_store(config.tracking, config.run.storage)
     return (
         "not used"
         if store is None

@@ -12,7 +12,7 @@ from cvdist.errors import UserError
 from cvdist.jobs import cli
 from cvdist.log import redact
 from cvdist.tracking import journal
-from cvdist.tracking.run import client_of, first_line, require_answer
+from cvdist.tracking.run import first_line, mlflow_client, require_server
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ def replay(config: ReplayConfig) -> ReplayResult:
     if "***@" in where:
         raise UserError("the MLflow store needs a user and a password: name it with MLFLOW_TRACKING_URI")
     if where.startswith("http"):
-        require_answer(where, 10.0, "")
+        require_server(where, 10.0, "")
     try:
-        client = client_of(where)
-        journal.Delivery(kept.run_id).deliver(client, kept.metrics)
+        client = mlflow_client(where)
+        journal.MetricDelivery(kept.run_id).deliver(client, kept.metrics)
         ended = kept.finished and client.get_run(kept.run_id).info.status != "FINISHED"
         if ended:
             client.set_terminated(kept.run_id, "FINISHED")

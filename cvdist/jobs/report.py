@@ -16,7 +16,7 @@ from cvdist.config import ReportConfig
 from cvdist.errors import UserError
 from cvdist.jobs import cli
 from cvdist.report_html import figures
-from cvdist.report_html.content import Data, Model, Picture, Report, Setting
+from cvdist.report_html.content import DataSummary, FigureFile, ModelSummary, Report, Setting
 from cvdist.report_html.embed import TYPES
 from cvdist.report_html.page import render
 from cvdist.results import EpochRecord, RidgeResult
@@ -174,12 +174,12 @@ def _settings(parameters: Mapping[str, str]) -> tuple[tuple[Setting, ...], tuple
     return settings, tuple((name, parameters[name]) for name in rest)
 
 
-def _data(run: StoredRun) -> Data | None:
+def _data(run: StoredRun) -> DataSummary | None:
     dataset = run.dataset
     if dataset is None:
         return None
     features = str(dataset.schema.get("mlflow_tensorspec", {}).get("features", ""))
-    return Data(
+    return DataSummary(
         name=dataset.name,
         source=dataset.source,
         shape=features.removeprefix("uint8 "),
@@ -190,18 +190,18 @@ def _data(run: StoredRun) -> Data | None:
     )
 
 
-def _model(parameters: Mapping[str, str]) -> Model | None:
+def _model(parameters: Mapping[str, str]) -> ModelSummary | None:
     name = parameters.get("model.name", "")
     if not name:
         return None
     trained, frozen = (parameters.get(f"run.{which}", "0") for which in ("parameters", "frozen_parameters"))
-    return Model(
+    return ModelSummary(
         name=name,
         trained=int(trained) if trained.isdecimal() else 0,
         frozen=int(frozen) if frozen.isdecimal() else 0,
         weights=parameters.get("model.weights", ""),
         weights_sha256=parameters.get("weights.sha256", ""),
-        normalisation=parameters.get("weights.normalisation", ""),
+        normalization=parameters.get("weights.normalisation", ""),
     )
 
 
@@ -249,11 +249,13 @@ def _epochs(run: StoredRun) -> tuple[EpochRecord, ...]:
     )
 
 
-def _pictures(run: StoredRun) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
+def _pictures(run: StoredRun) -> tuple[tuple[FigureFile, ...], tuple[str, ...]]:
     """The figures among the artifacts, and a line for each that is not taken."""
     found = run.files(_FIGURES, _DEEPEST)
     sizes = {str(PurePosixPath(path).relative_to(_FIGURES)): size for path, size in found.items()}
-    paths, left_out = figures.chosen([path for path in sizes if PurePosixPath(path).suffix.lower() in TYPES])
+    paths, left_out = figures.select_figures(
+        [path for path in sizes if PurePosixPath(path).suffix.lower() in TYPES]
+    )
     pictures = []
     deadline = time.monotonic() + _ALL_SECONDS
     for path in paths:
@@ -265,7 +267,7 @@ def _pictures(run: StoredRun) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
             left_out.append(f"{where}: the MLflow server took more than {_ALL_SECONDS:g} s for the others")
             continue
         try:
-            pictures.append(Picture(path, run.read(where)))
+            pictures.append(FigureFile(path, run.read(where)))
         except Exception as error:  # one picture less is still a report
             left_out.append(f"{where} could not be fetched: {first_line(error)}")
     return tuple(pictures), tuple(left_out)

@@ -26,7 +26,7 @@ from cvdist.runtime.installed import require_ray
 from cvdist.runtime.signals import sigterm_raises
 from cvdist.storage import Folder
 from cvdist.sweep import importance, space
-from cvdist.sweep.record import ENDED, Records, State, Trial, best_of, folder_of
+from cvdist.sweep.record import END_STATES, Trial, TrialState, TrialStore, best_of, folder_of
 from cvdist.sweep.space import Dimension, Settings
 from cvdist.tracking import RunRef, environment, open_tracker, sweep_runs
 
@@ -81,17 +81,18 @@ def sweep(job: SweepJobConfig) -> SweepResult:
     configs.check_sweep(job)
     config = named(absolute(job.train))
     config = configs.replace(config, storage=storage_root(config.run.storage))  # trials run in other folders
-    search = space.parse(job.sweep.search, config)
-    tries = space.draw(search, job.sweep.seed, job.sweep.trials)
+    search = space.parse_search(job.sweep.search, config)
+    tries = space.sample_points(search, job.sweep.seed, job.sweep.trials)
     if len(tries) == 1 < job.sweep.trials:
         raise UserError(
-            f"--search has one point alone, {space.describe(tries[0])}: name a range, or use jobs/train.py"
+            f"--search has one point alone, {space.format_settings(tries[0])}: name a range, or use "
+            "jobs/train.py"
         )
     for settings in tries:
         try:
-            space.apply(config, settings)
+            space.apply_settings(config, settings)
         except UserError as error:
-            raise UserError(f"--search: {space.describe(settings)}: {error}") from error
+            raise UserError(f"--search: {space.format_settings(settings)}: {error}") from error
     require_ray("try settings one by one with jobs/train.py --runtime inline")
     job = SweepJobConfig.of(config, job.sweep)
     try:
@@ -120,17 +121,17 @@ def _run(
 
     uri = f"{root}/{name}"
     folder = Folder.open(uri, "--storage", patient=True)
-    records = Records(folder)
+    records = TrialStore(folder)
     continued = records.begin(_plan(config, search, settings.seed, settings.trial_epochs))
     fence = Fence.claim_job(uri)
     known = records.read(tries)
-    left = [trial for trial in known if trial.state not in ENDED]
+    left = [trial for trial in known if trial.state not in END_STATES]
     _announce(job, search, known, left, continued=continued)
     parent, runs = None, {}
     if store is not None:
         parent = sweep_runs.start_sweep(job, search, store, continued=continued, owner=fence.name)
         logger.info("tracking   %s, %s", redact(parent.tracking_uri), parent.page)
-    with tracking.ended(parent):
+    with tracking.end_run_on_exit(parent):
         if parent is not None:
             parent.require_reachable_from(nodes)
         base = _of_a_trial(config)
@@ -175,7 +176,7 @@ class _Keeper:
 
     def __init__(self, folder: Folder, runs: dict[int, RunRef], known: list[Trial]) -> None:
         self._folder, self._runs = folder, runs
-        self._ended = [trial for trial in known if trial.state in ENDED]
+        self._ended = [trial for trial in known if trial.state in END_STATES]
         self._cleared: set[int] = set()
 
     def ended(self, trial: Trial) -> None:
@@ -213,7 +214,7 @@ class _Keeper:
         )
 
 
-def _open(config: TrainConfig, tries: list[Settings]) -> tracking.Store | None:
+def _open(config: TrainConfig, tries: list[Settings]) -> tracking.TrackingStore | None:
     """Reach all that results are written to, and the data if the workers are on this machine."""
     here = "RAY_ADDRESS" not in os.environ
     store = open_all(config, data_is_here=here)
@@ -273,7 +274,7 @@ def _memory(config: TrainConfig, tries: list[Settings]) -> int:
     most = 0
     sizes: dict[ModelConfig, int] = {}
     for settings in tries:
-        chosen = space.apply(config, settings)
+        chosen = space.apply_settings(config, settings)
         model = dataclasses.replace(chosen.model, dropout=0.0)
         if model not in sizes:
             sizes[model] = trained_parameters(chosen)
@@ -310,18 +311,18 @@ def _announce(
     if ended := len(known) - len(left):
         logger.info("resuming   %d trials have ended and are kept, %d are left", ended, len(left))
     for trial in left:
-        logger.info("           trial %-3d %s", trial.number, space.describe(trial.settings))
+        logger.info("           trial %-3d %s", trial.number, space.format_settings(trial.settings))
 
 
 def _train_best(job: SweepJobConfig, best: Trial, checkpoint: str, parent: RunRef | None) -> TrainResult | None:
     """An ordinary training with the best trial's settings, from its best checkpoint on."""
-    config = space.apply(job.train, best.settings)
+    config = space.apply_settings(job.train, best.settings)
     assert best.best is not None
     logger.info(
         "best       trial %d, %s, %s: training it on",
         best.number,
         log.percent(best.best.correct, best.best.total),
-        space.describe(best.settings),
+        space.format_settings(best.settings),
     )
     if not checkpoint:
         logger.warning("its checkpoint is gone: it is trained from the start")
@@ -348,18 +349,18 @@ def _log_results(ref: RunRef, search: Sequence[Dimension], trials: Sequence[Tria
             "best/accuracy": best.best.correct / best.best.total,
             "best/trial": best.number,
         }
-    tracker.metrics(numbers, step=0)
-    tracker.text("trials.csv", trials_csv(search, trials))
+    tracker.log_metrics(numbers, step=0)
+    tracker.log_text("trials.csv", trials_csv(search, trials))
     drawn = _figures(search, trials, grace)
     for name, draw in drawn.items():
-        tracker.figure(name, draw)
+        tracker.log_figure(name, draw)
     tracker.close()
-    tracking.describe(ref, description(search, trials, environment.command(), set(drawn)))
+    tracking.set_description(ref, description(search, trials, environment.command(), set(drawn)))
 
 
 def _figures(search: Sequence[Dimension], trials: Sequence[Trial], grace: int) -> Mapping[str, Any]:
     """The function that draws each figure, by the figure's name."""
-    shares = importance.of(search, trials, grace)
+    shares = importance.permutation_importance(search, trials, grace)
 
     def parallel() -> Any:
         from cvdist.figures import sweep
@@ -394,7 +395,9 @@ def trials_csv(search: Sequence[Dimension], trials: Sequence[Trial]) -> str:
         if best is not None:
             accuracy = f"{best.correct / best.total:.6f}"
             measured = [str(best.correct), str(best.total), accuracy, f"{best.loss:.6f}", str(best.epoch)]
-        settings = [space.text(trial.settings[name]) if name in trial.settings else "" for name in names]
+        settings = [
+            space.format_value(trial.settings[name]) if name in trial.settings else "" for name in names
+        ]
         ends = [len(trial.epochs), f"{trial.seconds:.1f}", log.redact(trial.reason)]
         writer.writerow([trial.number, trial.state, *settings, *measured, *ends])
     return output.getvalue()
@@ -415,7 +418,9 @@ def description(
     ranked = sorted(trials, key=lambda trial: (trial is not best, -trial.score, trial.number))
     for trial in ranked[:_SHOWN]:
         result = log.percent(trial.best.correct, trial.best.total) if trial.best is not None else ""
-        settings = [space.text(trial.settings[name]) if name in trial.settings else "" for name in names]
+        settings = [
+            space.format_value(trial.settings[name]) if name in trial.settings else "" for name in names
+        ]
         rows.append([str(trial.number), *settings, result, str(len(trial.epochs)), trial.state])
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     more = f"\n\nand {len(trials) - _SHOWN} more in `trials.csv`" if len(trials) > _SHOWN else ""
@@ -452,7 +457,7 @@ def table(result: SweepResult) -> str:
     """What was tried and what came of it, and the next command below."""
     best, job, trained = result.best, result.job, result.trained
     name = job.run.name
-    count = {state: sum(trial.state == state for trial in result.trials) for state in get_args(State)}
+    count = {state: sum(trial.state == state for trial in result.trials) for state in get_args(TrialState)}
     ends = ", ".join(f"{number} {state}" for state, number in count.items() if number)
     epochs = sum(len(trial.epochs) for trial in result.trials)
     whole = len(result.trials) * (job.sweep.trial_epochs or job.loop.epochs)
@@ -460,7 +465,7 @@ def table(result: SweepResult) -> str:
     rows = [
         ("sweep", name),
         ("trials", f"{len(result.trials)}: {ends}; {epochs} of {whole} epochs trained"),
-        ("best", f"trial {best.number}: {space.describe(best.settings)}"),
+        ("best", f"trial {best.number}: {space.format_settings(best.settings)}"),
         ("", f"{log.percent(best.best.correct, best.best.total)} at epoch {best.best.epoch}"),
     ]
     if trained is not None:
@@ -480,8 +485,8 @@ def table(result: SweepResult) -> str:
         resume = f" --resume {result.checkpoint}" if result.checkpoint else ""
         lines.append(
             f"next: the sweep's command without --no-train-best, or one training: "
-            f"{cli.command('train')} {job.recipe} {space.flags(best.settings)}{resume} and the sweep's other "
-            "flags"
+            f"{cli.command('train')} {job.recipe} {space.format_flags(best.settings)}{resume} and the sweep's "
+            "other flags"
         )
         return "\n".join(lines)
     evaluate = cli.command("evaluate")

@@ -117,7 +117,7 @@ def _on_ray(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | Non
     from cvdist.runtime import ray_train
 
     run, job = _start(config, store, tags=part.tags)
-    with tracking.ended(run):
+    with tracking.end_run_on_exit(run):
         if run is not None:
             run.require_reachable_from(nodes)
         summary = ray_train.fit(config, functools.partial(_train, config, job, run))
@@ -141,7 +141,7 @@ def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef
         assert started is not None
         run, job = started
         with (
-            tracking.ended(run if ranks.rank == 0 else None),
+            tracking.end_run_on_exit(run if ranks.rank == 0 else None),
             SigtermRequest(config.checkpoint.grace_period) as sigterm,
         ):
             summary = _train(config, job, run, ranks, sigterm.poll)
@@ -229,7 +229,7 @@ def absolute(config: TrainConfig) -> TrainConfig:
     )
 
 
-def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | None:
+def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.TrackingStore | None:
     """Reach all that results are written to, and the data if the workers are on this machine."""
     from cvdist import loaders, models
 
@@ -238,11 +238,11 @@ def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.Store | Non
     if data_is_here:
         models.prepare(config.model)
         loaders.prepare(config)
-    return tracking.open_store(config.tracking, config.run.storage)
+    return tracking.open_tracking_store(config.tracking, config.run.storage)
 
 
 def _start(
-    config: TrainConfig, store: tracking.Store | None, *, tags: Mapping[str, str]
+    config: TrainConfig, store: tracking.TrackingStore | None, *, tags: Mapping[str, str]
 ) -> tuple[RunRef | None, Fence]:
     """Become the newest job of this name, and open its MLflow run."""
     root, name = storage_root(config.run.storage), config.run.name
@@ -263,7 +263,7 @@ def _describe(run: RunRef | None, summary: Summary, part: Part) -> None:
 
         description = reporting.description(summary, environment.command())
         tracking.wait_for_server(run)
-        tracking.describe(run, description, _seconds_to_first_step(summary, part))
+        tracking.set_description(run, description, _seconds_to_first_step(summary, part))
         log_report_or_warn(run)
 
 

@@ -34,7 +34,7 @@ from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import Superseded, UserError, superseded_by_another_job
 from cvdist.jobs.train import open_worker
 from cvdist.sweep import space
-from cvdist.sweep.record import Epoch, Trial, folder_of
+from cvdist.sweep.record import Trial, TrialEpoch, folder_of
 from cvdist.tracking import NoTracker, RunRef, Tracker
 from cvdist.tracking.sweep_runs import show_running
 from cvdist.training.finite import NotFinite
@@ -59,20 +59,20 @@ class _Stopped(BaseException):
 class TrialTracker(NoTracker):
     """Passes on a trial's parameters and metrics, not its figures and files, and tells of each epoch."""
 
-    def __init__(self, inner: Tracker, epoch_done: Callable[[Epoch], None]) -> None:
+    def __init__(self, inner: Tracker, epoch_done: Callable[[TrialEpoch], None]) -> None:
         """`inner`: of the trial's run."""
         self._inner, self._epoch_done = inner, epoch_done
-        self.params, self.dataset, self.close = inner.params, inner.dataset, inner.close  # type: ignore[method-assign]
+        self.log_params, self.log_dataset, self.close = inner.log_params, inner.log_dataset, inner.close  # type: ignore[method-assign]
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics, and tell of the epoch if they are an epoch's.
 
         An epoch's come after its checkpoint; a resumed trial begins with those before.
         """
-        self._inner.metrics(values, step)
+        self._inner.log_metrics(values, step)
         if "valid/correct" in values:
             self._epoch_done(
-                Epoch(step, int(values["valid/correct"]), int(values["valid/total"]), values["valid/loss"])
+                TrialEpoch(step, int(values["valid/correct"]), int(values["valid/total"]), values["valid/loss"])
             )
 
 
@@ -111,7 +111,7 @@ class _Process(tune.Trainable):
         self._go = threading.Semaphore(0)
         self._stopping = False
         self._error: BaseException | None = None
-        self._best: Epoch | None = None
+        self._best: TrialEpoch | None = None
         self._started = time.monotonic()
         self._last: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._work, args=(int(new_config["trial"]),), daemon=True)
@@ -173,7 +173,7 @@ class _Process(tune.Trainable):
         ) as (worker, tracker):
             try:
                 try:
-                    config = space.apply(config, task.settings[number])
+                    config = space.apply_settings(config, task.settings[number])
                     run = build_run(config, worker, TrialTracker(tracker, self._epoch_done))
                 except UserError as error:
                     # What a trial can't even begin with, the others can't either.
@@ -183,7 +183,7 @@ class _Process(tune.Trainable):
             finally:
                 worker.wait_for_uploads()
 
-    def _epoch_done(self, epoch: Epoch) -> None:
+    def _epoch_done(self, epoch: TrialEpoch) -> None:
         """Tell Ray Tune, and wait until it wants the next one; the last is told when all is delivered."""
         if self._stopping:
             raise _Stopped
@@ -257,9 +257,11 @@ class Watch(tune.Callback, tune.Stopper):
         """Keep what an epoch of the trial has reached."""
         mine = self.trials[trial.config["trial"]]
         if result.get("whole"):
-            self.error = UserError(f"trial {mine.number} ({space.describe(mine.settings)}): {result['reason']}")
+            self.error = UserError(
+                f"trial {mine.number} ({space.format_settings(mine.settings)}): {result['reason']}"
+            )
         elif "correct" in result:
-            epoch = Epoch(result[_EPOCH], result["correct"], result["total"], result["loss"])
+            epoch = TrialEpoch(result[_EPOCH], result["correct"], result["total"], result["loss"])
             new = mine.with_epoch(epoch, self._before[mine.number] + result["seconds"])
             self._note(dataclasses.replace(new, state="running"))
 
@@ -319,7 +321,7 @@ def progress(trials: Sequence[Trial], running: int) -> str:
     best = max(trials, key=lambda trial: trial.score)
     if best.best is not None:
         result = log.percent(best.best.correct, best.best.total)
-        parts.append(f"best {result} {space.describe(best.settings)}")
+        parts.append(f"best {result} {space.format_settings(best.settings)}")
     return ", ".join(parts)
 
 
@@ -329,7 +331,7 @@ def ended_line(trial: Trial) -> str:
     after = f" after epoch {trial.epochs[-1].epoch}" if trial.state == "stopped" and trial.epochs else ""
     # The whole of it is in the table.
     reason = f"{trial.reason[:_SHOWN].rpartition(' ')[0]} ..." if len(trial.reason) > _SHOWN else trial.reason
-    settings = space.describe(trial.settings) + (f": {reason}" if reason else "")
+    settings = space.format_settings(trial.settings) + (f": {reason}" if reason else "")
     return f"trial {trial.number:<4} {trial.state}{after}{result}  {settings}"
 
 

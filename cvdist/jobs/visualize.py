@@ -26,8 +26,8 @@ from cvdist.distributed import device as devices
 from cvdist.errors import UserError
 from cvdist.figures import network
 from cvdist.hardware import usable_cores
-from cvdist.interpret.layers import ConvLayer, choose
-from cvdist.interpret.study import Limits, Source, Study, study
+from cvdist.interpret.interpretation import Interpretation, Limits, PictureSource, interpret_model
+from cvdist.interpret.layers import ConvLayer, select_layers
 from cvdist.jobs import cli, console
 from cvdist.jobs.report import log_report_or_warn
 from cvdist.log import redact
@@ -54,9 +54,9 @@ class VisualizeResult:
     Args:
         model: the model in words.
         layers: the convolutions that were looked into.
-        study: what was found with pictures; None without any.
+        interpretation: what was found with pictures; None without any.
         pictures: which they were, in words.
-        bad: those that could not be decoded.
+        bad: those that can't be decoded.
         files: names of the figures.
         output: folder or URI of the figures; empty: the run's artifacts alone.
         run: the model's MLflow run; None without one.
@@ -65,7 +65,7 @@ class VisualizeResult:
 
     model: str
     layers: list[ConvLayer]
-    study: Study | None
+    interpretation: Interpretation | None
     pictures: str
     bad: list[str]
     files: list[str]
@@ -84,7 +84,7 @@ def visualize(config: VisualizeJobConfig) -> VisualizeResult:
     look = config.look
     configs.check_groups(config)
     saved = open_model(config.saved)
-    layers = choose(saved.model, look.layers)
+    layers = select_layers(saved.model, look.layers)
     output = look.output or ("" if saved.run else "figures")
     if output:
         storage.check_writable(output, "--output")
@@ -92,7 +92,7 @@ def visualize(config: VisualizeJobConfig) -> VisualizeResult:
     logger.info("model      %s, %s", saved.source, saved.identity)
     logger.info("layers     %s", ", ".join(layer.name for layer in layers))
     logger.info("pictures   %s", pictures.words if pictures else "none: filters only (--data names some)")
-    result = _study(saved, layers, pictures, look) if pictures else None
+    result = _interpret(saved, layers, pictures, look) if pictures else None
     drawings = dict(_drawings(layers, result, pictures, look))
     files = _write(drawings, output, saved.run)
     if saved.run is not None:
@@ -100,7 +100,7 @@ def visualize(config: VisualizeJobConfig) -> VisualizeResult:
     return VisualizeResult(
         model=f"{saved.source}, {saved.identity}",
         layers=layers,
-        study=result,
+        interpretation=result,
         pictures=pictures.words if pictures else "none",
         bad=pictures.bad if pictures else [],
         files=files,
@@ -112,13 +112,13 @@ def visualize(config: VisualizeJobConfig) -> VisualizeResult:
 
 @dataclass(frozen=True)
 class _Pictures:
-    source: Source
+    source: PictureSource
     words: str
     bad: list[str]
 
 
 class Decoded:
-    """Pictures in memory (`cvdist.interpret.study.Source`)."""
+    """Pictures in memory (`cvdist.interpret.interpretation.PictureSource`)."""
 
     def __init__(self, pixels: Tensor, labels: Sequence[str], available: int) -> None:
         """`pixels`: uint8 (n, C, H, W); available: how many these were chosen from."""
@@ -130,7 +130,9 @@ class Decoded:
         return self._pixels[list(rows)], [self._labels[row] for row in rows]
 
 
-def _study(saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, look: LookConfig) -> Study:
+def _interpret(
+    saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, look: LookConfig
+) -> Interpretation:
     device = devices.here(look.device)
     line = log.ProgressLine(logger, enabled=True)
 
@@ -139,7 +141,7 @@ def _study(saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, 
             line.show(f"{done}/{of} pictures through the network")
 
     model = saved.model.to(device).to(memory_format=torch.channels_last)
-    result = study(
+    result = interpret_model(
         model,
         pictures.source,
         saved.identity.classes,
@@ -147,7 +149,7 @@ def _study(saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, 
         device,
         layers,
         Limits(pictures=look.most_pictures, maps=look.pictures),
-        explain=saved.has_classifier,
+        has_classifier=saved.has_classifier,
         progress=progress,
     )
     line.clear()
@@ -265,16 +267,16 @@ def _decoded(
 
 
 def _drawings(
-    layers: Sequence[ConvLayer], result: Study | None, pictures: _Pictures | None, look: LookConfig
+    layers: Sequence[ConvLayer], result: Interpretation | None, pictures: _Pictures | None, look: LookConfig
 ) -> Iterator[tuple[str, Made]]:
     """Each file's name below `figures/`, and what makes it."""
     for layer in layers:
-        grid = functools.partial(network.filters, layer.name, layer.weight, look.channels)
+        grid = functools.partial(network.filter_figure, layer.name, layer.weight, look.channels)
         yield f"filters/{layer.name}.png", functools.partial(_png, grid)
         if network.small_enough_for_svg(layer):
             yield f"filters/{layer.name}.svg", functools.partial(network.filters_svg, layer.name, layer.weight)
     if result is not None and pictures is not None:
-        for name, draw in network.of_study(result, pictures.source).items():
+        for name, draw in network.interpretation_figures(result, pictures.source).items():
             yield f"{name}.png", functools.partial(_png, draw)
 
 
@@ -313,7 +315,7 @@ def present(result: VisualizeResult) -> int:
 
 def table(result: VisualizeResult) -> str:
     """What was looked at and where the figures are, and how to see them."""
-    found = result.study
+    found = result.interpretation
     rows = [
         ("model", result.model),
         ("layers", ", ".join(layer.name for layer in result.layers)),
@@ -324,7 +326,7 @@ def table(result: VisualizeResult) -> str:
     if found is not None:
         dead = [f"{len(gone)}/{_channels(result, name)} in {name}" for name, gone in found.dead.items() if gone]
         rows.append(("dead channels", f"{', '.join(dead) or 'none'}, over {found.seen} pictures"))
-        if found.explained and found.num_correct + found.num_wrong:
+        if found.has_classifier and found.num_correct + found.num_wrong:
             total = found.num_correct + found.num_wrong
             rows.append(("predictions", f"{log.percent(found.num_correct, total)} right"))
     rows += [
@@ -336,8 +338,8 @@ def table(result: VisualizeResult) -> str:
 
 def _next(result: VisualizeResult) -> str:
     """What a person does now."""
-    if result.study is None:
-        return "the same with --data PICTURES, to see activations, exciting pictures and Grad-CAM"
+    if result.interpretation is None:
+        return "the same with --data PICTURES, to see activations, top activations and Grad-CAM"
     if result.run is not None:
         page = f"http://localhost:5000/{result.run.page}"
         at = result.run.page if result.run.tracking_uri.startswith("http") else f"{page} (after make ui)"

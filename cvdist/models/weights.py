@@ -226,7 +226,7 @@ def _names(settings: BackboneConfig) -> str:
 
 def _brought(uri: str) -> Path:
     """The file behind `uri` in the cache, under a name that changes when the file does."""
-    found = storage.state_of(uri, "--weights")
+    found = storage.file_state(uri, "--weights")
     folder = _cache()
     identity = hashlib.sha256(f"{uri} {found.size} {found.modified}".encode()).hexdigest()
     path = folder / f"cvdist-{identity[:32]}.pth"

@@ -1,1 +1,1 @@
-"""A run on one page: a file of HTML that needs nothing else, from plain values. Knows nothing of MLflow."""
+"""The report of a run: one self-contained HTML file, made from plain values. Does not depend on MLflow."""

@@ -1,4 +1,4 @@
-"""Pictures inside a page: data URIs, made smaller where they would be too much."""
+"""Embed figures in a page as data URIs, and shrink them if the page would become too large."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from PIL import Image
 
-from cvdist.report_html.content import Picture
+from cvdist.report_html.content import FigureFile
 
 TYPES = {
     ".png": "image/png",
@@ -20,13 +20,20 @@ TYPES = {
     ".webp": "image/webp",
     ".svg": "image/svg+xml",
 }
-# Animations lose every second frame, and half their sides, as a step.
-_STEPS = ((1800, 90), (1200, 80), (800, 65))  # widest side in pixels, quality of WebP
+# Steps of shrinking. In each step, animations also lose every second frame.
+_STEPS = ((1800, 90), (1200, 80), (800, 65))  # longest side in pixels, quality of WebP
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """A picture as it goes into the page. width, height: of the picture as it was made, pixels; 0: unknown."""
+class EmbeddedFigure:
+    """A figure as it goes into the page.
+
+    Attributes:
+        path: Path below the run's `figures/` folder.
+        uri: Data URI with the content.
+        width: Width in pixels before shrinking; 0 if unknown.
+        height: Height in pixels before shrinking; 0 if unknown.
+    """
 
     path: str
     uri: str
@@ -34,29 +41,36 @@ class Embedded:
     height: int
 
 
-def embed(pictures: Sequence[Picture], budget: int) -> tuple[list[Embedded], list[str]]:
-    """All of them, in at most `budget` characters; and a line for each that was made smaller or left out.
+def embed(pictures: Sequence[FigureFile], budget: int) -> tuple[list[EmbeddedFigure], list[str]]:
+    """Encode figures as data URIs of at most `budget` characters in total.
 
-    pictures: the most important first. While they are too much, the largest one is made smaller by a step; when
-    none can be any more, the least important one goes.
+    While they are too large, the largest one is shrunk by a step. When none can be shrunk any further, the
+    least important one is left out.
+
+    Args:
+        pictures: The figures, the most important first.
+        budget: Most characters of all data URIs together.
+
+    Returns:
+        The embedded figures, and one line for each figure that was shrunk or left out.
     """
-    kept = [_Kept(picture) for picture in pictures]
+    kept = [_ShrinkableFigure(picture) for picture in pictures]
     lines = [f"{one.where} can't be read as a picture" for one in kept if not one.readable]
     kept = [one for one in kept if one.readable]
     while kept and sum(one.characters for one in kept) > budget:
-        can = [one for one in kept if one.step < len(_STEPS) and one.type != "image/svg+xml"]
-        if can:
-            max(can, key=lambda one: one.characters).shrink()
+        shrinkable = [one for one in kept if one.step < len(_STEPS) and one.type != "image/svg+xml"]
+        if shrinkable:
+            max(shrinkable, key=lambda one: one.characters).shrink()
         else:
             lines.append(f"{kept.pop().where} is left out: the report is limited in size")
     lines += [f"{one.where} is smaller here than among the artifacts" for one in kept if one.smaller]
-    return [Embedded(one.path, one.uri, *one.size) for one in kept], lines
+    return [EmbeddedFigure(one.path, one.uri, *one.size) for one in kept], lines
 
 
-class _Kept:
-    """A picture, and how far it was made smaller."""
+class _ShrinkableFigure:
+    """A figure, and by how many steps it was shrunk."""
 
-    def __init__(self, picture: Picture) -> None:
+    def __init__(self, picture: FigureFile) -> None:
         self.path, self._data = picture.path, picture.data
         self.type = TYPES.get(PurePosixPath(picture.path).suffix.lower(), "")
         self.where = f"figures/{picture.path}"
@@ -75,7 +89,7 @@ class _Kept:
         return len("data:;base64,") + len(self.type) + 4 * -(-len(self._data) // 3)
 
     def shrink(self) -> None:
-        """One step smaller, if the step does make it smaller."""
+        """Shrink the figure by one step. The result is kept only if it is smaller than before."""
         side, quality = _STEPS[self.step]
         self.step += 1
         try:
@@ -105,7 +119,7 @@ def _still(image: Image.Image, side: int, quality: int, step: int) -> bytes:
 
 
 def _animation(image: Image.Image, side: int, quality: int, step: int) -> bytes:
-    """Every second, fourth, eighth frame, and always the last one; shown for as long as those it stands for."""
+    """Keep every 2nd, 4th or 8th frame and the last one, each for the duration of the frames it replaces."""
     count = int(getattr(image, "n_frames", 1))
     every = 2**step
     frames, durations = [], []
@@ -125,6 +139,7 @@ def _animation(image: Image.Image, side: int, quality: int, step: int) -> bytes:
 
 
 def _fitted(image: Image.Image, side: int) -> Image.Image:
+    """Convert an image to RGB or RGBA, and scale it down to at most `side` pixels in width and height."""
     picture = image.convert("RGBA" if "A" in image.getbands() else "RGB")
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return picture

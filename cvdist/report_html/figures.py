@@ -1,4 +1,4 @@
-"""What a report says of each figure: its place, its title, and how it is read."""
+"""Section, title and explanation of each figure in a report."""
 
 from __future__ import annotations
 
@@ -12,50 +12,57 @@ CONFUSION = "Confusion matrix"
 MISTAKES = "Most wrong"
 FILTERS = "Filters"
 ACTIVATIONS = "Activations"
-EXCITING = "What excites a channel"
+TOP_ACTIVATIONS = "Top activations"
 GRADCAM = "What a prediction rests on"
 DATA = "Training pictures"
 OTHER = "Other figures"
 
 SECTIONS = {
     CURVES: (
-        "Solid progress is both lines falling (loss) or rising (accuracy) together. Training going on to "
-        "improve while validation stands still or turns is over-fitting."
+        "Both losses should fall together, and both accuracies rise. If training goes on improving while "
+        "validation stalls or gets worse, the model overfits."
     ),
     CONFUSION: "",
     MISTAKES: "",
     DATA: "",
     FILTERS: (
-        "The weights that the network slides over its input. A tile is one filter; in layers that see many "
-        "channels, one or some of its channels. White is exactly zero, and the two colours are its two "
-        "sides, on one scale for all of a figure; a first layer that sees colours is shown in colour."
+        "The weights of convolution layers. Each tile is one filter or, in layers with many input channels, "
+        "one channel of a filter. White is zero, blue negative and orange positive, on one scale for the "
+        "whole figure. Filters of a first layer on RGB pictures are shown in color."
     ),
     ACTIVATIONS: (
-        "What a layer makes of one validation picture, a tile for each channel. Before ReLU white is zero "
-        "and the two colours are its two sides; after ReLU dark is zero and bright a strong answer. A "
-        "channel that is zero for all pictures is dead: it has no part in any decision."
+        "The feature maps of a layer for one validation picture, one tile for each channel. Before ReLU, "
+        "white is zero, blue negative and orange positive. After ReLU, dark is zero and bright a strong "
+        "activation. A channel that is zero for all pictures is dead: it does not contribute to any prediction."
     ),
-    EXCITING: (
-        "The validation pictures that a channel answers most strongly to, a row for each channel, the "
-        "strongest first: a hint at what it has learned to look for. The box is the part that the answer "
-        "depends on."
+    TOP_ACTIVATIONS: (
+        "The validation pictures that activate a channel most, one row for each channel, the strongest first: "
+        "a hint at what the channel has learned to detect. The box is the part of the picture that the "
+        "activation depends on."
     ),
     GRADCAM: (
-        "Grad-CAM: where a picture is bright, it speaks for the class named below it; where it is dark, it "
-        "has no say. A model that is right for the right reason looks at the object, not at its "
-        "surroundings."
+        "Grad-CAM: bright parts of a picture raise the score of the class named below it, dark parts do not. A "
+        "model that is right for the right reason looks at the object rather than at its surroundings."
     ),
     OTHER: "",
 }
 
 _SNAPSHOT = re.compile(r"(?P<layer>.+)-epoch-(?P<epoch>\d+)$")
-# Where little room is left, what comes first here stays longest.
-_BY_WEIGHT = (CURVES, CONFUSION, MISTAKES, FILTERS, GRADCAM, ACTIVATIONS, EXCITING, DATA, OTHER)
+# Most important first: if a report would be too large, figures are left out from the end.
+_BY_IMPORTANCE = (CURVES, CONFUSION, MISTAKES, FILTERS, GRADCAM, ACTIVATIONS, TOP_ACTIVATIONS, DATA, OTHER)
 
 
 @dataclass(frozen=True)
 class Caption:
-    """`alt` says what is to be seen to those who don't see it; `rank` orders the figures of a section."""
+    """What a report says about a figure.
+
+    Attributes:
+        section: Title of its section, a key of `SECTIONS`.
+        title: Title above the figure. May be empty.
+        text: Explanation below the figure. May be empty.
+        alt: Description for readers who can't see the figure.
+        rank: Sorts the figures within a section.
+    """
 
     section: str
     title: str
@@ -68,66 +75,66 @@ _KNOWN = {
     "loss": Caption(
         CURVES,
         "",
-        "Cross-entropy by epoch, lower is better. The marked point is the least validation loss, which need "
-        "not be at the epoch with the best accuracy.",
+        "Cross-entropy by epoch; lower is better. The marked point is the least validation loss, which is not "
+        "always at the epoch with the best accuracy.",
         "Line chart of the training and the validation loss by epoch.",
     ),
     "accuracy": Caption(
         CURVES,
         "",
-        "Share of pictures classified right, by epoch. Training is measured while the weights move and "
-        "dropout and augmentation are at work, so it may lie below validation.",
+        "Fraction of correctly classified pictures by epoch. Training accuracy is measured while the weights "
+        "change, with dropout and augmentation, so it may lie below validation accuracy.",
         "Line chart of the training and the validation accuracy by epoch.",
         (1, ""),
     ),
     "confusion_matrix": Caption(
         CONFUSION,
         "",
-        "A row for each true class, a column for each predicted one, validation pictures at the best epoch. "
-        "Grey cells are right, coloured ones mistakes: the darker, the more of a true class ended up there.",
+        "Validation pictures at the best epoch. Rows are true classes, columns predicted classes. Gray cells "
+        "are correct; colored cells are mistakes, the darker the larger their share of the true class.",
         "Matrix of true against predicted classes, with the number of validation pictures in each cell.",
     ),
     "most_wrong": Caption(
         MISTAKES,
         "",
-        "Of the validation pictures that were classified wrongly, those the model was surest about: the true "
-        "class, what it was read as, and with which probability. Wrong labels are often found here.",
+        "The wrongly classified validation pictures with the highest confidence: true class, predicted class "
+        "and its probability. Wrong labels are often found here.",
         "Grid of misclassified validation pictures with true class, predicted class and confidence.",
     ),
     "samples": Caption(
-        DATA, "As they are", "A random choice, with their labels.", "Grid of training pictures with labels."
+        DATA, "As they are", "A random sample with labels.", "Grid of training pictures with labels."
     ),
     "augmentation": Caption(
         DATA,
         "As the network sees them",
-        "The first row as it is; each row below is what one epoch's augmentation makes of it.",
+        "The first row shows the original pictures; each row below shows the augmented pictures of one epoch.",
         "Grid of training pictures, the original in the first row and augmented versions below.",
         (1, ""),
     ),
     "filters/forming": Caption(
         FILTERS,
         "",
-        "How the filters form, epoch by epoch, from random weights. It runs in a loop.",
+        "How the filters develop from random weights, epoch by epoch. The animation loops.",
         "Animation of a layer's filters over the epochs of the training.",
     ),
     "gradcam/right": Caption(
         GRADCAM,
         "",
-        "Predictions that are right.",
-        "Pictures that were classified right, overlaid with a heat map of what the prediction rests on.",
+        "Correct predictions.",
+        "Correctly classified pictures, overlaid with a heat map of what the prediction rests on.",
     ),
     "gradcam/wrong": Caption(
         GRADCAM,
         "",
-        "Predictions that are wrong: what spoke for the predicted class, and what for the true one.",
-        "Pictures that were classified wrongly, overlaid with a heat map of what the prediction rests on.",
+        "Wrong predictions: what raised the score of the predicted class, and what that of the true class.",
+        "Wrongly classified pictures, overlaid with a heat map of what the prediction rests on.",
         (1, ""),
     ),
 }
 
 
 def caption(path: str) -> Caption:
-    """What to say of the figure at `path` (below the run's figures)."""
+    """Return what the report says about the figure at `path`, below the run's `figures/` folder."""
     name = str(PurePosixPath(path).with_suffix(""))
     if known := _KNOWN.get(name):
         return known
@@ -144,12 +151,12 @@ def caption(path: str) -> Caption:
             f"Input picture and the feature maps of {rest}.",
             _natural(rest),
         )
-    if folder == "exciting":
+    if folder == "top_activations":
         return Caption(
-            EXCITING,
+            TOP_ACTIVATIONS,
             "",
             "",
-            f"Validation pictures that excite the channels of {rest} most.",
+            f"Validation pictures that activate the channels of {rest} most.",
             _natural(rest),
         )
     if folder == "gradcam":
@@ -168,7 +175,7 @@ def _filters(name: str) -> Caption:
         return Caption(
             FILTERS,
             "",
-            "The same filters before the training and after it, on one scale of colours, and what has changed.",
+            "The same filters before and after training, on one color scale, and the difference.",
             f"Two grids of the filters of {layer}, before and after the training.",
             (2, layer),
         )
@@ -182,47 +189,57 @@ def _filters(name: str) -> Caption:
 
 
 def _natural(name: str) -> tuple[int, str]:
-    """Orders `features.2` before `features.10`."""
+    """Return a key that sorts `features.2` before `features.10`."""
     return 0, re.sub(r"\d+", lambda number: number[0].zfill(9), name)
 
 
-def in_order(paths: Iterable[str]) -> list[tuple[str, Caption]]:
-    """Sections in the report's order, figures within them by rank."""
+def order_figures(paths: Iterable[str]) -> list[tuple[str, Caption]]:
+    """Sort figures by section in the order of the report, and within a section by rank.
+
+    Returns them with captions.
+    """
     sections = list(SECTIONS)
     captioned = [(path, caption(path)) for path in paths]
     return sorted(captioned, key=lambda pair: (sections.index(pair[1].section), pair[1].rank, pair[0]))
 
 
-def weight(path: str) -> tuple[int, tuple[int, str]]:
-    """Sorts by importance, the most important first."""
-    said = caption(path)
-    return _BY_WEIGHT.index(said.section), said.rank
+def importance(path: str) -> tuple[int, tuple[int, str]]:
+    """Return a key that sorts figures by importance, the most important first."""
+    found = caption(path)
+    return _BY_IMPORTANCE.index(found.section), found.rank
 
 
-def chosen(paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Which of a run's figures a report shows, and a line for each kind that it doesn't.
+def select_figures(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Select the figures of a run that a report shows.
 
-    Of a layer's snapshots the first and the last, or none where a figure compares before and after; of figures
-    in two formats the one of pixels.
+    Of the snapshots of a layer's filters, it shows the first and the last one, or none if another figure
+    compares the filters before and after training. Of figures in two formats, it shows the PNG or GIF file.
+
+    Args:
+        paths: Paths of all figures, below the run's `figures/` folder.
+
+    Returns:
+        The selected paths, the most important first, and one line for each group of figures that is left out.
     """
-    taken = {path for path in paths if not _is_drawing(path) or not _twins(path) & set(paths)}
+    selected = {path for path in paths if not _is_svg(path) or not _raster_paths(path) & set(paths)}
     snapshots: dict[str, list[str]] = {}
-    for path in sorted(taken):
+    for path in sorted(selected):
         if path.startswith("filters/") and (match := _SNAPSHOT.match(str(PurePosixPath(path).with_suffix("")))):
             snapshots.setdefault(match["layer"], []).append(path)
     left_out = []
     for layer, found in snapshots.items():
-        found.sort(key=lambda path: weight(path)[1])
-        left = found if f"{layer}-before-after.png" in taken else found[1:-1]
-        taken -= set(left)
+        found.sort(key=lambda path: importance(path)[1])
+        left = found if f"{layer}-before-after.png" in selected else found[1:-1]
+        selected -= set(left)
         if left:
             left_out.append(f"{len(left)} snapshots of a layer's filters: figures/{layer}-epoch-*")
-    return sorted(taken, key=lambda path: (weight(path), path)), left_out
+    return sorted(selected, key=lambda path: (importance(path), path)), left_out
 
 
-def _is_drawing(path: str) -> bool:
+def _is_svg(path: str) -> bool:
     return path.endswith(".svg")
 
 
-def _twins(path: str) -> set[str]:
+def _raster_paths(path: str) -> set[str]:
+    """Return the paths that the same figure would have as a PNG or GIF file."""
     return {str(PurePosixPath(path).with_suffix(suffix)) for suffix in (".png", ".gif")}

@@ -1,33 +1,43 @@
-"""HTML from elements: text is escaped wherever it is put, so that no place can forget to."""
+"""Build HTML from elements. All text is escaped unless it is `Markup`, so that no caller can forget to."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterable
 
-# Elements without content.
+# Elements that have no content and no end tag.
 _VOID = ("img", "input", "meta", "wbr")
 
 
 class Markup(str):
-    """HTML that is ready. Any other string is text."""
+    """A string of finished HTML. Any other string is plain text that has to be escaped."""
 
 
 def text(value: object) -> Markup:
-    """`value` as text that is shown as it is, whatever is in it, and can be written as UTF-8."""
+    """Escape `value`, so that a browser shows it literally and it can be encoded as UTF-8.
+
+    `Markup` stays as it is.
+    """
     if isinstance(value, Markup):
         return value
-    # A file's name may hold bytes that are no text, which Python keeps as lone surrogates.
+    # File names may contain bytes that are not UTF-8, which Python represents as lone surrogates.
     shown = str(value).encode("utf-8", "backslashreplace").decode()
     shown = "".join(c if c.isprintable() or c in "\n\t " else f"\\x{ord(c):02x}" for c in shown)
     return Markup(html.escape(shown))
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Markup:
-    """`<name attributes>children</name>`.
+    """Build `<name attributes>children</name>`.
 
-    Attributes that are None or False are left out; of a trailing underscore (`class_`) only the name remains,
-    and other underscores become hyphens.
+    Args:
+        name: Name of the element.
+        *children: Text or markup inside it. None is left out.
+        **attributes: Attributes. A trailing underscore of a name is dropped (`class_`), other underscores
+        become
+            hyphens. Attributes with the value None or False are left out; of True, only the name is written.
+
+    Returns:
+        The element.
     """
     words = [name]
     for key, value in attributes.items():
@@ -41,5 +51,5 @@ def element(name: str, /, *children: object, **attributes: object) -> Markup:
 
 
 def join(parts: Iterable[object], between: str = "") -> Markup:
-    """The parts one after another, None left out."""
+    """Concatenate text and markup with `between` as separator. None is left out."""
     return Markup(text(between).join(text(part) for part in parts if part is not None))

@@ -1,5 +1,6 @@
-"""A report as one file of HTML: nothing is loaded from elsewhere, it can be read without scripts, and the same
-content gives the same bytes.
+"""Render a report as one HTML file.
+
+The file loads nothing from elsewhere and can be read without scripts. The same content gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from collections.abc import Iterable, Sequence
 import cvdist
 from cvdist import log
 from cvdist.report_html import figures
-from cvdist.report_html.content import Data, Model, Report
-from cvdist.report_html.embed import Embedded, embed
+from cvdist.report_html.content import DataSummary, ModelSummary, Report
+from cvdist.report_html.embed import EmbeddedFigure, embed
 from cvdist.report_html.figures import Caption
 from cvdist.report_html.markup import Markup, element, join
 from cvdist.report_html.style import CSS
@@ -25,7 +26,7 @@ MAX_BYTES = 10_000_000
 _MOST_EPOCHS = 300
 _MOST_ROWS = 100
 _MOST_CLASSES = 30
-# MLflow shows the page in a frame from which the browser follows no link, not even one within the page.
+# MLflow shows the page in a sandboxed frame in which links do not work, not even those within the page.
 _SCROLL = """
 document.addEventListener("click", (event) => {
   const link = location.protocol === "blob:" && event.target.closest("nav a");
@@ -33,21 +34,23 @@ document.addEventListener("click", (event) => {
 });
 """
 _SCROLL_SHA256 = base64.b64encode(hashlib.sha256(_SCROLL.encode()).digest()).decode("ascii")
-# Whatever might be in the page, the browser loads nothing, and runs nothing but these lines.
+# The browser loads nothing and runs no other script than the one above, whatever the page contains.
 _POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_SCROLL_SHA256}'"
 
 
 def render(report: Report) -> str:
-    """The page, at most 10 MB as UTF-8 whatever the pictures take."""
+    """Render the page, at most 10 MB in UTF-8. Figures are shrunk or left out if they do not fit."""
     bare = _page(report, [], ["-" * 300] * (len(report.pictures) + 1))
-    weighed = sorted(report.pictures, key=lambda picture: (figures.weight(picture.path), picture.path))
-    # What a figure adds besides its picture: caption, alt text, tags.
-    around = 2000 * len(weighed)
-    embedded, lines = embed(weighed, MAX_BYTES - len(bare.encode()) - around)
+    by_importance = sorted(
+        report.pictures, key=lambda picture: (figures.importance(picture.path), picture.path)
+    )
+    # Each figure also adds a caption, an alt text and tags.
+    markup = 2000 * len(by_importance)
+    embedded, lines = embed(by_importance, MAX_BYTES - len(bare.encode()) - markup)
     return _page(report, embedded, lines)
 
 
-def _page(report: Report, embedded: Sequence[Embedded], lines: Sequence[str]) -> str:
+def _page(report: Report, embedded: Sequence[EmbeddedFigure], lines: Sequence[str]) -> str:
     best = report.best
     score = f"{100 * best.valid_accuracy:.2f}% · " if best else ""
     sections = [section for section in _sections(report, embedded, [*report.left_out, *lines]) if section]
@@ -72,9 +75,9 @@ def _page(report: Report, embedded: Sequence[Embedded], lines: Sequence[str]) ->
 
 
 def _sections(
-    report: Report, embedded: Sequence[Embedded], left_out: Sequence[str]
+    report: Report, embedded: Sequence[EmbeddedFigure], left_out: Sequence[str]
 ) -> Iterable[tuple[str, Markup]]:
-    """Title and content of each that has something to show."""
+    """Yield title and content of each section that has something to show."""
     shown = _figures(embedded)
     yield from _titled("What was trained", _trained(report))
     for title, content in shown.items():
@@ -92,8 +95,8 @@ def _sections(
     if report.address or report.versions:
         yield from _titled("Where it ran", _pairs([*report.address, *report.versions]))
     if left_out:
-        said = element("p", "The run's artifacts have these in full:")
-        yield from _titled("Not shown", join([said, _list(left_out)]))
+        introduction = element("p", "The run's artifacts have these in full:")
+        yield from _titled("Not shown", join([introduction, _list(left_out)]))
 
 
 def _titled(title: str, content: Markup) -> Iterable[tuple[str, Markup]]:
@@ -127,12 +130,12 @@ def _what(report: Report) -> str:
 
 
 def _warning(status: str) -> Markup | None:
-    said = {
+    text = {
         "failed": "This run failed: what is shown is what it had reached.",
         "killed": "This run was stopped before its end: what is shown is what it had reached.",
         "running": "This run had not ended when this report was made.",
     }.get(status)
-    return element("p", said, class_="warning") if said else None
+    return element("p", text, class_="warning") if text else None
 
 
 def _score(report: Report, best: EpochRecord) -> list[Markup]:
@@ -174,7 +177,7 @@ def _trained(report: Report) -> Markup:
     return _pairs(rows)
 
 
-def _data(data: Data | None) -> list[tuple[str, str]]:
+def _data(data: DataSummary | None) -> list[tuple[str, str]]:
     if data is None:
         return []
     source = "" if data.source == data.name else data.source
@@ -188,7 +191,7 @@ def _data(data: Data | None) -> list[tuple[str, str]]:
     ]
 
 
-def _model(model: Model | None) -> list[tuple[str, str]]:
+def _model(model: ModelSummary | None) -> list[tuple[str, str]]:
     if model is None:
         return []
     counts = f"{model.trained:,} trained" + (f", {model.frozen:,} frozen" if model.frozen else "")
@@ -197,7 +200,7 @@ def _model(model: Model | None) -> list[tuple[str, str]]:
         ("Parameters", counts if model.trained else ""),
         ("Pretrained weights", model.weights),
         ("SHA-256 of the weights", model.weights_sha256),
-        ("Normalisation", model.normalisation),
+        ("Normalization", model.normalization),
     ]
 
 
@@ -209,37 +212,37 @@ def _some(names: Sequence[str]) -> str:
 # --------------------------------------------------------------------------------------------------- figures
 
 
-def _figures(embedded: Sequence[Embedded]) -> dict[str, Markup]:
-    """The content of each section that has figures."""
+def _figures(embedded: Sequence[EmbeddedFigure]) -> dict[str, Markup]:
+    """Return the content of each section that has figures, by its title."""
     by_path = {one.path: one for one in embedded}
-    order = figures.in_order(by_path)
+    order = figures.order_figures(by_path)
     shown = {}
     for section, group in itertools.groupby(order, key=lambda pair: pair[1].section):
-        drawn = [_figure(by_path[path], said) for path, said in group]
+        drawn = [_figure(by_path[path], caption) for path, caption in group]
         introduction = figures.SECTIONS[section]
         content = element("div", *drawn, class_="pair") if section == figures.CURVES else join(drawn)
         shown[section] = join([element("p", introduction) if introduction else None, content])
     return shown
 
 
-def _figure(picture: Embedded, said: Caption) -> Markup:
+def _figure(picture: EmbeddedFigure, caption: Caption) -> Markup:
     return element(
         "figure",
-        element("h3", said.title) if said.title else None,
-        # A tap enlarges it to its full size, and needs no script to do so.
+        element("h3", caption.title) if caption.title else None,
+        # A tap enlarges the figure to its full size, by a checkbox and CSS rather than by a script.
         element(
             "label",
             element("input", type="checkbox", aria_label="Full size"),
             element(
                 "img",
                 src=picture.uri,
-                alt=said.alt,
+                alt=caption.alt,
                 width=picture.width or None,
                 height=picture.height or None,
             ),
             class_="zoom",
         ),
-        element("figcaption", said.text) if said.text else None,
+        element("figcaption", caption.text) if caption.text else None,
     )
 
 
@@ -310,15 +313,17 @@ def _median_speed(report: Report) -> float:
 
 
 def _configuration(report: Report) -> Markup:
-    known = any(setting.usual is not None for setting in report.settings)
+    known = any(setting.recipe_value is not None for setting in report.settings)
     changed = [setting for setting in report.settings if setting.changed]
     if not known:
-        said: Markup = element("p", "The recipe is not known here, so nothing can be compared with it.")
+        comparison: Markup = element("p", "The recipe is not known, so the settings can't be compared with it.")
     elif changed:
-        lines = [f"{one.name}: {_value(one.value)} (recipe: {_value(one.usual or '')})" for one in changed]
-        said = join([element("p", f"Differs from the recipe {report.recipe}:"), _list(lines)])
+        lines = [
+            f"{one.name}: {_value(one.value)} (recipe: {_value(one.recipe_value or '')})" for one in changed
+        ]
+        comparison = join([element("p", f"Differs from the recipe {report.recipe}:"), _list(lines)])
     else:
-        said = element("p", f"All as in the recipe {report.recipe}.")
+        comparison = element("p", f"All as in the recipe {report.recipe}.")
     groups = []
     for group, settings in itertools.groupby(report.settings, key=lambda setting: setting.group):
         rows = [
@@ -339,11 +344,11 @@ def _configuration(report: Report) -> Markup:
         groups.append(
             element("section", element("h3", "found at the start"), element("table", *rows, class_="words"))
         )
-    return join([said, element("div", *groups, class_="settings")])
+    return join([comparison, element("div", *groups, class_="settings")])
 
 
 def _breakable(name: str) -> Markup:
-    """A name that a narrow screen breaks between its words."""
+    """Allow line breaks between the words of a name, for narrow screens."""
     return join(re.split(r"(?<=[_.])", name), element("wbr"))
 
 
@@ -365,11 +370,11 @@ def _quarantine(bad: Sequence[tuple[str, str]]) -> Markup:
 
 
 def _footer(report: Report) -> Markup:
-    return element("p", f"cvdist {cvdist.__version__}, from what MLflow has of the run {report.name}.")
+    return element("p", f"cvdist {cvdist.__version__}, from the MLflow run {report.name}.")
 
 
 def _pairs(rows: Iterable[tuple[str, str]]) -> Markup:
-    """Names and values; those without a value are left out."""
+    """Build a list of names and values. Rows without a value are left out."""
     return element(
         "dl", *(part for name, value in rows if value for part in (element("dt", name), element("dd", value)))
     )
@@ -382,5 +387,5 @@ def _list(lines: Iterable[str]) -> Markup:
 def _table(head: Sequence[str], rows: Iterable[Markup], kind: str, label: str) -> Markup:
     titles = element("thead", element("tr", *(element("th", title, scope="col") for title in head)))
     table = element("table", titles, element("tbody", *rows), class_=kind)
-    # Wider than a phone: it scrolls by itself, by keyboard as well.
+    # A table that is wider than the screen scrolls on its own, by keyboard as well.
     return element("div", table, class_="scroll", tabindex="0", role="region", aria_label=label)

@@ -1,6 +1,6 @@
-"""How a report looks: on a phone, on a wide screen, dark, and on paper."""
+"""The style sheet of a report, for phones, wide screens, dark mode and paper."""
 
-# Okabe and Ito's blue and green, and lighter ones of theirs on a dark ground; nothing is told by colour alone.
+# Blue and green of Okabe and Ito, and lighter shades of them in dark mode. Nothing is indicated by color alone.
 CSS = """
 :root {
   color-scheme: light dark;

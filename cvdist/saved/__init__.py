@@ -1,4 +1,4 @@
-"""Trained models, opened for use from wherever they are kept."""
+"""Open trained models from MLflow, checkpoints and weight files."""
 
 from cvdist.saved.model import SavedModel
 from cvdist.saved.open import open_model

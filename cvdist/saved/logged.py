@@ -1,4 +1,4 @@
-"""Models that runs have logged: found by run, by name or in the registry, and read without pickle."""
+"""Models logged to MLflow: find them by run, name or registry entry, and read them without pickle."""
 
 from __future__ import annotations
 
@@ -19,24 +19,36 @@ from cvdist.config import DataConfig, PrecisionName, SavedModelConfig
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.tracking import environment
-from cvdist.tracking.find import look_up
-from cvdist.tracking.run import RunRef, client_of, first_line, require_answer, short_retries, uri_of
+from cvdist.tracking.find import look_up_run
+from cvdist.tracking.run import (
+    RunRef,
+    first_line,
+    mlflow_client,
+    require_server,
+    short_retries,
+    tracking_uri_of,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
-_CLASSIFIER = "classifier."  # where `ServableClassifier` has the model
-_MOST_RUNS = 1000  # whose names are compared with one that is not found
+_CLASSIFIER = "classifier."  # prefix of the model's tensors in a `ServableClassifier`
+_MOST_NAMES = 1000  # how many names are compared with one that does not exist
 
 
 @dataclass(frozen=True)
-class Logged:
-    """A model as it was logged.
+class LoggedModel:
+    """A model as it was logged to MLflow.
 
-    source: for people; metadata: architecture, classes, mean, std, as `cvdist.tracking.model` writes them;
-    state: tensors by the architecture's own names; run: that logged it; data, precision: what that run
-    learned from and computed with.
+    Attributes:
+        source: Where the model comes from, for messages.
+        metadata: Architecture, classes, mean and standard deviation, as `cvdist.tracking.model` writes them.
+        state: The tensors, by their names in the architecture.
+        run: The run that logged the model, if it is known.
+        data: The data that the run was trained on, if it is known.
+        precision: The precision that the run was trained in; `auto` if it is not known.
+        model_id: MLflow's id of the model; empty if it has none.
     """
 
     source: str
@@ -48,18 +60,18 @@ class Logged:
     model_id: str
 
 
-def read_logged(settings: SavedModelConfig) -> Logged:
-    """The model that `settings.source` names: a run's id or name, `runs:/ID`, or `models:/...`.
+def read_logged_model(settings: SavedModelConfig) -> LoggedModel:
+    """Read the model that `settings.source` names: a run's id or name, `runs:/ID`, or `models:/...`.
 
     Raises:
-        UserError: one line, if the store, the run or the model is not there, or it is no model of cvdist.
+        UserError: If the store, the run or the model does not exist, or the model was not logged by cvdist.
     """
-    if not environment.installed("mlflow"):
-        raise UserError(f"{settings.source} is looked for in MLflow, which is missing: pip install mlflow")
+    if not environment.is_installed("mlflow"):
+        raise UserError(f"{settings.source} would be in MLflow, which is not installed: pip install mlflow")
     uri = _store(settings)
     try:
         with short_retries(settings.tracking_timeout):
-            client = client_of(uri)
+            client = mlflow_client(uri)
             if settings.source.startswith("models:/"):
                 model_id, location, run_id = _registered(client, settings)
             else:
@@ -68,40 +80,40 @@ def read_logged(settings: SavedModelConfig) -> Logged:
             ref, data, precision, named = _origin(client, uri, run_id)
     except UserError:
         raise
-    except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
+    except Exception as error:  # MLflow passes on errors of databases, proxies and permissions of any type
         raise UserError(
-            f"the MLflow store {redact(uri)} refused: {first_line(error)}. Mend it, or name another one with "
+            f"the MLflow store {redact(uri)} refused: {first_line(error)}. Repair it, or name another one with "
             "--tracking-uri"
         ) from error
     source = settings.source if settings.source.startswith("models:/") else f"runs:/{run_id}"
     named = f" ({named})" if named else ""
     metadata, state = _read(client, location, uri, f"the model {redact(source)}")
-    return Logged(f"{redact(source)}{named}", metadata, state, ref, data, precision, model_id)
+    return LoggedModel(f"{redact(source)}{named}", metadata, state, ref, data, precision, model_id)
 
 
 def _store(settings: SavedModelConfig) -> str:
-    """Address of the tracking store, which is there.
+    """Return the address of the tracking store, after checking that it exists.
 
     Raises:
-        UserError: naming the settings.
+        UserError: If it does not exist. The message names the settings.
     """
-    uri = uri_of(settings.tracking_uri, settings.storage)
+    uri = tracking_uri_of(settings.tracking_uri, settings.storage)
     if uri.startswith("http"):
-        require_answer(uri, settings.tracking_timeout, "")
+        require_server(uri, settings.tracking_timeout, "")
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.is_file():
         raise UserError(
-            f"{redact(settings.source)} is no file or folder, and there is no MLflow store {path} that could "
-            "have a run of this name: set --storage or CVDIST_STORAGE to the folder of the runs, or "
+            f"{redact(settings.source)} is not a file or folder, and there is no MLflow store {path} that "
+            "could contain a run of this name: set --storage or CVDIST_STORAGE to the folder of the runs, or "
             "--tracking-uri or MLFLOW_TRACKING_URI to the store"
         )
     return uri
 
 
 def _run(client: MlflowClient, settings: SavedModelConfig) -> Any:
-    """The run by its id or its name."""
+    """Find the run by its id or its name."""
     word = settings.source.removeprefix("runs:/").strip("/").split("/")[0]
-    run = look_up(client, settings.experiment, word)
+    run = look_up_run(client, settings.experiment, word)
     if run is None:
         raise UserError(
             f"there is no run {word} in the MLflow store: --tracking-uri or MLFLOW_TRACKING_URI names another"
@@ -110,26 +122,29 @@ def _run(client: MlflowClient, settings: SavedModelConfig) -> Any:
 
 
 def _of_run(client: MlflowClient, run: Any) -> tuple[str, str]:
-    """Id and place of the best model that a run has logged."""
+    """Return the id and the artifact location of the best model that a run has logged."""
     outputs = run.outputs.model_outputs if run.outputs else []
     if not outputs:
         name = run.info.run_name
         raise UserError(
-            f"the run {name} ({run.info.status.lower()}) has no model, only {_has(client, run)}: train it with "
-            f"--log-model, or name its checkpoints, STORAGE/{name}"
+            f"the run {name} ({run.info.status.lower()}) has no model, only {_contents(client, run)}: train it "
+            f"with --log-model, or name its checkpoints, STORAGE/{name}"
         )
-    # A run that was continued may have a second, better one.
+    # A resumed run may have logged a second, better model.
     best = max(outputs, key=lambda output: output.step)
     return best.model_id, client.get_logged_model(best.model_id).artifact_location
 
 
-def _has(client: MlflowClient, run: Any) -> str:
+def _contents(client: MlflowClient, run: Any) -> str:
     files = len(client.list_artifacts(run.info.run_id, "figures"))
     return f"{len(run.data.metrics)} metrics and {files} figures"
 
 
 def _registered(client: MlflowClient, settings: SavedModelConfig) -> tuple[str, str, str]:
-    """Id, place and run of `models:/NAME/VERSION`, `models:/NAME@ALIAS` or `models:/m-ID`."""
+    """Return the model id, artifact location and run id of a model in the registry.
+
+    The model is named as `models:/NAME/VERSION`, `models:/NAME@ALIAS` or `models:/m-ID`.
+    """
     from mlflow.exceptions import MlflowException
 
     word = settings.source.removeprefix("models:/").strip("/")
@@ -147,7 +162,7 @@ def _registered(client: MlflowClient, settings: SavedModelConfig) -> tuple[str, 
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        names = sorted(found.name for found in client.search_registered_models(max_results=_MOST_RUNS))
+        names = sorted(found.name for found in client.search_registered_models(max_results=_MOST_NAMES))
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names[:5]) or 'none'}"
         raise UserError(f"{settings.source}: no model is registered as {name!r}: {hint}") from error
@@ -163,7 +178,7 @@ def _registered(client: MlflowClient, settings: SavedModelConfig) -> tuple[str, 
             f"{settings.source}: the model {name} has no {missing}, it has "
             f"{', '.join(map(str, have)) or 'none'}"
         ) from error
-    # Stores in a database note the model's id as the version's source only.
+    # Database stores keep the model's id only in the source of the version.
     logged = found.model_id or (found.source or "").removeprefix("models:/")
     if _MODEL_ID.fullmatch(logged):
         return logged, client.get_logged_model(logged).artifact_location, found.run_id or ""
@@ -173,12 +188,12 @@ def _registered(client: MlflowClient, settings: SavedModelConfig) -> tuple[str, 
 def _origin(
     client: MlflowClient, uri: str, run_id: str
 ) -> tuple[RunRef | None, DataConfig | None, PrecisionName, str]:
-    """The run behind a model, its data, precision and name."""
+    """Return the run that logged a model, the data and the precision that it was trained with, and its name."""
     from mlflow.exceptions import MlflowException
 
     try:
         run = client.get_run(run_id) if run_id else None
-    except MlflowException:  # deleted since
+    except MlflowException:  # the run was deleted
         run = None
     if run is None:
         return None, None, "auto", ""
@@ -189,23 +204,26 @@ def _origin(
 
 
 def _data(params: Mapping[str, str], tags: Mapping[str, str]) -> DataConfig | None:
-    """What a run's parameters say of its data; a run that was continued has newer values in its tags."""
+    """Read the data settings from a run's parameters.
+
+    A resumed run has newer values of changed parameters in its tags.
+    """
     if "data.dataset" not in params:
         return None
     values = {}
-    for key, usual in dataclasses.asdict(DataConfig()).items():
+    for key, default in dataclasses.asdict(DataConfig()).items():
         name = f"data.{key}"
         text = tags.get(f"changed.{name}", params.get(name))
         if text is not None:
-            values[key] = type(usual)(text)  # no field is a truth value
+            values[key] = type(default)(text)  # no field is a bool
     return DataConfig(**values)
 
 
 def _read(client: MlflowClient, location: str, uri: str, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and tensors of a model at `location`.
+    """Read metadata and tensors of a model at `location`.
 
     Raises:
-        UserError: if it can't be read, or was not logged by cvdist.
+        UserError: If the model can't be read, or was not logged by cvdist.
     """
     import mlflow
     from mlflow.models import Model
@@ -219,11 +237,9 @@ def _read(client: MlflowClient, location: str, uri: str, name: str) -> tuple[dic
         found = Model.load(path)
         metadata = (found.metadata or {}).get("cvdist")
         if not metadata:
-            raise UserError(
-                f"{name} was not logged by cvdist: its metadata say nothing of architecture and classes"
-            )
+            raise UserError(f"{name} was not logged by cvdist: its metadata has no architecture and no classes")
         try:
-            # It refuses pickles, also those within a .pt2 file, unless a variable allows them.
+            # MLflow refuses pickles, also those inside a .pt2 file, unless an environment variable allows them.
             with _no_pickle():
                 state = mlflow.pytorch.load_model(path).state_dict()
         except Exception as error:
@@ -236,6 +252,7 @@ def _read(client: MlflowClient, location: str, uri: str, name: str) -> tuple[dic
 
 @contextmanager
 def _no_pickle() -> Iterator[None]:
+    """Forbid MLflow to load pickles for the duration of the context."""
     variable = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
     before = os.environ.get(variable)
     os.environ[variable] = "false"

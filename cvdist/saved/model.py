@@ -1,4 +1,4 @@
-"""What is known of a trained model once it is open."""
+"""A trained model with what is known about it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,20 @@ from cvdist.tracking import RunRef
 class SavedModel:
     """A trained classifier.
 
-    model: the architecture of the registry under its own layers' names, in evaluation mode, on the CPU,
-        float32; takes normalised pictures (n, C, H, W), returns (log-)scores (n, classes).
-    mean, std: by channel, for pixels in [0, 1].
-    source: where it came from, for people.
-    digest: SHA-256 of its tensors, see `cvdist.features.fingerprint.digest`.
-    run: the MLflow run that trained it, where one is known; data: what that run learned from.
-    precision: that the run computed with, `auto` where that is not known.
-    model_id: MLflow's, of a logged model, else empty.
-    has_classifier: False for weights of convolutions alone, whose linear layers are random here.
+    Attributes:
+        model: The architecture of the registry with its own layer names, in evaluation mode, float32, on the
+            CPU. Takes normalized pictures (n, C, H, W) and returns scores or log-probabilities (n, classes).
+        identity: Architecture, classes and input shape.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        source: Where the model comes from, for messages.
+        digest: SHA-256 of its tensors (`cvdist.features.fingerprint.digest`).
+        run: The MLflow run that trained it, if it is known.
+        data: The data that the run was trained on, if it is known.
+        precision: The precision that the run was trained in; `auto` if it is not known.
+        model_id: MLflow's id of a logged model, else empty.
+        has_classifier: Whether the classifier was trained. False for weights of convolutions alone, whose
+            linear layers are random here.
     """
 
     model: nn.Module
@@ -48,40 +53,40 @@ class SavedModel:
 
     @property
     def name(self) -> str:
-        """A short one, for figures: of the run, where that is known."""
+        """A short name for figures: that of the run, if it is known, else the source."""
         run = re.fullmatch(r"runs:/\w+ \((.+)\)", self.source)
         return run[1] if run else self.source
 
     def require_classifier(self) -> None:
-        """Refuse weights that can't classify.
+        """Check that the model can classify.
 
         Raises:
-            UserError: naming the source.
+            UserError: If the classifier was not trained. The message names the source.
         """
         if not self.has_classifier:
             raise UserError(
-                f"{self.source} has convolutions only, and no classifier to ask: train one on top of it with "
+                f"{self.source} has only convolutions and no classifier: train one on top of it with "
                 "python jobs/train.py dogs-cats-vgg16, and name that run"
             )
 
 
 def rebuild(identity: ModelIdentity, state: Mapping[str, Tensor], source: str) -> nn.Module:
-    """The architecture `identity` with the tensors `state`, in evaluation mode and float32.
+    """Build the architecture `identity` with the tensors `state`, in evaluation mode and float32, on the CPU.
 
     Raises:
-        UserError: if there is no such architecture, or the tensors are not exactly its.
+        UserError: If there is no such architecture, or names or shapes of the tensors are not those of it.
     """
     spec = find(identity.name)
-    # All blocks trained: the one configuration of a pretrained model that needs no weights to begin with.
+    # With all blocks trainable, a pretrained architecture can be built without pretrained weights.
     settings = ModelConfig(name=identity.name, trainable_blocks=BLOCKS if spec.pretrained else 0)
     if identity.head:
         head = cast(Head, identity.head)
         settings = dataclasses.replace(settings, head=head, hidden_size=identity.hidden_size)
     shape = models.InputSpec(identity.channels, identity.height, identity.width)
-    with torch.device("meta"):  # shapes without values, which are about to come
+    with torch.device("meta"):  # shapes only: the values follow from `state`
         model = models.build_model(settings, shape, len(identity.classes))
     try:
-        # A copy of each: what was loaded may be mapped from a file, or belong to somebody else.
+        # Copy each tensor: it may be mapped from a file or belong to another model.
         tensors = {
             name: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else None, copy=True)
             for name, tensor in state.items()

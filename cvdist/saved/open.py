@@ -1,4 +1,4 @@
-"""From what the user names to an open model."""
+"""Open the model that the user names: an MLflow run or model, a checkpoint, or a file of weights."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from cvdist.models.registry import BLOCKS
 from cvdist.models.weights import PREPROCESSING
 from cvdist.results import ModelIdentity
 from cvdist.saved.model import SavedModel, rebuild
-from cvdist.seeding import mix
+from cvdist.seeding import derive_seed
 
 _NO_CLASSIFIER_CLASSES = ("random",)
 
 
 def open_model(settings: SavedModelConfig) -> SavedModel:
-    """The model that `settings.source` names, see there.
+    """Open the model that `settings.source` names (`cvdist.config.SavedModelConfig`).
 
     Raises:
-        UserError: one line, if it is not there, is damaged, or no model that can be used.
+        UserError: If there is no such model, or it is damaged or can't be used.
     """
     source = settings.source
     if not source:
@@ -41,15 +41,15 @@ def open_model(settings: SavedModelConfig) -> SavedModel:
                 f"{source}: torchvision's weights for {named[1]} are "
                 f"{', '.join(weights.names(named[1])) or 'none'}"
             )
-        return _of_weights(ModelConfig(name=named[1], weights=named[2], trainable_blocks=BLOCKS), source)
+        return _from_weights(ModelConfig(name=named[1], weights=named[2], trainable_blocks=BLOCKS), source)
     if source.startswith(("runs:/", "models:/")):
-        return _logged(settings)
+        return _from_mlflow(settings)
     if "://" in source or Path(source).expanduser().exists() or "/" in source:
-        return _of_path(settings)
-    return _logged(settings)
+        return _from_path(settings)
+    return _from_mlflow(settings)
 
 
-def _of_path(settings: SavedModelConfig) -> SavedModel:
+def _from_path(settings: SavedModelConfig) -> SavedModel:
     source = settings.source
     filesystem, path = storage.locate(source, "MODEL")
     try:
@@ -59,15 +59,15 @@ def _of_path(settings: SavedModelConfig) -> SavedModel:
     if kind == arrow.FileType.NotFound:
         raise UserError(f"{redact(source)}: there is no such file or folder")
     if kind == arrow.FileType.Directory:
-        return _of_checkpoint(settings, find.find(source))
+        return _from_checkpoint(settings, find.find(source))
     if Path(path).name == "checkpoint.json":
-        return _of_checkpoint(settings, source.rpartition("/")[0] or ".")
+        return _from_checkpoint(settings, source.rpartition("/")[0] or ".")
     if not settings.model:
         raise UserError(
-            f"{redact(source)} is a file of weights: say of which architecture with --model, one of "
+            f"{redact(source)} is a file of weights: name its architecture with --model, one of "
             f"{', '.join(name for name in models.names() if models.find(name).pretrained)}"
         )
-    return _of_weights(
+    return _from_weights(
         ModelConfig(
             name=settings.model,
             weights=source,
@@ -78,10 +78,10 @@ def _of_path(settings: SavedModelConfig) -> SavedModel:
     )
 
 
-def _logged(settings: SavedModelConfig) -> SavedModel:
-    from cvdist.saved.logged import read_logged
+def _from_mlflow(settings: SavedModelConfig) -> SavedModel:
+    from cvdist.saved.logged import read_logged_model
 
-    found = read_logged(settings)
+    found = read_logged_model(settings)
     values = dict(found.metadata)
     mean, std = tuple(values.pop("mean")), tuple(values.pop("std"))
     identity = ModelIdentity.from_dict(values)
@@ -100,7 +100,7 @@ def _logged(settings: SavedModelConfig) -> SavedModel:
     )
 
 
-def _of_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
+def _from_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
     saved, tensors = find.read(uri)
     normalisation = saved.normalisation
     if settings.weights_preprocessing:
@@ -108,7 +108,7 @@ def _of_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
         normalisation = Normalisation(stated.mean, stated.std)
     if normalisation is None:
         raise UserError(
-            f"{redact(uri)} was written by an older version, which did not note how pictures are normalised: "
+            f"{redact(uri)} was written by an older version, which did not store how pictures are normalized: "
             f"set --weights-preprocessing ({' or '.join(PREPROCESSING)}), or name the MLflow run instead"
         )
     model = rebuild(saved.model, tensors, redact(uri))
@@ -117,8 +117,8 @@ def _of_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
     )
 
 
-def _of_weights(settings: ModelConfig, source: str) -> SavedModel:
-    """Weights of torchvision, or a state dict's file."""
+def _from_weights(settings: ModelConfig, source: str) -> SavedModel:
+    """Open weights of torchvision, or a file that holds a state dict."""
     input = models.find(settings.name).default_input
     try:
         normalisation = models.preprocessing(settings)
@@ -126,7 +126,7 @@ def _of_weights(settings: ModelConfig, source: str) -> SavedModel:
         expected = models.skeleton(settings).state_dict()
         found = weights.load(settings, expected, last_layer=True)
     except UserError as error:
-        # Here they are not what a flag has named.
+        # The message names a flag of training, but here the weights are the positional argument.
         raise UserError(str(error).replace("--weights ", "MODEL ", 1)) from error
     assert normalisation is not None, "weights are named"
     last = found.state.get(f"{heads.last_layer(expected)}bias")
@@ -138,12 +138,12 @@ def _of_weights(settings: ModelConfig, source: str) -> SavedModel:
     if last is None:
         expected = models.skeleton(settings, len(classes)).state_dict()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix("classifier"))
+            torch.manual_seed(derive_seed("classifier"))
             for name, tensor in expected.items():
                 if name not in state and name.startswith("classifier."):
                     state[name] = torch.empty(tensor.shape).uniform_(-1, 1) / max(tensor.shape[-1], 1) ** 0.5
     for name, tensor in expected.items():
-        # Files older than PyTorch 0.4.1 have no counters of batches, and nothing reads them.
+        # Files from before PyTorch 0.4.1 have no batch counters, which are not used in evaluation mode.
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros((), dtype=tensor.dtype))
     model = rebuild(identity, state, source)
@@ -159,7 +159,11 @@ def _of_weights(settings: ModelConfig, source: str) -> SavedModel:
 
 
 def _classes(settings: ModelConfig, count: int) -> tuple[str, ...]:
-    """The names that torchvision has; those of ImageNet also for a file with as many classes; else numbers."""
+    """Return the class names.
+
+    They are those of the weights or, for a file with as many classes as ImageNet, those of ImageNet, else
+    numbers.
+    """
     names = weights.class_names(settings) or weights.class_names(
         ModelConfig(name=settings.name, weights="IMAGENET1K_V1")
     )

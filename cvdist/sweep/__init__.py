@@ -1,1 +1,1 @@
-"""What a sweep tries and what came of it, without Ray and MLflow."""
+"""The search space of a sweep and the results of its trials. Depends neither on Ray nor on MLflow."""

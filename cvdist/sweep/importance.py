@@ -1,4 +1,4 @@
-"""Which of the searched settings matter for the accuracy."""
+"""How much each of the searched settings matters for the accuracy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ _TREES, _REPEATS = 100, 20
 
 @dataclass(frozen=True)
 class Importance:
-    """How much worse a model of the accuracy becomes without each setting.
+    """Importance of each setting, by a model that predicts a trial's accuracy from its settings.
 
-    flags: the settings, the most important first; drops: by how much R² falls when the setting's values are
-    shuffled over the trials, the mean; spreads: its standard deviation; explained: R² of the model on trials
-    that it has not learned from, 1 at best; trials: how many; epochs: after how many epochs accuracy was taken.
+    Attributes:
+        flags: The settings as flags, the most important first.
+        drops: Mean drop of the model's R² when the values of the setting are shuffled over the trials.
+        spreads: Standard deviation of that drop.
+        explained: R² of the model on trials that it was not fitted to (out of bag); 1 at best.
+        trials: Number of trials.
+        epochs: Number of epochs after which the accuracy was taken.
     """
 
     flags: tuple[str, ...]
@@ -29,13 +33,23 @@ class Importance:
     epochs: int
 
 
-def of(search: Sequence[Dimension], trials: Sequence[Trial], epochs: int) -> Importance | None:
-    """Permutation importance in a random forest (Breiman, "Random Forests", 2001, section 10).
+def permutation_importance(
+    search: Sequence[Dimension], trials: Sequence[Trial], epochs: int
+) -> Importance | None:
+    """Compute the permutation importance of each setting in a random forest.
 
-    What is explained is the validation accuracy after `epochs` epochs, which all trials have reached: later
-    ones are known of the better trials only. A choice is as many columns as it has values, which are shuffled
-    together; a setting that a trial does not have counts as the lowest. None with fewer than 8 trials, or where
-    all are equally good.
+    The method is that of section 10 of Breiman 2001, "Random Forests". A setting with choices is one-hot
+    encoded, and its columns are shuffled together. If a trial does not have a setting, the setting counts as
+    its lowest value.
+
+    Args:
+        search: The searched settings.
+        trials: The trials.
+        epochs: The forest predicts the validation accuracy after this many epochs. It should be a number that
+            all trials have reached, since later accuracies are known only for the better trials.
+
+    Returns:
+        The importance, or None if there are fewer than 8 trials or all of them are equally good.
     """
     import numpy as np
     from sklearn.ensemble import RandomForestRegressor
@@ -49,29 +63,29 @@ def of(search: Sequence[Dimension], trials: Sequence[Trial], epochs: int) -> Imp
     for number, dimension in enumerate(search):
         values = [trial.settings.get(dimension.name) for trial, _ in measured]
         if dimension.choices:
-            made = [[float(value == choice) for value in values] for choice in dimension.choices]
+            encoded = [[float(value == choice) for value in values] for choice in dimension.choices]
         else:
-            made = [[dimension.share(value) if value is not None else 0.0 for value in values]]
-        columns += [np.array(column) for column in made]
-        owners += [number] * len(made)
+            encoded = [[dimension.fraction_of(value) if value is not None else 0.0 for value in values]]
+        columns += [np.array(column) for column in encoded]
+        owners += [number] * len(encoded)
     inputs = np.stack(columns, axis=1)
     forest = RandomForestRegressor(
         _TREES, min_samples_leaf=2, bootstrap=True, oob_score=True, random_state=0, n_jobs=1
     ).fit(inputs, target)
     total = ((target - target.mean()) ** 2).sum()
 
-    def explained(of: np.ndarray) -> float:
-        return float(1 - ((target - forest.predict(of)) ** 2).sum() / total)
+    def explained(features: np.ndarray) -> float:
+        return float(1 - ((target - forest.predict(features)) ** 2).sum() / total)
 
-    whole, random = explained(inputs), np.random.default_rng(0)
+    baseline, random = explained(inputs), np.random.default_rng(0)
     drops = []
     for number in range(len(search)):
-        mine = [at for at, owner in enumerate(owners) if owner == number]
+        own = [at for at, owner in enumerate(owners) if owner == number]
         falls = []
         for _ in range(_REPEATS):
             shuffled = inputs.copy()
-            shuffled[:, mine] = inputs[random.permutation(len(inputs))][:, mine]
-            falls.append(whole - explained(shuffled))
+            shuffled[:, own] = inputs[random.permutation(len(inputs))][:, own]
+            falls.append(baseline - explained(shuffled))
         drops.append((float(np.mean(falls)), float(np.std(falls))))
     order = sorted(range(len(search)), key=lambda number: -drops[number][0])
     return Importance(

@@ -1,7 +1,7 @@
-"""What became of each trial: small files beside the checkpoints, from which a sweep goes on.
+"""The state of a sweep and its trials, stored beside the checkpoints, from which a sweep is resumed.
 
-`<run>/sweep.json` says what is searched, `<run>/trials/0007.json` what trial 7 has reached. They are JSON, not
-Ray Tune's own state, which is pickled and forgets what early stopping has seen.
+`<run>/sweep.json` holds the search space, `<run>/trials/0007.json` the results of trial 7. Ray Tune's own state
+is not used, since it is pickled and loses what early stopping has seen.
 """
 
 from __future__ import annotations
@@ -20,15 +20,22 @@ from cvdist.sweep.space import Settings
 _PLAN = "sweep.json"
 _FORMAT = 1
 
-State = Literal["waiting", "running", "finished", "stopped", "diverged", "failed"]
-"""`finished`: with all its epochs; `stopped`: early, as too weak; `diverged`: its loss or weights are no finite
-numbers any more; `failed`: for another reason, and tried again when the sweep goes on."""
-ENDED: tuple[State, ...] = ("finished", "stopped", "diverged")
+TrialState = Literal["waiting", "running", "finished", "stopped", "diverged", "failed"]
+"""`finished`: all epochs are done; `stopped`: stopped early for low accuracy; `diverged`: loss or weights
+became infinite or NaN; `failed`: failed for another reason, and retried when the sweep is resumed."""
+END_STATES: tuple[TrialState, ...] = ("finished", "stopped", "diverged")
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """Validation after one epoch, exact. loss: the mean."""
+class TrialEpoch:
+    """Validation results of a trial after one epoch.
+
+    Attributes:
+        epoch: The epoch, from 1.
+        correct: How many pictures were classified correctly.
+        total: How many pictures were classified.
+        loss: Mean loss.
+    """
 
     epoch: int
     correct: int
@@ -37,60 +44,78 @@ class Epoch:
 
     @property
     def score(self) -> float:
-        """Pictures that are right; between equals, 0 to 1 for the lower loss."""
+        """Number of correct pictures, plus a value in [0, 1] that breaks ties: greater for a lower loss."""
         return self.correct + (1 / (1 + self.loss) if self.loss >= 0 else 0.0)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial. number: from 1; epochs: in order; seconds: until its last result, over all attempts."""
+    """The state of one trial.
+
+    Attributes:
+        number: Number of the trial, from 1.
+        settings: Its values of the searched settings.
+        state: Its state.
+        epochs: Its results, in order.
+        reason: Why it diverged or failed.
+        seconds: Time until its last result, summed over all attempts.
+    """
 
     number: int
     settings: Settings
-    state: State = "waiting"
-    epochs: tuple[Epoch, ...] = ()
+    state: TrialState = "waiting"
+    epochs: tuple[TrialEpoch, ...] = ()
     reason: str = ""
     seconds: float = 0.0
 
     @property
-    def best(self) -> Epoch | None:
-        """The best epoch, the first of equals: that of the run's best checkpoint."""
+    def best(self) -> TrialEpoch | None:
+        """The epoch with the most correct pictures, and among equals the first: that of the best checkpoint."""
         return max(self.epochs, key=lambda epoch: epoch.correct, default=None)
 
     @property
     def score(self) -> float:
-        """Of the best epoch, to compare trials by; below all others without one."""
+        """Score of the best epoch, to compare trials by; -1 without an epoch."""
         return self.best.score if self.best is not None else -1.0
 
-    def after(self, epochs: int) -> Epoch | None:
-        """The best of the first `epochs` epochs; None if it has not come that far."""
+    def after(self, epochs: int) -> TrialEpoch | None:
+        """Return the best of the first `epochs` epochs, or None if the trial has not reached that epoch."""
         if not self.epochs or self.epochs[-1].epoch < epochs:
             return None
         return max((one for one in self.epochs if one.epoch <= epochs), key=lambda one: one.correct)
 
-    def with_epoch(self, epoch: Epoch, seconds: float) -> Trial:
-        """With one more result, or the same again."""
+    def with_epoch(self, epoch: TrialEpoch, seconds: float) -> Trial:
+        """Return the trial with one more result.
+
+        The result replaces that of the same epoch and of later ones.
+        """
         before = tuple(one for one in self.epochs if one.epoch < epoch.epoch)
         return dataclasses.replace(self, state="running", epochs=(*before, epoch), seconds=seconds)
 
 
 def best_of(trials: Iterable[Trial]) -> Trial | None:
-    """The best one that has finished, the first of equals."""
+    """Return the finished trial with the highest score, the first among equals; None if none has finished."""
     return max((one for one in trials if one.state == "finished"), key=lambda one: one.score, default=None)
 
 
-class Records:
-    """The files of one sweep."""
+class TrialStore:
+    """The files of one sweep, in the folder of its run."""
 
     def __init__(self, folder: Folder) -> None:
-        """`folder`: of the run."""
+        """Use `folder`, the folder of the run."""
         self._folder = folder
 
     def begin(self, plan: dict[str, Any]) -> bool:
-        """Note what is searched; returns whether the sweep goes on from an earlier job.
+        """Store the search space, or compare it with the stored one.
+
+        Args:
+            plan: The search space and the settings that have to stay the same when the sweep is resumed.
+
+        Returns:
+            Whether the sweep resumes an earlier job.
 
         Raises:
-            UserError: if that job searched something else, or the name is that of a training.
+            UserError: If the earlier job had another plan, or the folder is that of a training run.
         """
         content = self._folder.find(_PLAN)
         if content is None:
@@ -102,22 +127,30 @@ class Records:
             return False
         before = _load(content, _PLAN)
         if before.get("format") != _FORMAT:
-            raise UserError("the sweep of this --name is of another version: give this one another --name")
+            raise UserError(
+                "the sweep of this --name is in the format of another version: give this one another --name"
+            )
         now = json.loads(json.dumps(plan))
         changed = [name for name in now if name in before and before[name] != now[name]]
         if changed:
             raise UserError(
-                "the sweep of this --name was started otherwise: "
+                "the sweep of this --name was started with other settings: "
                 + "; ".join(f"{name} {_short(before.get(name))}, now {_short(plan[name])}" for name in changed)
                 + ". Start it with the same flags, or give this one another --name"
             )
         return True
 
     def read(self, tries: Sequence[Settings]) -> list[Trial]:
-        """All trials, with what earlier jobs have reached.
+        """Read the state of all trials.
+
+        Args:
+            tries: The settings of all trials, in order of their numbers.
+
+        Returns:
+            The trials. Those that no earlier job has started are in the state `waiting`.
 
         Raises:
-            UserError: if a file can't be read.
+            UserError: If a file can't be read.
         """
         trials = []
         for number, settings in enumerate(tries, start=1):
@@ -126,16 +159,16 @@ class Records:
         return trials
 
     def write(self, trial: Trial) -> None:
-        """Keep what a trial has reached.
+        """Store the state of a trial.
 
         Raises:
-            UserError: if the storage can't be written.
+            UserError: If the storage can't be written.
         """
         self._folder.write(_name(trial.number), json.dumps(dataclasses.asdict(trial), indent=1).encode())
 
 
 def folder_of(number: int) -> str:
-    """Where in the run's folder a trial's checkpoints are."""
+    """Return the name of the folder of a trial's checkpoints, below the run's folder."""
     return f"trial-{number:02}"
 
 
@@ -155,7 +188,7 @@ def _load(content: bytes, name: str) -> dict[str, Any]:
 
 def _parse(content: bytes, number: int, settings: Settings) -> Trial:
     values = _load(content, _name(number))
-    epochs = tuple(Epoch(**one) for one in values["epochs"])
+    epochs = tuple(TrialEpoch(**one) for one in values["epochs"])
     return Trial(number, settings, values["state"], epochs, values["reason"], values["seconds"])
 
 

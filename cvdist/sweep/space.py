@@ -1,4 +1,4 @@
-"""What a sweep searches: ranges of settings as users write them, and the points in them that are tried."""
+"""The search space of a sweep: ranges of settings as users write them, and the sampled points."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from cvdist import config as configs
 from cvdist.config import TrainConfig
 from cvdist.errors import UserError
-from cvdist.seeding import mix
+from cvdist.seeding import derive_seed
 
 Settings = dict[str, Any]
 """A trial's values of the searched settings, by the names of their flags."""
 
-_DIGITS = 3  # of a number that is drawn: what a person may type again
-_DRAWS_A_TRIAL = 64  # points that are looked at for one that was not tried yet
-# What can differ between trials that share one cache and one order of the data.
+_DIGITS = 3  # significant digits of sampled numbers, so that people can type them again
+_DRAWS_PER_TRIAL = 64  # how many points are drawn, at most, per point that differs from all others
+# Settings that can differ between trials which share one feature cache and one order of the data.
 _SEARCHABLE = (
     *("head", "hidden_size", "dropout", "views", "batch_size"),
     *("optimizer", "lr", "momentum", "nesterov", "weight_decay", "lr_scheduler", "lr_warmup_epochs"),
@@ -29,9 +29,15 @@ _SEARCHABLE = (
 
 @dataclass(frozen=True)
 class Dimension:
-    """One setting and where it is searched: among `choices`, or from `low` to `high`.
+    """One searched setting and its range: one of `choices`, or from `low` to `high`.
 
-    kind: of its values; logarithmic: evenly by orders of magnitude.
+    Attributes:
+        name: Name of the field.
+        kind: Type of its values.
+        choices: Values to choose from. Empty for a range of numbers.
+        low: Lower end of the range.
+        high: Upper end of the range.
+        logarithmic: Whether the range is sampled uniformly in the logarithm.
     """
 
     name: str
@@ -43,24 +49,27 @@ class Dimension:
 
     @property
     def flag(self) -> str:
-        """As on the command line, without its hyphens in front."""
+        """The flag of the setting without leading hyphens."""
         return self.name.replace("_", "-")
 
-    def at(self, share: float) -> Any:
-        """The value at `share` of the range, in [0, 1)."""
+    def value_at(self, fraction: float) -> Any:
+        """Return the value at a fraction of the range, in [0, 1)."""
         if self.choices:
-            return self.choices[min(int(share * len(self.choices)), len(self.choices) - 1)]
+            return self.choices[min(int(fraction * len(self.choices)), len(self.choices) - 1)]
         if self.kind is int and not self.logarithmic:
-            return int(self.low) + min(int(share * (self.high - self.low + 1)), int(self.high - self.low))
+            return int(self.low) + min(int(fraction * (self.high - self.low + 1)), int(self.high - self.low))
         if self.logarithmic:
-            value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
+            value = math.exp(math.log(self.low) + fraction * (math.log(self.high) - math.log(self.low)))
         else:
-            value = self.low + share * (self.high - self.low)
+            value = self.low + fraction * (self.high - self.low)
         value = min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
         return round(value) if self.kind is int else value
 
-    def share(self, value: Any) -> float:
-        """Inverse of `at`, for axes: a choice is in the middle of its part."""
+    def fraction_of(self, value: Any) -> float:
+        """Return the fraction of the range at which `value` lies, the inverse of `value_at`.
+
+        A choice lies in the middle of the interval of fractions that give it.
+        """
         if self.choices:
             return (self.choices.index(value) + 0.5) / len(self.choices)
         if self.low == self.high:
@@ -70,20 +79,24 @@ class Dimension:
         return float((value - self.low) / (self.high - self.low))
 
     def __str__(self) -> str:
-        """As a user may write it."""
+        """Write the setting and its range in the syntax of `--search`."""
         if self.choices:
-            return f"{self.flag}={','.join(map(text, self.choices))}"
+            return f"{self.flag}={','.join(map(format_value, self.choices))}"
         end = ":log" if self.logarithmic else ""
-        return f"{self.flag}={text(self.low)}:{text(self.high)}{end}"
+        return f"{self.flag}={format_value(self.low)}:{format_value(self.high)}{end}"
 
 
-def parse(words: Sequence[str], config: TrainConfig) -> tuple[Dimension, ...]:
-    """The dimensions that `--search` names; without words, the usual ones around the values of `config`.
+def parse_search(words: Sequence[str], config: TrainConfig) -> tuple[Dimension, ...]:
+    """Parse the values of `--search`.
+
+    Args:
+        words: The values. Empty for the default search space around the values of `config`.
+        config: The settings of the job.
 
     Raises:
-        UserError: one line that names the word and what it should be.
+        UserError: If a value is not valid. The message names it and says what is expected.
     """
-    space = tuple(_parse_one(word) for word in words) if words else _usual(config)
+    space = tuple(_parse_one(word) for word in words) if words else _default_dimensions(config)
     names = [dimension.name for dimension in space]
     for name in names:
         if names.count(name) > 1:
@@ -94,21 +107,22 @@ def parse(words: Sequence[str], config: TrainConfig) -> tuple[Dimension, ...]:
     return space
 
 
-def draw(space: Sequence[Dimension], seed: int, count: int) -> list[Settings]:
-    """Up to `count` different points, fewer only where there are no more; the first ones are those of fewer.
+def sample_points(space: Sequence[Dimension], seed: int, count: int) -> list[Settings]:
+    """Sample `count` different points, or fewer if the space has no more.
 
-    A scrambled Sobol' sequence (Sobol', "On the distribution of points in a cube and the approximate evaluation
-    of integrals", 1967; scrambled after Owen): random search (Bergstra and Bengio, 2012) without its holes.
+    The points are those of a scrambled Sobol' sequence (Sobol' 1967, "On the distribution of points in a cube
+    and the approximate evaluation of integrals", scrambled after Owen). It covers the space more evenly than
+    random search (Bergstra and Bengio 2012). A smaller `count` gives the first of the same points.
     """
     from torch.quasirandom import SobolEngine
 
-    engine = SobolEngine(len(space), scramble=True, seed=mix("sweep", seed))
+    engine = SobolEngine(len(space), scramble=True, seed=derive_seed("sweep", seed))
     found: list[Settings] = []
-    for _ in range(_DRAWS_A_TRIAL * count):
-        shares = engine.draw(1)[0].tolist()
-        point = {one.name: one.at(share) for one, share in zip(space, shares, strict=True)}
+    for _ in range(_DRAWS_PER_TRIAL * count):
+        fractions = engine.draw(1)[0].tolist()
+        point = {one.name: one.value_at(fraction) for one, fraction in zip(space, fractions, strict=True)}
         if point.get("head") == "linear":
-            # It has none of these: points that differ in them alone are the same.
+            # A linear head has neither, so points that differ only in these are the same.
             point = {name: value for name, value in point.items() if name not in ("hidden_size", "dropout")}
         if point not in found:
             found.append(point)
@@ -117,42 +131,43 @@ def draw(space: Sequence[Dimension], seed: int, count: int) -> list[Settings]:
     return found
 
 
-def apply(config: TrainConfig, settings: Settings) -> TrainConfig:
-    """`config` with a trial's settings.
+def apply_settings(config: TrainConfig, settings: Settings) -> TrainConfig:
+    """Return `config` with a trial's settings.
 
     Raises:
-        UserError: if no run can work with them.
+        UserError: If no run is possible with these settings.
     """
     changed = configs.replace(config, **settings)
     configs.check(changed)
     return changed
 
 
-def describe(settings: Settings) -> str:
-    """`lr=0.0002 dropout=0.5`."""
-    return " ".join(f"{name.replace('_', '-')}={text(value)}" for name, value in settings.items())
+def format_settings(settings: Settings) -> str:
+    """Format settings for people: `lr=0.0002 dropout=0.5`."""
+    return " ".join(f"{name.replace('_', '-')}={format_value(value)}" for name, value in settings.items())
 
 
-def flags(settings: Settings) -> str:
-    """`--lr 0.0002 --dropout 0.5`, for a command."""
+def format_flags(settings: Settings) -> str:
+    """Format settings as flags of a command: `--lr 0.0002 --dropout 0.5`."""
     words = []
     for name, value in settings.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words.append(f"--{flag} {text(value)}")
+            words.append(f"--{flag} {format_value(value)}")
     return " ".join(words)
 
 
-def text(value: Any) -> str:
-    """A value as a person writes it."""
+def format_value(value: Any) -> str:
+    """Format a value as users write it."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _usual(config: TrainConfig) -> tuple[Dimension, ...]:
+def _default_dimensions(config: TrainConfig) -> tuple[Dimension, ...]:
+    """Return the search space of a sweep without `--search`, around the values of `config`."""
     lr, decay = config.optimizer.lr, config.optimizer.weight_decay or 1e-4
     words = [f"lr={lr / 10:g}:{lr * 10:g}:log", f"weight-decay={decay / 100:g}:{decay * 100:g}:log"]
     if config.model.has_weights and "head" in _fields():
@@ -172,7 +187,9 @@ def _parse_one(word: str) -> Dimension:
     if name not in fields:
         near = difflib.get_close_matches(name, fields, n=2, cutoff=0.6)
         known = ", ".join(sorted(one.replace("_", "-") for one in fields))
-        hint = f"did you mean {' or '.join(near)}?" if near else f"what can be searched is {known}"
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else f"the settings that can be searched are {known}"
+        )
         raise UserError(f"--search {word}: {flag} can't be searched: {hint}".replace("_", "-"))
     kind, options = fields[name]
     if ":" not in range_:
@@ -187,7 +204,9 @@ def _parse_one(word: str) -> Dimension:
     low, high = (_value(word, part, kind, ()) for part in parts[:2])
     logarithmic = len(parts) == 3
     if low > high:
-        raise UserError(f"--search {word}: {text(low)} is above {text(high)}: name the lower end first")
+        raise UserError(
+            f"--search {word}: {format_value(low)} is above {format_value(high)}: name the lower end first"
+        )
     if logarithmic and low <= 0:
         raise UserError(f"--search {word}: a logarithmic range begins above 0")
     return Dimension(name, kind, low=low, high=high, logarithmic=logarithmic)
@@ -210,7 +229,7 @@ def _value(word: str, part: str, kind: type, options: tuple[str, ...]) -> Any:
 
 
 def _fields() -> dict[str, tuple[type, tuple[str, ...]]]:
-    """By flag, the type of each setting that can be searched, and what a text may be."""
+    """Return the type and, for texts, the possible values of each setting that can be searched, by its flag."""
     found: dict[str, tuple[type, tuple[str, ...]]] = {}
     for one in configs.settings_of(TrainConfig):
         if one.flag in _SEARCHABLE:
@@ -221,7 +240,8 @@ def _fields() -> dict[str, tuple[type, tuple[str, ...]]]:
 
 
 def _require_fit(config: TrainConfig, settings: Settings, where: str) -> None:
+    """Raise a `UserError` that begins with `where` if no run is possible with `settings`."""
     try:
-        apply(config, settings)
+        apply_settings(config, settings)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

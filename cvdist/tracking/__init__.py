@@ -1,19 +1,19 @@
-"""MLflow: one run for one training job, filled by one process, off the training's path."""
+"""MLflow tracking: one run for each job, written by one process in a background thread."""
 
 from __future__ import annotations
 
 from cvdist.tracking.run import (
     PARENT_TAG,
     RunRef,
-    Store,
+    TrackingStore,
     create_run,
-    describe,
     end_children,
-    ended,
+    end_run_on_exit,
     link_model,
     log_file,
-    open_store,
-    require_answer,
+    open_tracking_store,
+    require_server,
+    set_description,
     set_status,
     start_run,
     wait_for_server,
@@ -25,17 +25,17 @@ __all__ = [
     "Attempt",
     "NoTracker",
     "RunRef",
-    "Store",
     "Tracker",
+    "TrackingStore",
     "create_run",
-    "describe",
     "end_children",
-    "ended",
+    "end_run_on_exit",
     "link_model",
     "log_file",
-    "open_store",
     "open_tracker",
-    "require_answer",
+    "open_tracking_store",
+    "require_server",
+    "set_description",
     "set_status",
     "start_run",
     "wait_for_server",
@@ -45,10 +45,20 @@ __all__ = [
 def open_tracker(
     ref: RunRef | None, rank: int, local_rank: int, node: str, attempt: Attempt | None = None
 ) -> Tracker:
-    """What worker `rank` reports to: rank 0 fills the run, one worker of each node its system metrics."""
+    """Create the tracker of a worker.
+
+    Rank 0 logs everything. One worker of each other node logs the system metrics of its node.
+
+    Args:
+        ref: The run; None without tracking.
+        rank: Rank of the worker.
+        local_rank: Rank of the worker among those of its node.
+        node: Name of the node, for its system metrics.
+        attempt: The current attempt of the run.
+    """
     if ref is None:
         return NoTracker()
-    # Imported here: the worker that logs is the only one to pay for it.
+    # Imported here, so that only workers that log load it.
     from cvdist.tracking.mlflow_tracker import MlflowTracker, SystemMetricsTracker
 
     if rank == 0:

@@ -1,4 +1,4 @@
-"""Where, from what and by which command a job was started."""
+"""The environment of a job: host, versions, command and commit."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import cvdist
 from cvdist.log import redact
 
 _PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy")
-# `ray job submit` tells the job's id to the driver here.
+# The environment variable in which `ray job submit` passes the id of the job to the driver.
 _RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
-def installed(package: str) -> bool:
-    """Whether `package` can be imported, without importing it."""
+def is_installed(package: str) -> bool:
+    """Return whether `package` can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
 
 
-def facts() -> dict[str, str]:
-    """MLflow tags, by MLflow's own names where it has one."""
+def run_tags() -> dict[str, str]:
+    """Return tags that describe the environment, under MLflow's own names where there are any."""
     tags = {
         "mlflow.source.name": " ".join(sys.argv[:1]),
         "mlflow.source.type": "JOB",
@@ -37,7 +37,7 @@ def facts() -> dict[str, str]:
         "host.os": platform.platform(),
     }
     for package in _PACKAGES:
-        if installed(package):
+        if is_installed(package):
             tags[f"version.{package}"] = importlib.metadata.version(package)
     if commit := git_commit():
         tags["mlflow.source.git.commit"] = commit
@@ -47,7 +47,7 @@ def facts() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command that reproduces the job, ready to paste; credentials in it are masked."""
+    """Return the command that reproduces the job, quoted for a shell, with credentials masked."""
     words = [redact(word) for word in sys.argv]
     script = Path(words[0])
     if script.name == "cvdist":  # the console script
@@ -58,9 +58,9 @@ def command() -> str:
 
 
 def git_commit() -> str:
-    """Commit of the code, with `-dirty` where files differ from it; empty outside a checkout.
+    """Return the git commit of the code, with `-dirty` if files differ from it. Empty outside a checkout.
 
-    In an image without git, $CVDIST_COMMIT stands for it.
+    In an image without git, the environment variable CVDIST_COMMIT names the commit.
     """
     if commit := os.environ.get("CVDIST_COMMIT"):
         return commit
@@ -73,7 +73,7 @@ def git_commit() -> str:
 
 
 def ray_job_id() -> str:
-    """Submission id under `ray job submit`, Ray's own job id under any other Ray, else empty."""
+    """Return the submission id under `ray job submit`, else Ray's job id, or an empty text without Ray."""
     try:
         metadata = json.loads(os.environ.get(_RAY_JOB, "{}")).get("metadata", {})
         if submitted := metadata.get("job_submission_id"):

@@ -1,6 +1,8 @@
-"""Metrics that MLflow has not taken yet: JSON lines in a file, oldest first, with the times of measurement.
+"""A journal of metrics that could not be delivered to MLflow yet.
 
-The first line names the run. `jobs/replay.py` delivers what is left when a job has ended without MLflow.
+It is a file of JSON lines, oldest first. The first line names the run; each further line has the metrics of one
+step and the time at which they were measured. If a job has ended without MLflow, `jobs/replay.py` delivers
+them.
 """
 
 from __future__ import annotations
@@ -20,15 +22,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_METRICS_A_CALL = 1000  # MLflow's own limit
+_METRICS_PER_CALL = 1000  # limit of MLflow
 
-# The metrics of an epoch and those of a step come together: one name of each tells which are there.
+# All metrics of an epoch, of a step or of an attempt are logged in one call, so one name of each group is
+# enough to tell whether a step was delivered.
 _MARKERS = ("valid/loss", "step/loss", "run/attempt")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Metrics of one moment. step: of the run; time: milliseconds since 1970."""
+class StepMetrics:
+    """Metrics that were measured at the same time.
+
+    Attributes:
+        values: The values, by the names of the metrics.
+        step: Step of the run, which is an epoch for metrics of epochs.
+        time: Time of measurement, in milliseconds since 1970.
+    """
 
     values: dict[str, float]
     step: int
@@ -36,25 +45,38 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A journal's contents. finished: whether training was done when it was closed."""
+class JournalContents:
+    """The contents of a journal.
+
+    Attributes:
+        tracking_uri: Address of the MLflow store.
+        run_id: Id of the run.
+        metrics: The metrics, oldest first.
+        finished: Whether training was finished when the journal was closed.
+    """
 
     tracking_uri: str
     run_id: str
-    metrics: list[Measured]
+    metrics: list[StepMetrics]
     finished: bool
 
 
 class Journal:
-    """The journal of one run on one node. One process writes it, one line a call, whole or not at all."""
+    """The journal of one run on one node, written by one process."""
 
     def __init__(self, path: Path | None, tracking_uri: str, run_id: str) -> None:
-        """Nothing is written until something is to be kept; without a path, never."""
+        """Prepare a journal; the file is created by the first `append`.
+
+        Args:
+            path: The file. None: nothing is ever written.
+            tracking_uri: Address of the MLflow store.
+            run_id: Id of the run.
+        """
         self.path = path
         self._head = {"tracking_uri": redact(tracking_uri), "run_id": run_id}
 
-    def left(self) -> list[Measured]:
-        """What an earlier process of this run could not deliver from this node."""
+    def undelivered(self) -> list[StepMetrics]:
+        """Return the metrics that an earlier process of this run could not deliver from this node."""
         if self.path is None:
             return []
         try:
@@ -62,11 +84,14 @@ class Journal:
         except FileNotFoundError:
             return []
         except (OSError, UserError) as error:
-            logger.warning("a journal of metrics can't be read and is left alone: %s", error)
+            logger.warning("a journal of metrics can't be read and is ignored: %s", error)
             return []
 
-    def append(self, metrics: Sequence[Measured], *, finished: bool = False) -> None:
-        """Keep `metrics`. A disk that is full costs the journal, not the training."""
+    def append(self, metrics: Sequence[StepMetrics], *, finished: bool = False) -> None:
+        """Append `metrics`, and with `finished` a mark that training is finished.
+
+        If the file can't be written, a warning is logged and training goes on.
+        """
         lines: list[dict[str, Any]] = [
             {"step": item.step, "time": item.time, "values": item.values} for item in metrics
         ]
@@ -84,23 +109,27 @@ class Journal:
             logger.warning("metrics can't be kept in %s: %s", self.path, error.strerror)
 
     def clear(self) -> None:
-        """All is delivered."""
+        """Delete the file, after all its metrics were delivered."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
 
-def parse(text: str, name: str) -> Kept:
-    """Contents of a journal called `name`; a last line that was cut is left out.
+def parse(text: str, name: str) -> JournalContents:
+    """Parse the text of a journal. An incomplete last line is ignored.
+
+    Args:
+        text: Content of the file.
+        name: Name of the file, for error messages.
 
     Raises:
-        UserError: if it is none.
+        UserError: If the text is not that of a journal.
     """
     lines = text.split("\n")
-    whole = lines[:-1]  # what follows the last line end was cut
+    complete = lines[:-1]  # a text after the last line end is an incomplete line
     try:
-        head, *rest = [json.loads(line) for line in whole]
+        head, *rest = [json.loads(line) for line in complete]
         metrics = [
-            Measured(
+            StepMetrics(
                 {str(key): float(value) for key, value in line["values"].items()},
                 int(line["step"]),
                 int(line["time"]),
@@ -109,47 +138,49 @@ def parse(text: str, name: str) -> Kept:
             if "finished" not in line
         ]
         finished = any("finished" in line for line in rest)
-        return Kept(str(head["tracking_uri"]), str(head["run_id"]), metrics, finished)
+        return JournalContents(str(head["tracking_uri"]), str(head["run_id"]), metrics, finished)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{name} is no journal of metrics ({type(error).__name__})") from error
+        raise UserError(f"{name} is not a journal of metrics ({type(error).__name__})") from error
 
 
-class Delivery:
-    """Brings metrics into a run in order, and each of them once, over restarts of the job and of the server."""
+class MetricDelivery:
+    """Delivers metrics to a run in order and exactly once, across restarts of the job and of the server."""
 
     def __init__(self, run_id: str) -> None:
-        """Knows nothing of the run yet."""
+        """Prepare for the run `run_id`. Which metrics it has already is looked up by the first delivery."""
         self._run_id = run_id
-        self._there: dict[str, set[int]] | None = None
+        self._delivered: dict[str, set[int]] | None = None
 
-    def deliver(self, client: MlflowClient, metrics: Sequence[Measured]) -> None:
-        """Log those that the run does not have.
+    def deliver(self, client: MlflowClient, metrics: Sequence[StepMetrics]) -> None:
+        """Log the metrics that the run does not have yet.
 
         Raises:
-            Exception: as MLflow raises it. What the server took before an error, the next call finds out.
+            Exception: Any error of MLflow. The next call looks up which metrics the server has received until
+                then.
         """
         from mlflow.entities import Metric
 
-        if self._there is None:
-            self._there = self._look_up(client)
-        there, self._there = self._there, None  # unknown, until this has gone well
+        if self._delivered is None:
+            self._delivered = self._look_up(client)
+        delivered, self._delivered = self._delivered, None  # not known until all calls below have succeeded
         batch: list[Any] = []
         for item in metrics:
             marker = next((name for name in _MARKERS if name in item.values), None)
             if marker is not None:
-                if item.step in there[marker]:
+                if item.step in delivered[marker]:
                     continue
-                there[marker].add(item.step)
-            # A moment's metrics go together: its marker never arrives without the others.
-            if len(batch) + len(item.values) > _METRICS_A_CALL:
+                delivered[marker].add(item.step)
+            # The metrics of a step go into the same call, so that the marker never arrives without the others.
+            if len(batch) + len(item.values) > _METRICS_PER_CALL:
                 client.log_batch(self._run_id, metrics=batch)
                 batch = []
             batch += [Metric(name, float(value), item.time, item.step) for name, value in item.values.items()]
         if batch:
             client.log_batch(self._run_id, metrics=batch)
-        self._there = there
+        self._delivered = delivered
 
     def _look_up(self, client: MlflowClient) -> dict[str, set[int]]:
+        """Return the steps that the run has, by marker."""
         return {
             marker: {metric.step for metric in client.get_metric_history(self._run_id, marker)}
             for marker in _MARKERS

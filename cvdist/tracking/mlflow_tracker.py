@@ -1,4 +1,4 @@
-"""A run's results on their way to MLflow: a queue, and a thread that empties it."""
+"""Deliver a run's results to MLflow from a queue, in a background thread."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from cvdist.errors import Superseded, UserError
 from cvdist.log import duration, redact
 from cvdist.storage import Folder
-from cvdist.tracking.journal import Delivery, Journal, Measured
-from cvdist.tracking.run import RunRef, client_of, first_line, log_params, put_file
+from cvdist.tracking.journal import Journal, MetricDelivery, StepMetrics
+from cvdist.tracking.run import RunRef, first_line, log_params, mlflow_client, upload_file
 from cvdist.tracking.tracker import Attempt, NoTracker
 
 if TYPE_CHECKING:
@@ -32,123 +32,131 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 2.0
-_LOOK_SECONDS = 30.0  # a line while the server is away
+_WARN_SECONDS = 30.0  # between two warnings while the server is unreachable
 _CLOSE_SECONDS = 120.0
-# What MLflow's errors are called when it may be better a moment later.
-_PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
+# Codes of MLflow's errors for which a retry may succeed.
+_TRANSIENT = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 
 _STARTED_AT, _STARTED = time.time(), time.monotonic()
 
 Action = Callable[["MlflowClient"], None]
+"""Something to deliver that is not a metric."""
 
 
 class MlflowTracker:
-    """Fills one run (`cvdist.tracking.tracker.Tracker`). Calls return at once; a thread talks to MLflow.
+    """Logs the results of one run to MLflow. Calls return at once, and a thread talks to the server.
 
-    While the server is away, metrics are kept in a journal and all else in memory; both are delivered when it
-    is back, metrics in order and once. If it does not come back before the end, the journal stays.
+    While the server is unreachable, metrics are kept in a journal and everything else in memory. When it is
+    back, both are delivered: metrics in order and exactly once. If the server is still unreachable when the job
+    ends, the journal stays for `jobs/replay.py`.
     """
 
     def __init__(self, ref: RunRef, node: str, attempt: Attempt | None = None) -> None:
-        """`node` names this machine's system metrics; `attempt` is the run's present one."""
+        """Start the thread.
+
+        Args:
+            ref: The run.
+            node: Name of this machine in the names of its system metrics.
+            attempt: The current attempt of the run.
+        """
         self._ref, self._node = ref, node
         self._ensure_current = attempt.ensure_current if attempt else None
         self._number = attempt.number if attempt else 0
         self._queue: queue.Queue[Any] = queue.Queue()
         journal = Path(ref.journal) if ref.journal else None
         self._journal = Journal(journal, ref.tracking_uri, ref.run_id)
-        self._delivery = Delivery(ref.run_id)
-        self._metrics: list[Measured] = []
+        self._delivery = MetricDelivery(ref.run_id)
+        self._metrics: list[StepMetrics] = []
         self._actions: list[Action] = []
-        self._lost = self._taken = 0
+        self._lost = self._num_delivered = 0
         self._finished = self._superseded = False
-        self._away_since = self._told = 0.0
-        # MLflow takes seconds to import: not before the first step, which people wait for.
+        self._away_since = self._warned_at = 0.0
+        # Importing MLflow takes seconds, so it is imported after the first step, for which people wait.
         self._first_metrics = threading.Event()
         if attempt is not None:
             self._queue.put(lambda client: client.set_tag(ref.run_id, "cvdist.attempt", str(attempt.number)))
-            self._queue.put(_now({"run/attempt": attempt.number}, attempt.number))
+            self._queue.put(_measured_now({"run/attempt": attempt.number}, attempt.number))
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         self._thread.start()
 
-    def params(self, values: Mapping[str, object]) -> None:
-        """See `Tracker`."""
+    def log_params(self, values: Mapping[str, object]) -> None:
         copied = dict(values)
         self._queue.put(lambda client: log_params(client, self._ref.run_id, copied))
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """See `Tracker`."""
-        self._queue.put(_now(values, step))
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics at `step`, with the present time."""
+        self._queue.put(_measured_now(values, step))
         self._first_metrics.set()
 
-    def dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
-        """See `Tracker`."""
+    def log_dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
+        """Log the data set; the thread computes its digest."""
         self._queue.put(lambda client: _log_dataset(client, self._ref.run_id, info, digest()))
 
-    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
-        """See `Tracker`."""
+    def log_figure(self, name: str, draw: Callable[[], Figure]) -> None:
+        """Log a figure as `figures/NAME.png`; the thread draws it."""
         self._queue.put(lambda client: _log_figure(client, self._ref.run_id, name, draw()))
 
-    def file(self, name: str, make: Callable[[], bytes]) -> None:
-        """See `Tracker`."""
-        self._queue.put(lambda client: put_file(client, self._ref.run_id, name, make()))
+    def log_artifact(self, name: str, make: Callable[[], bytes]) -> None:
+        """Log a file under its path; the thread makes its content."""
+        self._queue.put(lambda client: upload_file(client, self._ref.run_id, name, make()))
 
-    def text(self, name: str, content: str) -> None:
-        """See `Tracker`."""
+    def log_text(self, name: str, content: str) -> None:
         self._queue.put(lambda client: client.log_text(self._ref.run_id, content, name))
 
-    def model(
+    def log_model(
         self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
     ) -> None:
-        """See `Tracker`."""
-        self._finished = True  # this comes last
+        """Log the model if the run wants it, and wait until it is delivered or the drain timeout is over."""
+        self._finished = True  # the model is logged when training is finished
         if not self._ref.log_model:
             return
         from cvdist.tracking.model import log_model
 
-        deadline = time.monotonic() + self._ref.patience
+        deadline = time.monotonic() + self._ref.drain_timeout
         while True:
             try:
-                self._require_permit()
+                self._require_current()
                 log_model(self._ref, model, identity, info, example, step)
                 return
-            except Exception as error:  # the training is done: what it has reached must stand
+            except Exception as error:  # training is done, and an error here must not discard its result
                 logger.debug("", exc_info=True)
-                if not _passing(error) or time.monotonic() > deadline:
+                if not _is_transient(error) or time.monotonic() > deadline:
                     logger.warning(
-                        "the model was not logged to MLflow (%s): start the same job with its --name once more "
-                        "when MLflow is back; it has nothing left to train",
+                        "the model was not logged to MLflow (%s): when it is back, start the same job with its "
+                        "--name again, which has nothing left to train and logs the model",
                         first_line(error),
                     )
                     return
             time.sleep(_FLUSH_SECONDS)
 
     def close(self) -> None:
-        """See `Tracker`. Waits until all is delivered, or nothing has been for some minutes."""
+        """Deliver everything that is pending. Gives up if nothing was delivered for the drain timeout."""
         self._queue.put(None)
         self._first_metrics.set()
-        seen, since = self._taken, time.monotonic()
-        most = max(self._ref.patience, _CLOSE_SECONDS) + _FLUSH_SECONDS
+        seen, since = self._num_delivered, time.monotonic()
+        most = max(self._ref.drain_timeout, _CLOSE_SECONDS) + _FLUSH_SECONDS
         while self._thread.is_alive() and time.monotonic() - since < most:
             self._thread.join(0.5)
-            if self._taken != seen:  # drawing takes seconds a figure on a busy machine
-                seen, since = self._taken, time.monotonic()
+            if self._num_delivered != seen:  # drawing a figure takes seconds on a busy machine
+                seen, since = self._num_delivered, time.monotonic()
         if self._thread.is_alive():
             logger.warning(
-                "MLflow took nothing for %g s (--tracking-drain-timeout): the last results stay here", most
+                "MLflow accepted nothing for %g s (--tracking-drain-timeout): "
+                "the last results are not delivered",
+                most,
             )
         if self._metrics and not self._superseded:
-            self._leave_journal()
+            self._report_journal()
         if self._lost + len(self._actions) and not self._superseded:
             logger.warning("%d results could not be delivered to MLflow", self._lost + len(self._actions))
 
     def _deliver(self) -> None:
         self._first_metrics.wait()
-        client = client_of(self._ref.tracking_uri)
+        client = mlflow_client(self._ref.tracking_uri)
         monitor = start_system_metrics(self._ref, self._node) if self._ref.system_metrics else None
-        self._metrics = self._journal.left()
+        self._metrics = self._journal.undelivered()
         closed_at = 0.0
-        while not closed_at or (self._away_since and time.monotonic() < closed_at + self._ref.patience):
+        while not closed_at or (self._away_since and time.monotonic() < closed_at + self._ref.drain_timeout):
             if self._collect():
                 closed_at = time.monotonic()
             self._send(client)
@@ -156,9 +164,13 @@ class MlflowTracker:
             monitor.finish()
 
     def _collect(self) -> bool:
-        """What arrives within two seconds, and whether the end has come: few calls, each with much in it."""
+        """Collect what arrives within two seconds, so that MLflow gets few calls with many metrics each.
+
+        Returns:
+            Whether the tracker was closed.
+        """
         deadline = time.monotonic() + _FLUSH_SECONDS
-        new: list[Measured] = []
+        new: list[StepMetrics] = []
         closed = False
         while not closed and (left := deadline - time.monotonic()) > 0:
             try:
@@ -167,7 +179,7 @@ class MlflowTracker:
                 break
             if item is None:
                 closed = True
-            elif isinstance(item, Measured):
+            elif isinstance(item, StepMetrics):
                 new.append(item)
             else:
                 self._actions.append(item)
@@ -177,22 +189,22 @@ class MlflowTracker:
         return closed
 
     def _send(self, client: MlflowClient) -> None:
-        """All that waits, if the server takes it."""
+        """Deliver all pending metrics and actions. If the server is unreachable, they stay pending."""
         if self._superseded:
             self._metrics, self._actions = [], []
             return
         try:
-            self._require_permit()
+            self._require_current()
             self._delivery.deliver(client, self._metrics)
         except Superseded as error:
             self._superseded = True
             logger.warning("nothing more goes to MLflow: %s", error)
             return
-        except Exception as error:  # away, or not able to; the training goes on
-            self._stay(error)
+        except Exception as error:  # unreachable or failing: training goes on
+            self._defer(error)
             return
         self._metrics = []
-        self._taken += 1
+        self._num_delivered += 1
         if self._away_since:
             logger.info(
                 "MLflow is back after %s and has all metrics", duration(time.monotonic() - self._away_since)
@@ -202,34 +214,34 @@ class MlflowTracker:
         while self._actions:
             try:
                 self._actions[0](client)
-            except Exception as error:  # a lost picture must not cost the training
-                # A `UserError` here is of the drawing, and would be the same the next time.
-                if _passing(error) and not isinstance(error, UserError):
-                    self._stay(error)
+            except Exception as error:  # a figure that is lost must not stop training
+                # A `UserError` here was raised while drawing, and a retry would raise it again.
+                if _is_transient(error) and not isinstance(error, UserError):
+                    self._defer(error)
                     return
                 self._lost += 1
                 logger.warning("not delivered to MLflow: %s", first_line(error))
                 logger.debug("", exc_info=True)
             self._actions.pop(0)
-            self._taken += 1
+            self._num_delivered += 1
 
-    def _stay(self, error: Exception) -> None:
-        """Keep what waits, and say so, not too often."""
+    def _defer(self, error: Exception) -> None:
+        """Keep what is pending, and log a warning, at most every `_WARN_SECONDS`."""
         now = time.monotonic()
         if not self._away_since:
             self._away_since = now
             if self._journal.path is not None and not self._journal.path.exists():
                 self._journal.append(self._metrics)
-        if now - self._told > _LOOK_SECONDS:
-            self._told = now
+        if now - self._warned_at > _WARN_SECONDS:
+            self._warned_at = now
             logger.warning("MLflow is away (%s): results are kept and delivered later", first_line(error))
 
-    def _require_permit(self) -> None:
+    def _require_current(self) -> None:
         if self._ensure_current is not None:
             self._ensure_current()
 
-    def _leave_journal(self) -> None:
-        """Say where the metrics are, in the storage if that takes them, else on this node."""
+    def _report_journal(self) -> None:
+        """Move the journal to the storage if possible, and log where it is."""
         if self._journal.path is None:
             self._lost += len(self._metrics)
             return
@@ -251,29 +263,29 @@ class MlflowTracker:
         )
 
 
-def _now(values: Mapping[str, float], step: int) -> Measured:
-    # A clock that is set back must not put what follows before what was: MLflow lists metrics by their times.
+def _measured_now(values: Mapping[str, float], step: int) -> StepMetrics:
+    # Monotonic, even if the clock is set back, since MLflow sorts metrics by their times.
     moment = _STARTED_AT + time.monotonic() - _STARTED
-    return Measured({name: float(value) for name, value in values.items()}, step, int(moment * 1000))
+    return StepMetrics({name: float(value) for name, value in values.items()}, step, int(moment * 1000))
 
 
-def _passing(error: Exception) -> bool:
-    """Whether the same may go well a moment later."""
+def _is_transient(error: Exception) -> bool:
+    """Return whether a retry may succeed."""
     from mlflow.exceptions import MlflowException
     from requests import ConnectionError, Timeout
 
     if isinstance(error, Superseded):
         return False
     if isinstance(error, MlflowException):
-        return error.error_code in _PASSING
+        return error.error_code in _TRANSIENT
     return isinstance(error, ConnectionError | Timeout | UserError)
 
 
 class SystemMetricsTracker(NoTracker):
-    """Only this node's system metrics; for the first worker of every node that does not hold rank 0."""
+    """Logs only the system metrics of a node, for the first worker of every node except that of rank 0."""
 
     def __init__(self, ref: RunRef, node: str) -> None:
-        """Start measuring, in a thread."""
+        """Start measuring in a thread, as importing MLflow takes seconds."""
         self._monitor: Any = None
         self._thread = threading.Thread(target=self._start, args=(ref, node), daemon=True)
         self._thread.start()
@@ -285,12 +297,12 @@ class SystemMetricsTracker(NoTracker):
             self._monitor.finish()
 
     def _start(self, ref: RunRef, node: str) -> None:
-        client_of(ref.tracking_uri)
+        mlflow_client(ref.tracking_uri)
         self._monitor = start_system_metrics(ref, node)
 
 
 def start_system_metrics(ref: RunRef, node: str) -> Any:
-    """MLflow's own monitor; its metrics are named `system/NODE/...`. None if it can't run here."""
+    """Start MLflow's monitor, whose metrics are named `system/NODE/...`. Returns None if it can't run here."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     try:
@@ -298,7 +310,7 @@ def start_system_metrics(ref: RunRef, node: str) -> Any:
             ref.run_id, resume_logging=True, node_id=node, tracking_uri=ref.tracking_uri
         )
         monitor.start()
-    except Exception as error:  # nice to have
+    except Exception as error:  # training goes on without system metrics
         logger.warning("no system metrics of %s: %s", node, error)
         return None
     return monitor
@@ -309,7 +321,7 @@ def _log_figure(client: MlflowClient, run_id: str, name: str, figure: Figure) ->
 
     file = io.BytesIO()
     save_png(figure, file)
-    put_file(client, run_id, f"figures/{name}.png", file.getvalue())
+    upload_file(client, run_id, f"figures/{name}.png", file.getvalue())
 
 
 def _log_dataset(client: MlflowClient, run_id: str, info: DatasetInfo, digest: str) -> None:
@@ -324,7 +336,7 @@ def _log_dataset(client: MlflowClient, run_id: str, info: DatasetInfo, digest: s
     profile = {"train": info.train_size, "valid": info.valid_size, "classes": list(info.classes)}
     dataset = Dataset(
         name=info.name,
-        digest=digest[:36],  # as much as MLflow's column takes
+        digest=digest[:36],  # the length limit of MLflow's column
         source_type=info.source.partition("://")[0] if "://" in info.source else "local",
         source=json.dumps({"uri": info.source}),
         schema=json.dumps(schema),

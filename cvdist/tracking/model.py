@@ -1,4 +1,4 @@
-"""The best model as an MLflow model: loads and serves without this package, and without pickle."""
+"""Log the best model as an MLflow model that loads and serves without this package and without pickle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cvdist.models.servable import ServableClassifier
-from cvdist.tracking.run import RunRef, client_of, default_store
+from cvdist.tracking.run import RunRef, default_store, mlflow_client
 
 if TYPE_CHECKING:
     from cvdist.data.dataset import DatasetInfo
@@ -26,20 +26,28 @@ logger = logging.getLogger(__name__)
 def log_model(
     ref: RunRef, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
 ) -> None:
-    """Log `model`, that of epoch `step`, with signature and input example under the name `model`.
+    """Log a model with signature and input example, under the name `model`.
 
-    example: uint8 (n, C, H, W), n >= 2. Stored in PyTorch's `pt2` format (an exported graph and tensors, no
-    pickle); the model's metadata says which architecture the weights belong to, and the classes' names.
+    It is stored in PyTorch's `pt2` format: an exported graph and tensors, without pickle. Its metadata names
+    the architecture and the classes.
+
+    Args:
+        ref: The run.
+        model: The model.
+        identity: Architecture, classes and input shape of the model.
+        info: Description of the data set, with the mean and standard deviation that pixels are normalized with.
+        example: Input example, uint8 (n, C, H, W), n >= 2.
+        step: The epoch that the model is from.
     """
-    client = client_of(ref.tracking_uri)
+    client = mlflow_client(ref.tracking_uri)
     outputs = client.get_run(ref.run_id).outputs
     if outputs and any(output.step == step for output in outputs.model_outputs):
-        return  # a finished run that was started again and had nothing left to do
+        return  # already logged: a finished run was started again
     import mlflow
     from mlflow.models import infer_signature
 
     servable = ServableClassifier(copy.deepcopy(model).cpu(), info.mean, info.std).eval()
-    # Exporting records the layout, and callers pass ordinary tensors.
+    # The exported graph is specific to the memory format, and callers pass contiguous tensors.
     servable = servable.to(memory_format=torch.contiguous_format)
     with torch.inference_mode():
         output = servable(example).numpy()
@@ -55,10 +63,10 @@ def log_model(
                 serialization_format="pt2",
                 signature=infer_signature(pixels, output),
                 input_example=pixels,
-                # Named here, or MLflow would load the model once more to find out.
+                # Without these, MLflow would load the model again to infer its requirements.
                 pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy")],
                 metadata={"cvdist": dataclasses.asdict(identity) | {"mean": info.mean, "std": info.std}},
             )
         finally:
-            # Not the end of the run: whoever started the job ends it.
+            # The run goes on: the process that started the job ends it.
             mlflow.end_run("RUNNING")

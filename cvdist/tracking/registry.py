@@ -1,4 +1,4 @@
-"""The model registry: a version for a logged model, with an alias that jobs can name."""
+"""Register logged models in the model registry of MLflow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cvdist.errors import UserError
 from cvdist.log import redact
-from cvdist.tracking.run import RunRef, client_of, default_store, first_line, short_retries
+from cvdist.tracking.run import RunRef, default_store, first_line, mlflow_client, short_retries
 
 _TIMEOUT = 30.0  # seconds for one answer of the registry
 
@@ -14,19 +14,30 @@ _TIMEOUT = 30.0  # seconds for one answer of the registry
 def register(
     ref: RunRef, model_id: str, name: str, alias: str, *, description: str, tags: Mapping[str, str]
 ) -> str:
-    """Make the logged model `model_id` of run `ref` a version of `name`, and give it `alias`.
+    """Register a logged model as a version of a registered model, and set an alias for that version.
 
-    A model that is a version already keeps its number. Returns `models:/NAME/VERSION`.
+    A model that is registered already keeps its version number; description and tags are updated.
+
+    Args:
+        ref: The run that logged the model.
+        model_id: MLflow's id of the logged model.
+        name: Name of the registered model.
+        alias: Alias for the version.
+        description: Description of the version.
+        tags: Tags of the version.
+
+    Returns:
+        `models:/NAME/VERSION`.
 
     Raises:
-        UserError: if the registry refuses.
+        UserError: If the registry refuses.
     """
     from mlflow.exceptions import MlflowException
 
     try:
-        # Some of what follows looks up the model in the default store.
+        # Some of these calls look up the model in the default store.
         with short_retries(_TIMEOUT), default_store(ref.tracking_uri):
-            client = client_of(ref.tracking_uri)
+            client = mlflow_client(ref.tracking_uri)
             try:
                 client.create_registered_model(name)
             except MlflowException as error:
@@ -45,22 +56,22 @@ def register(
                 )
                 version = str(made.version)
             client.set_registered_model_alias(name, alias, version)
-    except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
+    except Exception as error:  # MLflow passes on errors of databases, proxies and permissions of any type
         raise UserError(
             f"--register {name}: the MLflow registry of {redact(ref.tracking_uri)} refused: "
-            f"{first_line(error)}. The run and its model are there: mend it, and register with "
+            f"{first_line(error)}. The run and its model are stored: repair the registry, and register with "
             f"python jobs/evaluate.py runs:/{ref.run_id} --register {name} --alias {alias}"
         ) from error
     return f"models:/{name}/{version}"
 
 
 def best_logged(ref: RunRef) -> str:
-    """MLflow's id of the best model that a run has logged.
+    """Return MLflow's id of the best model that a run has logged.
 
     Raises:
-        UserError: if it has none.
+        UserError: If the run has logged no model.
     """
-    outputs = client_of(ref.tracking_uri).get_run(ref.run_id).outputs
+    outputs = mlflow_client(ref.tracking_uri).get_run(ref.run_id).outputs
     models = outputs.model_outputs if outputs else []
     if not models:
         raise UserError(f"--register: the run {ref.run_id} has no model: train it with --log-model")

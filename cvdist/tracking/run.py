@@ -1,4 +1,4 @@
-"""Opening and ending the MLflow run of a job. The process that starts a job owns its run."""
+"""Start and end the MLflow run of a job. The process that starts a job owns its run."""
 
 from __future__ import annotations
 
@@ -34,13 +34,25 @@ FIRST_STEP = "speed/seconds_to_first_step"
 NAME_TAG, JOB_TAG = "cvdist.name", "cvdist.job"
 PARENT_TAG = "mlflow.parentRunId"
 _UPLOAD_SECONDS = 60.0
-_AWAY_SECONDS = 1.0  # between two looks for a server that is away
-_PARAMS_A_CALL = 100  # MLflow's own limit
+_RETRY_SECONDS = 1.0  # between two attempts to reach a server
+_PARAMS_PER_CALL = 100  # limit of MLflow
 
 
 @dataclass(frozen=True)
 class RunRef:
-    """Enough for any process to find the run."""
+    """A reference to a run, with which any process can log to it.
+
+    Attributes:
+        tracking_uri: Address of the tracking store.
+        experiment_id: Id of the experiment.
+        run_id: Id of the run.
+        system_metrics: Whether to log system metrics.
+        log_model: Whether to log the best model.
+        job: Id of the job that owns the run (`cvdist.checkpoints.fence`).
+        folder: Folder or URI of the run's checkpoints.
+        journal: File on each node for metrics that could not be delivered.
+        drain_timeout: Seconds that a finished job waits for a server that is unreachable.
+    """
 
     tracking_uri: str
     experiment_id: str
@@ -48,29 +60,25 @@ class RunRef:
     system_metrics: bool
     log_model: bool
     job: str = ""
-    """The job that owns the run (`cvdist.checkpoints.fence`)."""
     folder: str = ""
-    """Folder or URI of the run's checkpoints."""
     journal: str = ""
-    """On a node: file for metrics that could not be delivered."""
-    patience: float = TrackingConfig.drain_timeout
-    """Seconds that a finished job waits for a server that is away."""
+    drain_timeout: float = TrackingConfig.drain_timeout
 
     def to_dict(self) -> dict[str, Any]:
-        """For another process: `RunRef(**values)`."""
+        """Return the fields as a dictionary for another process, which calls `RunRef(**values)`."""
         return dataclasses.asdict(self)
 
     @property
     def page(self) -> str:
-        """The run's address in the MLflow UI, from `#` on where no server is known."""
+        """The address of the run in the MLflow UI. Without a server, only the part from `#` on."""
         path = f"#/experiments/{self.experiment_id}/runs/{self.run_id}"
         return f"{redact(self.tracking_uri)}/{path}" if self.tracking_uri.startswith("http") else path
 
     def require_reachable_from(self, nodes: int) -> None:
-        """Refuse a store in a file for a cluster of several machines.
+        """Check that all nodes of a cluster can reach the store.
 
         Raises:
-            UserError: naming the setting.
+            UserError: If the store is a file and the cluster has several nodes.
         """
         if nodes > 1 and not self.tracking_uri.startswith("http"):
             raise UserError(
@@ -80,30 +88,30 @@ class RunRef:
 
 
 @dataclass(frozen=True)
-class Store:
-    """A tracking store that has answered, and the experiment in it."""
+class TrackingStore:
+    """A tracking store that was reached, and an experiment in it."""
 
     tracking_uri: str
     experiment_id: str
 
 
-def client_of(tracking_uri: str) -> MlflowClient:
-    """An MLflow client; MLflow is imported on the first call."""
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git in a container is no reason to warn
-    # What is not delivered is tried again here, in order: MLflow's own retries would take minutes a call.
+def mlflow_client(tracking_uri: str) -> MlflowClient:
+    """Create an MLflow client. The first call imports MLflow."""
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # otherwise a container without git causes a warning
+    # The tracker retries what is not delivered, in order; the retries of MLflow would take minutes per call.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the job's report names the page
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the job prints the address itself
     from mlflow import MlflowClient
 
-    for noisy in ("mlflow", "alembic"):  # after the import, which sets up MLflow's own logging
+    for noisy in ("mlflow", "alembic"):  # after the import, which configures the logging of MLflow
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri)
 
 
 @contextmanager
 def default_store(tracking_uri: str) -> Iterator[None]:
-    """For those of MLflow's functions that take no address: they use this store while the context lasts."""
+    """Set the store for functions of MLflow that take no address, for the duration of the context."""
     import mlflow
 
     variable = os.environ.get("MLFLOW_TRACKING_URI")
@@ -114,24 +122,26 @@ def default_store(tracking_uri: str) -> Iterator[None]:
     finally:
         mlflow.set_tracking_uri(before)
         if variable is None:
-            os.environ.pop("MLFLOW_TRACKING_URI", None)  # which set_tracking_uri has set
+            os.environ.pop("MLFLOW_TRACKING_URI", None)  # `set_tracking_uri` has set it
 
 
-def open_store(settings: TrackingConfig, storage: str) -> Store | None:
-    """Reach the tracking store and find or make the experiment. None with `--tracking none`.
+def open_tracking_store(settings: TrackingConfig, storage: str) -> TrackingStore | None:
+    """Connect to the tracking store, and create the experiment if it does not exist.
 
     Args:
-        settings: name the store, the experiment, and whether they are needed.
-        storage: as `RunConfig.storage`; it has the store where none is named.
+        settings: Name the store and the experiment, and say whether they are needed.
+        storage: As `RunConfig.storage`. It has the store if none is named.
+
+    Returns:
+        The store. None with `--tracking none`, or if the store can't be reached with `--tracking optional`.
 
     Raises:
-        UserError: if the store can't be reached or written; at the latest after `--tracking-timeout`. With
-            `--tracking optional` that is a warning, and None is returned.
+        UserError: If the store can't be reached within `--tracking-timeout`, or can't be written.
     """
     if settings.mode == "none":
         return None
     try:
-        return _open_store(settings, storage)
+        return _open_tracking_store(settings, storage)
     except UserError as error:
         if settings.mode != "optional":
             raise
@@ -139,41 +149,51 @@ def open_store(settings: TrackingConfig, storage: str) -> Store | None:
         return None
 
 
-def _open_store(settings: TrackingConfig, storage: str) -> Store:
-    if not environment.installed("mlflow"):
+def _open_tracking_store(settings: TrackingConfig, storage: str) -> TrackingStore:
+    if not environment.is_installed("mlflow"):
         raise UserError("MLflow is not installed: pip install mlflow, or do without: --tracking none")
-    uri = uri_of(settings.uri, storage)
+    uri = tracking_uri_of(settings.uri, storage)
     artifacts = None
     if uri.startswith("http"):
-        require_answer(uri, settings.timeout)
+        require_server(uri, settings.timeout)
     elif uri.startswith("sqlite:///"):
-        artifacts = _make_room(Path(uri.removeprefix("sqlite:///")))
+        artifacts = _create_sqlite_folder(Path(uri.removeprefix("sqlite:///")))
     try:
         with short_retries(settings.timeout):
-            client = client_of(uri)
-            return Store(uri, _experiment(client, settings.experiment, artifacts))
-    except Exception as error:  # a database, a proxy, a permission: MLflow passes on whatever it meets
+            client = mlflow_client(uri)
+            return TrackingStore(uri, _experiment(client, settings.experiment, artifacts))
+    except Exception as error:  # MLflow passes on errors of databases, proxies and permissions of any type
         raise UserError(
-            f"the MLflow store {redact(uri)} refused: {first_line(error)}. Mend it, name another one with "
+            f"the MLflow store {redact(uri)} refused: {first_line(error)}. Repair it, name another one with "
             "--tracking-uri, or do without: --tracking none"
         ) from error
 
 
 def start_run(
     config: TrainConfig,
-    store: Store,
+    store: TrackingStore,
     *,
     continued: bool,
     job: str = "",
     tags: Mapping[str, str] | None = None,
     status: str = "RUNNING",
 ) -> RunRef:
-    """The run of this job: a new one, or, where a job of this name is `continued`, the one it had.
+    """Start the run of a job, or reopen the run of the job that this one resumes.
 
-    `job` owns it from now on, and nobody else ends it. Logs the whole configuration, and where and from what
-    the job was started. tags: more of them.
+    Logs all settings and the environment of the job.
+
+    Args:
+        config: The settings of the job.
+        store: The tracking store.
+        continued: Whether the job resumes an earlier one of the same name.
+        job: Id of the job, which owns the run from now on: no other job ends it.
+        tags: Additional tags of the run.
+        status: Status of the run.
+
+    Returns:
+        A reference to the run.
     """
-    client = client_of(store.tracking_uri)
+    client = mlflow_client(store.tracking_uri)
     name = config.run.name
     run = _find(client, store.experiment_id, name) if continued else None
     if run is None:
@@ -192,18 +212,18 @@ def start_run(
         job=job,
         folder=f"{storage_root(config.run.storage)}/{name}",
         journal=f"{cache_folder(config.data.cache)}/journals/{run.info.run_id}.jsonl",
-        patience=config.tracking.drain_timeout,
+        drain_timeout=config.tracking.drain_timeout,
     )
     client.set_tag(ref.run_id, JOB_TAG, job)
     log_params(client, ref.run_id, dict(configs.flat(config)))
-    for key, value in {**environment.facts(), **(tags or {})}.items():
+    for key, value in {**environment.run_tags(), **(tags or {})}.items():
         client.set_tag(ref.run_id, key, value)
     return ref
 
 
-def create_run(store: Store, name: str, tags: Mapping[str, str]) -> RunRef:
+def create_run(store: TrackingStore, name: str, tags: Mapping[str, str]) -> RunRef:
     """A new run that is no training: it has neither system metrics nor a model."""
-    made = client_of(store.tracking_uri).create_run(store.experiment_id, run_name=name, tags=dict(tags))
+    made = mlflow_client(store.tracking_uri).create_run(store.experiment_id, run_name=name, tags=dict(tags))
     return RunRef(
         store.tracking_uri, store.experiment_id, made.info.run_id, system_metrics=False, log_model=False
     )
@@ -216,30 +236,33 @@ def link_model(ref: RunRef, model_id: str) -> None:
     from mlflow.entities import LoggedModelInput
 
     try:
-        client_of(ref.tracking_uri).log_inputs(ref.run_id, models=[LoggedModelInput(model_id)])
+        mlflow_client(ref.tracking_uri).log_inputs(ref.run_id, models=[LoggedModelInput(model_id)])
     except Exception as error:  # nice to have
         logger.warning("the model was not linked with its evaluation in MLflow: %s", first_line(error))
 
 
 def log_params(client: MlflowClient, run_id: str, values: Mapping[str, object]) -> None:
-    """Log parameters; one that a continued run has with another value becomes the tag `changed.NAME`."""
+    """Log parameters.
+
+    If a resumed run has another value of one, the new value becomes the tag `changed.NAME`.
+    """
     from mlflow.entities import Param, RunTag
 
     present = client.get_run(run_id).data.params
     texts = {key: redact(str(value)) for key, value in values.items()}
     new = [Param(key, text) for key, text in texts.items() if key not in present]
     changed = [RunTag(f"changed.{k}", text) for k, text in texts.items() if present.get(k, text) != text]
-    for start in range(0, len(new), _PARAMS_A_CALL):
-        client.log_batch(run_id, params=new[start : start + _PARAMS_A_CALL])
+    for start in range(0, len(new), _PARAMS_PER_CALL):
+        client.log_batch(run_id, params=new[start : start + _PARAMS_PER_CALL])
     if changed:
         client.log_batch(run_id, tags=changed)
 
 
 @contextmanager
-def ended(ref: RunRef | None) -> Iterator[None]:
-    """Whatever becomes of the block, the run gets its end: finished, failed or killed.
+def end_run_on_exit(ref: RunRef | None) -> Iterator[None]:
+    """End the run when the context ends: as finished, failed or killed.
 
-    A small process waits for this one to end, and ends the run if this one no longer could.
+    A watchdog process waits for this process to end, and ends the run if this process was killed.
     """
     if ref is None:
         yield
@@ -247,7 +270,7 @@ def ended(ref: RunRef | None) -> Iterator[None]:
     watchdog = subprocess.Popen(
         [sys.executable, "-m", "cvdist.tracking.watchdog", ref.tracking_uri, ref.run_id, ref.job],
         stdin=subprocess.PIPE,
-        start_new_session=True,  # outlives a Ctrl-C and a killed process group
+        start_new_session=True,  # survives Ctrl-C and the end of the process group
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     status = "FINISHED"
@@ -268,92 +291,102 @@ def ended(ref: RunRef | None) -> Iterator[None]:
 
 
 def wait_for_server(ref: RunRef) -> bool:
-    """Wait until the store answers, at most `--tracking-drain-timeout` seconds, before a job's last words."""
-    deadline, said = time.monotonic() + ref.patience, False
+    """Wait until the store answers, at most `--tracking-drain-timeout` seconds, before a job's last words.
+
+    Returns:
+        Whether the store answers.
+    """
+    deadline, warned = time.monotonic() + ref.drain_timeout, False
     while True:
         try:
             with short_retries(_UPLOAD_SECONDS):
-                client_of(ref.tracking_uri).get_run(ref.run_id)
+                mlflow_client(ref.tracking_uri).get_run(ref.run_id)
             return True
         except Exception as error:
             left = deadline - time.monotonic()
             if left <= 0 or not ref.tracking_uri.startswith("http"):
-                return False  # what is to be written says so by itself
-            if not said:
+                return False  # the calls that follow report the error
+            if not warned:
                 reason = first_line(error)
                 logger.warning(
                     "MLflow is away: waiting %.0f s for it (--tracking-drain-timeout): %s", left, reason
                 )
-                said = True
-            time.sleep(min(_AWAY_SECONDS, left))
+                warned = True
+            time.sleep(min(_RETRY_SECONDS, left))
 
 
 def end_run(tracking_uri: str, run_id: str, status: str, job: str) -> None:
-    """Give the run its final status, unless another job than `job` owns it by now.
+    """Set the final status of a run, unless another job than `job` owns it now.
 
-    A store that is away is logged, not raised: the job's result stands.
+    An error of the store is logged rather than raised, since the result of the job is stored already.
     """
     try:
-        client = client_of(tracking_uri)
+        client = mlflow_client(tracking_uri)
         if client.get_run(run_id).data.tags.get(JOB_TAG, job) == job:
             client.set_terminated(run_id, status)
-    except Exception as error:  # see above
+    except Exception as error:  # of any type
         logger.warning("the MLflow run %s could not be ended as %s: %s", run_id, status, first_line(error))
 
 
 def set_status(ref: RunRef, status: str, tags: Mapping[str, str] | None = None) -> None:
-    """Change what the UI shows of a run; a store that is away is logged, not raised."""
+    """Set the status and tags of a run. An error of the store is logged rather than raised."""
     try:
-        client = client_of(ref.tracking_uri)
+        client = mlflow_client(ref.tracking_uri)
         for key, value in (tags or {}).items():
             client.set_tag(ref.run_id, key, value)
         client.update_run(ref.run_id, status=status)
-    except Exception as error:  # see `end_run`
-        logger.warning("the MLflow run %s is not shown as %s: %s", ref.run_id, status, first_line(error))
+    except Exception as error:  # of any type
+        logger.warning("the MLflow run %s could not be set to %s: %s", ref.run_id, status, first_line(error))
 
 
 def end_children(tracking_uri: str, run_id: str, status: str, job: str) -> None:
-    """Give the runs of `job` below a run their final status, where they have none."""
+    """Set the final status of the child runs that belong to `job` and have not ended. Errors are logged."""
     try:
-        client = client_of(tracking_uri)
+        client = mlflow_client(tracking_uri)
         experiment = client.get_run(run_id).info.experiment_id
         below = f"tags.`{PARENT_TAG}` = '{run_id}' and tags.`{JOB_TAG}` = '{job}'"
         for child in client.search_runs([experiment], below, max_results=1000):
             if child.info.status in ("RUNNING", "SCHEDULED"):
                 client.set_terminated(child.info.run_id, status)
-    except Exception as error:  # see `end_run`
+    except Exception as error:  # of any type
         logger.warning("the runs below the MLflow run %s could not be ended: %s", run_id, first_line(error))
 
 
-def describe(ref: RunRef, markdown: str, seconds_to_first_step: float = 0.0) -> None:
-    """Put `markdown` on top of the run's page, and note the time to the first step, if there was one."""
+def set_description(ref: RunRef, markdown: str, seconds_to_first_step: float = 0.0) -> None:
+    """Set the description of a run and, if it is not 0, its time to the first step. Errors are logged.
+
+    Args:
+        ref: The run.
+        markdown: The description, which the MLflow UI shows at the top of the run's page.
+        seconds_to_first_step: Seconds from the start of the job to the end of its first step.
+    """
     try:
-        client = client_of(ref.tracking_uri)
+        client = mlflow_client(ref.tracking_uri)
         client.set_tag(ref.run_id, "mlflow.note.content", markdown)
         if seconds_to_first_step:
             client.log_metric(ref.run_id, FIRST_STEP, seconds_to_first_step)
-    except Exception as error:  # the job's result stands
+    except Exception as error:  # of any type
         logger.warning("the run's description was not delivered to MLflow: %s", first_line(error))
 
 
 def log_file(ref: RunRef, name: str, content: bytes) -> None:
-    """Put a file among a run's artifacts; one of this name is replaced.
+    """Upload a file to the artifacts of a run. An existing file of this name is replaced.
 
     Raises:
-        UserError: if the store does not take it.
+        UserError: If the store refuses it.
     """
     try:
         with short_retries(_UPLOAD_SECONDS):
-            put_file(client_of(ref.tracking_uri), ref.run_id, name, content)
-    except Exception as error:  # a server, a bucket, a permission: MLflow passes on whatever it meets
+            upload_file(mlflow_client(ref.tracking_uri), ref.run_id, name, content)
+    except Exception as error:  # MLflow passes on errors of servers, buckets and permissions of any type
         raise UserError(
             f"the run {ref.run_id} in {redact(ref.tracking_uri)} does not take {name} ({first_line(error)}): "
-            "mend its artifact store"
+            "repair its artifact store"
         ) from error
 
 
-def put_file(client: MlflowClient, run_id: str, name: str, content: bytes) -> None:
-    """The same with MLflow's own errors."""
+def upload_file(client: MlflowClient, run_id: str, name: str, content: bytes) -> None:
+    """Upload a file to the artifacts of a run, and raise the errors of MLflow as they are."""
     where = PurePosixPath(name)
     with tempfile.TemporaryDirectory(prefix="cvdist-file-") as folder:
         path = Path(folder) / where.name
@@ -362,11 +395,13 @@ def put_file(client: MlflowClient, run_id: str, name: str, content: bytes) -> No
         client.log_artifact(run_id, str(path), None if parent == "." else parent)
 
 
-def uri_of(tracking_uri: str, storage: str) -> str:
-    """Address of the tracking store; the arguments are as `TrackingConfig.uri` and `RunConfig.storage`.
+def tracking_uri_of(tracking_uri: str, storage: str) -> str:
+    """Return the address of the tracking store: the configured one, else a database in the storage folder.
+
+    The arguments are as `TrackingConfig.uri` and `RunConfig.storage`.
 
     Raises:
-        UserError: if none is named, and the storage is no folder that could hold one.
+        UserError: If no store is configured and the storage is not a local folder.
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri:
@@ -380,8 +415,11 @@ def uri_of(tracking_uri: str, storage: str) -> str:
     return f"sqlite:///{root}/mlflow.db"
 
 
-def _make_room(database: Path) -> str:
-    """Create the folder of an sqlite store; returns where its experiments keep their artifacts."""
+def _create_sqlite_folder(database: Path) -> str:
+    """Create the folder of an SQLite store.
+
+    Returns the URI of the folder for the artifacts of its experiments.
+    """
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -389,24 +427,29 @@ def _make_room(database: Path) -> str:
     return (database.parent.resolve() / "mlartifacts").as_uri()
 
 
-def require_answer(uri: str, timeout: float, otherwise: str = ", or do without: --tracking none") -> None:
-    """Ask a server whether it is there: MLflow's own client would retry for minutes.
+def require_server(uri: str, timeout: float, otherwise: str = ", or do without: --tracking none") -> None:
+    """Check that a server answers. The client of MLflow would retry for minutes.
+
+    Args:
+        uri: Address of the server.
+        timeout: Seconds to wait for an answer.
+        otherwise: Text at the end of the error message that names an alternative.
 
     Raises:
-        UserError: if it does not answer, ending with the alternative.
+        UserError: If the server does not answer.
     """
     try:
         parts = urlsplit(uri.rstrip("/"))
-        # MLflow's client takes name and password from the URI; here they would become a part of the host.
+        # Unlike MLflow's client, urllib would take user name and password for a part of the host.
         address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
         with urllib.request.urlopen(f"{address}/health", timeout=timeout):
             return
     except urllib.error.HTTPError:
-        return  # it answers; what it refuses, the first real call says better
+        return  # the server answers; if it refuses, the first real call reports that better
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLError):
-            return  # likewise: MLflow has settings of its own for certificates
+            return  # the server answers; MLflow has its own settings for certificates
         raise UserError(
             f"no MLflow server answers at {redact(uri)} within {timeout:g} s (--tracking-timeout): {reason}. "
             f"Start it, or correct --tracking-uri or MLFLOW_TRACKING_URI{otherwise}"
@@ -415,7 +458,7 @@ def require_answer(uri: str, timeout: float, otherwise: str = ", or do without: 
 
 @contextmanager
 def short_retries(timeout: float) -> Iterator[None]:
-    """MLflow's client gives up on a server after `timeout` seconds and one more try."""
+    """Limit MLflow's client to one retry and `timeout` seconds per request for the duration of the context."""
     limits = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, int(timeout))),
@@ -433,6 +476,7 @@ def short_retries(timeout: float) -> Iterator[None]:
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    """Return the id of an experiment, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -444,7 +488,7 @@ def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
                 tags={"mlflow.experimentKind": "custom_model_development"},  # the UI shows charts, not chats
             )
         except MlflowException:
-            # Another job that starts at the same moment was first.
+            # Another job that starts at the same time has created it.
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
@@ -459,6 +503,6 @@ def _find(client: MlflowClient, experiment_id: str, name: str) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, without credentials."""
+    """Return the first line of an error's message, without credentials."""
     text = str(error).strip() or type(error).__name__
     return redact(text.splitlines()[0][:300])

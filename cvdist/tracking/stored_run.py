@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvdist.tracking.run import FIRST_STEP, client_of, short_retries
+from cvdist.tracking.run import FIRST_STEP, mlflow_client, short_retries
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,7 +47,7 @@ class StoredRun:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         self.run_id = run_id
         self._open = ExitStack()
-        self._client = client_of(tracking_uri)
+        self._client = mlflow_client(tracking_uri)
 
     def __enter__(self) -> StoredRun:
         """Read what the run says of itself; from here on, MLflow does not retry for long."""
@@ -123,7 +123,7 @@ class StoredRun:
 def put_text(tracking_uri: str, run_id: str, name: str, text: str) -> None:
     """Put a text among a run's artifacts; raises MLflow's own errors."""
     with short_retries(REQUEST_SECONDS):
-        client_of(tracking_uri).log_text(run_id, text, name)
+        mlflow_client(tracking_uri).log_text(run_id, text, name)
 
 
 def _json(text: str | None) -> dict[str, Any]:

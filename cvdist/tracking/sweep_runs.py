@@ -14,10 +14,10 @@ from cvdist.sweep.space import Dimension
 from cvdist.tracking.run import (
     PARENT_TAG,
     RunRef,
-    Store,
-    client_of,
+    TrackingStore,
     end_run,
     log_params,
+    mlflow_client,
     set_status,
     start_run,
 )
@@ -26,13 +26,13 @@ _STATE_TAG = "cvdist.trial_state"
 
 
 def start_sweep(
-    job: SweepJobConfig, search: Sequence[Dimension], store: Store, *, continued: bool, owner: str
+    job: SweepJobConfig, search: Sequence[Dimension], store: TrackingStore, *, continued: bool, owner: str
 ) -> RunRef:
     """The run of the sweep, as `start_run`, with its own settings among the parameters."""
     ref = start_run(job.train, store, continued=continued, job=owner, tags={"cvdist.kind": "sweep"})
     values = {f"sweep.{name}": value for name, value in dataclasses.asdict(job.sweep).items()}
     values["sweep.search"] = " ".join(map(str, search))
-    log_params(client_of(ref.tracking_uri), ref.run_id, values)
+    log_params(mlflow_client(ref.tracking_uri), ref.run_id, values)
     return dataclasses.replace(ref, system_metrics=False, log_model=False)
 
 
@@ -40,10 +40,10 @@ def start_trials(
     base: TrainConfig, trials: Sequence[Trial], parent: RunRef, folder: str, *, continued: bool
 ) -> dict[int, RunRef]:
     """A run for each trial, which waits. folder: of the sweep."""
-    store = Store(parent.tracking_uri, parent.experiment_id)
+    store = TrackingStore(parent.tracking_uri, parent.experiment_id)
     refs = {}
     for trial in trials:
-        config = space.apply(base, trial.settings)
+        config = space.apply_settings(base, trial.settings)
         name = f"{base.run.name}-{folder_of(trial.number)}"
         ref = start_run(
             configs.replace(config, name=name),

@@ -1,4 +1,4 @@
-"""What the training loop tells about a run. Nothing here waits for a server."""
+"""The interface through which jobs log the results of a run. Logging does not wait for a server."""
 
 from __future__ import annotations
 
@@ -14,84 +14,103 @@ if TYPE_CHECKING:
     from cvdist.results import ModelIdentity
 
 
-def _always() -> None:
-    """Permit."""
+def _always_current() -> None:
+    """Accept: there is no other attempt."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a run's workers.
+    """One attempt of a run: its workers are started again after a failure.
 
-    number: counts from 1; ensure_current: raises `Superseded` if a newer attempt has begun.
+    Attributes:
+        number: Number of the attempt, from 1.
+        ensure_current: Raises `Superseded` if a newer attempt has begun.
     """
 
     number: int = 1
-    ensure_current: Callable[[], None] = _always
+    ensure_current: Callable[[], None] = _always_current
 
 
 class Tracker(Protocol):
-    """Takes a run's results. One process of a run has a real one, the others `NoTracker`."""
+    """Logs the results of a run. One process of a run has a real tracker, the others have a `NoTracker`."""
 
-    def params(self, values: Mapping[str, object]) -> None:
-        """Facts that hold for the whole run."""
+    def log_params(self, values: Mapping[str, object]) -> None:
+        """Log parameters, which hold for the whole run."""
         ...
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Measured values at `step`, by names such as `train/loss`; taken once, also over restarts."""
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics at `step`, by names such as `train/loss`.
+
+        Each step is logged once, even across restarts.
+        """
         ...
 
-    def dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
-        """What the run learns from; `digest` is called off the training's path."""
+    def log_dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
+        """Log the data set. `digest` returns its digest, and is called in the background."""
         ...
 
-    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
-        """A picture for the artifacts, drawn off the training's path. `name` may have folders."""
+    def log_figure(self, name: str, draw: Callable[[], Figure]) -> None:
+        """Log a figure as `figures/NAME.png`.
+
+        `draw` is called in the background. `name` may contain folders.
+        """
         ...
 
-    def file(self, name: str, make: Callable[[], bytes]) -> None:
-        """A file for the artifacts, `figures/filters/forming.gif`, made off the training's path."""
+    def log_artifact(self, name: str, make: Callable[[], bytes]) -> None:
+        """Log a file under its path, such as `figures/filters/forming.gif`.
+
+        `make` is called in the background.
+        """
         ...
 
-    def text(self, name: str, content: str) -> None:
-        """A text file for the artifacts."""
+    def log_text(self, name: str, content: str) -> None:
+        """Log a text file."""
         ...
 
-    def model(
+    def log_model(
         self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
     ) -> None:
-        """The model of epoch `step`, ready to serve. Waits. `example`: uint8 pictures (n, C, H, W), n >= 2."""
+        """Log the model in a form that can be served, and wait until it is delivered.
+
+        Args:
+            model: The model.
+            identity: Architecture, classes and input shape of the model.
+            info: Description of the data set.
+            example: Input example, uint8 (n, C, H, W), n >= 2.
+            step: The epoch that the model is from.
+        """
         ...
 
     def close(self) -> None:
-        """Deliver what is left. Waits, for a bounded time."""
+        """Deliver everything that is pending, and wait for that for a bounded time."""
         ...
 
 
 class NoTracker:
-    """Takes everything and keeps nothing."""
+    """A `Tracker` that logs nothing."""
 
-    def params(self, values: Mapping[str, object]) -> None:
-        """See `Tracker`."""
+    def log_params(self, values: Mapping[str, object]) -> None:
+        """Ignore the parameters."""
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """See `Tracker`."""
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Ignore the metrics."""
 
-    def dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
-        """See `Tracker`."""
+    def log_dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
+        """Ignore the data set."""
 
-    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
-        """See `Tracker`."""
+    def log_figure(self, name: str, draw: Callable[[], Figure]) -> None:
+        """Ignore the figure."""
 
-    def file(self, name: str, make: Callable[[], bytes]) -> None:
-        """See `Tracker`."""
+    def log_artifact(self, name: str, make: Callable[[], bytes]) -> None:
+        """Ignore the file."""
 
-    def text(self, name: str, content: str) -> None:
-        """See `Tracker`."""
+    def log_text(self, name: str, content: str) -> None:
+        """Ignore the text."""
 
-    def model(
+    def log_model(
         self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
     ) -> None:
-        """See `Tracker`."""
+        """Ignore the model."""
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Do nothing, as nothing is pending."""

@@ -1,6 +1,7 @@
-"""`python -m cvdist.tracking.watchdog URI RUN_ID JOB`: ends a run whose owner died without a word.
+"""End a run whose owner was killed: `python -m cvdist.tracking.watchdog URI RUN_ID JOB`.
 
-Waits for the end of its standard input, which comes when the owner says `ended` or is gone, be it by SIGKILL.
+The owner of the run starts this process with a pipe as standard input. The pipe is closed when the owner has
+ended the run, after it has written `ended`, or when the owner is gone, even by SIGKILL.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ import sys
 
 
 def main() -> None:
-    """Wait for the owner; mark the run and its trials killed unless the owner has ended it."""
+    """Wait for the owner, and mark the run and its trials as killed unless the owner has ended the run."""
     uri, run_id, job = sys.argv[1:]
     if sys.stdin.read().strip() == "ended":
         return
-    from cvdist.tracking.run import client_of, end_children, end_run
+    from cvdist.tracking.run import end_children, end_run, mlflow_client
 
-    if client_of(uri).get_run(run_id).info.status == "RUNNING":
+    if mlflow_client(uri).get_run(run_id).info.status == "RUNNING":
         end_children(uri, run_id, "KILLED", job)
         end_run(uri, run_id, "KILLED", job)
 

@@ -23,7 +23,7 @@ from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.distributed.device import random_state, set_random_state
 from cvdist.distributed.tensor_shard import TensorShard
 from cvdist.errors import UserError
-from cvdist.seeding import mix
+from cvdist.seeding import derive_seed
 from cvdist.training.finite import require_finite_weights
 from cvdist.training.optimizer import restore_optimizer
 from cvdist.training.run import Run, initial_model
@@ -222,7 +222,7 @@ def _restore_random_state(run: Run, saved: Checkpoint, states: list[dict[str, Te
         return
     # Other streams than those that the run began with, or dropout would repeat its first masks.
     at = (saved.progress.epoch, saved.progress.position)
-    torch.manual_seed(mix("dropout", run.config.run.seed, rank, *at))
+    torch.manual_seed(derive_seed("dropout", run.config.run.seed, rank, *at))
 
 
 def _shard_of(run: Run) -> ckpt_shards.TensorShardOf:

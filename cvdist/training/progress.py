@@ -41,7 +41,7 @@ def record_epoch(
         evaluation: The results on the validation data.
         seconds: How long training and validation took.
     """
-    slow = sum(gather(slow_requests.storage.take()), NO_SLOW_REQUESTS)
+    slow = sum(gather(slow_requests.meter.take()), NO_SLOW_REQUESTS)
     record = EpochRecord(
         epoch=epoch,
         train_loss=trained.loss,

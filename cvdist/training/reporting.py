@@ -54,7 +54,7 @@ def announce(run: Run) -> None:
     )
     if run.resumed_at:
         logger.info("resuming   at %s, %d epochs done", run.resumed_at, run.progress.epoch)
-    run.tracker.params(
+    run.tracker.log_params(
         {
             "run.world_size": worker.world_size,
             "run.hardware": hardware,
@@ -74,12 +74,12 @@ def announce(run: Run) -> None:
 def log_data(run: Run) -> None:
     """Log the data set, the pictures that were left out, and what training pictures look like."""
     tracker, loader = run.tracker, run.loader
-    tracker.dataset(loader.info, loader.digest)
+    tracker.log_dataset(loader.info, loader.digest)
     if loader.quarantine:
-        tracker.text("quarantine.csv", quarantine_table(loader.quarantine))
-    tracker.figure("samples", run_figures.samples(loader))
+        tracker.log_text("quarantine.csv", quarantine_table(loader.quarantine))
+    tracker.log_figure("samples", run_figures.samples(loader))
     if loader.augmentation is not None:
-        tracker.figure("augmentation", run_figures.augmentation(loader, loader.augmentation))
+        tracker.log_figure("augmentation", run_figures.augmentation(loader, loader.augmentation))
 
 
 def log_history(run: Run) -> None:
@@ -88,9 +88,9 @@ def log_history(run: Run) -> None:
     The tracker leaves out those that MLflow has already.
     """
     for step, values in run.progress.logged:
-        run.tracker.metrics(values, step)
+        run.tracker.log_metrics(values, step)
     for record in run.progress.history:
-        run.tracker.metrics(epoch_metrics(record), record.epoch)
+        run.tracker.log_metrics(epoch_metrics(record), record.epoch)
 
 
 def log_steps(run: Run, stats: StepStats, step: int, rate: float) -> None:
@@ -117,7 +117,7 @@ def log_steps(run: Run, stats: StepStats, step: int, rate: float) -> None:
         "step/bytes_sent": stats.bytes_sent,
         "step/roofline_fraction": run.plan.min_step_seconds(round(stats.count / stats.steps)) / seconds,
     }
-    run.tracker.metrics(values, step=step)
+    run.tracker.log_metrics(values, step=step)
     run.progress.logged = [*run.progress.logged[1 - _REMEMBERED :], (step, values)]
 
 
@@ -149,9 +149,9 @@ def log_results(run: Run, model: nn.Module) -> None:
     best, best_epoch = run.best, run.progress.best_epoch
     assert best is not None
     for name, draw in run_figures.results(run.loader, run.progress.history, best).items():
-        run.tracker.figure(name, draw)
+        run.tracker.log_figure(name, draw)
     example, _ = run.loader.pictures("valid", range(min(4, run.info.valid_size)))
-    run.tracker.model(model, run.identity, run.info, example, step=best_epoch)
+    run.tracker.log_model(model, run.identity, run.info, example, step=best_epoch)
     run.visualizer.finish(
         model,
         run.loader,
@@ -180,7 +180,7 @@ def summarize(run: Run) -> Summary:
         train_seconds=run.progress.seconds,
         first_step_at=run.first_step_at,
         visualized=run.visualizer.enabled,
-        slow_requests=sum((record.slow_requests for record in history), slow_requests.storage.take()),
+        slow_requests=sum((record.slow_requests for record in history), slow_requests.meter.take()),
         ridge=run.progress.ridge,
     )
 

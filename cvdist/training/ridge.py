@@ -40,7 +40,7 @@ def fit_baseline(run: Run) -> None:
         if progress.ridge is not None:
             reporting.show_baseline(run, progress.ridge)
     if progress.ridge is not None:
-        run.tracker.metrics(reporting.ridge_metrics(progress.ridge), 0)
+        run.tracker.log_metrics(reporting.ridge_metrics(progress.ridge), 0)
 
 
 def probe(

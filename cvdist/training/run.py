@@ -17,7 +17,7 @@ from cvdist.data.dataset import DatasetInfo, Loader
 from cvdist.distributed.precision import Precision
 from cvdist.parallel import Mode, ParallelPlan
 from cvdist.results import Evaluation, ModelIdentity
-from cvdist.seeding import mix
+from cvdist.seeding import derive_seed
 from cvdist.tracking.tracker import Tracker
 from cvdist.training.finite import LossWatch
 from cvdist.training.visualize import Visualizer
@@ -112,7 +112,7 @@ def initial_model(config: TrainConfig, info: DatasetInfo) -> nn.Module:
     Raises:
         UserError: If the model does not fit the data, or its weights can't be used.
     """
-    torch.manual_seed(mix("weights", config.run.seed))
+    torch.manual_seed(derive_seed("weights", config.run.seed))
     shape = models.InputSpec(info.channels, info.height, info.width)
     model = models.build_model(config.model, shape, len(info.classes))
     return model.to(memory_format=torch.channels_last) if config.loop.channels_last else model

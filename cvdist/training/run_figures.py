@@ -33,7 +33,7 @@ FIGURES = {
 FOLDERS = {
     "filters": "what the convolutions look for; `forming.gif`: how they came about",
     "activations": "what they make of a picture, before and after ReLU",
-    "exciting": "the validation pictures that excite their channels most",
+    "top_activations": "the validation pictures that activate their channels most",
     "gradcam": "which part of a picture spoke for the prediction, right and wrong ones",
 }
 

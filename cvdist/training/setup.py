@@ -17,7 +17,7 @@ from cvdist.distributed.device import be_deterministic
 from cvdist.distributed.precision import choose_precision
 from cvdist.errors import UserError
 from cvdist.results import ModelIdentity
-from cvdist.seeding import mix
+from cvdist.seeding import derive_seed
 from cvdist.tracking.tracker import Tracker
 from cvdist.training import checkpointing, compiling, ema
 from cvdist.training.finite import LossWatch
@@ -133,7 +133,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
         )
         # The weights were drawn from a stream that all workers share. Dropout is drawn from one of each
         # worker's.
-        torch.manual_seed(mix("dropout", config.run.seed, plan.mode.random_rank))
+        torch.manual_seed(derive_seed("dropout", config.run.seed, plan.mode.random_rank))
         if found is not None:
             with raise_on_all_ranks():
                 checkpointing.restore(run, found)

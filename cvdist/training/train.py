@@ -54,7 +54,7 @@ def train(run: Run) -> Summary:
         reporting.show_epoch(run, record)
         run.visualizer.epoch_done(run.evaluated_model(), epoch)
         checkpointing.save(run)
-        run.tracker.metrics(reporting.epoch_metrics(record), epoch)
+        run.tracker.log_metrics(reporting.epoch_metrics(record), epoch)
     run.worker.wait_for_uploads()
     if run.main:
         reporting.log_results(run, checkpointing.best_model(run))

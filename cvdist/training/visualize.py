@@ -23,8 +23,8 @@ from cvdist.data.dataset import Loader
 from cvdist.data.normalise import Normaliser
 from cvdist.distributed.precision import Precision
 from cvdist.figures import network
-from cvdist.interpret.layers import ConvLayer, choose, convolutions
-from cvdist.interpret.study import Limits, study
+from cvdist.interpret.interpretation import Limits, interpret_model
+from cvdist.interpret.layers import ConvLayer, convolutions, select_layers
 from cvdist.results import Evaluation
 from cvdist.tracking.tracker import Tracker
 
@@ -55,7 +55,7 @@ class Visualizer:
         settings, epochs = config.visualize, config.loop.epochs
         found = convolutions(model)
         wanted = settings.enabled and config.tracking.mode != "none" and bool(found)
-        chosen = choose(model, settings.layers, "--visualize-layers") if wanted else []
+        chosen = select_layers(model, settings.layers, "--visualize-layers") if wanted else []
         self.enabled = enabled and wanted
         self._names = [layer.name for layer in chosen]
         self._trained = {layer.name for layer in found if layer.module.weight.requires_grad}
@@ -140,8 +140,8 @@ class Visualizer:
         if epoch % self._picture_every == 0 or epoch == self._epochs:
             weight, name = self._frames[str(epoch)], self._first
             when = f"after epoch {epoch}" if epoch else "before training"
-            draw = functools.partial(network.filters, name, weight, "strongest", when)
-            self._tracker.figure(f"filters/{name}-epoch-{epoch:04}", draw)
+            draw = functools.partial(network.filter_figure, name, weight, "strongest", when)
+            self._tracker.log_figure(f"filters/{name}-epoch-{epoch:04}", draw)
 
     def _show_filters(self, layers: Sequence[ConvLayer], best_epoch: int) -> None:
         for layer in layers:
@@ -149,17 +149,19 @@ class Visualizer:
             when = f"after epoch {best_epoch}"
             if name not in self._trained:
                 when = "frozen, so unchanged"
-            self._tracker.figure(place, functools.partial(network.filters, name, weight, "strongest", when))
+            self._tracker.log_figure(
+                place, functools.partial(network.filter_figure, name, weight, "strongest", when)
+            )
             if network.small_enough_for_svg(layer):
                 make = functools.partial(network.filters_svg, name, weight, when)
-                self._tracker.file(f"figures/{place}.svg", make)
+                self._tracker.log_artifact(f"figures/{place}.svg", make)
             if name in self._before:
                 draw = functools.partial(network.before_and_after, name, self._before[name], weight, when)
-                self._tracker.figure(f"{place}-before-after", draw)
+                self._tracker.log_figure(f"{place}-before-after", draw)
         if len(self._frames) > 1:
             frames = sorted((int(epoch), weight) for epoch, weight in self._frames.items())
-            self._tracker.file(
-                "figures/filters/forming.gif", functools.partial(network.forming, self._first, frames)
+            self._tracker.log_artifact(
+                "figures/filters/forming.gif", functools.partial(network.animate_filters, self._first, frames)
             )
 
     def _show_pictures(
@@ -179,7 +181,7 @@ class Visualizer:
             logger.warning("figures    without activations and Grad-CAM: the original pictures can't be read")
             return
         info = loader.info
-        result = study(
+        result = interpret_model(
             model.to(device),  # if trained from cached features, its frozen layers are still on the CPU
             source,
             info.classes,
@@ -191,8 +193,8 @@ class Visualizer:
             counts=(best.correct, best.total - best.correct),
             autocast=precision.autocast,
         )
-        for name, draw in network.of_study(result, source).items():
-            self._tracker.figure(name, draw)
+        for name, draw in network.interpretation_figures(result, source).items():
+            self._tracker.log_figure(name, draw)
         logger.info(
             "figures    %d of %d validation pictures looked at in %s",
             result.seen,
@@ -202,7 +204,7 @@ class Visualizer:
 
 
 class ValidationPictures:
-    """The original validation pictures of a data set, as a `cvdist.interpret.study.Source`."""
+    """The original validation pictures of a data set, as a `cvdist.interpret.interpretation.PictureSource`."""
 
     def __init__(self, loader: Loader) -> None:
         """Read the pictures from `loader`."""

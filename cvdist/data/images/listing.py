@@ -112,7 +112,7 @@ def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
     files: list[Entry] = []
     folders: set[str] = set()
     ignored: list[str] = []
-    for entry in storage.listing(uri, "--data"):
+    for entry in storage.list_entries(uri, "--data"):
         if any(part.startswith((".", "__")) for part in entry.path.split("/")):
             continue  # .DS_Store, __MACOSX
         if entry.is_folder:

@@ -79,11 +79,12 @@ def test_a_sweep_is_a_training_and_its_search():
 
 def test_what_can_be_searched_goes_by_flags():
     found = {
-        dimension.name for dimension in space.parse(("optimizer=sgd,adamw", "lr=1:2"), recipes.digits_cnn())
+        dimension.name
+        for dimension in space.parse_search(("optimizer=sgd,adamw", "lr=1:2"), recipes.digits_cnn())
     }
     assert found == {"optimizer", "lr"}
     with pytest.raises(UserError, match="name can't be searched"):
-        space.parse(("name=a,b",), recipes.digits_cnn())
+        space.parse_search(("name=a,b",), recipes.digits_cnn())
 
 
 def test_recipes_take_overrides():
