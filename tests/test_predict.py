@@ -27,6 +27,7 @@ from cvdist.data.images.decode import decode
 from cvdist.errors import UserError
 from cvdist.jobs import cli
 from cvdist.jobs import predict as run_prediction
+from cvdist.jobs.predict import table as predictions_table
 from cvdist.prediction import plan
 from cvdist.prediction.predict import grey
 from cvdist.storage import Folder
@@ -132,7 +133,7 @@ def test_results_are_what_the_logged_model_says_and_can_be_read_by_all(trained, 
     assert sum(one["rows"] for one in manifest["files"]) == 40
     bad = list(csv.DictReader(io.StringIO((output / "quarantine.csv").read_text())))
     assert [row["path"] for row in bad] == ["deep/bad.jpg"]
-    text = table(finished)
+    text = predictions_table(finished)
     assert "40 of 41, 1 can't be decoded" in text and "pandas.read_parquet" in text
 
 
@@ -141,7 +142,7 @@ def test_the_same_again_computes_what_is_missing_or_has_changed(trained, tmp_pat
     words = ("--data", photos, "--output", output, "--slice-size", 4)
 
     def again(source="good", *more):
-        return predict(trained, source, *words, *more).predicted
+        return predict(trained, source, *words, *more).predictions
 
     assert again().computed == 40
     (output / "predictions" / "mine.parquet").write_bytes(b"not ours: stays")

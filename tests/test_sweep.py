@@ -125,7 +125,10 @@ def test_the_usual_search_is_around_the_recipe():
         (("--epochs", "3", "--trial-epochs", "4"), "--trial-epochs 4 is above --epochs 3"),
         (("--epochs", "3", "--grace-epochs", "4"), "--grace-epochs 4 is above --epochs 3"),
         (("--reduction-factor", "1"), "--reduction-factor is 1.0: it takes 1.1 or more"),
-        (("--runtime", "inline"), "--runtime inline: sweeps run on Ray"),
+        (
+            ("--runtime", "inline"),
+            "--runtime is a setting of train, preprocess, predict",
+        ),
         (("--register", "m", "--no-train-best"), "--register takes the best trial trained on"),
         (("--search", "lr=1"), "--search has one point alone"),
         (("--trial", "3"), "unknown flag --trial: did you mean --trials"),

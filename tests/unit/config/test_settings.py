@@ -73,6 +73,9 @@ def test_an_extraction_takes_from_a_recipe_what_it_uses():
 def test_a_sweep_is_a_training_and_its_search():
     job = configs.SweepJobConfig.of(recipes.digits_cnn(epochs=7), configs.SweepConfig(trials=3))
     assert job.train == recipes.digits_cnn(epochs=7) and type(job.train) is configs.TrainConfig
+    configs.check_sweep(job)
+    with pytest.raises(UserError, match="--runtime inline: sweeps run on Ray"):
+        configs.check_sweep(configs.replace(job, runtime="inline"))
     changed = configs.replace(job, trials=4, lr=0.5)
     assert (changed.sweep.trials, changed.train.optimizer.lr) == (4, 0.5)
 
