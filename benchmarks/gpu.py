@@ -168,6 +168,12 @@ class Bench:
             },
         )
 
+    def extraction(self, **changes: Any) -> PreprocessConfig:
+        """The settings of an extraction for the same model."""
+        features = changes.pop("features", "")
+        config = PreprocessConfig.of(self.config(**changes))
+        return configs.replace(config, features=features) if features else config
+
     def repeated(self) -> Path:
         """A folder of `sizes.cached` training pictures: those there are, repeated under new names."""
         folder = self.root / "repeated"
@@ -189,7 +195,7 @@ class Bench:
         """A cache of `repeated`, computed on this device."""
         folder = self.root / "features"
         if not (folder / "manifest.json").exists():
-            extract(self.config(data=str(self.repeated()), features=str(folder)), self.device)
+            extract(self.extraction(data=str(self.repeated()), features=str(folder)), self.device)
         return folder
 
 
@@ -202,12 +208,12 @@ def measure() -> Iterator[Comparison]:
     yield from all_on(torch.device("cuda", 0), Sizes())
 
 
-def all_on(device: torch.device, sizes: Sizes) -> Iterator[Comparison]:
-    """All comparisons on a device."""
+def all_on(device: torch.device, sizes: Sizes, names: Sequence[str] = ()) -> Iterator[Comparison]:
+    """The comparisons of the named sections on a device; of all sections without names."""
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(device, sizes, Path(temporary))
-        for section in SECTIONS.values():
-            yield from section(bench)
+        for name in names or SECTIONS:
+            yield from SECTIONS[name](bench)
 
 
 # ------------------------------------------------------------------------------------------------ the machine
@@ -355,7 +361,7 @@ def _operations(module: nn.Module, size: int) -> int:
 def extraction(bench: Bench) -> Iterator[Comparison]:
     """From JPEGs, or decoded pictures in memory, to a stored cache, against the bare backbone; stages alone."""
     device, cuda = bench.device, bench.cuda
-    config = bench.config(data=str(bench.pictures if cuda else bench.repeated()))
+    config = bench.extraction(data=str(bench.pictures if cuda else bench.repeated()))
     paths = [str(p.relative_to(config.data.uri)) for p in sorted(Path(config.data.uri).rglob("*.jpg"))]
     for processes in (False, True):
         for workers in (1, usable_cores()) if cuda else (1,):
@@ -421,10 +427,9 @@ class InMemory:
 
 
 def extract(
-    settings: TrainConfig, device: torch.device, slices: int = 4, pictures: InMemory | None = None
+    config: PreprocessConfig, device: torch.device, slices: int = 4, pictures: InMemory | None = None
 ) -> float:
     """Make a cache in this process, `slices` shards at a time; pictures a second."""
-    config = PreprocessConfig.of(settings)
     plan = build.make_plan(config)
     extractor = Extractor(config, plan.fingerprint, device, pictures=pictures)
     some = plan.work[:1][0]
@@ -436,7 +441,7 @@ def extract(
     return built.computed / built.seconds
 
 
-def _decoding(config: TrainConfig, paths: list[str], workers: int, *, processes: bool) -> float:
+def _decoding(config: PreprocessConfig, paths: list[str], workers: int, *, processes: bool) -> float:
     """JPEGs a second that are read and decoded, and nothing else."""
     ahead = DecodeAhead(
         config.data.uri,
@@ -455,7 +460,7 @@ def _decoding(config: TrainConfig, paths: list[str], workers: int, *, processes:
     return count / seconds
 
 
-def _nvjpeg(config: TrainConfig, paths: list[str], device: torch.device) -> dict[str, float]:
+def _nvjpeg(config: PreprocessConfig, paths: list[str], device: torch.device) -> dict[str, float]:
     """JPEGs a second that lie in memory: decoded by the GPU, and then resized by it one after the other."""
     from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms.v2.functional import resize
@@ -634,7 +639,7 @@ def jobs(bench: Bench) -> Iterator[Comparison]:
         ],
     }
     extract(
-        bench.config(data=str(bench.pictures), features=str(bench.root / "cache-of-pictures")), bench.device
+        bench.extraction(data=str(bench.pictures), features=str(bench.root / "cache-of-pictures")), bench.device
     )
     for number, (what, arguments) in enumerate(words.items()):
         if (not bench.cuda and "--compile" in arguments) or not re.search(bench.jobs, what):

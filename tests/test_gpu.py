@@ -20,7 +20,6 @@ import torch
 
 from cvdist import config as configs
 from cvdist import recipes
-from cvdist.config import PreprocessConfig
 from cvdist.data.images.ahead import DecodeAhead
 from cvdist.data.images.on_gpu import GpuDecoder
 from cvdist.errors import UserError
@@ -99,7 +98,7 @@ def history(config):
 
 
 def extract(settings, device="cuda", slices=2):
-    config = PreprocessConfig.of(settings)
+    config = feature_caches.extraction(settings)
     plan = build.make_plan(config)
     extractor = Extractor(config, plan.fingerprint, torch.device(device))
     with ThreadPoolExecutor(slices) as threads:

@@ -92,7 +92,7 @@ def test_a_cache_says_which_decoder_made_it(tmp_path):
     # As older versions wrote it and read it; one that they could not have made is another one.
     values = here.fingerprint.to_dict()
     assert "decoder" not in values and Fingerprint.from_dict(values) == here.fingerprint
-    asked = fingerprint.of(configs.replace(chosen, decoder="nvjpeg"))
+    asked = fingerprint.of(feature_caches.extraction(configs.replace(chosen, decoder="nvjpeg")))
     assert here.fingerprint.differences(asked) == ["--decoder: the cache has cpu, asked for is nvjpeg"]
     assert Fingerprint.from_dict(asked.to_dict()) == asked
     other = dataclasses.replace(here, fingerprint=asked)

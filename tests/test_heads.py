@@ -175,14 +175,11 @@ def test_a_state_dict_is_opened_with_the_head_that_it_has(tmp_path, settings):
 # --------------------------------------------------------------------------------------------------- runs
 
 
-def test_checkpoints_of_older_versions_have_the_usual_head():
-    shape = {"classes": ["a", "b"], "channels": 3, "height": 32, "width": 32}
-    vgg = ModelIdentity.from_dict({"name": "vgg16", **shape})
-    assert (vgg.head, vgg.hidden_size) == ("vgg", 4096) and str(vgg) == "vgg16 (2 classes, 3x32x32)"
-    scratch = ModelIdentity.from_dict({"name": "scratch-cnn", **shape})
-    assert (scratch.head, scratch.hidden_size) == ("", 0)
+def test_the_identity_of_a_model_names_its_head():
+    vgg = ModelIdentity("vgg16", ("a", "b"), 3, 32, 32, "vgg", 4096)
     mlp = dataclasses.replace(vgg, head="mlp", hidden_size=64)
     assert ModelIdentity.from_dict(json.loads(json.dumps(dataclasses.asdict(mlp)))) == mlp != vgg
+    assert str(vgg) == "vgg16 (2 classes, 3x32x32)"
     assert str(mlp) == "vgg16, mlp head of 64 hidden units (2 classes, 3x32x32)"
 
 

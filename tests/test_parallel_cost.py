@@ -82,7 +82,7 @@ def test_seconds_are_computing_and_what_of_the_exchange_nothing_hides():
     assert alone.seconds == pytest.approx(64 * 0.51175e9 / 100e9 + 5 * 0.0478216, rel=1e-3)
     two = cost.data_parallel(VGG16, MACHINE, 2)
     # The second layer's 67 MB take longer than the first one's gradient for 32 pictures, which hides the rest.
-    hidden = 2 * FIRST / VGG16.flops * max(two.precision, two.memory * 2 / 7)
+    hidden = 2 * FIRST / VGG16.flops * max(two.arithmetic, two.memory * 2 / 7)
     assert two.communication == pytest.approx(478.216e6 / GIGABIT - hidden + 1e-4, rel=1e-5)
     fast = cost.data_parallel(VGG16, replace(MACHINE, link_rate=1e12), 2)
     assert fast.communication == pytest.approx(4 * FIRST / 1e12 + 1e-4)  # all that comes early is hidden
@@ -164,10 +164,16 @@ def test_what_the_user_or_the_checkpoint_says_needs_no_measurement():
         raise AssertionError("nothing is to be measured")
 
     def chosen(workers=2, work=VGG16, recorded="", **settings):
-        return plan.choose_mode(ParallelConfig(**settings), work, workers, measured, recorded)
+        return plan.choose_mode(
+            ParallelConfig(**settings),
+            work,
+            workers,
+            measured,
+            recorded,
+        )
 
-    assert chosen(workers=1, parallel="head")[0] == "data"
-    assert chosen(parallel="head") == ("head", "as set by --parallel")
-    assert chosen(parallel="data", recorded="head")[0] == "data"
+    assert chosen(workers=1, mode="head")[0] == "data"
+    assert chosen(mode="head") == ("head", "as set by --parallel")
+    assert chosen(mode="data", recorded="head")[0] == "data"
     assert chosen(recorded="head")[0] == "head"
     assert chosen(work=replace(VGG16, split_parameters=0), recorded="head")[0] == "data"
