@@ -230,7 +230,9 @@ def test_windowed_order_is_a_permutation_also_after_a_change_of_workers(
     step = data.draw(st.integers(0, order.steps()))
     position = min(step * batch_size, order.size)
     before = order.order[:position].tolist()
-    after = [i for rank in range(now) for s in order.shares(rank, now, position) for i in s.indices.tolist()]
+    after = [
+        i for rank in range(now) for s in order.local_batches(rank, now, position) for i in s.indices.tolist()
+    ]
     assert sorted(before + after) == list(range(len(numbers)))
 
 
@@ -239,7 +241,7 @@ def test_windowed_order_reads_each_shard_on_one_worker_and_in_one_window():
     order = windowed(numbers, 64, seed=0, epoch=1, streams=4, window=3)
     where = []
     for rank in range(4):
-        mine = np.concatenate([numbers[share.indices] for share in order.shares(rank, 4)])
+        mine = np.concatenate([numbers[share.indices] for share in order.local_batches(rank, 4)])
         where.append(set(mine.tolist()))
         assert len(where[-1]) <= 12  # ten, and what is cut at the ends
         # Never more than a window of shards within as many samples as it holds, wherever one looks.

@@ -24,7 +24,7 @@ from cvdist.parallel.modes import powersgd_bytes
 from cvdist.runtime.processes import require_same_devices
 from tests import feature_caches, pictures
 from tests.jobs import run
-from tests.split_head import train
+from tests.split_head import train_case
 
 HIDDEN = 10  # over three workers: 4, 4 and 2 columns
 
@@ -185,7 +185,9 @@ def runs(place):
     found |= {f"{name} on two": case for name, case in again.items()}
     alone = RankInfo()
     for name, case in compared.items():
-        found[f"{name} alone"] = train(alone, {**common, **case, "name": f"{name}-alone", "parallel": "auto"})
+        found[f"{name} alone"] = train_case(
+            alone, {**common, **case, "name": f"{name}-alone", "parallel": "auto"}
+        )
     return root, found
 
 

@@ -57,7 +57,7 @@ def open_newest(config: TrainConfig, worker: Worker) -> Iterator[FoundCheckpoint
         UserError: On all workers, if the run has checkpoints but none can be read, or if that of `--resume`
             can't.
     """
-    names = gather(worker.checkpoints())[0]
+    names = worker.checkpoints()
     for name in names:
         damage = ""
         with ExitStack() as stack:

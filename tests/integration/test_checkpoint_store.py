@@ -365,7 +365,7 @@ def test_a_worker_learns_of_a_failed_upload_with_the_next_one(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"the checkpoint .*epoch-0001 could not be written: No space left"):
         worker.save_checkpoint("epoch-0002", 0.5, 200, no_space)
     assert worker.checkpoints() == [] and not list(tmp_path.iterdir())
-    at_once = Worker(RankInfo(), CheckpointStore.at(str(tmp_path)), CheckpointConfig(async_checkpoints=False))
+    at_once = Worker(RankInfo(), CheckpointStore.at(str(tmp_path)), CheckpointConfig(asynchronous=False))
     with pytest.raises(UserError, match="No space left"):
         at_once.save_checkpoint("epoch-0001", 0.5, 100, no_space)
 
