@@ -156,7 +156,7 @@ def test_weights_that_do_not_fit_are_one_line_before_anything_starts(place):
             {"weights": "none", "trainable_blocks": 5},
             "--weights-preprocessing is for the file that --weights names",
         ),
-        ({"model": "scratch-cnn-photo"}, "--weights is for models that go on from pretrained weights"),
+        ({"name": "scratch-cnn-photo"}, "--weights is for models that go on from pretrained weights"),
         (
             {"weights": "", "weights_preprocessing": ""},
             "would freeze convolutions that are random: name --weights",
@@ -164,7 +164,7 @@ def test_weights_that_do_not_fit_are_one_line_before_anything_starts(place):
     ],
 )
 def test_settings_of_weights_that_make_no_sense(place, settings, text):
-    named = {"model": "vgg11", "weights": str(place / "weights.pth"), "weights_preprocessing": "imagenet"}
+    named = {"name": "vgg11", "weights": str(place / "weights.pth"), "weights_preprocessing": "imagenet"}
     with pytest.raises(UserError) as error:
         models.prepare(ModelConfig(**{**named, **settings}))
     assert text in str(error.value) and "\n" not in str(error.value)
