@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from cvdist import config as configs
 from cvdist import recipes, tracking
 from cvdist.config import TrackingConfig
-from cvdist.errors import UserError
+from cvdist.errors import Superseded, UserError
 from cvdist.log import redact
 from cvdist.tracking import environment, mlflow_tracker
 from cvdist.tracking import run as tracking_run
@@ -192,7 +192,7 @@ def test_a_finished_job_waits_for_a_server_that_is_away(tmp_path, monkeypatch, c
 
 def test_a_stale_attempt_does_not_write_into_the_run(tmp_path):
     def refuse():
-        raise tracking.Superseded("another attempt goes on")
+        raise Superseded("another attempt goes on")
 
     ref = open_run(tmp_path, cache=str(tmp_path / "cache"))
     tracker = MlflowTracker(ref, "node", tracking.Attempt(1, refuse))
