@@ -228,7 +228,7 @@ def test_bad_input_is_one_line(trained, tmp_path):
     assert "has classes that runs:/" in unknown and "does not know: bird; it knows 0, 1" in unknown
     assert "--calibration-bins is 0" in eval_error(trained, "good", "--calibration-bins", 0)
     assert "unknown flag --datas: did you mean --data" in eval_error(trained, "good", "--datas", "x")
-    assert "no file or folder" in eval_error(trained, "good", "--storage", tmp_path)
+    assert "is not a file or folder" in eval_error(trained, "good", "--storage", tmp_path)
     done = run_command(sys.executable, "jobs/evaluate.py", "goood", storage=trained.storage)
     assert "did you mean good" in the_error(done)
 
