@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from benchmarks.harness import Comparison, summarise
+from benchmarks.harness import Comparison, summarize
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = 2
@@ -35,7 +35,7 @@ def measure() -> Iterator[Comparison]:
             f"  an epoch with 7 checkpoints {many:.2f} s, with one {one:.2f} s: {each:.3f} s each", flush=True
         )
         measured.append((many, one))
-    yield summarise(
+    yield summarize(
         "checkpoints under Ray: seven an epoch / one", measured, unit="s/epoch", target=1.2, at_most=True
     )
 

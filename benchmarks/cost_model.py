@@ -24,7 +24,7 @@ class Assumptions:
     """Of bfloat16, dense, as the data sheet says: an NVIDIA L4."""
     gpu_memory_gb_s: float = 300.0
     """Its memory bandwidth."""
-    utilisation: float = 0.4
+    utilization: float = 0.4
     """Share of both that is reached."""
     cores_per_gpu: int = 7
     """Cores that decode for one GPU."""
@@ -77,7 +77,7 @@ class Cost:
 
 def extraction_rate(a: Assumptions) -> float:
     """Return how many pictures per second one GPU with its CPU cores extracts."""
-    arithmetic = a.gpu_tflops * 1e12 * a.utilisation / (a.forward_gflop * 1e9)
+    arithmetic = a.gpu_tflops * 1e12 * a.utilization / (a.forward_gflop * 1e9)
     return min(arithmetic, a.cores_per_gpu * a.decoded_per_core)
 
 
@@ -89,8 +89,8 @@ def step_seconds(a: Assumptions, gpus: int = 1) -> float:
     node (Patarasuk and Yuan 2009).
     """
     weights = a.classifier_weights_m * 1e6
-    arithmetic = 6 * weights * (a.batch_size / gpus) / (a.gpu_tflops * 1e12 * a.utilisation)
-    traffic = 6 * 4 * weights / (a.gpu_memory_gb_s * 1e9 * a.utilisation)
+    arithmetic = 6 * weights * (a.batch_size / gpus) / (a.gpu_tflops * 1e12 * a.utilization)
+    traffic = 6 * 4 * weights / (a.gpu_memory_gb_s * 1e9 * a.utilization)
     exchange = 2 * (gpus - 1) / gpus * 4 * weights / (a.network_gbit_s / 8 * 1e9)
     return arithmetic + traffic + exchange
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 from mlflow import MlflowClient
 
-from benchmarks.harness import Comparison, summarise
+from benchmarks.harness import Comparison, summarize
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = 2
@@ -64,7 +64,7 @@ def measure() -> Iterator[Comparison]:
         rays_own = _minimal()
         print(f"  lost {lost:.1f} s; checkpoint interval {interval:.1f} s, Ray's own restart {rays_own:.1f} s")
         measured.append((lost, interval + rays_own))
-    yield summarise(
+    yield summarize(
         "a killed worker: time lost / interval + Ray's restart", measured, unit="s", target=1.0, at_most=True
     )
 

@@ -19,7 +19,7 @@ import torchvision
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from benchmarks.harness import Comparison, summarise
+from benchmarks.harness import Comparison, summarize
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
 from cvdist import models, recipes
@@ -49,11 +49,11 @@ def measure() -> Iterator[Comparison]:
         for _ in range(ROUNDS + 1):
             rounds.append((_ours(config, root), _bare(config), _the_books(vgg, root / "pictures")))
         rounds = rounds[1:]
-    yield summarise(
+    yield summarize(
         "extraction / the bare backbone", [(ours, bare) for ours, bare, _ in rounds],
         unit="pictures/s", target=0.90,
     )  # fmt: skip
-    yield summarise(
+    yield summarize(
         "extraction / the book's code", [(ours, book) for ours, _, book in rounds], unit="pictures/s", target=4
     )
     bare_limit = sum(bare / book for _, bare, book in rounds) / len(rounds)
@@ -136,13 +136,13 @@ def _real(data: Path) -> Iterator[Comparison]:
         )
         first, seconds = _extract(config)
         stored = first.manifest.stored_bytes / len(sources)
-        yield summarise(
+        yield summarize(
             "bytes a picture: the book's float32 array / stored",
             [(FLOAT32_BYTES, stored)],
             unit="bytes",
             target=10,
         )
-        yield summarise(
+        yield summarize(
             "bytes a picture: the JPEG / stored", [(files / len(sources), stored)], unit="bytes", target=1
         )
         more = sorted((data / "dogs-vs-cats" / "train" / "cat").glob("*.jpg"))[-ADDED:]
@@ -150,7 +150,7 @@ def _real(data: Path) -> Iterator[Comparison]:
             shutil.copyfile(path, root / "pictures" / "train" / "cat" / path.name)
         update, again = _extract(config)
         assert update.computed == ADDED
-        yield summarise(
+        yield summarize(
             f"seconds: an update by {100 * ADDED / len(sources):g}% / the whole extraction", [(again, seconds)],
             unit="seconds", target=0.03, at_most=True,
         )  # fmt: skip

@@ -22,8 +22,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks import made_up_features
-from benchmarks.harness import Comparison, summarise
-from cvdist.features.copies import MappedCopy, Rows
+from benchmarks.harness import Comparison, summarize
+from cvdist.features.copies import FeatureRows, MappedCopy
 from cvdist.features.local import LocalShards
 from cvdist.storage import Folder
 
@@ -63,10 +63,10 @@ def measure() -> Iterator[Comparison]:
     for name, target in limits.items():
         pairs = [(r["ours"], r[name]) for r in rounds]
         title = f"reading: ours / rows of one tensor in {name}"
-        yield summarise(title, pairs, unit="samples/s", target=target)
+        yield summarize(title, pairs, unit="samples/s", target=target)
     for name in others:
         pairs = [(r["ours"], r[name]) for r in rounds]
-        yield summarise(f"reading: ours / {name}", pairs, unit="samples/s", target=5)
+        yield summarize(f"reading: ours / {name}", pairs, unit="samples/s", target=5)
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def _ours(root: Path) -> Epoch:
 
     def epoch() -> Iterator[Any]:
         batches = torch.randperm(SAMPLES).numpy().reshape(-1, BATCH)
-        wanted = (Rows(shard[batch], row[batch], view[batch]) for batch in batches)
+        wanted = (FeatureRows(shard[batch], row[batch], view[batch]) for batch in batches)
         for batch, features in zip(batches, copy.batches(wanted), strict=True):
             yield features, labels[torch.from_numpy(batch)]
 

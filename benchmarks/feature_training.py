@@ -29,7 +29,7 @@ import torchvision
 from torch import nn
 
 from benchmarks import made_up_features
-from benchmarks.harness import Comparison, summarise
+from benchmarks.harness import Comparison, summarize
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
 from cvdist import recipes
@@ -60,11 +60,11 @@ def measure() -> Iterator[Comparison]:
         cached, memory, book = _from_the_cache(run), _in_memory(run), _the_books_epoch(root)
         rounds = [(cached(), memory(), book()) for _ in range(ROUNDS + 1)][1:]
     steps = PICTURES / BATCH
-    yield summarise(
+    yield summarize(
         "steps from the cache / steps on one batch in memory",
         [(steps / ours, steps / limit) for ours, limit, _ in rounds], unit="steps/s", target=0.95,
     )  # fmt: skip
-    yield summarise(
+    yield summarize(
         "an epoch of the book's code / an epoch from the cache",
         [(theirs, ours) for ours, _, theirs in rounds], unit="seconds", target=25,
     )  # fmt: skip
@@ -181,7 +181,7 @@ def _first_read() -> Iterator[Comparison]:
         mean = sum(r[name] for r in rounds) / len(rounds)
         stored = made.stored_bytes / 1e6 / mean
         print(f"  first read, {name}: {size / mean:,.0f} MB/s of features, {stored:,.0f} as stored")
-    yield summarise(
+    yield summarize(
         "first read from S3 / its four stages one after the other",
         [(size / r["all"], size / sum(r[name] for name in stages)) for r in rounds],
         unit="MB/s", target=0.8,

@@ -45,7 +45,7 @@ import torchvision  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from benchmarks.harness import Comparison, summarise  # noqa: E402
+from benchmarks.harness import Comparison, summarize  # noqa: E402
 from benchmarks.photographs import write_folder  # noqa: E402
 from cvdist import config as configs  # noqa: E402
 from cvdist import models, recipes  # noqa: E402
@@ -397,14 +397,14 @@ def extraction(bench: Bench) -> Iterator[Comparison]:
             print(f"  left out: {error}", flush=True)
             continue
         bare = _bare(frozen, batch, size, device)
-        yield summarise(
+        yield summarize(
             f"extraction from {what}{decoder and ' by ' + decoder}, {slices} at a time / the bare backbone",
             [(found, bare)],
             unit="pictures/s",
             target=0 if decoder else 0.9,
         )
     rate = matrix_rate(bench)
-    yield summarise(
+    yield summarize(
         "the bare backbone / the rate of matrix products, bfloat16",
         [(bare * operations / 1e12, rate / 1e12)],
         unit="TFLOP/s",
@@ -495,14 +495,14 @@ def epochs(bench: Bench) -> Iterator[Comparison]:
         seconds = [one["train_total"] / one["samples_per_second"] for one in found["history"]][1:]
         floor = found["parameters"] * _BYTES_A_WEIGHT * steps / floor_bandwidth
         _note_job(bench, "epoch", found, precision=kind, floor_s=floor)
-        yield summarise(
+        yield summarize(
             f"epoch of {bench.sizes.cached:,} cached pictures, {kind} / {_SECONDS} s",
             [(one, _SECONDS) for one in seconds],
             unit="seconds",
             target=1,
             at_most=True,
         )
-        yield summarise(
+        yield summarize(
             f"the same, {kind} / its memory traffic's floor",
             [(one, floor) for one in seconds],
             unit="seconds",

@@ -77,10 +77,10 @@ def compare(
         figures = {first: first(), second: second()}
         if number:
             measured.append((figures[ours], figures[other]))
-    return summarise(name, measured, unit=unit, target=target, at_most=at_most)
+    return summarize(name, measured, unit=unit, target=target, at_most=at_most)
 
 
-def summarise(
+def summarize(
     name: str, measured: list[tuple[float, float]], *, unit: str, target: float, at_most: bool = False
 ) -> Comparison:
     """Summarize measured pairs (ours, other) as a comparison."""

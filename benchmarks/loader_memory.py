@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.harness import Comparison, summarise
+from benchmarks.harness import Comparison, summarize
 from benchmarks.photographs import write_folder
 
 SMALL, LARGE, SIZE = 2_000, 8_000, 64
@@ -52,14 +52,14 @@ def measure() -> Iterator[Comparison]:
         folders = {
             count: write_folder(root / f"{count}", count, width=80, height=60) for count in (SMALL, LARGE)
         }
-        for share, name in (("0.8", "kept on the disk"), ("0", "decoded anew")):
+        for share, name in (("0.8", "kept on the disk"), ("0", "decoded again")):
             used: dict[int, list[float]] = {SMALL: [], LARGE: []}
             for count, folder in folders.items():
                 arguments = [str(folder), str(root / f"cache-{share}"), share, str(SIZE)]
                 _python(_PREPARE, arguments)
                 used[count] = [float(json.loads(_python(_WORKER, arguments))) for _ in range(3)]
             pairs = list(zip(used[LARGE], used[SMALL], strict=True))
-            yield summarise(
+            yield summarize(
                 f"memory, {name}: {LARGE:,} / {SMALL:,} pictures", pairs, unit="MiB", target=1.05, at_most=True
             )
 

@@ -26,7 +26,7 @@ import torch
 import torchvision
 
 from benchmarks import made_up_features, nodes
-from benchmarks.harness import Comparison, summarise
+from benchmarks.harness import Comparison, summarize
 from benchmarks.nodes import Network
 from benchmarks.scaling_worker import BATCH
 from cvdist.parallel import cost
@@ -187,11 +187,11 @@ def _split(one: Group, two: Group, four: Group) -> Iterator[Comparison]:
         for workers, group in groups.items():
             runs[workers].append(group.epoch("head", number))
     steps = {workers: [epoch.step for epoch in epochs[1:]] for workers, epochs in runs.items()}
-    yield summarise(
+    yield summarize(
         "split head: a step on 1 worker / on 2 (two cores)",
         list(zip(steps[1], steps[2], strict=True)), unit="s/step", target=1.5,
     )  # fmt: skip
-    yield summarise(
+    yield summarize(
         "split head: a step on 4 workers / on 2 (two cores)",
         list(zip(steps[4], steps[2], strict=True)), unit="s/step", target=1.2, at_most=True,
     )  # fmt: skip
@@ -248,7 +248,7 @@ def _over_a_slow_link(network: Network, two: Group) -> Iterator[Comparison]:
     for kind, name in WAYS.items():
         pairs = [(theirs.step, ours.step) for theirs, ours in zip(runs[kind], runs["exact"], strict=True)]
         target = 10 if kind == "none" else 1
-        yield summarise(f"{name} / split head, {GBIT:g} Gbit/s", pairs, unit="s/step", target=target)
+        yield summarize(f"{name} / split head, {GBIT:g} Gbit/s", pairs, unit="s/step", target=target)
 
 
 def _show(what: str, group: Group, epochs: Sequence[Epoch], predicted: Cost | None) -> None:
@@ -275,7 +275,7 @@ def _bytes(what: str, epochs: Sequence[Epoch], predicted: Cost) -> Comparison:
     told = [(value / 1e6, predicted.sent / 1e6) for value in (sent, counted)]
     pairs = [(max(pair), min(pair)) for pair in told]
     worst = max(pairs, key=lambda pair: pair[0] / pair[1])
-    return summarise(f"bytes, {what} / predicted", [worst], unit="MB/step", target=1.1, at_most=True)
+    return summarize(f"bytes, {what} / predicted", [worst], unit="MB/step", target=1.1, at_most=True)
 
 
 def _losses(what: str, split: Sequence[Epoch], whole: Sequence[Epoch]) -> Comparison:
@@ -283,7 +283,7 @@ def _losses(what: str, split: Sequence[Epoch], whole: Sequence[Epoch]) -> Compar
     assert len(ours) == len(other) == EPOCHS * STEPS
     largest = max(abs(a - b) / b for a, b in zip(ours, other, strict=True))
     print(f"  losses from {other[0]:.4f} to {other[-1]:.4f}, {what}: {largest:.1e} apart at most", flush=True)
-    return summarise(
+    return summarize(
         f"20 losses, {what}: difference / tolerance", [(largest, FLOAT_TOLERANCE)],
         unit="relative", target=1.0, at_most=True,
     )  # fmt: skip

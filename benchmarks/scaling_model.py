@@ -138,7 +138,7 @@ def extraction(a: Assumptions) -> cost_model.Assumptions:
     return cost_model.Assumptions(
         gpu_tflops=a.matrix_tflops,
         gpu_memory_gb_s=a.memory_gb_s,
-        utilisation=a.matrix_share,
+        utilization=a.matrix_share,
         cores_per_gpu=a.cores_per_gpu,
     )
 
@@ -228,17 +228,17 @@ def draw(a: Assumptions, path: Path) -> None:
     numbers = [2**i for i in range(11)]
     for place, batch in enumerate(BATCHES):
         axes = style.add_axes(figure, 0.8 + place * 4.2, 0.65, 2.75, 2.9)
-        for split, colour in ((False, style.VERMILLION), (True, style.BLUE)):
+        for split, color in ((False, style.VERMILLION), (True, style.BLUE)):
             ends: list[tuple[float, str]] = []
             for gbit, line in sorted(zip(LINKS, ("-", "--", ":"), strict=True), reverse=True):
                 values = [1e3 * step(a, batch, gpus, gbit, split=split) for gpus in numbers]
-                axes.plot(numbers, values, line, color=colour, linewidth=1.8)
+                axes.plot(numbers, values, line, color=color, linewidth=1.8)
                 lowest = ends[-1][0] * 1.7 if ends else 0.0  # so that no label lies on another
                 ends.append((max(values[-1], lowest), f"{gbit:g}"))
             for value, text in ends:
                 axes.annotate(
                     text, (numbers[-1], value), (5, 0), textcoords="offset points", va="center",
-                    color=colour, size=style.SMALL_SIZE, annotation_clip=False,
+                    color=color, size=style.SMALL_SIZE, annotation_clip=False,
                 )  # fmt: skip
         axes.axhline(a.host_ms, color=style.MUTED, linewidth=0.9)
         axes.set(xscale="log", yscale="log", xlim=(1, 1024), ylim=(0.03, 1000))
@@ -259,8 +259,8 @@ def draw(a: Assumptions, path: Path) -> None:
     style.save_png(figure, path)
 
 
-def _write(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
-    axes.text(x, y, text, color=colour, size=style.SMALL_SIZE, va="center")
+def _write(axes: Axes, x: float, y: float, text: str, color: str) -> None:
+    axes.text(x, y, text, color=color, size=style.SMALL_SIZE, va="center")
 
 
 def _gpus(count: int) -> str:

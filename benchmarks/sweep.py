@@ -31,7 +31,7 @@ import torch
 import torchvision
 
 from benchmarks import made_up_features
-from benchmarks.harness import Comparison, summarise
+from benchmarks.harness import Comparison, summarize
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
 from cvdist import recipes
@@ -65,11 +65,11 @@ def measure() -> Iterator[Comparison]:
         print(f"  an epoch from the pictures: {', '.join(f'{seconds:.0f}' for seconds in rounds)} core-s")
         seconds, epochs = _sweep(root, weights)
     print(f"  the sweep: {seconds:.0f} core-s, {epochs} of {TRIALS * EPOCHS} epochs trained")
-    yield summarise(
+    yield summarize(
         "20 trainings from the pictures / a sweep of 20 trials",
         [(TRIALS * EPOCHS * epoch, seconds) for epoch in rounds], unit="core-s", target=15,
     )  # fmt: skip
-    yield summarise(
+    yield summarize(
         "the same, of as many epochs as the sweep trained",
         [(epochs * epoch, seconds) for epoch in rounds], unit="core-s", target=7,
     )  # fmt: skip
@@ -88,7 +88,7 @@ def _features(root: Path, weights: Path) -> None:
     config = configs.replace(
         recipes.find("dogs-cats-vgg16-features"), weights=str(weights), weights_preprocessing="imagenet"
     )
-    made = dataclasses.replace(made, fingerprint=fingerprint.asked_for_training(config.data, config.model))
+    made = dataclasses.replace(made, fingerprint=fingerprint.for_training(config.data, config.model))
     Folder.open(str(root / "features"), "--features").write(manifest.NAME, manifest.dump(made))
 
 

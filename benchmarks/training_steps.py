@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.harness import Comparison, summarise
+from benchmarks.harness import Comparison, summarize
 from cvdist import config as configs
 from cvdist import recipes
 from cvdist.checkpoints.store import CheckpointStore
@@ -48,8 +48,8 @@ def measure() -> Iterator[Comparison]:
     unit = "steps/s"
     against_limit = [(r["loop"], r["limit"]) for r in rounds]
     against_book = [(r["loop"], r["book"]) for r in rounds]
-    yield summarise("steps: loop / fixed batch in memory", against_limit, unit=unit, target=0.95)
-    yield summarise("steps: loop / the book's DataLoader", against_book, unit=unit, target=1.4)
+    yield summarize("steps: loop / fixed batch in memory", against_limit, unit=unit, target=0.95)
+    yield summarize("steps: loop / the book's DataLoader", against_book, unit=unit, target=1.4)
 
 
 def _run(config: TrainConfig, folder: Path) -> Run:

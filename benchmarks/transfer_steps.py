@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from benchmarks.harness import Comparison, summarise
+from benchmarks.harness import Comparison, summarize
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
 from cvdist import loaders, recipes
@@ -57,8 +57,8 @@ def measure() -> Iterator[Comparison]:
         rounds = [{name: run() for name, run in sides.items()} for _ in range(ROUNDS + 1)][1:]
     against_limit = [(r["loop"], r["limit"]) for r in rounds]
     against_book = [(r["loop"], r["book"]) for r in rounds]
-    yield summarise("VGG16 frozen: loop / bare arithmetic", against_limit, unit="pictures/s", target=0.90)
-    yield summarise("VGG16 frozen: loop / the book's code", against_book, unit="pictures/s", target=4)
+    yield summarize("VGG16 frozen: loop / bare arithmetic", against_limit, unit="pictures/s", target=0.90)
+    yield summarize("VGG16 frozen: loop / the book's code", against_book, unit="pictures/s", target=4)
     print(f"  this processor multiplies bfloat16 matrices at {rate:,.0f} GFLOP/s: at most "
           f"{rate / GFLOP_A_PICTURE:.1f} pictures/s through the convolutions alone")  # fmt: skip
 

@@ -45,7 +45,7 @@ def open_loader(
     device: torch.device,
     *,
     workers_on_node: int = 1,
-    normalisation: images.Normalisation | None = None,
+    normalization: images.Normalization | None = None,
 ) -> Loader:
     """The configured data set, on `device`.
 
@@ -53,7 +53,7 @@ def open_loader(
         config: names the data and how it is read.
         device: that the batches are on.
         workers_on_node: how many workers share this node's cores.
-        normalisation: mean and standard deviation by channel, for pixels in [0, 1], instead of the data's own.
+        normalization: mean and standard deviation by channel, for pixels in [0, 1], instead of the data's own.
 
     Raises:
         UserError: if the data set is missing or damaged.
@@ -61,14 +61,14 @@ def open_loader(
     if config.features.uri:
         return features.load(config, device, workers_on_node)
     if config.data.dataset == "images":
-        return images.load(config, device, workers_on_node, normalisation)
+        return images.load(config, device, workers_on_node, normalization)
     return open_in_memory(
         config.data,
         config.run.storage,
         device,
         seed=config.run.seed,
         channels_last=config.loop.channels_last,
-        normalisation=normalisation,
+        normalization=normalization,
     )
 
 
@@ -79,7 +79,7 @@ def open_in_memory(
     *,
     seed: int = 0,
     channels_last: bool = True,
-    normalisation: images.Normalisation | None = None,
+    normalization: images.Normalization | None = None,
 ) -> InMemoryLoader:
     """Digits or MNIST on `device`.
 
@@ -89,7 +89,7 @@ def open_in_memory(
         device: that the batches are on.
         seed: of the augmentation.
         channels_last: memory layout NHWC for the batches.
-        normalisation: mean and standard deviation by channel, for pixels in [0, 1], instead of the data's own.
+        normalization: mean and standard deviation by channel, for pixels in [0, 1], instead of the data's own.
 
     Raises:
         UserError: if the data set is missing or damaged.
@@ -98,8 +98,8 @@ def open_in_memory(
         info, train, valid = mnist.load(_folder(data, storage))
     else:
         info, train, valid = digits.load(data)
-    if normalisation is not None and info.channels == len(normalisation[0]):
-        info = dataclasses.replace(info, mean=normalisation[0], std=normalisation[1])
+    if normalization is not None and info.channels == len(normalization[0]):
+        info = dataclasses.replace(info, mean=normalization[0], std=normalization[1])
     return InMemoryLoader(
         info,
         train,

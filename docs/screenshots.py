@@ -77,7 +77,7 @@ def _find(store: str, name: str) -> tuple[str, str, str]:
 
 
 def _make_small(path: Path) -> None:
-    """256 colours do for a page of text and charts, where the picture would be large with all."""
+    """256 colors do for a page of text and charts, where the picture would be large with all."""
     with Image.open(path) as image:
         picture = image.convert("RGB")
     if path.stat().st_size > MOST_BYTES / 2:

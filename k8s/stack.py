@@ -256,7 +256,7 @@ class Stack:
                 ],
                 inside,
             )
-            # One after the other: Ray nodes of one address that start together wait for each other in vain.
+            # One after the other: Ray nodes of one address that start together wait for each other without end.
             self._wait(
                 f"ray-worker-{number}",
                 lambda nodes=number + 1: _nodes(address, self._secret("ray")) == nodes,  # type: ignore[misc]
@@ -377,7 +377,7 @@ class Stack:
                     (line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()),
                     "",
                 )
-                raise UserError(f"{name}: waited in vain until {what}: {why}; {log} ends with: {last[:300]}")
+                raise UserError(f"{name}: timed out waiting until {what}: {why}; {log} ends with: {last[:300]}")
             time.sleep(0.2)
 
 

@@ -17,7 +17,7 @@ def test_the_documented_table_is_what_the_script_prints():
 
 def test_extraction_is_bound_by_the_slower_of_gpu_and_cores():
     a = Assumptions(
-        gpu_tflops=100, utilisation=0.307, forward_gflop=30.7, cores_per_gpu=7, decoded_per_core=250
+        gpu_tflops=100, utilization=0.307, forward_gflop=30.7, cores_per_gpu=7, decoded_per_core=250
     )
     assert extraction_rate(a) == pytest.approx(1000)  # 30.7 TFLOP/s at 30.7 GFLOP a picture
     assert extraction_rate(dataclasses.replace(a, cores_per_gpu=2)) == pytest.approx(500)
@@ -28,7 +28,7 @@ def test_a_step_is_arithmetic_traffic_and_exchange():
         classifier_weights_m=100,
         gpu_tflops=60,
         gpu_memory_gb_s=240,
-        utilisation=1,
+        utilization=1,
         batch_size=1000,
         network_gbit_s=8,
     )

@@ -11,9 +11,9 @@ from cvdist import recipes
 from cvdist.config import DataConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo
-from cvdist.data.in_memory import InMemoryLoader, Labelled
+from cvdist.data.in_memory import InMemoryLoader, LabeledImages
 from cvdist.data.sampler import EpochOrder, LocalBatch
-from cvdist.data.split import stratified
+from cvdist.data.split import stratified_split
 from cvdist.errors import UserError
 from cvdist.loaders import open_loader
 
@@ -25,7 +25,7 @@ def make_loader(train: int, valid: int, size: int = 6, channels: int = 1, **opti
 
     def part(count):
         images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
-        return Labelled(images, torch.arange(count) % 3)
+        return LabeledImages(images, torch.arange(count) % 3)
 
     info = DatasetInfo(
         "test",
@@ -47,7 +47,7 @@ def make_loader(train: int, valid: int, size: int = 6, channels: int = 1, **opti
 
 @settings(deadline=None)
 @given(st.integers(1, 90), st.integers(1, 40), st.integers(1, 5), st.integers(0, 80))
-def test_batches_are_the_order_normalised(train, batch_size, world, position):
+def test_batches_are_the_order_normalized(train, batch_size, world, position):
     loader = make_loader(train, 5)
     position = position // batch_size * batch_size
     order = EpochOrder(train, batch_size, seed=1, epoch=1)
@@ -98,7 +98,7 @@ def test_digest_notices_a_changed_pixel_and_a_changed_label():
 
 def augment(images, draws, **settings):
     options = {"horizontal_flip": 0.0, "rotation": 0.0, "translation": 0.0, **settings}
-    # The others, of crops and colours, must not matter.
+    # The others, of crops and colors, must not matter.
     return Augmentation(**options, seed=0).apply(images.clone(), torch.tensor([[*draws, *torch.rand(7)]]))
 
 
@@ -169,7 +169,7 @@ def test_stratified_split_is_a_partition_in_proportion(labels, seed):
     tensor = torch.tensor(labels)
     if tensor.bincount().max() < 3 or 0 < tensor.bincount()[tensor.bincount() > 0].min() < 3:
         return
-    train, valid = stratified(tensor, 0.4, seed)
+    train, valid = stratified_split(tensor, 0.4, seed)
     assert sorted(train.tolist() + valid.tolist()) == list(range(len(labels)))
     for label in tensor.unique():
         whole, part = (tensor == label).sum().item(), (tensor[valid] == label).sum().item()
@@ -178,7 +178,7 @@ def test_stratified_split_is_a_partition_in_proportion(labels, seed):
 
 def test_a_class_too_small_to_split_is_named():
     with pytest.raises(UserError, match=r"--valid-fraction 0.1 leaves class 1 \(2 pictures\)"):
-        stratified(torch.tensor([0] * 50 + [1] * 2), 0.1, 0)
+        stratified_split(torch.tensor([0] * 50 + [1] * 2), 0.1, 0)
 
 
 def test_digits_are_balanced_real_and_split_by_their_own_seed():
@@ -202,7 +202,7 @@ def mnist(folder):
     return configs.replace(recipes.find("mnist-cnn"), data=str(folder))
 
 
-def test_mnist_is_complete_and_normalised_by_its_own_mean_and_deviation(shared_data):
+def test_mnist_is_complete_and_normalized_by_its_own_mean_and_deviation(shared_data):
     loader = open_loader(mnist(shared_data / "mnist"), CPU)
     assert (loader.info.train_size, loader.info.valid_size) == (60_000, 10_000)
     pixels = loader._splits["train"].images.double() / 255

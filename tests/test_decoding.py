@@ -69,9 +69,9 @@ def test_kinds_of_files(kind, options, resize):
 
 
 def test_grey_jpeg_and_png():
-    grey = [(v, v, v) for v in (82, 122, 44, 255)]  # the luma of the four colours
+    gray = [(v, v, v) for v in (82, 122, 44, 255)]  # the luma of the four colors
     for kind in ("JPEG", "PNG"):
-        assert_quarters(decode(encoded(quarters(mode="L"), kind), 32, "squash"), grey)
+        assert_quarters(decode(encoded(quarters(mode="L"), kind), 32, "squash"), gray)
 
 
 def test_cmyk_jpeg():
@@ -103,8 +103,8 @@ def test_transparent_palette_and_grey():
     red = picture.getpixel((1, 1))
     pixels = decode(encoded(picture, "PNG", transparency=red), 32, "squash")
     assert close(corners(pixels)[0], WHITE)
-    grey = Image.new("LA", (64, 64), (0, 0))
-    assert_quarters(decode(encoded(grey, "PNG"), 32, "squash"), [WHITE] * 4)
+    gray = Image.new("LA", (64, 64), (0, 0))
+    assert_quarters(decode(encoded(gray, "PNG"), 32, "squash"), [WHITE] * 4)
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["by torchvision", "by Pillow, at a fraction of the size"])

@@ -20,7 +20,7 @@ from cvdist import recipes
 from cvdist.config import EvaluateConfig
 from cvdist.errors import UserError
 from cvdist.evaluation import metrics
-from cvdist.evaluation.compare import compare, mcnemar
+from cvdist.evaluation.compare import compare_models, mcnemar
 from cvdist.figures.pictures import PredictionCaption, difference_grid
 from cvdist.figures.reliability import reliability_diagram
 from cvdist.jobs import cli
@@ -39,7 +39,7 @@ from tests.trained import REGISTERED
 
 def outcome_of(probabilities, true, classes="ab"):
     logarithms = torch.tensor(probabilities).log()
-    return metrics.outcome(tuple(classes), torch.arange(len(true)), torch.tensor(true), logarithms)
+    return metrics.sample_results(tuple(classes), torch.arange(len(true)), torch.tensor(true), logarithms)
 
 
 def test_calibration_of_five_answers_by_hand():
@@ -59,7 +59,7 @@ def test_every_edge_belongs_to_the_bin_that_it_ends():
 
 def test_loss_and_brier_score_by_hand():
     found = outcome_of([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]], [0, 1, 1])
-    measured = metrics.measure(found, 10)
+    measured = metrics.compute_metrics(found, 10)
     assert (measured.correct, measured.total, measured.top_correct) == (2, 3, None)
     assert measured.loss == pytest.approx(-(math.log(0.9) + math.log(0.7) + math.log(0.4)) / 3)
     assert measured.brier == pytest.approx((2 * 0.01 + 2 * 0.09 + 2 * 0.36) / 3)
@@ -73,7 +73,7 @@ def test_a_class_without_pictures_has_no_recall_and_top_five_counts_from_eleven_
     probabilities[0, :6] = torch.tensor([0.3, 0.25, 0.2, 0.1, 0.05, 0.02])
     probabilities[1, 10] = 0.9
     found = outcome_of(probabilities.tolist(), [4, 10], classes=tuple("abcdefghijk"))
-    measured = metrics.measure(found, 10)
+    measured = metrics.compute_metrics(found, 10)
     assert (measured.correct, measured.top_correct) == (1, 2)
     assert measured.by_class[1].recall is None and measured.by_class[1].precision is None
     assert measured.macro_f1 == 0.5  # of the two classes that there are pictures of
@@ -97,7 +97,7 @@ def test_mcnemar_of_known_counts():
 def test_two_models_whose_classes_are_in_another_order():
     first = outcome_of([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]], [0, 1, 1, 1])
     second = outcome_of([[0.2, 0.8], [0.4, 0.6], [0.9, 0.1], [0.1, 0.9]], [1, 0, 0, 0], classes="ba")
-    found = compare(first, second, 5)
+    found = compare_models(first, second, 5)
     assert (found.both, found.only_first, found.only_second, found.neither) == (1, 1, 1, 1)
     assert found.by_class == (("a", 1, 1, 1), ("b", 3, 1, 1))
     assert found.most_different.tolist() == [2, 1]  # 0.4 and 0.9; 0.8 and 0.4

@@ -16,8 +16,8 @@ import torch
 from benchmarks import made_up_features
 from cvdist.errors import UserError
 from cvdist.features import manifest
-from cvdist.features.copies import DeviceCopy, MappedCopy, Rows
-from cvdist.features.local import LocalShards, local_index, room, shards_folder
+from cvdist.features.copies import DeviceCopy, FeatureRows, MappedCopy
+from cvdist.features.local import LocalShards, local_index, shard_budget, shards_folder
 from cvdist.storage import Folder
 
 SHARDS, ROWS, SHAPE = 6, 8, (64,)
@@ -60,7 +60,7 @@ def copy_of(shards, **options):
 
 def rows_of(pairs):
     pairs = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return Rows(pairs[:, 0], pairs[:, 1], np.zeros(len(pairs), dtype=np.int64))
+    return FeatureRows(pairs[:, 0], pairs[:, 1], np.zeros(len(pairs), dtype=np.int64))
 
 
 def expected(source, pairs):
@@ -297,7 +297,7 @@ def test_the_index_is_fetched_once_a_node(source, tmp_path):
 
 def test_room_counts_what_is_there_already(source, tmp_path):
     shards = shards_of(source, tmp_path)
-    before = room(tmp_path / "cache", 0.5)
+    before = shard_budget(tmp_path / "cache", 0.5)
     for number in range(SHARDS):
         shards.open(number)
-    assert abs(room(tmp_path / "cache", 0.5) - before) < 64 << 20  # others use the disk as well
+    assert abs(shard_budget(tmp_path / "cache", 0.5) - before) < 64 << 20  # others use the disk as well

@@ -122,7 +122,7 @@ def test_features_are_those_of_the_frozen_layers(chosen):
     frozen = models.build_frozen(chosen.model).module
     normal = models.preprocessing(chosen.model)
     uncached = loaders.open_loader(
-        configs.replace(chosen, features=""), CPU, normalisation=(normal.mean, normal.std)
+        configs.replace(chosen, features=""), CPU, normalization=(normal.mean, normal.std)
     )
     for ours, theirs in zip(epoch(cached), epoch(uncached), strict=True):
         assert torch.equal(ours.indices, theirs.indices) and torch.equal(ours.labels, theirs.labels)

@@ -249,7 +249,7 @@ def test_counts_stand_out_from_their_cells(rate):
         assert contrast(to_rgb(text.get_color()), paper) > 3.9, text.get_text()
 
 
-def test_one_mistake_in_ten_thousand_is_coloured_and_what_is_right_is_not():
+def test_one_mistake_in_ten_thousand_is_colored_and_what_is_right_is_not():
     figure = confusion_matrix(with_mistakes(10, (3, 5, 1)), DIGITS)
     picture = pixels(figure)
 
@@ -330,7 +330,7 @@ def test_pictures_are_in_reading_order_over_their_titles():
     assert "letters" in says(figure)
 
 
-def test_colour_pictures_keep_their_channels():
+def test_color_pictures_keep_their_channels():
     shown = images(1, channels=3, height=100, width=100)
     drawn = picture_grid(shown, ["cat"], title="cats").axes[0].images[0].get_array()
     assert (drawn == shown[0].permute(1, 2, 0).numpy()).all()
@@ -485,7 +485,7 @@ assert "matplotlib.pyplot" not in sys.modules
 
 
 def contrast(one, other):
-    """Contrast ratio of two sRGB colours, as WCAG 2.2 defines it."""
+    """Contrast ratio of two sRGB colors, as WCAG 2.2 defines it."""
 
     def luminance(color):
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]

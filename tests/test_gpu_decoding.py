@@ -12,7 +12,7 @@ from PIL import Image
 from cvdist import config as configs
 from cvdist.data.images import on_gpu
 from cvdist.data.images.ahead import DecodeAhead
-from cvdist.data.images.decode import is_for_gpu
+from cvdist.data.images.decode import is_gpu_decodable
 from cvdist.data.images.on_gpu import GpuDecoder
 from cvdist.errors import UserError
 from cvdist.features import fingerprint, manifest
@@ -34,7 +34,7 @@ FILES = {
     "plain.jpg": (encoded(quarters()), True),
     "other.jpg": (pictures.jpeg(7), True),
     "upright.jpg": (turned(1), True),
-    "grey.jpg": (encoded(quarters(mode="L")), True),
+    "gray.jpg": (encoded(quarters(mode="L")), True),
     "progressive.jpg": (encoded(quarters(), progressive=True), True),
     "turned.jpg": (turned(6), False),
     "cmyk.jpg": (encoded(quarters(mode="CMYK")), False),
@@ -49,10 +49,10 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_which_files_are_for_the_gpu(name):
     content, expected = FILES[name]
-    assert is_for_gpu(content, SIZE) == expected
+    assert is_gpu_decodable(content, SIZE) == expected
 
 
-@pytest.mark.parametrize("refused", [(), ("other.jpg",), ("plain.jpg", "grey.jpg")], ids=str)
+@pytest.mark.parametrize("refused", [(), ("other.jpg",), ("plain.jpg", "gray.jpg")], ids=str)
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 def test_all_is_decoded_in_order_whoever_does_it(tmp_path, monkeypatch, resize, refused):
     """The same as by the processor alone, which is the decoder behind both here."""
@@ -92,7 +92,7 @@ def test_a_cache_says_which_decoder_made_it(tmp_path):
     # As older versions wrote it and read it; one that they could not have made is another one.
     values = here.fingerprint.to_dict()
     assert "decoder" not in values and Fingerprint.from_dict(values) == here.fingerprint
-    asked = fingerprint.of(feature_caches.extraction(configs.replace(chosen, decoder="nvjpeg")))
+    asked = fingerprint.for_extraction(feature_caches.extraction(configs.replace(chosen, decoder="nvjpeg")))
     assert here.fingerprint.differences(asked) == ["--decoder: the cache has cpu, asked for is nvjpeg"]
     assert Fingerprint.from_dict(asked.to_dict()) == asked
     other = dataclasses.replace(here, fingerprint=asked)

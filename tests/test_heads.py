@@ -47,7 +47,7 @@ def linear_layers(model):
 def test_sizes_and_what_tells_heads_apart(settings, layers, size):
     model = models.skeleton(settings, num_classes=3)
     assert linear_layers(model) == layers
-    assert models.head_of(settings) == size == heads.found_in(model.state_dict())
+    assert models.head_of(settings) == size == heads.detect_head(model.state_dict())
     assert all(type(layer) in (nn.Linear, nn.ReLU, nn.Dropout) for layer in model.classifier)
     assert [layer.p for layer in model.classifier if isinstance(layer, nn.Dropout)] == [0.5] * (len(layers) - 1)
     # Nothing but the classifier has weights: any head's state dict is features and classifier.
@@ -56,10 +56,10 @@ def test_sizes_and_what_tells_heads_apart(settings, layers, size):
 
 def test_what_is_no_head_is_none():
     state = models.skeleton(head("vgg", 8), num_classes=3).state_dict()
-    assert heads.found_in({name: tensor for name, tensor in state.items() if "features" in name}) is None
-    assert heads.found_in(state | {"classifier.3.weight": torch.empty(8, 9)}) is None
-    assert heads.found_in(state | {"classifier.0.weight": torch.empty(8, 512)}) is None
-    assert heads.found_in(state | {"classifier.9.weight": torch.empty(2, 3)}) is None
+    assert heads.detect_head({name: tensor for name, tensor in state.items() if "features" in name}) is None
+    assert heads.detect_head(state | {"classifier.3.weight": torch.empty(8, 9)}) is None
+    assert heads.detect_head(state | {"classifier.0.weight": torch.empty(8, 512)}) is None
+    assert heads.detect_head(state | {"classifier.9.weight": torch.empty(2, 3)}) is None
 
 
 def test_a_linear_probe_and_an_mlp_are_what_their_names_say():

@@ -339,10 +339,10 @@ def test_statistics_are_those_of_the_training_pixels(kept):
     assert kept.info.std == pytest.approx(pixels.std((0, 2, 3), unbiased=False).tolist(), abs=1e-4)
 
 
-def test_normalisation_of_pretrained_weights_replaces_them(folder, tmp_path):
+def test_normalization_of_pretrained_weights_replaces_them(folder, tmp_path):
     chosen = config(folder, tmp_path)
     loaders.prepare(chosen)
-    loader = loaders.open_loader(chosen, CPU, normalisation=((0.5, 0.4, 0.3), (0.1, 0.2, 0.3)))
+    loader = loaders.open_loader(chosen, CPU, normalization=((0.5, 0.4, 0.3), (0.1, 0.2, 0.3)))
     (batch,) = loader.valid_batches(0, 1, 5)
     pixels = loader.pictures("valid", range(5))[0] / 255
     for channel, (mean, std) in enumerate(((0.5, 0.1), (0.4, 0.2), (0.3, 0.3))):
@@ -417,11 +417,11 @@ def test_one_more_kind_of_augmentation_leaves_the_others_as_they_are():
     torch.testing.assert_close(more.apply(photo(), draws_of(more)), expected, rtol=0, atol=1e-2)
 
 
-def test_colour_changes_by_up_to_the_factor():
-    grey = torch.full((400, 3, 4, 4), 100.0)
+def test_color_changes_by_up_to_the_factor():
+    gray = torch.full((400, 3, 4, 4), 100.0)
     augmentation = Augmentation(0, 0, 0, seed=0, color_jitter=0.2)
-    changed = augmentation.apply(grey, draws_of(augmentation, 400))
-    # A picture of one grey has neither contrast nor colour: only brightness changes it.
+    changed = augmentation.apply(gray, draws_of(augmentation, 400))
+    # A picture of one gray has neither contrast nor color: only brightness changes it.
     assert 80 <= changed.min() < 82 and 118 < changed.max() <= 120.01
     images = photo()
     changed = augmentation.apply(images, draws_of(augmentation))

@@ -29,7 +29,7 @@ from cvdist.jobs import cli
 from cvdist.jobs import predict as run_prediction
 from cvdist.jobs.predict import table as predictions_table
 from cvdist.prediction import plan
-from cvdist.prediction.predict import grey
+from cvdist.prediction.predict import to_gray
 from cvdist.storage import Folder
 from tests import pictures
 from tests.jobs import ROOT, run, the_error
@@ -69,7 +69,7 @@ def listing_of(paths):
 
 @given(st.sets(st.text("abc/", min_size=1, max_size=8), min_size=1, max_size=300), st.integers(1, 40))
 def test_slices_hold_every_picture_once_in_order(paths, size):
-    cut = plan.slices(listing_of(sorted(paths)), {}, size)
+    cut = plan.work_units(listing_of(sorted(paths)), {}, size)
     assert [path for one in cut for path in one.paths] == sorted(paths)
     assert max(len(one.paths) for one in cut) <= 2 * size
     assert all(len(one.paths) >= size // 2 for one in cut[:-1])
@@ -78,17 +78,17 @@ def test_slices_hold_every_picture_once_in_order(paths, size):
 
 def test_a_picture_that_comes_or_goes_changes_few_slices():
     paths = [f"{i:06}.jpg" for i in range(20_000)]
-    before = {one.key for one in plan.slices(listing_of(paths), {}, 100)}
+    before = {one.key for one in plan.work_units(listing_of(paths), {}, 100)}
     assert 150 < len(before) < 250
     for changed in (["000000.a.jpg", *paths], paths[1:], [*paths[:9000], "008999.x.jpg", *paths[9000:]]):
-        after = {one.key for one in plan.slices(listing_of(sorted(changed)), {}, 100)}
+        after = {one.key for one in plan.work_units(listing_of(sorted(changed)), {}, 100)}
         assert len(after - before) <= 5
-    assert not before & {one.key for one in plan.slices(listing_of(paths), {"model": "other"}, 100)}
+    assert not before & {one.key for one in plan.work_units(listing_of(paths), {"model": "other"}, 100)}
 
 
 def test_grey_is_pillows_grey():
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
-    ours = grey(torch.from_numpy(pixels).permute(2, 0, 1)[None].float())[0, 0].numpy()
+    ours = to_gray(torch.from_numpy(pixels).permute(2, 0, 1)[None].float())[0, 0].numpy()
     theirs = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)
     assert np.abs(ours - theirs).max() <= 1 and (ours == theirs).mean() > 0.99
 
@@ -113,7 +113,7 @@ def test_results_are_what_the_logged_model_says_and_can_be_read_by_all(trained, 
         servable = trained.servable(trained.good)
         expected = torch.cat([servable(part) for part in plain[:, None].split(10)]).numpy()
     found = np.stack(table["probabilities"].to_list())
-    # Pillow's grey is cut off where ours is rounded: a pixel may differ by one.
+    # Pillow's gray is cut off where ours is rounded: a pixel may differ by one.
     np.testing.assert_allclose(found, expected, atol=0.02)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
     assert table["class"].tolist() == [str(i) for i in found.argmax(1)]

@@ -24,7 +24,7 @@ from cvdist.checkpoints import format
 from cvdist.data.images.decode import decode
 from cvdist.errors import UserError
 from cvdist.features import inspect, manifest
-from cvdist.features.copies import MappedCopy, Rows
+from cvdist.features.copies import FeatureRows, MappedCopy
 from cvdist.features.local import LocalShards
 from cvdist.jobs import cli
 from cvdist.storage import Folder
@@ -288,7 +288,7 @@ def test_a_server_that_restarts_while_shards_are_read(own_s3, tmp_path, monkeypa
     copy = MappedCopy(shards, fetch_threads=2, timeout=60.0)
 
     def row(number):
-        gathered = copy.gather(Rows(np.array([number]), np.array([2]), np.array([0])))
+        gathered = copy.gather(FeatureRows(np.array([number]), np.array([2]), np.array([0])))
         path = next(p for p in features if int(p[-12:-4]) == 4 * number + 2)
         assert torch.equal(gathered[0], features[path][0])
 

@@ -35,12 +35,12 @@ def sums_of(x, labels, classes):
 
 
 def by_hand(x, labels, classes, penalty):
-    """Weights, bias and generalised cross-validation score, from the definitions, with the whole hat matrix."""
+    """Weights, bias and generalized cross-validation score, from the definitions, with the whole hat matrix."""
     x, t = x.numpy(), np.eye(classes)[labels.numpy()]
-    n, centred = len(x), x - x.mean(0)
-    inverse = np.linalg.inv(centred.T @ centred + penalty * np.eye(x.shape[1]))
-    weight = inverse @ centred.T @ (t - t.mean(0))
-    hat = centred @ inverse @ centred.T + np.full((n, n), 1 / n)
+    n, centered = len(x), x - x.mean(0)
+    inverse = np.linalg.inv(centered.T @ centered + penalty * np.eye(x.shape[1]))
+    weight = inverse @ centered.T @ (t - t.mean(0))
+    hat = centered @ inverse @ centered.T + np.full((n, n), 1 / n)
     score = ((t - hat @ t) ** 2).sum() / n / ((n - np.trace(hat)) / n) ** 2
     return weight, t.mean(0) - x.mean(0) @ weight, score
 
@@ -52,8 +52,8 @@ def test_weights_and_penalty_are_those_of_the_definitions(count, inputs, classes
     weight, bias, _ = by_hand(x, labels, classes, fit.penalty)
     np.testing.assert_allclose(fit.weight, weight, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(fit.bias, bias, rtol=1e-6, atol=1e-6)
-    centred = x - x.mean(0)
-    grid = np.logspace(-4, 3, 15) * float(centred.square().sum()) / inputs
+    centered = x - x.mean(0)
+    grid = np.logspace(-4, 3, 15) * float(centered.square().sum()) / inputs
     best = min(grid, key=lambda penalty: by_hand(x, labels, classes, penalty)[2])
     assert fit.penalty == pytest.approx(best)
 
@@ -84,7 +84,7 @@ def test_pooling():
 
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory):
-    """A cache of two classes that differ in their colours, and a configuration to train from it."""
+    """A cache of two classes that differ in their colors, and a configuration to train from it."""
     root = tmp_path_factory.mktemp("ridge")
     pictures.write(root / "pictures", {"train/a": 9, "train/b": 8, "valid/a": 4, "valid/b": 3})
     config = feature_caches.config(

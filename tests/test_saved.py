@@ -164,7 +164,7 @@ def test_a_damaged_or_foreign_checkpoint(trained, tmp_path):
     (copy / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:1000])
     assert "is damaged" in open_error(SavedModelConfig(source=str(copy)))
     (copy / "state.pt").write_bytes((newest / "state.pt").read_bytes())
-    meta["normalisation"] = None  # as older versions wrote them
+    meta["normalization"] = None  # as older versions wrote them
     write_meta(copy, meta)
     assert "set --weights-preprocessing" in open_error(SavedModelConfig(source=str(copy)))
     meta["model"]["classes"] = ["a", "b"]

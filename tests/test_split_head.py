@@ -67,7 +67,7 @@ def test_what_some_workers_wrote_others_read(tmp_path_factory, writers, readers,
     read = shards.join(states[0], folder, writers)
     for rank in range(readers):
         slice_of, mine = local(rank, readers)
-        found = shards.localise(read, slice_of, "cpu")
+        found = shards.take_shards(read, slice_of, "cpu")
         assert torch.equal(found["model"]["w"], mine.of(weight))
         assert torch.equal(found["optimizer"]["state"][1]["momentum_buffer"], mine.of(momentum))
         assert torch.equal(found["model"]["other"], torch.ones(3))

@@ -171,7 +171,7 @@ def test_settings_of_weights_that_make_no_sense(place, settings, text):
 
 
 def test_accuracy_on_real_photographs(shared_data, tmp_path):
-    """Thirty-two photographs to learn from are enough for most, if weights and normalisation are right."""
+    """Thirty-two photographs to learn from are enough for most, if weights and normalization are right."""
     features = shared_data / "weights" / "vgg16_features.pth"
     photographs = shared_data / "dogs-vs-cats"
     if not features.is_file() or not photographs.is_dir():

@@ -329,7 +329,7 @@ def test_origin_is_what_sha256sum_says(vgg16, features_file):
     assert models.origin(vgg16).preprocessing.name == "vgg-features"
 
 
-def test_features_of_photographs_make_sense_with_the_right_normalisation_only(vgg16, photos):
+def test_features_of_photographs_make_sense_with_the_right_normalization_only(vgg16, photos):
     frozen = models.frozen_and_trained(vgg16).frozen
 
     def features(transform, photos):
@@ -414,14 +414,14 @@ def test_settings_out_of_range(changes, text):
         configs.check(configs.replace(TrainConfig(), **changes))
 
 
-# --------------------------------------------------------------------------------------------- normalisation
+# --------------------------------------------------------------------------------------------- normalization
 
 
 def needs(model="scratch-cnn", **changes):
     return models.preprocessing(ModelConfig(name=model, **changes))
 
 
-def test_each_set_of_weights_brings_its_normalisation():
+def test_each_set_of_weights_brings_its_normalization():
     of_features = needs("vgg16", weights="IMAGENET1K_FEATURES")
     assert of_features.mean == (0.48235, 0.45882, 0.40784) and of_features.std == (1 / 255,) * 3
     for name in ALL:
@@ -459,7 +459,7 @@ def test_each_set_of_weights_brings_its_normalisation():
         ),
     ],
 )
-def test_an_unknown_or_contradictory_normalisation_is_refused(settings, text):
+def test_an_unknown_or_contradictory_normalization_is_refused(settings, text):
     with pytest.raises(UserError) as error:
         needs(**{"model": "vgg16", **settings})
     assert str(error.value) == text

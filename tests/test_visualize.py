@@ -59,7 +59,7 @@ def tile_pixels(figure, number, at):
 # ------------------------------------------------------------------------------------------------ filters
 
 
-def test_a_known_weight_has_its_colour():
+def test_a_known_weight_has_its_color():
     weight = torch.zeros(2, 1, 3, 3)
     weight[0, 0, 0, 2], weight[1, 0, 2, 1] = 0.5, -0.5
     weight[1, 0, 0, 0] = 0.25
@@ -70,7 +70,7 @@ def test_a_known_weight_has_its_colour():
     assert tile_pixels(figure, 1, (0, 0)) == pytest.approx(tiles.DIVERGING(0.75)[:3], abs=0.01)
 
 
-def test_filters_on_colours_are_in_colour_and_grey_is_zero():
+def test_filters_on_colors_are_in_color_and_grey_is_zero():
     weight = torch.zeros(1, 3, 2, 2)
     weight[0, :, 0, 1] = torch.tensor([0.2, -0.2, 0.1])
     figure = filter_grid(weight, "features.0")
@@ -109,7 +109,7 @@ def test_deep_layers_show_the_strongest_or_the_mean():
     assert {"filter 7", "13"} <= set(says(figure))
     mean = filter_grid(weight, "deep", channels="mean")
     assert np.allclose(mean.axes[0].images[7].get_array(), weight[7].mean(0), atol=1e-6)
-    assert len(mean.axes[0].images) == 40 + 1  # and the colour bar
+    assert len(mean.axes[0].images) == 40 + 1  # and the color bar
 
 
 @pytest.mark.parametrize("outputs", [1, 10, 63, 512])
@@ -411,13 +411,13 @@ def test_a_layer_that_does_not_exist_is_found_before_training_and_on_all_workers
 # ------------------------------------------------------------------------------------------- real weights
 
 
-def test_the_first_filters_of_vgg16_are_edges_and_colours(shared_data):
+def test_the_first_filters_of_vgg16_are_edges_and_colors(shared_data):
     state = torch.load(shared_data / "weights" / "vgg16_features.pth", weights_only=True)
     weight = state["features.0.weight"]
     assert_readable(filter_grid(weight, "features.0"))
-    # Some filters take all colours alike and differ over the kernel, others the other way round.
+    # Some filters take all colors alike and differ over the kernel, others the other way round.
     over_kernel = weight.mean(1).flatten(1).std(1)
-    over_colours = weight.mean((2, 3)).std(1)
-    assert (over_kernel > 5 * over_colours).sum() >= 10 and (over_colours > 5 * over_kernel).sum() >= 3
+    over_colors = weight.mean((2, 3)).std(1)
+    assert (over_kernel > 5 * over_colors).sum() >= 10 and (over_colors > 5 * over_kernel).sum() >= 3
     assert json.dumps(str(Statistics.of(weight)))
     assert style.DPI * tiles.WIDTH <= 1200

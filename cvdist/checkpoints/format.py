@@ -82,8 +82,8 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Normalisation:
-    """How pictures are normalised: (pixel in [0, 1] - mean) / std, by channel."""
+class Normalization:
+    """How pictures are normalized: (pixel in [0, 1] - mean) / std, by channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -99,7 +99,7 @@ class Checkpoint:
         progress: How far the run has come.
         best: The evaluation of the best epoch so far.
         state: Tensors and numbers of the model, its moving average, the optimizer and the random streams.
-        normalisation: Of the model's input.
+        normalization: Of the model's input.
         parallel: How steps were divided over the workers, see `cvdist.parallel`.
         workers: How many workers have shards of the model in files of their own; 0 if it is all in one file.
     """
@@ -109,7 +109,7 @@ class Checkpoint:
     progress: Progress
     best: Evaluation | None
     state: dict[str, Any]
-    normalisation: Normalisation | None = None
+    normalization: Normalization | None = None
     parallel: str = ""
     workers: int = 0
 
@@ -144,7 +144,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "order": dataclasses.asdict(checkpoint.order),
         "progress": progress,
         "best": best,
-        "normalisation": dataclasses.asdict(checkpoint.normalisation) if checkpoint.normalisation else None,
+        "normalization": dataclasses.asdict(checkpoint.normalization) if checkpoint.normalization else None,
         "parallel": checkpoint.parallel,
         "workers": checkpoint.workers,
         "state_sha256": _file_digest(folder / STATE),
@@ -186,7 +186,7 @@ def load(
             progress=_progress(meta["progress"], state.pop("logged", [])),
             best=_evaluation(meta["best"], state.pop("confusion")) if meta["best"] else None,
             state=state,
-            normalisation=_normalisation(meta.get("normalisation")),
+            normalization=_normalization(meta.get("normalization")),
             parallel=str(meta.get("parallel", "")),
             workers=workers,
         )
@@ -298,8 +298,8 @@ def _why(error: Exception) -> str:
     return first[:100] if isinstance(error, ValueError | OSError) and first else type(error).__name__
 
 
-def _normalisation(values: dict[str, Any] | None) -> Normalisation | None:
-    return Normalisation(tuple(values["mean"]), tuple(values["std"])) if values else None
+def _normalization(values: dict[str, Any] | None) -> Normalization | None:
+    return Normalization(tuple(values["mean"]), tuple(values["std"])) if values else None
 
 
 def _progress(values: dict[str, Any], logged: list[Any]) -> Progress:

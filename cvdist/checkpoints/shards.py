@@ -151,7 +151,7 @@ def _joined(state: Any, rows: dict[str, list[tuple[int, int, Path]]], path: str)
     return joined if isinstance(state, dict) else type(state)(joined.values())
 
 
-def localise(state: Any, slice_of: TensorShardOf, device: str | torch.device, path: str = "") -> Any:
+def take_shards(state: Any, slice_of: TensorShardOf, device: str | torch.device, path: str = "") -> Any:
     """Return `state` as this worker needs it: of split tensors its shard on `device`, of others all."""
     if isinstance(state, Pieces | Tensor):
         part = slice_of(path, tuple(state.shape))
@@ -163,14 +163,14 @@ def localise(state: Any, slice_of: TensorShardOf, device: str | torch.device, pa
         return state
     items = state.items() if isinstance(state, dict) else enumerate(state)
     found = {
-        key: localise(value, slice_of, device, f"{path}/{key}" if path else str(key)) for key, value in items
+        key: take_shards(value, slice_of, device, f"{path}/{key}" if path else str(key)) for key, value in items
     }
     return found if isinstance(state, dict) else type(state)(found.values())
 
 
 def whole(state: Any, device: str | torch.device) -> Any:
     """Return `state` with all tensors whole."""
-    return localise(state, lambda path, shape: None, device)
+    return take_shards(state, lambda path, shape: None, device)
 
 
 def slices_by_path(slices: Mapping[str, TensorShard], parameters: Sequence[str]) -> TensorShardOf:

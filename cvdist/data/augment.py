@@ -128,10 +128,10 @@ class Augmentation:
         brightness, contrast, saturation = (1 + (2 * color - 1) * self.color_jitter).T[..., None, None, None]
         images = (images * brightness).clamp(0, 255)
         luma = torch.tensor(_LUMA, device=images.device).view(1, 3, 1, 1)
-        grey = (images * luma).sum(1, keepdim=True) if images.shape[1] == 3 else images
-        middle = grey.mean((2, 3), keepdim=True)
+        gray = (images * luma).sum(1, keepdim=True) if images.shape[1] == 3 else images
+        middle = gray.mean((2, 3), keepdim=True)
         images = (middle + contrast * (images - middle)).clamp(0, 255)
         if images.shape[1] != 3:
             return images
-        grey = (images * luma).sum(1, keepdim=True)
-        return (grey + saturation * (images - grey)).clamp(0, 255)
+        gray = (images * luma).sum(1, keepdim=True)
+        return (gray + saturation * (images - gray)).clamp(0, 255)

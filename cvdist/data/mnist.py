@@ -9,7 +9,7 @@ from pathlib import Path
 from torchvision import datasets
 
 from cvdist.data.dataset import DatasetInfo
-from cvdist.data.in_memory import Labelled
+from cvdist.data.in_memory import LabeledImages
 from cvdist.errors import UserError
 
 # Of the 60,000 training pictures (tests/test_data.py computes them).
@@ -46,7 +46,7 @@ def fetch(root: Path) -> None:
         socket.setdefaulttimeout(before)
 
 
-def load(root: Path) -> tuple[DatasetInfo, Labelled, Labelled]:
+def load(root: Path) -> tuple[DatasetInfo, LabeledImages, LabeledImages]:
     """Load MNIST from `root`.
 
     Returns:
@@ -91,11 +91,11 @@ def _present(root: Path) -> bool:
     return True
 
 
-def _part(root: Path, *, train: bool) -> Labelled:
+def _part(root: Path, *, train: bool) -> LabeledImages:
     prefix = "train" if train else "t10k"
     try:
         part = datasets.MNIST(str(root), train=train, download=False)
-        return Labelled(part.data[:, None], part.targets.long())
+        return LabeledImages(part.data[:, None], part.targets.long())
     except Exception as error:  # torchvision's parser raises whatever the damaged bytes lead it to
         raise UserError(
             f"{root}/MNIST/raw/{prefix}-* is damaged ({_one_line(error)}): "

@@ -9,7 +9,7 @@ from cvdist.errors import UserError
 from cvdist.seeding import generator
 
 
-def stratified(labels: Tensor, valid_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def stratified_split(labels: Tensor, valid_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Rows of the training part and of the validation part, each class in the same proportion.
 
     labels: int64 (N,). Returns two sorted int64 tensors that share no row and together hold them all.

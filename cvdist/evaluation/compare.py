@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cvdist.evaluation.metrics import Outcome
+from cvdist.evaluation.metrics import SampleResults
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ModelComparison:
     """How many pictures both models got right, only one of them, or neither.
 
     p: of McNemar's exact test; by_class: for each class its name, its pictures, and those that the first and
@@ -49,7 +49,7 @@ class Comparison:
         }
 
 
-def compare(first: Outcome, second: Outcome, most: int) -> Comparison:
+def compare_models(first: SampleResults, second: SampleResults, most: int) -> ModelComparison:
     """`second` is brought to the classes' order of `first`; `most`: how many pictures to show at most.
 
     Raises:
@@ -67,7 +67,7 @@ def compare(first: Outcome, second: Outcome, most: int) -> Comparison:
     )
     disagree = (one != other).nonzero().flatten()
     apart = (first.log_true.exp() - second.log_true.exp()).abs()[disagree]
-    return Comparison(
+    return ModelComparison(
         both=int((one & other).sum()),
         only_first=only_first,
         only_second=only_second,

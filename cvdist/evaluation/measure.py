@@ -16,9 +16,9 @@ from cvdist.config import InferenceConfig
 from cvdist.distributed.precision import choose_precision
 from cvdist.errors import UserError
 from cvdist.evaluation import metrics
-from cvdist.evaluation.compare import Comparison
-from cvdist.evaluation.metrics import Metrics, Outcome
-from cvdist.evaluation.pictures import Pictures, match_classes
+from cvdist.evaluation.compare import ModelComparison
+from cvdist.evaluation.metrics import Metrics, SampleResults
+from cvdist.evaluation.pictures import EvaluationPictures, match_classes
 from cvdist.prediction.batch import resolved
 from cvdist.saved import SavedModel
 
@@ -42,7 +42,7 @@ class ModelEvaluation:
     """
 
     saved: SavedModel
-    outcome: Outcome
+    outcome: SampleResults
     metrics: Metrics
     absent: tuple[str, ...]
     precision: str
@@ -53,10 +53,10 @@ class ModelEvaluation:
 class Evaluations:
     """What was measured of one model, or of two on the same pictures."""
 
-    pictures: Pictures
+    pictures: EvaluationPictures
     first: ModelEvaluation
     second: ModelEvaluation | None
-    comparison: Comparison | None
+    comparison: ModelComparison | None
 
     def to_dict(self) -> dict[str, Any]:
         """The results as plain values, for JSON."""
@@ -80,7 +80,7 @@ class Evaluations:
 
 def evaluate_model(
     saved: SavedModel,
-    pictures: Pictures,
+    pictures: EvaluationPictures,
     inference: InferenceConfig,
     calibration_bins: int,
     device: torch.device,
@@ -105,7 +105,7 @@ def evaluate_model(
     total = len(pictures.labels)
     for rows, found in pictures.seen_by(saved, inference, device):
         true = matched.place[pictures.labels[rows]]
-        parts.append(metrics.outcome(saved.identity.classes, rows, true, found))
+        parts.append(metrics.sample_results(saved.identity.classes, rows, true, found))
         seen += len(rows)
         if line.due():
             rate = seen / (time.monotonic() - began)
@@ -116,6 +116,6 @@ def evaluate_model(
         raise UserError(f"{pictures.name} has no picture that can be decoded")
     saved.model.to("cpu")  # room on the device for another one
     gc.collect()
-    outcome = metrics.join(parts)
-    measured = metrics.measure(outcome, calibration_bins)
+    outcome = metrics.concatenate(parts)
+    measured = metrics.compute_metrics(outcome, calibration_bins)
     return ModelEvaluation(saved, outcome, measured, matched.absent, precision.name, time.monotonic() - began)

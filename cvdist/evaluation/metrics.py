@@ -13,7 +13,7 @@ TOP = 5
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SampleResults:
     """A model's answers, a few numbers for each of N pictures, in the order of their rows.
 
     rows: int64, of the data set; true, predicted: int64 classes; log_true: float32 log-probability of the true
@@ -40,7 +40,9 @@ class Outcome:
         return len(self.rows)
 
 
-def outcome(classes: Sequence[str], rows: Tensor, true: Tensor, log_probabilities: Tensor) -> Outcome:
+def sample_results(
+    classes: Sequence[str], rows: Tensor, true: Tensor, log_probabilities: Tensor
+) -> SampleResults:
     """Of a batch: rows, true int64 (n,); log_probabilities float32 (n, classes)."""
     probabilities = log_probabilities.exp()
     confidence, predicted = probabilities.max(1)
@@ -50,19 +52,19 @@ def outcome(classes: Sequence[str], rows: Tensor, true: Tensor, log_probabilitie
     brier = probabilities.square().sum(1) - 2 * p_true + 1
     best = log_probabilities.topk(min(TOP, len(classes)), dim=1).indices
     in_top = (best == true[:, None]).any(1)
-    return Outcome(tuple(classes), rows, true, predicted, log_true, confidence, brier, in_top)
+    return SampleResults(tuple(classes), rows, true, predicted, log_true, confidence, brier, in_top)
 
 
-def join(parts: Sequence[Outcome]) -> Outcome:
+def concatenate(parts: Sequence[SampleResults]) -> SampleResults:
     """All batches together, sorted by row."""
     names = ("rows", "true", "predicted", "log_true", "confidence", "brier", "in_top")
     whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     order = whole["rows"].argsort()
-    return Outcome(parts[0].classes, **{name: tensor[order] for name, tensor in whole.items()})
+    return SampleResults(parts[0].classes, **{name: tensor[order] for name, tensor in whole.items()})
 
 
 @dataclass(frozen=True)
-class ClassResult:
+class ClassMetrics:
     """Counts of one class: pictures of it, pictures taken for it, and both at once."""
 
     name: str
@@ -77,7 +79,7 @@ class ClassResult:
 
     @property
     def recall(self) -> float | None:
-        """Share of the class that was recognised; None if there is none of it."""
+        """Share of the class that was recognized; None if there is none of it."""
         return self.correct / self.total if self.total else None
 
     @property
@@ -88,7 +90,7 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
-class Bin:
+class CalibrationBin:
     """Pictures whose confidence is in (low, high]: how many, how many of them right, mean confidence."""
 
     low: float
@@ -127,8 +129,8 @@ class Metrics:
     loss: float
     brier: float
     calibration_error: float
-    bins: tuple[Bin, ...]
-    by_class: tuple[ClassResult, ...]
+    bins: tuple[CalibrationBin, ...]
+    by_class: tuple[ClassMetrics, ...]
     confusion: Tensor
 
     @property
@@ -174,7 +176,7 @@ class Metrics:
         }
 
 
-def measure(found: Outcome, bins: int) -> Metrics:
+def compute_metrics(found: SampleResults, bins: int) -> Metrics:
     """The figures of `found`, with calibration over `bins` bins."""
     classes, total = len(found.classes), len(found)
     flat = torch.bincount(found.true * classes + found.predicted, minlength=classes * classes)
@@ -190,12 +192,12 @@ def measure(found: Outcome, bins: int) -> Metrics:
         brier=found.brier.double().mean().item(),
         calibration_error=expected_calibration_error(binned),
         bins=binned,
-        by_class=tuple(ClassResult(*row) for row in columns),
+        by_class=tuple(ClassMetrics(*row) for row in columns),
         confusion=confusion,
     )
 
 
-def calibration(confidence: Tensor, right: Tensor, bins: int) -> tuple[Bin, ...]:
+def calibration(confidence: Tensor, right: Tensor, bins: int) -> tuple[CalibrationBin, ...]:
     """Group pictures by confidence, in bins of equal width over (0, 1] (Guo et al. 2017, arXiv:1706.04599).
 
     Args:
@@ -211,12 +213,14 @@ def calibration(confidence: Tensor, right: Tensor, bins: int) -> tuple[Bin, ...]
     correct = torch.bincount(place[right], minlength=bins).tolist()
     sums = torch.bincount(place, weights=sure, minlength=bins).tolist()
     return tuple(
-        Bin(i / bins, (i + 1) / bins, totals[i], correct[i], sums[i] / totals[i] if totals[i] else 0.0)
+        CalibrationBin(
+            i / bins, (i + 1) / bins, totals[i], correct[i], sums[i] / totals[i] if totals[i] else 0.0
+        )
         for i in range(bins)
     )
 
 
-def expected_calibration_error(bins: Sequence[Bin]) -> float:
+def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
     """Compute the expected calibration error: the mean of |accuracy - confidence| over the pictures' bins.
 
     This is equation 3 of Guo, Pleiss, Sun and Weinberger 2017, "On Calibration of Modern Neural Networks",

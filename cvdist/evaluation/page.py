@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def values(measured: Metrics) -> dict[str, float]:
+def mlflow_metrics(measured: Metrics) -> dict[str, float]:
     """Metrics by their names in MLflow."""
     found: dict[str, float] = {
         "evaluation/accuracy": measured.correct / measured.total,

@@ -17,7 +17,7 @@ from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, cache_fol
 from cvdist.data.dataset import BadPicture, Loader
 from cvdist.data.images import store
 from cvdist.data.images.decode import decode
-from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, split
+from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, split_rows
 from cvdist.data.sampler import EpochOrder
 from cvdist.distributed.precision import Precision, choose_precision
 from cvdist.errors import UserError
@@ -29,12 +29,12 @@ from cvdist.storage import Folder
 _CHUNK = 512  # pictures that are decoded and predicted in one go
 _BATCH = {"cpu": 250, "cuda": 2000}  # small pictures a forward pass
 
-Labelled = tuple[Tensor, Tensor]
+Labeled = tuple[Tensor, Tensor]
 """Rows int64 (n,), log-probabilities float32 (n, the model's classes)."""
 
 
-class Pictures(Protocol):
-    """Labelled pictures.
+class EvaluationPictures(Protocol):
+    """Labeled pictures.
 
     name: for people; classes: their names; labels: int64 (N,), positions in `classes`; quarantine: what can't
     be decoded, known after a model has seen all.
@@ -45,9 +45,7 @@ class Pictures(Protocol):
     labels: Tensor
     quarantine: Sequence[BadPicture]
 
-    def seen_by(
-        self, saved: SavedModel, inference: InferenceConfig, device: torch.device
-    ) -> Iterator[Labelled]:
+    def seen_by(self, saved: SavedModel, inference: InferenceConfig, device: torch.device) -> Iterator[Labeled]:
         """What a model makes of all pictures, each once, in any order.
 
         Raises:
@@ -60,7 +58,7 @@ class Pictures(Protocol):
         ...
 
 
-def open_pictures(config: EvaluateConfig, saved: SavedModel) -> Pictures:
+def open_pictures(config: EvaluateConfig, saved: SavedModel) -> EvaluationPictures:
     """Open the pictures that `config` names. By default they are those that the model was trained on.
 
     Raises:
@@ -69,8 +67,8 @@ def open_pictures(config: EvaluateConfig, saved: SavedModel) -> Pictures:
     wanted, own = _wanted(config, saved)
     part = config.evaluation.part
     if wanted.dataset == "images":
-        return Photographs.open(config, wanted, part, own=own)
-    return SmallPictures(wanted, config.saved.storage, part or "valid")
+        return PictureFolder.open(config, wanted, part, own=own)
+    return InMemoryPictures(wanted, config.saved.storage, part or "valid")
 
 
 def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool]:
@@ -124,7 +122,7 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
     )
 
 
-class SmallPictures:
+class InMemoryPictures:
     """Digits and MNIST (`Pictures`)."""
 
     def __init__(self, data: DataConfig, storage: str, part: str) -> None:
@@ -152,9 +150,7 @@ class SmallPictures:
         self.labels = torch.tensor([number[name] for name in names])
 
     @torch.inference_mode()
-    def seen_by(
-        self, saved: SavedModel, inference: InferenceConfig, device: torch.device
-    ) -> Iterator[Labelled]:
+    def seen_by(self, saved: SavedModel, inference: InferenceConfig, device: torch.device) -> Iterator[Labeled]:
         """See `Pictures.seen_by`."""
         info, shape = self._loader.info, saved.identity
         if (info.channels, info.height, info.width) != (shape.channels, shape.height, shape.width):
@@ -186,12 +182,12 @@ class SmallPictures:
         return torch.cat(parts) if parts else torch.empty(0, info.channels, info.height, info.width).byte()
 
     def _open(
-        self, device: torch.device, normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
+        self, device: torch.device, normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
     ) -> Loader:
-        return loaders.open_in_memory(self._data, self._storage, device, normalisation=normalisation)
+        return loaders.open_in_memory(self._data, self._storage, device, normalization=normalization)
 
 
-class Photographs:
+class PictureFolder:
     """Folders of pictures (`Pictures`)."""
 
     def __init__(
@@ -205,7 +201,7 @@ class Photographs:
         self.quarantine: Sequence[BadPicture] = ()
 
     @classmethod
-    def open(cls, config: EvaluateConfig, wanted: DataConfig, part: str, *, own: bool) -> Photographs:
+    def open(cls, config: EvaluateConfig, wanted: DataConfig, part: str, *, own: bool) -> PictureFolder:
         """List the pictures, and split those that have no division of their own, if one is asked for.
 
         Raises:
@@ -222,9 +218,7 @@ class Photographs:
         where = redact(wanted.uri)
         return cls(wanted, listing.classes, table, f"{where} ({_PARTS[part]})", config.inference.data_timeout)
 
-    def seen_by(
-        self, saved: SavedModel, inference: InferenceConfig, device: torch.device
-    ) -> Iterator[Labelled]:
+    def seen_by(self, saved: SavedModel, inference: InferenceConfig, device: torch.device) -> Iterator[Labeled]:
         """See `Pictures.seen_by`."""
         threads = inference.decode_workers
         predictor = Predictor(self._wanted.uri, inference, saved, device, decode_threads=threads)
@@ -248,7 +242,7 @@ class Photographs:
             raise UserError(
                 f"--data {redact(self._wanted.uri)}: {len(bad)} of {len(self._paths)} pictures can't be "
                 f"decoded, more than --max-bad-fraction {self._wanted.max_bad_fraction:g} allows, e.g. "
-                f"{bad[0].path} ({bad[0].reason}). Mend or remove them, or raise the limit"
+                f"{bad[0].path} ({bad[0].reason}). Fix or remove them, or raise the limit"
             )
 
 
@@ -264,8 +258,8 @@ def _as_split_in_training(
     """
     cache, evaluation = cache_folder(wanted.cache), config.evaluation
     store.prepare(wanted, cache, timeout=evaluation.prepare_timeout, data_timeout=config.inference.data_timeout)
-    there = store.open_store(wanted, cache)
-    learned, validated = split(there.table, wanted, classes)
+    there = store.open_picture_store(wanted, cache)
+    learned, validated = split_rows(there.table, wanted, classes)
     return there.table.take(pa.array(validated if part == "valid" else learned))
 
 
@@ -276,14 +270,14 @@ def _log_softmax(model: torch.nn.Module, images: Tensor, precision: Precision) -
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassMapping:
     """How a data set's classes lie among a model's: `place[i]` is the model's number of the data's class i."""
 
     place: Tensor
     absent: tuple[str, ...]
 
 
-def match_classes(pictures: Pictures, saved: SavedModel) -> Classes:
+def match_classes(pictures: EvaluationPictures, saved: SavedModel) -> ClassMapping:
     """Match a data set's classes with a model's by name. The data may lack some of the model's classes.
 
     Raises:
@@ -297,7 +291,7 @@ def match_classes(pictures: Pictures, saved: SavedModel) -> Classes:
             f"{_some(saved.identity.classes)}. Rename the folders, or name another model"
         )
     absent = tuple(name for name in saved.identity.classes if name not in pictures.classes)
-    return Classes(torch.tensor([number[name] for name in pictures.classes]), absent)
+    return ClassMapping(torch.tensor([number[name] for name in pictures.classes]), absent)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -78,7 +78,7 @@ def make_plan(config: PreprocessConfig) -> ExtractionPlan:
     """
     folder = Folder.open(config.features.uri, "--features")
     storage.check_writable(folder.uri, "--features")
-    asked = fingerprints.of(config)
+    asked = fingerprints.for_extraction(config)
     listing = list_pictures(config.data)
     before = _existing(folder, asked, replace=config.features.replace)
     if before is None:
@@ -87,11 +87,11 @@ def make_plan(config: PreprocessConfig) -> ExtractionPlan:
     else:
         known = read_index(folder, before)
         sizes = folder.sizes()
-    changes = plan.compare(listing.table, known, plan.digests_of(config.data.uri))
+    changes = plan.find_changes(listing.table, known, plan.digests_of(config.data.uri))
     if before is not None:
         rows = [s.rows if sizes.get(s.object) == s.stored_bytes else 0 for s in before.shards]
         changes = plan.without_sparse_shards(changes, known, rows)
-    work = plan.slices(listing.table, changes.to_compute, asked, config.features.shard_size)
+    work = plan.work_units(listing.table, changes.to_compute, asked, config.features.shard_size)
     with ThreadPoolExecutor(_READERS) as pool:
         found = pool.map(lambda slice: receipt.find(folder, slice.key), work)
         done = {slice.key: one for slice, one in zip(work, found, strict=True) if one is not None}
@@ -173,7 +173,7 @@ def _existing(folder: Folder, asked: Fingerprint, *, replace: bool) -> Manifest 
     try:
         found = manifest.parse(content, folder.uri)
     except UserError as error:
-        logger.warning("features   %s: it is made anew", error)
+        logger.warning("features   %s: it is made again", error)
         return None
     differences = found.fingerprint.differences(asked)
     if differences and not replace:
@@ -211,7 +211,7 @@ def _require_few_bad(bad: int, pictures: int, config: PreprocessConfig, last: Re
         why = last.bad[-1][1] if last.bad else "see earlier shards"
         raise UserError(
             f"--data {redact(config.data.uri)}: {bad} of {pictures} pictures can't be decoded, more than "
-            f"--max-bad-fraction {config.data.max_bad_fraction:g} allows, the last one: {why}. Mend or remove "
+            f"--max-bad-fraction {config.data.max_bad_fraction:g} allows, the last one: {why}. Fix or remove "
             "them, or raise the limit"
         )
 
@@ -228,7 +228,7 @@ def _finish(
         raise UserError(
             f"--data {redact(config.data.uri)}: {len(bad)} of {len(table)} pictures can't be decoded, more "
             f"than --max-bad-fraction {config.data.max_bad_fraction:g} allows, e.g. {first.path} "
-            f"({first.reason}). Mend or remove them, or raise the limit"
+            f"({first.reason}). Fix or remove them, or raise the limit"
         )
     content = index.dump(table)
     sha = hashlib.sha256(content).hexdigest()

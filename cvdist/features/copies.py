@@ -26,7 +26,7 @@ _AHEAD = 2  # batches that are gathered while a GPU computes
 
 
 @dataclass(frozen=True)
-class Rows:
+class FeatureRows:
     """Which features: int64 (n,) each; numbers of shards, rows in them, and views."""
 
     shard: np.ndarray
@@ -72,7 +72,7 @@ class MappedCopy:
             self._sequence, self._place, self._next = sequence, {s: i for i, s in enumerate(sequence)}, 0
         self._reach(0)
 
-    def batches(self, wanted: Iterable[Rows]) -> Iterator[Tensor]:
+    def batches(self, wanted: Iterable[FeatureRows]) -> Iterator[Tensor]:
         """Yield the features (n, ...) of each batch in order, on the CPU and in the stored dtype.
 
         Raises:
@@ -90,7 +90,7 @@ class MappedCopy:
         while pending:
             yield pending.popleft().result()
 
-    def gather(self, rows: Rows) -> Tensor:
+    def gather(self, rows: FeatureRows) -> Tensor:
         """Return the features (n, ...) of some rows, in this thread.
 
         Raises:
@@ -186,16 +186,16 @@ class DeviceCopy:
         if self._all is None:
             self._source.expect(range(len(self._views)))
 
-    def batches(self, wanted: Iterable[Rows]) -> Iterator[Tensor]:
+    def batches(self, wanted: Iterable[FeatureRows]) -> Iterator[Tensor]:
         """Yield the features (n, ...) of each batch in order, on the device (`MappedCopy.batches`)."""
         for rows in wanted:
             yield self.gather(rows)
 
-    def gather(self, rows: Rows) -> Tensor:
+    def gather(self, rows: FeatureRows) -> Tensor:
         """Return the features (n, ...) of some rows on the device (`MappedCopy.gather`)."""
         return self.at(self.places(rows))
 
-    def places(self, rows: Rows) -> Tensor:
+    def places(self, rows: FeatureRows) -> Tensor:
         """Where some rows are, int64 (n,) on the device: for `at`."""
         flat = torch.from_numpy(self._first[rows.shard] + rows.row * self._views[rows.shard] + rows.view)
         return to_device(flat, self._device)

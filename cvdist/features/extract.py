@@ -13,7 +13,7 @@ from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import to_device
 from cvdist.data.images.ahead import BATCH, DecodeAhead, Pictures, stacked
 from cvdist.data.images.on_gpu import GpuDecoder
-from cvdist.data.normalise import Normaliser
+from cvdist.data.normalize import Normalizer
 from cvdist.distributed.precision import choose_precision
 from cvdist.errors import UserError
 from cvdist.features import fingerprint as fingerprints
@@ -63,7 +63,7 @@ class Extractor:
         layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
         self.module = backbone.module.to(device).to(memory_format=layout)
         self.precision = choose_precision(config.compute.precision, device)
-        self._normalise = Normaliser(
+        self._normalize = Normalizer(
             fingerprint.mean, fingerprint.std, device, channels_last=config.compute.channels_last
         )
         augmented = fingerprint.augmentation
@@ -176,5 +176,5 @@ class Extractor:
                 draws = torch.stack([self._augmentation.draw_view(name, view) for name in names])
                 images = self._augmentation.apply(images, to_device(draws, self._device))
             with torch.inference_mode(), self.precision.autocast():
-                computed.append(self.module(self._normalise(images)))
+                computed.append(self.module(self._normalize(images)))
         return torch.stack(computed, dim=1).to(self._dtype)

@@ -24,7 +24,7 @@ from cvdist.config import (
     PreprocessConfig,
 )
 from cvdist.data.augment import Augmentation
-from cvdist.data.images.decode import settings as decoding
+from cvdist.data.images.decode import decode_settings as decoding
 
 DEFAULT_VIEWS = 4  # of a recipe that augments
 
@@ -83,7 +83,7 @@ class Fingerprint:
             mine, theirs = getattr(self, field.name), getattr(asked, field.name)
             if mine != theirs and field.name not in leave_out:
                 name = _FLAGS.get(field.name, field.name)
-                lines.append(f"{name}: the cache has {short(mine)}, asked for is {short(theirs)}")
+                lines.append(f"{name}: the cache has {format_value(mine)}, asked for is {format_value(theirs)}")
         return lines
 
 
@@ -104,7 +104,7 @@ _FLAGS = {
 }
 
 
-def of(config: PreprocessConfig) -> Fingerprint:
+def for_extraction(config: PreprocessConfig) -> Fingerprint:
     """The fingerprint of the features that an extraction is asked for. Reads the weights.
 
     Raises:
@@ -121,7 +121,7 @@ def of(config: PreprocessConfig) -> Fingerprint:
     )
 
 
-def asked_for_training(data: PicturesConfig, model: BackboneConfig) -> Fingerprint:
+def for_training(data: PicturesConfig, model: BackboneConfig) -> Fingerprint:
     """The fingerprint of the features that a training asks a cache for.
 
     It takes the views, dtype, precision and decoder of the cache as they are: these are arbitrary here.
@@ -185,7 +185,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def short(value: object) -> str:
+def format_value(value: object) -> str:
     """For messages."""
     if isinstance(value, dict):
         return " ".join(f"{name} {number:g}" for name, number in value.items() if number)

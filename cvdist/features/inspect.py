@@ -74,7 +74,7 @@ def check(uri: str) -> str:
         raise UserError(
             f"--check {redact(uri)}: {len(damaged)} of {len(cache.shards)} shards are damaged: "
             f"{damaged[0]}{more}. Delete what is damaged and run jobs/preprocess.py as before: it computes "
-            "these shards anew"
+            "these shards again"
         )
     return (
         f"{redact(uri)} is whole: {len(cache.shards)}/{len(cache.shards)} shards, {_good(table):,} pictures, "

@@ -13,7 +13,7 @@ from torch import Tensor
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Shuffle, Split, to_device
 from cvdist.data.sampler import EpochOrder, LocalBatch, partition
-from cvdist.features.copies import Copy, DeviceCopy, Rows
+from cvdist.features.copies import Copy, DeviceCopy, FeatureRows
 from cvdist.features.order import windowed
 from cvdist.seeding import generator
 
@@ -35,7 +35,7 @@ class FeatureLoader:
         self,
         info: DatasetInfo,
         copy: Copy,
-        splits: dict[Split, Rows],
+        splits: dict[Split, FeatureRows],
         labels: dict[Split, np.ndarray],
         paths: Callable[[Split, Sequence[int]], list[str]],
         *,
@@ -155,12 +155,12 @@ class FeatureLoader:
             return
         ahead: deque[LocalBatch] = deque()
 
-        def wanted() -> Iterator[Rows]:
+        def wanted() -> Iterator[FeatureRows]:
             for local in local_batches:
                 ahead.append(local)
                 rows = local.indices.numpy()
                 drawn = views[rows] if views is not None else np.zeros(len(rows), dtype=np.int64)
-                yield Rows(where.shard[rows], where.row[rows], drawn)
+                yield FeatureRows(where.shard[rows], where.row[rows], drawn)
 
         for features in self.copy.batches(wanted()):
             local = ahead.popleft()
@@ -182,7 +182,7 @@ class FeatureLoader:
         rows = indices.numpy()
         drawn = views[rows] if views is not None else np.zeros(len(rows), dtype=np.int64)
         sizes = [len(local.indices) for local in local_batches]
-        places = copy.places(Rows(where.shard[rows], where.row[rows], drawn)).split(sizes)
+        places = copy.places(FeatureRows(where.shard[rows], where.row[rows], drawn)).split(sizes)
         labels = to_device(self._labels[split][indices], self.device).split(sizes)
         for local, mine, classes in zip(local_batches, places, labels, strict=True):
             yield Batch(copy.at(mine).float(), classes, local.indices, local.global_size)

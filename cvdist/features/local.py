@@ -106,7 +106,7 @@ class LocalShards:
         except shard.DamagedError as error:
             raise UserError(
                 f"--features {redact(self._folder.uri)}: {entry.object} is damaged: {error}. Delete it and run "
-                "jobs/preprocess.py again, which computes that shard anew"
+                "jobs/preprocess.py again, which computes that shard again"
             ) from error
         arriving = self._root / f".{secrets.token_hex(8)}.arriving"
         try:
@@ -163,7 +163,7 @@ def shards_folder(root: Path) -> Path:
     return root / "features"
 
 
-def room(root: Path, share: float) -> int:
+def shard_budget(root: Path, share: float) -> int:
     """Bytes that shards may take: `share` of what is free on the disk, and of what they have there already."""
     folder = shards_folder(root)
     folder.mkdir(parents=True, exist_ok=True)

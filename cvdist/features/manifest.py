@@ -118,7 +118,7 @@ def parse(content: bytes, uri: str, flag: str = "--features") -> Manifest:
         if values["version"] != VERSION:
             raise UserError(
                 f"{where} is of version {values['version']}, and this software reads {VERSION}: extract the "
-                "features anew, or use the software that made them"
+                "features again, or use the software that made them"
             )
         if stated != _digest(values):
             raise ValueError("its checksum is not that of its contents")

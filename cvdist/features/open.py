@@ -16,12 +16,12 @@ from cvdist.config import TrainConfig, cache_folder
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo, Split
 from cvdist.data.images.decode import UndecodableError, decode
-from cvdist.data.images.listing import list_pictures, split
+from cvdist.data.images.listing import list_pictures, split_rows
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.errors import UserError
 from cvdist.features import fingerprint, local, manifest, plan
 from cvdist.features.build import parse_index
-from cvdist.features.copies import Copy, DeviceCopy, MappedCopy, Rows
+from cvdist.features.copies import Copy, DeviceCopy, FeatureRows, MappedCopy
 from cvdist.features.loader import FeatureLoader
 from cvdist.features.local import LocalShards
 from cvdist.features.manifest import Manifest
@@ -42,7 +42,7 @@ def prepare(config: TrainConfig) -> None:
         UserError: if it does not; the message says what differs.
     """
     folder, cache = _open(config)
-    asked = fingerprint.asked_for_training(config.data, config.model)
+    asked = fingerprint.for_training(config.data, config.model)
     uri = redact(folder.uri)
     differences = cache.fingerprint.differences(asked, leave_out=_AS_IT_IS)
     if differences:
@@ -72,7 +72,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
         content = local.local_index(folder, cache, root, config.runtime.prepare_timeout)
         table = parse_index(content, folder, cache)
         table = table.filter(pa.array(np.asarray(table.column("shard")) >= 0))
-        train, valid = split(table, config.data, cache.classes)
+        train, valid = split_rows(table, config.data, cache.classes)
         views = _used_views(config, cache)
     copy, window, note = _copy(config, folder, cache, device, workers_on_node)
     columns = {name: np.asarray(table.column(name)).astype(np.int64) for name in ("shard", "row", "label")}
@@ -97,7 +97,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
             valid_size=len(valid),
         ),
         copy,
-        {part: Rows(columns["shard"][r], columns["row"][r], np.zeros(0)) for part, r in rows.items()},
+        {part: FeatureRows(columns["shard"][r], columns["row"][r], np.zeros(0)) for part, r in rows.items()},
         {part: columns["label"][r] for part, r in rows.items()},
         paths_of,
         device=device,
@@ -137,8 +137,9 @@ def _used_views(config: TrainConfig, cache: Manifest) -> int:
         )
     if wanted != mark.augmentation:
         raise UserError(
-            f"--features {uri} has views by another augmentation ({fingerprint.short(mark.augmentation)}) than "
-            f"this run asks for ({fingerprint.short(wanted)}): correct the flags, or make another cache"
+            f"--features {uri} has views by another augmentation "
+            f"({fingerprint.format_value(mark.augmentation)}) than this run asks for "
+            f"({fingerprint.format_value(wanted)}): correct the flags, or make another cache"
         )
     return asked or mark.views
 
@@ -160,7 +161,7 @@ def _require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest)
             f"--features {redact(folder.uri)} is of the classes {', '.join(cache.classes)}, --data "
             f"{redact(config.data.uri)} has {', '.join(listing.classes)}: run jobs/preprocess.py again"
         )
-    changes = plan.compare(listing.table, known, plan.digests_of(config.data.uri))
+    changes = plan.find_changes(listing.table, known, plan.digests_of(config.data.uri))
     if changes.any:
         raise UserError(
             f"--features {redact(folder.uri)} is out of date for --data {redact(config.data.uri)} "
@@ -181,7 +182,7 @@ def _copy(
         UserError: if the node has too little room for even the smallest window.
     """
     root, settings = cache_folder(config.data.cache), config.features
-    limit = int(settings.local_cache_gb * 1e9) or local.room(root, config.data.cache_fraction)
+    limit = int(settings.local_cache_gb * 1e9) or local.shard_budget(root, config.data.cache_fraction)
     on_device = device.type == "cuda" and settings.on_device
     if on_device:
         on_device = cache.raw_bytes < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]

@@ -25,7 +25,7 @@ from cvdist.features.fingerprint import Fingerprint
 from cvdist.log import redact
 
 _READERS = 16  # files at a time
-_LEAST_ALIVE = 0.5  # of a shard's rows; with fewer, those are computed anew and the shard is dropped
+_LEAST_ALIVE = 0.5  # of a shard's rows; with fewer, those are computed again and the shard is dropped
 
 Digests = Callable[[Sequence[str]], Iterable[bytes]]
 """The digest of each picture's file, by paths below `--data`, in order."""
@@ -101,7 +101,7 @@ class Changes:
         return "; ".join(f"{count:,} {what}, e.g. {path}" for count, what, path in found if count)
 
 
-def compare(listing: pa.Table, known: pa.Table, digests: Digests) -> Changes:
+def find_changes(listing: pa.Table, known: pa.Table, digests: Digests) -> Changes:
     """What has become of the pictures since `known` was written; both tables as in `cvdist.features.index`.
 
     A file with the same size and time is the same; where only its time differs, its contents decide.
@@ -169,7 +169,9 @@ def without_sparse_shards(changes: Changes, known: pa.Table, shard_rows: Sequenc
     return Changes(changes.kept[keep], changes.of[keep], changes.added, changes.changed, changes.removed, lost)
 
 
-def slices(listing: pa.Table, rows: np.ndarray, fingerprint: Fingerprint, shard_size: int) -> list[WorkUnit]:
+def work_units(
+    listing: pa.Table, rows: np.ndarray, fingerprint: Fingerprint, shard_size: int
+) -> list[WorkUnit]:
     """`rows` of the listing, in its order, cut into shards; those to validate on apart: they need one view."""
     part = np.asarray(listing.column("part"))[rows]
     cut = []

@@ -17,7 +17,7 @@ from cvdist.config import EvaluateConfig, TrackingConfig
 from cvdist.distributed import device as devices
 from cvdist.errors import UserError
 from cvdist.evaluation import page
-from cvdist.evaluation.compare import compare
+from cvdist.evaluation.compare import compare_models
 from cvdist.evaluation.measure import SHOWN_DIFFERENCES, Evaluations, ModelEvaluation, evaluate_model
 from cvdist.evaluation.pictures import open_pictures
 from cvdist.jobs import cli, console
@@ -104,7 +104,9 @@ def _measure(config: EvaluateConfig, saved: SavedModel, device: torch.device) ->
     if other is None:
         return Evaluations(pictures, first, None, None)
     second = evaluate_model(other, pictures, config.inference, bins, device)
-    return Evaluations(pictures, first, second, compare(first.outcome, second.outcome, SHOWN_DIFFERENCES))
+    return Evaluations(
+        pictures, first, second, compare_models(first.outcome, second.outcome, SHOWN_DIFFERENCES)
+    )
 
 
 def _open_second(config: EvaluateConfig, first: SavedModel) -> SavedModel:
@@ -180,9 +182,9 @@ def _log(store: TrackingStore, evaluation: Evaluations) -> RunRef:
                 "compared_with": second.saved.source if second is not None else "",
             }
         )
-        values = page.values(evaluation.first.metrics)
+        values = page.mlflow_metrics(evaluation.first.metrics)
         if evaluation.comparison is not None and second is not None:
-            values |= {f"second_{name}": value for name, value in page.values(second.metrics).items()}
+            values |= {f"second_{name}": value for name, value in page.mlflow_metrics(second.metrics).items()}
             values["comparison/mcnemar_p"] = evaluation.comparison.p
         tracker.log_metrics(values, step=0)
         for name, draw in page.figures(evaluation).items():

@@ -23,7 +23,7 @@ from cvdist.prediction import batch, results
 from cvdist.prediction.batch import PredictionPlan, Predictions
 from cvdist.prediction.plan import WorkUnit
 from cvdist.prediction.predict import Predictor
-from cvdist.prediction.results import Part
+from cvdist.prediction.results import ResultFile
 from cvdist.results import ModelIdentity
 from cvdist.runtime.installed import require_ray
 from cvdist.runtime.signals import sigterm_raises
@@ -85,7 +85,7 @@ def predict_planned(config: PredictConfig, saved: SavedModel, plan: PredictionPl
 
 
 def _here(config: PredictConfig, saved: SavedModel) -> batch.Compute:
-    def compute(left: Sequence[WorkUnit]) -> Iterator[Part | None]:
+    def compute(left: Sequence[WorkUnit]) -> Iterator[ResultFile | None]:
         device = devices.here(config.inference.device)
         threads = config.inference.decode_workers
         predictor = Predictor(config.prediction.data, config.inference, saved, device, decode_threads=threads)
@@ -117,7 +117,7 @@ def _on_ray(config: PredictConfig, saved: SavedModel) -> batch.Compute:
         "decode_threads": pool.decode_threads,
     }
 
-    def compute(left: Sequence[WorkUnit]) -> Iterator[Part | None]:
+    def compute(left: Sequence[WorkUnit]) -> Iterator[ResultFile | None]:
         logger.info("predicting on %s", pool.describe(len(left)))
         for result in actor_pool.run(pool, _Actor, arguments, [work.to_dict() for work in left]):
             yield None if result is None else results.from_json(result)

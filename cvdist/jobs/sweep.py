@@ -20,7 +20,7 @@ from cvdist.checkpoints.store import CheckpointStore
 from cvdist.config import ModelConfig, SweepJobConfig, TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.jobs import cli, console
-from cvdist.jobs.train import Part, TrainResult, absolute, named, open_all, train
+from cvdist.jobs.train import ParentJob, TrainResult, absolute, named, open_all, train
 from cvdist.log import redact
 from cvdist.runtime.installed import require_ray
 from cvdist.runtime.signals import sigterm_raises
@@ -328,7 +328,7 @@ def _train_best(job: SweepJobConfig, best: Trial, checkpoint: str, parent: RunRe
         logger.warning("its checkpoint is gone: it is trained from the start")
     config = configs.replace(config, name=f"{config.run.name}-best-{best.number:02}", resume=checkpoint)
     tags = {tracking.PARENT_TAG: parent.run_id} if parent is not None else {}
-    return train(config, Part(tags, time.time()))
+    return train(config, ParentJob(tags, time.time()))
 
 
 # ------------------------------------------------------------------------------------------ the page in MLflow

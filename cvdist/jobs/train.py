@@ -66,14 +66,14 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
-class Part:
+class ParentJob:
     """A training as a part of a longer job. tags: for its MLflow run; began: seconds since 1970."""
 
     tags: Mapping[str, str]
     began: float
 
 
-def train(config: TrainConfig, part: Part | None = None) -> TrainResult | None:
+def train(config: TrainConfig, part: ParentJob | None = None) -> TrainResult | None:
     """Train as `config` says; `part` where this is a part of a longer job.
 
     Returns None on all workers but the first, under torchrun.
@@ -89,7 +89,7 @@ def train(config: TrainConfig, part: Part | None = None) -> TrainResult | None:
         # What torchrun, or anything else that starts workers, tells each of them.
         runtime = "torchrun" if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else "ray"
     began = time.monotonic() - (time.time() - part.began) if part else _BEGAN
-    part = part or Part({}, _BEGAN_AT)
+    part = part or ParentJob({}, _BEGAN_AT)
     with sigterm_raises():
         finished = _on_ray(config, part) if runtime == "ray" else _in_processes(config, part)
     if finished is None:
@@ -102,7 +102,7 @@ def train(config: TrainConfig, part: Part | None = None) -> TrainResult | None:
     )
 
 
-def _on_ray(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | None]:
+def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef | None]:
     """This process is the driver: it owns the MLflow run, the workers fill it."""
     require_ray("start with torchrun --nproc-per-node N jobs/train.py ... or use --runtime inline")
     from cvdist.runtime import ray_cluster
@@ -125,7 +125,7 @@ def _on_ray(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | Non
     return config.run.name, summary, run
 
 
-def _in_processes(config: TrainConfig, part: Part) -> tuple[str, Summary, RunRef | None] | None:
+def _in_processes(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef | None] | None:
     """This process is a worker; the first one owns the MLflow run as well."""
     from cvdist.distributed.collectives import gather, raise_on_all_ranks
     from cvdist.runtime import processes
@@ -256,7 +256,7 @@ def _start(
     return run, job
 
 
-def _describe(run: RunRef | None, summary: Summary, part: Part) -> None:
+def _describe(run: RunRef | None, summary: Summary, part: ParentJob) -> None:
     if run is not None:
         from cvdist.jobs.report import log_report_or_warn
         from cvdist.training import reporting
@@ -267,7 +267,7 @@ def _describe(run: RunRef | None, summary: Summary, part: Part) -> None:
         log_report_or_warn(run)
 
 
-def _seconds_to_first_step(summary: Summary, part: Part) -> float:
+def _seconds_to_first_step(summary: Summary, part: ParentJob) -> float:
     return max(summary.first_step_at - part.began, 0.0) if summary.first_step_at else 0.0
 
 

@@ -20,8 +20,8 @@ from cvdist import config as configs
 from cvdist import loaders, log, storage, tracking
 from cvdist.config import DataConfig, LookConfig, VisualizeJobConfig
 from cvdist.data.images.decode import UndecodableError, decode
-from cvdist.data.images.listing import list_pictures, list_unsorted, split
-from cvdist.data.normalise import Normaliser
+from cvdist.data.images.listing import list_pictures, list_unlabeled, split_rows
+from cvdist.data.normalize import Normalizer
 from cvdist.distributed import device as devices
 from cvdist.errors import UserError
 from cvdist.figures import network
@@ -145,7 +145,7 @@ def _interpret(
         model,
         pictures.source,
         saved.identity.classes,
-        Normaliser(saved.mean, saved.std, device, channels_last=True),
+        Normalizer(saved.mean, saved.std, device, channels_last=True),
         device,
         layers,
         Limits(pictures=look.most_pictures, maps=look.pictures),
@@ -186,7 +186,7 @@ def _of_the_run(saved: SavedModel, data: DataConfig, config: VisualizeJobConfig)
     if data.dataset == "images":
         # Listed again instead of decoded whole: a few hundred pictures are enough.
         listing = list_pictures(data)
-        _, rows = split(listing.table, data, listing.classes)
+        _, rows = split_rows(listing.table, data, listing.classes)
         names = np.array(listing.classes)[np.asarray(listing.table.column("label"))[rows]]
         paths = listing.table.column("path").take(rows).to_pylist()
         found = list(zip(paths, names.tolist(), strict=True))
@@ -207,7 +207,7 @@ def _listed(uri: str, classes: Sequence[str] | None) -> list[tuple[str, str]]:
     filesystem, path = storage.locate(uri, "--data")
     if storage.is_file(filesystem, path):
         return [("", _class_of("", str(PurePosixPath(path).parent), classes))]
-    paths = list_unsorted(uri).column("path").to_pylist()
+    paths = list_unlabeled(uri).column("path").to_pylist()
     tops = {path.split("/")[0] for path in paths if path.count("/") > 1}
     held_back = next((name for name in _VALID if name in tops and "train" in tops), "")
     paths = [path for path in paths if path.startswith(f"{held_back}/")] if held_back else paths

@@ -78,7 +78,7 @@ def linear(num_classes: int) -> tuple[nn.Module, nn.Sequential]:
     return nn.AdaptiveAvgPool2d(SIDE), nn.Sequential(nn.Linear(CHANNELS * SIDE * SIDE, num_classes))
 
 
-def found_in(state: Mapping[str, Tensor]) -> HeadSize | None:
+def detect_head(state: Mapping[str, Tensor]) -> HeadSize | None:
     """Which head a state dict's `classifier.` tensors are of, with any number of classes; None if of none."""
     found = [name for name in state if re.fullmatch(r"classifier\.\d+\.weight", name)]
     shapes = [tuple(state[name].shape) for name in sorted(found, key=_number)]
@@ -102,7 +102,7 @@ def _number(name: str) -> int:
     return int(name.split(".")[1])
 
 
-def begin_as_torchvision(classifier: nn.Module) -> None:
+def init_like_torchvision(classifier: nn.Module) -> None:
     """Weights as a new VGG of torchvision has them: normally distributed with deviation 0.01, biases 0."""
     for layer in classifier.modules():
         if isinstance(layer, nn.Linear):

@@ -70,7 +70,7 @@ class ModelSpec:
         if input.channels != takes and not self.any_channels:
             raise UserError(
                 f"--model {self.name} takes pictures of {takes} channels, these have {input.channels}: use "
-                "colour pictures or another model"
+                "color pictures or another model"
             )
 
     def check_settings(self, settings: ModelConfig) -> None:

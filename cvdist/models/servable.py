@@ -32,6 +32,6 @@ class ServableClassifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Compute class probabilities, float32 (n, classes), from uint8 pixels (n, C, H, W)."""
-        normalised = (pixels.float() / 255 - self.mean) / self.std
+        normalized = (pixels.float() / 255 - self.mean) / self.std
         # A softmax of log-probabilities gives the probabilities back, so both kinds of score are served.
-        return self.classifier(normalised).softmax(1)
+        return self.classifier(normalized).softmax(1)

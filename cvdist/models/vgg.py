@@ -90,7 +90,7 @@ def _build(name: str, input: InputSpec, num_classes: int, settings: ModelConfig)
     _begin(vgg.features)
     vgg.avgpool, vgg.classifier = heads.build(settings, num_classes)
     if not settings.has_weights:
-        heads.begin_as_torchvision(vgg.classifier)
+        heads.init_like_torchvision(vgg.classifier)
     model = TransferVGG(vgg, settings.trainable_blocks)
     if settings.has_weights:
         pretrained = weights.load(settings, model.state_dict())

@@ -64,7 +64,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class PretrainedWeights:
     """Weights on the CPU, mapped from their file where its format allows it, and their origin."""
 
     origin: Origin
@@ -135,7 +135,9 @@ def origin(model: nn.Module) -> Origin | None:
     return getattr(model, "origin", None)
 
 
-def load(settings: ModelConfig, expected: Mapping[str, Tensor], *, last_layer: bool = False) -> Pretrained:
+def load(
+    settings: ModelConfig, expected: Mapping[str, Tensor], *, last_layer: bool = False
+) -> PretrainedWeights:
     """Load the configured weights for a model.
 
     Args:
@@ -150,12 +152,12 @@ def load(settings: ModelConfig, expected: Mapping[str, Tensor], *, last_layer: b
     Raises:
         UserError: if the weights are missing, damaged, or belong to another architecture.
     """
-    normalisation = preprocessing(settings)
-    assert normalisation is not None, "asked for weights without naming any"
-    with _local_file(settings, normalisation) as path:
+    normalization = preprocessing(settings)
+    assert normalization is not None, "asked for weights without naming any"
+    with _local_file(settings, normalization) as path:
         source = redact(settings.weights)
         content = _read(path, source)
-        theirs, ours = heads.found_in(content), settings.head_size
+        theirs, ours = heads.detect_head(content), settings.head_size
         other = theirs is not None and theirs != ours and _has_classifier(content)
         if other:
             content = _convolutions(content)
@@ -166,7 +168,7 @@ def load(settings: ModelConfig, expected: Mapping[str, Tensor], *, last_layer: b
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     note = f"its convolutions only: {theirs} in the file, {ours} in the model" if other else ""
-    return Pretrained(Origin(source, digest, normalisation, note), state)
+    return PretrainedWeights(Origin(source, digest, normalization, note), state)
 
 
 def with_head_of_file(settings: ModelConfig) -> ModelConfig:
@@ -175,10 +177,10 @@ def with_head_of_file(settings: ModelConfig) -> ModelConfig:
     Raises:
         UserError: if the weights are missing or damaged.
     """
-    normalisation = preprocessing(settings)
-    assert normalisation is not None, "asked for weights without naming any"
-    with _local_file(settings, normalisation) as path:
-        size = heads.found_in(_read(path, redact(settings.weights)))
+    normalization = preprocessing(settings)
+    assert normalization is not None, "asked for weights without naming any"
+    with _local_file(settings, normalization) as path:
+        size = heads.detect_head(_read(path, redact(settings.weights)))
     if size is None:
         return settings
     return dataclasses.replace(settings, head=cast(Head, size.name), hidden_size=size.hidden_size)
@@ -188,7 +190,7 @@ def with_head_of_file(settings: ModelConfig) -> ModelConfig:
 
 
 @contextmanager
-def _local_file(settings: ModelConfig, normalisation: Preprocessing) -> Iterator[Path]:
+def _local_file(settings: ModelConfig, normalization: Preprocessing) -> Iterator[Path]:
     """Provide the path of a local copy of the weights' file.
 
     The path is valid inside of the context. A memory mapping of the file stays valid afterwards.
@@ -200,7 +202,7 @@ def _local_file(settings: ModelConfig, normalisation: Preprocessing) -> Iterator
         except DownloadError as error:
             raise UserError(
                 f"--weights {source}: {error}. A file that you have serves as well: "
-                f"--weights FILE --weights-preprocessing {normalisation.name}"
+                f"--weights FILE --weights-preprocessing {normalization.name}"
             ) from error
         yield path
     elif "://" in source:
@@ -314,7 +316,7 @@ def _read(path: Path, source: str) -> dict[str, Tensor]:
             ) from error
         raise UserError(
             f"--weights {source} is damaged, cut short or not a file of torch.save ({type(error).__name__}): "
-            "copy or download it anew"
+            "copy or download it again"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         kind = f"a dictionary of {', '.join(map(str, content))}"[:100] if isinstance(content, dict) else ""

@@ -1,4 +1,4 @@
-"""A prediction from its start to its manifest, whoever runs the model."""
+"""A batch prediction from its plan to its manifest. How the model is run is up to the caller."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cvdist import log, storage
 from cvdist.config import InferenceConfig, PredictConfig
 from cvdist.data.dataset import BadPicture
 from cvdist.data.images.decode import FORMAT as DECODER
-from cvdist.data.images.listing import list_unsorted
+from cvdist.data.images.listing import list_unlabeled
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.prediction import plan, results
 from cvdist.prediction.plan import WorkUnit
-from cvdist.prediction.results import Part
+from cvdist.prediction.results import ResultFile
 from cvdist.saved import SavedModel
 from cvdist.storage import Folder
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _READERS = 16  # files at a time
 
-Compute = Callable[[Sequence[WorkUnit]], Iterator[Part | None]]
+Compute = Callable[[Sequence[WorkUnit]], Iterator[ResultFile | None]]
 """Predicts slices, in any order; None now and then, while there is nothing new."""
 
 
@@ -42,7 +42,7 @@ class PredictionPlan:
     identity: dict[str, Any]
     pictures: int
     work: list[WorkUnit]
-    done: dict[str, Part]
+    done: dict[str, ResultFile]
 
     @property
     def left(self) -> list[WorkUnit]:
@@ -54,7 +54,7 @@ class PredictionPlan:
 class Predictions:
     """A finished prediction. computed: pictures of this job; seconds: that they took; removed: stale files."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[ResultFile, ...]
     bad: tuple[BadPicture, ...]
     counts: dict[str, int]
     computed: int
@@ -77,7 +77,7 @@ def resolved(inference: InferenceConfig, saved: SavedModel) -> InferenceConfig:
     shape = saved.identity
     if shape.height != shape.width or shape.channels not in (1, 3):
         raise UserError(
-            f"{saved.source} takes {shape}: only square pictures, grey or in colour, can be classified"
+            f"{saved.source} takes {shape}: only square pictures, gray or in color, can be classified"
         )
     learned = saved.data.resize if saved.data is not None and saved.data.dataset == "images" else "squash"
     chosen = inference.precision if inference.precision != "auto" else saved.precision
@@ -112,8 +112,8 @@ def make_plan(config: PredictConfig, saved: SavedModel) -> PredictionPlan:
     storage.check_writable(folder.uri, "--output")
     identity = identity_of(config, saved)
     _require_same(folder, config, identity)
-    listing = list_unsorted(config.prediction.data)
-    work = plan.slices(listing, identity, config.prediction.slice_size)
+    listing = list_unlabeled(config.prediction.data)
+    work = plan.work_units(listing, identity, config.prediction.slice_size)
     sizes = folder.sizes()
     there = [one.key for one in work if results.name_of(one.key) in sizes]
     with ThreadPoolExecutor(_READERS) as pool:
@@ -174,7 +174,7 @@ def predict(config: PredictConfig, saved: SavedModel, todo: PredictionPlan, comp
     return _finish(config, saved, folder, todo, parts, finished - already, seconds)
 
 
-def _require_few_bad(config: PredictConfig, pictures: int, bad: int, last: dict[str, Part]) -> None:
+def _require_few_bad(config: PredictConfig, pictures: int, bad: int, last: dict[str, ResultFile]) -> None:
     """Refuse a data set with too many bad pictures, as soon as that is certain.
 
     Raises:
@@ -186,7 +186,7 @@ def _require_few_bad(config: PredictConfig, pictures: int, bad: int, last: dict[
             f"--data {redact(config.prediction.data)}: {bad} of {pictures} pictures can't be decoded, more "
             f"than --max-bad-fraction {config.inference.max_bad_fraction:g} allows, e.g. {first.path} "
             f"({first.reason}). "
-            "Mend or remove them, or raise the limit"
+            "Fix or remove them, or raise the limit"
         )
 
 
@@ -195,7 +195,7 @@ def _finish(
     saved: SavedModel,
     folder: Folder,
     todo: PredictionPlan,
-    parts: tuple[Part, ...],
+    parts: tuple[ResultFile, ...],
     computed: int,
     seconds: float,
 ) -> Predictions:

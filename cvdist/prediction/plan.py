@@ -38,7 +38,7 @@ class WorkUnit:
         return cls(str(values["key"]), tuple(map(str, values["paths"])))
 
 
-def slices(listing: pa.Table, identity: Mapping[str, object], size: int) -> list[WorkUnit]:
+def work_units(listing: pa.Table, identity: Mapping[str, object], size: int) -> list[WorkUnit]:
     """`listing` (see `list_unsorted`) cut into slices of about `size`, at most twice as many, pictures."""
     cut = []
     paths = listing.column("path").to_pylist()

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from cvdist.config import InferenceConfig
 from cvdist.data.dataset import BadPicture
 from cvdist.data.images.ahead import BATCH, DecodeAhead, stacked
-from cvdist.data.normalise import Normaliser
+from cvdist.data.normalize import Normalizer
 from cvdist.distributed.precision import choose_precision
 from cvdist.prediction import results
 from cvdist.prediction.plan import WorkUnit
-from cvdist.prediction.results import Part
+from cvdist.prediction.results import ResultFile
 from cvdist.saved import SavedModel
 from cvdist.storage import Folder
 
@@ -51,7 +51,7 @@ class Predictor:
         self.precision = choose_precision(inference.precision, device)
         layout = torch.channels_last if inference.channels_last else torch.contiguous_format
         self.module = _prepared(saved.model, device, layout, bfloat16=self.precision.bfloat16)
-        self._normalise = Normaliser(saved.mean, saved.std, device, channels_last=inference.channels_last)
+        self._normalize = Normalizer(saved.mean, saved.std, device, channels_last=inference.channels_last)
         self._batch = BATCH[device.type]
         self._ahead = DecodeAhead(
             data,
@@ -63,7 +63,7 @@ class Predictor:
         )
         self._computing = threading.Lock()
 
-    def store(self, work: WorkUnit, target: Folder) -> Part:
+    def store(self, work: WorkUnit, target: Folder) -> ResultFile:
         """Predict the pictures of a work unit, and write its result file into `target`.
 
         Raises:
@@ -113,16 +113,16 @@ class Predictor:
         """Compute log-probabilities, float32 (n, classes) on the device, from pixels uint8 (n, H, W, 3)."""
         pictures = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float()
         if self._grey:
-            pictures = grey(pictures)
+            pictures = to_gray(pictures)
         with torch.inference_mode(), self.precision.autocast():
-            scores = self.module(self._normalise(pictures))
+            scores = self.module(self._normalize(pictures))
         return scores.float().log_softmax(1)
 
 
 def _prepared(
     model: nn.Module, device: torch.device, layout: torch.memory_format, *, bfloat16: bool
 ) -> nn.Module:
-    """A copy for this device. bfloat16: what autocast would cast for each batch anew, to the same numbers."""
+    """Copy the model to this device. For bfloat16 it is cast once, as autocast would do for each batch."""
     copied = copy.deepcopy(model)
     if bfloat16:
         for layer in copied.modules():
@@ -131,7 +131,7 @@ def _prepared(
     return copied.to(device).to(memory_format=layout)
 
 
-def grey(pixels: Tensor) -> Tensor:
+def to_gray(pixels: Tensor) -> Tensor:
     """Luma of RGB pictures (n, 3, H, W), as (n, 1, H, W): the weights of ITU-R BT.601, rounded, as Pillow's."""
     weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).view(1, 3, 1, 1)
     return (pixels * weights).sum(1, keepdim=True).round()

@@ -24,7 +24,7 @@ _CLASSES, _SLICE = b"cvdist.classes", b"cvdist.slice"
 
 
 @dataclass(frozen=True)
-class Part:
+class ResultFile:
     """One file of predictions. bytes: its size; counts: how many pictures were taken for each class."""
 
     object: str
@@ -57,7 +57,7 @@ def schema(classes: Sequence[str]) -> pa.Schema:
 
 def dump(
     paths: Sequence[str], probabilities: Tensor, classes: Sequence[str], bad: Sequence[BadPicture]
-) -> tuple[bytes, Part]:
+) -> tuple[bytes, ResultFile]:
     """Build a result file in memory.
 
     Args:
@@ -84,10 +84,10 @@ def dump(
     file = io.BytesIO()
     pq.write_table(pa.table(columns, schema=described), file, compression="zstd")
     content = file.getvalue()
-    return content, Part("", len(paths), len(content), counts, tuple(bad))
+    return content, ResultFile("", len(paths), len(content), counts, tuple(bad))
 
 
-def find(folder: Folder, key: str, size: int) -> Part | None:
+def find(folder: Folder, key: str, size: int) -> ResultFile | None:
     """Read the description of a result file from its footer.
 
     Args:
@@ -104,20 +104,20 @@ def find(folder: Folder, key: str, size: int) -> Part | None:
             metadata = pq.read_metadata(file)
         summary = json.loads(metadata.metadata[_SLICE])
         bad = tuple(BadPicture(path, reason) for path, reason in summary["bad"])
-        return Part(name, metadata.num_rows, size, summary["counts"], bad)
+        return ResultFile(name, metadata.num_rows, size, summary["counts"], bad)
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
         return None
 
 
-def to_json(part: Part) -> bytes:
+def to_json(part: ResultFile) -> bytes:
     """Convert a description to JSON, to be sent to another process."""
     return json.dumps(asdict(part)).encode()
 
 
-def from_json(content: bytes) -> Part:
+def from_json(content: bytes) -> ResultFile:
     """Build a description from the JSON that `to_json` returned."""
     values = json.loads(content)
-    return Part(**{**values, "bad": tuple(BadPicture(**picture) for picture in values["bad"])})
+    return ResultFile(**{**values, "bad": tuple(BadPicture(**picture) for picture in values["bad"])})
 
 
 def dump_manifest(values: Mapping[str, Any]) -> bytes:

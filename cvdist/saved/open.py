@@ -10,7 +10,7 @@ from pyarrow import fs as arrow
 
 from cvdist import models, storage
 from cvdist.checkpoints import find
-from cvdist.checkpoints.format import Normalisation
+from cvdist.checkpoints.format import Normalization
 from cvdist.config import ModelConfig, SavedModelConfig
 from cvdist.errors import UserError
 from cvdist.features.fingerprint import digest
@@ -102,18 +102,18 @@ def _from_mlflow(settings: SavedModelConfig) -> SavedModel:
 
 def _from_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
     saved, tensors = find.read(uri)
-    normalisation = saved.normalisation
+    normalization = saved.normalization
     if settings.weights_preprocessing:
         stated = PREPROCESSING[settings.weights_preprocessing]
-        normalisation = Normalisation(stated.mean, stated.std)
-    if normalisation is None:
+        normalization = Normalization(stated.mean, stated.std)
+    if normalization is None:
         raise UserError(
             f"{redact(uri)} was written by an older version, which did not store how pictures are normalized: "
             f"set --weights-preprocessing ({' or '.join(PREPROCESSING)}), or name the MLflow run instead"
         )
     model = rebuild(saved.model, tensors, redact(uri))
     return SavedModel(
-        model, saved.model, normalisation.mean, normalisation.std, redact(uri), digest(model.state_dict())
+        model, saved.model, normalization.mean, normalization.std, redact(uri), digest(model.state_dict())
     )
 
 
@@ -121,14 +121,14 @@ def _from_weights(settings: ModelConfig, source: str) -> SavedModel:
     """Open weights of torchvision, or a file that holds a state dict."""
     input = models.find(settings.name).default_input
     try:
-        normalisation = models.preprocessing(settings)
+        normalization = models.preprocessing(settings)
         settings = weights.with_head_of_file(settings)
         expected = models.skeleton(settings).state_dict()
         found = weights.load(settings, expected, last_layer=True)
     except UserError as error:
         # The message names a flag of training, but here the weights are the positional argument.
         raise UserError(str(error).replace("--weights ", "MODEL ", 1)) from error
-    assert normalisation is not None, "weights are named"
+    assert normalization is not None, "weights are named"
     last = found.state.get(f"{heads.last_layer(expected)}bias")
     classes = _NO_CLASSIFIER_CLASSES if last is None else _classes(settings, len(last))
     identity = ModelIdentity(
@@ -150,8 +150,8 @@ def _from_weights(settings: ModelConfig, source: str) -> SavedModel:
     return SavedModel(
         model,
         identity,
-        normalisation.mean,
-        normalisation.std,
+        normalization.mean,
+        normalization.std,
         source,
         digest(model.state_dict()),
         has_classifier=last is not None,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cvdist import storage
 from cvdist.checkpoints import format as ckpt
 from cvdist.checkpoints import shards as ckpt_shards
-from cvdist.checkpoints.format import UNSCORED, Checkpoint, DamagedCheckpoint, Normalisation
+from cvdist.checkpoints.format import UNSCORED, Checkpoint, DamagedCheckpoint, Normalization
 from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
@@ -100,7 +100,7 @@ def restore(run: Run, found: FoundCheckpoint) -> None:
     """
     saved, device = found.checkpoint, run.worker.device
     ckpt.require_fit(saved, run.identity, run.order, found.name)
-    state = ckpt_shards.localise(saved.state, _shard_of(run), device)
+    state = ckpt_shards.take_shards(saved.state, _shard_of(run), device)
     run.model.load_state_dict(state["model"])
     restore_optimizer(run.optimizer, state["optimizer"], found.name)
     if run.ema is not None:
@@ -159,7 +159,7 @@ def save(run: Run, *, step: int = 0) -> None:
                 progress,
                 run.best,
                 state,
-                Normalisation(run.info.mean, run.info.std),
+                Normalization(run.info.mean, run.info.std),
                 parallel=run.mode.name,
                 workers=count if split else 0,
             )

@@ -41,7 +41,7 @@ def announce(run: Run) -> None:
     logger.info("model      %s, %s trained parameters%s", run.identity, f"{run.trained_parameters:,}", frozen)
     if origin is not None:
         normalization, sha = origin.preprocessing.name, origin.digest[:16]
-        logger.info("weights    %s, normalisation %s, sha256 %s", origin.source, normalization, sha)
+        logger.info("weights    %s, normalization %s, sha256 %s", origin.source, normalization, sha)
         if origin.note:
             logger.info("           %s", origin.note)
     logger.info("workers    %d on %s", worker.world_size, hardware)

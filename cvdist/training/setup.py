@@ -77,7 +77,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             config,
             device,
             workers_on_node=worker.local_world_size,
-            normalisation=(expected.mean, expected.std) if expected else None,
+            normalization=(expected.mean, expected.std) if expected else None,
         )
         model = initial_model(config, loader.info)
         visualizer = Visualizer(config, model, tracker, enabled=main)

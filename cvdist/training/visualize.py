@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cvdist import log
 from cvdist.config import TrainConfig
 from cvdist.data.dataset import Loader
-from cvdist.data.normalise import Normaliser
+from cvdist.data.normalize import Normalizer
 from cvdist.distributed.precision import Precision
 from cvdist.figures import network
 from cvdist.interpret.interpretation import Limits, interpret_model
@@ -185,7 +185,7 @@ class Visualizer:
             model.to(device),  # if trained from cached features, its frozen layers are still on the CPU
             source,
             info.classes,
-            Normaliser(info.mean, info.std, device, channels_last=channels_last),
+            Normalizer(info.mean, info.std, device, channels_last=channels_last),
             device,
             layers,
             Limits(pictures=self._pictures),

@@ -11,13 +11,13 @@ from cvdist.config import TrainConfig, cache_folder
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo, Split
 from cvdist.data.images import store
-from cvdist.data.images.decoders import Decode, DecodingSource
-from cvdist.data.images.listing import split
-from cvdist.data.images.loader import ImageLoader, PixelFile, Source
+from cvdist.data.images.decoders import DecodeDataset, DecodingSource
+from cvdist.data.images.listing import split_rows
+from cvdist.data.images.loader import ImageLoader, PixelFile, PixelSource
 from cvdist.hardware import usable_cores
 from cvdist.log import redact
 
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 __all__ = ["ImageLoader", "load", "prepare"]
 
@@ -38,18 +38,24 @@ def prepare(config: TrainConfig) -> None:
 
 
 def load(
-    config: TrainConfig, device: torch.device, workers_on_node: int, normalisation: Normalisation | None
+    config: TrainConfig, device: torch.device, workers_on_node: int, normalization: Normalization | None
 ) -> ImageLoader:
-    """What `prepare` has left on this node, as batches on `device`.
+    """Open a loader of the pictures that `prepare` has decoded on this node.
+
+    Args:
+        config: configuration that names the pictures.
+        device: device of the batches.
+        workers_on_node: number of workers that share this node's cores.
+        normalization: overrides the mean and standard deviation of the training pictures.
 
     Raises:
-        UserError: if it is not there.
+        UserError: if `prepare` has not run on this node or its files are gone.
     """
     data = config.data
-    pictures = store.open_store(data, cache_folder(config.data.cache))
-    train, valid = split(pictures.table, data, pictures.classes)
+    pictures = store.open_picture_store(data, cache_folder(config.data.cache))
+    train, valid = split_rows(pictures.table, data, pictures.classes)
     rows: dict[Split, np.ndarray] = {"train": train, "valid": valid}
-    mean, std = normalisation or _statistics(pictures, train)
+    mean, std = normalization or _statistics(pictures, train)
     info = DatasetInfo(
         name=PurePosixPath(data.uri.rstrip("/")).name,
         source=redact(data.uri),
@@ -73,20 +79,22 @@ def load(
     )
 
 
-def _source(config: TrainConfig, pictures: store.Store, device: torch.device, workers_on_node: int) -> Source:
+def _source(
+    config: TrainConfig, pictures: store.PictureStore, device: torch.device, workers_on_node: int
+) -> PixelSource:
     data, pinned = config.data, device.type == "cuda"
     if pictures.pixels is not None:
         places = np.array(pictures.table.column("row"))
         return PixelFile(pictures.pixels, data.image_size, places, pinned=pinned)
     processes = max(1, (data.decode_workers or usable_cores()) // workers_on_node)
-    task = Decode(data.uri, pictures.index, data.image_size, data.resize)
+    task = DecodeDataset(data.uri, pictures.index, data.image_size, data.resize)
     return DecodingSource(task, processes, config.runtime.data_timeout, pinned=pinned)
 
 
-def _statistics(pictures: store.Store, train: np.ndarray) -> Normalisation:
+def _statistics(pictures: store.PictureStore, train: np.ndarray) -> Normalization:
     """Compute the mean and standard deviation of the training pixels for each channel."""
     moments = np.asarray(pictures.table.column("moments").combine_chunks().flatten()).reshape(-1, 6)
     mean, square = moments[train].mean(0, dtype=np.float64).reshape(2, 3)
-    # Pictures of one colour have no deviation; 1/255 is that of rounding.
+    # Pictures of one color have no deviation; 1/255 is that of rounding.
     std = np.sqrt(np.maximum(square - mean**2, (1 / 255) ** 2))
     return tuple(mean.tolist()), tuple(std.tolist())

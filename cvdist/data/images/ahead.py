@@ -25,7 +25,7 @@ import torch.multiprocessing  # tensors reach another process by shared memory
 from torch import Tensor
 
 from cvdist import storage
-from cvdist.data.images.decode import UndecodableError, decode, is_for_gpu
+from cvdist.data.images.decode import UndecodableError, decode, is_gpu_decodable
 from cvdist.errors import UserError
 from cvdist.hardware import usable_cores
 from cvdist.log import redact
@@ -178,7 +178,7 @@ class _Reader:
                 f"--data {redact(self._uri)}: {path} can't be read ({storage.reason(error)})"
             ) from error
         digest = digest_of(content)
-        if self._for_gpu and is_for_gpu(content, self._size):
+        if self._for_gpu and is_gpu_decodable(content, self._size):
             return Decoded(digest, None, encoded=content)
         try:
             return Decoded(digest, decode(content, self._size, self._resize))

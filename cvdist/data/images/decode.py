@@ -53,7 +53,7 @@ class UndecodableError(Exception):
 def decode(content: bytes, size: int, resize: str) -> Tensor:
     """The picture in `content`, upright, as uint8 RGB (size, size, 3).
 
-    Grey, palette, 16-bit and CMYK pictures become RGB, transparent ones lie on white, animated ones show their
+    Gray, palette, 16-bit and CMYK pictures become RGB, transparent ones lie on white, animated ones show their
     first frame, and the orientation that a camera noted is applied. Resizing is bilinear and antialiased.
 
     Args:
@@ -71,8 +71,8 @@ def decode(content: bytes, size: int, resize: str) -> Tensor:
             warnings.simplefilter("ignore")  # of damaged metadata, and of sizes that are refused below anyway
             with Image.open(io.BytesIO(content)) as image:
                 if _is_ordinary_jpeg(image, size):
-                    return resized(_decode_jpeg(content), size, resize)
-                return resized(_decode_any(image, size), size, resize)
+                    return resize_to_square(_decode_jpeg(content), size, resize)
+                return resize_to_square(_decode_any(image, size), size, resize)
     except UnidentifiedImageError:
         raise UndecodableError("not a picture of any known kind") from None
     except Image.DecompressionBombError:
@@ -85,12 +85,12 @@ def _is_ordinary_jpeg(image: Image.Image, size: int) -> bool:
     return image.format == "JPEG" and image.mode in ("RGB", "L") and min(image.size) < _DRAFT_FROM * size
 
 
-def is_for_gpu(content: bytes, size: int) -> bool:
+def is_gpu_decodable(content: bytes, size: int) -> bool:
     """Return whether nvJPEG decodes this file to the same picture as `decode`, apart from rounding.
 
     That is so for complete JPEGs of ordinary size that need no rotation and are stored as YCbCr or grayscale.
     """
-    if not content.rstrip(b"\0").endswith(b"\xff\xd9"):  # it would fill up with grey what is missing
+    if not content.rstrip(b"\0").endswith(b"\xff\xd9"):  # it would fill up with gray what is missing
         return False
     try:
         with warnings.catch_warnings():
@@ -143,7 +143,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values.clip(0) * (255 / full)).round().astype(np.uint8))
 
 
-def resized(pixels: Tensor, size: int, resize: str) -> Tensor:
+def resize_to_square(pixels: Tensor, size: int, resize: str) -> Tensor:
     """uint8 (3, H, W) to (size, size, 3), on any device."""
     height, width = pixels.shape[1:]
     if resize == "crop":
@@ -155,7 +155,7 @@ def resized(pixels: Tensor, size: int, resize: str) -> Tensor:
     return pixels.permute(1, 2, 0).contiguous()
 
 
-def settings(config: PicturesConfig) -> dict[str, object]:
+def decode_settings(config: PicturesConfig) -> dict[str, object]:
     """All that the pixels of a file depend on, besides the file."""
     return {"decode": FORMAT, "size": config.image_size, "resize": config.resize}
 

@@ -30,7 +30,7 @@ Rows = Sequence[int] | np.ndarray
 _READERS = 16  # requests at a time and process, where the files are not on a disk
 
 
-class Files:
+class PictureFiles:
     """The contents of pictures by row of a table with a column `path`. Pickles small, opens late."""
 
     def __init__(self, uri: str, table: Path) -> None:
@@ -71,7 +71,7 @@ class Files:
 
 
 @dataclass
-class Checked:
+class CheckedChunk:
     """What became of some pictures.
 
     digests: 16 bytes each (n,); moments: float32 (n, 6), means and means of squares by channel; bad: (position,
@@ -84,16 +84,16 @@ class Checked:
     unreadable: str = ""
 
 
-class Check(Dataset[Checked]):
+class CheckDataset(Dataset[CheckedChunk]):
     """Decodes rows, and writes their pixels into a file if there is one."""
 
     def __init__(self, uri: str, table: Path, size: int, resize: str, pixels: Path | None) -> None:
         """`pixels`: uint8 (rows of the table, size, size, 3)."""
-        self.files, self.size, self.resize, self.pixels = Files(uri, table), size, resize, pixels
+        self.files, self.size, self.resize, self.pixels = PictureFiles(uri, table), size, resize, pixels
 
-    def __getitem__(self, rows: Rows) -> Checked:
+    def __getitem__(self, rows: Rows) -> CheckedChunk:
         """Check some rows."""
-        checked = Checked(np.zeros(len(rows), "S16").view("V16"), np.zeros((len(rows), 6), np.float32), [])
+        checked = CheckedChunk(np.zeros(len(rows), "S16").view("V16"), np.zeros((len(rows), 6), np.float32), [])
         target = os.open(self.pixels, os.O_WRONLY) if self.pixels else None
         try:
             for i, (row, content) in enumerate(zip(rows, self.files.read(rows), strict=True)):
@@ -115,11 +115,11 @@ class Check(Dataset[Checked]):
         return checked
 
 
-class Decode(Dataset[Tensor]):
+class DecodeDataset(Dataset[Tensor]):
     """Decodes rows to uint8 (n, size, size, 3)."""
 
     def __init__(self, uri: str, table: Path, size: int, resize: str) -> None:
-        self.files, self.size, self.resize = Files(uri, table), size, resize
+        self.files, self.size, self.resize = PictureFiles(uri, table), size, resize
 
     def __getitem__(self, rows: Rows) -> Tensor:
         """Decode some rows.
@@ -152,7 +152,7 @@ class _Queue:
 class DecodingSource:
     """Decodes pictures each time they are used, in worker processes that work ahead (`PixelSource`)."""
 
-    def __init__(self, task: Decode, processes: int, timeout: float, *, pinned: bool) -> None:
+    def __init__(self, task: DecodeDataset, processes: int, timeout: float, *, pinned: bool) -> None:
         """Set up the worker processes, which start with the first epoch.
 
         Args:
@@ -177,7 +177,7 @@ class DecodingSource:
         Only one such iterator may be in use at a time.
         """
         self._queue.rows = rows
-        with timely(self._timeout):
+        with explain_loader_errors(self._timeout):
             yield from self._loader
 
     def pictures(self, rows: Rows) -> Tensor:
@@ -186,7 +186,7 @@ class DecodingSource:
 
 
 @contextmanager
-def timely(timeout: float) -> Iterator[None]:
+def explain_loader_errors(timeout: float) -> Iterator[None]:
     """Words for what a DataLoader raises: that it waited too long, or that /dev/shm is full."""
     try:
         yield

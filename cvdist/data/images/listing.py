@@ -15,7 +15,7 @@ import torch
 from cvdist import storage
 from cvdist.config import DataConfig, PicturesConfig
 from cvdist.data.images.decode import SUFFIXES
-from cvdist.data.split import stratified
+from cvdist.data.split import stratified_split
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.storage import Entry
@@ -84,7 +84,7 @@ def list_pictures(config: PicturesConfig, fewest_classes: int = 2) -> Listing:
     return Listing(classes, _table(rows, classes))
 
 
-def list_unsorted(uri: str) -> pa.Table:
+def list_unlabeled(uri: str) -> pa.Table:
     """List all pictures below `uri`, in any folders, sorted by path.
 
     Returns:
@@ -202,7 +202,7 @@ def _table(rows: list[tuple[Entry, str, int]], classes: tuple[str, ...]) -> pa.T
     )
 
 
-def split(table: pa.Table, config: DataConfig, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def split_rows(table: pa.Table, config: DataConfig, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of `table` for training and for validation, int64 each, in order.
 
     Raises:
@@ -210,7 +210,9 @@ def split(table: pa.Table, config: DataConfig, classes: tuple[str, ...]) -> tupl
     """
     part, label = (np.asarray(table.column(name)) for name in ("part", "label"))
     if (part == NO_PART).all():
-        rows = stratified(torch.from_numpy(label.astype(np.int64)), config.valid_fraction, config.split_seed)
+        rows = stratified_split(
+            torch.from_numpy(label.astype(np.int64)), config.valid_fraction, config.split_seed
+        )
         train, valid = (tensor.numpy() for tensor in rows)
     else:
         train, valid = (part == TRAIN_PART).nonzero()[0], (part == VALID_PART).nonzero()[0]

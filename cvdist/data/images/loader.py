@@ -22,14 +22,14 @@ from torch import Tensor
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, FullShuffle, Split, to_device
 from cvdist.data.images.decoders import Rows
-from cvdist.data.images.store import Store
-from cvdist.data.normalise import Normaliser
+from cvdist.data.images.store import PictureStore
+from cvdist.data.normalize import Normalizer
 from cvdist.data.sampler import EpochOrder, LocalBatch, partition
 
 _AHEAD = 2  # batches that are read while the device computes
 
 
-class Source(Protocol):
+class PixelSource(Protocol):
     """Pixels by row."""
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[Tensor]:
@@ -86,8 +86,8 @@ class ImageLoader(FullShuffle):
 
     def __init__(
         self,
-        store: Store,
-        source: Source,
+        store: PictureStore,
+        source: PixelSource,
         rows: dict[Split, np.ndarray],
         info: DatasetInfo,
         *,
@@ -112,7 +112,7 @@ class ImageLoader(FullShuffle):
         self._store, self._source, self._rows = store, source, rows
         self._labels = torch.from_numpy(np.array(store.table.column("label"), dtype=np.int64))
         self._digest = ""
-        self._normalise = Normaliser(info.mean, info.std, device, channels_last=channels_last)
+        self._normalize = Normalizer(info.mean, info.std, device, channels_last=channels_last)
 
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
@@ -178,4 +178,4 @@ class ImageLoader(FullShuffle):
         if self.augmentation is not None and epoch is not None:
             draws = self.augmentation.draw(local, epoch)
             images = self.augmentation.apply(images, to_device(draws, self.device))
-        return self._normalise(images)
+        return self._normalize(images)

@@ -19,7 +19,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from cvdist.data.dataset import to_device
 from cvdist.data.images.ahead import Decoded
-from cvdist.data.images.decode import UndecodableError, decode, resized
+from cvdist.data.images.decode import UndecodableError, decode, resize_to_square
 from cvdist.errors import UserError
 
 
@@ -67,7 +67,7 @@ class GpuDecoder:
 
     def _finished(self, one: Decoded, pixels: Tensor | None) -> Decoded:
         if pixels is not None:
-            return Decoded(one.digest, resized(pixels, self._size, self._resize))
+            return Decoded(one.digest, resize_to_square(pixels, self._size, self._resize))
         if one.encoded is not None:  # refused, so the processor's to judge
             try:
                 one = Decoded(one.digest, decode(one.encoded, self._size, self._resize))

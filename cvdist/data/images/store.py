@@ -32,8 +32,8 @@ from torch.utils.data import DataLoader
 from cvdist import log, storage
 from cvdist.config import DataConfig
 from cvdist.data.dataset import BadPicture
-from cvdist.data.images.decode import settings
-from cvdist.data.images.decoders import Check, Checked, timely, worker_options
+from cvdist.data.images.decode import decode_settings
+from cvdist.data.images.decoders import CheckDataset, CheckedChunk, explain_loader_errors, worker_options
 from cvdist.data.images.listing import Listing, list_pictures
 from cvdist.errors import UserError
 from cvdist.hardware import usable_cores
@@ -48,7 +48,7 @@ _INDEX, _QUARANTINE, _PIXELS, _META = "index.arrow", "quarantine.csv", "pixels.u
 
 
 @dataclass(frozen=True)
-class Store:
+class PictureStore:
     """What `prepare` has left on this node.
 
     table: the good pictures, memory-mapped; columns path (string), label (int32), part (int8, see
@@ -77,7 +77,7 @@ def prepare(config: DataConfig, cache: Path, *, timeout: float, data_timeout: fl
         UserError: if the pictures can't be listed or read, or too many can't be decoded.
     """
     listing = list_pictures(config)
-    identity = {"format": _FORMAT, "listing": listing.digest(), **settings(config)}
+    identity = {"format": _FORMAT, "listing": listing.digest(), **decode_settings(config)}
     folder = cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def prepare(config: DataConfig, cache: Path, *, timeout: float, data_timeout: fl
     _require_few_bad(folder, config)
 
 
-def open_store(config: DataConfig, cache: Path) -> Store:
+def open_picture_store(config: DataConfig, cache: Path) -> PictureStore:
     """What `prepare` has left.
 
     Raises:
@@ -108,12 +108,12 @@ def open_store(config: DataConfig, cache: Path) -> Store:
         raise UserError(f"--cache {cache} has lost its copy of {redact(config.uri)}: start again") from error
     pixels = folder / _PIXELS
     bad = list(_read_bad(folder))
-    return Store(tuple(meta["classes"]), table, bad, folder / _INDEX, pixels if meta["pixels"] else None)
+    return PictureStore(tuple(meta["classes"]), table, bad, folder / _INDEX, pixels if meta["pixels"] else None)
 
 
 def _pointer(config: DataConfig, cache: Path) -> Path:
     """Return the path of the file that names the folder of the newest copy, so that workers need no listing."""
-    identity = json.dumps({"data": config.uri, **settings(config)})
+    identity = json.dumps({"data": config.uri, **decode_settings(config)})
     return cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.current"
 
 
@@ -180,7 +180,7 @@ def _reserve(path: Path, pictures: int, config: DataConfig) -> Path | None:
     free = shutil.disk_usage(path.parent).free
     logger.warning(
         "data       decoded pictures would take %.1f GB, %s has %.1f GB free (--cache-fraction %g): they are "
-        "decoded anew in each epoch",
+        "decoded again in each epoch",
         size / 1e9,
         path.parent.parent,
         free / 1e9,
@@ -191,7 +191,7 @@ def _reserve(path: Path, pictures: int, config: DataConfig) -> Path | None:
 
 def _check_all(
     listing: Path, count: int, config: DataConfig, pixels: Path | None, data_timeout: float
-) -> Iterator[tuple[int, Checked]]:
+) -> Iterator[tuple[int, CheckedChunk]]:
     """Check all pictures and log the progress.
 
     Yields:
@@ -199,7 +199,7 @@ def _check_all(
     """
     processes = config.decode_workers or usable_cores()
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    task = Check(config.uri, listing, config.image_size, config.resize, pixels)
+    task = CheckDataset(config.uri, listing, config.image_size, config.resize, pixels)
     if len(chunks) < 2:
         processes = 0  # they would take longer to start
     loader = DataLoader(task, sampler=chunks, **worker_options(min(processes, len(chunks)), data_timeout))
@@ -210,7 +210,7 @@ def _check_all(
     done = 0
     results = iter(loader)
     for chunk in chunks:
-        with timely(data_timeout):
+        with explain_loader_errors(data_timeout):
             checked = next(results)
         yield chunk.start, checked
         if not done:
@@ -242,7 +242,7 @@ def _require_few_bad(folder: Path, config: DataConfig) -> None:
         raise UserError(
             f"--data {redact(config.uri)}: {share} can't be decoded, more than --max-bad-fraction "
             f"{config.max_bad_fraction:g} allows, e.g. {example}. All are listed in {folder / _QUARANTINE}: "
-            "mend or remove them, or raise the limit"
+            "fix or remove them, or raise the limit"
         )
     logger.warning("data       left out: %s, which can't be decoded, e.g. %s", share, example)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Normaliser:
+class Normalizer:
     """Computes (pixel / 255 - mean) / std by channel, and gives the result the wanted memory format."""
 
     def __init__(

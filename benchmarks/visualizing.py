@@ -1,7 +1,7 @@
 """All 13 convolutions of VGG16 with 8 photographs: maps captured by hooks against bare forward passes; drawing.
 
-Maps are captured before and after ReLU and copied to the CPU's memory, 870 MB in all. Random weights, 224x224
-pixels, float32, channels_last.
+Maps are captured before and after ReLU and copied to the CPU's memory, 870 MB in total. Weights are random;
+pictures have 224x224 pixels, in float32 and channels_last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PICTURES, PAIRS, CHANNELS = 8, 3, 64
 
 
 def measure() -> Iterator[Comparison]:
-    """Seconds for all pictures."""
+    """Measure the seconds for all pictures."""
     model = torchvision.models.vgg16().eval().to(memory_format=torch.channels_last)
     layers = convolutions(model)
     images = torch.randn(PICTURES, 3, 224, 224).contiguous(memory_format=torch.channels_last)
@@ -41,7 +41,7 @@ def measure() -> Iterator[Comparison]:
         return time.perf_counter() - started
 
     yield compare(
-        f"visualising: {len(layers)} layers captured / bare forward",
+        f"visualizing: {len(layers)} layers captured / bare forward",
         captured,
         bare,
         unit="s",
