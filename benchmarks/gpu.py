@@ -433,7 +433,7 @@ def extract(
     plan = build.make_plan(config)
     extractor = Extractor(config, plan.fingerprint, device, pictures=pictures)
     some = plan.work[:1][0]
-    extractor._features(
+    extractor.compute(
         dataclasses.replace(some, paths=some.paths[:16])
     )  # the decoders' start is no part of the rate
     with ThreadPoolExecutor(slices) as threads:

@@ -56,7 +56,7 @@ def test_batches_are_the_order_normalized(train, batch_size, world, position):
         got = list(loader.train_batches(order, rank, world, position))
         assert [batch.indices.tolist() for batch in got] == [local.indices.tolist() for local in shares]
         for batch, local in zip(got, shares, strict=True):
-            raw = loader._splits["train"].images[local.indices]
+            raw = loader.splits["train"].images[local.indices]
             expected = (raw.float() / 255 - 0.4) / 0.2
             torch.testing.assert_close(batch.images, expected)
             assert batch.labels.tolist() == (local.indices % 3).tolist()
@@ -79,15 +79,15 @@ def test_validation_reads_each_sample_once(valid, batch_size, world):
 def test_pictures_are_the_original_pixels():
     loader = make_loader(10, 4)
     images, names = loader.pictures("train", [7, 2])
-    assert torch.equal(images, loader._splits["train"].images[[7, 2]])
+    assert torch.equal(images, loader.splits["train"].images[[7, 2]])
     assert names == ["b", "c"]
     assert loader.pictures("valid", [])[0].shape == (0, 1, 6, 6)
 
 
 def test_digest_notices_a_changed_pixel_and_a_changed_label():
     loaders = [make_loader(10, 4) for _ in range(4)]
-    loaders[1]._splits["valid"].images[3, 0, 5, 5] ^= 1
-    loaders[2]._splits["train"].labels[0] = 2
+    loaders[1].splits["valid"].images[3, 0, 5, 5] ^= 1
+    loaders[2].splits["train"].labels[0] = 2
     digests = [loader.digest() for loader in loaders]
     assert digests[0] == digests[3]
     assert len(set(digests)) == 3
@@ -205,7 +205,7 @@ def mnist(folder):
 def test_mnist_is_complete_and_normalized_by_its_own_mean_and_deviation(shared_data):
     loader = open_loader(mnist(shared_data / "mnist"), CPU)
     assert (loader.info.train_size, loader.info.valid_size) == (60_000, 10_000)
-    pixels = loader._splits["train"].images.double() / 255
+    pixels = loader.splits["train"].images.double() / 255
     assert round(pixels.mean().item(), 4) == loader.info.mean[0] == 0.1307
     assert round(pixels.std().item(), 4) == loader.info.std[0] == 0.3081
 

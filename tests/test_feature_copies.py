@@ -159,7 +159,7 @@ def test_a_windowed_copy_lets_go_of_what_lies_behind(source, tmp_path):
     copy.expect(range(SHARDS))
     for number in range(SHARDS):
         assert torch.equal(copy.gather(rows_of([(number, 3)]))[0], source[2][number, 3])
-        assert len(copy._arriving) <= 3
+        assert len(copy.arriving) <= 3
     assert len(folder.reads) == SHARDS  # each of them once
     copy.close()
 
@@ -178,7 +178,7 @@ def test_fetching_overlaps_reading(source, tmp_path):
     object.__setattr__(folder, "read", held)
     copy.expect([0, 1, 3, 2])
     assert torch.equal(copy.gather(rows_of([(0, 1), (1, 2)])), expected(source, [(0, 1), (1, 2)]))
-    assert not copy._arriving[2].done()
+    assert not copy.arriving[2].done()
     release.set()
     assert torch.equal(copy.gather(rows_of([(2, 1)])), expected(source, [(2, 1)]))
     copy.close()

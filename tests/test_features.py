@@ -564,7 +564,7 @@ def test_bad_pictures_are_left_out_and_listed(chosen, photos):
     loader = opened(chosen)
     assert loader.info.train_size == 12 and loader.quarantine == built.manifest.bad
     uncached = opened(chosen, features="")
-    assert uncached._store.bad == list(built.manifest.bad)
+    assert list(uncached.quarantine) == list(built.manifest.bad)
     _, computed = extract(chosen)
     assert computed == []  # a bad picture is not tried again
     bad.write_bytes(pictures.jpeg(2))

@@ -210,7 +210,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
 
 def test_pictures_are_decoded_once(folder, tmp_path, monkeypatch):
     first = opened(folder, tmp_path)
-    monkeypatch.setattr(store, "_check_all", None)
+    monkeypatch.setattr(store, "check_all", None)
     again = opened(folder, tmp_path)
     assert again.digest() == first.digest()
 
@@ -230,11 +230,11 @@ def test_other_settings_have_their_own_copy(folder, tmp_path):
     assert opened(folder, tmp_path, image_size=20).pictures("train", [0])[0].shape == (1, 3, 20, 20)
 
 
-def test_an_interrupted_copy_is_made_anew(folder, tmp_path, monkeypatch):
+def test_an_interrupted_copy_is_made_again(folder, tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "_write_table", killed)
+    monkeypatch.setattr(store, "write_table", killed)
     with pytest.raises(KeyboardInterrupt):
         opened(folder, tmp_path)
     with pytest.raises(UserError, match="has lost its copy of"):

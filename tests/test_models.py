@@ -86,7 +86,7 @@ def test_unknown_name_like_no_other_lists_all():
 
 
 def test_a_registered_model_is_built_with_what_was_asked_for(monkeypatch):
-    monkeypatch.setattr(registry, "_MODELS", {})
+    monkeypatch.setattr(registry, "MODELS", {})
     spec = models.ModelSpec(
         name="linear",
         summary="one linear layer, without pixels beyond the first row",

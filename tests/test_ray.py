@@ -23,7 +23,7 @@ from cvdist import recipes
 from cvdist.config import CheckpointConfig
 from cvdist.errors import UserError
 from cvdist.loaders import open_loader
-from cvdist.runtime.ray_train import _cause
+from cvdist.runtime.ray_train import cause_of
 from tests import pictures
 from tests.conftest import answers, free_port, wait_until
 from tests.jobs import mlflow_store, run, the_error, train
@@ -233,9 +233,9 @@ def test_of_several_errors_the_one_that_came_first_is_shown():
     """When one worker fails, the others lose their connections to it."""
     lost = RuntimeError("[gloo] Connection closed by peer [10.0.0.1]:1234")
     failed = WorkerGroupError("failed", {0: lost, 1: ValueError("its own"), 2: lost})
-    assert str(_cause(failed)) == "its own"
+    assert str(cause_of(failed)) == "its own"
     mended = WorkerGroupError("failed", {0: lost, 1: UserError("mend this")})
-    assert isinstance(_cause(mended), UserError)
+    assert isinstance(cause_of(mended), UserError)
 
 
 # ----------------------------------------------------------------------------------------------- preflight

@@ -26,7 +26,7 @@ from cvdist.report_html import figures
 from cvdist.report_html.content import DataSummary, FigureFile, ModelSummary, Report, Setting
 from cvdist.report_html.page import MAX_BYTES, render
 from cvdist.results import EpochRecord
-from cvdist.tracking.mlflow_tracker import _log_dataset
+from cvdist.tracking.mlflow_tracker import log_dataset_input
 from cvdist.training.reporting import epoch_metrics, quarantine_table
 from tests.jobs import run as run_job
 from tests.jobs import the_error
@@ -272,7 +272,7 @@ def finished(tmp_path_factory):
         client.log_batch(ref.run_id, metrics=metrics)
     client.log_metric(ref.run_id, "train/loss", 0.1, step=4)  # of an epoch that was killed
     info = DatasetInfo("digits", "s3://bucket/x", ("cat", "<b>"), 1, 28, 28, (0.1,), (0.3,), 40, 1000)
-    _log_dataset(client, ref.run_id, info, "cd" * 32)
+    log_dataset_input(client, ref.run_id, info, "cd" * 32)
     client.log_text(ref.run_id, quarantine_table([]) + "Cat/666.jpg,not a JPEG\n", "quarantine.csv")
     for path in ("loss.png", "filters/conv1.png", "filters/conv1-epoch-0000.png"):
         folder = storage / "made" / path.removesuffix(path.rpartition("/")[2])
@@ -307,7 +307,7 @@ def test_a_report_that_can_not_be_made_costs_a_warning(finished, caplog):
     assert "no report.html" in caplog.text and "jobs/report.py" in caplog.text
 
 
-def test_a_report_made_anew(finished, tmp_path):
+def test_a_report_made_again(finished, tmp_path):
     storage, ref, _ = finished
     settings = configs.replace(
         ReportConfig(), run="kept", storage=str(storage), output=str(tmp_path / "page.html")

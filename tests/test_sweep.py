@@ -174,7 +174,7 @@ def test_records_are_kept_and_another_search_is_refused(tmp_path):
 def test_early_stopping_remembers_what_earlier_jobs_have_reached():
     sweep = configs.SweepConfig(grace_epochs=1, reduction_factor=2)
     earlier = [trial(i, corrects=[60 + i, 70 + i, 80]) for i in range(4)]
-    scheduler = running._scheduler(sweep, 9, earlier)
+    scheduler = running.build_scheduler(sweep, 9, earlier)
 
     class Weak:
         trial_id = "weak"
@@ -182,7 +182,7 @@ def test_early_stopping_remembers_what_earlier_jobs_have_reached():
     scheduler.on_trial_add(None, Weak)
     weak = {"epoch": 1, "score": 10.0}
     assert scheduler.on_trial_result(None, Weak, weak) == "STOP"
-    forgetful = running._scheduler(sweep, 9, [])
+    forgetful = running.build_scheduler(sweep, 9, [])
     forgetful.on_trial_add(None, Weak)
     assert forgetful.on_trial_result(None, Weak, weak) == "CONTINUE"
 

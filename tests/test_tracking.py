@@ -127,7 +127,7 @@ def test_metrics_of_an_outage_arrive_in_order_and_once(tmp_path, monkeypatch, an
     ref = open_run(tmp_path, cache=str(tmp_path / "cache"))
     server = Proxy(MlflowClient(ref.tracking_uri))
     monkeypatch.setattr(mlflow_tracker, "mlflow_client", lambda uri: server)
-    monkeypatch.setattr(mlflow_tracker, "_FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(mlflow_tracker, "FLUSH_SECONDS", 0.1)
     tracker = MlflowTracker(ref, "node", tracking.Attempt(1))
     for step in range(1, 10):
         tracker.log_metrics({"step/loss": 1 / step, "step/total": 1.0}, step)
@@ -156,7 +156,7 @@ def test_a_tracker_that_never_comes_back_leaves_a_journal_to_replay(tmp_path, mo
     server = Proxy(MlflowClient(ref.tracking_uri))
     server.away = True
     monkeypatch.setattr(mlflow_tracker, "mlflow_client", lambda uri: server)
-    monkeypatch.setattr(mlflow_tracker, "_FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(mlflow_tracker, "FLUSH_SECONDS", 0.1)
     logging.getLogger("cvdist").propagate = True
     tracker = MlflowTracker(ref, "node", tracking.Attempt(1))
     for epoch in (1, 2, 3):
@@ -178,7 +178,7 @@ def test_a_finished_job_waits_for_a_server_that_is_away(tmp_path, monkeypatch, c
     ref = dataclasses.replace(open_run(tmp_path), tracking_uri="http://mlflow:5000", drain_timeout=60)
     server = Proxy(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"))
     monkeypatch.setattr(tracking_run, "mlflow_client", lambda uri: server)
-    monkeypatch.setattr(tracking_run, "_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(tracking_run, "RETRY_SECONDS", 0.1)
     server.away = True
     assert not tracking.wait_for_server(dataclasses.replace(ref, drain_timeout=0.3))
     timer = threading.Timer(0.5, setattr, (server, "away", False))

@@ -703,7 +703,7 @@ def test_waiting_has_an_end(serve, monkeypatch):
         first = pool.submit(weights.fetch, server.url())
         while not server.requests:
             time.sleep(0.01)
-        monkeypatch.setattr(weights, "_WAIT_TIMEOUT", 0.1)
+        monkeypatch.setattr(weights, "WAIT_TIMEOUT", 0.1)
         with pytest.raises(weights.DownloadError, match=r"another process has held .*vgg-.*\.lock for 0.1 s"):
             weights.fetch(server.url())
         assert first.result(10).is_file()
@@ -717,7 +717,7 @@ def test_a_file_with_another_hash_is_not_kept(serve):
 
 
 def test_a_silent_server_is_given_up(serve, monkeypatch):
-    monkeypatch.setattr(weights, "_SOCKET_TIMEOUT", 0.3)
+    monkeypatch.setattr(weights, "SOCKET_TIMEOUT", 0.3)
     server = serve(b"weights", 3.0)
     with pytest.raises(weights.DownloadError, match="timed out"):
         weights.fetch(server.url())

@@ -252,7 +252,7 @@ def test_pictures_of_filters_forming_and_a_resumed_run_goes_on_with_them():
     frames = state["frames"]
     assert 15 < len(frames) <= 41 and (frames["60"] - frames["0"]).mean() == pytest.approx(60, abs=1e-3)
     again.start(model, fresh=False)
-    assert again._tracker.names == tracker.names
+    assert again.tracker.names == tracker.names
 
 
 def saved(state):

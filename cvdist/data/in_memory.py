@@ -59,7 +59,7 @@ class InMemoryLoader(FullShuffle):
         self.quarantine: Sequence[BadPicture] = ()
         self.device = device
         self.augmentation = augmentation
-        self._splits: dict[Split, LabeledImages] = {
+        self.splits: dict[Split, LabeledImages] = {
             "train": LabeledImages(train.images.to(device), train.labels.to(device)),
             "valid": LabeledImages(valid.images.to(device), valid.labels.to(device)),
         }
@@ -85,14 +85,14 @@ class InMemoryLoader(FullShuffle):
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         """Return original pixels and class names of some rows (`Loader.pictures`)."""
         rows = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
-        data = self._splits[split]
+        data = self.splits[split]
         names = [self.info.classes[label] for label in data.labels[rows].tolist()]
         return data.images[rows].cpu(), names
 
     def digest(self) -> str:
         """Return the SHA-256 of all pictures and labels (`Loader.digest`)."""
         sha = hashlib.sha256()
-        for data in self._splits.values():
+        for data in self.splits.values():
             for tensor in (data.images, data.labels):
                 sha.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
                 sha.update(tensor.cpu().numpy().data)
@@ -105,7 +105,7 @@ class InMemoryLoader(FullShuffle):
         return to_device(torch.cat(draws), self.device)
 
     def _gather(self, split: Split, chunk: list[LocalBatch], draws: Tensor | None) -> Iterator[Batch]:
-        data = self._splits[split]
+        data = self.splits[split]
         indices = torch.cat([local.indices for local in chunk])
         rows = to_device(indices, self.device)
         images = data.images.index_select(0, rows).float()

@@ -58,7 +58,7 @@ class MappedCopy:
         self._fetching = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
         self._gathering = ThreadPoolExecutor(1, thread_name_prefix="gather")
         self._lock = threading.Lock()
-        self._arriving: dict[int, Future[memoryview]] = {}
+        self.arriving: dict[int, Future[memoryview]] = {}
         # What has arrived, where all of it is kept; with a window, `values` has to see each use.
         self._ready: list[memoryview | None] = [None] * len(self.cache.shards)
         self._sequence: list[int] = []
@@ -110,7 +110,7 @@ class MappedCopy:
     def forget(self, number: int) -> None:
         """Release a shard. It is mapped or fetched again if it is needed."""
         with self._lock:
-            self._arriving.pop(number, None)
+            self.arriving.pop(number, None)
             self._ready[number] = None
 
     def close(self) -> None:
@@ -127,9 +127,9 @@ class MappedCopy:
         if self._window:
             self._reach(self._place.get(number, 0))
         with self._lock:
-            arriving = self._arriving.get(number)
+            arriving = self.arriving.get(number)
             if arriving is None:
-                arriving = self._arriving[number] = self._fetching.submit(self._fetch, number)
+                arriving = self.arriving[number] = self._fetching.submit(self._fetch, number)
         try:
             values = arriving.result(self._timeout)
             if not self._window:
@@ -143,7 +143,7 @@ class MappedCopy:
             ) from None
         except UserError:
             with self._lock:
-                self._arriving.pop(number, None)  # who asks again, tries again
+                self.arriving.pop(number, None)  # who asks again, tries again
             raise
 
     def _reach(self, place: int) -> None:
@@ -155,12 +155,12 @@ class MappedCopy:
                 first = place // self._window
                 stop = min(len(self._sequence), (first + 2) * self._window)
                 behind = (first - 1) * self._window
-                for number in [n for n in self._arriving if self._place.get(n, -1) < behind]:
-                    if self._arriving[number].done():
-                        del self._arriving[number]
+                for number in [n for n in self.arriving if self._place.get(n, -1) < behind]:
+                    if self.arriving[number].done():
+                        del self.arriving[number]
             for number in self._sequence[self._next : stop]:
-                if number not in self._arriving:
-                    self._arriving[number] = self._fetching.submit(self._fetch, number)
+                if number not in self.arriving:
+                    self.arriving[number] = self._fetching.submit(self._fetch, number)
             self._next = max(self._next, stop)
 
     def _fetch(self, number: int) -> memoryview:

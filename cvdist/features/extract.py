@@ -96,7 +96,7 @@ class Extractor:
         done = receipt.find(self._target, work.key)
         if done is not None:  # by an actor that died right after
             return done
-        features, digests, bad = self._features(work)
+        features, digests, bad = self.compute(work)
         excluded = {position for position, _ in bad}
         good = [position for position in range(len(work.paths)) if position not in excluded]
         entry = None
@@ -123,7 +123,7 @@ class Extractor:
         self._target.write(receipt.name_of(work.key), receipt.dump(done))
         return done
 
-    def _features(self, work: WorkUnit) -> tuple[Tensor, list[bytes], list[tuple[int, str]]]:
+    def compute(self, work: WorkUnit) -> tuple[Tensor, list[bytes], list[tuple[int, str]]]:
         """Read, decode and compute the pictures of a work unit.
 
         Returns:

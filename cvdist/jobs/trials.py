@@ -356,7 +356,7 @@ def run(sweep: SweepConfig, task: Task, watch: Watch, left: Sequence[int]) -> No
             tune.with_resources(tune.with_parameters(_Process, task=task), resources),
             param_space={"trial": tune.grid_search(list(left))},
             tune_config=tune.TuneConfig(
-                scheduler=_scheduler(sweep, task.epochs, earlier),
+                scheduler=build_scheduler(sweep, task.epochs, earlier),
                 max_concurrent_trials=sweep.concurrent_trials or None,
                 reuse_actors=True,  # a process takes longer to start than a small head to train
             ),
@@ -375,7 +375,7 @@ def run(sweep: SweepConfig, task: Task, watch: Watch, left: Sequence[int]) -> No
         raise watch.error
 
 
-def _scheduler(sweep: SweepConfig, epochs: int, earlier: Sequence[Trial]) -> TrialScheduler:
+def build_scheduler(sweep: SweepConfig, epochs: int, earlier: Sequence[Trial]) -> TrialScheduler:
     """ASHA, which has seen what earlier jobs of this sweep have reached."""
     if not sweep.early_stopping:
         return FIFOScheduler()

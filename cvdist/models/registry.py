@@ -99,14 +99,14 @@ class ModelSpec:
         }
         for flag, given in pretraining.items():
             if given:
-                able = ", ".join(name for name, spec in _MODELS.items() if spec.pretrained)
+                able = ", ".join(name for name, spec in MODELS.items() if spec.pretrained)
                 raise UserError(
                     f"--{flag} is for models that go on from pretrained weights, not for --model {self.name}: "
                     f"leave it out, or choose one of {able}"
                 )
 
 
-_MODELS: dict[str, ModelSpec] = {}
+MODELS: dict[str, ModelSpec] = {}
 
 
 def register(spec: ModelSpec) -> None:
@@ -115,14 +115,14 @@ def register(spec: ModelSpec) -> None:
     Raises:
         ValueError: if there is a model with this name already.
     """
-    if spec.name in _MODELS:
+    if spec.name in MODELS:
         raise ValueError(f"a model named {spec.name!r} is registered already")
-    _MODELS[spec.name] = spec
+    MODELS[spec.name] = spec
 
 
 def names() -> dict[str, str]:
     """Return the summary of each model by name."""
-    return {name: spec.summary for name, spec in _MODELS.items()}
+    return {name: spec.summary for name, spec in MODELS.items()}
 
 
 def find(name: str) -> ModelSpec:
@@ -131,11 +131,11 @@ def find(name: str) -> ModelSpec:
     Raises:
         UserError: if there is none; the message lists similar names and all names.
     """
-    if name not in _MODELS:
-        near = difflib.get_close_matches(name, _MODELS, n=2, cutoff=0.4)
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=2, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(f"unknown model {name!r}: {hint}--model takes: {', '.join(_MODELS)}")
-    return _MODELS[name]
+        raise UserError(f"unknown model {name!r}: {hint}--model takes: {', '.join(MODELS)}")
+    return MODELS[name]
 
 
 def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn.Module:
@@ -159,7 +159,7 @@ def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn
 
 def head_of(settings: ModelConfig) -> HeadSize:
     """Return the head that `settings` choose; its name is empty for a model without a choice of heads."""
-    spec = _MODELS.get(settings.name)
+    spec = MODELS.get(settings.name)
     return settings.head_size if spec is not None and spec.pretrained else HeadSize("", 0)
 
 

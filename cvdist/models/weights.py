@@ -33,8 +33,8 @@ from cvdist.models.registry import find, skeleton, with_head
 
 logger = logging.getLogger(__name__)
 
-_SOCKET_TIMEOUT = 10.0  # seconds without a byte from the server
-_WAIT_TIMEOUT = 1800.0  # seconds for another process of this node to finish its download
+SOCKET_TIMEOUT = 10.0  # seconds without a byte from the server
+WAIT_TIMEOUT = 1800.0  # seconds for another process of this node to finish its download
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def _brought(uri: str) -> Path:
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with locked(path.with_suffix(".lock"), f"copy {redact(uri)}", _WAIT_TIMEOUT):
+            with locked(path.with_suffix(".lock"), f"copy {redact(uri)}", WAIT_TIMEOUT):
                 if not path.is_file():
                     storage.download(uri, path, "--weights")
         except OSError as error:
@@ -275,7 +275,7 @@ def fetch(url: str) -> Path:
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock"), f"download {path.name}", _WAIT_TIMEOUT):
+        with locked(path.with_suffix(".lock"), f"download {path.name}", WAIT_TIMEOUT):
             if not path.is_file():  # another process may have brought it while this one waited
                 logger.info("downloading %s to %s", path.name, folder)
                 _download(url, path)
@@ -288,7 +288,7 @@ def _download(url: str, path: Path) -> None:
     """Download through a temporary file beside `path`, so that a file with this name is always complete."""
     prefix = re.search(r"-([0-9a-f]{8,})\.", path.name)
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SOCKET_TIMEOUT)  # torch.hub sets none, and would wait for ever
+    socket.setdefaulttimeout(SOCKET_TIMEOUT)  # torch.hub sets none, and would wait for ever
     try:
         torch.hub.download_url_to_file(url, str(path), prefix[1] if prefix else None, progress=False)
     finally:

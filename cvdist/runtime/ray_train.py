@@ -87,7 +87,7 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
     try:
         value, error = _fit(config, make)
     except ray.train.TrainingFailedError as failed:
-        raise _cause(failed) from failed
+        raise cause_of(failed) from failed
     if error:
         raise UserError(error)
     result: T = value
@@ -123,7 +123,7 @@ def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:
     raise AssertionError
 
 
-def _cause(error: ray.train.TrainingFailedError) -> Exception:
+def cause_of(error: ray.train.TrainingFailedError) -> Exception:
     """The `UserError` behind a failed training, if there is one; else what a worker died of.
 
     When one worker dies, the others report lost connections: its own error is the one to show.

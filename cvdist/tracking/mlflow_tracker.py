@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FLUSH_SECONDS = 2.0
+FLUSH_SECONDS = 2.0
 _WARN_SECONDS = 30.0  # between two warnings while the server is unreachable
 _CLOSE_SECONDS = 120.0
 # Codes of MLflow's errors for which a retry may succeed.
@@ -90,7 +90,7 @@ class MlflowTracker:
 
     def log_dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
         """Log the data set; the thread computes its digest."""
-        self._queue.put(lambda client: _log_dataset(client, self._ref.run_id, info, digest()))
+        self._queue.put(lambda client: log_dataset_input(client, self._ref.run_id, info, digest()))
 
     def log_figure(self, name: str, draw: Callable[[], Figure]) -> None:
         """Log a figure as `figures/NAME.png`; the thread draws it."""
@@ -127,14 +127,14 @@ class MlflowTracker:
                         first_line(error),
                     )
                     return
-            time.sleep(_FLUSH_SECONDS)
+            time.sleep(FLUSH_SECONDS)
 
     def close(self) -> None:
         """Deliver everything that is pending. Gives up if nothing was delivered for the drain timeout."""
         self._queue.put(None)
         self._first_metrics.set()
         seen, since = self._num_delivered, time.monotonic()
-        most = max(self._ref.drain_timeout, _CLOSE_SECONDS) + _FLUSH_SECONDS
+        most = max(self._ref.drain_timeout, _CLOSE_SECONDS) + FLUSH_SECONDS
         while self._thread.is_alive() and time.monotonic() - since < most:
             self._thread.join(0.5)
             if self._num_delivered != seen:  # drawing a figure takes seconds on a busy machine
@@ -169,7 +169,7 @@ class MlflowTracker:
         Returns:
             Whether the tracker was closed.
         """
-        deadline = time.monotonic() + _FLUSH_SECONDS
+        deadline = time.monotonic() + FLUSH_SECONDS
         new: list[StepMetrics] = []
         closed = False
         while not closed and (left := deadline - time.monotonic()) > 0:
@@ -324,7 +324,7 @@ def _log_figure(client: MlflowClient, run_id: str, name: str, figure: Figure) ->
     upload_file(client, run_id, f"figures/{name}.png", file.getvalue())
 
 
-def _log_dataset(client: MlflowClient, run_id: str, info: DatasetInfo, digest: str) -> None:
+def log_dataset_input(client: MlflowClient, run_id: str, info: DatasetInfo, digest: str) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     schema = {

@@ -34,7 +34,7 @@ FIRST_STEP = "speed/seconds_to_first_step"
 NAME_TAG, JOB_TAG = "cvdist.name", "cvdist.job"
 PARENT_TAG = "mlflow.parentRunId"
 _UPLOAD_SECONDS = 60.0
-_RETRY_SECONDS = 1.0  # between two attempts to reach a server
+RETRY_SECONDS = 1.0  # between two attempts to reach a server
 _PARAMS_PER_CALL = 100  # limit of MLflow
 
 
@@ -312,7 +312,7 @@ def wait_for_server(ref: RunRef) -> bool:
                     "MLflow is away: waiting %.0f s for it (--tracking-drain-timeout): %s", left, reason
                 )
                 warned = True
-            time.sleep(min(_RETRY_SECONDS, left))
+            time.sleep(min(RETRY_SECONDS, left))
 
 
 def end_run(tracking_uri: str, run_id: str, status: str, job: str) -> None:

@@ -60,7 +60,7 @@ class Visualizer:
         self._names = [layer.name for layer in chosen]
         self._trained = {layer.name for layer in found if layer.module.weight.requires_grad}
         self._first = found[0].name if found else ""
-        self._tracker, self._epochs, self._pictures = tracker, epochs, settings.pictures
+        self.tracker, self._epochs, self._pictures = tracker, epochs, settings.pictures
         self._frame_every = math.ceil(epochs / _MOST_FRAMES)
         self._picture_every = settings.every or math.ceil(epochs / _USUAL_PICTURES)
         self._before: dict[str, Tensor] = {}
@@ -141,7 +141,7 @@ class Visualizer:
             weight, name = self._frames[str(epoch)], self._first
             when = f"after epoch {epoch}" if epoch else "before training"
             draw = functools.partial(network.filter_figure, name, weight, "strongest", when)
-            self._tracker.log_figure(f"filters/{name}-epoch-{epoch:04}", draw)
+            self.tracker.log_figure(f"filters/{name}-epoch-{epoch:04}", draw)
 
     def _show_filters(self, layers: Sequence[ConvLayer], best_epoch: int) -> None:
         for layer in layers:
@@ -149,18 +149,18 @@ class Visualizer:
             when = f"after epoch {best_epoch}"
             if name not in self._trained:
                 when = "frozen, so unchanged"
-            self._tracker.log_figure(
+            self.tracker.log_figure(
                 place, functools.partial(network.filter_figure, name, weight, "strongest", when)
             )
             if network.small_enough_for_svg(layer):
                 make = functools.partial(network.filters_svg, name, weight, when)
-                self._tracker.log_artifact(f"figures/{place}.svg", make)
+                self.tracker.log_artifact(f"figures/{place}.svg", make)
             if name in self._before:
                 draw = functools.partial(network.before_and_after, name, self._before[name], weight, when)
-                self._tracker.log_figure(f"{place}-before-after", draw)
+                self.tracker.log_figure(f"{place}-before-after", draw)
         if len(self._frames) > 1:
             frames = sorted((int(epoch), weight) for epoch, weight in self._frames.items())
-            self._tracker.log_artifact(
+            self.tracker.log_artifact(
                 "figures/filters/forming.gif", functools.partial(network.animate_filters, self._first, frames)
             )
 
@@ -194,7 +194,7 @@ class Visualizer:
             autocast=precision.autocast,
         )
         for name, draw in network.interpretation_figures(result, source).items():
-            self._tracker.log_figure(name, draw)
+            self.tracker.log_figure(name, draw)
         logger.info(
             "figures    %d of %d validation pictures looked at in %s",
             result.seen,

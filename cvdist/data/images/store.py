@@ -141,10 +141,10 @@ def _build(folder: Path, listing: Listing, config: DataConfig, data_timeout: flo
         shutil.rmtree(old, ignore_errors=True)
     building.mkdir()
     count = len(listing.table)
-    _write_table(building / "listing.arrow", listing.table)
+    write_table(building / "listing.arrow", listing.table)
     pixels = _reserve(building / _PIXELS, count, config)
     rows, bad, columns = [], [], []
-    for first, checked in _check_all(building / "listing.arrow", count, config, pixels, data_timeout):
+    for first, checked in check_all(building / "listing.arrow", count, config, pixels, data_timeout):
         if checked.unreadable:
             raise UserError(checked.unreadable)
         bad += [(first + i, why) for i, why in checked.bad]
@@ -158,7 +158,7 @@ def _build(folder: Path, listing: Listing, config: DataConfig, data_timeout: flo
     table = table.append_column("row", pa.array(kept))
     table = table.append_column("digest", _fixed(digests.view(np.uint8).reshape(len(kept), 16)))
     table = table.append_column("moments", pa.FixedSizeListArray.from_arrays(pa.array(moments.ravel()), 6))
-    _write_table(building / _INDEX, table)
+    write_table(building / _INDEX, table)
     paths = listing.table.column("path")
     _write_bad(building, [BadPicture(paths[row].as_py(), why) for row, why in bad])
     (building / "listing.arrow").unlink()
@@ -189,7 +189,7 @@ def _reserve(path: Path, pictures: int, config: DataConfig) -> Path | None:
     return None
 
 
-def _check_all(
+def check_all(
     listing: Path, count: int, config: DataConfig, pixels: Path | None, data_timeout: float
 ) -> Iterator[tuple[int, CheckedChunk]]:
     """Check all pictures and log the progress.
@@ -256,7 +256,7 @@ def _fixed(values: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
 
