@@ -79,7 +79,7 @@ def test_the_run_says_what_it_came_from_and_what_was_left_out(place, alone):
     assert len(losses) == 4 and losses[-1] < losses[0]
     parameters = run.data.params
     digest = hashlib.sha256((place / "weights.pth").read_bytes()).hexdigest()
-    assert parameters["weights.sha256"] == digest and parameters["weights.normalisation"] == "imagenet"
+    assert parameters["weights.sha256"] == digest and parameters["weights.normalization"] == "imagenet"
     assert parameters["run.frozen_parameters"] == str(FEATURES)
     assert parameters["data.mean"] == "(0.485, 0.456, 0.406)"
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
@@ -151,7 +151,7 @@ def test_weights_that_do_not_fit_are_one_line_before_anything_starts(place):
             {"weights": "nowhere.pth"},
             "--weights nowhere.pth: there is no such file; torchvision's names for vgg11",
         ),
-        ({"weights_preprocessing": ""}, "set --weights-preprocessing to the normalisation that it was trained"),
+        ({"weights_preprocessing": ""}, "set --weights-preprocessing to the normalization that it was trained"),
         (
             {"weights": "none", "trainable_blocks": 5},
             "--weights-preprocessing is for the file that --weights names",

@@ -369,7 +369,7 @@ def test_gray_and_tiny_pictures_are_refused(name):
     spec = models.find(name)
     spec.check(InputSpec(3, 32, 32))
     for shape, text in [
-        (InputSpec(1, 224, 224), "takes pictures of 3 channels, these have 1: use colour pictures"),
+        (InputSpec(1, 224, 224), "takes pictures of 3 channels, these have 1: use color pictures"),
         (InputSpec(3, 31, 224), "takes pictures of 32x32 pixels or more, these are 31x224"),
     ]:
         with pytest.raises(UserError, match=f"^--model {name} {re.escape(text)}"):
@@ -439,12 +439,12 @@ def test_each_set_of_weights_brings_its_normalization():
         (
             {"weights": "my.pth"},
             "--weights my.pth is none of torchvision's for vgg16 (IMAGENET1K_V1, IMAGENET1K_FEATURES), so a "
-            "file: set --weights-preprocessing to the normalisation that it was trained with, imagenet or "
+            "file: set --weights-preprocessing to the normalization that it was trained with, imagenet or "
             "vgg-features",
         ),
         (
             {"weights": "IMAGENET1K_FEATURES", "weights_preprocessing": "imagenet"},
-            "--weights IMAGENET1K_FEATURES follows the normalisation vgg-features: leave out "
+            "--weights IMAGENET1K_FEATURES follows the normalization vgg-features: leave out "
             "--weights-preprocessing imagenet",
         ),
         (
@@ -455,7 +455,7 @@ def test_each_set_of_weights_brings_its_normalization():
         (
             {"model": "vgg19", "weights": "IMAGENET1K_FEATURES"},
             "--weights IMAGENET1K_FEATURES is none of torchvision's for vgg19 (IMAGENET1K_V1), so a file: set "
-            "--weights-preprocessing to the normalisation that it was trained with, imagenet or vgg-features",
+            "--weights-preprocessing to the normalization that it was trained with, imagenet or vgg-features",
         ),
     ],
 )

@@ -201,7 +201,7 @@ def _model(parameters: Mapping[str, str]) -> ModelSummary | None:
         frozen=int(frozen) if frozen.isdecimal() else 0,
         weights=parameters.get("model.weights", ""),
         weights_sha256=parameters.get("weights.sha256", ""),
-        normalization=parameters.get("weights.normalisation", ""),
+        normalization=parameters.get("weights.normalization", ""),
     )
 
 

@@ -105,7 +105,7 @@ def preprocessing(settings: BackboneConfig) -> Preprocessing | None:
         if stated is None:
             raise UserError(
                 f"--weights {redact(settings.weights)} is none of torchvision's for {settings.name} "
-                f"({_names(settings)}), so a file: set --weights-preprocessing to the normalisation that it "
+                f"({_names(settings)}), so a file: set --weights-preprocessing to the normalization that it "
                 f"was trained with, {' or '.join(PREPROCESSING)}"
             )
         return stated
@@ -113,7 +113,7 @@ def preprocessing(settings: BackboneConfig) -> Preprocessing | None:
     known = next(p for p in PREPROCESSING.values() if (p.mean, p.std) == (expected.mean, expected.std))
     if stated not in (None, known):
         raise UserError(
-            f"--weights {settings.weights} follows the normalisation {known.name}: leave out "
+            f"--weights {settings.weights} follows the normalization {known.name}: leave out "
             f"--weights-preprocessing {settings.weights_preprocessing}"
         )
     return known

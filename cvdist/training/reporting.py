@@ -63,7 +63,7 @@ def announce(run: Run) -> None:
             "run.parameters": run.trained_parameters,
             "run.frozen_parameters": run.frozen_parameters,
             "weights.sha256": origin.digest if origin else "",
-            "weights.normalisation": origin.preprocessing.name if origin else "",
+            "weights.normalization": origin.preprocessing.name if origin else "",
             "data.classes": len(run.info.classes),
             "data.mean": run.info.mean,
             "data.std": run.info.std,
