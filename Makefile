@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Where runs, their MLflow store and downloaded data are kept.
 export CVDIST_STORAGE ?= $(CURDIR)/runs
 
-.PHONY: help demo test test-faults lint bench bench-readers soak ui screenshots stack stack-env stack-down image clean lock
+.PHONY: help demo test test-unit test-faults lint bench bench-readers soak ui screenshots stack stack-env stack-down image clean lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,8 +24,11 @@ demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few 
 	$(PY) jobs/train.py digits-cnn
 
 test: $(STAMP)  ## all tests but the two longest, which test-faults has
-	$(PY) -m pytest -n 2 --dist loadfile --ignore tests/cluster
+	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder tests/unit tests/integration
 	$(PY) -m pytest tests/cluster -m "not slow"
+
+test-unit: $(STAMP)  ## the tests that need no server and no cluster: a minute
+	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder tests/unit
 
 test-faults: $(STAMP)  ## all that can fail on a cluster: ten minutes, as root
 	$(PY) -m pytest tests/cluster

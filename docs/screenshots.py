@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.browser import CHROMIUM, RunPages, browser, mlflow_server
+from tests.helpers.browser import CHROMIUM, RunPages, browser, mlflow_server
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
 MOST_BYTES = 300_000

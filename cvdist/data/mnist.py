@@ -12,7 +12,7 @@ from cvdist.data.dataset import DatasetInfo
 from cvdist.data.in_memory import LabeledImages
 from cvdist.errors import UserError
 
-# Of the 60,000 training pictures (tests/test_data.py computes them).
+# Of the 60,000 training pictures (tests/unit/data/test_data.py computes them).
 MEAN, STD = 0.1307, 0.3081
 _DOWNLOAD_TIMEOUT = 60.0  # seconds without a byte
 # Bytes of each file: a header of 16 (pictures) or 8 (labels), then one byte a pixel or label.

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import requests
 
-from tests.conftest import S3Server, answers, free_port
-from tests.jobs import ROOT, run
-from tests.waiting import kill_with_children, wait_for_exit, wait_until
+from tests.helpers.jobs import ROOT, run
+from tests.helpers.servers import S3Server
+from tests.helpers.waiting import answers, free_port, kill_with_children, wait_for_exit, wait_until
 
 BIN = Path(sys.executable).parent
 # Ray notices a dead node after about five seconds instead of half a minute.

@@ -16,8 +16,8 @@ from mlflow import MlflowClient
 from pyarrow import fs as arrow
 
 from tests.cluster.harness import Cluster, LoggedProcess
-from tests.jobs import ROOT
-from tests.waiting import kill_with_children
+from tests.helpers.jobs import ROOT
+from tests.helpers.waiting import kill_with_children
 
 # With dropout, augmentation and momentum, which a checkpoint has to restore.
 TRAINING = [

@@ -35,8 +35,8 @@ from tests.cluster.outcome import (
     require_same_weights,
     undisturbed_training,
 )
-from tests.jobs import ROOT
-from tests.waiting import Stalled
+from tests.helpers.jobs import ROOT
+from tests.helpers.waiting import Stalled
 
 EPOCHS = 60
 PAUSE = (5.0, 25.0)

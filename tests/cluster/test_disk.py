@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.harness import reason_to_skip
-from tests.jobs import run, the_error, train
+from tests.helpers.jobs import run, the_error, train
 
 pytestmark = pytest.mark.timeout(3600)  # waits end by themselves when nothing moves
 

@@ -14,8 +14,8 @@ import pytest
 
 from tests.cluster.harness import LoggedProcess, reason_to_skip
 from tests.cluster.soak import parse
-from tests.jobs import ROOT
-from tests.waiting import STALL_VARIABLE, kill_with_children
+from tests.helpers.jobs import ROOT
+from tests.helpers.waiting import STALL_VARIABLE, kill_with_children
 
 pytestmark = pytest.mark.timeout(3600)  # waits end by themselves when nothing moves
 

@@ -1,1 +1,0 @@
-"""One real thing each: a server, a process, a job."""

@@ -27,9 +27,9 @@ from cvdist.distributed.ranks import RankInfo
 from cvdist.distributed.tensor_shard import TensorShard
 from cvdist.errors import Superseded, UserError
 from cvdist.storage import Folder
-from tests.conftest import wait_until
 from tests.helpers.checkpoints import SAMPLES, add, checkpoint, name_of
-from tests.jobs import ROOT
+from tests.helpers.jobs import ROOT
+from tests.helpers.waiting import wait_until
 
 ROWS = torch.arange(12.0).reshape(6, 2)
 
@@ -166,7 +166,7 @@ def test_the_shards_of_a_split_model_make_one_checkpoint(uri: str) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         adding = pool.submit(store.add, "epoch-0001", 0.5, 100, fill, [shards.names(2, 1)[1]], 60.0)
-        wait_until(lambda: f"epoch-0001/{STATE}" in files(uri), 30, "the first worker's files are there")
+        wait_until(lambda: f"epoch-0001/{STATE}" in files(uri), "the first worker's files are there")
         assert not adding.done() and other.list() == []
         other.add_shard("epoch-0001", lambda folder: shards.write(folder, 1, 2, shard_of(1)[1]))
         adding.result(30)
@@ -226,9 +226,7 @@ def test_a_writer_that_is_killed_in_mid_upload_has_written_no_checkpoint(
     )
     try:
         there = lambda: where == "before" or f"epoch-0002-attempt-2.1/{STATE}" in files(uri)  # noqa: E731
-        wait_until(
-            lambda: writer.poll() is not None or (written.exists() and there()), 120, "it is in mid-upload"
-        )
+        wait_until(lambda: writer.poll() is not None or (written.exists() and there()), "it is in mid-upload")
         assert writer.poll() is None
     finally:
         writer.kill()

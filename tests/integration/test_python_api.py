@@ -11,8 +11,8 @@ from cvdist.features import manifest as manifests
 from cvdist.jobs import preprocess
 from cvdist.jobs.preprocess import table
 from cvdist.storage import Folder
-from tests import feature_caches, pictures
-from tests.jobs import ROOT, run
+from tests.helpers import feature_caches, pictures
+from tests.helpers.jobs import ROOT, run
 
 
 def test_the_lines_of_the_readme(tmp_path, monkeypatch):

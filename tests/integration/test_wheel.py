@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.jobs import ROOT, the_error
+from tests.helpers.jobs import ROOT, the_error
 
 
 @pytest.fixture(scope="module")

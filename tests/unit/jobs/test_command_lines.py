@@ -10,7 +10,7 @@ import pytest
 from cvdist import config as configs
 from cvdist.errors import UserError
 from cvdist.jobs import cli
-from tests.jobs import ROOT
+from tests.helpers.jobs import ROOT
 
 SUBJECT = {"RECIPE": "digits-cnn", "MODEL": "a-run", "RUN": "a-run"}
 

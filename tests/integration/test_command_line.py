@@ -1,0 +1,51 @@
+"""Jobs as commands: help, mistakes, and what they print."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import pictures
+from tests.helpers.jobs import ROOT, call, run, the_error
+
+
+def test_the_job_says_it_in_one_line_before_anything_starts(tmp_path):
+    root = pictures.write(tmp_path / "one", {"cat": 3})
+    words = ("dogs-cats-cnn", "--runtime", "inline", "--data", root)
+    done = call("train", *words, storage=tmp_path, CVDIST_CACHE=str(tmp_path / "cache"))
+    assert the_error(done) == f"--data {root} has one class, cat: a classifier needs two or more"
+    assert "workers" not in done.stderr
+    done = call("train", "dogs-cats-cnn", storage=tmp_path)
+    assert the_error(done).startswith("--data is needed: the folder or URI of the pictures")
+
+
+def job(*words):
+    return run(sys.executable, "jobs/train.py", *words, storage=ROOT)
+
+
+def test_help_and_configuration_are_printed():
+    overview = job("--help")
+    assert overview.returncode == 0 and "digits-cnn" in overview.stdout
+    settings = job("mnist-cnn", "--help")
+    assert settings.returncode == 0 and "--lr-scheduler" in settings.stdout
+    shown = job("mnist-cnn", "--epochs", "7", "--show-config")
+    assert json.loads(shown.stdout)["loop"]["epochs"] == 7
+
+
+def test_an_error_is_one_line_and_debug_shows_where():
+    plain = job("mnist-cnn", "--epoch", "7")
+    assert (plain.returncode, plain.stdout) == (2, "")
+    assert plain.stderr.startswith("error: unknown flag --epoch") and plain.stderr.count("\n") == 1
+    assert "Traceback" in job("mnist-cnn", "--epoch", "7", "--debug").stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_log_on_a_full_disk_does_not_make_a_finished_job_a_failed_one():
+    script = "import sys; from cvdist.jobs import cli; sys.exit(cli.main(lambda _: cli.show('done'), []))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=full, cwd=ROOT, check=False)
+    assert done.returncode == 0

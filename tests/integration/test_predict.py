@@ -1,0 +1,213 @@
+"""`jobs/predict.py`: every picture once, whatever comes between; and what may go wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+import torch
+from PIL import Image
+
+from cvdist.data.images.decode import decode
+from cvdist.errors import UserError
+from cvdist.jobs import cli
+from cvdist.jobs import predict as run_prediction
+from cvdist.jobs.predict import table as predictions_table
+from cvdist.storage import Folder
+from tests.helpers import pictures
+from tests.helpers.jobs import ROOT, call, the_error
+from tests.helpers.waiting import wait_until, work_of
+
+
+def predict(trained, source, *words):
+    config = cli.parse(
+        "predict", [str(source), "--storage", str(trained.storage), "--runtime", "inline", *map(str, words)]
+    )
+    return run_prediction(config)
+
+
+def error(trained, source, *words):
+    with pytest.raises(UserError) as caught:
+        predict(trained, source, *words)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400
+    return message
+
+
+def nested(root, count=40):
+    """Pictures in folders of several depths, without classes."""
+    return pictures.write(root, {"": count // 2, "deep": count // 4, "deep/er/and/er": count // 4})
+
+
+def read(output):
+    return pandas.read_parquet(output / "predictions").sort_values("path", ignore_index=True)
+
+
+# ------------------------------------------------------------------------------------------------ the job
+
+
+def test_results_are_what_the_logged_model_says_and_can_be_read_by_all(trained, tmp_path):
+    photos, output = nested(tmp_path / "photos"), tmp_path / "output"
+    (photos / "notes.txt").write_text("no picture")
+    (photos / "deep" / "bad.jpg").write_bytes(b"no picture either")
+    finished = predict(
+        trained, "good", "--data", photos, "--output", output, "--slice-size", 8, "--max-bad-fraction", "0.1"
+    )
+    table = read(output)
+    paths = sorted(str(path.relative_to(photos)) for path in photos.rglob("0*.jpg"))
+    assert table["path"].tolist() == paths and len(paths) == 40
+    assert list(table.columns) == ["path", "class", "confidence", "probabilities"]
+    pixels = torch.stack([decode((photos / path).read_bytes(), 28, "squash") for path in paths])
+    plain = torch.stack([torch.from_numpy(np.array(Image.fromarray(p.numpy()).convert("L"))) for p in pixels])
+    with torch.inference_mode():
+        servable = trained.servable(trained.good)
+        expected = torch.cat([servable(part) for part in plain[:, None].split(10)]).numpy()
+    found = np.stack(table["probabilities"].to_list())
+    # Pillow's gray is cut off where ours is rounded: a pixel may differ by one.
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    assert table["class"].tolist() == [str(i) for i in found.argmax(1)]
+    np.testing.assert_array_equal(table["confidence"], found.max(1))
+
+    dataset = pyarrow.dataset.dataset(output / "predictions")
+    assert dataset.count_rows() == 40
+    assert json.loads(dataset.schema.metadata[b"cvdist.classes"]) == [str(digit) for digit in range(10)]
+    assert dataset.schema.field("probabilities").type == pa.list_(pa.float32(), 10)
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert (manifest["pictures"], manifest["predicted"], manifest["bad"]) == (41, 40, 1)
+    assert (
+        manifest["counts"] == table["class"].value_counts().reindex(manifest["classes"], fill_value=0).to_dict()
+    )
+    files = {str(path.relative_to(output)) for path in output.rglob("*.parquet")}
+    assert {one["object"] for one in manifest["files"]} == files and len(files) > 2
+    assert sum(one["rows"] for one in manifest["files"]) == 40
+    bad = list(csv.DictReader(io.StringIO((output / "quarantine.csv").read_text())))
+    assert [row["path"] for row in bad] == ["deep/bad.jpg"]
+    text = predictions_table(finished)
+    assert "40 of 41, 1 can't be decoded" in text and "pandas.read_parquet" in text
+
+
+def test_the_same_again_computes_what_is_missing_or_has_changed(trained, tmp_path):
+    photos, output = nested(tmp_path / "photos"), tmp_path / "output"
+    words = ("--data", photos, "--output", output, "--slice-size", 4)
+
+    def again(source="good", *more):
+        return predict(trained, source, *words, *more).predictions
+
+    assert again().computed == 40
+    (output / "predictions" / "mine.parquet").write_bytes(b"not ours: stays")
+    unchanged = again()
+    assert (unchanged.computed, unchanged.removed, unchanged.rows) == (0, 0, 40)
+    lost = next(path for path in (output / "predictions").glob("*.parquet") if path.stem != "mine")
+    rows = pandas.read_parquet(lost)
+    lost.write_bytes(lost.read_bytes()[:-20])  # damaged
+    assert again().computed == len(rows)
+    before = read_without(output, "mine.parquet")
+    changed, added = photos / "deep" / "0003.jpg", photos / "deep" / "0003.more.jpg"
+    changed.write_bytes(pictures.jpeg(77))
+    added.write_bytes(pictures.jpeg(78))
+    (photos / "0000.jpg").unlink()
+    after = again()
+    assert after.rows == 40 and 0 < after.computed <= 30 and after.removed > 0
+    table = read_without(output, "mine.parquet")
+    assert table["path"].is_unique and set(before["path"]) ^ set(table["path"]) == {
+        "0000.jpg", "deep/0003.more.jpg",
+    }  # fmt: skip
+    named = {one["object"] for one in json.loads((output / "manifest.json").read_text())["files"]}
+    there = {f"predictions/{path.name}" for path in (output / "predictions").glob("*.parquet")}
+    assert there - named == {"predictions/mine.parquet"}
+    # Another model, or other pictures, are not mixed in.
+    message = error(trained, "averaged", *words)
+    assert "holds predictions of another model" in message and "--replace" in message
+    other = pictures.write(tmp_path / "other", {"": 3})
+    assert "of other pictures" in error(trained, "good", "--data", other, "--output", output)
+    assert again("averaged", "--replace").computed == 40
+
+
+def read_without(output, name):
+    paths = [path for path in (output / "predictions").glob("*.parquet") if path.name != name]
+    return pandas.concat([pandas.read_parquet(path) for path in paths])
+
+
+def test_bad_input_is_one_line(trained, tmp_path, shared_data):
+    photos = nested(tmp_path / "photos")
+    here = ("--data", photos, "--output", tmp_path / "output")
+    assert "--data is needed" in error(trained, "good", "--output", "x")
+    assert "--output is needed" in error(trained, "good", "--data", photos)
+    assert "there is no such file, folder" in error(trained, "good", "--data", tmp_path / "no", "--output", "x")
+    (tmp_path / "empty").mkdir()
+    assert "has no pictures" in error(trained, "good", "--data", tmp_path / "empty", *here[2:])
+    assert "--slice-size is 0" in error(trained, "good", *here, "--slice-size", 0)
+    weights = shared_data / "weights" / "vgg16_features.pth"
+    text = error(trained, weights, *here, "--model", "vgg16", "--weights-preprocessing", "vgg-features")
+    assert "has only convolutions and no classifier" in text
+    for i in range(3):
+        (photos / f"bad{i}.jpg").write_bytes(b"bad")
+    text = error(trained, "good", *here)
+    assert "more than --max-bad-fraction 0.001 allows, e.g. bad" in text
+    assert not (tmp_path / "output" / "manifest.json").exists()
+    (tmp_path / "output" / "manifest.json").write_text('{"format": "something"}')
+    assert "manifest.json of something else" in error(trained, "good", *here)
+    done = call("predict", "--data", photos, storage=tmp_path)
+    assert the_error(done).startswith("the first argument is MODEL, not --data")
+
+
+def test_a_killed_job_is_finished_by_ray_actors_on_a_bucket(trained, ray_cluster, s3, monkeypatch, tmp_path):
+    """Killed while it predicts in one process; two actors of a cluster do the rest, and no picture twice."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    photos = pictures.write(tmp_path / "photos", {"a": 100, "b": 100}, width=400, height=300)
+    output = "s3://bucket/predicted"
+    command = ["jobs/predict.py", "good", "--data", str(photos), "--output", output, "--slice-size", "5"]
+    folder = Folder.open(output, "")
+
+    def files():
+        return sorted(name for name in folder.sizes() if name.endswith(".parquet"))
+
+    job = subprocess.Popen(
+        [sys.executable, *command, "--runtime", "inline", "--storage", str(trained.storage)], cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        wait_until(
+            lambda: len(files()) >= 3 or job.poll() is not None,
+            "three slices are finished",
+            work_of(job.pid),
+            poll_seconds=0.02,
+        )
+    finally:
+        job.send_signal(signal.SIGKILL)
+        job.wait(10)
+    finished = files()
+    if folder.find("manifest.json") is not None:  # it was faster than the signal
+        folder.delete("manifest.json")
+    for name in finished[2:]:  # so that there is something left in any case
+        folder.delete(name)
+    done = call("predict", *command[1:], storage=trained.storage, **ray_cluster)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r"2 of \d+ slices are there already", done.stderr)
+    assert re.search(r"predicting on [12] CPU actors?", done.stderr)
+    assert "pictures  200 of 200, 0 can't be decoded" in done.stdout
+    manifest = json.loads(folder.read("manifest.json"))
+    assert [one["object"] for one in manifest["files"]] and {one["object"] for one in manifest["files"]} == set(
+        files()
+    )
+    computed = int(re.search(r"computed  (\d+) pictures", done.stdout)[1])
+    kept = sum(one["rows"] for one in manifest["files"] if one["object"] in finished[:2])
+    assert computed == 200 - kept
+    table = pyarrow.dataset.dataset(
+        f"{folder.root}/predictions", filesystem=folder.filesystem, format="parquet"
+    ).to_table()
+    expected = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.jpg"))
+    assert sorted(table.column("path").to_pylist()) == expected

@@ -1,0 +1,150 @@
+"""Object storage: a real S3 server on this machine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow import fs as arrow
+
+from cvdist import config as configs
+from cvdist import loaders, log, slow_requests, storage
+from cvdist.config import ModelConfig, TrainConfig
+from cvdist.errors import UserError
+from cvdist.models import weights
+from tests.cluster.harness import FaultProxy
+from tests.helpers import pictures
+from tests.helpers.jobs import call, the_error
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch):
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    return "s3://bucket"
+
+
+def upload(folder: Path, uri: str) -> str:
+    filesystem, path = storage.locate(uri)
+    arrow.copy_files(str(folder), path, destination_filesystem=filesystem)
+    return uri
+
+
+def test_listing_says_what_is_there_wherever_it_is(bucket, tmp_path):
+    root = pictures.write(tmp_path / "some", {"a/b c": 2, "ü": 1})
+    uri = upload(root, f"{bucket}/listing")
+    wanted = {("a/b c/0000.jpg", False), ("a/b c/0001.jpg", False), ("ü/0000.jpg", False)}
+    for place in (str(root), f"{root}/", f"file://{root}", uri, f"{uri}/"):
+        entries = {entry.path: entry for entry in storage.list_entries(place, "--data")}
+        assert {(path, entry.is_folder) for path, entry in entries.items() if not entry.is_folder} == wanted
+        for path, _ in wanted:
+            assert entries[path].size == (root / path).stat().st_size and entries[path].modified
+    filesystem, path = storage.locate(f"{uri}/a/b c/0001.jpg")
+    assert storage.read(filesystem, path) == (root / "a/b c/0001.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("cache_fraction", [0.5, 0.0], ids=["kept on the node", "decoded in each epoch"])
+def test_pictures_in_a_bucket_are_those_in_a_folder(bucket, tmp_path, cache_fraction):
+    root = pictures.write(tmp_path / "some", {"train/a": 40, "train/b": 30, "valid/a": 2, "valid/b": 2})
+    uri = upload(root, f"{bucket}/pictures-{cache_fraction}")
+    opened = []
+    for place in (str(root), uri):
+        settings = {"cache": str(tmp_path / "cache"), "cache_fraction": cache_fraction, "decode_workers": 2}
+        chosen = configs.replace(TrainConfig(), dataset="images", data=place, image_size=16, **settings)
+        loaders.prepare(chosen)
+        opened.append(loaders.open_loader(chosen, torch.device("cpu")))
+    assert opened[0].digest() == opened[1].digest()
+    batches = [torch.cat([b.images for b in loader.valid_batches(0, 1, 3)]) for loader in opened]
+    assert torch.equal(*batches)
+
+
+def test_weights_in_a_bucket_are_brought_once(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "up").mkdir()
+    state = {"features.0.weight": torch.ones(2, 2)}
+    torch.save(state, tmp_path / "up" / "some.pth")
+    uri = upload(tmp_path / "up", f"{bucket}/weights") + "/some.pth"
+    settings = ModelConfig(name="vgg11", weights=uri, weights_preprocessing="imagenet")
+    first = weights.load(settings, state).origin
+    monkeypatch.setattr(storage, "download", None)
+    assert weights.load(settings, state).origin == first and first.source == uri
+
+
+def error_of(uri):
+    with pytest.raises(UserError) as error:
+        list(storage.list_entries(uri, "--data"))
+    text = str(error.value)
+    assert "\n" not in text and text.startswith("--data s3://")
+    return text
+
+
+def test_wrong_credentials(bucket, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    text = error_of(f"{bucket}/x")
+    assert "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy" in text
+    assert "wrong" not in text
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    assert "check AWS_ACCESS_KEY_ID" in error_of(f"{bucket}/x")
+
+
+def test_no_such_bucket_or_folder(bucket):
+    for uri in ("s3://no-such-bucket/x", f"{bucket}/no/such/folder"):
+        assert error_of(uri) == f"--data {uri} can't be read (there is no such file, folder or bucket)"
+
+
+def test_a_server_that_is_not_there(bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    began = time.monotonic()
+    assert error_of(f"{bucket}/x").endswith("check AWS_ENDPOINT_URL and the network")
+    assert time.monotonic() - began < 60
+
+
+def test_throttled_requests_are_counted_with_the_time_that_they_cost(bucket, s3, monkeypatch, caplog):
+    proxy = FaultProxy("127.0.0.1", s3["AWS_ENDPOINT_URL"].rpartition("//")[2])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    try:
+        folder = storage.Folder.open(f"{bucket}/throttled", "--storage", patient=True)
+        slow_requests.meter.take()
+        folder.write("quick", b"1")
+        assert folder.find("absent") is None and not slow_requests.meter.take()
+        proxy.begin_to_refuse()
+        end = threading.Timer(3.0, setattr, (proxy, "slow_down", False))
+        end.start()
+        began = time.monotonic()
+        folder.write("late", b"2")  # tried again by the AWS SDK until it is taken
+        seconds = time.monotonic() - began
+        seen = slow_requests.meter.take()
+        assert (seen.slow, seen.failed) == (1, 0) and 2.5 < seen.seconds <= seconds and proxy.refused > 1
+        assert f"the storage took {log.duration(seconds)} for bucket/throttled/late" in caplog.text
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        proxy.begin_to_refuse()
+        with pytest.raises(UserError, match="can't be written"):
+            storage.Folder.open(f"{bucket}/throttled", "--storage").write("never", b"3")
+        assert slow_requests.meter.take().failed == 1
+        proxy.slow_down = False
+        assert folder.read("late") == b"2"
+    finally:
+        proxy.close()
+
+
+def test_no_secret_in_messages(monkeypatch):
+    with pytest.raises(UserError) as error:
+        list(
+            storage.list_entries("s3://key:secret@bucket/x?endpoint_override=127.0.0.1:9&scheme=http", "--data")
+        )
+    assert "secret" not in str(error.value)
+
+
+def test_a_job_that_may_not_read_its_data_says_so_in_one_line(s3, tmp_path):
+    done = call(
+        "train",
+        *("dogs-cats-cnn", "--data", "s3://bucket/pictures", "--runtime", "inline", "--tracking", "none"),
+        storage=tmp_path,
+        **{**s3, "AWS_SECRET_ACCESS_KEY": "wrong", "CVDIST_CACHE": str(tmp_path / "cache")},
+    )
+    text = the_error(done)
+    assert text.startswith("--data s3://bucket/pictures can't be read (") and "AWS_SECRET_ACCESS_KEY" in text

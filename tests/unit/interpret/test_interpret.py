@@ -1,0 +1,341 @@
+"""What a network has learned, as numbers: compared with plain forward passes and gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cvdist.errors import UserError
+from cvdist.interpret.activations import capture_activations, dead_channels, strongest_channels
+from cvdist.interpret.gradcam import grad_cam
+from cvdist.interpret.hooks import watch_activations, without_softmax
+from cvdist.interpret.interpretation import Limits, interpret_model
+from cvdist.interpret.layers import convolutions, select_layers
+from cvdist.interpret.top_activations import find_top_activations, receptive_fields
+from cvdist.models.registry import InputSpec
+from cvdist.models.scratch_cnn import scratch_cnn
+
+
+class Functional(nn.Module):
+    """ReLU as a function: once plain, once in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3)
+        self.head, self.last = nn.Linear(6, 5), nn.ReLU()
+
+    def forward(self, x):
+        x = F.relu(self.one(x))
+        x = F.relu(self.two(x), inplace=True)
+        return self.last(self.head(x.mean((2, 3))))
+
+
+def scratch(side=28):
+    torch.manual_seed(0)
+    return scratch_cnn(InputSpec(1, side, side), 10, (50,), 0.5)
+
+
+def vgg(name="vgg11"):
+    """With a classifier of 400 thousand weights instead of 119 million."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, weights=None)
+    model.features.to_empty(device="cpu")
+    for layer in model.features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
+    hidden = nn.Linear(25088, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, 16), nn.ReLU(True), nn.Dropout()
+    model.classifier = nn.Sequential(*hidden, nn.Linear(16, 3))
+    return model
+
+
+def pictures(model, count=3, side=32):
+    torch.manual_seed(1)
+    side = 28 if isinstance(model, nn.Sequential) else side
+    return torch.randn(count, convolutions(model)[0].module.in_channels, side, side)
+
+
+def hooks_of(model):
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+# ----------------------------------------------------------------------------------------------- layers
+
+
+def test_layers_by_name_number_and_place():
+    model = vgg("vgg16")
+    names = [layer.name for layer in convolutions(model)]
+    assert len(names) == 13 and names[:2] == ["features.0", "features.2"] and names[-1] == "features.28"
+
+    def chosen(asked):
+        return [layer.name for layer in select_layers(model, asked)]
+
+    assert chosen("") == chosen("first,fifth,last") == ["features.0", "features.10", "features.28"]
+    assert chosen("last, features.2,1") == ["features.0", "features.2", "features.28"]
+    assert chosen("all") == names
+    assert [layer.name for layer in select_layers(scratch())] == ["conv1", "conv2"]
+
+
+@pytest.mark.parametrize("word", ["conv3", "0", "3", "fifth", "fc1", "relu"])
+def test_a_layer_that_does_not_exist_is_an_error_with_those_that_do(word):
+    with pytest.raises(UserError, match=rf"--layers {word}: the model has no .*it has 2: conv1, conv2 "):
+        select_layers(scratch(), word)
+
+
+def test_a_model_without_convolutions_says_so():
+    with pytest.raises(UserError, match="has no convolution layers"):
+        select_layers(nn.Linear(2, 2))
+
+
+# ------------------------------------------------------------------------------------------- activations
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
+def test_what_hooks_see_is_a_manual_forward_to_that_layer(name):
+    """These ReLUs work in place: they would overwrite what a hook has kept without a copy."""
+    model = vgg(name)
+    images = pictures(model)
+    maps = capture_activations(model, images, convolutions(model))
+    plain = copy.deepcopy(model).eval()
+    x = images
+    with torch.inference_mode():
+        for number, layer in enumerate(plain.features):
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False
+            x = layer(x)
+            if isinstance(layer, nn.Conv2d):
+                of_layer = maps[f"features.{number}"]
+                assert torch.equal(of_layer.before, x)
+                assert (of_layer.before < 0).any()
+            elif isinstance(layer, nn.ReLU):
+                assert torch.equal(of_layer.after, x)
+    assert len(maps) == 8
+
+
+def test_pooling_between_a_convolution_and_its_relu():
+    model = scratch().eval()
+    images = pictures(model)
+    maps = capture_activations(model, images, convolutions(model))
+    assert torch.equal(maps["conv2"].before, model[:4](images))
+    assert torch.equal(maps["conv2"].after, model[:7](images))
+
+
+def test_relu_as_a_function():
+    model = Functional().eval()
+    images = torch.randn(2, 1, 8, 8)
+    maps = capture_activations(model, images, convolutions(model))
+    one = model.one(images)
+    two = model.two(one.relu())
+    for layer, expected in (("one", one), ("two", two)):
+        assert torch.equal(maps[layer].before, expected) and (expected < 0).any()
+        assert torch.equal(maps[layer].after, expected.relu())
+
+
+def test_hooks_are_removed_also_after_an_error():
+    model = vgg()
+    capture_activations(model, pictures(model), convolutions(model))
+    assert hooks_of(model) == 0 and model.training
+
+    def fail(*_):
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"), watch_activations(model, convolutions(model), fail):
+        assert hooks_of(model) > 8
+        model(pictures(model))
+    assert hooks_of(model) == 0
+    with pytest.raises(RuntimeError, match="channels"):
+        capture_activations(model, torch.zeros(1, 2, 32, 32), convolutions(model))
+    with pytest.raises(RuntimeError, match="channels"):
+        grad_cam(model, convolutions(model)[-1], torch.zeros(1, 2, 32, 32), torch.tensor([0]))
+    assert hooks_of(model) == 0 and model.training
+    assert all(module.inplace for module in model.modules() if isinstance(module, nn.ReLU))
+
+
+def test_dead_channels_are_found_and_only_they():
+    model = scratch()
+    with torch.no_grad():
+        model.conv1.weight[[2, 7]] = 0
+        model.conv1.bias[[2, 7]] = torch.tensor([-1.0, 0.0])
+    found = find_top_activations(model, [(pictures(model, 20), torch.arange(20))], convolutions(model))
+    assert dead_channels(found["conv1"].values[:, 0]) == [2, 7]
+    maps = capture_activations(model, pictures(model, 1), convolutions(model))["conv1"]
+    assert strongest_channels(maps, 0, 64).silent == 2
+
+
+def test_the_strongest_channels_are_shown_in_order():
+    model = scratch()
+    maps = capture_activations(model, pictures(model, 2), convolutions(model))["conv2"]
+    shown = strongest_channels(maps, 1, 5)
+    means = maps.after[1].mean((1, 2))
+    assert len(shown.channels) == 5 and shown.total == 20 and list(shown.channels) == sorted(shown.channels)
+    rest = [channel for channel in range(20) if channel not in shown.channels]
+    assert means[list(shown.channels)].min() >= means[rest].max()
+    assert torch.equal(shown.after, maps.after[1, list(shown.channels)])
+
+
+# ------------------------------------------------------------------------------------- exciting pictures
+
+
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.integers(1, 6), st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_top_pictures_of_any_batches_are_those_of_a_sort(sizes, count, some_equal):
+    model = scratch()
+    images = pictures(model, sum(sizes))
+    if some_equal:
+        images[::2] = images[0].clone()
+    found = find_top_activations(
+        model,
+        zip(images.split(sizes), torch.arange(len(images)).split(sizes), strict=True),
+        convolutions(model),
+        count,
+    )
+    maps = capture_activations(model, images, convolutions(model))
+    for name, layer in maps.items():
+        peaks = layer.after.flatten(2).amax(2).T
+        best = found[name]
+        assert best.values.shape == (len(peaks), min(count, len(images)))
+        for channel, peak in enumerate(peaks.tolist()):
+            rows = sorted(range(len(peak)), key=lambda row: (-round(peak[row], 4), row))[:count]
+            assert best.values[channel].tolist() == pytest.approx([peak[row] for row in rows], abs=1e-3)
+            for row, place, value in zip(
+                best.pictures[channel].tolist(),
+                best.places[channel].tolist(),
+                best.values[channel],
+                strict=True,
+            ):
+                assert layer.after[row, channel][tuple(place)] == pytest.approx(value.item(), abs=1e-4)
+
+
+def test_of_equal_pictures_the_first_rows_are_kept():
+    model = scratch()
+    same = pictures(model, 1).expand(6, -1, -1, -1)
+    batches = [(same[:4], torch.tensor([9, 4, 7, 1])), (same[4:], torch.tensor([0, 5]))]
+    found = find_top_activations(model, batches, convolutions(model), 3)
+    assert found["conv1"].pictures.tolist() == [[0, 1, 4]] * 10
+
+
+def test_receptive_fields_of_vgg16():
+    with torch.device("meta"):
+        model = torchvision.models.vgg16()
+        found = receptive_fields(model, torch.zeros(1, 3, 224, 224), convolutions(model))
+    # As computed by hand: 3x3 convolutions with padding 1, and four poolings of 2 before the last block.
+    assert [found[f"features.{n}"].size[0] for n in (0, 2, 5, 10, 28)] == [3, 5, 10, 24, 196]
+    assert found["features.28"].step == (16, 16)
+    assert found["features.0"].box(0, 5) == (-1, 4, 2, 7)
+
+
+@pytest.mark.parametrize(("name", "place"), [("conv1", (3, 8)), ("conv2", (1, 2))])
+def test_nothing_outside_the_box_matters(name, place):
+    model = scratch()
+    image = pictures(model, 1)
+    box = receptive_fields(model, image, convolutions(model))[name].box(*place)
+    inside = torch.zeros(28, 28, dtype=torch.bool)
+    inside[box[0] : box[2], box[1] : box[3]] = True
+    assert 0 < inside.sum() < 28 * 28
+
+    def map_of(changed):
+        return capture_activations(model, changed, convolutions(model))[name].after[0, :, place[0], place[1]]
+
+    noise = torch.randn(1, 1, 28, 28)
+    assert torch.allclose(map_of(image), map_of(torch.where(inside, image, noise)), atol=1e-5)
+    assert not torch.allclose(map_of(image), map_of(torch.where(inside, noise, image)), atol=1e-2)
+
+
+# ---------------------------------------------------------------------------------------------- Grad-CAM
+
+
+def by_hand(features, head, images, classes):
+    """Equations 1 and 2 of the paper."""
+    maps = features(images).detach().requires_grad_()
+    scores = head(maps).gather(1, classes[:, None]).sum()
+    (gradient,) = torch.autograd.grad(scores, maps)
+    return (gradient.mean((2, 3), keepdim=True) * maps).sum(1).relu().detach()
+
+
+def test_grad_cam_is_the_papers_with_relus_in_place_and_all_frozen():
+    model = vgg().requires_grad_(False)
+    images, classes = pictures(model, 5, side=64), torch.tensor([0, 1, 2, 2, 1])
+    found = grad_cam(model, convolutions(model)[-1], images, classes)
+    plain = copy.deepcopy(model).eval()
+    for module in plain.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    last = [n for n, layer in enumerate(plain.features) if isinstance(layer, nn.ReLU)][-1]
+    head = nn.Sequential(plain.features[last + 1 :], plain.avgpool, nn.Flatten(), plain.classifier)
+    expected = by_hand(plain.features[: last + 1], head, images, classes)
+    assert found.shape == (5, 4, 4) and found.max() > 0
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-7)
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
+
+
+def test_grad_cam_asks_for_scores_not_for_log_probabilities():
+    model = scratch()
+    images, classes = pictures(model, 3), torch.tensor([3, 1, 4])
+    found = grad_cam(model, convolutions(model)[-1], images, classes)
+    plain = copy.deepcopy(model).eval()
+    expected = by_hand(plain[:7], plain[7:-1], images, classes)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-7) and found.max() > 0
+    with without_softmax(model), torch.inference_mode():
+        assert torch.allclose(model.eval()(images), plain[:-1](images))
+    assert hooks_of(model) == 0
+
+
+# ------------------------------------------------------------------------------------------------- study
+
+
+class Numbered:
+    """Random pictures whose class is their row's last digit."""
+
+    size = available = 30
+
+    def __init__(self):
+        self._pixels = torch.randint(0, 256, (30, 1, 28, 28), dtype=torch.uint8)
+        self.most_at_once = 0
+
+    def read(self, rows):
+        return self._pixels[list(rows)], [str(row % 10) for row in rows]
+
+
+def look(**changes):
+    model, source = scratch(), Numbered()
+    values = {"limits": Limits(pictures=12, top_activations=3), **changes}
+    device = torch.device("cpu")
+    names = [str(n) for n in range(10)]
+    return interpret_model(model, source, names, lambda x: x / 255, device, select_layers(model), **values)
+
+
+def test_an_interpretation_is_bounded_and_holds_the_included_rows():
+    result = look(include=[7, 29])
+    assert (result.seen, result.available) == (12, 30)
+    assert result.num_correct + result.num_wrong == 12
+    rows = {int(row) for row in result.top_activations["conv1"].pictures.flatten()}
+    judged = {one.prediction.row for one in result.correct + result.wrong}
+    assert len(rows | judged) <= 12
+    assert all(
+        one.prediction.true != one.prediction.predicted and one.true_map is not None for one in result.wrong
+    )
+    sure = [one.prediction.confidence for one in result.wrong]
+    assert sure == sorted(sure, reverse=True)
+    everything = look(limits=Limits(pictures=100), include=[7, 29])
+    assert everything.seen == 30
+
+
+def test_an_interpretation_is_deterministic_and_has_no_grad_cam_without_a_classifier():
+    one, other = look(), look()
+    assert all(
+        torch.equal(one.top_activations[n].pictures, other.top_activations[n].pictures)
+        for n in one.top_activations
+    )
+    assert [e.prediction for e in one.wrong] == [e.prediction for e in other.wrong]
+    silent = look(has_classifier=False)
+    assert not silent.correct and not silent.wrong and silent.top_activations and silent.maps

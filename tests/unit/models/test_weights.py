@@ -1,0 +1,361 @@
+"""Files of pretrained weights: which are taken, and how they come."""
+
+from __future__ import annotations
+
+import http.server
+import logging
+import math
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cvdist import models
+from cvdist.config import ModelConfig
+from cvdist.errors import UserError
+from cvdist.models import weights
+from tests.helpers.networks import ALL, PHOTOS, without_memory
+
+# --------------------------------------------------------------------------------------------- normalisation
+
+
+def needs(model="scratch-cnn", **changes):
+    return models.preprocessing(ModelConfig(name=model, **changes))
+
+
+def test_each_set_of_weights_brings_its_normalization():
+    of_features = needs("vgg16", weights="IMAGENET1K_FEATURES")
+    assert of_features.mean == (0.48235, 0.45882, 0.40784) and of_features.std == (1 / 255,) * 3
+    for name in ALL:
+        of_all = needs(name, weights="IMAGENET1K_V1")
+        assert (of_all.mean, of_all.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert needs("vgg16", weights="file.pth", weights_preprocessing="imagenet") == of_all
+    assert needs("vgg16", weights="s3://bucket/file.pth", weights_preprocessing="vgg-features") == of_features
+    assert needs("vgg16", trainable_blocks=5) is None and needs() is None
+    assert needs("vgg16", weights="IMAGENET1K_V1", weights_preprocessing="imagenet") == of_all
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"weights": "my.pth"},
+            "--weights my.pth is none of torchvision's for vgg16 (IMAGENET1K_V1, IMAGENET1K_FEATURES), so a "
+            "file: set --weights-preprocessing to the normalization that it was trained with, imagenet or "
+            "vgg-features",
+        ),
+        (
+            {"weights": "IMAGENET1K_FEATURES", "weights_preprocessing": "imagenet"},
+            "--weights IMAGENET1K_FEATURES follows the normalization vgg-features: leave out "
+            "--weights-preprocessing imagenet",
+        ),
+        (
+            {"weights_preprocessing": "imagenet", "trainable_blocks": 5},
+            "--weights-preprocessing is for the file that --weights names: name one",
+        ),
+        # torchvision has these for vgg16 only.
+        (
+            {"model": "vgg19", "weights": "IMAGENET1K_FEATURES"},
+            "--weights IMAGENET1K_FEATURES is none of torchvision's for vgg19 (IMAGENET1K_V1), so a file: set "
+            "--weights-preprocessing to the normalization that it was trained with, imagenet or vgg-features",
+        ),
+    ],
+)
+def test_an_unknown_or_contradictory_normalization_is_refused(settings, text):
+    with pytest.raises(UserError) as error:
+        needs(**{"model": "vgg16", **settings})
+    assert str(error.value) == text
+
+
+# ------------------------------------------------------------------------------------------------- the files
+
+
+def filled(name, value=0.5, features_only=False, num_classes=1000):
+    """A state dict of small tensors that look large, each a single number over and over."""
+    state = without_memory(name, num_classes=num_classes).state_dict()
+    return {
+        n: torch.tensor(value).expand(t.shape) for n, t in state.items() if not features_only or "features" in n
+    }
+
+
+def load(path, model="vgg11"):
+    settings = ModelConfig(name=model, weights=str(path), weights_preprocessing="imagenet")
+    return weights.load(settings, without_memory(model).state_dict())
+
+
+def refused(path, model="vgg11"):
+    """The message, less the file's name."""
+    with pytest.raises(UserError) as error:
+        load(path, model)
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 300
+    assert message.startswith(f"--weights {path}")
+    return message.removeprefix(f"--weights {path}")
+
+
+def saved(folder, state, **options):
+    torch.save(state, folder / "file.pth", **options)
+    return folder / "file.pth"
+
+
+def test_a_whole_model_gives_all_but_its_last_layer(tmp_path):
+    path = saved(tmp_path, filled("vgg11"))
+    settings = ModelConfig(name="vgg11", weights=str(path), weights_preprocessing="imagenet")
+    model = models.build_model(settings, PHOTOS, 3)
+    last = model.classifier[6]
+    assert last.weight.shape == (3, 4096) and not last.weight.eq(0.5).any() and not last.bias.eq(0.5).any()
+    assert last.weight.std().item() == pytest.approx((3 * 4096) ** -0.5, rel=0.1)
+    rest = [p for name, p in model.named_parameters() if not name.startswith("classifier.6")]
+    assert len(rest) == 20 and all(p.eq(0.5).all() for p in rest)
+
+
+@pytest.mark.parametrize("suffix", ["", "_bn"])
+def test_features_alone(tmp_path, suffix):
+    name = f"vgg11{suffix}"
+    state = load(saved(tmp_path, filled(name, features_only=True)), name).state
+    assert state.keys() == {n for n in without_memory(name).state_dict() if n.startswith("features.")}
+
+
+def test_a_classifier_of_nan_is_none(tmp_path):
+    """As in the file that torchvision offers as IMAGENET1K_FEATURES."""
+    state = filled("vgg11", math.nan) | filled("vgg11", features_only=True)
+    assert all(name.startswith("features.") for name in load(saved(tmp_path, state)).state)
+
+
+def test_files_without_batch_counters(tmp_path):
+    """Those from before PyTorch 0.4.1, as torchvision's batch norm models partly are."""
+    state = {n: t for n, t in filled("vgg11_bn").items() if "num_batches" not in n}
+    assert "features.1.running_var" in load(saved(tmp_path, state), "vgg11_bn").state
+
+
+def test_files_of_the_oldest_format(tmp_path):
+    """Not a zip, so it can't be mapped. torchvision's VGG files are of that age."""
+    path = saved(tmp_path, filled("vgg11", features_only=True), _use_new_zipfile_serialization=False)
+    assert load(path).state["features.0.bias"].eq(0.5).all()
+
+
+def test_absent_file():
+    assert refused(Path("nowhere.pth"), "vgg16") == (
+        ": there is no such file; torchvision's names for vgg16 are IMAGENET1K_V1, IMAGENET1K_FEATURES"
+    )
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_file_cut_short(tmp_path, zipped, share):
+    state = {name: tensor.clone() for name, tensor in list(filled("vgg11", features_only=True).items())[:6]}
+    path = saved(tmp_path, state, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert refused(path).startswith(" is damaged, cut short or not a file of torch.save (")
+
+
+def test_file_of_something_else(tmp_path):
+    path = tmp_path / "file.pth"
+    path.write_text("<html>Not found</html>")
+    assert refused(path).startswith(" is damaged, cut short or not a file of torch.save (")
+
+
+class Harmful:
+    def __reduce__(self):
+        return (Path.touch, (Path("harm"),))
+
+
+@pytest.mark.parametrize("whole", [nn.Linear(2, 2), Harmful()], ids=["a model", "a harmful object"])
+def test_pickled_objects_are_not_loaded(tmp_path, monkeypatch, whole):
+    monkeypatch.chdir(tmp_path)
+    assert refused(saved(tmp_path, whole)).startswith(
+        " holds Python objects, which may run code when loaded: save"
+    )
+    assert not Path("harm").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ({"model": {"a": torch.ones(1)}, "epoch": 3}, "a dictionary of model, epoch"),
+        ([torch.ones(1)], "a list"),
+        (torch.ones(1), "a Tensor"),
+    ],
+)
+def test_what_is_no_state_dict(tmp_path, content, kind):
+    assert refused(saved(tmp_path, content)).startswith(
+        f" holds {kind}, not a state dict (tensors by name): save"
+    )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "text"),
+    [
+        ("vgg11", "vgg16", "features.2.weight is absent in the file and 64x64x3x3 in the model"),
+        ("vgg19", "vgg16", "features.17.weight is absent in the file and 512x256x3x3 in the model"),
+        ("vgg16", "vgg16_bn", "features.1.weight is absent in the file and 64 in the model"),
+        ("vgg16", "vgg19", "features.16.weight is absent in the file and 256x256x3x3 in the model"),
+    ],
+)
+def test_another_vgg(tmp_path, theirs, ours, text):
+    message = refused(saved(tmp_path, filled(theirs, features_only=True)), ours)
+    assert message == f" is not of {ours}: {text}"
+
+
+def test_another_shape(tmp_path):
+    path = saved(tmp_path, filled("vgg11") | {"classifier.0.weight": torch.zeros(1).expand(4096, 512)})
+    assert refused(path) == (
+        " is not of vgg11: classifier.0.weight is 4096x512 in the file and 4096x25088 in the model"
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["features.8.weight", "classifier.3.bias"])
+def test_values_that_are_not_finite(tmp_path, name, bad):
+    state = filled("vgg11")
+    state[name] = state[name].clone()
+    state[name].view(-1)[7] = bad
+    assert refused(saved(tmp_path, state)) == f" is damaged: {name} has values that are not finite"
+
+
+def test_by_uri(tmp_path):
+    path = saved(tmp_path, filled("vgg11", features_only=True))
+    origin = load(f"file://{path}").origin
+    assert origin.source == f"file://{path}" and origin.digest == sha256(path.read_bytes()).hexdigest()
+    assert refused(f"file://{tmp_path}/absent.pth").startswith(" can't be read (")
+
+
+# ------------------------------------------------------------------------------------------------ downloads
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers each request with `content`, after `delay` seconds, and counts."""
+
+    def __init__(self, content, delay=0.0):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.delay, self.requests = content, delay, 0
+
+    def handle_error(self, *_):
+        """A client that has given up is what some tests are about."""
+
+    def url(self, digest=None):
+        """Named as torchvision's files are, with the beginning of their SHA-256."""
+        return f"http://127.0.0.1:{self.server_port}/vgg-{(digest or sha256(self.content).hexdigest())[:8]}.pth"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requests += 1
+        time.sleep(self.server.delay)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.server.content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve(monkeypatch, tmp_path):
+    """Starts servers; the cache is an empty folder."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    servers = []
+
+    def start(*arguments):
+        servers.append(Server(*arguments))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.05,), daemon=True).start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_downloaded_once_for_all_workers(serve, caplog):
+    server = serve(b"weights", 0.5)
+    caplog.set_level(logging.INFO, "cvdist")
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(lambda _: weights.fetch(server.url()), range(4)))
+    assert server.requests == 1
+    assert [path.read_bytes() for path in paths] == [b"weights"]
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("waiting for another process to download" in message for message in messages) == 3
+    assert sum(message.startswith("downloading") for message in messages) == 1
+    weights.fetch(server.url())
+    assert server.requests == 1
+
+
+def test_the_lock_of_a_killed_process_does_not_stay(serve):
+    server = serve(b"weights")
+    lock = Path(torch.hub.get_dir(), "checkpoints", Path(server.url()).stem + ".lock")
+    lock.parent.mkdir(parents=True)
+    hold = (
+        f"import fcntl, time; f = open({str(lock)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", f"{hold}; time.sleep(60)"], stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with ThreadPoolExecutor(1) as pool:
+            path = pool.submit(weights.fetch, server.url())
+            time.sleep(0.5)
+            assert not path.done() and server.requests == 0
+            holder.send_signal(signal.SIGKILL)
+            assert path.result(60).read_bytes() == b"weights"
+
+
+def test_waiting_has_an_end(serve, monkeypatch):
+    server = serve(b"weights", 1.0)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(weights.fetch, server.url())
+        while not server.requests:
+            time.sleep(0.01)
+        monkeypatch.setattr(weights, "WAIT_TIMEOUT", 0.1)
+        with pytest.raises(weights.DownloadError, match=r"another process has held .*vgg-.*\.lock for 0.1 s"):
+            weights.fetch(server.url())
+        assert first.result(60).is_file()
+
+
+def test_a_file_with_another_hash_is_not_kept(serve):
+    server = serve(b"something else")
+    with pytest.raises(weights.DownloadError, match="invalid hash value"):
+        weights.fetch(server.url("0123456789"))
+    assert [path.suffix for path in Path(torch.hub.get_dir(), "checkpoints").iterdir()] == [".lock"]
+
+
+def test_a_silent_server_is_given_up(serve, monkeypatch):
+    monkeypatch.setattr(weights, "SOCKET_TIMEOUT", 0.3)
+    server = serve(b"weights", 3.0)
+    with pytest.raises(weights.DownloadError, match="timed out"):
+        weights.fetch(server.url())
+
+
+def test_no_network_is_one_line_that_names_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of the first call
+    began = time.monotonic()
+    with pytest.raises(UserError) as error:
+        weights.load(ModelConfig(name="vgg16", weights="IMAGENET1K_FEATURES"), {})
+    assert time.monotonic() - began < 60
+    assert str(error.value) == (
+        "--weights IMAGENET1K_FEATURES: https://download.pytorch.org/models/"
+        f"vgg16_features-amdegroot-88682ab5.pth could not be downloaded to {tmp_path}/hub/checkpoints "
+        "([Errno 111] Connection refused). A file that you have serves as well: "
+        "--weights FILE --weights-preprocessing vgg-features"
+    )
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    with pytest.raises(
+        weights.DownloadError, match=r"could not be downloaded to .*file/hub/checkpoints \(.*Not a"
+    ):
+        weights.fetch("http://127.0.0.1:9/vgg-01234567.pth")

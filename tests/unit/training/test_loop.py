@@ -1,0 +1,386 @@
+"""The loop alone, in this process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+
+import pytest
+import torch
+
+from cvdist import config as configs
+from cvdist import recipes
+from cvdist.checkpoints import format as ckpt
+from cvdist.checkpoints.store import CheckpointStore
+from cvdist.checkpoints.worker import Worker
+from cvdist.distributed.ranks import RankInfo
+from cvdist.errors import UserError
+from cvdist.tracking import NoTracker
+from cvdist.training.setup import build_run
+from cvdist.training.train import train
+from cvdist.training.validation import validate
+
+
+def after_steps(run, number, action):
+    """Let `action` happen once, when the run has taken `number` steps more."""
+    poll, taken = run.worker.poll_stop_request, []
+
+    def polled():
+        taken.append(1)
+        if len(taken) == number:
+            action()
+        return poll()
+
+    run.worker.poll_stop_request = polled
+
+
+def before_validation(run, number, action):
+    """Let `action` happen once, when the run begins its validation of that number."""
+    batches, begun = run.loader.valid_batches, []
+
+    def valid_batches(*arguments):
+        begun.append(1)
+        if len(begun) == number:
+            action()
+        return batches(*arguments)
+
+    run.loader.valid_batches = valid_batches
+
+
+class Killed(Exception):
+    """Ends a run as an error of its own would."""
+
+
+def kill():
+    raise Killed
+
+
+class Recorder(NoTracker):
+    """Keeps the metrics."""
+
+    def __init__(self):
+        self.steps, self.epochs = [], []
+
+    def log_metrics(self, values, step):
+        (self.steps if "step/loss" in values else self.epochs).append((step, dict(values)))
+
+
+def make_run(folder, recorder=None, **changes):
+    """A short run: 4,000 digits in 20 steps an epoch."""
+    defaults = {
+        "name": "run",
+        "storage": str(folder),
+        "batch_size": 200,
+        "epochs": 1,
+        "lr_scheduler": "constant",
+        "lr_warmup_epochs": 0.0,
+        "rotation": 0.0,
+        "translation": 0.0,
+        "log_every_steps": 1,
+    }
+    config = configs.replace(recipes.find("digits-cnn"), **{**defaults, **changes})
+    store = CheckpointStore.at(str(folder / config.run.name), config.checkpoint.keep)
+    return build_run(config, Worker(RankInfo(), store), recorder or Recorder())
+
+
+def names(folder):
+    return [one.name for one in CheckpointStore.at(str(folder)).list()]
+
+
+def losses(folder, **changes):
+    recorder = Recorder()
+    run = make_run(folder, recorder, **changes)
+    train(run)
+    return [values["step/loss"] for _, values in recorder.steps], run
+
+
+def test_learns_and_reports_exact_counts(tmp_path):
+    recorder = Recorder()
+    summary = train(make_run(tmp_path, recorder, epochs=2, batch_size=32))
+    assert summary.best_correct > 900 and summary.valid_total == 1000
+    assert [step for step, _ in recorder.epochs] == [1, 2]
+    assert [step for step, _ in recorder.steps] == list(range(1, 251))
+    for _, values in recorder.epochs:
+        assert values["train/total"] == 4000 and values["valid/total"] == 1000
+        assert values["valid/accuracy"] == values["valid/correct"] / 1000
+    # The epoch's figures are the sums of its steps'.
+    first = [values for _, values in recorder.steps[:125]]
+    assert sum(values["step/correct"] for values in first) == recorder.epochs[0][1]["train/correct"]
+    mean = sum(values["step/loss"] * values["step/total"] for values in first) / 4000
+    assert mean == pytest.approx(recorder.epochs[0][1]["train/loss"], rel=1e-9)
+
+
+def test_same_seed_same_run_other_seed_other_run(tmp_path):
+    one, _ = losses(tmp_path / "a")
+    same, _ = losses(tmp_path / "b")
+    other, _ = losses(tmp_path / "c", seed=1)
+    assert one == same
+    assert one != other
+
+
+def test_accumulation_gives_the_same_gradients(tmp_path):
+    whole, _ = losses(tmp_path / "a", dropout=0.0, batch_size=190)
+    parts, _ = losses(tmp_path / "b", dropout=0.0, batch_size=190, accumulate_steps=4)
+    assert parts == pytest.approx(whole, rel=2e-4)
+
+
+@pytest.mark.parametrize("stop", [7, 13])
+def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path, stop):
+    """Dropout, momentum, moving average, augmentation and schedule on; stopped between two checkpoints."""
+    changes = {
+        "epochs": 2,
+        "checkpoint_every": 5,
+        "model_ema_decay": 0.9,
+        "dropout": 0.5,
+        "rotation": 10.0,
+        "lr_scheduler": "cosine",
+        "log_every_steps": 3,
+    }
+    whole = make_run(tmp_path / "whole", **changes)
+    train(whole)
+    run = make_run(tmp_path / "parts", **changes)
+    after_steps(run, 20 + stop + 1, kill)
+    with pytest.raises(Killed):
+        train(run)
+    run.worker.wait_for_uploads()
+    rest = make_run(tmp_path / "parts", **changes)
+    assert (rest.progress.epoch, rest.progress.position) == (1, stop // 5 * 5 * 200)
+    train(rest)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, rest.model.state_dict()[name]), name
+    for one, other in zip(whole.progress.history, rest.progress.history, strict=True):
+        assert (one.train_correct, one.valid_correct) == (other.train_correct, other.valid_correct)
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-12)
+        assert one.valid_loss == other.valid_loss
+
+
+def test_a_finished_run_started_again_has_nothing_to_do(tmp_path):
+    first = train(make_run(tmp_path))
+    again = train(make_run(tmp_path))
+    assert (again.best_correct, again.epochs) == (first.best_correct, 1)
+    assert again.first_step_at == 0
+    longer = train(make_run(tmp_path, epochs=2))
+    assert longer.epochs == 2
+
+
+def test_best_model_is_the_best_epochs(tmp_path):
+    logged = []
+
+    class Keeper(Recorder):
+        def log_model(self, model, identity, info, example, step):
+            logged.append((step, {k: v.clone() for k, v in model.state_dict().items()}))
+
+    # The third epoch's rate ruins the model: the second is the best.
+    recorder = Keeper()
+    run = make_run(tmp_path, recorder, epochs=3)
+    usual = run.schedule
+    run.schedule = lambda done: usual(done) if done < 2 else 3.0
+    train(run)
+    ((step, state),) = logged
+    assert step == run.progress.best_epoch == 2
+    best = ckpt.load(tmp_path / "run" / "epoch-0002")
+    assert all(torch.equal(state[name], tensor) for name, tensor in best.state["model"].items())
+
+
+def test_broken_loss_stops_with_step_and_advice(tmp_path):
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) in step \d of epoch 1, .*: lower --lr"):
+        train(make_run(tmp_path, lr=1e9))
+    assert not (tmp_path / "run" / "epoch-0001").exists()
+
+
+def test_one_bad_sample_is_named_with_its_step_and_spoils_no_checkpoint(tmp_path):
+    run = make_run(tmp_path, log_every_steps=10, checkpoint_every=4)
+    batches, read = run.loader.train_batches, []
+
+    def with_a_bad_one(*arguments):
+        for number, batch in enumerate(batches(*arguments), start=1):
+            if number == 6:
+                batch.images[3] = math.nan
+                read.extend(batch.indices.tolist())
+            yield batch
+
+    run.loader.train_batches = with_a_bad_one
+    with pytest.raises(
+        UserError, match=r"the loss became nan in step 6 of epoch 1, whose 200 training"
+    ) as error:
+        train(run)
+    run.worker.wait_for_uploads()
+    assert all(f"row {row}" in str(error.value) for row in read[:8])
+    assert names(tmp_path / "run") == ["epoch-0001-step-000004"]
+    assert all(tensor.isfinite().all() for tensor in make_run(tmp_path).model.state_dict().values())
+
+
+def test_weights_that_overflow_behind_a_finite_loss_are_not_saved(tmp_path):
+    run = make_run(tmp_path, checkpoint_every=2)
+    after_steps(run, 4, lambda: next(run.model.parameters()).data[0].fill_(math.inf))
+    with pytest.raises(
+        UserError, match="no finite numbers any more at epoch-0001-step-000004, which is not saved"
+    ):
+        train(run)
+    run.worker.wait_for_uploads()
+    assert names(tmp_path / "run") == ["epoch-0001-step-000002"]
+
+
+@pytest.mark.parametrize("file", ["state.pt", "checkpoint.json"])
+def test_the_newest_good_checkpoint_is_used(tmp_path, caplog, file):
+    """One flipped bit, in the middle of numbers."""
+    whole = make_run(tmp_path / "whole", epochs=3)
+    train(whole)
+    train(make_run(tmp_path, epochs=2))
+    path = tmp_path / "run" / "epoch-0002" / file
+    content = bytearray(path.read_bytes())
+    at = content.index(b'"valid_correct": ') + 18 if file == "checkpoint.json" else len(content) // 2
+    content[at] ^= 1
+    path.write_bytes(content)
+    with caplog.at_level("WARNING", "cvdist"):
+        logging.getLogger("cvdist").propagate = True
+        run = make_run(tmp_path, epochs=3)
+    assert "epoch-0002 of this run is damaged" in caplog.text and "trying the one before" in caplog.text
+    assert run.progress.epoch == 1
+    train(run)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, run.model.state_dict()[name]), name
+
+
+def test_a_checkpoint_is_of_its_moment_though_it_is_written_later(tmp_path):
+    """Written when training has gone on by an epoch, it has the weights and counts of its own time."""
+    release = threading.Event()
+    run = make_run(tmp_path, epochs=2)
+    save, states = run.worker.save_checkpoint, {}
+
+    def save_late(name, score, at, fill, awaited=()):
+        states[name] = ({k: v.clone() for k, v in run.model.state_dict().items()}, len(run.progress.history))
+
+        def wait_and_fill(folder):
+            if name == "epoch-0001":
+                release.wait(30)
+            fill(folder)
+
+        save(name, score, at, wait_and_fill)
+
+    run.worker.save_checkpoint = save_late
+    before_validation(run, 2, release.set)
+    train(run)
+    for name, (weights, epochs) in states.items():
+        saved = ckpt.load(tmp_path / "run" / name)
+        assert len(saved.progress.history) == epochs
+        assert all(torch.equal(saved.state["model"][key], tensor) for key, tensor in weights.items())
+
+
+def test_a_checkpoint_that_can_not_be_stored_ends_the_run_with_the_reason(tmp_path):
+    run = make_run(tmp_path, epochs=3)
+    (tmp_path / "run").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"the checkpoint .*epoch-0001 could not be written"):
+        train(run)
+
+
+def test_moving_average_is_validated_and_logged(tmp_path):
+    run = make_run(tmp_path, model_ema_decay=0.99)
+    train(run)
+    averaged, trained = run.ema.module.state_dict(), run.model.state_dict()
+    assert any(not torch.equal(averaged[name], trained[name]) for name in trained)
+    assert run.best.correct == validate(run).correct
+
+
+def test_bfloat16_autocast_learns(tmp_path):
+    run = make_run(tmp_path, precision="bfloat16", batch_size=64, epochs=1, channels_last=True)
+    assert train(run).best_correct > 700
+    assert next(run.model.parameters()).dtype == torch.float32
+
+
+# --------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    train(make_run(tmp_path))
+    saved = ckpt.load(tmp_path / "run" / "epoch-0001")
+    other = ckpt.ModelIdentity("scratch-cnn", ("cat", "dog"), 3, 224, 224)
+    with pytest.raises(UserError, match=r"is of model scratch-cnn \(10 classes, 1x28x28\), this run trains"):
+        ckpt.require_fit(saved, other, saved.order, "x")
+
+
+def test_position_in_another_order_is_refused(tmp_path):
+    run = make_run(tmp_path, checkpoint_every=7)
+    before_validation(run, 1, kill)
+    with pytest.raises(Killed):
+        train(run)
+    run.worker.wait_for_uploads()
+    with pytest.raises(
+        UserError, match=r"within an epoch .* set --batch-size, --seed and the data as they were"
+    ):
+        make_run(tmp_path, batch_size=100)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "meta not json", "other format"])
+def test_damaged_checkpoints_are_named_and_run_no_code(tmp_path, damage):
+    train(make_run(tmp_path))
+    folder = tmp_path / "run" / "epoch-0001"
+    state, meta = folder / "state.pt", folder / "checkpoint.json"
+    if damage == "truncated":
+        state.write_bytes(state.read_bytes()[:1000])
+    elif damage == "pickle":
+        torch.save({"model": Bomb(tmp_path / "ran")}, state)
+    elif damage == "meta not json":
+        meta.write_text("{")
+    else:
+        meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 99}))
+    with pytest.raises(UserError, match="of this run"):
+        make_run(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+class Bomb:
+    """What a hostile file would do when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "cosine"])
+def test_the_logged_rates_are_those_of_the_optimizer(tmp_path, scheduler):
+    """Of each step, and of each epoch that of its last step, also where the run is killed and continued."""
+    recorder, held = Recorder(), {}
+
+    def noting(run, number):
+        batches = run.loader.train_batches
+
+        def train_batches(order, *arguments):
+            first = (order.epoch - 1) * 20 + (arguments[2] // 200)
+            for step, batch in enumerate(batches(order, *arguments), start=first + 1):
+                yield batch
+                (held[step],) = {group["lr"] for group in run.optimizer.param_groups}
+
+        run.loader.train_batches = train_batches
+        if number:
+            after_steps(run, number, kill)
+        return run
+
+    settings = {
+        "epochs": 3,
+        "lr": 0.1,
+        "lr_scheduler": scheduler,
+        "lr_warmup_epochs": 0.5,
+        "checkpoint_every": 5,
+    }
+    with pytest.raises(Killed):
+        train(run := noting(make_run(tmp_path, recorder, **settings), 33))
+    run.worker.wait_for_uploads()
+    run = noting(make_run(tmp_path, recorder, **settings), 0)
+    assert (run.progress.epoch, run.progress.position) == (1, 10 * 200)
+    train(run)
+    steps = {step: values["step/learning_rate"] for step, values in recorder.steps}
+    epochs = {epoch: values["train/learning_rate"] for epoch, values in recorder.epochs}
+    assert list(held) == list(steps) == list(range(1, 61)) and steps == held
+    assert epochs == {epoch: held[20 * epoch] for epoch in (1, 2, 3)}
+    # By hand: linear over 10 steps, never 0, then half a cosine over 50 steps, or constant.
+    assert [held[step] for step in (1, 2, 10)] == pytest.approx([0.001, 0.01, 0.09])
+    cosine = [0.05 * (1 + math.cos(math.pi * (step - 11) / 50)) for step in range(11, 61)]
+    assert [held[step] for step in range(11, 61)] == pytest.approx(
+        cosine if scheduler == "cosine" else [0.1] * 50
+    )
+    assert 0 < held[60] == epochs[3]
