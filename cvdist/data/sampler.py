@@ -2,7 +2,8 @@
 
 Each epoch has one global order of samples, which depends on the seed and the epoch alone. It is cut into global
 batches, and each global batch is partitioned over the workers into contiguous local batches whose sizes differ
-by one at most. For any number of workers and any sizes (`tests/unit/data/test_sampler.py`) this gives three properties:
+by one at most. For any number of workers and any sizes this gives three properties, which
+`tests/unit/data/test_sampler.py` checks:
 
 - Every sample belongs to exactly one worker exactly once an epoch.
 - All workers take the same number of steps, so collective operations can't hang. A local batch may be empty.
