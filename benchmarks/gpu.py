@@ -84,7 +84,7 @@ class Sizes:
 
 
 def tiny() -> Sizes:
-    """What a processor does in seconds."""
+    """Work small enough for a CPU to finish in seconds."""
     return dataclasses.replace(
         Sizes(),
         model="vgg11",
@@ -138,7 +138,7 @@ class Bench:
         return self.device.type == "cuda"
 
     def note(self, section: str, **values: Any) -> None:
-        """One line of figures."""
+        """Print one line of measured values and keep it for the JSON file."""
         shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         print(f"  {section}: {shown}", flush=True)
         if self.output is not None:
@@ -334,7 +334,7 @@ def backbones(bench: Bench) -> Iterator[Comparison]:
 
 @torch.inference_mode()
 def _bare(module: Callable[[torch.Tensor], object], batch: int, size: int, device: torch.device) -> float:
-    """Pictures a second in bfloat16."""
+    """Measure how many pictures a second the bare convolutions take in bfloat16."""
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     repeats = max(2, 4096 // batch) if device.type == "cuda" else 1
 
@@ -555,7 +555,7 @@ def _trained(
     state = torch.load(_newest(bench.root / "runs" / name) / "state.pt", weights_only=True, mmap=True)
     found["parameters"] = sum(v.numel() for k, v in state["model"].items() if not k.startswith("features."))
     found["seconds_in_all"] = seconds
-    found["foretold"] = memory.foretell(config, bfloat16=config.loop.precision == "bfloat16").peak
+    found["estimated"] = memory.estimate_for_config(config, bfloat16=config.loop.precision == "bfloat16").peak
     shutil.rmtree(bench.root / "runs" / name)
     return found
 
@@ -662,7 +662,7 @@ def jobs(bench: Bench) -> Iterator[Comparison]:
                 continue
         config = _parsed(_command(bench, *arguments))
         bfloat16 = config.loop.precision in ("bfloat16", "auto")
-        found = progress(run) | {"foretold": memory.foretell(config, bfloat16=bfloat16).peak}
+        found = progress(run) | {"estimated": memory.estimate_for_config(config, bfloat16=bfloat16).peak}
         _note_job(bench, "job", found, what=what, **_told(table))
         shutil.rmtree(run)
     return
@@ -770,7 +770,7 @@ def full(bench: Bench) -> Iterator[Comparison]:
     ):
         if bench.cuda:
             config = _parsed(_command(bench, *words, *weights, *more))
-            needed = memory.foretell(config, bfloat16=False)
+            needed = memory.estimate_for_config(config, bfloat16=False)
             done = torchrun(bench, *words, *weights, *more, "--name", "full")
             lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
             last = "" if lines else "\n".join(done.stderr.splitlines()[-20:])

@@ -3,7 +3,7 @@
 One process, one thread, the CNN for digits. The other side of the first comparison is the same loop without the
 watch over losses and the exchange about signals; that of the second one writes no checkpoints. One checkpoint
 of 0.9 MB comes every four epochs, which take two to three seconds. Both costs are smaller than the noise of a
-single pair: hence the number of pairs.
+single pair, so there are several.
 """
 
 from __future__ import annotations

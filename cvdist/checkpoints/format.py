@@ -91,7 +91,7 @@ class Normalization:
 
 @dataclass
 class Checkpoint:
-    """What the files of a checkpoint hold.
+    """The content of a checkpoint's files.
 
     Attributes:
         model: What the weights fit.

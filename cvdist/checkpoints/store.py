@@ -83,7 +83,7 @@ class CheckpointStore:
         return self.fence.suffix if self.fence is not None else ""
 
     def uri(self, name: str) -> str:
-        """Where a checkpoint is."""
+        """The folder or URI of a checkpoint."""
         return f"{self.folder.uri.rstrip('/')}/{name}"
 
     def list(self) -> Sequence[StoredCheckpoint]:

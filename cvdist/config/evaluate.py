@@ -42,7 +42,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """One job of `jobs/evaluate.py`."""
+    """The settings of an evaluation (`jobs/evaluate.py`)."""
 
     saved: SavedModelConfig = field(default_factory=SavedModelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

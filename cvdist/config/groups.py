@@ -73,7 +73,7 @@ class PicturesConfig:
 
 @dataclass(frozen=True)
 class DataConfig(PicturesConfig):
-    """What is learned from."""
+    """The data set that a model is trained and validated on."""
 
     dataset: Literal["digits", "mnist", "images"] = "digits"
     """`digits`: 5,000 real MNIST digits that come with a package, no network needed. `mnist`: all 70,000.
@@ -166,7 +166,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ModelConfig(BackboneConfig):
-    """What is trained."""
+    """The architecture, and where its first weights come from."""
 
     head: Head = "vgg"
     """What is trained on a pretrained model's convolutions. `vgg`: its own two hidden layers. `mlp`: one hidden
@@ -273,7 +273,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What survives a crash."""
+    """How often checkpoints are saved and how many are kept."""
 
     every: Annotated[CountOrZero, Flag("checkpoint_every")] = 0
     """Steps between checkpoints inside an epoch. 0: at each epoch's end only."""
@@ -305,7 +305,7 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig(ClusterConfig):
-    """Where it runs."""
+    """The processes that train: how many, on what, and how long they wait for each other."""
 
     launcher: Annotated[Launcher, Flag("runtime")] = "auto"
     """`auto`: torchrun's environment if started by it, else Ray. `inline`: in this process, one worker."""
@@ -362,7 +362,7 @@ class ActorsConfig(ClusterConfig):
 
 @dataclass(frozen=True)
 class ExtractorsConfig(ActorsConfig):
-    """Where features are computed."""
+    """The actors that compute features."""
 
     device: Device = RuntimeConfig.device
     """`auto`: GPUs where every actor can have one, else CPUs."""
@@ -372,7 +372,7 @@ class ExtractorsConfig(ActorsConfig):
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where the results are shown."""
+    """Where metrics, figures and models are recorded, and which of them."""
 
     mode: Annotated[Literal["required", "optional", "none"], Flag("tracking")] = "required"
     """`optional`: train without MLflow if it can't be reached at the start. `none`: do not use it at all."""

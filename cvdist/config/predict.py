@@ -27,7 +27,7 @@ class PredictionConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """One job of `jobs/predict.py`."""
+    """The settings of a prediction (`jobs/predict.py`)."""
 
     saved: SavedModelConfig = field(default_factory=SavedModelConfig)
     prediction: PredictionConfig = field(default_factory=PredictionConfig)

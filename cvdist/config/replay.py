@@ -15,6 +15,6 @@ class JournalConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """One job of `jobs/replay.py`."""
+    """The settings of the delivery of a journal (`jobs/replay.py`)."""
 
     replay: JournalConfig = field(default_factory=JournalConfig)

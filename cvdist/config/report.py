@@ -19,7 +19,7 @@ class PageConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """One job of `jobs/report.py`."""
+    """The settings of a report (`jobs/report.py`)."""
 
     page: PageConfig = field(default_factory=PageConfig)
     lookup: LookupConfig = field(default_factory=LookupConfig)

@@ -20,7 +20,7 @@ from cvdist.config.groups import (
 
 @dataclass(frozen=True)
 class LookupConfig:
-    """Where runs are looked for by their names."""
+    """Where runs are searched by their names."""
 
     tracking_uri: str = TrackingConfig.uri
     """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""

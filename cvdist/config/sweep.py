@@ -50,12 +50,12 @@ class SweepJobConfig(TrainConfig):
 
     @classmethod
     def of(cls, train: TrainConfig, sweep: SweepConfig | None = None) -> SweepJobConfig:
-        """A sweep around a training."""
+        """Build the settings of a sweep whose trials are variations of a training."""
         return cls(**vars(part_of(TrainConfig, train)), sweep=sweep or SweepConfig())
 
     @property
     def train(self) -> TrainConfig:
-        """What all trials have in common."""
+        """The settings that all trials have in common."""
         return part_of(TrainConfig, self)
 
 

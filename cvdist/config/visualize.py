@@ -12,7 +12,7 @@ from cvdist.config.saved import SavedModelConfig
 
 @dataclass(frozen=True)
 class LookConfig:
-    """What `jobs/visualize.py` looks at."""
+    """Which pictures, layers and classes are visualized."""
 
     data: str = ""
     """A picture, or a folder or URI of pictures; of `{train,valid}/CLASS/picture.jpg` the validation part.
@@ -34,7 +34,7 @@ class LookConfig:
 
 @dataclass(frozen=True)
 class VisualizeJobConfig:
-    """One job of `jobs/visualize.py`."""
+    """The settings of a visualization (`jobs/visualize.py`)."""
 
     saved: SavedModelConfig = field(default_factory=SavedModelConfig)
     look: LookConfig = field(default_factory=LookConfig)

@@ -31,11 +31,11 @@ class ModelComparison:
 
     @property
     def total(self) -> int:
-        """Pictures."""
+        """The number of pictures."""
         return self.both + self.only_first + self.only_second + self.neither
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The comparison as plain values, for JSON."""
         return {
             "both_right": self.both,
             "only_first_right": self.only_first,

@@ -30,7 +30,7 @@ SHOWN_DIFFERENCES = 18
 
 @dataclass(frozen=True)
 class ModelEvaluation:
-    """What was measured of one model.
+    """The measurements of one model.
 
     Args:
         saved: the model.

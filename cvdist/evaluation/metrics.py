@@ -32,11 +32,11 @@ class SampleResults:
 
     @property
     def right(self) -> Tensor:
-        """Bool (N,)."""
+        """Whether each prediction is right: bool, (N,)."""
         return self.true == self.predicted
 
     def __len__(self) -> int:
-        """N."""
+        """The number of pictures."""
         return len(self.rows)
 
 
@@ -101,7 +101,7 @@ class CalibrationBin:
 
     @property
     def accuracy(self) -> float:
-        """Of the bin; 0 for an empty one."""
+        """The accuracy of the pictures in the bin; 0 for an empty one."""
         return self.correct / self.total if self.total else 0.0
 
 

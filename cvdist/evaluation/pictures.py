@@ -123,7 +123,7 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
 
 
 class InMemoryPictures:
-    """Digits and MNIST (`Pictures`)."""
+    """Pictures of a data set that fits in memory: digits or MNIST."""
 
     def __init__(self, data: DataConfig, storage: str, part: str) -> None:
         """`storage`: as `RunConfig.storage`; part: `valid`, `train` or `all`.
@@ -151,7 +151,7 @@ class InMemoryPictures:
 
     @torch.inference_mode()
     def seen_by(self, saved: SavedModel, inference: InferenceConfig, device: torch.device) -> Iterator[Labeled]:
-        """See `Pictures.seen_by`."""
+        """Say which of the pictures the model was trained on, as `EvaluationPictures.seen_by` says."""
         info, shape = self._loader.info, saved.identity
         if (info.channels, info.height, info.width) != (shape.channels, shape.height, shape.width):
             raise UserError(
@@ -172,7 +172,7 @@ class InMemoryPictures:
                 yield len(self._valid) + batch.indices, _log_softmax(model, batch.images, precision)
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
-        """See `Pictures.pixels`."""
+        """Yield the pixels of the pictures, as `EvaluationPictures.pixels` says."""
         edge = len(self._valid)
         parts = [
             self._loader.pictures("valid" if row < edge else "train", [row if row < edge else row - edge])[0]
@@ -188,7 +188,7 @@ class InMemoryPictures:
 
 
 class PictureFolder:
-    """Folders of pictures (`Pictures`)."""
+    """Pictures that lie in one folder a class."""
 
     def __init__(
         self, wanted: DataConfig, classes: tuple[str, ...], table: pa.Table, name: str, timeout: float
@@ -219,7 +219,7 @@ class PictureFolder:
         return cls(wanted, listing.classes, table, f"{where} ({_PARTS[part]})", config.inference.data_timeout)
 
     def seen_by(self, saved: SavedModel, inference: InferenceConfig, device: torch.device) -> Iterator[Labeled]:
-        """See `Pictures.seen_by`."""
+        """Say which of the pictures the model was trained on, as `EvaluationPictures.seen_by` says."""
         threads = inference.decode_workers
         predictor = Predictor(self._wanted.uri, inference, saved, device, decode_threads=threads)
         row_of = {path: row for row, path in enumerate(self._paths)}
@@ -232,7 +232,7 @@ class PictureFolder:
         self.quarantine = tuple(bad)
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
-        """See `Pictures.pixels`."""
+        """Yield the pixels of the pictures, as `EvaluationPictures.pixels` says."""
         folder = Folder.open(self._wanted.uri, "--data")
         decoded = [decode(folder.read(self._paths[row]), size, self._wanted.resize) for row in rows]
         return torch.stack(decoded).permute(0, 3, 1, 2) if decoded else torch.empty(0, 3, size, size).byte()

@@ -40,7 +40,7 @@ Compute = Callable[[Sequence[WorkUnit]], Iterator[Receipt | None]]
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """What is to be done.
+    """The plan of an extraction: which work units exist and which have no receipt yet.
 
     known: index of the cache that is there, or an empty one; changes: from it to the listing; work: all slices,
     of which `done` has those that an earlier attempt has finished.
@@ -56,7 +56,7 @@ class ExtractionPlan:
 
     @property
     def left(self) -> list[WorkUnit]:
-        """What has to be computed."""
+        """The work units that have to be computed."""
         return [work for work in self.work if work.key not in self.done]
 
 

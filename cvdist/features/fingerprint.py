@@ -186,7 +186,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def format_value(value: object) -> str:
-    """For messages."""
+    """Format a value of a fingerprint for a message."""
     if isinstance(value, dict):
         return " ".join(f"{name} {number:g}" for name, number in value.items() if number)
     text = str(value) if value is not None else "none"

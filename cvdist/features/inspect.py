@@ -84,7 +84,7 @@ def check(uri: str) -> str:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was deleted: files, and their bytes."""
+    """How many files were deleted, and their bytes."""
 
     files: int
     bytes: int

@@ -53,7 +53,7 @@ class Packed:
 
 
 def pack(features: Tensor, labels: Sequence[int], ids: Sequence[str]) -> Packed:
-    """Make a shard.
+    """Compress rows of features into the bytes of a shard.
 
     Args:
         features: (rows, views, ...) on the CPU, of one of the dtypes in `DTYPES`.

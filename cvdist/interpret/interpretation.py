@@ -102,7 +102,7 @@ class ExplainedPrediction:
 
 @dataclass(frozen=True)
 class Interpretation:
-    """What was found out about a model.
+    """The result of interpreting a model.
 
     Attributes:
         layers: The layers that were looked at.

@@ -305,7 +305,7 @@ def _cache_command(words: list[str]) -> CacheCommand | None:
 
 
 def _program(name: str) -> str:
-    """As tyro's usage line calls it."""
+    """The name of the program in tyro's usage line."""
     return f"{name}.py" if command(name).startswith("python") else command(name)
 
 

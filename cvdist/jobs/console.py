@@ -36,7 +36,7 @@ def mlflow_row(run: RunRef | None) -> list[tuple[str, str]]:
 
 
 def open_run(run: RunRef) -> str:
-    """What a person does to see the run."""
+    """The line that tells how to see the run in MLflow."""
     if _has_server(run):
         return f"open {run.page}"
     return f"make ui   then open http://localhost:5000/{run.page}"

@@ -177,7 +177,7 @@ def _gpu_memory(config: TrainConfig, total: int) -> str:
     from cvdist.training import memory
 
     bfloat16 = choose_precision(config.loop.precision, torch.device("cuda", 0)).bfloat16
-    needed = memory.foretell(config, bfloat16=bfloat16)
+    needed = memory.estimate_for_config(config, bfloat16=bfloat16)
     found = f"a worker needs about {needed}, of {total / 1e9:,.1f} GB"
     if needed.peak > total:
         raise UserError(f"{found}: {memory.advice(config)}")
@@ -321,13 +321,13 @@ def _step(size: float, seconds_a_byte: float) -> str:
 
 
 class _Reducer:
-    """One worker's place in the measurement."""
+    """An actor that takes part in measuring how long all-reduce takes."""
 
     def __init__(self, rank: int, count: int, use_gpu: bool) -> None:
         self._rank, self._count, self._use_gpu = rank, count, use_gpu
 
     def address(self) -> str:
-        """Where the others find rank 0."""
+        """Host and port at which the other workers reach rank 0."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"

@@ -206,7 +206,7 @@ def _model(parameters: Mapping[str, str]) -> ModelSummary | None:
 
 
 def _ridge(metrics: Mapping[str, float]) -> RidgeResult | None:
-    """The baseline, if it has arrived whole."""
+    """The linear baseline, if all its metrics have arrived in MLflow."""
     try:
         return RidgeResult(
             correct=int(metrics["ridge/valid_correct"]),
@@ -219,7 +219,7 @@ def _ridge(metrics: Mapping[str, float]) -> RidgeResult | None:
 
 
 def _epochs(run: StoredRun) -> tuple[EpochRecord, ...]:
-    """The epochs of which all results have arrived."""
+    """The epochs of which all metrics have arrived in MLflow."""
     needed = {
         name: run.history(name)
         for name in (

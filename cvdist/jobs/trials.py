@@ -60,7 +60,7 @@ class TrialTracker(NoTracker):
     """Passes on a trial's parameters and metrics, not its figures and files, and tells of each epoch."""
 
     def __init__(self, inner: Tracker, epoch_done: Callable[[TrialEpoch], None]) -> None:
-        """`inner`: of the trial's run."""
+        """Wrap the tracker of the trial's run, `inner`."""
         self._inner, self._epoch_done = inner, epoch_done
         self.log_params, self.log_dataset, self.close = inner.log_params, inner.log_dataset, inner.close  # type: ignore[method-assign]
 
@@ -326,7 +326,7 @@ def progress(trials: Sequence[Trial], running: int) -> str:
 
 
 def ended_line(trial: Trial) -> str:
-    """What became of a trial."""
+    """The line that says how a trial has ended."""
     result = f", {log.percent(trial.best.correct, trial.best.total)}" if trial.best is not None else ""
     after = f" after epoch {trial.epochs[-1].epoch}" if trial.state == "stopped" and trial.epochs else ""
     # The whole of it is in the table.

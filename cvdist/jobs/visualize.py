@@ -337,7 +337,7 @@ def table(result: VisualizeResult) -> str:
 
 
 def _next(result: VisualizeResult) -> str:
-    """What a person does now."""
+    """The lines that tell what to do next."""
     if result.interpretation is None:
         return "the same with --data PICTURES, to see activations, top activations and Grad-CAM"
     if result.run is not None:
@@ -353,7 +353,7 @@ def _channels(result: VisualizeResult, name: str) -> int:
 
 
 def _where(result: VisualizeResult) -> str:
-    """The places of the figures, in words."""
+    """Say in words where the figures are."""
     places = []
     if result.output:
         output = result.output

@@ -330,7 +330,7 @@ def _read(path: Path, source: str) -> dict[str, Tensor]:
 def _suitable(
     state: dict[str, Tensor], expected: Mapping[str, Tensor], source: str, model: str
 ) -> dict[str, Tensor]:
-    """What of `state` the model takes over.
+    """Select the entries of `state` that the model takes over.
 
     Raises:
         UserError: naming the first layer that differs, with both shapes.

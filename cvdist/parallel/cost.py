@@ -73,7 +73,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step costs each worker.
+    """The bytes, operations and seconds that a step costs each worker.
 
     Attributes:
         arithmetic: Seconds of arithmetic.

@@ -46,7 +46,7 @@ class PredictionPlan:
 
     @property
     def left(self) -> list[WorkUnit]:
-        """What has to be predicted."""
+        """The work units that have to be predicted."""
         return [work for work in self.work if results.name_of(work.key) not in self.done]
 
 

@@ -35,7 +35,7 @@ class ResultFile:
 
     @property
     def pictures(self) -> int:
-        """Good and bad."""
+        """The number of pictures, with those that could not be read."""
         return self.rows + len(self.bad)
 
 

@@ -42,7 +42,7 @@ class Pool:
 
 
 def plan(request: ResourceRequest, actors: int, decode_workers: int) -> Pool:
-    """The pool of actors for a connected cluster.
+    """Plan the pool of actors for the connected cluster.
 
     Args:
         request: what the actors need at the least.

@@ -40,7 +40,7 @@ class ResourceRequest:
 
     @classmethod
     def of_workers(cls, runtime: RuntimeConfig) -> ResourceRequest:
-        """For the workers of a training."""
+        """Build the demand of the workers of a training."""
         fewest, _ = runtime.worker_range
         return cls(fewest, runtime.device, runtime, "--num-workers", str(runtime.num_workers))
 

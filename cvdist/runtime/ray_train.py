@@ -95,7 +95,7 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
 
 
 def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:
-    """What the workers return.
+    """Run Ray Train and return what the workers return.
 
     Ray itself restarts workers that fail. Where one dies while all are being started, it goes on holding the
     CPUs of those that it has started, gives up, or waits for as many CPUs again; nor does it restart its own

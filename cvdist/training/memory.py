@@ -47,7 +47,7 @@ class TrainingMemory:
 
     @property
     def peak(self) -> int:
-        """The most at any time."""
+        """The largest number of bytes at any time."""
         return self.weights + self.state + self.step + self.data
 
     def __str__(self) -> str:
@@ -98,7 +98,7 @@ def estimate(
     return TrainingMemory(weights, moments * size + averaged, max(step, validation), data)
 
 
-def foretell(config: TrainConfig, *, bfloat16: bool) -> TrainingMemory:
+def estimate_for_config(config: TrainConfig, *, bfloat16: bool) -> TrainingMemory:
     """The memory that each GPU of a job takes, from its configuration alone.
 
     Raises:

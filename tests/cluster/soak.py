@@ -42,7 +42,7 @@ EPOCHS = 60
 PAUSE = (5.0, 25.0)
 """Fewest and most seconds between two faults."""
 FAULTS_IN_A_ROW = 3
-"""So many faults may strike a job before it gets further; then the next one waits until it has."""
+"""So many faults may hit a job before it gets further; then the next one waits until it has."""
 SILENCE = 30.0
 """Seconds without a line after which one tells what is going on."""
 LOGS = ROOT / "runs" / "soak"
@@ -124,7 +124,7 @@ class Row:
 
 
 class Soak:
-    """Jobs on one cluster, one after the other, and the faults that strike them."""
+    """Jobs on one cluster, one after the other, and the faults that hit them."""
 
     def __init__(self, folder: Path, minutes: float, seed: int) -> None:
         """Keep the cluster's files in `folder`, and begin jobs for so many `minutes`."""
@@ -157,7 +157,7 @@ class Soak:
                 self._job(cluster, reference)
 
     def table(self) -> str:
-        """Each job, how many ended well, and how often each fault struck."""
+        """Each job, how many ended well, and how often each fault was injected."""
         good = sum(row.verdict == "good" for row in self.rows)
         struck = sum((row.faults for row in self.rows), Counter[str]())
         return "\n".join(
@@ -186,7 +186,7 @@ class Soak:
         return weights
 
     def _job(self, cluster: Cluster, reference: Weights) -> None:
-        """Submit a job, let faults strike until it ends, and judge what it has left."""
+        """Submit a job, inject faults until it ends, and judge what it has left."""
         row = Row(f"soak-{len(self.rows) + 1}")
         self.rows.append(row)
         try:
@@ -241,7 +241,7 @@ class Faults:
         }
 
     def strike_until_the_end(self) -> None:
-        """Let a fault strike every few seconds while the job trains; returns when it has ended.
+        """Inject a fault every few seconds while the job trains; returns when it has ended.
 
         Raises:
             AssertionError: If the job hangs.

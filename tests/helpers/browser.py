@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Error, FrameLocator, Page, Request, exp
 
 from tests.helpers.waiting import answers, free_port, wait_until
 
-# Of one element to appear. MLflow's server reads its code anew for the first page.
+# Of one element to appear. MLflow's server reads its code again for the first page.
 SECONDS = 180
 CHROMIUM = os.environ.get("CVDIST_CHROMIUM") or shutil.which("chromium") or ""
 

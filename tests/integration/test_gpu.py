@@ -226,7 +226,7 @@ def test_the_memory_that_is_foretold_is_what_it_takes(tmp_path, photographs, wei
         config = configs.replace(transfer(tmp_path, weights), **{**settings, "workers": 1, **changes})
         torch.cuda.reset_peak_memory_stats()
         (found,) = history(config)
-        needed = memory.foretell(config, bfloat16=config.loop.precision == "bfloat16")
+        needed = memory.estimate_for_config(config, bfloat16=config.loop.precision == "bfloat16")
         assert found["peak_memory"] == pytest.approx(needed.peak, rel=0.2), f"{name}: {needed}"
 
 

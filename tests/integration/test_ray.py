@@ -240,8 +240,8 @@ def test_of_several_errors_the_one_that_came_first_is_shown():
     lost = RuntimeError("[gloo] Connection closed by peer [10.0.0.1]:1234")
     failed = WorkerGroupError("failed", {0: lost, 1: ValueError("its own"), 2: lost})
     assert str(cause_of(failed)) == "its own"
-    mended = WorkerGroupError("failed", {0: lost, 1: UserError("mend this")})
-    assert isinstance(cause_of(mended), UserError)
+    corrected = WorkerGroupError("failed", {0: lost, 1: UserError("correct this")})
+    assert isinstance(cause_of(corrected), UserError)
 
 
 # ----------------------------------------------------------------------------------------------- preflight

@@ -125,13 +125,13 @@ def test_a_stopped_job_goes_on_and_a_hanging_worker_is_named_with_the_step(tmp_p
         second.suspend()
         try:
             wait_until(
-                lambda: "waited in vain for another worker in step" in log.read_text(),
+                lambda: "timed out waiting for another worker in step" in log.read_text(),
                 "the other one gives up",
                 lambda: log.stat().st_size,
             )
         finally:
             second.kill()
-    assert re.search(r"worker 0 waited in vain for another worker in step \d+ of epoch \d+", log.read_text())
+    assert re.search(r"worker 0 timed out waiting for another worker in step \d+ of epoch \d+", log.read_text())
 
     alone = (*words, "--epochs", str(epoch), "--name", "alone", "--tracking", "none", "--runtime", "inline")
     assert call("train", *alone, storage=tmp_path).returncode == 0

@@ -65,7 +65,7 @@ def stacked(pixels: Sequence[Tensor], device: torch.device) -> Tensor:
 
 
 class Pictures(Protocol):
-    """Where decoded pictures come from."""
+    """A source of decoded pictures."""
 
     def batches(self, paths: Sequence[str], size: int) -> Iterator[tuple[int, list[Decoded]]]:
         """`size` pictures at a time, with the position of the first one."""
@@ -115,7 +115,7 @@ class DecodeAhead:
             self._pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
 
     def batches(self, paths: Sequence[str], size: int) -> Iterator[tuple[int, list[Decoded]]]:
-        """See `Pictures.batches`.
+        """Yield decoded batches, as `Pictures.batches` says, while processes decode the next ones.
 
         Raises:
             UserError: if a file can't be read, or takes too long.
@@ -162,7 +162,7 @@ class _Reader:
         self._source = storage.locate(uri, "--data", patient=True)
 
     def decode(self, paths: Sequence[str]) -> list[Decoded]:
-        """One after the other.
+        """Decode the pictures one after the other, in this process.
 
         Raises:
             UserError: if a file can't be read.

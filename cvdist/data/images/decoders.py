@@ -72,7 +72,7 @@ class PictureFiles:
 
 @dataclass
 class CheckedChunk:
-    """What became of some pictures.
+    """The result of checking some pictures: their pixels, or why they can't be decoded.
 
     digests: 16 bytes each (n,); moments: float32 (n, 6), means and means of squares by channel; bad: (position,
     reason); unreadable: why one could not even be read, or empty.

@@ -49,7 +49,7 @@ _INDEX, _QUARANTINE, _PIXELS, _META = "index.arrow", "quarantine.csv", "pixels.u
 
 @dataclass(frozen=True)
 class PictureStore:
-    """What `prepare` has left on this node.
+    """The decoded pictures that `prepare` has written on this node.
 
     table: the good pictures, memory-mapped; columns path (string), label (int32), part (int8, see
     `cvdist.data.images.listing`), row (int64, in the pixel file), digest (16 bytes of SHA-256), moments (6
@@ -94,7 +94,7 @@ def prepare(config: DataConfig, cache: Path, *, timeout: float, data_timeout: fl
 
 
 def open_picture_store(config: DataConfig, cache: Path) -> PictureStore:
-    """What `prepare` has left.
+    """Open the decoded pictures that `prepare` has written.
 
     Raises:
         UserError: if it did not run on this node, or its files are gone.
