@@ -17,7 +17,7 @@ from cvdist.distributed.traffic import ring_bytes
 _SIDE = 1024  # of the matrices that are multiplied on a CPU; a GPU needs larger ones to show its rate
 _GPU_SIDE = 8192
 _COPIED = 1 << 26  # bytes, more than caches hold
-_GPU_COPIED = 1 << 30
+_GPU_COPIED = 1 << 28
 _SMALL, _LARGE = 256, 1 << 20  # float32 values that are all-reduced
 _SLOW = 0.5  # seconds: if the large all-reduce takes this long, one measurement is precise enough
 _REPEATS = 3

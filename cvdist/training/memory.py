@@ -144,6 +144,12 @@ def advice(config: TrainConfig) -> str:
     return f"{smaller}, or compute it in portions, for the same gradients, with --accumulate-steps {more}"
 
 
+SETUP_ADVICE = (
+    "the model, its optimizer and the data that stay there leave no room for a step: take a smaller --model or "
+    "--image-size, or a GPU with more memory"
+)
+
+
 @contextmanager
 def explain_full_memory(device: torch.device, advice: str) -> Iterator[None]:
     """A GPU's memory that is full in the block becomes a `UserError` with `advice` on what to change."""

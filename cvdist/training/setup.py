@@ -19,7 +19,7 @@ from cvdist.errors import UserError
 from cvdist.results import ModelIdentity
 from cvdist.seeding import derive_seed
 from cvdist.tracking.tracker import Tracker
-from cvdist.training import checkpointing, compiling, ema
+from cvdist.training import checkpointing, compiling, ema, memory
 from cvdist.training.finite import LossWatch
 from cvdist.training.optimizer import build_optimizer
 from cvdist.training.run import Run, initial_model
@@ -41,7 +41,8 @@ def build_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
         UserError: On all workers, if the data, the model or the checkpoint are not what the settings say.
     """
     prepare_node(config, worker)
-    return open_run(config, worker, tracker)
+    with memory.explain_full_memory(worker.device, memory.SETUP_ADVICE):
+        return open_run(config, worker, tracker)
 
 
 def prepare_node(config: TrainConfig, worker: Worker) -> None:

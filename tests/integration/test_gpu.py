@@ -31,6 +31,7 @@ from tests.helpers import feature_caches, pictures
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 64
+EPOCHS = 12  # of the job that is killed: it has to last longer than it takes to see its first checkpoint
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(),
@@ -192,7 +193,7 @@ def test_steps_do_not_wait_for_the_card(tmp_path, photographs, weights, kind):
     }
     if kind == "features":
         chosen = feature_caches.config(
-            photographs, tmp_path / "features", weights, tmp_path / "cache", image_size=SIZE
+            photographs, tmp_path / "features", weights, tmp_path / "cache", image_size=SIZE, shard_size=48
         )
         extract(chosen)
         changes |= {"features": str(tmp_path / "features"), "recipe": "dogs-cats-vgg16-features"}
@@ -267,7 +268,7 @@ def test_killed_in_mid_epoch_it_ends_with_the_same_bits(tmp_path, photographs, w
         "cache": tmp_path / "cache",
         "image-size": SIZE,
         "batch-size": 4,
-        "epochs": 3,
+        "epochs": EPOCHS,
         "checkpoint-every": 30,
         "tracking": "none",
         "precision": "bfloat16",
@@ -309,7 +310,7 @@ def test_killed_in_mid_epoch_it_ends_with_the_same_bits(tmp_path, photographs, w
         )
         assert done.returncode == 0, done.stderr
         assert ("resuming   at epoch" in done.stderr) == (name == "killed"), done.stderr
-    ends = [next((tmp_path / name).glob("epoch-0003*/state.pt")) for name in ("killed", "whole")]
+    ends = [next((tmp_path / name).glob(f"epoch-{EPOCHS:04}*/state.pt")) for name in ("killed", "whole")]
     one, other = (torch.load(end, weights_only=True) for end in ends)
     assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
     for key, values in one["optimizer"]["state"].items():

@@ -71,9 +71,9 @@ def test_real_photographs_through_a_bucket(shared_data, bucket, s3, ray_cluster,
     features = f"{bucket}/real"
     weights = shared_data / "weights" / "vgg16_features.pth"
     recipe = ("dogs-cats-vgg16-features", "--data", photos, "--features", features, "--weights", weights)
-    recipe = (*recipe, "--weights-preprocessing", "vgg-features", "--shard-size", "20")
+    recipe = (*recipe, "--weights-preprocessing", "vgg-features")
     common = {"storage": empty_store(tmp_path), "CVDIST_CACHE": str(tmp_path / "cache"), **s3, **ray_cluster}
-    done = call("preprocess", *recipe, "--extractors", "2", **common)
+    done = call("preprocess", *recipe, "--shard-size", "20", "--extractors", "2", **common)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "extracting on 2 CPU actors" in done.stderr
     assert re.search(r"pictures  72 of 72, 0 can't be decoded", done.stdout)
@@ -85,7 +85,7 @@ def test_real_photographs_through_a_bucket(shared_data, bucket, s3, ray_cluster,
     assert cache.stored_bytes < jpegs and cache.stored_bytes * 10 < 72 * 25088 * 4
     assert "is whole: 5/5 shards, 72 pictures" in call("preprocess", "--check", features, **common).stdout
     assert re.search(r"zeros +8\d\.\d% of the values", inspect.describe(features))
-    again = call("preprocess", *recipe, **common)
+    again = call("preprocess", *recipe, "--shard-size", "20", **common)
     assert "no picture has changed" in again.stderr and "computed  0 pictures" in again.stdout
 
     done = call(

@@ -19,18 +19,18 @@ import torch
 import uvicorn
 from mlflow import MlflowClient
 from mlflow.pyfunc import scoring_server
-from pyarrow import fs as arrow
 from ray.train import WorkerGroupError
 
 from cvdist import recipes
-from cvdist.config import CheckpointConfig, TrainConfig
+from cvdist.checkpoints import format as ckpt
+from cvdist.checkpoints.store import CheckpointStore
+from cvdist.config import CheckpointConfig, RuntimeConfig
 from cvdist.errors import UserError
 from cvdist.loaders import open_loader
 from cvdist.runtime import ray_cluster as connection
 from cvdist.runtime.ray_train import cause_of
 from cvdist.storage import Folder
 from tests.helpers import feature_caches, pictures
-from tests.helpers.checkpoints import checkpoint
 from tests.helpers.jobs import call, mlflow_store, on_ray, run, the_error
 from tests.helpers.stores import empty_store
 from tests.helpers.waiting import answers, free_port, wait_until, work_of
@@ -217,8 +217,8 @@ def test_a_killed_worker_costs_neither_the_job_nor_its_run(s3, tmp_path, monkeyp
     epochs = [metric.step for metric in client.get_metric_history(found.info.run_id, "valid/correct")]
     assert sorted(epochs) == list(range(1, 13))  # none lost with the process, none twice
     name = next(name for name in checkpoints() if name.startswith("epoch-0012"))
-    arrow.copy_files(f"s3://bucket/killed/survivor/{name.partition('/')[0]}", str(tmp_path / "last"))
-    saved = checkpoint.load(tmp_path / "last")
+    with CheckpointStore.at("s3://bucket/killed/survivor").open(name.partition("/")[0]) as last:
+        saved = ckpt.load(last)
     assert saved.workers == 2 and saved.state["model"]["classifier.0.weight"].shape == (16, 25088)
 
 
@@ -226,7 +226,7 @@ def test_processes_of_a_job_know_the_cluster_that_they_belong_to(ray_cluster, mo
     """Ray's own would ask the machine's newest about this training, and end it where that knows of none."""
     for name, value in ray_cluster.items():
         monkeypatch.setenv(name, value)
-    connection.connect(TrainConfig())
+    connection.connect(connection.ResourceRequest.of_workers(RuntimeConfig()))
     try:
         known = ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote())
     finally:

@@ -7,7 +7,7 @@ import torch
 from mlflow import MlflowClient
 
 from cvdist import config as configs
-from cvdist.features import build
+from cvdist.jobs.report import build
 from cvdist.jobs.train import table, train
 from cvdist.training import ridge
 from tests.helpers import feature_caches, pictures

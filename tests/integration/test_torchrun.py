@@ -185,7 +185,7 @@ def test_a_job_with_its_checkpoints_in_a_bucket_is_killed_and_goes_on(workers, s
         )
     try:
         ended = lambda: job.poll() is not None  # noqa: E731
-        wait_until(lambda: ended() or any(one.at > 4000 for one in store.list()), 150, "an epoch is done")
+        wait_until(lambda: ended() or any(one.at > 4000 for one in store.list()), "an epoch is done")
         assert not ended(), (tmp_path / "log").read_text()
     finally:
         os.killpg(job.pid, signal.SIGKILL)

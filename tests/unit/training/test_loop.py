@@ -384,3 +384,13 @@ def test_the_logged_rates_are_those_of_the_optimizer(tmp_path, scheduler):
         cosine if scheduler == "cosine" else [0.1] * 50
     )
     assert 0 < held[60] == epochs[3]
+
+
+def test_memory_that_is_full_before_the_first_step_is_one_line(tmp_path, monkeypatch):
+    def fill(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1024.00 MiB.")
+
+    monkeypatch.setattr("cvdist.training.setup.models.build_model", fill)
+    with pytest.raises(UserError, match="the memory of the GPU is full: the model, its optimizer and") as error:
+        make_run(tmp_path)
+    assert "\n" not in str(error.value)
