@@ -40,6 +40,7 @@ def pytest_unconfigure() -> None:
 # What takes longest is begun first, or one process would be left with it when the other has nothing to do. A
 # process has always one file more in its queue: that of the longest has to be short.
 _FIRST = [
+    "tests/cluster/test_faults.py",
     "ray",
     *(f"tests/integration/test_{name}.py" for name in ("stack", "command_line", "split_head", "torchrun")),
     "tests/integration",
