@@ -40,7 +40,7 @@ def pytest_unconfigure() -> None:
 # What takes longest is begun first, or one process would be left with it when the other has nothing to do. A
 # process has always one file more in its queue: that of the longest has to be short.
 _FIRST = [
-    "tests/cluster/test_faults.py",
+    "cluster",
     "ray",
     *(f"tests/integration/test_{name}.py" for name in ("stack", "command_line", "split_head", "torchrun")),
     "tests/integration",
@@ -49,12 +49,13 @@ _FIRST = [
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, and those on the Ray cluster, which has two CPUs, too."""
+    """Keep the tests of a file in one process; those on the Ray cluster, which has two CPUs; those of clusters."""
     ranks: dict[pytest.Item, int] = {}
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            on_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.nodeid.partition("::")[0]))
+            file = item.nodeid.partition("::")[0]
+            group = "ray" if "ray_cluster" in getattr(item, "fixturenames", ()) else file
+            item.add_marker(pytest.mark.xdist_group("cluster" if file.startswith("tests/cluster/") else group))
         group = item.get_closest_marker("xdist_group").args[0]
         ranks[item] = next((rank for rank, name in enumerate(_FIRST) if group.startswith(name)), len(_FIRST))
     items.sort(key=ranks.__getitem__)
