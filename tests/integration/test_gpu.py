@@ -224,7 +224,7 @@ def test_the_memory_that_is_foretold_is_what_it_takes(tmp_path, photographs, wei
             "epochs": 1,
             "name": name,
         }
-        config = configs.replace(transfer(tmp_path, weights), **{**settings, "workers": 1, **changes})
+        config = configs.replace(transfer(tmp_path, weights), **{**settings, "num_workers": 1, **changes})
         torch.cuda.reset_peak_memory_stats()
         (found,) = history(config)
         needed = memory.estimate_for_config(config, bfloat16=config.loop.precision == "bfloat16")
