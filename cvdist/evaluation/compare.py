@@ -82,8 +82,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     It is the probability of a difference at least this large between two equally good models. If they are, then
     each picture that exactly one of them classifies correctly is the first one's with probability 1/2, so
-    `only_first` has a binomial distribution. McNemar 1947, "Note on the sampling error of the difference between
-    correlated proportions or percentages"; this is the exact form of the test.
+    `only_first` has a binomial distribution. McNemar 1947, "Note on the sampling error of the difference
+    between correlated proportions or percentages"; this is the exact form of the test.
 
     Args:
         only_first: number of pictures that only the first model classifies correctly.
