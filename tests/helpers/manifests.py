@@ -597,7 +597,7 @@ def _parsed(words: tuple[str, ...]) -> Any:
 def _parse(script: str, *arguments: str) -> Any:
     if not (ROOT / script).is_file():
         raise UserError(f"there is no {script}")
-    config = getattr(cli, f"parse_{Path(script).stem}")(arguments)
+    config = cli.parse(Path(script).stem, arguments)
     configs.check(config) if isinstance(config, TrainConfig) else configs.check_groups(config)
     return config
 
