@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import importlib
 import io
@@ -23,7 +22,7 @@ from typing import Annotated, Any
 from cvdist import config as configs
 from cvdist import log, recipes
 from cvdist.config import Setting, TrainConfig
-from cvdist.errors import EXIT_USER_ERROR, UserError
+from cvdist.errors import EXIT_USER_ERROR, UserError, did_you_mean
 
 _GENERAL = {
     "--help": "this text; after a recipe's name, all its settings",
@@ -163,8 +162,7 @@ def run(words: Sequence[str] | None = None) -> int:
         print(cvdist.__version__)
         return 0
     if words[0] not in JOBS:
-        near = difflib.get_close_matches(words[0], JOBS, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(JOBS)}"
+        hint = did_you_mean(words[0], JOBS, f"there are: {', '.join(JOBS)}")
         print(f"error: unknown job {words[0]!r}: {hint}", file=sys.stderr)
         return EXIT_USER_ERROR
     return run_job(words[0], words[1:])
@@ -374,9 +372,7 @@ def _require_known(job: str, words: Sequence[str]) -> None:
         if others:
             once = f", once {flag}," if now != flag else ""
             raise UserError(f"{now}{once} is a setting of {_and(others)}, not of {job}: leave it out")
-        near = difflib.get_close_matches(flag, sorted(known), n=2, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all"
-        raise UserError(f"unknown flag {flag}: {hint}")
+        raise UserError(f"unknown flag {flag}: {did_you_mean(flag, sorted(known), '--help lists all')}")
 
 
 def _and(names: Sequence[str]) -> str:
