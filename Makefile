@@ -86,9 +86,9 @@ image:  ## the container images, with docker, podman or buildah; VARIANT=cpu for
 lock: $(STAMP)  ## write the lock files anew after a change of pyproject.toml
 	$(PY) -m pip install --quiet uv
 	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  pyproject.toml -o requirements.lock
+	  --extra demo pyproject.toml -o requirements.lock
 	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+	  --extra demo --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
 	grep -oE '^mlflow[a-z-]*==[^ ]+' requirements.lock | $(PY) -m uv pip compile -q --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header --group mlflow-server -c - -o requirements-mlflow.lock
 

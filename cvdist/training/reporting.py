@@ -166,6 +166,7 @@ def log_results(run: Run, model: nn.Module) -> None:
 def summarize(run: Run) -> Summary:
     """Return what a finished run reports to the person who started it."""
     history, best = run.progress.history, run.progress.best
+    lost = slow_requests.take()  # since the last epoch
     assert best is not None
     return Summary(
         data=str(run.info),
@@ -180,7 +181,8 @@ def summarize(run: Run) -> Summary:
         train_seconds=run.progress.seconds,
         first_step_at=run.first_step_at,
         visualized=run.visualizer.enabled,
-        slow_requests=sum((record.slow_requests for record in history), slow_requests.meter.take()),
+        slow_requests=sum(record.slow_requests for record in history) + len(lost),
+        seconds_lost=sum(record.seconds_lost for record in history) + sum(lost),
         ridge=run.progress.ridge,
     )
 
@@ -200,9 +202,8 @@ def epoch_metrics(record: EpochRecord) -> dict[str, float]:
         "speed/epoch_seconds": record.seconds,
         "speed/samples_per_second": record.samples_per_second,
         "memory/peak_mb": record.peak_memory / 2**20,
-        "storage/slow_requests": record.storage_slow,
-        "storage/failed_requests": record.storage_failed,
-        "storage/seconds_lost": record.storage_seconds,
+        "storage/slow_requests": record.slow_requests,
+        "storage/seconds_lost": record.seconds_lost,
     }
 
 

@@ -80,7 +80,7 @@ def test_what_is_not_there_is_one_line_with_the_nearest(trained, tmp_path):
         return open_error(trained.saved(source, **changes))
 
     assert "is called 'goood': did you mean good" in error("goood")
-    assert f"there is no run {'0' * 32} in the MLflow store" in error("0" * 32)
+    assert f"no run has the id {'0' * 32}" in error("0" * 32)
     assert "the run weak (finished) has no model, only" in error("weak") and "--log-model" in error("weak")
     assert "no model is registered as 'digit-raeder': did you mean digit-reader" in error(
         "models:/digit-raeder/1"
