@@ -49,7 +49,7 @@ _FIRST = [
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep in one process the tests of a file, those on the one Ray cluster, and those of simulated clusters."""
+    """Keep in one process the tests of a file, those on the Ray cluster, and those of simulated clusters."""
     ranks: dict[pytest.Item, int] = {}
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
