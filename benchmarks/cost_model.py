@@ -79,7 +79,7 @@ class Assumptions:
     features_uncompressed_kb: float = 50.18
     """The same on a node's disk: 512x7x7 values of 16 bits."""
     forward_gflop: float = 30.7
-    """Of VGG16's convolutions, for a picture of 224x224."""
+    """Of VGG16's convolutions, for a picture of 224x224; a multiplication and an addition are two."""
     batch_size: int = 1024
     """Of training on all pictures. Small batches are bound by the weights' traffic."""
     epochs: int = 5
