@@ -16,7 +16,7 @@ from cvdist import loaders
 from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, cache_folder
 from cvdist.data.dataset import BadPicture, Loader
 from cvdist.data.images import store
-from cvdist.data.images.decode import decode
+from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, split_rows
 from cvdist.data.sampler import EpochOrder
 from cvdist.distributed.precision import Precision, choose_precision
@@ -24,7 +24,6 @@ from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.prediction.predict import Predictor
 from cvdist.saved import SavedModel
-from cvdist.storage import Folder
 
 _CHUNK = 512  # pictures that are decoded and predicted in one go
 _BATCH = {"cpu": 250, "cuda": 2000}  # small pictures a forward pass
@@ -233,9 +232,8 @@ class PictureFolder:
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
         """Yield the pixels of the pictures, as `EvaluationPictures.pixels` says."""
-        folder = Folder.open(self._wanted.uri, "--data")
-        decoded = [decode(folder.read(self._paths[row]), size, self._wanted.resize) for row in rows]
-        return torch.stack(decoded).permute(0, 3, 1, 2) if decoded else torch.empty(0, 3, size, size).byte()
+        reader = Reader(self._wanted.uri, size, self._wanted.resize)
+        return reader.pixels([self._paths[row] for row in rows]).permute(0, 3, 1, 2)
 
     def _require_few(self, bad: list[BadPicture]) -> None:
         if len(bad) > self._wanted.max_bad_fraction * len(self._paths):
