@@ -14,10 +14,11 @@ from torch import Tensor
 
 from cvdist import loaders
 from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, cache_folder
-from cvdist.data.dataset import BadPicture, Loader
+from cvdist.data.dataset import Loader
 from cvdist.data.images import store
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, split_rows
+from cvdist.data.quarantine import BadPicture, require_few_bad
 from cvdist.data.sampler import EpochOrder
 from cvdist.distributed.precision import Precision, choose_precision
 from cvdist.errors import UserError
@@ -226,7 +227,9 @@ class PictureFolder:
         for start in range(0, len(self._paths), _CHUNK):
             found, good, unreadable = predictor.log_probabilities(self._paths[start : start + _CHUNK])
             bad += unreadable
-            self._require_few(bad)
+            require_few_bad(
+                bad, pictures=len(self._paths), fraction=self._wanted.max_bad_fraction, uri=self._wanted.uri
+            )
             yield torch.tensor([row_of[path] for path in good], dtype=torch.int64), found
         self.quarantine = tuple(bad)
 
@@ -234,14 +237,6 @@ class PictureFolder:
         """Yield the pixels of the pictures, as `EvaluationPictures.pixels` says."""
         reader = Reader(self._wanted.uri, size, self._wanted.resize)
         return reader.pixels([self._paths[row] for row in rows]).permute(0, 3, 1, 2)
-
-    def _require_few(self, bad: list[BadPicture]) -> None:
-        if len(bad) > self._wanted.max_bad_fraction * len(self._paths):
-            raise UserError(
-                f"--data {redact(self._wanted.uri)}: {len(bad)} of {len(self._paths)} pictures can't be "
-                f"decoded, more than --max-bad-fraction {self._wanted.max_bad_fraction:g} allows, e.g. "
-                f"{bad[0].path} ({bad[0].reason}). Fix or remove them, or raise the limit"
-            )
 
 
 _PARTS = {"valid": "validation part", "train": "training part", "all": "all pictures"}

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from cvdist.config import InferenceConfig
-from cvdist.data.dataset import BadPicture
 from cvdist.data.images.ahead import BATCH, DecodeAhead, stacked
 from cvdist.data.images.decode import to_gray
 from cvdist.data.normalize import Normalizer
+from cvdist.data.quarantine import BadPicture
 from cvdist.distributed.precision import choose_precision
 from cvdist.prediction import results
 from cvdist.prediction.plan import WorkUnit

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from cvdist.config import DataConfig
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, FullShuffle, Split, to_device
+from cvdist.data.dataset import Batch, DatasetInfo, FullShuffle, Split, to_device
 from cvdist.data.images.ahead import DecodeAhead, Reader
 from cvdist.data.images.store import PictureStore
 from cvdist.data.normalize import Normalizer
+from cvdist.data.quarantine import BadPicture
 from cvdist.data.sampler import EpochOrder, LocalBatch, partition
 
 Rows = Sequence[int] | np.ndarray

@@ -14,7 +14,6 @@ where KEY is a hash of the listing (paths, sizes, times) and of the settings tha
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
@@ -33,10 +32,10 @@ import torch
 
 from cvdist import log, storage
 from cvdist.config import DataConfig
-from cvdist.data.dataset import BadPicture
 from cvdist.data.images.ahead import DIGEST_BYTES, DecodeAhead, Reader
 from cvdist.data.images.decode import decode_settings
 from cvdist.data.images.listing import Listing, list_pictures
+from cvdist.data.quarantine import QUARANTINE, BadPicture, parse_quarantine, quarantine_csv, require_few_bad
 from cvdist.errors import UserError
 from cvdist.hardware import usable_cores
 from cvdist.lock import locked
@@ -46,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _CHUNK = 32  # pictures that a process decodes at a time
-_INDEX, _QUARANTINE, _PIXELS, _META = "index.arrow", "quarantine.csv", "pixels.u8", "meta.json"
+_INDEX, _PIXELS, _META = "index.arrow", "pixels.u8", "meta.json"
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def open_picture_store(config: DataConfig, cache: Path) -> PictureStore:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"--cache {cache} has lost its copy of {redact(config.uri)}: start again") from error
     pixels = folder / _PIXELS
-    bad = list(_read_bad(folder))
+    bad = _read_bad(folder)
     return PictureStore(tuple(meta["classes"]), table, bad, pixels if meta["pixels"] else None)
 
 
@@ -157,8 +156,9 @@ def _build(folder: Path, listing: Listing, config: DataConfig, data_timeout: flo
     table = table.append_column("moments", pa.FixedSizeListArray.from_arrays(pa.array(moments.ravel()), 6))
     write_table(building / _INDEX, table)
     paths = listing.table.column("path")
-    _write_bad(building, [BadPicture(paths[row].as_py(), why) for row, why in bad])
-    meta = {"classes": listing.classes, "pictures": count, "bad": len(bad), "pixels": pixels is not None}
+    table_of_bad = quarantine_csv([BadPicture(paths[row].as_py(), why) for row, why in bad])
+    (building / QUARANTINE).write_bytes(table_of_bad.encode())
+    meta = {"classes": listing.classes, "pictures": count, "pixels": pixels is not None}
     _write_whole(building / _META, json.dumps(meta, indent=1))
     building.rename(folder)
 
@@ -274,19 +274,19 @@ def _require_few_bad(folder: Path, config: DataConfig) -> None:
     Raises:
         UserError: above `--max-bad-fraction`.
     """
-    meta = json.loads((folder / _META).read_text())
-    if not meta["bad"]:
+    bad, listed = _read_bad(folder), folder / QUARANTINE
+    if not bad:
         return
-    first = next(_read_bad(folder))
-    example = f"{first.path} ({first.reason})"
-    share = f"{meta['bad']} of {meta['pictures']} pictures ({100 * meta['bad'] / meta['pictures']:.2f}%)"
-    if meta["bad"] > config.max_bad_fraction * meta["pictures"]:
-        raise UserError(
-            f"--data {redact(config.uri)}: {share} can't be decoded, more than --max-bad-fraction "
-            f"{config.max_bad_fraction:g} allows, e.g. {example}. All are listed in {folder / _QUARANTINE}: "
-            "fix or remove them, or raise the limit"
-        )
-    logger.warning("data       left out: %s, which can't be decoded, e.g. %s", share, example)
+    pictures = json.loads((folder / _META).read_text())["pictures"]
+    require_few_bad(bad, pictures=pictures, fraction=config.max_bad_fraction, uri=config.uri, listed=listed)
+    logger.warning(
+        "data       left out: %d of %d pictures (%.2f%%), which can't be decoded, e.g. %s (%s)",
+        len(bad),
+        pictures,
+        100 * len(bad) / pictures,
+        bad[0].path,
+        bad[0].reason,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- files
@@ -309,14 +309,5 @@ def _write_whole(path: Path, text: str) -> None:
     arriving.replace(path)
 
 
-def _write_bad(folder: Path, bad: list[BadPicture]) -> None:
-    with (folder / _QUARANTINE).open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "reason"])
-        writer.writerows((picture.path, picture.reason) for picture in bad)
-
-
-def _read_bad(folder: Path) -> Iterator[BadPicture]:
-    with (folder / _QUARANTINE).open(newline="") as file:
-        for row in csv.DictReader(file):
-            yield BadPicture(row["path"], row["reason"])
+def _read_bad(folder: Path) -> list[BadPicture]:
+    return parse_quarantine((folder / QUARANTINE).read_bytes().decode())
