@@ -14,17 +14,17 @@ from torch import Tensor
 
 from cvdist import loaders
 from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, cache_folder
-from cvdist.data.dataset import BadPicture, Loader
+from cvdist.data.dataset import Loader
 from cvdist.data.images import store
-from cvdist.data.images.decode import decode
+from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, split_rows
+from cvdist.data.quarantine import BadPicture, require_few_bad
 from cvdist.data.sampler import EpochOrder
 from cvdist.distributed.precision import Precision, choose_precision
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.prediction.predict import Predictor
 from cvdist.saved import SavedModel
-from cvdist.storage import Folder
 
 _CHUNK = 512  # pictures that are decoded and predicted in one go
 _BATCH = {"cpu": 250, "cuda": 2000}  # small pictures a forward pass
@@ -227,23 +227,16 @@ class PictureFolder:
         for start in range(0, len(self._paths), _CHUNK):
             found, good, unreadable = predictor.log_probabilities(self._paths[start : start + _CHUNK])
             bad += unreadable
-            self._require_few(bad)
+            require_few_bad(
+                bad, pictures=len(self._paths), fraction=self._wanted.max_bad_fraction, uri=self._wanted.uri
+            )
             yield torch.tensor([row_of[path] for path in good], dtype=torch.int64), found
         self.quarantine = tuple(bad)
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
         """Yield the pixels of the pictures, as `EvaluationPictures.pixels` says."""
-        folder = Folder.open(self._wanted.uri, "--data")
-        decoded = [decode(folder.read(self._paths[row]), size, self._wanted.resize) for row in rows]
-        return torch.stack(decoded).permute(0, 3, 1, 2) if decoded else torch.empty(0, 3, size, size).byte()
-
-    def _require_few(self, bad: list[BadPicture]) -> None:
-        if len(bad) > self._wanted.max_bad_fraction * len(self._paths):
-            raise UserError(
-                f"--data {redact(self._wanted.uri)}: {len(bad)} of {len(self._paths)} pictures can't be "
-                f"decoded, more than --max-bad-fraction {self._wanted.max_bad_fraction:g} allows, e.g. "
-                f"{bad[0].path} ({bad[0].reason}). Fix or remove them, or raise the limit"
-            )
+        reader = Reader(self._wanted.uri, size, self._wanted.resize)
+        return reader.pixels([self._paths[row] for row in rows]).permute(0, 3, 1, 2)
 
 
 _PARTS = {"valid": "validation part", "train": "training part", "all": "all pictures"}

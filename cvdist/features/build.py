@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +15,8 @@ import pyarrow as pa
 
 from cvdist import log, models, storage
 from cvdist.config import PreprocessConfig
-from cvdist.data.dataset import BadPicture
 from cvdist.data.images.listing import Listing, list_pictures
+from cvdist.data.quarantine import QUARANTINE, BadPicture, quarantine_csv, require_few_bad
 from cvdist.errors import UserError
 from cvdist.features import fingerprint as fingerprints
 from cvdist.features import index, manifest, plan, receipt
@@ -31,7 +29,6 @@ from cvdist.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-QUARANTINE = "quarantine.csv"
 _READERS = 16  # receipts at a time
 
 Compute = Callable[[Sequence[WorkUnit]], Iterator[Receipt | None]]
@@ -116,14 +113,15 @@ def build(config: PreprocessConfig, todo: ExtractionPlan, compute: Compute) -> B
     finished = sum(one.pictures for one in done.values())
     began, already = time.monotonic(), finished
     line = log.ProgressLine(logger, enabled=True)
-    bad = sum(len(one.bad) for one in done.values())
+    paths = {work.key: work.paths for work in todo.work}
+    bad = [BadPicture(paths[one.key][i], why) for one in done.values() for i, why in one.bad]
     pictures = len(todo.listing.table)
     for one in compute(left) if left else ():
         if one is not None:
             done[one.key] = one
             finished += one.pictures
-            bad += len(one.bad)
-            _require_few_bad(bad, pictures, config, one)
+            bad += [BadPicture(paths[one.key][i], why) for i, why in one.bad]
+            _require_few_bad(config, pictures, bad)
         if line.due():
             rate = (finished - already) / (time.monotonic() - began)
             left_text = f"about {log.duration((total - finished) / rate)} left" if rate else "the first ones"
@@ -201,19 +199,8 @@ def _announce(todo: ExtractionPlan, total: int) -> None:
         )
 
 
-def _require_few_bad(bad: int, pictures: int, config: PreprocessConfig, last: Receipt) -> None:
-    """Refuse a data set with too many bad pictures, as soon as that is certain.
-
-    Raises:
-        UserError: above `--max-bad-fraction`.
-    """
-    if bad > config.data.max_bad_fraction * pictures:
-        why = last.bad[-1][1] if last.bad else "see earlier shards"
-        raise UserError(
-            f"--data {redact(config.data.uri)}: {bad} of {pictures} pictures can't be decoded, more than "
-            f"--max-bad-fraction {config.data.max_bad_fraction:g} allows, the last one: {why}. Fix or remove "
-            "them, or raise the limit"
-        )
+def _require_few_bad(config: PreprocessConfig, pictures: int, bad: Sequence[BadPicture]) -> None:
+    require_few_bad(bad, pictures=pictures, fraction=config.data.max_bad_fraction, uri=config.data.uri)
 
 
 def _finish(
@@ -223,13 +210,7 @@ def _finish(
     table, shards = _table(todo, receipts)
     reasons = _reasons(todo, receipts)
     bad = tuple(BadPicture(path, reasons.get(path, "unknown")) for path in _bad_paths(table))
-    if len(bad) > config.data.max_bad_fraction * len(table):
-        first = bad[0]
-        raise UserError(
-            f"--data {redact(config.data.uri)}: {len(bad)} of {len(table)} pictures can't be decoded, more "
-            f"than --max-bad-fraction {config.data.max_bad_fraction:g} allows, e.g. {first.path} "
-            f"({first.reason}). Fix or remove them, or raise the limit"
-        )
+    _require_few_bad(config, len(table), bad)
     content = index.dump(table)
     sha = hashlib.sha256(content).hexdigest()
     entry = IndexEntry(f"index/{sha[:16]}{index.SUFFIX}", len(table), len(content), sha)
@@ -250,7 +231,7 @@ def _finish(
     if before is not None and _same(before, made):
         return before
     folder.write(entry.object, content)
-    folder.write(QUARANTINE, _quarantine(bad))
+    folder.write(QUARANTINE, quarantine_csv(bad).encode())
     folder.write(manifest.NAME, manifest.dump(made))
     return made
 
@@ -302,14 +283,6 @@ def _reasons(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> dict[str, str
     for work, one in zip(todo.work, receipts, strict=True):
         reasons |= {work.paths[position]: why for position, why in one.bad}
     return reasons
-
-
-def _quarantine(bad: Sequence[BadPicture]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["path", "reason"])
-    writer.writerows((picture.path, picture.reason) for picture in bad)
-    return text.getvalue().encode()
 
 
 def _same(before: Manifest, made: Manifest) -> bool:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from cvdist.data.dataset import BadPicture
+from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.features.fingerprint import Fingerprint
 from cvdist.log import redact

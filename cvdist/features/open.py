@@ -11,11 +11,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cvdist import storage
 from cvdist.config import TrainConfig, cache_folder
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo, Split
-from cvdist.data.images.decode import UndecodableError, decode
+from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import list_pictures, split_rows
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.errors import UserError
@@ -228,17 +227,11 @@ def _originals(config: TrainConfig, cache: Manifest) -> Callable[[Sequence[str]]
     size, resize = cache.fingerprint.size, cache.fingerprint.resize
 
     def pictures(paths: Sequence[str]) -> Tensor:
-        found = torch.full((len(paths), size, size, 3), 128, dtype=torch.uint8)
         try:
-            filesystem, root = storage.locate(uri, "--data")
-            for i, path in enumerate(paths):
-                found[i] = decode(storage.read(filesystem, f"{root}/{path}"), size, resize)
-        except (OSError, UserError, UndecodableError) as error:
-            logger.warning("pictures   %s can't be read for figures: %s", redact(uri), _why(error))
+            found = Reader(uri, size, resize).pixels(paths)
+        except UserError as error:
+            logger.warning("pictures   %s can't be read for figures: %s", redact(uri), error)
+            found = torch.full((len(paths), size, size, 3), 128, dtype=torch.uint8)
         return found.permute(0, 3, 1, 2).contiguous()
 
     return pictures
-
-
-def _why(error: Exception) -> str:
-    return storage.reason(error) if isinstance(error, OSError) else str(error)

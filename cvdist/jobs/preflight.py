@@ -223,21 +223,16 @@ def _samples(config: TrainConfig) -> str:
         return str(inspect.describe(config.features.uri)).strip().splitlines()[0]
     if config.data.dataset != "images":
         return f"{config.data.dataset}: comes with the package, or is downloaded"
-    from cvdist.data.images import decode, listing
+    from cvdist.data.images import listing
+    from cvdist.data.images.ahead import Reader
 
     listed = listing.list_pictures(config.data)
     paths = listed.table.column("path").to_pylist()
-    filesystem, root = storage.locate(config.data.uri, "--data")
-    began = time.monotonic()
-    bad = []
     chosen = random.Random(0).sample(paths, min(_SAMPLES, len(paths)))
-    for path in chosen:
-        try:
-            decode.decode(
-                storage.read(filesystem, f"{root}/{path}"), config.data.image_size, config.data.resize
-            )
-        except decode.UndecodableError as error:
-            bad.append(f"{path} ({error})")
+    reader = Reader(config.data.uri, config.data.image_size, config.data.resize)
+    began = time.monotonic()
+    found = zip(chosen, reader.decode(chosen), strict=True)
+    bad = [f"{path} ({one.reason})" for path, one in found if one.pixels is None]
     if bad:
         raise UserError(f"{len(bad)} of {len(chosen)} pictures can't be decoded: {bad[0]}")
     each = 1e3 * (time.monotonic() - began) / max(len(chosen), 1)

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from cvdist import config as configs
 from cvdist import log, recipes
 from cvdist.config import ReportConfig
+from cvdist.data.quarantine import QUARANTINE
 from cvdist.errors import UserError
 from cvdist.jobs import cli
 from cvdist.report_html import figures
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 NAME = "report.html"
 
 _FIGURES = "figures"
-_QUARANTINE = "quarantine.csv"
 _ALL_SECONDS = 120.0
 _LARGEST_FILE = 100 * 2**20  # bytes of one figure
 _DEEPEST = 3  # folders below `figures`
@@ -138,7 +138,7 @@ def _content(run: StoredRun, ended: bool) -> Report:
             [("cvdist", run.tags[key]) for key in ("cvdist.version",) if key in run.tags]
             + [(key.partition(".")[2], run.tags[key]) for key in sorted(run.tags) if key.startswith("version.")]
         ),
-        quarantine=tuple((row[0], row[1]) for row in run.read_table(_QUARANTINE) if len(row) > 1),
+        quarantine=tuple((row[0], row[1]) for row in run.read_table(QUARANTINE) if len(row) > 1),
         pictures=pictures,
         left_out=left_out,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import re
 import time
@@ -16,9 +14,9 @@ from typing import Any
 
 from cvdist import log, storage
 from cvdist.config import InferenceConfig, PredictConfig
-from cvdist.data.dataset import BadPicture
 from cvdist.data.images.decode import FORMAT as DECODER
 from cvdist.data.images.listing import list_unlabeled
+from cvdist.data.quarantine import QUARANTINE, BadPicture, quarantine_csv, require_few_bad
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.prediction import plan, results
@@ -152,18 +150,18 @@ def predict(config: PredictConfig, saved: SavedModel, todo: PredictionPlan, comp
     if todo.done:
         logger.info("results    %d of %d slices are there already", len(todo.done), len(todo.work))
     finished = sum(part.pictures for part in done.values())
-    bad = sum(len(part.bad) for part in done.values())
+    bad = [picture for part in done.values() for picture in part.bad]
     logger.info("pictures   %s of %s to predict, in %d slices", f"{todo.pictures - finished:,}",
                 f"{todo.pictures:,}", len(left))  # fmt: skip
-    _require_few_bad(config, todo.pictures, bad, done)
+    _require_few_bad(config, todo.pictures, bad)
     began, already = time.monotonic(), finished
     line = log.ProgressLine(logger, enabled=True)
     for part in compute(left) if left else ():
         if part is not None:
             done[part.object] = part
             finished += part.pictures
-            bad += len(part.bad)
-            _require_few_bad(config, todo.pictures, bad, {part.object: part})
+            bad += part.bad
+            _require_few_bad(config, todo.pictures, bad)
         if line.due():
             rate = (finished - already) / (time.monotonic() - began)
             left_text = f"about {log.duration((todo.pictures - finished) / rate)} left" if rate else "starting"
@@ -174,20 +172,10 @@ def predict(config: PredictConfig, saved: SavedModel, todo: PredictionPlan, comp
     return _finish(config, saved, folder, todo, parts, finished - already, seconds)
 
 
-def _require_few_bad(config: PredictConfig, pictures: int, bad: int, last: dict[str, ResultFile]) -> None:
-    """Refuse a data set with too many bad pictures, as soon as that is certain.
-
-    Raises:
-        UserError: above `--max-bad-fraction`.
-    """
-    if bad > config.inference.max_bad_fraction * pictures:
-        first = next(picture for part in last.values() for picture in part.bad)
-        raise UserError(
-            f"--data {redact(config.prediction.data)}: {bad} of {pictures} pictures can't be decoded, more "
-            f"than --max-bad-fraction {config.inference.max_bad_fraction:g} allows, e.g. {first.path} "
-            f"({first.reason}). "
-            "Fix or remove them, or raise the limit"
-        )
+def _require_few_bad(config: PredictConfig, pictures: int, bad: Sequence[BadPicture]) -> None:
+    require_few_bad(
+        bad, pictures=pictures, fraction=config.inference.max_bad_fraction, uri=config.prediction.data
+    )
 
 
 def _finish(
@@ -217,7 +205,7 @@ def _finish(
         "identity": todo.identity,
         "files": [{"object": part.object, "rows": part.rows, "bytes": part.bytes} for part in parts],
     }
-    folder.write(results.QUARANTINE, _quarantine(bad))
+    folder.write(QUARANTINE, quarantine_csv(bad).encode())
     folder.write(results.MANIFEST, results.dump_manifest(manifest))
     return Predictions(parts, bad, named, computed, seconds, _remove_stale(folder, {p.object for p in parts}))
 
@@ -229,11 +217,3 @@ def _remove_stale(folder: Folder, named: set[str]) -> int:
     for name in stale:
         folder.delete(name)
     return len(stale)
-
-
-def _quarantine(bad: Sequence[BadPicture]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["path", "reason"])
-    writer.writerows((picture.path, picture.reason) for picture in bad)
-    return text.getvalue().encode()

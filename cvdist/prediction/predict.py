@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from cvdist.config import InferenceConfig
-from cvdist.data.dataset import BadPicture
 from cvdist.data.images.ahead import BATCH, DecodeAhead, stacked
+from cvdist.data.images.decode import to_gray
 from cvdist.data.normalize import Normalizer
+from cvdist.data.quarantine import BadPicture
 from cvdist.distributed.precision import choose_precision
 from cvdist.prediction import results
 from cvdist.prediction.plan import WorkUnit
@@ -129,9 +130,3 @@ def _prepared(
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 layer.to(torch.bfloat16)
     return copied.to(device).to(memory_format=layout)
-
-
-def to_gray(pixels: Tensor) -> Tensor:
-    """Luma of RGB pictures (n, 3, H, W), as (n, 1, H, W): the weights of ITU-R BT.601, rounded, as Pillow's."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).view(1, 3, 1, 1)
-    return (pixels * weights).sum(1, keepdim=True).round()

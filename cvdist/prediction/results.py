@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from cvdist.data.dataset import BadPicture
+from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.storage import Folder
 
-MANIFEST, QUARANTINE, FOLDER, SUFFIX = "manifest.json", "quarantine.csv", "predictions", ".parquet"
+MANIFEST, FOLDER, SUFFIX = "manifest.json", "predictions", ".parquet"
 FORMAT, VERSION = "cvdist-predictions", 1
 _CLASSES, _SLICE = b"cvdist.classes", b"cvdist.slice"
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-from collections.abc import Sequence
 
 from torch import nn
 
 from cvdist import log, models, slow_requests
-from cvdist.data.dataset import BadPicture
+from cvdist.data.quarantine import QUARANTINE, quarantine_csv
 from cvdist.data.sampler import EpochOrder, partition
 from cvdist.distributed.device import describe
 from cvdist.results import EpochRecord, RidgeResult, Summary
@@ -76,7 +73,7 @@ def log_data(run: Run) -> None:
     tracker, loader = run.tracker, run.loader
     tracker.log_dataset(loader.info, loader.digest)
     if loader.quarantine:
-        tracker.log_text("quarantine.csv", quarantine_table(loader.quarantine))
+        tracker.log_text(QUARANTINE, quarantine_csv(loader.quarantine))
     tracker.log_figure("samples", run_figures.samples(loader))
     if loader.augmentation is not None:
         tracker.log_figure("augmentation", run_figures.augmentation(loader, loader.augmentation))
@@ -216,15 +213,6 @@ def ridge_metrics(result: RidgeResult) -> dict[str, float]:
         "ridge/penalty": result.penalty,
         "ridge/seconds": result.seconds,
     }
-
-
-def quarantine_table(bad: Sequence[BadPicture]) -> str:
-    """Return the pictures that were left out, as CSV with the columns `path` and `reason`."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["path", "reason"])
-    writer.writerows((picture.path, picture.reason) for picture in bad)
-    return text.getvalue()
 
 
 def description(summary: Summary, command: str) -> str:

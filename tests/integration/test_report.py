@@ -14,11 +14,12 @@ from cvdist import config as configs
 from cvdist import recipes, tracking
 from cvdist.config import ReportConfig
 from cvdist.data.dataset import DatasetInfo
+from cvdist.data.quarantine import quarantine_csv
 from cvdist.errors import UserError
 from cvdist.jobs import report as make_report
 from cvdist.jobs.report import log_report_or_warn
 from cvdist.tracking.mlflow_tracker import log_dataset_input
-from cvdist.training.reporting import epoch_metrics, quarantine_table
+from cvdist.training.reporting import epoch_metrics
 from tests.helpers.jobs import call, the_error
 from tests.helpers.report_pages import Parsed, png, record
 
@@ -42,7 +43,7 @@ def finished(tmp_path_factory):
     client.log_metric(ref.run_id, "train/loss", 0.1, step=4)  # of an epoch that was killed
     info = DatasetInfo("digits", "s3://bucket/x", ("cat", "<b>"), 1, 28, 28, (0.1,), (0.3,), 40, 1000)
     log_dataset_input(client, ref.run_id, info, "cd" * 32)
-    client.log_text(ref.run_id, quarantine_table([]) + "Cat/666.jpg,not a JPEG\n", "quarantine.csv")
+    client.log_text(ref.run_id, quarantine_csv([]) + "Cat/666.jpg,not a JPEG\n", "quarantine.csv")
     for path in ("loss.png", "filters/conv1.png", "filters/conv1-epoch-0000.png"):
         folder = storage / "made" / path.removesuffix(path.rpartition("/")[2])
         folder.mkdir(parents=True, exist_ok=True)
