@@ -122,21 +122,13 @@ class ResultStore:
     suffix: str
 
     @classmethod
-    def open(cls, uri: str, flag: str, place: str, suffix: str, *, patient: bool = True) -> ResultStore:
-        """Open the folder at `uri`, which the user gave with `flag`; `patient` as in `Folder.open`.
-
-        Raises:
-            UserError: If the URI is not valid.
-        """
-        return cls(Folder.open(uri, flag, patient=patient), place, suffix)
+    def open(cls, uri: str, flag: str, place: str, suffix: str) -> ResultStore:
+        """Open the folder at `uri`, which the user gave with `flag`, for a long job: requests are retried."""
+        return cls(Folder.open(uri, flag, patient=True), place, suffix)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the names alone: the other process has its own way to the storage."""
         return ResultStore.open, (self.folder.uri, self.folder.flag, self.place, self.suffix)
-
-    def patient(self) -> ResultStore:
-        """The same store for a long job: its requests are retried for about a minute."""
-        return ResultStore.open(self.folder.uri, self.folder.flag, self.place, self.suffix)
 
     def find(self, key: str) -> Receipt | None:
         """Return the receipt of a work unit whose result file is stored in its full size, or None.
@@ -174,23 +166,15 @@ class ResultStore:
         return receipt
 
     def plan(self, units: Sequence[WorkUnit], files: Mapping[str, int]) -> MapPlan:
-        """Find out which units are finished. `files` are the folder's, with their sizes (`Folder.sizes`).
-
-        Raises:
-            UserError: If the storage can't be read.
-        """
+        """Find out which units are finished. `files` are the folder's, with their sizes (`Folder.sizes`)."""
         listed = [unit.key for unit in units if _receipt_name(unit.key) in files]
         with ThreadPoolExecutor(_READERS) as pool:
             receipts = [receipt for receipt in pool.map(self.find, listed) if receipt is not None]
-        return MapPlan(self.patient(), tuple(units), {one.key: one for one in receipts}, frozenset(files))
+        return MapPlan(self, tuple(units), {one.key: one for one in receipts}, frozenset(files))
 
     def publish(self, manifest: bytes, bad: Sequence[BadPicture]) -> None:
-        """Write the quarantine and then the manifest, which makes the results valid.
-
-        Raises:
-            UserError: If they can't be written.
-        """
-        self.folder.write(QUARANTINE, quarantine_csv(bad))
+        """Write the quarantine and then the manifest, which makes the results valid."""
+        self.folder.write(QUARANTINE, _quarantine_csv(bad))
         self.folder.write(MANIFEST, manifest)
 
 
@@ -265,7 +249,9 @@ def run(
     compute: Compute,
     *,
     noun: str,
-    require_few: Callable[[Sequence[BadPicture]], None],
+    data: str,
+    pictures: int,
+    max_bad_fraction: float,
     known_bad: Sequence[BadPicture] = (),
 ) -> MapResult:
     """Compute what is left of a plan.
@@ -274,15 +260,17 @@ def run(
         plan: What has to be done.
         compute: Computes work units.
         noun: What a work unit is called in messages, such as "shards".
-        require_few: Raises UserError if there are too many bad pictures.
-        known_bad: Bad pictures of the listing that are in no work unit.
+        data: The URI of the pictures, for messages.
+        pictures: Number of pictures in the listing.
+        max_bad_fraction: Largest part of them that may be bad.
+        known_bad: Those that are known to be bad and in no work unit.
 
     Raises:
-        UserError: If `compute` or `require_few` raises it, or others keep deleting the results.
+        UserError: If `compute` raises it, too many pictures are bad, or others keep deleting the results.
     """
     store, done = plan.store, dict(plan.done)
-    bad = [*known_bad, *(picture for receipt in done.values() for picture in receipt.bad)]
-    require_few(bad)
+    bad = {one.path: one for one in (*known_bad, *(one for receipt in done.values() for one in receipt.bad))}
+    _require_few_bad(list(bad.values()), pictures, max_bad_fraction, data)
     total = sum(len(unit.paths) for unit in plan.units)
     computed = rounds = 0
     began, line = time.monotonic(), log.ProgressLine(logger, enabled=True)
@@ -297,8 +285,8 @@ def run(
             if receipt is not None:
                 done[receipt.key] = receipt
                 computed += receipt.pictures
-                bad += receipt.bad
-                require_few(bad)
+                bad |= {one.path: one for one in receipt.bad}
+                _require_few_bad(list(bad.values()), pictures, max_bad_fraction, data)
             if line.due():
                 finished = sum(one.pictures for one in done.values())
                 rate = computed / (time.monotonic() - began)
@@ -316,9 +304,7 @@ def run(
         }
     line.clear()
     receipts = tuple(done[unit.key] for unit in plan.units)
-    found = {picture.path: picture for picture in (*known_bad, *(p for one in receipts for p in one.bad))}
-    bad = [found[path] for path in sorted(found)]
-    return MapResult(receipts, tuple(bad), computed, time.monotonic() - began)
+    return MapResult(receipts, tuple(bad[path] for path in sorted(bad)), computed, time.monotonic() - began)
 
 
 def work_units(
@@ -353,28 +339,21 @@ def stable_bounds(paths: Sequence[str], size: int) -> Iterator[tuple[int, int]]:
     """
     start, half = 0, max(1, size // 2)
     for i, path in enumerate(paths):
-        long_enough = i - start >= half
-        if i - start >= 2 * size or (long_enough and _hash(path) % half == 0):
+        if i - start < half:
+            continue
+        digest = hashlib.blake2b(path.encode(), digest_size=8).digest()
+        if i - start >= 2 * size or int.from_bytes(digest) % half == 0:
             yield start, i
             start = i
     if start < len(paths):
         yield start, len(paths)
 
 
-def _hash(path: str) -> int:
-    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest())
-
-
 def _receipt_name(key: str) -> str:
     return f"receipts/{key}.json"
 
 
-def require_few_bad(bad: Sequence[BadPicture], *, pictures: int, fraction: float, uri: str) -> None:
-    """Refuse a data set with too many bad pictures.
-
-    Raises:
-        UserError: If more than `fraction` of the `pictures` at `uri` are bad (`--max-bad-fraction`).
-    """
+def _require_few_bad(bad: Sequence[BadPicture], pictures: int, fraction: float, uri: str) -> None:
     if len(bad) > fraction * pictures:
         raise UserError(
             f"--data {redact(uri)}: {len(bad)} of {pictures} pictures can't be decoded, more than "
@@ -383,8 +362,7 @@ def require_few_bad(bad: Sequence[BadPicture], *, pictures: int, fraction: float
         )
 
 
-def quarantine_csv(bad: Sequence[BadPicture]) -> bytes:
-    """The table of the pictures that can't be decoded: path, reason."""
+def _quarantine_csv(bad: Sequence[BadPicture]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["path", "reason"])

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -69,7 +68,7 @@ def make_plan(config: PreprocessConfig) -> ExtractionPlan:
         UserError: if the pictures can't be read, the cache can't be written, or it holds features that were
             made with other settings.
     """
-    store = ResultStore.open(config.features.uri, "--features", "shards", shard.SUFFIX, patient=False)
+    store = ResultStore.open(config.features.uri, "--features", "shards", shard.SUFFIX)
     storage.check_writable(store.folder.uri, "--features")
     asked = fingerprints.for_extraction(config)
     listing = list_pictures(config.data)
@@ -113,12 +112,9 @@ def build(config: PreprocessConfig, todo: ExtractionPlan, compute: Compute) -> B
         todo.shards,
         compute,
         noun="shards",
-        require_few=partial(
-            resumable_map.require_few_bad,
-            pictures=len(todo.listing.table),
-            fraction=config.data.max_bad_fraction,
-            uri=config.data.uri,
-        ),
+        data=config.data.uri,
+        pictures=len(todo.listing.table),
+        max_bad_fraction=config.data.max_bad_fraction,
         known_bad=_known_bad(todo),
     )
     made = _finish(config, todo, mapped.receipts, mapped.bad)

@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from cvdist import resumable_map, storage
@@ -97,7 +96,7 @@ def make_plan(config: PredictConfig, saved: SavedModel) -> PredictionPlan:
     Raises:
         UserError: if either can't be read or written, or there are results of something else.
     """
-    store = ResultStore.open(config.prediction.output, "--output", "predictions", ".parquet", patient=False)
+    store = ResultStore.open(config.prediction.output, "--output", "predictions", ".parquet")
     storage.check_writable(store.folder.uri, "--output")
     identity = identity_of(config, saved)
     _require_same(store.folder, config, identity)
@@ -141,12 +140,9 @@ def predict(config: PredictConfig, saved: SavedModel, todo: PredictionPlan, comp
         slices,
         compute,
         noun="slices",
-        require_few=partial(
-            resumable_map.require_few_bad,
-            pictures=todo.pictures,
-            fraction=config.inference.max_bad_fraction,
-            uri=config.prediction.data,
-        ),
+        data=config.prediction.data,
+        pictures=todo.pictures,
+        max_bad_fraction=config.inference.max_bad_fraction,
     )
     counts: Counter[str] = Counter()
     for receipt in mapped.receipts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import tempfile
 from collections import Counter
 from contextlib import contextmanager
@@ -52,10 +51,17 @@ class Job:
             yield None
             yield store.process(self.lines, unit)
 
-    def run(self, listing, compute=None, require_few=lambda bad: None):
+    def run(self, listing, compute=None, max_bad=1.0):
         store = ResultStore.open(str(self.root), "--output", "lines", ".txt")
         plan = store.plan(units_of(listing), store.folder.sizes())
-        done = resumable_map.run(plan, compute or self.compute, noun="units", require_few=require_few)
+        done = resumable_map.run(
+            plan,
+            compute or self.compute,
+            noun="units",
+            data="s3://key:secret@photos",
+            pictures=len(listing),
+            max_bad_fraction=max_bad,
+        )
         files = [[receipt.object, receipt.size] for receipt in done.receipts if receipt.object]
         good = sum(receipt.values["good"] for receipt in done.receipts)
         store.publish(json.dumps({"files": files, "good": good}).encode(), done.bad)
@@ -208,18 +214,15 @@ def test_results_that_vanish_all_the_time_end_the_job(tmp_path):
 def test_too_many_bad_pictures_end_the_job_at_once(tmp_path):
     listing, job = {f"{number:03}": number % 2 for number in range(60)}, Job(tmp_path)
 
-    def require_few(bad):
-        resumable_map.require_few_bad(bad, pictures=60, fraction=0.1, uri="s3://key:secret@photos")
-
     with pytest.raises(
         UserError, match=r"of 60 pictures can't be decoded, more than --max-bad-fraction 0\.1 "
     ) as e:
-        job.run(listing, require_few=require_few)
+        job.run(listing, max_bad=0.1)
     assert "e.g. 000 (empty)" in str(e.value) and "secret" not in str(e.value)
     assert len(job.computed) < len(units_of(listing)) / 2 and "manifest.json" not in job.files()
     job.computed.clear()
     with pytest.raises(UserError, match="can't be decoded"):
-        job.run(listing, require_few=require_few)  # what is known is not computed again to be refused again
+        job.run(listing, max_bad=0.1)  # what is known is not computed again to be refused again
     assert not job.computed
 
 
@@ -230,11 +233,6 @@ def test_files_of_others_stay(tmp_path):
     for listing in ({"a": 1}, {"b": 1}):
         job.run(listing)
     assert (tmp_path / "lines" / "mine.txt").exists() and len(job.files()) == 5
-
-
-def test_a_store_in_another_process_opens_the_folder_itself(tmp_path):
-    store = ResultStore.open(str(tmp_path), "--output", "lines", ".txt")
-    assert pickle.loads(pickle.dumps(store)) == store
 
 
 @given(st.sets(st.text("abc/", min_size=1, max_size=8), min_size=1, max_size=300), st.integers(1, 40))
