@@ -18,7 +18,7 @@ from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import list_pictures, split_rows
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.errors import UserError
-from cvdist.features import fingerprint, local, manifest, plan
+from cvdist.features import changes, fingerprint, local, manifest
 from cvdist.features.build import parse_index
 from cvdist.features.copies import Copy, DeviceCopy, FeatureRows, MappedCopy
 from cvdist.features.loader import FeatureLoader
@@ -160,11 +160,11 @@ def _require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest)
             f"--features {redact(folder.uri)} is of the classes {', '.join(cache.classes)}, --data "
             f"{redact(config.data.uri)} has {', '.join(listing.classes)}: run jobs/preprocess.py again"
         )
-    changes = plan.find_changes(listing.table, known, plan.digests_of(config.data.uri))
-    if changes.any:
+    found = changes.find_changes(listing.table, known, changes.digests_of(config.data.uri))
+    if found.any:
         raise UserError(
             f"--features {redact(folder.uri)} is out of date for --data {redact(config.data.uri)} "
-            f"({changes.describe(listing.table)}): run jobs/preprocess.py again, which computes only what has "
+            f"({found.describe(listing.table)}): run jobs/preprocess.py again, which computes only what has "
             "changed"
         )
 

@@ -1,9 +1,8 @@
-"""Computes the result file of a work unit: decodes its pictures, runs the model, and stores the predictions."""
+"""Computes the result file of a work unit: decodes its pictures, and runs the model."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import threading
 from collections.abc import Sequence
 
@@ -17,10 +16,8 @@ from cvdist.data.normalize import Normalizer
 from cvdist.data.quarantine import BadPicture
 from cvdist.distributed.precision import choose_precision
 from cvdist.prediction import results
-from cvdist.prediction.plan import WorkUnit
-from cvdist.prediction.results import ResultFile
+from cvdist.resumable_map import UnitResult, WorkUnit
 from cvdist.saved import SavedModel
-from cvdist.storage import Folder
 
 
 class Predictor:
@@ -64,17 +61,15 @@ class Predictor:
         )
         self._computing = threading.Lock()
 
-    def store(self, work: WorkUnit, target: Folder) -> ResultFile:
-        """Predict the pictures of a work unit, and write its result file into `target`.
+    def __call__(self, unit: WorkUnit) -> UnitResult:
+        """Predict the pictures of a work unit, as a result file.
 
         Raises:
-            UserError: if a picture can't be read, or the result file can't be written.
+            UserError: if a picture can't be read.
         """
-        probabilities, paths, bad = self.predict(work.paths)
-        content, part = results.dump(paths, probabilities, self._classes, bad)
-        name = results.name_of(work.key)
-        target.write(name, content)
-        return dataclasses.replace(part, object=name)
+        probabilities, paths, bad = self.predict(unit.paths)
+        content, counts = results.dump(paths, probabilities, self._classes, bad)
+        return UnitResult(content, bad, {"counts": counts})
 
     def predict(self, paths: Sequence[str]) -> tuple[Tensor, list[str], list[BadPicture]]:
         """Predict pictures.

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -103,7 +104,9 @@ def extract(settings, device="cuda", slices=2):
     plan = build.make_plan(config)
     extractor = Extractor(config, plan.fingerprint, torch.device(device))
     with ThreadPoolExecutor(slices) as threads:
-        return build.build(config, plan, lambda left: threads.map(extractor, left))
+        return build.build(
+            config, plan, lambda units, store: threads.map(partial(store.process, extractor), units)
+        )
 
 
 def features_of(uri):

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,13 @@ from hypothesis import strategies as st
 from cvdist import config as configs
 from cvdist import loaders, models
 from cvdist.errors import UserError
-from cvdist.features import build, inspect, manifest, receipt, shard
+from cvdist.features import inspect, manifest, shard
 from tests.helpers import pictures
 from tests.helpers.feature_caches import (
     CPU,
-    computing,
     config,
     epoch,
     extract,
-    extraction,
     opened,
     refusal,
     write_weights,
@@ -244,39 +241,7 @@ def test_other_settings_do_not_replace_a_cache_unasked(chosen):
     assert opened(configs.replace(chosen, image_size=48)).info.height == 48
 
 
-# ------------------------------------------------------------------------------------------------ interruptions
-
-
-class Killed(Exception):
-    pass
-
-
-def test_a_killed_extraction_keeps_its_finished_shards(chosen):
-    plan = build.make_plan(extraction(chosen))
-    assert len(plan.work) == 6
-
-    def compute(left):
-        for count, one in enumerate(computing(chosen, plan, [])(left)):
-            if count == 3:
-                raise Killed
-            yield one
-
-    with pytest.raises(Killed):
-        build.build(extraction(chosen), plan, compute)
-    refusal(chosen)  # what has no manifest is no cache
-    again = build.make_plan(extraction(chosen))
-    assert len(again.done) == 4 and len(again.left) == 2  # the fourth shard was finished as well
-    _, computed = extract(chosen)
-    assert len(computed) == sum(len(work.paths) for work in again.left)
-    inspect.check(chosen.features.uri)
-
-
-def test_two_extractions_at_once_into_one_place(chosen):
-    with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(extract, [chosen, chosen]))
-    assert both[0][0].manifest.index == both[1][0].manifest.index
-    inspect.check(chosen.features.uri)
-    assert len(epoch(opened(chosen), 13)) == 1
+# ------------------------------------------------------------------------------------------------------- damage
 
 
 @pytest.mark.usefixtures("cached")
@@ -327,10 +292,6 @@ def test_a_damaged_index_is_refused(chosen):
     path.write_bytes(content[:300] + bytes([content[300] ^ 1]) + content[301:])
     with pytest.raises(UserError, match=r"index/\w+.parquet is damaged"):
         opened(configs.replace(chosen, data=""))
-
-
-def test_receipts_survive_nonsense():
-    assert receipt.parse(b"") is None and receipt.parse(b"{}") is None and receipt.parse(b"[1]") is None
 
 
 # ------------------------------------------------------------------------------------------------- bad pictures
