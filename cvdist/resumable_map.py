@@ -174,7 +174,7 @@ class ResultStore:
 
     def publish(self, manifest: bytes, bad: Sequence[BadPicture]) -> None:
         """Write the quarantine and then the manifest, which makes the results valid."""
-        self.folder.write(QUARANTINE, _quarantine_csv(bad))
+        self.folder.write(QUARANTINE, quarantine_csv(bad).encode())
         self.folder.write(MANIFEST, manifest)
 
 
@@ -270,7 +270,11 @@ def run(
     """
     store, done = plan.store, dict(plan.done)
     bad = {one.path: one for one in (*known_bad, *(one for receipt in done.values() for one in receipt.bad))}
-    _require_few_bad(list(bad.values()), pictures, max_bad_fraction, data)
+
+    def require_few() -> None:
+        require_few_bad(list(bad.values()), pictures=pictures, fraction=max_bad_fraction, uri=data)
+
+    require_few()
     total = sum(len(unit.paths) for unit in plan.units)
     computed = rounds = 0
     began, line = time.monotonic(), log.ProgressLine(logger, enabled=True)
@@ -286,7 +290,7 @@ def run(
                 done[receipt.key] = receipt
                 computed += receipt.pictures
                 bad |= {one.path: one for one in receipt.bad}
-                _require_few_bad(list(bad.values()), pictures, max_bad_fraction, data)
+                require_few()
             if line.due():
                 finished = sum(one.pictures for one in done.values())
                 rate = computed / (time.monotonic() - began)
@@ -353,7 +357,12 @@ def _receipt_name(key: str) -> str:
     return f"receipts/{key}.json"
 
 
-def _require_few_bad(bad: Sequence[BadPicture], pictures: int, fraction: float, uri: str) -> None:
+def require_few_bad(bad: Sequence[BadPicture], *, pictures: int, fraction: float, uri: str) -> None:
+    """Refuse a data set of which more than `fraction` is bad.
+
+    Raises:
+        UserError: If it is.
+    """
     if len(bad) > fraction * pictures:
         raise UserError(
             f"--data {redact(uri)}: {len(bad)} of {pictures} pictures can't be decoded, more than "
@@ -362,12 +371,13 @@ def _require_few_bad(bad: Sequence[BadPicture], pictures: int, fraction: float, 
         )
 
 
-def _quarantine_csv(bad: Sequence[BadPicture]) -> bytes:
+def quarantine_csv(bad: Sequence[BadPicture]) -> str:
+    """The table of bad pictures, as CSV with the columns `path` and `reason`."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["path", "reason"])
     writer.writerows((picture.path, picture.reason) for picture in bad)
-    return text.getvalue().encode()
+    return text.getvalue()
 
 
 def with_checksum(values: dict[str, Any], indent: int | None = None) -> bytes:
