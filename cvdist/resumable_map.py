@@ -7,7 +7,6 @@ The same command again computes only units without a receipt. The manifest is wr
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -268,9 +267,12 @@ def run(
         UserError: If `compute` raises it, too many pictures are bad, or others keep deleting the results.
     """
     store, done = plan.store, dict(plan.done)
-    check = functools.partial(require_few_bad, pictures=pictures, fraction=max_bad_fraction, uri=data)
     bad = {one.path: one for one in (*known_bad, *(one for receipt in done.values() for one in receipt.bad))}
-    check(list(bad.values()))
+
+    def require_few() -> None:
+        require_few_bad(list(bad.values()), pictures=pictures, fraction=max_bad_fraction, uri=data)
+
+    require_few()
     total = sum(len(unit.paths) for unit in plan.units)
     computed = rounds = 0
     began, line = time.monotonic(), log.ProgressLine(logger, enabled=True)
@@ -286,7 +288,7 @@ def run(
                 done[receipt.key] = receipt
                 computed += receipt.pictures
                 bad |= {one.path: one for one in receipt.bad}
-                check(list(bad.values()))
+                require_few()
             if line.due():
                 finished = sum(one.pictures for one in done.values())
                 rate = computed / (time.monotonic() - began)

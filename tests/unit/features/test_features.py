@@ -185,13 +185,6 @@ def test_another_class_is_another_data_set(chosen, photos):
 # ---------------------------------------------------------------------------------------------------- updates
 
 
-def test_the_same_command_again_computes_nothing(chosen):
-    first, computed = extract(chosen)
-    assert len(computed) == 18
-    second, computed = extract(chosen)
-    assert computed == [] and second.manifest == first.manifest
-
-
 @pytest.mark.usefixtures("cached")
 def test_an_update_computes_what_has_changed(chosen, photos):
     (photos / "train" / "cat" / "0001.jpg").unlink()
