@@ -24,15 +24,15 @@ SECTIONS = {
     CONFUSION: "",
     MISTAKES: "",
     DATA: "",
-    FILTERS: "The weights of convolution layers. Each tile is one filter or, in layers with many input channels, "
-    "one channel of a filter. White is zero, blue negative and orange positive, on one scale for the whole "
-    "figure. Filters of a first layer on RGB pictures are shown in color.",
+    FILTERS: "The weights of convolution layers. Each tile is one filter or, in layers with many input "
+    "channels, one channel of a filter. White is zero, blue negative and orange positive, on one scale for the "
+    "whole figure. Filters of a first layer on RGB pictures are shown in color.",
     ACTIVATIONS: "The feature maps of a layer for one validation picture, one tile for each channel. Before "
     "ReLU, white is zero, blue negative and orange positive. After ReLU, dark is zero and bright a strong "
     "activation. A channel that is zero for all pictures is dead: it does not contribute to any prediction.",
     TOP_ACTIVATIONS: "The validation pictures that activate a channel most, one row for each channel, the "
-    "strongest first: a hint at what the channel has learned to detect. The box is the part of the picture that "
-    "the activation depends on.",
+    "strongest first: a hint at what the channel has learned to detect. The box is the part of the picture "
+    "that the activation depends on.",
     GRADCAM: "Grad-CAM: bright parts of a picture raise the score of the class named below it, dark parts do "
     "not. A model that is right for the right reason looks at the object rather than at its surroundings.",
     OTHER: "",
@@ -60,8 +60,8 @@ class Caption:
     rank: tuple[int, str] = (0, "")
 
 
-# Captions by a pattern for the figure's path without its suffix, with the pattern's groups in title and alt text. The
-# first pattern that matches counts. Within a section, figures have the order of their patterns.
+# Captions by a pattern for the figure's path without its suffix; title and alt text may refer to its groups.
+# The first pattern that matches counts. Within a section, figures have the order of their patterns.
 _CAPTIONS = {
     "loss": Caption(
         CURVES,

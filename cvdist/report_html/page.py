@@ -47,7 +47,6 @@ def _page(report: Report, embedded: Sequence[EmbeddedFigure], lines: Sequence[st
         introductions=figures.SECTIONS,
         left_out=[*report.left_out, *lines],
         most_rows=100,
-        most_classes=30,
         duration=log.duration,
         percent=log.percent,
         version=cvdist.__version__,
