@@ -96,12 +96,12 @@ class Receipt:
         Raises:
             ValueError: If the content is damaged, or something else.
         """
-        values = json.loads(content)
         try:
+            values = json.loads(content)
             if values.pop("sha256") != checksum(values):
                 raise ValueError("its checksum is not that of its contents")
             return cls(**{**values, "bad": tuple(BadPicture(**picture) for picture in values["bad"])})
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError("it is not a receipt") from error
 
 
