@@ -15,9 +15,9 @@ from tests.helpers import feature_caches, pictures
 from tests.helpers.jobs import ROOT, run
 
 
-def test_the_lines_of_the_document(tmp_path, monkeypatch):
-    """As they stand in docs/training.md, but for the number of epochs and where the files go."""
-    text = (ROOT / "docs" / "training.md").read_text()
+def test_the_lines_of_the_readme(tmp_path, monkeypatch):
+    """As they stand in README.md, but for the number of epochs and where the files go."""
+    text = (ROOT / "README.md").read_text()
     (lines,) = re.findall(r"^    from cvdist import recipes\n(?:    .*\n|\n(?=    ))+", text, re.M)
     code = re.sub(r"^    ", "", lines, flags=re.M)
     assert len(code.split("\n\n")) == 2 and "epochs=3" in code
