@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import io
+import re
 
 import numpy as np
 import pytest
@@ -69,13 +72,17 @@ def test_the_page_says_what_a_reader_asks_first():
 
 
 def test_nothing_is_loaded_from_elsewhere():
-    page = Parsed(render(report(pictures=(FigureFile("filters/forming.gif", gif(2, 8)),))))
+    text = render(report(pictures=(FigureFile("filters/forming.gif", gif(2, 8)),)))
+    page = Parsed(text)
     policy = next(meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
     assert policy.startswith("default-src 'none'; img-src data:")
+    (script,) = re.findall("<script>(.*)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.endswith(f"script-src 'sha256-{digest}'")  # the page's own script runs, and no other
     loading = [a.get(key, "") for _, a in page.elements for key in ("src", "srcset", "href", "poster", "data")]
     assert all(not value or value.startswith(("data:", "#")) for value in loading)
     assert not {"link", "iframe", "object", "embed", "base"} & {name for name, _ in page.elements}
-    assert "url(" not in render(report()) and "@import" not in render(report())
+    assert "url(" not in text and "@import" not in text
 
 
 def test_names_are_shown_as_text():
