@@ -70,8 +70,8 @@ def make_plan(config: PreprocessConfig) -> ExtractionPlan:
     """
     store = ResultStore.open(config.features.uri, "--features", "shards", shard.SUFFIX)
     storage.check_writable(store.folder.uri, "--features")
+    listing = list_pictures(config.data)  # first: the fingerprint may download weights
     asked = fingerprints.for_extraction(config)
-    listing = list_pictures(config.data)
     before = _existing(store.folder, asked, replace=config.features.replace)
     known = index.SCHEMA.empty_table() if before is None else read_index(store.folder, before)
     changes = comparing.find_changes(listing.table, known, comparing.digests_of(config.data.uri))

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from cvdist import config as configs
 from cvdist import loaders, models
 from cvdist.errors import UserError
-from cvdist.features import inspect, manifest, shard
-from tests.helpers import pictures
+from cvdist.features import build, inspect, manifest, shard
+from tests.helpers import feature_caches, pictures
 from tests.helpers.feature_caches import (
     CPU,
     config,
@@ -355,3 +355,11 @@ def test_unwritable_place(chosen, tmp_path):
         place = tmp_path / "locked" / "features"
     with pytest.raises(UserError, match=r"can't be written: .* --features"):
         extract(configs.replace(chosen, features=str(place)))
+
+
+def test_pictures_are_looked_for_before_weights_are_downloaded(chosen, monkeypatch):
+    """A wrong path costs no half gigabyte."""
+    opened = lambda _: pytest.fail("the weights are opened")  # noqa: E731
+    monkeypatch.setattr("cvdist.features.fingerprint.for_extraction", opened)
+    with pytest.raises(UserError, match="--data"):
+        build.make_plan(feature_caches.extraction(configs.replace(chosen, data=f"{chosen.data.uri}-elsewhere")))
