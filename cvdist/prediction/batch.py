@@ -76,11 +76,9 @@ def identity_of(config: PredictConfig, saved: SavedModel) -> dict[str, Any]:
     """Everything that the predictions of a given picture depend on."""
     return {
         "model": saved.digest,
-        # Without its head, which the digest tells apart: results of older versions stay valid.
         "architecture": {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(saved.identity).items()
-            if name not in ("head", "hidden_size")
         },
         "mean": list(saved.mean),
         "std": list(saved.std),
