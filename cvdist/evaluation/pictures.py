@@ -45,8 +45,10 @@ class EvaluationPictures(Protocol):
     labels: Tensor
     quarantine: Sequence[BadPicture]
 
-    def seen_by(self, saved: SavedModel, inference: InferenceConfig, device: torch.device) -> Iterator[Labeled]:
-        """What a model makes of all pictures, each once, in any order.
+    def log_probabilities(
+        self, saved: SavedModel, inference: InferenceConfig, device: torch.device
+    ) -> Iterator[Labeled]:
+        """Yield a model's log-probabilities of all pictures, each once, in any order.
 
         Raises:
             UserError: if the model takes another kind of picture, or too many can't be decoded.
@@ -54,7 +56,7 @@ class EvaluationPictures(Protocol):
         ...
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
-        """Some pictures as uint8 (n, C, H, W), for people to look at; `size`: of photographs."""
+        """Return some pictures as uint8 (n, C, H, W), for people to look at; `size`: of photographs."""
         ...
 
 
@@ -150,8 +152,10 @@ class InMemoryPictures:
         self.labels = torch.tensor([number[name] for name in names])
 
     @torch.inference_mode()
-    def seen_by(self, saved: SavedModel, inference: InferenceConfig, device: torch.device) -> Iterator[Labeled]:
-        """Say which of the pictures the model was trained on, as `EvaluationPictures.seen_by` says."""
+    def log_probabilities(
+        self, saved: SavedModel, inference: InferenceConfig, device: torch.device
+    ) -> Iterator[Labeled]:
+        """Yield the log-probabilities of all pictures, as `EvaluationPictures.log_probabilities` says."""
         info, shape = self._loader.info, saved.identity
         if (info.channels, info.height, info.width) != (shape.channels, shape.height, shape.width):
             raise UserError(
@@ -172,7 +176,7 @@ class InMemoryPictures:
                 yield len(self._valid) + batch.indices, _log_softmax(model, batch.images, precision)
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
-        """Yield the pixels of the pictures, as `EvaluationPictures.pixels` says."""
+        """Return some pictures for people to look at, as `EvaluationPictures.pixels` says."""
         edge = len(self._valid)
         parts = [
             self._loader.pictures("valid" if row < edge else "train", [row if row < edge else row - edge])[0]
@@ -218,8 +222,10 @@ class PictureFolder:
         where = redact(wanted.uri)
         return cls(wanted, listing.classes, table, f"{where} ({_PARTS[part]})", config.inference.data_timeout)
 
-    def seen_by(self, saved: SavedModel, inference: InferenceConfig, device: torch.device) -> Iterator[Labeled]:
-        """Say which of the pictures the model was trained on, as `EvaluationPictures.seen_by` says."""
+    def log_probabilities(
+        self, saved: SavedModel, inference: InferenceConfig, device: torch.device
+    ) -> Iterator[Labeled]:
+        """Yield the log-probabilities of all pictures, as `EvaluationPictures.log_probabilities` says."""
         threads = inference.decode_workers
         predictor = Predictor(self._wanted.uri, inference, saved, device, decode_threads=threads)
         row_of = {path: row for row, path in enumerate(self._paths)}
@@ -234,7 +240,7 @@ class PictureFolder:
         self.quarantine = tuple(bad)
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
-        """Yield the pixels of the pictures, as `EvaluationPictures.pixels` says."""
+        """Return some pictures for people to look at, as `EvaluationPictures.pixels` says."""
         reader = Reader(self._wanted.uri, size, self._wanted.resize)
         return reader.pixels([self._paths[row] for row in rows]).permute(0, 3, 1, 2)
 

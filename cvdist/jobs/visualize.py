@@ -334,7 +334,7 @@ def table(result: VisualizeResult) -> str:
 
 
 def _next(result: VisualizeResult) -> str:
-    """The lines that tell what to do next."""
+    """The line that tells what to do next."""
     if result.interpretation is None:
         return "the same with --data PICTURES, to see activations, top activations and Grad-CAM"
     if result.run is not None:
