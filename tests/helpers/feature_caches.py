@@ -23,6 +23,7 @@ from cvdist.features.build import BuiltCache, ExtractionPlan
 from cvdist.features.extract import Extractor
 from cvdist.features.loader import FeatureLoader
 from cvdist.resumable_map import Receipt, ResultStore, WorkUnit
+from tests.helpers import pictures as made_up
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -79,6 +80,23 @@ def config(
             **changes,
         },
     )
+
+
+def two_colors(root: Path) -> CacheConfig:
+    """Make a cache of two classes that differ in their colors, and settings that train a linear head from it."""
+    made_up.write(root / "pictures", {"train/a": 9, "train/b": 8, "valid/a": 4, "valid/b": 3})
+    chosen = config(
+        *(root / "pictures", root / "features", write_weights(root / "weights.pth"), root / "cache"),
+        head="linear",
+        lr=0.0001,
+        storage=str(root),
+        runtime="inline",
+        visualize=False,
+        system_metrics=False,
+        log_model=False,
+    )
+    extract(chosen)
+    return chosen
 
 
 def computing(chosen: CacheConfig, plan: ExtractionPlan, computed: list[WorkUnit]) -> Any:

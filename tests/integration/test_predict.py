@@ -11,18 +11,16 @@ import numpy as np
 import pandas
 import pyarrow as pa
 import pyarrow.dataset
-import pytest
 import torch
 from PIL import Image
 
 from cvdist.data.images.decode import decode
-from cvdist.errors import UserError
 from cvdist.jobs import cli
 from cvdist.jobs import predict as run_prediction
 from cvdist.jobs.predict import table as predictions_table
 from cvdist.storage import Folder
 from tests.helpers import pictures
-from tests.helpers.jobs import call, the_error
+from tests.helpers.jobs import call, the_error, user_error
 
 
 def predict(trained, source, *words):
@@ -33,11 +31,7 @@ def predict(trained, source, *words):
 
 
 def error(trained, source, *words):
-    with pytest.raises(UserError) as caught:
-        predict(trained, source, *words)
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 400
-    return message
+    return user_error(predict, trained, source, *words)
 
 
 def nested(root, count=40):
