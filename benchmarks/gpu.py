@@ -3,7 +3,7 @@
 `python benchmarks/gpu.py [--only SECTION ...] [--output FOLDER]` prints every figure as it comes, and writes
 all of them to `gpu.jsonl`; a section that fails is reported, and the others go on. Pictures and weights are
 those below $CVDIST_TEST_DATA (`dogs-vs-cats`, `weights/vgg16_features.pth`, `mnist`) where that is set, else
-made up. Needs neither Ray nor MLflow.
+made up. Needs neither Ray nor MLflow, but tyro and simplejpeg, which images of PyTorch lack.
 
 The epoch trains VGG16's classifier, 119.6 million weights, on the features of 23,000 pictures in GPU memory.
 Its floor is the traffic that these steps can't do without: a weight is read in the forward pass, its gradient

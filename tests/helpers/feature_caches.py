@@ -83,7 +83,7 @@ def config(
 
 
 def two_colors(root: Path) -> CacheConfig:
-    """Make a cache of two classes that differ in their colors, and settings that train a linear head from it."""
+    """Make a cache of two classes that differ in their colors, and settings to train a linear head."""
     made_up.write(root / "pictures", {"train/a": 9, "train/b": 8, "valid/a": 4, "valid/b": 3})
     chosen = config(
         *(root / "pictures", root / "features", write_weights(root / "weights.pth"), root / "cache"),
