@@ -272,8 +272,8 @@ def _require_classes_at_top(top: Mapping[str, _Folder], root: str) -> None:
         what = f"each with {_some(classes)} in it" if classes else "which look like splits"
         raise UserError(
             f"--data {root} has the folders {_some(names)}, {what}: if they are splits, name them train and "
-            f"valid, or give one of them, such as --data {root}/{names[0]}; if they are classes, move them into "
-            f"{root}/train"
+            f"valid, or give one of them, such as --data {root}/{names[0]}; if they are classes, move them "
+            f"into {root}/train"
         )
 
 
