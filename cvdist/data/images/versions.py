@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -131,4 +132,5 @@ def _write(path: Path, table: pa.Table) -> None:
         arriving.replace(path)
     except OSError as error:
         logger.debug("versions of pictures can't be kept in %s: %s", path.parent, storage.reason(error))
-        arriving.unlink(missing_ok=True)
+        with suppress(OSError):
+            arriving.unlink(missing_ok=True)

@@ -127,8 +127,8 @@ REFUSED = {
     ),
     "train and what is none": (
         {**both("train", "holdout")},
-        "--data DIR has a folder train but none named valid or test beside it: add it, or name DIR/train itself, "
-        "which is then split by --valid-fraction",
+        "--data DIR has a folder train but none named valid or test beside it: add it, or name DIR/train "
+        "itself, which is then split by --valid-fraction",
     ),
     "no train": (
         both("valid", "test"),
@@ -136,14 +136,15 @@ REFUSED = {
     ),
     "folds": (
         both("fold1", "fold2"),
-        "--data DIR has the folders fold1, fold2, each with cat, dog in it: if they are splits, name them train "
-        "and valid, or give one of them, such as --data DIR/fold1; if they are classes, move them into DIR/train",
+        "--data DIR has the folders fold1, fold2, each with cat, dog in it: if they are splits, name them "
+        "train and valid, or give one of them, such as --data DIR/fold1; if they are classes, move them into "
+        "DIR/train",
     ),
     "splits by another name": (
         {"seg_train/seg_train/sea": 2, "seg_test/seg_test/sea": 2, "seg_pred/seg_pred": 2},
         "--data DIR has the folders seg_pred, seg_test, seg_train, which look like splits: if they are splits, "
-        "name them train and valid, or give one of them, such as --data DIR/seg_pred; if they are classes, move "
-        "them into DIR/train",
+        "name them train and valid, or give one of them, such as --data DIR/seg_pred; if they are classes, "
+        "move them into DIR/train",
     ),
     "splits in the classes' names": (
         {"cat_train": 2, "cat_test": 2, "dog_train": 2, "dog_test": 2},
@@ -201,7 +202,7 @@ def test_results_are_not_written_among_the_pictures(data, place):
     configs.require_outside(f"{place}/pictures", output=place)
 
 
-# ------------------------------------------------------------------------------------------------------ the split
+# ----------------------------------------------------------------------------------------------- the split
 
 
 @given(
@@ -228,7 +229,7 @@ def test_balanced_classes_are_split_in_proportion():
     assert held_back_counts([2] * 5 + [17], 0.2) == [1] * 5 + [3]
 
 
-# --------------------------------------------------------------------------------------------------- the versions
+# ------------------------------------------------------------------------------------------------ the versions
 
 
 def version_of(root, cache):
