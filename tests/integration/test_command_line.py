@@ -52,7 +52,7 @@ def test_every_job_reads_a_folder_the_same_way(tmp_path):
         return call(*words, *quick, *more, storage=tmp_path / "runs", CVDIST_CACHE=str(tmp_path / "cache"))
 
     for words, flag in ((train, "--storage"), (extract, "--features")):
-        for root, line in ((kaggle, "validated on test_set"), (rare, "which is learned from: 9")):
+        for root, line in ((kaggle, "validated on test_set"), (rare, "which is in training only: 9")):
             job = done(words, root)
             assert line in job.stderr and job.returncode == 0, job.stderr
         assert "each with a, b in it: if they are splits" in the_error(done(words, folds))

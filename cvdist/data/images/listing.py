@@ -333,7 +333,9 @@ def _require_classes(
         if len(single) == len(classes):
             raise UserError(f"--data {root} has one picture of each class: none is left to validate on")
         if single:
-            logger.warning("data       classes of one picture, which is learned from: %s", _some(single))
+            logger.warning(
+                "data       classes with a single picture, which is in training only: %s", _some(single)
+            )
     return classes
 
 

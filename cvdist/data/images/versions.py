@@ -86,9 +86,8 @@ def _warn_of_twins(listing: pa.Table) -> None:
     if len(several):
         one = listing.filter(pc.equal(listing.column("version"), several[0]))
         paths = dict(zip(one.column("label").to_pylist(), one.column("path").to_pylist(), strict=True)).values()
-        logger.warning(
-            "data       %d pictures are in more than one class, e.g. %s", len(several), " and ".join(paths)
-        )
+        example = " and ".join(paths)
+        logger.warning("data       pictures in more than one class: %d, e.g. %s", len(several), example)
 
 
 def digest(listing: pa.Table) -> str:

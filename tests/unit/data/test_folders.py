@@ -170,7 +170,7 @@ def test_classes_that_one_folder_lacks_and_classes_of_one_are_named(tmp_path, ca
     assert listed(write(tmp_path / "a", {**both("train", "valid"), "train/fox": 4}))[1] == [10, 4, 0]
     assert "classes that valid has no pictures of: fox (4)" in caplog.text
     assert listed(write(tmp_path / "b", {"ant": 1, "bee": 1, "cat": 9}))[0] == ("ant", "bee", "cat")
-    assert "classes of one picture, which is learned from: ant, bee" in caplog.text
+    assert "classes with a single picture, which is in training only: ant, bee" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["valid", "results", "."])
@@ -277,4 +277,4 @@ def test_a_picture_in_two_classes_is_named(tmp_path, caplog):
     shutil.copy(root / "cat" / "1.jpg", root / "dog" / "9.jpg")
     listing = list_pictures(PicturesConfig(uri=str(root)))
     versions.with_versions(listing.table, str(root), tmp_path / "cache")
-    assert "1 pictures are in more than one class, e.g. cat/1.jpg and dog/9.jpg" in caplog.text
+    assert "pictures in more than one class: 1, e.g. cat/1.jpg and dog/9.jpg" in caplog.text
