@@ -128,19 +128,18 @@ def list_unlabeled(uri: str) -> pa.Table:
     )
 
 
-def split_folders(paths: Iterable[str], folders: Iterable[str] = ()) -> dict[str, int]:
+def split_folders(paths: Iterable[str]) -> dict[str, int]:
     """Find the folders that hold the splits of a data set, by usual names such as `Train` or `test_set`.
 
     Without a folder for validation, one for tests serves.
 
     Args:
         paths: of the pictures, below the data set's folder.
-        folders: paths of folders, which may be empty.
 
     Returns:
         The part of each split's folder; empty if there are no splits.
     """
-    return _splits_of(_top(paths, folders))
+    return _splits_of(_top(paths, ()))
 
 
 def _splits_of(top: Mapping[str, _Folder]) -> dict[str, int]:
