@@ -34,11 +34,9 @@ _REQUEST_TIMEOUT = 60.0  # seconds without a byte
 _ATTEMPTS = 4  # per request, with growing pauses
 _PATIENT_ATTEMPTS = 10  # per request in the middle of a long job: about a minute
 # Options of pyarrow at the end of an S3 URI. Any other question mark belongs to the object's name.
-_S3_OPTIONS = re.compile(
-    r"\?((scheme|region|endpoint_override|allow_bucket_\w+|force_virtual_addressing|\w*timeout|tls_\w+)=[^&]*&?)+$"
-)
+_S3_OPTIONS = re.compile(r"\?((scheme|region|endpoint_override|allow_\w+|\w*timeout|tls_\w+)=[^&]*&?)+$")
 _REFUSED = r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|InvalidAccessKeyId|HTTP response code 403"
-_LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +369,7 @@ def reason(error: Exception) -> str:
 
 
 def may_recover(error: OSError | UserError) -> bool:
-    """Return whether a request that has failed may succeed later; False for a missing permission and the like."""
+    """Return whether a request that failed may succeed later; False for a missing permission and the like."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if "AWS Error" in str(cause):
         return not re.search(rf"{_REFUSED}|NO_SUCH_BUCKET", str(cause))

@@ -98,6 +98,7 @@ class Checkpoint:
         order: What `progress.position` refers to.
         progress: How far the run has come.
         best: The evaluation of the best epoch so far.
+        made_with: Settings and data that the run depends on, by what people call them.
         state: Tensors and numbers of the model, its moving average, the optimizer and the random streams.
         normalization: Of the model's input.
         parallel: How steps were divided over the workers, see `cvdist.parallel`.
@@ -112,6 +113,7 @@ class Checkpoint:
     normalization: Normalization
     parallel: str = ""
     workers: int = 0
+    made_with: dict[str, Any] = field(default_factory=dict)
 
 
 def snapshot(checkpoint: Checkpoint) -> Checkpoint:
@@ -147,6 +149,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "normalization": dataclasses.asdict(checkpoint.normalization),
         "parallel": checkpoint.parallel,
         "workers": checkpoint.workers,
+        "made_with": checkpoint.made_with,
         "state_sha256": _file_digest(folder / STATE),
     }
     (folder / META).write_text(json.dumps({**meta, "sha256": _digest(meta)}, indent=1))
@@ -191,6 +194,7 @@ def load(
             ),
             parallel=str(meta["parallel"]),
             workers=workers,
+            made_with=dict(meta["made_with"]),
         )
     except Exception as error:  # damaged bytes raise all sorts of things
         raise DamagedCheckpoint(f"checkpoint {name} is damaged ({_why(error)}): name another one") from error

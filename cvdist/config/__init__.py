@@ -89,6 +89,7 @@ from cvdist.config.train import (
     TrainConfig,
     check,
     check_registration,
+    learning_settings,
 )
 from cvdist.config.visualize import (
     LookConfig,
@@ -154,6 +155,7 @@ __all__ = [
     "flat",
     "from_dict",
     "groups_of",
+    "learning_settings",
     "part_of",
     "plain_type",
     "replace",

@@ -16,7 +16,7 @@ from cvdist.jobs import cli, console
 from cvdist.prediction import batch
 from cvdist.prediction.batch import PredictionPlan, Predictions
 from cvdist.prediction.predict import Predictor
-from cvdist.runtime.installed import require_ray
+from cvdist.runtime.environment import require_ray
 from cvdist.runtime.map_workers import open_workers
 from cvdist.runtime.signals import sigterm_raises
 from cvdist.saved import SavedModel, open_model

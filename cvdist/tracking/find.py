@@ -42,9 +42,10 @@ def existing_store(lookup: LookupConfig, prefix: str = "") -> Iterator[tuple[str
     uri, timeout = tracking_uri_of(lookup.tracking_uri, lookup.storage), lookup.tracking_timeout
     if uri.startswith("http"):
         require_server(uri, timeout, "")
-    if uri.startswith("sqlite:///") and not sqlite_path(uri).is_file():
+    path = sqlite_path(uri)
+    if path is not None and not path.is_file():
         raise UserError(
-            f"{prefix}there is no MLflow store {sqlite_path(uri)}: set --storage or CVDIST_STORAGE to the folder of the "
+            f"{prefix}there is no MLflow store {path}: set --storage or CVDIST_STORAGE to the folder of the "
             "runs, or --tracking-uri or MLFLOW_TRACKING_URI to the store"
         )
     try:

@@ -162,8 +162,8 @@ def _open_tracking_store(settings: TrackingConfig, storage: str) -> TrackingStor
     artifacts = None
     if uri.startswith("http"):
         require_server(uri, settings.timeout)
-    elif uri.startswith(_SQLITE):
-        artifacts = _create_sqlite_folder(sqlite_path(uri))
+    elif (database := sqlite_path(uri)) is not None:
+        artifacts = _create_sqlite_folder(database)
     try:
         with short_retries(settings.timeout):
             client = mlflow_client(uri)
@@ -175,6 +175,18 @@ def _open_tracking_store(settings: TrackingConfig, storage: str) -> TrackingStor
             f"the MLflow store {redact(uri)} refused: {first_line(error)}. Repair it, name another one with "
             "--tracking-uri, or do without: --tracking none"
         ) from error
+
+
+def check_tracking_store(settings: TrackingConfig, storage: str) -> None:
+    """Check what can be checked of the store without the seconds that MLflow takes to import.
+
+    The arguments are as those of `open_tracking_store`.
+
+    Raises:
+        UserError: If the store is required and no server answers, or there is no store to use.
+    """
+    if settings.mode == "required" and (uri := tracking_uri_of(settings.uri, storage)).startswith("http"):
+        require_server(uri, settings.timeout)
 
 
 def start_run(
@@ -431,9 +443,9 @@ def _sqlite_uri(path: str) -> str:
     return f"{_SQLITE}{path}"
 
 
-def sqlite_path(uri: str) -> Path:
-    """The path of the database behind an address that begins with `sqlite:///`."""
-    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0]))
+def sqlite_path(uri: str) -> Path | None:
+    """The path of the database behind the address of an SQLite store; None for any other store."""
+    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0])) if uri.startswith(_SQLITE) else None
 
 
 def _create_sqlite_folder(database: Path) -> str:

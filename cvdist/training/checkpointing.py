@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,14 @@ def restore(run: Run, found: FoundCheckpoint) -> None:
         # These are sums over all workers, and they will be summed over the workers again.
         run.progress.loss_sum, run.progress.correct = 0.0, 0
     run.adopted = found.adopted
+    run.changed = changes_between(saved.made_with, run.made_with)
     run.resumed_at = f"epoch {saved.progress.epoch + 1}, sample {saved.progress.position}"
+
+
+def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what differs between two of `Run.made_with`, as `--lr 0.1 (was 0.01), ...`; empty for nothing."""
+    changed = [name for name, value in now.items() if before.get(name) != value]
+    return ", ".join(f"{name} {now[name]} (was {before.get(name)})" for name in changed)
 
 
 def save(run: Run, *, step: int = 0) -> None:
@@ -162,6 +170,7 @@ def save(run: Run, *, step: int = 0) -> None:
                 Normalization(run.info.mean, run.info.std),
                 parallel=run.mode.name,
                 workers=count if split else 0,
+                made_with=run.made_with,
             )
         )
 
