@@ -297,6 +297,15 @@ def is_file(filesystem: arrow.FileSystem, path: str) -> bool:
         return False
 
 
+def split(uri: str) -> tuple[str, str, str]:
+    """Cut `uri` into the place (empty: this machine), the absolute path there, and the options of an S3 URI."""
+    if "://" not in uri or uri.startswith("file://"):
+        return "", os.path.normpath(_file_path(uri) if "://" in uri else absolute(uri)), ""
+    options = _S3_OPTIONS.search(uri)
+    user, bucket, path = _parts(uri[: options.start()] if options else uri)
+    return f"{uri.partition('://')[0]}://{user}{bucket}", path, options[0] if options else ""
+
+
 def absolute(uri: str) -> str:
     """`uri` for processes that run in another folder than the one that a relative path was meant for."""
     return uri if not uri or "://" in uri else str(Path(uri).expanduser().absolute())
@@ -426,13 +435,11 @@ class PatientS3FileSystem(arrow.S3FileSystem):
 
 def _s3(uri: str, attempts: int) -> tuple[arrow.FileSystem, str]:
     """Return file system and path of an S3 URI, like `FileSystem.from_uri` but with timeouts for requests."""
-    options = _S3_OPTIONS.search(uri)
-    user, bucket, path = _parts(uri[: options.start()] if options else uri)
+    head, path, options = split(uri)
+    user, bucket, _ = _parts(head)
     if options or ":" in user or not bucket:
         # The URI contains options or credentials, or is malformed: arrow handles it.
-        filesystem, _ = arrow.FileSystem.from_uri(
-            f"s3://{user}{bucket}{quote(path)}{options[0] if options else ''}"
-        )
+        filesystem, _ = arrow.FileSystem.from_uri(f"{head}{quote(path)}{options}")
         return filesystem, f"{bucket}{path}"
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")

@@ -439,7 +439,7 @@ def _sqlite_uri(path: str) -> str:
     """The address of the SQLite database at an absolute path."""
     if "%" in path or "?" in path:
         # With its slashes, because MLflow makes the folder that the address names without decoding it.
-        path = f"/{quote(path[1:], safe='')}"
+        path = "/" + path[1:].replace("%", "%25").replace("?", "%3F").replace("/", "%2F")
     return f"{_SQLITE}{path}"
 
 
