@@ -64,7 +64,7 @@ def predict(config: PredictConfig) -> PredictResult:
     few, output = len(pictures.table) <= _FEW, storage.absolute(config.prediction.output)
     if not output and not few:
         raise UserError(
-            f"--output is needed, a folder or URI: of {len(pictures.table):,} pictures the results are not printed"
+            f"--output is needed, a folder or URI: {len(pictures.table):,} results are too many to print"
         )
     if few and config.inference.device != "cuda":
         config = configs.replace(config, runtime="inline")

@@ -11,6 +11,7 @@ import logging
 import pickle
 import re
 import socket
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -307,7 +308,9 @@ def _read(path: Path, source: str) -> dict[str, Tensor]:
     # Mapped, so that workers of one node share its pages; torchvision's oldest files can't be.
     mapped = zipfile.is_zipfile(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a file is said below
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged bytes raise all sorts of things
         if mapped and isinstance(error, pickle.UnpicklingError):
             raise UserError(
@@ -329,14 +332,17 @@ def _what_is_wrong(path: Path, is_zip: bool, error: Exception) -> str:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head:
         return "is empty (0 bytes): copy or download it again"
     if head.startswith(b"version https://git-lfs"):
         return f"is a pointer of Git LFS ({size} bytes) in place of the file: bring the file with git lfs pull"
-    if text.startswith(b"<"):
-        kind = "an XML document" if text.startswith(b"<?xml") else "an HTML page"
-        return f"is {kind}, not weights: the download has brought a message or a log-in page in their place"
+    if begin.startswith(b"<") or (head.isascii() and b"\0" not in head):
+        kind = "an XML document" if begin.startswith(b"<?xml") else "an HTML page"
+        kind = kind if begin.startswith(b"<") else "a text file"
+        return (
+            f"is {kind}, not weights: the download may have brought a message or a log-in page in their place"
+        )
     if is_zip:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
