@@ -76,7 +76,9 @@ def find_pictures(named: str | Sequence[str]) -> NamedPictures:
             if info.type == arrow.FileType.NotFound:
                 matches = list(_matches(filesystem, top, PurePosixPath(key).parts[1:]))
             if not matches:
-                raise UserError(f"--data {redact(word)}: there is no such file or folder")
+                raise UserError(
+                    f"--data {redact(word)} can't be read (there is no such file, folder or bucket)"
+                )
             for one in matches:
                 path = one.path.removeprefix(top)
                 if one.type == arrow.FileType.Directory:

@@ -6,9 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from cvdist import storage
+from cvdist.config import RuntimeConfig
+from cvdist.errors import UserError
+from cvdist.jobs import cli
+from cvdist.runtime import processes, ray_cluster
 from tests.helpers import pictures
 from tests.helpers.jobs import ROOT, call, run, the_error
 
@@ -21,6 +27,39 @@ def test_the_job_says_it_in_one_line_before_anything_starts(tmp_path):
     assert "workers" not in done.stderr
     done = call("train", "dogs-cats-cnn", storage=tmp_path)
     assert the_error(done).startswith("--data is needed: the folder or URI of the pictures")
+
+
+@pytest.mark.parametrize("name", ["train", "sweep"])
+def test_what_the_driver_can_see_is_said_before_ray_starts(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(ray_cluster, "connect", Mock(side_effect=AssertionError))
+    root = pictures.write(tmp_path / "four", pictures.FOUR)
+    (tmp_path / "page.pth").write_text("<html>Sign in</html>")
+    words = ["dogs-cats-vgg16", "--weights-preprocessing", "imagenet", "--tracking", "none"]
+
+    def error(*more):
+        return the_error(
+            call(name, *words, *more, storage=tmp_path / "runs", CVDIST_CACHE=str(tmp_path / "cache"))
+        )
+
+    page = ["--weights", tmp_path / "page.pth"]
+    assert "is an HTML page, not weights" in error("--data", root, *page)
+    assert "can't be read (there is no such file" in error("--data", tmp_path / "no", *page)
+    words = ["digits-cnn"]
+    assert "no MLflow server answers" in error("--tracking-uri", "http://127.0.0.1:9")
+    monkeypatch.setattr(storage, "free_bytes", lambda uri: 100_000)
+    assert "has room for 0 MB, and one checkpoint takes about 0 MB" in error("--tracking", "none")
+
+
+def test_one_process_is_one_whatever_the_environment_says(monkeypatch, capsys):
+    for variable, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(variable, value)
+    with processes.init_distributed(RuntimeConfig(launcher="inline", device="cpu")) as ranks:
+        assert (ranks.rank, ranks.world_size, ranks.local_rank) == (0, 1, 0)
+
+    def fail(words):
+        raise UserError("said", on_all_workers=True)
+
+    assert cli.main(fail, []) == 2 and capsys.readouterr().err == "error: said\n"
 
 
 def job(*words):

@@ -331,6 +331,19 @@ def test_damaged_checkpoints_are_named_and_run_no_code(tmp_path, damage):
     assert not (tmp_path / "ran").exists()
 
 
+def test_what_differs_from_the_checkpoint_is_said_in_one_line(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run = make_run(tmp_path)
+    train(run)
+    run.worker.wait_for_uploads()
+    train(make_run(tmp_path))
+    assert "resuming" in caplog.text and "other than in the checkpoint" not in caplog.text
+    train(make_run(tmp_path, epochs=2, batch_size=100, valid_fraction=0.3))
+    (line,) = (line for line in caplog.messages if "other than in the checkpoint" in line)
+    assert "--batch-size 100 (was 200)" in line and "--epochs 2 (was 1)" in line and "--lr " not in line
+    assert "training pictures 3500 (was 4000), validation pictures 1500 (was 1000), their SHA-256" in line
+
+
 class Bomb:
     """What a hostile file would do when it is unpickled."""
 
