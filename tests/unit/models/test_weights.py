@@ -172,7 +172,7 @@ def test_file_cut_short(tmp_path, zipped, share):
         (b"404: Not Found", "is a text file, not weights"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 553433881\n",
-            "is a pointer of Git LFS (75 bytes) in place of the file: bring the file with git lfs pull",
+            "is a pointer of Git LFS (73 bytes) in place of the file: bring the file with git lfs pull",
         ),
         (gzip.compress(b"weights"), "is compressed by gzip: unpack it"),
         (b"\x0a" + bytes(7) + b'{"a": {}}', "is a safetensors file"),
