@@ -43,7 +43,6 @@ class OrderIdentity:
     """What has to be equal for a position within an epoch to mean the same samples."""
 
     train_size: int
-    batch_size: int
     seed: int
 
 
@@ -246,8 +245,8 @@ def progress_of(meta: dict[str, Any]) -> tuple[float, int]:
     return (progress.history[-1].score if ends_epoch else UNSCORED), at
 
 
-def require_fit(checkpoint: Checkpoint, model: ModelIdentity, order: OrderIdentity, name: str) -> None:
-    """Refuse a checkpoint of another model, or a position that would mean other samples.
+def require_fit(checkpoint: Checkpoint, model: ModelIdentity, name: str) -> None:
+    """Refuse a checkpoint of another model.
 
     Raises:
         UserError: If it does not fit; says what differs and what to do.
@@ -256,11 +255,6 @@ def require_fit(checkpoint: Checkpoint, model: ModelIdentity, order: OrderIdenti
         raise UserError(
             f"checkpoint {name} is of model {checkpoint.model}, this run trains {model}: "
             "start it under another --name, or with the checkpoint's --model, --head and data"
-        )
-    if checkpoint.progress.position and checkpoint.order != order:
-        raise UserError(
-            f"checkpoint {name} lies within an epoch of {checkpoint.order}, this run has {order}: "
-            "set --batch-size, --seed and the data as they were"
         )
 
 

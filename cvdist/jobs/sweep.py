@@ -78,7 +78,8 @@ def sweep(job: SweepJobConfig) -> SweepResult:
     began = time.monotonic()
     configs.check_sweep(job)
     config = named(absolute(job.train))
-    config = configs.replace(config, storage=storage_root(config.run.storage))  # trials run in other folders
+    # Trials run in other folders.
+    config = configs.replace(config, storage=storage_root(config.run.storage), runtime="ray")
     search = space.parse_search(job.sweep.search, config)
     tries = space.sample_points(search, job.sweep.seed, job.sweep.trials)
     if len(tries) == 1 < job.sweep.trials:

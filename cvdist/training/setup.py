@@ -122,7 +122,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
                 "validation pictures": loader.info.valid_size,
                 "their SHA-256": digest[:16],
             },
-            order=OrderIdentity(loader.info.train_size, config.loop.batch_size, config.run.seed),
+            order=OrderIdentity(loader.info.train_size, config.run.seed),
             trained_parameters=trained_parameters,
             frozen_parameters=all_parameters - trained_parameters,
             precision=precision,
