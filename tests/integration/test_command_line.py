@@ -11,10 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from cvdist import storage
-from cvdist.config import RuntimeConfig
-from cvdist.errors import UserError
-from cvdist.jobs import cli
-from cvdist.runtime import processes, ray_cluster
+from cvdist.runtime import ray_cluster
 from tests.helpers import pictures
 from tests.helpers.jobs import ROOT, call, run, the_error
 
@@ -48,18 +45,6 @@ def test_what_the_driver_can_see_is_said_before_ray_starts(tmp_path, monkeypatch
     assert "no MLflow server answers" in error("--tracking-uri", "http://127.0.0.1:9")
     monkeypatch.setattr(storage, "free_bytes", lambda uri: 100_000)
     assert "has room for 0 MB, and one checkpoint takes about 0 MB" in error("--tracking", "none")
-
-
-def test_one_process_is_one_whatever_the_environment_says(monkeypatch, capsys):
-    for variable, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
-        monkeypatch.setenv(variable, value)
-    with processes.init_distributed(RuntimeConfig(launcher="inline", device="cpu")) as ranks:
-        assert (ranks.rank, ranks.world_size, ranks.local_rank) == (0, 1, 0)
-
-    def fail(words):
-        raise UserError("said", on_all_workers=True)
-
-    assert cli.main(fail, []) == 2 and capsys.readouterr().err == "error: said\n"
 
 
 def job(*words):

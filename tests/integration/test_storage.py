@@ -148,7 +148,6 @@ def test_what_waiting_can_not_help_is_no_reason_to_start_again(bucket, tmp_path,
         return caught.value
 
     assert not error(f"{tmp_path}/file/run").transient
-    assert not error("s3://no-such-bucket/run").transient
     monkeypatch.setattr(storage.Path, "mkdir", Mock(side_effect=OSError(errno.ENOSPC, "full")))
     assert error(f"{tmp_path}/run").transient
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
