@@ -23,6 +23,7 @@ from cvdist.config import ActorsConfig, InferenceConfig, PredictConfig, Predicti
 from cvdist.data.images.ahead import BATCH
 from cvdist.jobs.predict import predict_planned
 from cvdist.prediction import batch
+from cvdist.prediction.pictures import find_pictures
 from cvdist.prediction.predict import Predictor
 from cvdist.saved import SavedModel, open_model
 
@@ -37,11 +38,11 @@ def measure() -> Iterator[Comparison]:
         saved = _model(root)
         _pictures(root / "pictures")
         config = PredictConfig(
-            prediction=PredictionConfig(data=str(root / "pictures"), output=str(root / "output")),
+            prediction=PredictionConfig(data=(str(root / "pictures"),), output=str(root / "output")),
             runtime=ActorsConfig(launcher="inline"),
             inference=InferenceConfig(device="cpu", resize="squash"),
         )
-        predictor = Predictor(config.prediction.data, config.inference, saved, CPU)
+        predictor = Predictor(config.prediction.data[0], config.inference, saved, CPU)
         yield compare(
             "batch prediction / the bare forward",
             lambda: _ours(config, saved, root),
@@ -76,7 +77,7 @@ def _ours(config: PredictConfig, saved: SavedModel, root: Path) -> float:
     """Run a whole prediction, from the listing to the manifest. Returns pictures per second."""
     shutil.rmtree(root / "output", ignore_errors=True)
     started = time.perf_counter()
-    todo = batch.make_plan(config, saved)
+    todo = batch.make_plan(config, saved, find_pictures(config.prediction.data))
     done = predict_planned(config, saved, todo)
     assert done.rows == done.computed == PICTURES
     return PICTURES / (time.perf_counter() - started)

@@ -25,6 +25,8 @@ class UserError(Exception):
         super().__init__(message)
         self.on_all_workers = on_all_workers
         self.transient = transient
+        self.told_by_another = False
+        """Whether another worker prints the message, so that this one need not."""
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:

@@ -11,6 +11,7 @@ from cvdist.config import DataConfig, TrainConfig, storage_root
 from cvdist.data import digits, images, mnist
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import Loader
+from cvdist.data.images.listing import list_pictures
 from cvdist.data.in_memory import InMemoryLoader
 from cvdist.errors import UserError
 from cvdist.features import open as features
@@ -28,6 +29,18 @@ def prepare(config: TrainConfig) -> None:
         images.prepare(config)
     else:
         prepare_in_memory(config.data, config.run.storage)
+
+
+def check(config: TrainConfig) -> None:
+    """Look whether the data is there and can be used, without decoding pictures.
+
+    Raises:
+        UserError: if the data is missing or can't be used.
+    """
+    if config.data.dataset == "images" and not config.features.uri:
+        list_pictures(config.data)
+    else:
+        prepare(config)
 
 
 def prepare_in_memory(data: DataConfig, storage: str) -> None:

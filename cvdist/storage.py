@@ -1,5 +1,7 @@
 """Read and write files by path or URI (`/folder`, `file://`, `s3://`, `gs://`), through pyarrow.
 
+The names of objects are taken as they are, as by the tools of Amazon and Google: `s3://bucket/100% #1` is the
+object `100% #1`. In a `file://` URI, `%20` is a space.
 S3 takes its settings from the usual environment variables of AWS: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
 (or a profile, or the role of the node), AWS_REGION, AWS_ENDPOINT_URL (for servers other than Amazon's),
 AWS_MAX_ATTEMPTS. `s3://anonymous@bucket` reads a public bucket without credentials.
@@ -7,9 +9,11 @@ AWS_MAX_ATTEMPTS. `s3://anonymous@bucket` reads a public bucket without credenti
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from pyarrow import fs as arrow
 
@@ -29,6 +33,10 @@ _CONNECT_TIMEOUT = 10.0  # seconds
 _REQUEST_TIMEOUT = 60.0  # seconds without a byte
 _ATTEMPTS = 4  # per request, with growing pauses
 _PATIENT_ATTEMPTS = 10  # per request in the middle of a long job: about a minute
+# Options of pyarrow at the end of an S3 URI. Any other question mark belongs to the object's name.
+_S3_OPTIONS = re.compile(r"\?((scheme|region|endpoint_override|allow_\w+|\w*timeout|tls_\w+)=[^&]*&?)+$")
+_REFUSED = r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|InvalidAccessKeyId|HTTP response code 403"
+_LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,8 @@ def locate(uri: str, flag: str = "--storage", *, patient: bool = False) -> tuple
             return _s3(uri, _PATIENT_ATTEMPTS if patient else _ATTEMPTS)
         if uri.startswith("gs://"):
             return _gcs(uri)
+        if uri.startswith("file://"):
+            return arrow.LocalFileSystem(), _file_path(uri)
         filesystem, path = arrow.FileSystem.from_uri(uri)
     except Exception as error:  # arrow raises various types for schemes, buckets and credentials
         raise UserError(f"{flag} {redact(uri)}: {reason(error)}") from error
@@ -298,6 +308,15 @@ def is_file(filesystem: arrow.FileSystem, path: str) -> bool:
         return False
 
 
+def split(uri: str) -> tuple[str, str, str]:
+    """Cut `uri` into the place (empty: this machine), the absolute path there, and the options of an S3 URI."""
+    if "://" not in uri or uri.startswith("file://"):
+        return "", os.path.normpath(_file_path(uri) if "://" in uri else absolute(uri)), ""
+    options = _S3_OPTIONS.search(uri)
+    user, bucket, path = _parts(uri[: options.start()] if options else uri)
+    return f"{uri.partition('://')[0]}://{user}{bucket}", path, options[0] if options else ""
+
+
 def absolute(uri: str) -> str:
     """`uri` for processes that run in another folder than the one that a relative path was meant for."""
     return uri if not uri or "://" in uri else str(Path(uri).expanduser().absolute())
@@ -369,11 +388,27 @@ def reason(error: Exception) -> str:
     return re.sub(r"\s*\(Request ID.*?\)|, x-amz-\S+.*$", "", text)[:300]
 
 
+def may_recover(error: OSError | UserError) -> bool:
+    """Return whether a request that failed may succeed later; False for a missing permission and the like."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if "AWS Error" in str(cause):
+        return not re.search(rf"{_REFUSED}|NO_SUCH_BUCKET", str(cause))
+    return not (isinstance(cause, OSError) and cause.errno in _LASTING)
+
+
+def free_bytes(uri: str) -> int | None:
+    """Return how much room there is for the folder `uri`, which need not exist; None if it is not on a disk."""
+    filesystem, path = locate(uri)
+    if not isinstance(filesystem, arrow.LocalFileSystem):
+        return None
+    return shutil.disk_usage(next(one for one in (Path(path), *Path(path).parents) if one.exists())).free
+
+
 def _unreadable(uri: str, flag: str, error: Exception) -> UserError:
     """Create the error for a file or folder that can't be read, with a hint for common causes."""
     why = reason(error)
     hint = ""
-    if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|InvalidAccessKeyId|HTTP response code 403", why):
+    if re.search(_REFUSED, why):
         hint = ": check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
     elif re.search(r"NETWORK_CONNECTION|curlCode|resolve", why):
         hint = ": check AWS_ENDPOINT_URL and the network"
@@ -411,28 +446,42 @@ class PatientS3FileSystem(arrow.S3FileSystem):
 
 def _s3(uri: str, attempts: int) -> tuple[arrow.FileSystem, str]:
     """Return file system and path of an S3 URI, like `FileSystem.from_uri` but with timeouts for requests."""
-    parts = urlsplit(uri)
-    if parts.query or parts.password or not parts.hostname:
+    head, path, options = split(uri)
+    user, bucket, _ = _parts(head)
+    if options or ":" in user or not bucket:
         # The URI contains options or credentials, or is malformed: arrow handles it.
-        filesystem, path = arrow.FileSystem.from_uri(uri)
-        return filesystem, path
+        filesystem, _ = arrow.FileSystem.from_uri(f"{head}{quote(path)}{options}")
+        return filesystem, f"{bucket}{path}"
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    bucket = parts.netloc.rpartition("@")[2]
     if not region:
         region = "us-east-1" if endpoint else arrow.resolve_s3_region(bucket)
     filesystem = PatientS3FileSystem(
-        parts.username == "anonymous",
+        user == "anonymous@",
         region,
         endpoint or None,
         int(os.environ.get("AWS_MAX_ATTEMPTS", attempts)),
     )
-    return filesystem, f"{bucket}{unquote(parts.path)}".rstrip("/")
+    return filesystem, f"{bucket}{path}"
 
 
 def _gcs(uri: str) -> tuple[arrow.FileSystem, str]:
-    parts = urlsplit(uri)
+    user, bucket, path = _parts(uri)
     filesystem = arrow.GcsFileSystem(
-        anonymous=parts.username == "anonymous", retry_time_limit=timedelta(seconds=_REQUEST_TIMEOUT)
+        anonymous=user == "anonymous@", retry_time_limit=timedelta(seconds=_REQUEST_TIMEOUT)
     )
-    return filesystem, f"{parts.netloc.rpartition('@')[2]}{unquote(parts.path)}".rstrip("/")
+    return filesystem, f"{bucket}{path}"
+
+
+def _parts(uri: str) -> tuple[str, str, str]:
+    """The user with its @, the bucket, and the path with its slash, each of them as it is or empty."""
+    place, slash, path = uri.partition("://")[2].partition("/")
+    user, at, bucket = place.rpartition("@")
+    return user + at, bucket, f"{slash}{path}".rstrip("/")
+
+
+def _file_path(uri: str) -> str:
+    path = unquote(uri.removeprefix("file://").removeprefix("localhost"))
+    if not path.startswith("/"):
+        raise ValueError("a file's URI has three slashes and an absolute path, file:///folder")
+    return str(Path(path))

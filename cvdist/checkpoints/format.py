@@ -43,7 +43,6 @@ class OrderIdentity:
     """What has to be equal for a position within an epoch to mean the same samples."""
 
     train_size: int
-    batch_size: int
     seed: int
 
 
@@ -98,6 +97,7 @@ class Checkpoint:
         order: What `progress.position` refers to.
         progress: How far the run has come.
         best: The evaluation of the best epoch so far.
+        made_with: Settings and data that the run depends on, by what people call them.
         state: Tensors and numbers of the model, its moving average, the optimizer and the random streams.
         normalization: Of the model's input.
         parallel: How steps were divided over the workers, see `cvdist.parallel`.
@@ -112,6 +112,7 @@ class Checkpoint:
     normalization: Normalization
     parallel: str = ""
     workers: int = 0
+    made_with: dict[str, Any] = field(default_factory=dict)
 
 
 def snapshot(checkpoint: Checkpoint) -> Checkpoint:
@@ -147,6 +148,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "normalization": dataclasses.asdict(checkpoint.normalization),
         "parallel": checkpoint.parallel,
         "workers": checkpoint.workers,
+        "made_with": checkpoint.made_with,
         "state_sha256": _file_digest(folder / STATE),
     }
     (folder / META).write_text(json.dumps({**meta, "sha256": _digest(meta)}, indent=1))
@@ -191,6 +193,7 @@ def load(
             ),
             parallel=str(meta["parallel"]),
             workers=workers,
+            made_with=dict(meta["made_with"]),
         )
     except Exception as error:  # damaged bytes raise all sorts of things
         raise DamagedCheckpoint(f"checkpoint {name} is damaged ({_why(error)}): name another one") from error
@@ -242,8 +245,8 @@ def progress_of(meta: dict[str, Any]) -> tuple[float, int]:
     return (progress.history[-1].score if ends_epoch else UNSCORED), at
 
 
-def require_fit(checkpoint: Checkpoint, model: ModelIdentity, order: OrderIdentity, name: str) -> None:
-    """Refuse a checkpoint of another model, or a position that would mean other samples.
+def require_fit(checkpoint: Checkpoint, model: ModelIdentity, name: str) -> None:
+    """Refuse a checkpoint of another model.
 
     Raises:
         UserError: If it does not fit; says what differs and what to do.
@@ -252,11 +255,6 @@ def require_fit(checkpoint: Checkpoint, model: ModelIdentity, order: OrderIdenti
         raise UserError(
             f"checkpoint {name} is of model {checkpoint.model}, this run trains {model}: "
             "start it under another --name, or with the checkpoint's --model, --head and data"
-        )
-    if checkpoint.progress.position and checkpoint.order != order:
-        raise UserError(
-            f"checkpoint {name} lies within an epoch of {checkpoint.order}, this run has {order}: "
-            "set --batch-size, --seed and the data as they were"
         )
 
 

@@ -276,7 +276,9 @@ class CheckpointStore:
 
     def _not_written(self, name: str, error: OSError | UserError) -> UserError:
         why = storage.reason(error) if isinstance(error, OSError) else str(error)
-        return UserError(f"the checkpoint {self.uri(name)} could not be written: {why}", transient=True)
+        return UserError(
+            f"the checkpoint {self.uri(name)} could not be written: {why}", transient=storage.may_recover(error)
+        )
 
 
 def _is_data(file: str) -> bool:

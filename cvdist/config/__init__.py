@@ -90,6 +90,7 @@ from cvdist.config.train import (
     TrainConfig,
     check,
     check_registration,
+    learning_settings,
 )
 from cvdist.config.visualize import (
     LookConfig,
@@ -155,6 +156,7 @@ __all__ = [
     "flat",
     "from_dict",
     "groups_of",
+    "learning_settings",
     "part_of",
     "plain_type",
     "replace",

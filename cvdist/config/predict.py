@@ -13,10 +13,13 @@ from cvdist.config.saved import InferenceConfig, SavedModelConfig
 class PredictionConfig:
     """Which pictures are classified, and where the results go."""
 
-    data: str = ""
-    """Folder or URI (s3://, gs://, file://) of the pictures, in any folders below it."""
+    data: tuple[str, ...] = ()
+    """Pictures: a folder, with any folders below it; files; patterns such as `'scans/**/*.png'`; a list of
+    these, one a line, in a `.txt` file or, as `-`, from standard input. Paths or URIs (s3://, gs://, file://).
+    The predictions of up to 20 pictures are printed."""
     output: str = ""
-    """Folder or URI for the results. The same command again computes only what is missing or has changed."""
+    """Folder or URI for the results. The same command again computes only what is missing or has changed.
+    Empty, for up to 20 pictures: they are only printed."""
     replace: bool = False
     """Replace results of another model, other settings or other pictures."""
     slice_size: Count = 512

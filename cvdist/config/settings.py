@@ -133,7 +133,11 @@ def to_dict(settings: Any) -> dict[str, Any]:
 def from_dict(kind: type[Settings], values: dict[str, Any]) -> Settings:
     """The inverse of `to_dict` for settings of the class `kind`."""
     groups = groups_of(kind)
-    return kind(**{name: groups[name](**one) if name in groups else one for name, one in values.items()})
+
+    def plain(group: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(one) if isinstance(one, list) else one for name, one in group.items()}  # from JSON
+
+    return kind(**{name: groups[name](**plain(one)) if name in groups else one for name, one in values.items()})
 
 
 def part_of(kind: type[Settings], whole: Any) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from cvdist.config.groups import (
     CUDA_GRAPHS,
@@ -20,8 +21,9 @@ from cvdist.config.groups import (
     VisualizeConfig,
 )
 from cvdist.config.places import cache_folder, require_outside, storage_root
-from cvdist.config.settings import check_groups
+from cvdist.config.settings import check_groups, dashed, fields_of
 from cvdist.errors import UserError
+from cvdist.log import redact
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,24 @@ def check(config: TrainConfig) -> None:
         raise UserError(
             f"--name {config.run.name!r}: a name is 1 to 128 letters, digits, dots, hyphens, underscores"
         )
+
+
+# Of the data, what a node may have otherwise without another result.
+_OF_THE_NODE = ("cache", "cache_fraction", "decode_workers", "max_bad_fraction")
+
+
+def learning_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return what the result of a training depends on, by the flags' names, with credentials masked."""
+    found: dict[str, Any] = {
+        "--features": config.features.uri,
+        "--views": config.features.views,
+        "--seed": config.run.seed,
+    }
+    for group in (config.data, config.model, config.optimizer, config.loop, config.parallel):
+        for one in fields_of(type(group)):
+            if one.flag not in _OF_THE_NODE:
+                found[dashed(one.flag)] = getattr(group, one.field)
+    return {flag: redact(value) if isinstance(value, str) else value for flag, value in found.items()}
 
 
 def check_registration(name: str, alias: str) -> None:

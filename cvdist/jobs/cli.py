@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cvdist import config as configs
-from cvdist import log, recipes
+from cvdist import log, proxy, recipes
 from cvdist.config import Setting, TrainConfig
 from cvdist.errors import EXIT_USER_ERROR, UserError, did_you_mean
 
@@ -198,13 +198,13 @@ def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | 
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     log.setup(debug=debug)
+    proxy.ask_directly()
     try:
         return job(words) or 0
     except UserError as error:
         logging.getLogger("cvdist").debug("", exc_info=True)
-        if error.on_all_workers and os.environ.get("RANK", "0") != "0":
-            return EXIT_USER_ERROR  # under torchrun: the first worker says it for all
-        print(f"error: {error}", file=sys.stderr)
+        if not error.told_by_another:
+            print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()

@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from tempfile import TemporaryDirectory
 
 from cvdist import config as configs
 from cvdist import log, storage
 from cvdist.config import PredictConfig
 from cvdist.errors import UserError
 from cvdist.jobs import cli, console
-from cvdist.prediction import batch
+from cvdist.prediction import batch, results
 from cvdist.prediction.batch import PredictionPlan, Predictions
+from cvdist.prediction.pictures import find_pictures
 from cvdist.prediction.predict import Predictor
-from cvdist.runtime.installed import require_ray
+from cvdist.runtime.environment import require_ray
 from cvdist.runtime.map_workers import open_workers
 from cvdist.runtime.signals import sigterm_raises
 from cvdist.saved import SavedModel, open_model
@@ -24,15 +27,25 @@ from cvdist.saved import SavedModel, open_model
 logger = logging.getLogger(__name__)
 
 _SHOWN_CLASSES = 10
+_FEW = 20  # pictures whose predictions are printed, and for which no cluster is started
 
 
 @dataclass(frozen=True)
 class PredictResult:
-    """A finished prediction: its settings and model, what was predicted, and seconds from start to end."""
+    """A finished prediction.
+
+    Args:
+        config: its settings.
+        saved: the model.
+        predictions: what was predicted.
+        shown: of a few pictures, path and classes with their probabilities, the likeliest first.
+        seconds: from start to end.
+    """
 
     config: PredictConfig
     saved: SavedModel
     predictions: Predictions
+    shown: list[tuple[str, list[tuple[str, float]]]]
     seconds: float
 
 
@@ -44,24 +57,30 @@ def predict(config: PredictConfig) -> PredictResult:
         SystemExit: on SIGTERM; what is finished is kept.
     """
     configs.check_groups(config)
-    for name, meaning in (("data", "pictures"), ("output", "results")):
-        if not getattr(config.prediction, name):
-            raise UserError(f"--{name} is needed: the folder or URI of the {meaning}")
     began = time.monotonic()
+    if not config.prediction.data:
+        raise UserError("--data is needed: the pictures, as a folder, files, a pattern or a list")
+    pictures = find_pictures(config.prediction.data)
+    few, output = len(pictures.table) <= _FEW, storage.absolute(config.prediction.output)
+    if not output and not few:
+        raise UserError(
+            f"--output is needed, a folder or URI: {len(pictures.table):,} results are too many to print"
+        )
+    if few and config.inference.device != "cuda":
+        config = configs.replace(config, runtime="inline")
     if config.runtime.launcher == "ray":
         require_ray("use --runtime inline")
-    with sigterm_raises():
+    with sigterm_raises(), ExitStack() as stack:
         saved = open_model(config.saved)
-        config = configs.replace(
-            config,
-            data=storage.absolute(config.prediction.data),
-            output=storage.absolute(config.prediction.output),
-        )
-        config = dataclasses.replace(config, inference=batch.resolved(config.inference, saved))
-        plan = batch.make_plan(config, saved)
+        inference = batch.resolved(config.inference, saved)
+        config = dataclasses.replace(configs.replace(config, output=output), inference=inference)
+        target = output or stack.enter_context(TemporaryDirectory(prefix="cvdist-predictions-"))
+        plan = batch.make_plan(configs.replace(config, output=target), saved, pictures)
         logger.info("model      %s, %s", saved.source, saved.identity)
         predictions = predict_planned(config, saved, plan)
-    return PredictResult(config, saved, predictions, time.monotonic() - began)
+        files = [one.object for one in predictions.files if few and one.object]
+        shown = [row for file in files for row in results.load(plan.slices.store.folder.read(file))]
+    return PredictResult(config, saved, predictions, shown, time.monotonic() - began)
 
 
 def predict_planned(config: PredictConfig, saved: SavedModel, plan: PredictionPlan) -> Predictions:
@@ -72,7 +91,7 @@ def predict_planned(config: PredictConfig, saved: SavedModel, plan: PredictionPl
     """
     compute = open_workers(
         plan.slices,
-        partial(Predictor, config.prediction.data, config.inference, saved),
+        partial(Predictor, plan.pictures.root, config.inference, saved),
         config.runtime,
         device=config.inference.device,
         actors=config.prediction.predictors,
@@ -90,7 +109,7 @@ def present(result: PredictResult) -> int:
 
 
 def table(result: PredictResult) -> str:
-    """What was predicted and where it is, and how to read it."""
+    """What was predicted, of a few pictures each by itself; where the results are, and how to read them."""
     done, saved = result.predictions, result.saved
     output = log.redact(result.config.prediction.output).rstrip("/")
     rate = f", {done.computed / done.seconds:,.1f} images/s" if done.computed else ""
@@ -108,5 +127,13 @@ def table(result: PredictResult) -> str:
         ("results", f"{output}/predictions: {len(done.files)} files, {size / 1e6:,.2f} MB{stale}"),
         ("time", f"{log.duration(result.seconds)} in all"),
     ]
-    read = f"python -c \"import pandas; print(pandas.read_parquet('{output}/predictions'))\""
-    return "\n".join([*console.aligned(rows), f"next: {read}"])
+    lines = console.aligned(rows if output else [rows[0], rows[-1]])
+    if result.shown:
+        cells = [[path, *(f"{name} {100 * p:.1f}%" for name, p in likely[:2])] for path, likely in result.shown]
+        lines += [*console.columns(["picture", "class", "next"][: len(cells[0])], cells), ""]
+    if not output and done.bad:
+        lines += [*(f"  {one.path}: {one.reason}" for one in done.bad), ""]
+    if output:
+        read = f"python -c \"import pandas; print(pandas.read_parquet('{output}/predictions'))\""
+        lines.append(f"next: {read}")
+    return "\n".join(lines)

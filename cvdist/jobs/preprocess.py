@@ -13,7 +13,7 @@ from cvdist.features import build, inspect
 from cvdist.features.build import BuiltCache
 from cvdist.features.extract import Extractor
 from cvdist.jobs import cli, console
-from cvdist.runtime.installed import require_ray
+from cvdist.runtime.environment import require_ray
 from cvdist.runtime.map_workers import open_workers
 from cvdist.runtime.signals import sigterm_raises
 

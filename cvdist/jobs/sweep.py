@@ -20,9 +20,9 @@ from cvdist.checkpoints.store import CheckpointStore
 from cvdist.config import ModelConfig, SweepJobConfig, TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.jobs import cli, console
-from cvdist.jobs.train import ParentJob, TrainResult, absolute, named, open_all, train
+from cvdist.jobs.train import ParentJob, TrainResult, absolute, check_here, named, open_all, train
 from cvdist.log import redact
-from cvdist.runtime.installed import require_ray
+from cvdist.runtime.environment import require_ray
 from cvdist.runtime.signals import sigterm_raises
 from cvdist.storage import Folder
 from cvdist.sweep import importance, space
@@ -39,8 +39,6 @@ _FIGURES = {
     "trials": "accuracy by epoch, and where trials were stopped",
 }
 _BYTES_OF_A_PROCESS = 10**9  # with PyTorch and MLflow
-# Of the data, what a node may have otherwise without another result.
-_OF_THE_NODE = ("cache", "cache_fraction", "decode_workers", "max_bad_fraction")
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ def sweep(job: SweepJobConfig) -> SweepResult:
     began = time.monotonic()
     configs.check_sweep(job)
     config = named(absolute(job.train))
-    config = configs.replace(config, storage=storage_root(config.run.storage))  # trials run in other folders
+    # Trials run in other folders.
+    config = configs.replace(config, storage=storage_root(config.run.storage), runtime="ray")
     search = space.parse_search(job.sweep.search, config)
     tries = space.sample_points(search, job.sweep.seed, job.sweep.trials)
     if len(tries) == 1 < job.sweep.trials:
@@ -108,8 +107,10 @@ def _run(
 ) -> SweepResult:
     config, settings = job.train, job.sweep
     name, root = config.run.name, storage_root(config.run.storage)
+    here = "RAY_ADDRESS" not in os.environ
+    _check_here(config, tries, data_is_here=here)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        opening = pool.submit(_open, config, tries)
+        opening = pool.submit(open_all, config, data_is_here=here)
         from cvdist.runtime import ray_cluster
         from cvdist.runtime.ray_cluster import ResourceRequest
 
@@ -214,34 +215,25 @@ class _Keeper:
         )
 
 
-def _open(config: TrainConfig, tries: list[Settings]) -> tracking.TrackingStore | None:
-    """Reach all that results are written to, and the data if the workers are on this machine."""
-    here = "RAY_ADDRESS" not in os.environ
-    store = open_all(config, data_is_here=here)
-    if here and config.features.uri:
+def _check_here(config: TrainConfig, tries: list[Settings], *, data_is_here: bool) -> None:
+    """As `check_here`, with all views that are tried."""
+    check_here(config, data_is_here=data_is_here)
+    if data_is_here and config.features.uri:
         from cvdist import loaders
 
         for views in {settings["views"] for settings in tries if "views" in settings}:
-            loaders.prepare(configs.replace(config, views=views))
-    return store
+            loaders.check(configs.replace(config, views=views))
 
 
 def _plan(config: TrainConfig, search: tuple[Dimension, ...], seed: int, epochs: int) -> dict[str, Any]:
     """What has to be the same when a sweep goes on, by the flags' names."""
-    searched = {dimension.name for dimension in search}
-    plan: dict[str, Any] = {
+    searched = {configs.dashed(dimension.name) for dimension in search}
+    return {
+        **{flag: value for flag, value in configs.learning_settings(config).items() if flag not in searched},
         "--search": [str(dimension) for dimension in search],
         "--sweep-seed": seed,
         "--trial-epochs": epochs,
-        "--features": redact(config.features.uri),
-        "--seed": config.run.seed,
     }
-    for group in (config.data, config.model, config.optimizer, config.loop):
-        for one in configs.fields_of(type(group)):
-            if one.flag not in _OF_THE_NODE and one.flag not in searched:
-                value = getattr(group, one.field)
-                plan[configs.dashed(one.flag)] = redact(value) if isinstance(value, str) else value
-    return plan
 
 
 def _of_a_trial(config: TrainConfig) -> TrainConfig:

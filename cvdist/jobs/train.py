@@ -22,7 +22,7 @@ from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.jobs import cli, console
 from cvdist.log import redact
-from cvdist.runtime.installed import require_ray
+from cvdist.runtime.environment import choose_launcher, require_ray
 from cvdist.runtime.signals import sigterm_raises
 from cvdist.tracking import Attempt, RunRef, Tracker, environment, open_tracker
 
@@ -84,10 +84,7 @@ def train(config: TrainConfig, part: ParentJob | None = None) -> TrainResult | N
     """
     configs.check(config)
     config = absolute(config)
-    runtime = config.runtime.launcher
-    if runtime == "auto":
-        # What torchrun, or anything else that starts workers, tells each of them.
-        runtime = "torchrun" if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else "ray"
+    runtime = choose_launcher(config.runtime.launcher)
     began = time.monotonic() - (time.time() - part.began) if part else _BEGAN
     part = part or ParentJob({}, _BEGAN_AT)
     with sigterm_raises():
@@ -109,9 +106,11 @@ def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef 
     from cvdist.runtime.ray_cluster import ResourceRequest
 
     config = named(config)
+    here = "RAY_ADDRESS" not in os.environ
+    check_here(config, data_is_here=here)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        # Ray's processes take seconds to start, and so do PyTorch and MLflow to import: side by side.
-        opening = pool.submit(open_all, config, data_is_here="RAY_ADDRESS" not in os.environ)
+        # Ray's processes take seconds to start, and so does MLflow to import: side by side.
+        opening = pool.submit(open_all, config, data_is_here=here)
         nodes = ray_cluster.connect(ResourceRequest.of_workers(config.runtime))
         store = opening.result()
     from cvdist.runtime import ray_train
@@ -136,6 +135,7 @@ def _in_processes(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, R
         started: tuple[RunRef | None, Fence] | None = None
         with raise_on_all_ranks():
             if ranks.rank == 0:
+                check_here(config, data_is_here=True)
                 started = _start(config, open_all(config, data_is_here=True), tags=part.tags)
         started = gather(started)[0]
         assert started is not None
@@ -229,14 +229,39 @@ def absolute(config: TrainConfig) -> TrainConfig:
     )
 
 
-def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.TrackingStore | None:
-    """Reach all that results are written to, and the data if the workers are on this machine."""
+def check_here(config: TrainConfig, *, data_is_here: bool) -> None:
+    """Check all that this process can check by itself in seconds, before anything is started.
+
+    Args:
+        config: Of the run.
+        data_is_here: Whether the workers are on this machine, with the data and the weights.
+
+    Raises:
+        UserError: If the storage, the MLflow store, the data or the weights can't be used.
+    """
     from cvdist import loaders, models
+    from cvdist.training import memory
 
     models.preprocessing(config.model)
-    storage.check_writable(storage_root(config.run.storage))
+    root = storage_root(config.run.storage)
+    storage.check_writable(root)
+    tracking.check_tracking_store(config.tracking, config.run.storage)
     if data_is_here:
+        loaders.check(config)
         models.prepare(config.model)
+    free, needed = storage.free_bytes(root), memory.checkpoint_bytes(config)
+    if free is not None and free < needed:
+        raise UserError(
+            f"--storage {root} has room for {free / 1e6:,.0f} MB, and one checkpoint takes about "
+            f"{needed / 1e6:,.0f} MB: make room, or name another folder"
+        )
+
+
+def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.TrackingStore | None:
+    """Decode the data if the workers are on this machine, and open the MLflow store."""
+    from cvdist import loaders
+
+    if data_is_here and not config.features.uri:
         loaders.prepare(config)
     return tracking.open_tracking_store(config.tracking, config.run.storage)
 

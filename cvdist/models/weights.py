@@ -11,6 +11,7 @@ import logging
 import pickle
 import re
 import socket
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -307,17 +308,16 @@ def _read(path: Path, source: str) -> dict[str, Tensor]:
     # Mapped, so that workers of one node share its pages; torchvision's oldest files can't be.
     mapped = zipfile.is_zipfile(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a file is said below
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged bytes raise all sorts of things
         if mapped and isinstance(error, pickle.UnpicklingError):
             raise UserError(
                 f"--weights {source} holds Python objects, which may run code when loaded: save the model "
                 "with torch.save(model.state_dict(), FILE)"
             ) from error
-        raise UserError(
-            f"--weights {source} is damaged, cut short or not a file of torch.save ({type(error).__name__}): "
-            "copy or download it again"
-        ) from error
+        raise UserError(f"--weights {source} {_what_is_wrong(path, mapped, error)}") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         kind = f"a dictionary of {', '.join(map(str, content))}"[:100] if isinstance(content, dict) else ""
         raise UserError(
@@ -325,6 +325,43 @@ def _read(path: Path, source: str) -> dict[str, Tensor]:
             "name): save the model with torch.save(model.state_dict(), FILE)"
         )
     return content
+
+
+def _what_is_wrong(path: Path, is_zip: bool, error: Exception) -> str:
+    """Return what a file is that `torch.load` does not take, and what to do about it, in one line."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(512)
+    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head:
+        return "is empty (0 bytes): copy or download it again"
+    if head.startswith(b"version https://git-lfs"):
+        return f"is a pointer of Git LFS ({size} bytes) in place of the file: bring the file with git lfs pull"
+    if begin.startswith(b"<") or (head.isascii() and b"\0" not in head):
+        kind = "an XML document" if begin.startswith(b"<?xml") else "an HTML page"
+        kind = kind if begin.startswith(b"<") else "a text file"
+        return (
+            f"is {kind}, not weights: the download may have brought a message or a log-in page in their place"
+        )
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any("/code/" in name for name in names):
+            return "is a TorchScript program: save the model with torch.save(model.state_dict(), FILE)"
+        if not any(name.endswith("/data.pkl") for name in names):
+            found = ", ".join(names[:3])
+            return f"is a zip archive of other things ({found}), not a file of torch.save: unpack it"
+    if head.startswith(b"PK") and not is_zip:
+        return f"is cut short: its end is missing after {size:,} bytes. Copy or download it again"
+    if head.startswith(b"\x1f\x8b"):
+        return "is compressed by gzip: unpack it"
+    if head.startswith(b"\x89HDF") or head[8:10] == b'{"':
+        kind = "an HDF5 file, as Keras writes them" if head.startswith(b"\x89") else "a safetensors file"
+        return f"is {kind}: load it, and save the tensors by name with torch.save"
+    return (
+        f"is damaged, cut short or not a file of torch.save ({type(error).__name__}, {size:,} bytes): copy or "
+        "download it again"
+    )
 
 
 def _suitable(

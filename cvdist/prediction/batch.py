@@ -11,12 +11,12 @@ from typing import Any
 from cvdist import resumable_map, storage
 from cvdist.config import InferenceConfig, PredictConfig, cache_folder, require_outside
 from cvdist.data.images.decode import FORMAT as DECODER
-from cvdist.data.images.listing import list_unlabeled
 from cvdist.data.images.versions import with_versions
 from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.prediction import results
+from cvdist.prediction.pictures import NamedPictures
 from cvdist.resumable_map import Compute, MapPlan, Receipt, ResultStore
 from cvdist.saved import SavedModel
 from cvdist.storage import Folder
@@ -29,7 +29,7 @@ class PredictionPlan:
     """What is to be done: the slices of the listing, and what their predictions depend on (`identity_of`)."""
 
     identity: dict[str, Any]
-    pictures: int
+    pictures: NamedPictures
     slices: MapPlan
 
 
@@ -89,25 +89,25 @@ def identity_of(config: PredictConfig, saved: SavedModel) -> dict[str, Any]:
     }
 
 
-def make_plan(config: PredictConfig, saved: SavedModel) -> PredictionPlan:
-    """Look at the pictures and at what is at `--output`; `config` is resolved.
+def make_plan(config: PredictConfig, saved: SavedModel, pictures: NamedPictures) -> PredictionPlan:
+    """Compare the pictures with what is at `--output`; `config` is resolved.
 
     Raises:
         UserError: if either can't be read or written, or there are results of something else.
     """
-    require_outside(config.prediction.data, output=config.prediction.output)
+    for named in config.prediction.data:
+        require_outside(named, output=config.prediction.output)
     store = ResultStore.open(config.prediction.output, "--output", "predictions", ".parquet")
     storage.check_writable(store.folder.uri, "--output")
     identity = identity_of(config, saved)
-    _require_same(store.folder, config, identity)
-    listing = list_unlabeled(config.prediction.data)
-    listing = with_versions(listing, config.prediction.data, cache_folder(""))
+    _require_same(store.folder, config, identity, pictures.words)
+    listing = with_versions(pictures.table, pictures.root, cache_folder(""))
     bounds = resumable_map.stable_bounds(listing.column("path").to_pylist(), config.prediction.slice_size)
     units = resumable_map.work_units(listing, {"identity": identity}, bounds)
-    return PredictionPlan(identity, len(listing), store.plan(units, store.folder.sizes()))
+    return PredictionPlan(identity, pictures, store.plan(units, store.folder.sizes()))
 
 
-def _require_same(folder: Folder, config: PredictConfig, identity: dict[str, Any]) -> None:
+def _require_same(folder: Folder, config: PredictConfig, identity: dict[str, Any], data: str) -> None:
     """Refuse to replace what was not asked to be replaced."""
     before = results.read_manifest(folder)
     if before is None or config.prediction.replace:
@@ -119,7 +119,7 @@ def _require_same(folder: Folder, config: PredictConfig, identity: dict[str, Any
             f"--output {redact(folder.uri)} holds predictions of {what}, {before['model']}: name another "
             "place, or replace them with --replace"
         )
-    if before["data"] != redact(config.prediction.data):
+    if before["data"] != data:
         raise UserError(
             f"--output {redact(folder.uri)} holds predictions of other pictures, {before['data']}: name "
             "another place, or replace them with --replace"
@@ -132,30 +132,30 @@ def predict(config: PredictConfig, saved: SavedModel, todo: PredictionPlan, comp
     Raises:
         UserError: for what `compute` raises, and if too many pictures are bad.
     """
-    slices, left = todo.slices, todo.slices.left
+    slices, left, pictures = todo.slices, todo.slices.left, len(todo.pictures.table)
     if slices.done:
         logger.info("results    %d of %d slices are there already", len(slices.done), len(slices.units))
     logger.info("pictures   %s of %s to predict, in %d slices", f"{sum(len(unit.paths) for unit in left):,}",
-                f"{todo.pictures:,}", len(left))  # fmt: skip
+                f"{pictures:,}", len(left))  # fmt: skip
     mapped = resumable_map.run(
         slices,
         compute,
         noun="slices",
-        data=config.prediction.data,
-        pictures=todo.pictures,
+        data=todo.pictures.words,
+        pictures=pictures,
         max_bad_fraction=config.inference.max_bad_fraction,
     )
     counts: Counter[str] = Counter()
     for receipt in mapped.receipts:
         counts.update(receipt.values["counts"])
     named = {name: counts[name] for name in saved.identity.classes}
-    rows = todo.pictures - len(mapped.bad)
+    rows = pictures - len(mapped.bad)
     manifest = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": saved.source,
-        "data": redact(config.prediction.data),
+        "data": todo.pictures.words,
         "classes": list(saved.identity.classes),
-        "pictures": todo.pictures,
+        "pictures": pictures,
         "predicted": rows,
         "bad": len(mapped.bad),
         "counts": named,

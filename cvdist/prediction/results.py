@@ -64,6 +64,16 @@ def dump(
     return file.getvalue(), counts
 
 
+def load(content: bytes) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Read a result file: path and classes of each picture, the likeliest first with their probabilities."""
+    table = pq.read_table(io.BytesIO(content))
+    classes = json.loads(table.schema.metadata[_CLASSES])
+    return [
+        (row["path"], sorted(zip(classes, row["probabilities"], strict=True), key=lambda item: -item[1]))
+        for row in table.select(["path", "probabilities"]).to_pylist()
+    ]
+
+
 def dump_manifest(values: Mapping[str, Any]) -> bytes:
     """Write a manifest as JSON, with the format's name and version added."""
     return json.dumps({"format": FORMAT, "version": VERSION, **values}, indent=1).encode()

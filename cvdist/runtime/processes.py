@@ -23,29 +23,35 @@ from cvdist.errors import UserError
 def init_distributed(runtime: RuntimeConfig) -> Iterator[RankInfo]:
     """Join the process group that torchrun's environment describes, if it does, and leave it at the end.
 
+    The launcher `inline` is one process, whatever the environment says.
+
     Raises:
         UserError: If GPUs are asked for that are not there.
     """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank, on_node = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    told = {} if runtime.launcher == "inline" else os.environ
+    rank, world_size = int(told.get("RANK", 0)), int(told.get("WORLD_SIZE", 1))
+    local_rank, on_node = int(told.get("LOCAL_RANK", 0)), int(told.get("LOCAL_WORLD_SIZE", 1))
     device = _device(runtime, local_rank, on_node)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if world_size > 1:
-        timeout = timedelta(seconds=runtime.collective_timeout)
-        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
-        store.set_timeout(timeout)
-        require_same_devices(store, rank, world_size, device.type)
-        dist.init_process_group(
-            backend="nccl" if device.type == "cuda" else "gloo",
-            timeout=timeout,
-            store=PrefixStore("cvdist", store),
-            rank=rank,
-            world_size=world_size,
-            device_id=device if device.type == "cuda" else None,
-        )
     try:
+        if world_size > 1:
+            timeout = timedelta(seconds=runtime.collective_timeout)
+            store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
+            store.set_timeout(timeout)
+            require_same_devices(store, rank, world_size, device.type)
+            dist.init_process_group(
+                backend="nccl" if device.type == "cuda" else "gloo",
+                timeout=timeout,
+                store=PrefixStore("cvdist", store),
+                rank=rank,
+                world_size=world_size,
+                device_id=device if device.type == "cuda" else None,
+            )
         yield RankInfo(rank, world_size, local_rank, on_node, socket.gethostname(), device)
+    except UserError as error:
+        error.told_by_another = error.on_all_workers and rank > 0
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from cvdist import proxy
 from cvdist.config import ClusterConfig, Device, RuntimeConfig
 from cvdist.errors import UserError
 
@@ -76,12 +77,15 @@ def reconnect(timeout: float) -> None:
 
 
 def _join(timeout: float) -> None:
+    ask_directly = proxy.ask_directly
+
     def know_own_cluster() -> None:  # nested, so that it is pickled whole: workers can't import this module yet
         import os
 
         import ray
 
         os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        ask_directly(node["NodeManagerAddress"] for node in ray.nodes())
 
     options: dict[str, Any] = {
         "log_to_driver": True,
@@ -91,6 +95,9 @@ def _join(timeout: float) -> None:
         "runtime_env": {"worker_process_setup_hook": know_own_cluster},
     }
     address = os.environ.get("RAY_ADDRESS")
+    proxy.ask_directly([address.rpartition("://")[2].rpartition(":")[0]] if address else [])
+    # By its content, for the same reason.
+    ray.cloudpickle.register_pickle_by_value(proxy)
     try:
         if ray.is_initialized():
             pass  # a part of a job that has connected
@@ -100,10 +107,13 @@ def _join(timeout: float) -> None:
         else:
             # Ray Train asks the dashboard's state API whether its controller lives; without one it complains.
             ray.init(address="local", include_dashboard=True, **options)
+        proxy.ask_directly(node["NodeManagerAddress"] for node in ray.nodes())
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"could not connect to {where}: {first}") from error
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(proxy)
 
 
 def require_resources(request: ResourceRequest) -> bool:

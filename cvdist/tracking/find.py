@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvdist.config import LookupConfig
@@ -19,6 +18,7 @@ from cvdist.tracking.run import (
     mlflow_client,
     require_server,
     short_retries,
+    sqlite_path,
     tracking_uri_of,
 )
 
@@ -42,8 +42,8 @@ def existing_store(lookup: LookupConfig, prefix: str = "") -> Iterator[tuple[str
     uri, timeout = tracking_uri_of(lookup.tracking_uri, lookup.storage), lookup.tracking_timeout
     if uri.startswith("http"):
         require_server(uri, timeout, "")
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.is_file():
+    path = sqlite_path(uri)
+    if path is not None and not path.is_file():
         raise UserError(
             f"{prefix}there is no MLflow store {path}: set --storage or CVDIST_STORAGE to the folder of the "
             "runs, or --tracking-uri or MLFLOW_TRACKING_URI to the store"

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import queue
+import re
 import socket
 import threading
 import time
@@ -36,6 +37,7 @@ _WARN_SECONDS = 30.0  # between two warnings while the server is unreachable
 _CLOSE_SECONDS = 120.0
 # Codes of MLflow's errors for which a retry may succeed.
 _TRANSIENT = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
+_LASTING = "unable to open database file|readonly database|not a database"  # of SQLite
 
 _STARTED_AT, _STARTED = time.time(), time.monotonic()
 
@@ -277,7 +279,7 @@ def _is_transient(error: Exception) -> bool:
     if isinstance(error, Superseded):
         return False
     if isinstance(error, MlflowException):
-        return error.error_code in _TRANSIENT
+        return error.error_code in _TRANSIENT and not re.search(_LASTING, str(error))
     return isinstance(error, ConnectionError | Timeout | UserError)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shlex
 import ssl
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from cvdist import config as configs
 from cvdist.config import TrackingConfig, TrainConfig, cache_folder, storage_root
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 FIRST_STEP = "speed/seconds_to_first_step"
 NAME_TAG, JOB_TAG = "cvdist.name", "cvdist.job"
 PARENT_TAG = "mlflow.parentRunId"
+_SQLITE = "sqlite:///"
 _UPLOAD_SECONDS = 60.0
 RETRY_SECONDS = 1.0  # between two attempts to reach a server
 _PARAMS_PER_CALL = 100  # limit of MLflow
@@ -104,6 +106,10 @@ def mlflow_client(tracking_uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the job prints the address itself
     from mlflow import MlflowClient
 
+    if not tracking_uri.startswith("http"):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = 1  # in place of ten attempts, 102 s, to open a file that isn't there
     for noisy in ("mlflow", "alembic"):  # after the import, which configures the logging of MLflow
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri)
@@ -156,17 +162,31 @@ def _open_tracking_store(settings: TrackingConfig, storage: str) -> TrackingStor
     artifacts = None
     if uri.startswith("http"):
         require_server(uri, settings.timeout)
-    elif uri.startswith("sqlite:///"):
-        artifacts = _create_sqlite_folder(Path(uri.removeprefix("sqlite:///")))
+    elif (database := sqlite_path(uri)) is not None:
+        artifacts = _create_sqlite_folder(database)
     try:
         with short_retries(settings.timeout):
             client = mlflow_client(uri)
-            return TrackingStore(uri, _experiment(client, settings.experiment, artifacts))
+            return TrackingStore(uri, _experiment(client, uri, settings.experiment, artifacts))
+    except UserError:
+        raise
     except Exception as error:  # MLflow passes on errors of databases, proxies and permissions of any type
         raise UserError(
             f"the MLflow store {redact(uri)} refused: {first_line(error)}. Repair it, name another one with "
             "--tracking-uri, or do without: --tracking none"
         ) from error
+
+
+def check_tracking_store(settings: TrackingConfig, storage: str) -> None:
+    """Check what can be checked of the store without the seconds that MLflow takes to import.
+
+    The arguments are as those of `open_tracking_store`.
+
+    Raises:
+        UserError: If the store is required and no server answers, or there is no store to use.
+    """
+    if settings.mode == "required" and (uri := tracking_uri_of(settings.uri, storage)).startswith("http"):
+        require_server(uri, settings.timeout)
 
 
 def start_run(
@@ -412,7 +432,20 @@ def tracking_uri_of(tracking_uri: str, storage: str) -> str:
             f"--storage {root} is a URI: name an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI, or "
             "do without: --tracking none"
         )
-    return f"sqlite:///{root}/mlflow.db"
+    return _sqlite_uri(f"{root}/mlflow.db")
+
+
+def _sqlite_uri(path: str) -> str:
+    """The address of the SQLite database at an absolute path."""
+    if "%" in path or "?" in path:
+        # With its slashes, because MLflow makes the folder that the address names without decoding it.
+        path = "/" + path[1:].replace("%", "%25").replace("?", "%3F").replace("/", "%2F")
+    return f"{_SQLITE}{path}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The path of the database behind the address of an SQLite store; None for any other store."""
+    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0])) if uri.startswith(_SQLITE) else None
 
 
 def _create_sqlite_folder(database: Path) -> str:
@@ -475,7 +508,7 @@ def short_retries(timeout: float) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+def _experiment(client: MlflowClient, uri: str, name: str, artifacts: str | None) -> str:
     """Return the id of an experiment, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
@@ -484,7 +517,7 @@ def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
         try:
             return client.create_experiment(
                 name,
-                artifact_location=artifacts and f"{artifacts}/{name}",
+                artifact_location=artifacts and f"{artifacts}/{quote(name, safe='')}",
                 tags={"mlflow.experimentKind": "custom_model_development"},  # the UI shows charts, not chats
             )
         except MlflowException:
@@ -493,7 +526,11 @@ def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage == "deleted":
-        raise UserError(f"the experiment {name!r} is deleted: restore it, or name another with --experiment")
+        at = "" if "***@" in redact(uri) else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
+        raise UserError(
+            f"the experiment {name!r} is deleted: restore it with {at}mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}, or name another with --experiment"
+        )
     return str(found.experiment_id)
 
 

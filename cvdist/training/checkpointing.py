@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from cvdist.checkpoints import shards as ckpt_shards
 from cvdist.checkpoints.format import UNSCORED, Checkpoint, DamagedCheckpoint, Normalization
 from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
+from cvdist.data.dataset import Shuffle
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.distributed.device import random_state, set_random_state
 from cvdist.distributed.tensor_shard import TensorShard
@@ -96,10 +98,10 @@ def restore(run: Run, found: FoundCheckpoint) -> None:
     """Continue `run` from a checkpoint: weights, optimizer, random streams, progress and results.
 
     Raises:
-        UserError: If the checkpoint is of another model, optimizer or order of the data.
+        UserError: If the checkpoint is of another model or optimizer.
     """
     saved, device = found.checkpoint, run.worker.device
-    ckpt.require_fit(saved, run.identity, run.order, found.name)
+    ckpt.require_fit(saved, run.identity, found.name)
     state = ckpt_shards.take_shards(saved.state, _shard_of(run), device)
     run.model.load_state_dict(state["model"])
     restore_optimizer(run.optimizer, state["optimizer"], found.name)
@@ -112,7 +114,18 @@ def restore(run: Run, found: FoundCheckpoint) -> None:
         # These are sums over all workers, and they will be summed over the workers again.
         run.progress.loss_sum, run.progress.correct = 0.0, 0
     run.adopted = found.adopted
-    run.resumed_at = f"epoch {saved.progress.epoch + 1}, sample {saved.progress.position}"
+    run.changed = changes_between(saved.made_with, run.made_with)
+    if saved.progress.position and saved.order != run.order:
+        # The position would mean other samples.
+        run.progress = replace(saved.progress, position=0, shuffle=Shuffle(), loss_sum=0.0, correct=0)
+        run.changed += f"; epoch {saved.progress.epoch + 1} begins again"
+    run.resumed_at = f"epoch {run.progress.epoch + 1}, sample {run.progress.position}"
+
+
+def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what differs between two of `Run.made_with`, as `--lr 0.1 (was 0.01), ...`; empty for nothing."""
+    changed = [name for name, value in now.items() if before.get(name) != value]
+    return ", ".join(f"{name} {now[name]} (was {before.get(name)})" for name in changed)
 
 
 def save(run: Run, *, step: int = 0) -> None:
@@ -162,6 +175,7 @@ def save(run: Run, *, step: int = 0) -> None:
                 Normalization(run.info.mean, run.info.std),
                 parallel=run.mode.name,
                 workers=count if split else 0,
+                made_with=run.made_with,
             )
         )
 

@@ -86,16 +86,13 @@ def estimate(
     share = -(-config.loop.batch_size // workers)
     portion = -(-share // max(1, min(config.loop.accumulate_steps, share)))
     frozen = None if features else parts.frozen
-    trained = [p for p in parts.trained.parameters() if p.requires_grad]
-    weights = sum(_rounded(t) for part in (frozen, parts.trained) if part is not None for t in _tensors(part))
-    size = sum(map(_rounded, trained))
-    moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
-    averaged = sum(map(_rounded, _tensors(parts.trained))) if config.loop.model_ema_decay else 0
+    weights, state = _weights_and_state(config, parts.trained)
+    weights += sum(map(_rounded, _tensors(frozen))) if frozen is not None else 0
     step = _step(frozen, parts.trained, portion, shape, bfloat16=bfloat16)
     if share > portion:  # the whole batch lies there while its portions are computed
         step += 4 * (share - portion) * torch.Size(shape).numel()
     validation = _validation(frozen, parts.trained, config.loop.valid_batch_size, shape, bfloat16=bfloat16)
-    return TrainingMemory(weights, moments * size + averaged, max(step, validation), data)
+    return TrainingMemory(weights, state, max(step, validation), data)
 
 
 def estimate_for_config(config: TrainConfig, *, bfloat16: bool) -> TrainingMemory:
@@ -106,15 +103,40 @@ def estimate_for_config(config: TrainConfig, *, bfloat16: bool) -> TrainingMemor
     """
     workers = config.runtime.worker_range[0]
     shape, data, classes = _inputs(config)
+    parts = _built(config, classes)
+    features = bool(config.features.uri)
+    return estimate(config, parts, shape, bfloat16=bfloat16, workers=workers, features=features, data=data)
+
+
+def checkpoint_bytes(config: TrainConfig) -> int:
+    """The size of one checkpoint of a job, about, from its configuration alone.
+
+    Raises:
+        UserError: if there is no such model, or the features can't be read.
+    """
+    parts = _built(config, _inputs(config)[2])
+    frozen = sum(map(_rounded, _tensors(parts.frozen))) if parts.frozen is not None else 0
+    weights, state = _weights_and_state(config, parts.trained)
+    return frozen + weights + state
+
+
+def _built(config: TrainConfig, classes: int) -> FrozenAndTrained:
+    """The parts of the model, on the meta device."""
     with torch.device("meta"):
         # Past the check of settings: frozen layers without weights are of no use, but can be counted.
         input = models.InputSpec(3, config.data.image_size, config.data.image_size)
         if config.data.dataset != "images":
             input = models.InputSpec(1, 28, 28)
         bare = replace(config, weights="").model
-        parts = models.frozen_and_trained(models.find(config.model.name).build(input, classes, bare))
-    features = bool(config.features.uri)
-    return estimate(config, parts, shape, bfloat16=bfloat16, workers=workers, features=features, data=data)
+        return models.frozen_and_trained(models.find(config.model.name).build(input, classes, bare))
+
+
+def _weights_and_state(config: TrainConfig, trained: nn.Module) -> tuple[int, int]:
+    """Bytes of what is trained, and of the optimizer's state and a moving average."""
+    weights = sum(map(_rounded, _tensors(trained)))
+    size = sum(_rounded(p) for p in trained.parameters() if p.requires_grad)
+    moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
+    return weights, moments * size + (weights if config.loop.model_ema_decay else 0)
 
 
 def _inputs(config: TrainConfig) -> tuple[tuple[int, ...], int, int]:

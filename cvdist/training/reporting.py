@@ -51,6 +51,8 @@ def announce(run: Run) -> None:
     )
     if run.resumed_at:
         logger.info("resuming   at %s, %d epochs done", run.resumed_at, run.progress.epoch)
+        if run.changed:
+            logger.info("           other than in the checkpoint: %s", run.changed)
     run.tracker.log_params(
         {
             "run.world_size": worker.world_size,

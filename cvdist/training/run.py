@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,6 +52,8 @@ class Run:
         progress: How far the run has come.
         best: The evaluation of the best epoch so far. None before the first one.
         resumed_at: Where the run continues, for the log. Empty if it starts at the beginning.
+        made_with: Settings and data that the results depend on, by what people call them.
+        changed: How these differ from those of the checkpoint that it continues from, for the log.
         adopted: Whether it continues from the checkpoint of another run (`--resume`).
         first_step_at: Seconds since 1970 when this process finished its first step. 0 before that.
     """
@@ -77,6 +80,8 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     best: Evaluation | None = None
     resumed_at: str = ""
+    made_with: dict[str, Any] = field(default_factory=dict)
+    changed: str = ""
     adopted: bool = False
     first_step_at: float = 0.0
 

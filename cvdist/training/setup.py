@@ -7,6 +7,7 @@ import logging
 
 import torch
 
+from cvdist import config as configs
 from cvdist import loaders, log, models, parallel
 from cvdist.checkpoints.format import OrderIdentity
 from cvdist.checkpoints.worker import Worker
@@ -82,7 +83,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
         )
         model = initial_model(config, loader.info)
         visualizer = Visualizer(config, model, tracker, enabled=main)
-    _require_same_data(loader)
+    digest = _require_same_data(loader)
     modules = models.frozen_and_trained(model)
     # A cache has the features that the frozen modules compute, so they are not run and stay on the CPU.
     frozen = None if loader.features else modules.frozen
@@ -115,7 +116,13 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             frozen=frozen,
             trained=modules.trained,
             identity=_identity(config, loader),
-            order=OrderIdentity(loader.info.train_size, config.loop.batch_size, config.run.seed),
+            made_with={
+                **configs.learning_settings(config),
+                "training pictures": loader.info.train_size,
+                "validation pictures": loader.info.valid_size,
+                "their SHA-256": digest[:16],
+            },
+            order=OrderIdentity(loader.info.train_size, config.run.seed),
             trained_parameters=trained_parameters,
             frozen_parameters=all_parameters - trained_parameters,
             precision=precision,
@@ -153,8 +160,11 @@ def _identity(config: TrainConfig, loader: Loader) -> ModelIdentity:
     )
 
 
-def _require_same_data(loader: Loader) -> None:
+def _require_same_data(loader: Loader) -> str:
     """Make sure that a row means the same picture on all workers, because each node lists the data by itself.
+
+    Returns:
+        The digest of the data.
 
     Raises:
         UserError: On all workers, if they see different data.
@@ -168,3 +178,4 @@ def _require_same_data(loader: Loader) -> None:
             + "; was it changed while the job started? Start it again",
             on_all_workers=True,
         )
+    return seen[0][2]

@@ -20,7 +20,7 @@ def checkpoint(epoch: int, position: int = 0, correct: int = 50, mark: float = 0
     ]
     return Checkpoint(
         model=ModelIdentity("scratch-cnn", ("a", "b"), 1, 8, 8),
-        order=OrderIdentity(SAMPLES, 10, 0),
+        order=OrderIdentity(SAMPLES, 0),
         progress=Progress(epoch=epoch, position=position, history=history),
         best=None,
         state={"mark": mark},

@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from cvdist import storage
+from cvdist.runtime import ray_cluster
 from tests.helpers import pictures
 from tests.helpers.feature_caches import write_weights
 from tests.helpers.jobs import ROOT, call, run, the_error
@@ -59,6 +62,27 @@ def test_every_job_reads_a_folder_the_same_way(tmp_path):
         error = the_error(done(words, rare, flag, rare / "10"))
         assert error.startswith(f"{flag} {rare}/10 is among the pictures of --data {rare}")
     assert sorted(path.name for path in rare.iterdir()) == ["10", "2", "9"]
+
+
+@pytest.mark.parametrize("name", ["train", "sweep"])
+def test_what_the_driver_can_see_is_said_before_ray_starts(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(ray_cluster, "connect", Mock(side_effect=AssertionError))
+    root = pictures.write(tmp_path / "four", pictures.FOUR)
+    (tmp_path / "page.pth").write_text("<html>Sign in</html>")
+    words = ["dogs-cats-vgg16", "--weights-preprocessing", "imagenet", "--tracking", "none"]
+
+    def error(*more):
+        return the_error(
+            call(name, *words, *more, storage=tmp_path / "runs", CVDIST_CACHE=str(tmp_path / "cache"))
+        )
+
+    page = ["--weights", tmp_path / "page.pth"]
+    assert "is an HTML page, not weights" in error("--data", root, *page)
+    assert "can't be read (there is no such file" in error("--data", tmp_path / "no", *page)
+    words = ["digits-cnn"]
+    assert "no MLflow server answers" in error("--tracking-uri", "http://127.0.0.1:9")
+    monkeypatch.setattr(storage, "free_bytes", lambda uri: 100_000)
+    assert "has room for 0 MB, and one checkpoint takes about 0 MB" in error("--tracking", "none")
 
 
 def job(*words):

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import re
+import tempfile
+from unittest.mock import Mock
 
 import numpy as np
 import pandas
@@ -18,6 +20,7 @@ from cvdist.data.images.decode import decode
 from cvdist.jobs import cli
 from cvdist.jobs import predict as run_prediction
 from cvdist.jobs.predict import table as predictions_table
+from cvdist.runtime import ray_cluster
 from cvdist.storage import Folder
 from tests.helpers import pictures
 from tests.helpers.jobs import call, the_error, user_error
@@ -113,6 +116,25 @@ def test_the_same_again_computes_what_is_missing_or_has_changed(trained, tmp_pat
     other = pictures.write(tmp_path / "other", {"": 3})
     assert "of other pictures" in error(trained, "good", "--data", other, "--output", output)
     assert again("averaged", "--replace").computed == 40
+
+
+def test_a_few_pictures_are_predicted_here_and_printed(trained, tmp_path, monkeypatch):
+    """Whatever the runtime: without Ray, and with nothing left behind unless --output says where."""
+    photos, temporary = nested(tmp_path / "photos", 8), tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(ray_cluster, "connect", Mock(side_effect=AssertionError))
+    words = [photos / "0000.jpg", photos / "deep" / "0001.jpg"]
+    done = call("predict", "good", "--data", *words, storage=trained.storage)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if ".jpg" in line]
+    assert [row[0] for row in rows] == ["0000.jpg", "deep/0001.jpg"]
+    assert "results" not in done.stdout and not list(temporary.iterdir())
+    whole = predict(trained, "good", "--data", photos, "--output", tmp_path / "output")
+    table = read(tmp_path / "output").set_index("path")
+    for path, name, share, *_ in rows:
+        assert name == table["class"][path] and share == f"{100 * table['confidence'][path]:.1f}%"
+    assert [path for path, _ in whole.shown] == sorted(table.index)
 
 
 def test_bad_input_is_one_line(trained, tmp_path, shared_data):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import http.server
 import json
 import os
 import re
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import mlflow
 import numpy as np
@@ -235,6 +237,43 @@ def test_processes_of_a_job_know_the_cluster_that_they_belong_to(ray_cluster, mo
         ray.shutdown()
     port = ray_cluster["RAY_ADDRESS"].rpartition(":")[2]  # of another address of this machine, perhaps
     assert known.endswith(f":{port}")
+
+
+def test_neither_driver_nor_workers_ask_the_cluster_through_a_proxy(ray_cluster, monkeypatch):
+    """An office network: http_proxy is set, and no_proxy is not. All others are asked through it."""
+    asked = []
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def answer(self):
+            asked.append(self.path)
+            self.send_error(503)
+
+        do_GET = do_POST = do_CONNECT = answer
+
+        def log_message(self, *arguments):
+            pass
+
+    def ask(address):
+        outside = requests.get("http://outside.test", timeout=30).status_code
+        return outside, len(ray.util.state.list_nodes(address=address))
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        proxies = dict.fromkeys(("http_proxy", "https_proxy"), f"http://127.0.0.1:{server.server_port}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, "")
+        for name, value in (ray_cluster | proxies).items():
+            monkeypatch.setenv(name, value)
+        dashboard = ray_cluster["RAY_API_SERVER_ADDRESS"]
+        connection.connect(connection.ResourceRequest.of_workers(RuntimeConfig()))
+        try:
+            environment = {"env_vars": {**proxies, "no_proxy": ""}}
+            remote = ray.get(ray.remote(ask).options(runtime_env=environment).remote(dashboard))
+            assert remote == ask(dashboard) == (503, 1)
+        finally:
+            ray.shutdown()
+            server.shutdown()
+    assert {urlsplit(path).hostname for path in asked} == {"outside.test"}
 
 
 def test_of_several_errors_the_one_that_came_first_is_shown():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -12,13 +15,16 @@ from pyarrow import fs as arrow
 
 from cvdist import config as configs
 from cvdist import loaders, log, slow_requests, storage
+from cvdist.checkpoints.store import CheckpointStore
 from cvdist.config import ModelConfig, PicturesConfig, TrainConfig
 from cvdist.data.images import versions
 from cvdist.data.images.listing import list_pictures, list_unlabeled
 from cvdist.errors import UserError
 from cvdist.models import weights
+from cvdist.prediction.pictures import find_pictures
 from tests.cluster.harness import FaultProxy
 from tests.helpers import pictures
+from tests.helpers.checkpoints import add, checkpoint
 from tests.helpers.jobs import call, the_error
 
 
@@ -111,6 +117,49 @@ def test_weights_in_a_bucket_are_brought_once(bucket, tmp_path, monkeypatch):
     assert weights.load(settings, state).origin == first and first.source == uri
 
 
+@pytest.mark.parametrize("name", ["a b", "a%20b", "100%", "a%2Fb", "a#b", "a?b", "a?b=c", "a+b", "é", "字"])
+def test_names_are_taken_as_they_are(bucket, s3, tmp_path, name):
+    """As by the tools of Amazon; only a file's URI is decoded, once."""
+    secret = f"{s3['AWS_ACCESS_KEY_ID']}:{s3['AWS_SECRET_ACCESS_KEY']}"
+    options = "?region=us-east-1&scheme=http&endpoint_override=" + s3["AWS_ENDPOINT_URL"].rpartition("/")[2]
+    places = {
+        f"{bucket}/names/{name}": f"s3://{secret}@bucket/names/{name}{options}",
+        f"{tmp_path}/{name}": f"file://{tmp_path}/{quote(name)}",
+    }
+    for uri, other in places.items():
+        storage.Folder.open(uri, "--storage").write(f"{name}.txt", b"content")
+        assert storage.Folder.open(other, "--storage").read(f"{name}.txt") == b"content"
+        assert [entry.path for entry in storage.list_entries(other, "--data")] == [f"{name}.txt"]
+        filesystem, path = storage.locate(uri)
+        assert path.endswith(f"/{name}")
+        assert filesystem.get_file_info(f"{path}/{name}.txt").type == arrow.FileType.File
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_pictures_of_a_prediction_are_named_by_uris_patterns_and_lists(bucket, tmp_path):
+    uri = upload(pictures.write(tmp_path / "some", {"a": 3, "b [x]": 1, "b/c": 2}), f"{bucket}/named 100%")
+    (tmp_path / "list.txt").write_text(f"{uri}/a/0001.jpg\n\n{uri}/b/*/0000.jpg\n")
+    wanted = {
+        (f"{uri}/a/0002.jpg",): {"0002.jpg"},
+        (f"{uri}/a/0002.jpg", f"{uri}/b [x]"): {"a/0002.jpg", "b [x]/0000.jpg"},
+        (f"{uri}/**/000[01].jpg",): {
+            "a/0000.jpg",
+            "a/0001.jpg",
+            "b [x]/0000.jpg",
+            "b/c/0000.jpg",
+            "b/c/0001.jpg",
+        },
+        (str(tmp_path / "list.txt"),): {"a/0001.jpg", "b/c/0000.jpg"},
+    }
+    for words, paths in wanted.items():
+        found = find_pictures(words)
+        assert set(found.table.column("path").to_pylist()) == paths
+        filesystem, root = storage.locate(found.root)
+        assert all(storage.is_file(filesystem, f"{root}/{path}") for path in paths)
+    with pytest.raises(UserError, match="of one place, not of s3://bucket and this machine"):
+        find_pictures([f"{uri}/a", str(tmp_path)])
+
+
 def error_of(uri):
     with pytest.raises(UserError) as error:
         list(storage.list_entries(uri, "--data"))
@@ -126,6 +175,21 @@ def test_wrong_credentials(bucket, monkeypatch):
     assert "wrong" not in text
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     assert "check AWS_ACCESS_KEY_ID" in error_of(f"{bucket}/x")
+
+
+def test_what_waiting_can_not_help_is_no_reason_to_start_again(bucket, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+
+    def error(uri):
+        with pytest.raises(UserError) as caught:
+            add(CheckpointStore.at(uri), checkpoint(1))
+        return caught.value
+
+    assert not error(f"{tmp_path}/file/run").transient
+    monkeypatch.setattr(storage.Path, "mkdir", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+    assert error(f"{tmp_path}/run").transient
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    assert not error(f"{bucket}/run").transient
 
 
 def test_no_such_bucket_or_folder(bucket):

@@ -9,25 +9,29 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
+from click.testing import CliRunner
+from mlflow import MlflowClient, experiments
 from mlflow.exceptions import MlflowException
 
 from cvdist import config as configs
 from cvdist import recipes, tracking
-from cvdist.config import TrackingConfig
+from cvdist.config import LookupConfig, TrackingConfig
 from cvdist.errors import Superseded, UserError
 from cvdist.log import redact
 from cvdist.tracking import environment, mlflow_tracker
 from cvdist.tracking import run as tracking_run
+from cvdist.tracking.find import find_run
 from cvdist.tracking.mlflow_tracker import MlflowTracker
-from tests.helpers.jobs import ROOT, call, run, the_error
+from tests.helpers.jobs import ROOT, call, run, the_error, user_error
 from tests.helpers.stores import empty_store
 from tests.helpers.waiting import free_port, wait_until, work_of
 
@@ -293,6 +297,38 @@ def test_a_store_that_is_no_store(tmp_path):
     (tmp_path / "mlflow.db").write_text("this is no database" * 100)
     line = the_error(call("train", *INLINE, storage=tmp_path))
     assert "the MLflow store sqlite:///" in line and "refused" in line
+
+
+@pytest.mark.parametrize("name", ["a%20b", "100%", "a?b#c d+é字"])
+def test_any_name_of_a_folder_and_an_experiment_will_do(tmp_path, name):
+    storage = empty_store(tmp_path / name)
+    ref = open_run(storage, experiment=f"{name}/x")
+    tracking.log_file(ref, "report.html", b"content")
+    lookup = LookupConfig(storage=str(storage), experiment=f"{name}/x")
+    assert find_run(lookup, "run").run_id == ref.run_id
+    (report,) = (storage / "mlartifacts" / name / "x").rglob("report.html")
+    assert report.read_bytes() == b"content"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_store_that_can_not_be_is_not_waited_for():
+    began = time.monotonic()
+    with pytest.raises(UserError, match="unable to open database file"):
+        tracking.open_tracking_store(TrackingConfig(uri="sqlite:////proc/mlflow.db"), "")
+    assert time.monotonic() - began < 30  # MLflow itself tries for 102 s
+
+
+def test_a_deleted_experiment_is_restored_by_the_command_that_is_named(storage):
+    store = f"sqlite:///{storage}/mlflow.db"
+    client = MlflowClient(store)
+    client.delete_experiment(client.create_experiment("gone"))
+    line = user_error(tracking.open_tracking_store, TrackingConfig(experiment="gone"), str(storage))
+    assert line.startswith("the experiment 'gone' is deleted: restore it with ")
+    command = shlex.split(re.search("restore it with (.*), or name", line)[1])
+    assert command[:4] == [f"MLFLOW_TRACKING_URI={store}", "mlflow", "experiments", "restore"]
+    restored = CliRunner().invoke(experiments.commands, command[3:], env={"MLFLOW_TRACKING_URI": store})
+    assert restored.exit_code == 0, restored.output
+    assert tracking.open_tracking_store(TrackingConfig(experiment="gone"), str(storage)) is not None
 
 
 def test_storage_by_uri_needs_a_server_by_name():

@@ -28,7 +28,7 @@ QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(Heal
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     identity = ckpt.ModelIdentity("scratch-cnn", ("a", "b"), 1, 8, 8)
-    order = ckpt.OrderIdentity(10, 2, 0)
+    order = ckpt.OrderIdentity(10, 0)
     state = {
         "model": {"w": torch.arange(64.0)},
         "optimizer": {"state": {}},

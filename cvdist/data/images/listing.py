@@ -118,7 +118,12 @@ def list_unlabeled(uri: str) -> pa.Table:
     if not files:
         others = f", only other files, e.g. {ignored[0]}" if ignored else ""
         raise UserError(f"--data {redact(uri)} has no pictures{others}")
-    files.sort(key=lambda file: file.path)
+    return unlabeled_table(files)
+
+
+def unlabeled_table(files: Iterable[Entry]) -> pa.Table:
+    """The table of `list_unlabeled` with these pictures."""
+    files = sorted(files, key=lambda file: file.path)
     return pa.table(
         {
             "path": pa.array([file.path for file in files], pa.string()),

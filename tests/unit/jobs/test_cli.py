@@ -8,8 +8,10 @@ import pytest
 
 from cvdist import config as configs
 from cvdist import log, recipes
+from cvdist.config import RuntimeConfig
 from cvdist.errors import UserError
 from cvdist.jobs import cli
+from cvdist.runtime import processes
 
 
 def parse(*words):
@@ -107,11 +109,19 @@ def test_workers_do_not_give_up_on_one_that_waits_for_its_data():
         configs.check(config)
 
 
-def test_a_mistake_that_all_workers_find_is_said_by_the_first(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("launcher", "rank", "said"),
+    [("torchrun", "0", "error: no MNIST\n"), ("torchrun", "1", ""), ("inline", "1", "error: no MNIST\n")],
+)
+def test_a_mistake_that_all_workers_find_is_said_by_the_first(monkeypatch, capsys, launcher, rank, said):
+    """Where there are several: inline is one process, whatever the environment says."""
+
     def job(_):
-        raise UserError("--data holds no MNIST", on_all_workers=True)
+        with processes.init_distributed(RuntimeConfig(launcher=launcher, device="cpu")) as ranks:
+            assert (ranks.rank, ranks.world_size) == ((0, 1) if launcher == "inline" else (int(rank), 1))
+            raise UserError("no MNIST", on_all_workers=True)
 
     monkeypatch.setattr(log, "setup", lambda **_: None)
-    for rank, said in (("0", "error: --data holds no MNIST\n"), ("1", "")):
-        monkeypatch.setenv("RANK", rank)
-        assert cli.main(job, []) == 2 and capsys.readouterr().err == said
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2" if launcher == "inline" else "1")
+    assert cli.main(job, []) == 2 and capsys.readouterr().err == said

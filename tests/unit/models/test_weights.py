@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import logging
 import math
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -156,13 +158,39 @@ def test_file_cut_short(tmp_path, zipped, share):
     path = saved(tmp_path, state, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    assert refused(path).startswith(" is damaged, cut short or not a file of torch.save (")
+    says = "is damaged, cut short or not a file of torch.save ("
+    if zipped:
+        says = "is cut short: its end is missing after"
+    assert refused(path).startswith(f" {says if share else 'is empty (0 bytes)'}")
 
 
-def test_file_of_something_else(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\n<!DOCTYPE html>\n<html>Not found</html>", "is an HTML page, not weights"),
+        (b"<?xml version='1.0'?><Error>", "is an XML document, not weights"),
+        (b"404: Not Found", "is a text file, not weights"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 553433881\n",
+            "is a pointer of Git LFS (73 bytes) in place of the file: bring the file with git lfs pull",
+        ),
+        (gzip.compress(b"weights"), "is compressed by gzip: unpack it"),
+        (b"\x0a" + bytes(7) + b'{"a": {}}', "is a safetensors file"),
+    ],
+)
+def test_file_of_something_else(tmp_path, content, says):
     path = tmp_path / "file.pth"
-    path.write_text("<html>Not found</html>")
-    assert refused(path).startswith(" is damaged, cut short or not a file of torch.save (")
+    path.write_bytes(content)
+    assert refused(path).startswith(f" {says}")
+
+
+def test_zip_of_something_else(tmp_path):
+    path = tmp_path / "file.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("photos/a.jpg", b"")
+    assert refused(path).startswith(
+        " is a zip archive of other things (photos/a.jpg), not a file of torch.save"
+    )
 
 
 class Harmful:

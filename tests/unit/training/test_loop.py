@@ -298,19 +298,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     saved = ckpt.load(tmp_path / "run" / "epoch-0001")
     other = ckpt.ModelIdentity("scratch-cnn", ("cat", "dog"), 3, 224, 224)
     with pytest.raises(UserError, match=r"is of model scratch-cnn \(10 classes, 1x28x28\), this run trains"):
-        ckpt.require_fit(saved, other, saved.order, "x")
-
-
-def test_position_in_another_order_is_refused(tmp_path):
-    run = make_run(tmp_path, checkpoint_every=7)
-    before_validation(run, 1, kill)
-    with pytest.raises(Killed):
-        train(run)
-    run.worker.wait_for_uploads()
-    with pytest.raises(
-        UserError, match=r"within an epoch .* set --batch-size, --seed and the data as they were"
-    ):
-        make_run(tmp_path, batch_size=100)
+        ckpt.require_fit(saved, other, "x")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "pickle", "meta not json", "other format"])
@@ -329,6 +317,37 @@ def test_damaged_checkpoints_are_named_and_run_no_code(tmp_path, damage):
     with pytest.raises(UserError, match="of this run"):
         make_run(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_differs_from_the_checkpoint_is_said_in_one_line(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run = make_run(tmp_path)
+    train(run)
+    run.worker.wait_for_uploads()
+    train(make_run(tmp_path))
+    assert "resuming" in caplog.text and "other than in the checkpoint" not in caplog.text
+    train(make_run(tmp_path, epochs=2, batch_size=100, valid_fraction=0.3))
+    (line,) = (line for line in caplog.messages if "other than in the checkpoint" in line)
+    assert "--batch-size 100 (was 200)" in line and "--epochs 2 (was 1)" in line and "--lr " not in line
+    assert "training pictures 3500 (was 4000), validation pictures 1500 (was 1000), their SHA-256" in line
+
+
+@pytest.mark.parametrize(("changes", "position"), [({"batch_size": 100}, 1000), ({"valid_fraction": 0.3}, 0)])
+def test_an_epoch_goes_on_with_another_batch_size_and_begins_again_with_other_pictures(
+    tmp_path, caplog, changes, position
+):
+    """Of a batch of any size the position says how many samples are done; of other pictures it says nothing."""
+    caplog.set_level(logging.INFO)
+    run = make_run(tmp_path, checkpoint_every=5)
+    after_steps(run, 7, kill)
+    with pytest.raises(Killed):
+        train(run)
+    run.worker.wait_for_uploads()
+    run = make_run(tmp_path, **changes)
+    assert (run.progress.epoch, run.progress.position) == (0, position)
+    assert ("epoch 1 begins again" in run.changed) == (position == 0)
+    train(run)
+    assert run.progress.history[0].train_total == run.info.train_size
 
 
 class Bomb:

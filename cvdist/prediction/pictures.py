@@ -1,0 +1,145 @@
+"""The pictures that `--data` of a prediction names: folders, files, patterns, and lists of all of these."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+from pyarrow import fs as arrow
+
+from cvdist import storage
+from cvdist.data.images.decode import SUFFIXES
+from cvdist.data.images.listing import list_unlabeled, unlabeled_table
+from cvdist.errors import UserError
+from cvdist.log import redact
+from cvdist.storage import Entry, Folder
+
+_LISTS = (".txt", ".lst")  # files that name pictures, one a line
+_SIGNS = "*?["  # of patterns
+_REQUESTS = 32  # at a time
+_NAMED = 3  # words that are repeated in full
+
+
+@dataclass(frozen=True)
+class NamedPictures:
+    """The pictures of a prediction.
+
+    Attributes:
+        root: Folder or URI that their paths are relative to.
+        table: One row per picture, sorted by path, as `list_unlabeled` makes it.
+        words: What the user named, in one line, without credentials.
+    """
+
+    root: str
+    table: pa.Table
+    words: str
+
+
+def find_pictures(named: str | Sequence[str]) -> NamedPictures:
+    """Find the pictures that the user names.
+
+    Args:
+        named: Folders, of which all pictures are taken; files; patterns with `*`, `?`, `[...]` and `**`; lists
+            of these, one a line, in a `.txt` file or, as `-`, from standard input. Paths or URIs of one place.
+
+    Raises:
+        UserError: If one of them does not exist or can't be read, or they are in several places.
+    """
+    named = [named] if isinstance(named, str) else named
+    given = [word if word == "-" else storage.absolute(word) for word in named]
+    words = list(dict.fromkeys(one for word in given for one in _lines(word)))
+    split = [storage.split(word) for word in words]
+    places = {(head, tail): redact(head) or "this machine" for head, _, tail in split}
+    if not places:
+        raise UserError(f"--data {_in_one_line(given)}: the list is empty")
+    if len(places) > 1:
+        raise UserError(f"--data: name the pictures of one place, not of {' and '.join(places.values())}")
+    head, _, tail = split[0]
+    filesystem, top = storage.locate(f"{head}/{tail}", "--data")
+    top = top.rstrip("/")
+    found: dict[str, Entry] = {}
+    try:
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            keys = [key for _, key, _ in split]
+            infos = list(pool.map(filesystem.get_file_info, [f"{top.rstrip('/')}{key}" for key in keys]))
+        if len(words) == 1 and infos[0].type == arrow.FileType.Directory:
+            return NamedPictures(words[0], list_unlabeled(words[0]), _in_one_line(given))
+        for word, key, info in zip(words, keys, infos, strict=True):
+            matches = [info]
+            if info.type == arrow.FileType.NotFound:
+                matches = list(_matches(filesystem, top, PurePosixPath(key).parts[1:]))
+            if not matches:
+                raise UserError(
+                    f"--data {redact(word)} can't be read (there is no such file, folder or bucket)"
+                )
+            for one in matches:
+                path = one.path.removeprefix(top)
+                if one.type == arrow.FileType.Directory:
+                    below = list_unlabeled(f"{head}{path}{tail}").to_pylist()
+                    found |= {
+                        f"{path}/{row['path']}": Entry("", False, row["size"], row["modified"]) for row in below
+                    }
+                else:
+                    found[path] = Entry("", False, one.size or 0, one.mtime_ns or 0)
+    except OSError as error:
+        raise UserError(f"--data {redact(words[0])} can't be read ({storage.reason(error)})") from error
+    root = os.path.commonpath([str(PurePosixPath(path).parent) for path in found])
+    entries = [replace(one, path=str(PurePosixPath(path).relative_to(root))) for path, one in found.items()]
+    return NamedPictures(f"{head}{root}{tail}", unlabeled_table(entries), _in_one_line(given))
+
+
+def _lines(word: str) -> Iterator[str]:
+    """The words of a list, or `word` itself."""
+    if word != "-" and PurePosixPath(word).suffix.lower() not in _LISTS:
+        yield word
+        return
+    if word == "-":
+        content = sys.stdin.buffer.read()
+    else:
+        folder, _, name = word.rpartition("/")
+        content = Folder.open(folder or "/", "--data").read(name)
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--data {redact(word)} is no list of pictures: its lines are not text") from error
+    yield from (storage.absolute(line.strip()) for line in lines if line.strip())
+
+
+def _matches(filesystem: arrow.FileSystem, folder: str, parts: Sequence[str]) -> Iterator[arrow.FileInfo]:
+    """The folders, and the files with names of pictures, below `folder` that the parts of a pattern match."""
+    first, *rest = parts
+    if not any(sign in part for part in parts for sign in _SIGNS):
+        info = filesystem.get_file_info("/".join([folder, *parts]))
+        yield from [info] if info.type != arrow.FileType.NotFound else []
+        return
+    if not any(sign in first for sign in _SIGNS):
+        yield from _matches(filesystem, f"{folder}/{first}", rest)
+        return
+    selector = arrow.FileSelector(folder, recursive=first == "**", allow_not_found=True)
+    listed = [info for info in filesystem.get_file_info(selector) if not info.base_name.startswith(".")]
+    folders = [info for info in listed if info.type == arrow.FileType.Directory]
+    if first == "**":
+        for path in (folder, *(info.path for info in folders)):
+            yield from _matches(filesystem, path, rest or ["*"])
+        return
+    for info in folders:
+        if fnmatchcase(info.base_name, first):
+            yield from _matches(filesystem, info.path, rest) if rest else [info]
+    for info in listed if not rest else ():
+        if fnmatchcase(info.base_name, first) and PurePosixPath(info.base_name).suffix.lower() in SUFFIXES:
+            yield info
+
+
+def _in_one_line(words: Sequence[str]) -> str:
+    """What the user named; of very many words the first one, and a digest that tells the others apart."""
+    if len(words) <= _NAMED:
+        return redact(" ".join(words))
+    digest = hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
+    return redact(f"{words[0]} and {len(words) - 1:,} others ({digest})")
