@@ -10,6 +10,7 @@ and for feature caches, but not those of the processes that decode pictures.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -21,9 +22,10 @@ logger = logging.getLogger(__name__)
 
 _SLOW_SECONDS = 1.0  # a request that takes this much longer than expected is slow
 _EXPECTED_RATE = 10e6  # bytes per second
-_LOG_SECONDS = 30.0  # between two warnings
+LOG_SECONDS = 30.0
+"""Between two warnings."""
 _lost: deque[float] = deque()  # seconds that each slow or failed request cost beyond its expected duration
-_log_after = 0.0
+_logged_at = -math.inf
 
 
 @contextmanager
@@ -39,7 +41,7 @@ def measured(what: str, size: int = 0) -> Iterator[list[int]]:
     Yields:
         A list of sizes. If the size is known only after the request, the caller appends it.
     """
-    global _log_after
+    global _logged_at
     sizes, failed = [size], False
     start = time.monotonic()
     try:
@@ -54,8 +56,8 @@ def measured(what: str, size: int = 0) -> Iterator[list[int]]:
         lost = now - start - sum(sizes) / _EXPECTED_RATE
         if failed or lost > _SLOW_SECONDS:
             _lost.append(max(lost, 0.0))
-            if now > _log_after:
-                _log_after = now + _LOG_SECONDS
+            if now - _logged_at > LOG_SECONDS:
+                _logged_at = now
                 logger.warning("the storage took %s for %s", log.duration(now - start), what)
 
 
