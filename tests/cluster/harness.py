@@ -25,9 +25,9 @@ from pathlib import Path
 
 import requests
 
-from tests.helpers.jobs import ROOT, run
+from tests.helpers.jobs import run
 from tests.helpers.servers import S3Server
-from tests.helpers.waiting import answers, free_port, kill_with_children, wait_for_exit, wait_until
+from tests.helpers.waiting import answers, free_port, wait_for_exit, wait_until
 
 BIN = Path(sys.executable).parent
 # Ray notices a dead node after about five seconds instead of half a minute.
@@ -492,34 +492,6 @@ class Cluster:
             **self.environment,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-
-    def torchrun(self, *arguments: str, storage: Path) -> list[LoggedProcess]:
-        """`torchrun --nnodes 2 jobs/train.py ARGUMENTS`: a worker on each of two nodes that share `storage`."""
-        nodes = self.nodes[1:3]
-        words = ["--nnodes=2", "--nproc-per-node=1", f"--master-addr={nodes[0].address}", "--master-port=29400"]
-        started = []
-        for rank, node in enumerate(nodes):
-            log = storage / f"torchrun-{rank}-{secrets.token_hex(2)}.log"
-            with log.open("w") as file:
-                process = subprocess.Popen(
-                    [
-                        *(*DIE_WITH_PARENT, "ip", "netns", "exec", node.namespace, sys.executable),
-                        *("-m", "torch.distributed.run", *words, f"--node-rank={rank}"),
-                        *("jobs/train.py", *arguments),
-                    ],
-                    cwd=ROOT,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    env={
-                        **self.node_environment,
-                        "CVDIST_STORAGE": str(storage),
-                        "CVDIST_CACHE": str(storage / "cache"),
-                        "MLFLOW_TRACKING_URI": self.mlflow.uri,
-                    },
-                )
-            self._cleanup.callback(kill_with_children, process)
-            started.append(LoggedProcess(process, log))
-        return started
 
     def ask(self, path: str) -> dict:
         """What Ray's REST API answers to a GET of `path`."""
