@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.harness import reason_to_skip
 from tests.helpers.jobs import call, run, the_error
+from tests.helpers.network import reason_to_skip
 
 pytestmark = pytest.mark.timeout(3600)  # waits end by themselves when nothing moves
 

@@ -48,7 +48,8 @@ def test_workers_and_nodes_that_are_lost(cluster: Cluster, reference: Weights) -
     with resumes_after(job, "a cut cable"):
         victim.cut_cable()
         cluster.add_node()
-    victim.restore_cable()  # what still runs there, a stale writer, reaches the storage and the tracker again
+    # What still runs there, a stale writer, reaches the storage and the tracker again.
+    victim.machine.restore_cable()
     head = cluster.nodes[0]
     head.fill_disk()  # Ray keeps the job's log there: its last lines are lost, and no more
     try:
@@ -102,10 +103,10 @@ def test_a_node_is_taken_back_and_storage_and_tracker_go_away(cluster: Cluster, 
     time.sleep(3)
     cluster.proxy.slow_down = False
     for node in cluster.nodes[1:]:
-        node.limit_rate("8mbit")
+        node.machine.limit_rate("8mbit")
     time.sleep(5)
     for node in cluster.nodes[1:]:
-        node.limit_rate()
+        node.machine.limit_rate()
     cluster.s3.stop(kill=True)
     cluster.mlflow.kill()
     time.sleep(3)
