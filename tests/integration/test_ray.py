@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -32,8 +33,12 @@ def the_run(storage):
 
 def train_workers():
     """Ray Train's processes on the Ray that this process has started."""
-    below = psutil.Process().children(recursive=True)
-    return [process for process in below if any("ray::RayTrainWorker" in word for word in process.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if any("ray::RayTrainWorker" in word for word in process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_a_killed_worker_costs_neither_the_job_nor_its_run(s3, tmp_path, monkeypatch):
