@@ -129,11 +129,13 @@ def submitted(running):
     return done.stdout, client, found
 
 
-def test_submitted_job_prints_its_plan_and_its_result(submitted):
-    output, _, _ = submitted
+def test_submitted_job_prints_its_plan_and_its_result(running, submitted):
+    _, _, environment = running
+    output, _, found = submitted
     assert "batch      64 = 32 on each of 2 workers; 63 steps an epoch, 4 epochs" in output
     assert re.search(r"best accuracy  9\d\.\d\d% \(\d+/1000\) at epoch \d", output)
-    assert re.search(r"next: make ui   then open http://localhost:5000/#/experiments/1/runs/\w{32}", output)
+    page = f"#/experiments/{found.info.experiment_id}/runs/{found.info.run_id}"
+    assert f"next: open {environment['MLFLOW_TRACKING_URI']}/{page}" in output
 
 
 def test_the_run_tells_everything(submitted):
