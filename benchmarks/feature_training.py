@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +41,7 @@ from cvdist.training.optimizer import build_optimizer, set_learning_rate
 from cvdist.training.run import Run
 from cvdist.training.setup import open_run
 from cvdist.training.train import train_epoch
+from tests.helpers.servers import S3Server
 
 PICTURES, BATCH, ROUNDS = 1600, 64, 3
 BOOK_BATCHES = 1
@@ -178,36 +175,10 @@ def _timed(stage: Callable[[int], object], count: int, threads: int) -> float:
 @contextmanager
 def _server(folder: Path) -> Iterator[None]:
     """Run SeaweedFS on loopback, and set the environment variables for it."""
-    folder.mkdir()
-    ports = []
-    for _ in range(5):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    keys = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
-    os.environ |= {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}", "AWS_REGION": "us-east-1"}
-    names = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port")
-    server = subprocess.Popen(
-        [
-            *(str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder}", "-bucket=bucket"),
-            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-webdav=false"),
-            *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
-            "-admin.ui=false",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    server = S3Server(folder)
+    server.start()
+    os.environ |= server.environment
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                Folder.open("s3://bucket", "--features").write("ready", b"yes")
-                break
-            except Exception:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.3)
         yield
     finally:
-        server.kill()
-        server.wait()
+        server.stop(kill=True)

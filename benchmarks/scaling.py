@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ from typing import Any
 import torch
 import torchvision
 
-from benchmarks import made_up_features, nodes
+from benchmarks import made_up_features
 from benchmarks.harness import Comparison, summarize
-from benchmarks.nodes import Network
 from benchmarks.scaling_worker import BATCH
 from cvdist.parallel import cost
 from cvdist.parallel.cost import Cost, Machine, Work
 from cvdist.parallel.modes import POWERSGD_START
+from tests.helpers.network import Network, SimulatedMachine, reason_to_skip
 
 ROOT = Path(__file__).resolve().parent.parent
 GBIT = 1.0
@@ -45,46 +45,46 @@ _PATIENCE = 180.0  # seconds that any command may take
 
 def measure() -> Iterator[Comparison]:
     """Measure the seconds and bytes of a step, and compare losses."""
-    if reason := nodes.reason_to_skip():
+    if reason := reason_to_skip():
         print(f"  skipped: {reason}")
         return
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        network = stack.enter_context(Network(7))
+        network = stack.enter_context(closing(Network()))
+        nodes = [network.add(number) for number in range(1, 8)]
         _prepare(root)
-        two = stack.enter_context(Group(network, root, range(1, 3)))
-        with Group(network, root, range(3, 7)) as four:
-            with Group(network, root, range(1)) as one:
+        two = stack.enter_context(Group(nodes[1:3], root))
+        with Group(nodes[3:], root) as four:
+            with Group(nodes[:1], root) as one:
                 yield from _split(one, two, four)
             four.ask("drop head")
             yield from _data_parallel((four, two))
-        yield from _over_a_slow_link(network, two)
+        yield from _over_a_slow_link(nodes[1:3], two)
 
 
 class Group:
     """A group of workers that train together, one per node. As a context manager it ends them."""
 
-    def __init__(self, network: Network, root: Path, places: Sequence[int]) -> None:
+    def __init__(self, nodes: Sequence[SimulatedMachine], root: Path) -> None:
         """Start the workers.
 
         Args:
-            network: the simulated nodes.
+            nodes: the workers' machines.
             root: folder of caches, weights and logs.
-            places: numbers of the workers' nodes.
         """
-        self.size, self.rates, self.work, self._share = len(places), Machine(1.0, 1.0), Work(0, 0.0, 0), 1.0
+        self.size, self.rates, self.work, self._share = len(nodes), Machine(1.0, 1.0), Work(0, 0.0, 0), 1.0
         self._processes, self._logs = [], []
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "CVDIST_"))}
-        for rank, node in enumerate(places):
-            log = root / f"node-{node}.log"
+        for rank, node in enumerate(nodes):
+            log = root / f"{node.namespace}.log"
             environment = {
                 "RANK": str(rank), "WORLD_SIZE": str(self.size), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
-                "MASTER_ADDR": network.address(places[0]), "MASTER_PORT": "29500",
+                "MASTER_ADDR": nodes[0].address, "MASTER_PORT": "29500",
                 "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1",
             }  # fmt: skip
             self._logs.append(log)
             with log.open("w") as file:
-                command = network.inside(node, sys.executable, "-m", "benchmarks.scaling_worker", str(root))
+                command = node.inside(sys.executable, "-m", "benchmarks.scaling_worker", str(root))
                 self._processes.append(
                     subprocess.Popen(
                         command, cwd=ROOT, env=kept | environment, text=True,
@@ -225,7 +225,7 @@ def _data_parallel(groups: Sequence[Group]) -> Iterator[Comparison]:
         yield _bytes(f"DDP, {group.size} workers", epochs, predicted)
 
 
-def _over_a_slow_link(network: Network, two: Group) -> Iterator[Comparison]:
+def _over_a_slow_link(nodes: Sequence[SimulatedMachine], two: Group) -> Iterator[Comparison]:
     """Measure all four variants alternately over a slow link."""
     for kind in ("bf16", "powersgd"):
         two.ask(f"build {kind} {SHORT} 0.2 {kind}")
@@ -233,8 +233,8 @@ def _over_a_slow_link(network: Network, two: Group) -> Iterator[Comparison]:
         two.ask(f"share {kind} none")
     for number in range(POWERSGD_START // SHORT):  # its first steps are not compressed
         two.epoch("powersgd", 2 + number)
-    for node in (1, 2):
-        network.limit(node, GBIT)
+    for node in nodes:
+        node.limit_rate(f"{GBIT * 1000:.0f}mbit")
     two.look("exact")
     runs: dict[str, list[Epoch]] = {kind: [] for kind in ("exact", *WAYS)}
     for number in range(ROUNDS):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.harness import Cluster, LoggedProcess, reason_to_skip
+from tests.cluster.harness import Cluster, LoggedProcess
 from tests.cluster.outcome import EPOCHS, Weights, reference_weights, undisturbed_training
+from tests.helpers.network import reason_to_skip
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import socketserver
@@ -25,9 +24,10 @@ from pathlib import Path
 
 import requests
 
-from tests.helpers.jobs import ROOT, run
+from tests.helpers.jobs import run
+from tests.helpers.network import DIE_WITH_PARENT, Network
 from tests.helpers.servers import S3Server
-from tests.helpers.waiting import answers, free_port, kill_with_children, wait_for_exit, wait_until
+from tests.helpers.waiting import answers, free_port, wait_for_exit, wait_until
 
 BIN = Path(sys.executable).parent
 # Ray notices a dead node after about five seconds instead of half a minute.
@@ -45,40 +45,6 @@ MAX_STARTS = 3
 """How often Ray is started on a node: where it is slow to start, it gives up after 30 s that can't be set."""
 
 
-def reason_to_skip() -> str:
-    """Why this machine can't run such a cluster; empty if it can."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "needs root on Linux, for network namespaces"
-    lacking = [tool for tool in ("ip", "tc", "unshare", "mount", "setpriv") if shutil.which(tool) is None]
-    if lacking:
-        return f"needs {', '.join(lacking)}"
-    probe = f"cvprobe{os.getpid() % 100000}"
-    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, check=False)
-    subprocess.run(["ip", "netns", "delete", probe], capture_output=True, check=False)
-    return "" if made.returncode == 0 else f"can't make network namespaces: {made.stderr.strip()}"
-
-
-def ip(*words: str) -> str:
-    """Run `ip WORDS`, which must succeed, and return its output."""
-    return subprocess.run(["ip", *words], capture_output=True, text=True, check=True, timeout=30).stdout
-
-
-# Begins the command of every process that is started here: it dies with its parent, also by SIGKILL.
-DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
-
-
-def remove_leftovers() -> None:
-    """Remove the namespaces and links of clusters whose process is gone."""
-    listed = ip("netns", "list") + ip("-o", "link", "show")
-    for tag, pid in set(re.findall(r"\b(cv(\d+))(?=[nv]\d|br\b)", listed)):
-        if Path(f"/proc/{pid}").exists():
-            continue
-        for name in set(re.findall(rf"\b{tag}n\d+\b", listed)):
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
-        for name in set(re.findall(rf"\b{tag}(?:v\d+|br)\b", listed)):
-            subprocess.run(["ip", "link", "delete", name], capture_output=True, check=False)
-
-
 class Node:
     """A machine of the cluster: `ray start --block` in its own namespaces."""
 
@@ -90,21 +56,14 @@ class Node:
             number: The last byte of its address; `HEAD` for the head.
             cpus: How many CPUs Ray may give to workers there.
         """
-        self.cluster, self.address = cluster, f"{cluster.subnet}.{number}"
+        self.cluster, self.machine = cluster, cluster.network.add(number)
+        self.address = self.machine.address
         self.name = f"node-{number}"
-        self.namespace = f"{cluster.tag}n{number}"
-        self.link = f"{cluster.tag}v{number}"
         self.folder = cluster.folder / self.name
         (self.folder / "ray").mkdir(parents=True)
         # The head's disk is small, so that it can be filled.
         disk = f"-t tmpfs -o size={HEAD_DISK_SIZE} tmpfs" if number == HEAD else f"--bind {self.folder}/ray"
-        ip("netns", "add", self.namespace)
-        ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
-        ip("link", "set", self.link, "master", cluster.bridge, "up")
-        ip("-n", self.namespace, "addr", "add", f"{self.address}/24", "dev", "eth0")
-        ip("-n", self.namespace, "link", "set", "eth0", "up")
-        ip("-n", self.namespace, "link", "set", "lo", "up")
-        head = f"{cluster.subnet}.{HEAD}:6379"
+        head = f"{cluster.network.address(HEAD)}:6379"
         how = (
             ["--head", "--port=6379", f"--dashboard-host={self.address}", "--dashboard-port=8265"]
             if number == HEAD
@@ -127,11 +86,10 @@ class Node:
         self.starts += 1
         with (self.folder / "log").open("a") as log:
             self.launcher = subprocess.Popen(
-                [
-                    *(*DIE_WITH_PARENT, "ip", "netns", "exec", self.namespace),
+                self.machine.inside(
                     *("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"),
                     *("bash", "-c", self._command),
-                ],
+                ),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -151,18 +109,7 @@ class Node:
     def cut_cable(self) -> None:
         """Cut it off from the network; its processes go on."""
         self.lost = True
-        ip("link", "set", self.link, "down")
-
-    def restore_cable(self) -> None:
-        """Undo `cut_cable`; by then the cluster may have given it up."""
-        ip("link", "set", self.link, "up")
-
-    def limit_rate(self, rate: str = "") -> None:
-        """Limit its link to `rate`, e.g. `8mbit`, in both directions; without a rate, lift the limit."""
-        shape = ("tbf", "rate", rate, "burst", "32kbit", "latency", "400ms") if rate else ()
-        for enter, link in (((), self.link), (("ip", "netns", "exec", self.namespace), "eth0")):
-            words = (*enter, "tc", "qdisc", "replace" if rate else "delete", "dev", link, "root", *shape)
-            subprocess.run(words, capture_output=True, check=True, timeout=30)
+        self.machine.cut_cable()
 
     def file(self, path: str) -> Path:
         """The path by which this process reaches the node's file `path`."""
@@ -188,23 +135,19 @@ class Node:
 
     def processes(self, actor: str) -> dict[int, str]:
         """Its processes of one class of Ray actors: command lines by process id."""
-        inside = subprocess.run(
-            ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False
-        ).stdout.split()
         found = {}
-        for pid in inside:
+        for pid in self.machine.processes():
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
                 if words.startswith("ray::") and actor in words:
-                    found[int(pid)] = words
+                    found[pid] = words
         return found
 
     def close(self) -> None:
         """End its processes, and remove its link and namespaces."""
         if self.launcher.poll() is None:
             self.power_off()
-        for words in (("link", "delete", self.link), ("netns", "delete", self.namespace)):
-            subprocess.run(["ip", *words], capture_output=True, check=False, timeout=30)
+        self.machine.remove()
 
 
 class FaultProxy:
@@ -330,8 +273,6 @@ class Cluster:
             report: Gets a line about each thing that the cluster has done unasked.
         """
         self.folder, self.report = folder, report
-        self.tag = f"cv{os.getpid() % 100000}"  # names of links have at most 15 letters
-        self.bridge = f"{self.tag}br"
         self.nodes: list[Node] = []
         self._next = HEAD + 1
         self._head_was_up = False
@@ -343,26 +284,15 @@ class Cluster:
             raise
 
     def _start(self) -> None:
-        remove_leftovers()
-        taken = ip("-4", "-o", "addr", "show")
-        self.subnet = next(
-            subnet
-            for subnet in (f"10.{a}.{os.getpid() % 250}" for a in range(200, 250))
-            if f"{subnet}." not in taken
-        )
-        self.host = f"{self.subnet}.1"
-        ip("link", "add", self.bridge, "type", "bridge")
-        self._cleanup.callback(
-            subprocess.run, ["ip", "link", "delete", self.bridge], capture_output=True, check=False
-        )
-        ip("addr", "add", f"{self.host}/24", "dev", self.bridge)
-        ip("link", "set", self.bridge, "up")
+        self.network = Network(host=True)
+        self._cleanup.callback(self.network.close)
+        self.host = self.network.address(1)
         Path("/tmp/ray").mkdir(exist_ok=True)  # what a node's own folder is mounted on
         token = self.folder / "token"
         token.write_text(secrets.token_hex(32))
         self.environment = {
-            "RAY_ADDRESS": f"{self.subnet}.{HEAD}:6379",
-            "RAY_API_SERVER_ADDRESS": f"http://{self.subnet}.{HEAD}:8265",
+            "RAY_ADDRESS": f"{self.network.address(HEAD)}:6379",
+            "RAY_API_SERVER_ADDRESS": f"http://{self.network.address(HEAD)}:8265",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
         }
@@ -492,34 +422,6 @@ class Cluster:
             **self.environment,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-
-    def torchrun(self, *arguments: str, storage: Path) -> list[LoggedProcess]:
-        """`torchrun --nnodes 2 jobs/train.py ARGUMENTS`: a worker on each of two nodes that share `storage`."""
-        nodes = self.nodes[1:3]
-        words = ["--nnodes=2", "--nproc-per-node=1", f"--master-addr={nodes[0].address}", "--master-port=29400"]
-        started = []
-        for rank, node in enumerate(nodes):
-            log = storage / f"torchrun-{rank}-{secrets.token_hex(2)}.log"
-            with log.open("w") as file:
-                process = subprocess.Popen(
-                    [
-                        *(*DIE_WITH_PARENT, "ip", "netns", "exec", node.namespace, sys.executable),
-                        *("-m", "torch.distributed.run", *words, f"--node-rank={rank}"),
-                        *("jobs/train.py", *arguments),
-                    ],
-                    cwd=ROOT,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    env={
-                        **self.node_environment,
-                        "CVDIST_STORAGE": str(storage),
-                        "CVDIST_CACHE": str(storage / "cache"),
-                        "MLFLOW_TRACKING_URI": self.mlflow.uri,
-                    },
-                )
-            self._cleanup.callback(kill_with_children, process)
-            started.append(LoggedProcess(process, log))
-        return started
 
     def ask(self, path: str) -> dict:
         """What Ray's REST API answers to a GET of `path`."""

@@ -25,7 +25,7 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.cluster.harness import Cluster, Job, Node, last_position, reason_to_skip
+from tests.cluster.harness import Cluster, Job, Node, last_position
 from tests.cluster.outcome import (
     SAMPLES,
     TRAINING,
@@ -36,6 +36,7 @@ from tests.cluster.outcome import (
     undisturbed_training,
 )
 from tests.helpers.jobs import ROOT
+from tests.helpers.network import reason_to_skip
 from tests.helpers.waiting import Stalled
 
 EPOCHS = 60

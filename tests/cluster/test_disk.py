@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.harness import reason_to_skip
-from tests.helpers.jobs import run, the_error, train
+from tests.helpers.jobs import call, run, the_error
+from tests.helpers.network import reason_to_skip
 
 pytestmark = pytest.mark.timeout(3600)  # waits end by themselves when nothing moves
 
@@ -30,5 +30,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoints_before_it(tmp_path: 
     kept = sorted(path.name for path in (tmp_path / "kept").glob("epoch-*"))
     assert kept and all((tmp_path / "kept" / name / "checkpoint.json").exists() for name in kept)
     (tmp_path / "kept").rename(disk / "full")
-    again = train(*words.split(), "--epochs", str(len(kept) + 1), storage=tmp_path, CVDIST_CACHE=str(cache))
+    again = call(
+        "train", *words.split(), "--epochs", str(len(kept) + 1), storage=tmp_path, CVDIST_CACHE=str(cache)
+    )
     assert again.returncode == 0 and f"{len(kept)} epochs done" in again.stderr, again.stderr

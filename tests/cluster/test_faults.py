@@ -8,7 +8,6 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,9 +19,7 @@ from tests.cluster.outcome import (
     bucket,
     checkpoints,
     require_complete_run,
-    require_equal,
     require_same_weights,
-    weights_in,
 )
 
 ALL = ("--epochs", str(EPOCHS))
@@ -32,11 +29,9 @@ pytestmark = pytest.mark.timeout(3600)
 
 
 def test_workers_and_nodes_that_are_lost(cluster: Cluster, reference: Weights) -> None:
-    """A worker is killed, then its controller; a node loses power; one is cut off; the head's disk is full."""
+    """Ray Train's controller is killed; a node loses power; one is cut off; the head's disk is full."""
     job = cluster.submit(*TRAINING, *ALL, "--name", "lost")
     job.wait_for(r"epoch 1/\d+  train")
-    with resumes_after(job, "a killed worker"):
-        os.kill(next(pid for node in cluster.nodes for pid in node.workers()), signal.SIGKILL)
     with resumes_after(job, "a killed controller of Ray Train"):
         (pid,) = cluster.nodes[0].processes("TrainController")
         os.kill(pid, signal.SIGKILL)
@@ -53,7 +48,8 @@ def test_workers_and_nodes_that_are_lost(cluster: Cluster, reference: Weights) -
     with resumes_after(job, "a cut cable"):
         victim.cut_cable()
         cluster.add_node()
-    victim.restore_cable()  # what still runs there, a stale writer, reaches the storage and the tracker again
+    # What still runs there, a stale writer, reaches the storage and the tracker again.
+    victim.machine.restore_cable()
     head = cluster.nodes[0]
     head.fill_disk()  # Ray keeps the job's log there: its last lines are lost, and no more
     try:
@@ -61,7 +57,7 @@ def test_workers_and_nodes_that_are_lost(cluster: Cluster, reference: Weights) -
     finally:
         head.free_disk()
     require_same_weights(cluster, "lost", reference)
-    assert int(require_complete_run(cluster, "lost")["cvdist.attempt"]) >= 5
+    assert int(require_complete_run(cluster, "lost")["cvdist.attempt"]) >= 4
     cluster.remove(victim)
     cluster.ready(2)
 
@@ -79,10 +75,26 @@ def resumes_after(job: Job, fault: str) -> Iterator[None]:
     )
 
 
-def test_storage_and_tracker_that_go_away(cluster: Cluster, reference: Weights) -> None:
-    """S3 refuses, then is killed, and MLflow with it; the network is slow; all clocks step back by an hour."""
-    job = cluster.submit(*TRAINING, *ALL, "--name", "away")
+def test_a_node_is_taken_back_and_storage_and_tracker_go_away(cluster: Cluster, reference: Weights) -> None:
+    """A notice of preemption; S3 refuses, then is killed, and MLflow with it; a slow network; clocks step back.
+
+    No fault counts as a failure, and only the loss of the node costs a restart.
+    """
+    job = cluster.submit(
+        *TRAINING, *ALL, "--name", "away", "--max-failures", "0", RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1"
+    )
     job.wait_for(r"epoch 1/\d+  train")
+    victim = next(node for node in cluster.nodes if node.workers())
+    (pid,) = victim.workers()
+    os.kill(pid, signal.SIGSTOP)  # or a fast machine might be done before the notice arrives
+    cluster.drain(victim, seconds=12)
+    os.kill(pid, signal.SIGCONT)
+    cluster.add_node()
+    job.wait_for(r"nodes with 1 of the workers will be taken away in \d+ s: saving")
+    with resumes_after(job, "a node that is taken back"):
+        time.sleep(12)
+        victim.power_off()
+        cluster.remove(victim)
     for node in cluster.nodes:
         node.set_clock(-3600)
     refused = cluster.proxy.refused
@@ -91,11 +103,10 @@ def test_storage_and_tracker_that_go_away(cluster: Cluster, reference: Weights) 
     time.sleep(3)
     cluster.proxy.slow_down = False
     for node in cluster.nodes[1:]:
-        node.limit_rate("8mbit")
+        node.machine.limit_rate("8mbit")
     time.sleep(5)
     for node in cluster.nodes[1:]:
-        node.limit_rate()
-    job.wait_for(r"epoch 3/\d+  train")
+        node.machine.limit_rate()
     cluster.s3.stop(kill=True)
     cluster.mlflow.kill()
     time.sleep(3)
@@ -108,28 +119,10 @@ def test_storage_and_tracker_that_go_away(cluster: Cluster, reference: Weights) 
     assert len(set(re.findall(r"(\d\d):\d\d:\d\d epoch \d+/\d+  train", log))) > 1, "the clocks went on"
     assert "MLflow is back after" in log
     assert re.search(r"  storage  +[1-9]\d* requests slow, tried again or failed, [1-9]\d* s lost", log), log
-    assert "resuming" not in log, "the workers had to be started again"
+    assert log.count("resuming   at epoch") == 1, "the workers had to be started again"
     require_same_weights(cluster, "away", reference)
-    assert require_complete_run(cluster, "away")["cvdist.attempt"] == "1"
-
-
-def test_sigterm_to_one_of_two_nodes_under_torchrun(
-    cluster: Cluster, reference: Weights, tmp_path: Path
-) -> None:
-    words = (*TRAINING, "--name", "torchrun")
-    pair = cluster.torchrun(*words, "--epochs", "500", storage=tmp_path)
-    pair[0].wait_for("epoch 1/500  train")
-    pair[1].process.terminate()  # rank 0 is on the other node, and hears of it from this one's worker
-    codes = [one.end() for one in pair]
-    log = pair[0].log()
-    assert 0 not in codes, log
-    assert "stopped by SIGTERM after a checkpoint: --name torchrun goes on from it" in log, log
-    pair = cluster.torchrun(*words, *ALL, storage=tmp_path)
-    assert [one.end() for one in pair] == [0, 0], pair[0].log()
-    assert re.search(r"resuming   at epoch \d+, sample \d+", pair[0].log())
-    reached = weights_in(next((tmp_path / "torchrun").glob(f"epoch-{EPOCHS:04}*/state.pt")))
-    require_equal(reached, reference)
-    assert require_complete_run(cluster, "torchrun", more_steps=True)["cvdist.attempt"] == "2"
+    assert require_complete_run(cluster, "away", more_steps=True)["cvdist.attempt"] == "2"
+    cluster.ready(2)
 
 
 @pytest.mark.slow
@@ -156,29 +149,6 @@ def test_two_jobs_of_one_name_and_a_damaged_checkpoint(cluster: Cluster, referen
     assert f"checkpoint {newest} of this run is damaged" in log and "trying the one before" in log
     require_same_weights(cluster, "twice", reference)
     require_complete_run(cluster, "twice")
-
-
-def test_a_preemption_notice_leads_to_a_checkpoint_and_costs_no_failure(
-    cluster: Cluster, reference: Weights
-) -> None:
-    job = cluster.submit(
-        *TRAINING, *ALL, "--name", "spot", "--max-failures", "0", RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1"
-    )
-    job.wait_for(r"epoch 1/\d+  train")
-    victim = next(node for node in cluster.nodes if node.workers())
-    (pid,) = victim.workers()
-    os.kill(pid, signal.SIGSTOP)  # or a fast machine might be done before the notice arrives
-    cluster.drain(victim, seconds=12)
-    os.kill(pid, signal.SIGCONT)
-    cluster.add_node()
-    job.wait_for(r"nodes with 1 of the workers will be taken away in \d+ s: saving")
-    time.sleep(12)
-    victim.power_off()
-    cluster.remove(victim)
-    job.end()
-    require_same_weights(cluster, "spot", reference)
-    require_complete_run(cluster, "spot", more_steps=True)
-    cluster.ready(2)
 
 
 @pytest.mark.slow

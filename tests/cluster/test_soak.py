@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.harness import LoggedProcess, reason_to_skip
+from tests.cluster.harness import LoggedProcess
 from tests.cluster.soak import parse
 from tests.helpers.jobs import ROOT
+from tests.helpers.network import reason_to_skip
 from tests.helpers.waiting import STALL_VARIABLE, kill_with_children
 
 pytestmark = pytest.mark.timeout(3600)  # waits end by themselves when nothing moves

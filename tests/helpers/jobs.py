@@ -143,12 +143,12 @@ def torchrun(workers: int, *arguments: str | Path, storage: Path, **environment:
 
 
 @contextmanager
-def mlflow_store(storage: Path) -> Iterator[None]:
-    """While the context lasts, MLflow's functions without a client read the store of `storage`."""
+def mlflow_store(store: str | Path) -> Iterator[None]:
+    """While the context lasts, MLflow's functions without a client read `store`: a run's storage, or a URI."""
     import mlflow  # only now: most tests need not wait for it
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(f"sqlite:///{storage}/mlflow.db")
+    mlflow.set_tracking_uri(store if isinstance(store, str) else f"sqlite:///{store}/mlflow.db")
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import re
@@ -11,16 +12,26 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
+import mlflow
+import numpy as np
 import psutil
 import pytest
+import requests
+import torch
+import uvicorn
 from mlflow import MlflowClient
+from mlflow.pyfunc import scoring_server
 from pyarrow import fs as arrow
 
+from cvdist import recipes
+from cvdist.loaders import open_loader
 from tests.helpers import pictures
 from tests.helpers.feature_caches import write_weights
-from tests.helpers.jobs import ROOT, run, the_error
+from tests.helpers.jobs import ROOT, mlflow_store, run, the_error
+from tests.helpers.waiting import answers, free_port, wait_until
 
 RAY = Path(sys.executable).parent / "ray"
 SERVER = ROOT / ".venv-mlflow" / "bin"
@@ -65,10 +76,10 @@ def running():
 
 
 def submit(environment, *words):
-    """`ray job submit --working-dir . -- python jobs/...`, with its settings and metrics each second."""
-    often = {"env_vars": {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}}
+    """`ray job submit --working-dir . -- python ...`, with metrics of the system each second."""
+    runtime = {"env_vars": {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1", "CVDIST_COMMIT": "abc123"}}
     return run(
-        *(RAY, "job", "submit", "--working-dir", ".", "--runtime-env-json", json.dumps(often)),
+        *(RAY, "job", "submit", "--working-dir", ".", "--runtime-env-json", json.dumps(runtime)),
         *("--", "python", *words),
         storage=Path(environment["CVDIST_STORAGE"]),
         timeout=480,
@@ -76,53 +87,161 @@ def submit(environment, *words):
     )
 
 
-@pytest.mark.timeout(1200)
-def test_a_job_of_each_kind_from_pictures_to_a_run_in_mlflow(running, tmp_path):
-    started, _, environment = running
-    bucket = arrow.S3FileSystem(
+@pytest.fixture(scope="module")
+def bucket(running):
+    """The stack's S3 server."""
+    _, _, environment = running
+    return arrow.S3FileSystem(
         access_key=environment["AWS_ACCESS_KEY_ID"],
         secret_key=environment["AWS_SECRET_ACCESS_KEY"],
         endpoint_override=environment["AWS_ENDPOINT_URL"],
         region="us-east-1",
     )
+
+
+@pytest.mark.timeout(1200)
+def test_pictures_in_the_bucket_become_features_there(running, bucket, tmp_path):
+    _, _, environment = running
     photos = pictures.write(tmp_path / "photos", pictures.FOUR)
     weights = write_weights(tmp_path / "vgg11.pth")
     arrow.copy_files(str(photos), "cvdist/pictures", destination_filesystem=bucket)
     arrow.copy_files(str(weights), "cvdist/vgg11.pth", destination_filesystem=bucket)
-    common = (
-        *("dogs-cats-vgg16-features", "--features", "s3://cvdist/features", "--image-size", "32"),
-        *("--model", "vgg11", "--weights", "s3://cvdist/vgg11.pth", "--weights-preprocessing", "imagenet"),
-    )
     done = submit(
-        environment, "jobs/preprocess.py", *common, "--data", "s3://cvdist/pictures", "--shard-size", "4"
+        *(environment, "jobs/preprocess.py", "dogs-cats-vgg16-features", "--features", "s3://cvdist/features"),
+        *("--image-size", "32", "--model", "vgg11", "--weights", "s3://cvdist/vgg11.pth"),
+        *("--weights-preprocessing", "imagenet", "--data", "s3://cvdist/pictures", "--shard-size", "4"),
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "extracting on 2 CPU actors" in done.stdout
     assert re.search(r"pictures  16 of 16, 0 can't be decoded", done.stdout)
+    assert bucket.get_file_info("cvdist/features").type == arrow.FileType.Directory
 
-    done = submit(
-        *(environment, "jobs/train.py", *common, "--num-workers", "2", "--epochs", "1", "--batch-size", "4"),
-        *("--name", "from-the-stack", "--hidden-size", "16", "--no-visualize"),
-    )
+
+@pytest.fixture(scope="module")
+def submitted(running):
+    """A finished training: its output, a client of the MLflow server, and its run there."""
+    _, _, environment = running
+    words = ("digits-cnn", "--epochs", "4", "--batch-size", "64", "--name", "submitted")
+    done = submit(environment, "jobs/train.py", *words)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    correct = int(re.search(r"best accuracy  [\d.]+% \((\d)/5\)", done.stdout)[1])
-
     client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
     (found,) = client.search_runs([client.get_experiment_by_name("cvdist").experiment_id])
-    assert found.info.status == "FINISHED" and found.info.run_name == "from-the-stack"
-    assert (found.data.metrics["valid/correct"], found.data.metrics["valid/total"]) == (correct, 5)
-    assert found.data.params["run.world_size"] == "2"
+    return done.stdout, client, found
+
+
+def test_submitted_job_prints_its_plan_and_its_result(running, submitted):
+    _, _, environment = running
+    output, _, found = submitted
+    assert "batch      64 = 32 on each of 2 workers; 63 steps an epoch, 4 epochs" in output
+    assert re.search(r"best accuracy  9\d\.\d\d% \(\d+/1000\) at epoch \d", output)
+    page = f"#/experiments/{found.info.experiment_id}/runs/{found.info.run_id}"
+    assert f"next: open {environment['MLFLOW_TRACKING_URI']}/{page}" in output
+
+
+def test_the_run_tells_everything(submitted):
+    output, client, found = submitted
+    assert found.info.status == "FINISHED" and found.info.run_name == "submitted"
+    metrics, params, tags = found.data.metrics, found.data.params, found.data.tags
+    assert metrics["valid/total"] == 1000 and metrics["train/total"] == 4000
+    assert metrics["valid/accuracy"] == metrics["valid/correct"] / 1000 > 0.9
+    assert [m.step for m in client.get_metric_history(found.info.run_id, "valid/loss")] == [1, 2, 3, 4]
+    steps = client.get_metric_history(found.info.run_id, "step/loss")
+    assert [m.step for m in steps] == [50, 63, 113, 126, 176, 189, 239, 252]
+    assert {"speed/samples_per_second", "speed/epoch_seconds", "memory/peak_mb"} <= set(metrics)
     # The head takes no work, so the two workers are on two nodes; each has reported on its own.
-    assert {m.split("/")[1] for m in found.data.metrics if m.startswith("system/")} == {"node-0", "node-1"}
+    assert {name.split("/")[1] for name in metrics if name.startswith("system/")} == {"node-0", "node-1"}
+    assert params["loop.batch_size"] == "64" and params["run.world_size"] == "2"
+    assert params["optimizer.momentum"] == "0.9" and len(params["data.sha256"]) == 64
+    assert tags["mlflow.source.git.commit"] == "abc123"
+    submission = re.search(r"Job '(\S+)' submitted", output).group(1)
+    assert tags["ray.job_id"] == submission
+    assert torch.__version__.startswith(tags["version.torch"])
+    (dataset,) = found.inputs.dataset_inputs
+    assert dataset.dataset.name == "digits" and params["data.sha256"].startswith(dataset.dataset.digest)
+
+
+def test_results_are_in_the_bucket_and_the_database(running, bucket, submitted):
+    started, _, _ = running
+    _, _, found = submitted
+    assert bucket.get_file_info("cvdist/runs/submitted").type == arrow.FileType.Directory
     # Clients send artifacts to the server, which puts them where it keeps them.
     assert found.info.artifact_uri.startswith("mlflow-artifacts:")
-    assert {a.path for a in client.list_artifacts(found.info.run_id)} >= {"figures"}
-    assert bucket.get_file_info("cvdist/runs/from-the-stack").type == arrow.FileType.Directory
     kept = bucket.get_file_info(arrow.FileSelector("cvdist/mlflow", recursive=True, allow_not_found=True))
     assert bool([f for f in kept if f.path.endswith("figures/loss.png")]) == server_has("boto3")
-
     postgres = server_has("psycopg2") and any(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     assert ("database   PostgreSQL" if postgres else "database   sqlite: ") in started.stderr
+
+
+def test_the_page_begins_with_result_command_and_figures(submitted):
+    _, client, found = submitted
+    note = found.data.tags["mlflow.note.content"]
+    assert re.match(r"### 9\d\.\d\d% \(\d+/1000\) at epoch \d", note)
+    assert "jobs/train.py digits-cnn --epochs 4 --batch-size 64 --name submitted" in note
+    figures = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "figures")}
+    names = {"samples", "augmentation", "loss", "accuracy", "confusion_matrix", "most_wrong"}
+    folders = {"filters", "activations", "top_activations", "gradcam"}
+    assert figures == {f"figures/{name}.png" for name in names} | {f"figures/{name}" for name in folders}
+    assert all(f"`figures/{name}.png`" in note for name in names)
+    assert all(f"`figures/{name}/`" in note for name in folders)
+    filters = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "figures/filters")}
+    assert "figures/filters/forming.gif" in filters
+    report = Path(client.download_artifacts(found.info.run_id, "report.html")).read_text(encoding="utf-8")
+    text = html.unescape(report)
+    assert re.search(r"9\d\.\d\d% \(\d+/1000\)", note)[0] in text and "from the job's start" in text
+    assert report.count("<img ") > len(names) + len(folders)
+
+
+@pytest.fixture(scope="module")
+def logged_model(running, submitted):
+    _, _, environment = running
+    _, _, found = submitted
+    (output,) = found.outputs.model_outputs
+    with mlflow_store(environment["MLFLOW_TRACKING_URI"]):
+        yield f"models:/{output.model_id}", found
+
+
+@pytest.fixture(scope="module")
+def validation():
+    loader = open_loader(recipes.find("digits-cnn"), torch.device("cpu"))
+    images, labels = loader.pictures("valid", range(1000))
+    return images.numpy(), np.array([int(label) for label in labels])
+
+
+def test_the_model_is_the_best_one_and_takes_pixels(logged_model, validation):
+    uri, found = logged_model
+    images, labels = validation
+    best = max(m.value for m in MlflowClient().get_metric_history(found.info.run_id, "valid/correct"))
+    model = mlflow.pytorch.load_model(uri)
+    probabilities = model(torch.from_numpy(images)).detach().numpy()
+    assert (probabilities.argmax(1) == labels).sum() == best
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    served = mlflow.pyfunc.load_model(uri)
+    np.testing.assert_allclose(served.predict(images[:7]), probabilities[:7], atol=1e-5)
+    assert served.metadata.signature.inputs.inputs[0].type == np.dtype("uint8")
+    assert served.metadata.metadata["cvdist"]["classes"] == [str(digit) for digit in range(10)]
+
+
+def test_the_model_serves_over_http(logged_model, validation):
+    """By MLflow's own server, here in a thread instead of as `mlflow models serve`."""
+    uri, _ = logged_model
+    images, labels = validation
+    port = free_port()
+    app = scoring_server.init(mlflow.pyfunc.load_model(uri))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    serving = threading.Thread(target=server.run)
+    serving.start()
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/ping"), "the model server answers")
+        answer = requests.post(
+            f"http://127.0.0.1:{port}/invocations", json={"inputs": images[:20].tolist()}, timeout=60
+        )
+        assert answer.status_code == 200, answer.text
+        predictions = np.array(answer.json()["predictions"])
+        assert predictions.shape == (20, 10)
+        assert (predictions.argmax(1) == labels[:20]).sum() >= 18
+    finally:
+        server.should_exit = True
+        serving.join()
 
 
 def test_secrets_are_for_their_owner_alone(running):

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from cvdist.checkpoints import format as ckpt
 from cvdist.checkpoints.store import CheckpointStore
 from tests.helpers.jobs import ROOT, call, run, torchrun, train
-from tests.helpers.waiting import wait_until, work_of
+from tests.helpers.waiting import free_port, wait_for_exit, wait_until, work_of
 
 # 20 steps; nothing random but the order, which all share.
 COMMON = ["digits-cnn", "--epochs", "1", "--batch-size", "200", "--dropout", "0", "--log-every-steps", "1"]
@@ -60,32 +60,39 @@ def test_two_workers_learn_the_same_model(alone):
 
 
 @contextmanager
-def started(workers, *words, storage, epoch=1):
-    """A job of `workers` under torchrun that trains without MLflow, and its log; it has ended an epoch."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
+def started(*words, storage, epoch=1):
+    """A job on two nodes, as torchrun sees them, its two launchers and its log; it has ended an epoch."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    launcher += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     log = storage / "log"
     with log.open("w") as output:
-        job = subprocess.Popen(
-            [*launcher, "jobs/train.py", *words, "--epochs", "400", "--tracking", "none"],
-            cwd=ROOT,
-            stderr=output,
-            stdout=output,
-            env={**os.environ, "CVDIST_STORAGE": str(storage)},
-        )
+        nodes = [
+            subprocess.Popen(
+                [*launcher, f"--node-rank={rank}", "jobs/train.py", *words, "--epochs", "400"],
+                cwd=ROOT,
+                stderr=output,
+                stdout=output,
+                env={**os.environ, "CVDIST_STORAGE": str(storage)},
+            )
+            for rank in range(2)
+        ]
+    ended = lambda: any(node.poll() is not None for node in nodes)  # noqa: E731
     try:
         wait_until(
-            lambda: f"epoch {epoch}/400  train" in log.read_text() or job.poll() is not None,
+            lambda: f"epoch {epoch}/400  train" in log.read_text() or ended(),
             "an epoch is done",
-            work_of(job.pid, log),
+            work_of(nodes[0].pid, log),
         )
-        assert job.poll() is None, log.read_text()
-        yield job, log
+        assert not ended(), log.read_text()
+        yield nodes, log
     except BaseException:
         print(log.read_text()[-5000:])  # which pytest shows
         raise
     finally:
-        job.terminate()
-        wait_until(lambda: job.poll() is not None, "the job has ended", work_of(job.pid, log))
+        for node in nodes:
+            node.terminate()
+        for node in nodes:
+            wait_for_exit(node, "torchrun's launcher", work_of(node.pid, log))
 
 
 def stored(run, epoch):
@@ -95,9 +102,10 @@ def stored(run, epoch):
 
 
 def test_a_stopped_job_goes_on_and_a_hanging_worker_is_named_with_the_step(tmp_path):
-    """Two workers, stopped in mid-epoch and started again, learn what one learns that was left alone.
+    """Two nodes, one of which is told to end in mid-epoch, learn what one worker learns that was left alone.
 
-    Then one of them stops without dying: the other one gives up within --step-timeout and says where it was.
+    When they are started again, one of them stops without dying: the other one gives up within --step-timeout
+    and says where it was.
     """
     words = [
         "digits-cnn",
@@ -111,18 +119,21 @@ def test_a_stopped_job_goes_on_and_a_hanging_worker_is_named_with_the_step(tmp_p
         "0.002",
     ]
     words += ["--keep-checkpoints", "99", "--data-timeout", "8", "--step-timeout", "8"]
-    with started(2, *words, "--name", "stopped", storage=tmp_path) as (_, log):
-        pass
+    words += ["--no-visualize", "--no-log-model", "--name", "stopped"]
+    with started(*words, storage=tmp_path) as (nodes, log):
+        nodes[1].terminate()  # rank 0 is on the other node, and hears of it from this one's worker
+        codes = [wait_for_exit(node, "torchrun's launcher", work_of(node.pid, log)) for node in nodes]
+    assert 0 not in codes, log.read_text()
     assert "stopped by SIGTERM after a checkpoint: --name stopped goes on from it" in log.read_text()
     resumed = max(path.name for path in (tmp_path / "stopped").glob("epoch-*-step-*"))
     epoch = int(resumed.split("-")[1])
-    with started(2, *words, "--name", "stopped", storage=tmp_path, epoch=epoch) as (job, log):
+    with started(*words, storage=tmp_path, epoch=epoch) as (nodes, log):
         assert "resuming   at epoch" in log.read_text()
         # Workers wait longer for the checkpoint; when it is stored, there are 250 steps before the next one.
         wait_until(
             lambda: stored(tmp_path / "stopped", epoch), "the epoch's checkpoint is stored", poll_seconds=0.02
         )
-        (second,) = [p for p in psutil.Process(job.pid).children() if p.environ().get("RANK") == "1"]
+        (second,) = psutil.Process(nodes[1].pid).children()
         second.suspend()
         try:
             wait_until(
@@ -134,7 +145,13 @@ def test_a_stopped_job_goes_on_and_a_hanging_worker_is_named_with_the_step(tmp_p
             second.kill()
     assert re.search(r"worker 0 timed out waiting for another worker in step \d+ of epoch \d+", log.read_text())
 
-    alone = (*words, "--epochs", str(epoch), "--name", "alone", "--tracking", "none", "--runtime", "inline")
+    found, _ = results(tmp_path, "stopped")
+    assert found.data.tags["cvdist.attempt"] == "2"
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    steps = [metric.step for metric in client.get_metric_history(found.info.run_id, "step/loss")]
+    assert steps == sorted(set(steps))  # none twice
+
+    alone = (*words[:-1], "alone", "--epochs", str(epoch), "--tracking", "none", "--runtime", "inline")
     assert call("train", *alone, storage=tmp_path).returncode == 0
     stopped, whole = (ckpt.load(stored(tmp_path / name, epoch)[0]) for name in ("stopped", "alone"))
     for one, other in zip(stopped.progress.history, whole.progress.history, strict=True):
