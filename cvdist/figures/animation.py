@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.patches import Rectangle
@@ -49,7 +50,7 @@ def animate_filters(frames: Sequence[tuple[int, Tensor]], name: str) -> bytes:
     seconds = min(max(_WHOLE_SECONDS / len(pictures), _FASTEST), _SLOWEST)
     durations = [round(1000 * seconds)] * len(others) + [round(1000 * _LAST_SECONDS)]
     file = io.BytesIO()
-    options = {"duration": durations, "loop": 0, "optimize": False, "disposal": 1}
+    options: dict[str, Any] = {"duration": durations, "loop": 0, "optimize": False, "disposal": 1}
     first.save(file, "GIF", save_all=True, append_images=others, **options)
     return file.getvalue()
 

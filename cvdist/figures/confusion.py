@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def _with_counts(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     turned = 45 if widest > 0.9 * side / len(names) else 0
     width, height = max(side + widest + 1.9, 7.0), side + (0.75 * widest if turned else 0.1) + 1.45
     figure = style.new_figure(*_titles(counts), width=width, height=height)
-    axes = style.plain(figure.subplots())
+    axes = style.plain(figure.subplots(subplot_kw={"box_aspect": 1, "anchor": "NW"}))
     rates = _mistake_rates(counts)
     norm = _draw(axes, rates)
     _name_axes(axes, names, style.TEXT_SIZE, turned)
@@ -137,7 +138,6 @@ def _draw(axes: Axes, rates: NDArray[np.float64]) -> PowerNorm:
     axes.imshow(mistakes, cmap=_MISTAKES, norm=norm, extent=extent, aspect="auto", interpolation="nearest")
     axes.set_xlim(-0.5, size - 0.5)
     axes.set_ylim(size - 0.5, -0.5)
-    axes.set(box_aspect=1, anchor="NW")
     axes.spines[:].set(visible=True, color=style.GRID)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
@@ -213,7 +213,13 @@ def _list_pairs(axes: Axes, counts: NDArray[np.int64], classes: Sequence[str], w
         for x, ha, text, color in zip(
             (0.42, 0.55, 0.55 + room), ("right", "left", "left"), cells, colors, strict=True
         ):
-            look = {"size": style.SMALL_SIZE, "color": color, "weight": weight, "ha": ha, "va": "top"}
+            look: dict[str, Any] = {
+                "size": style.SMALL_SIZE,
+                "color": color,
+                "weight": weight,
+                "ha": ha,
+                "va": "top",
+            }
             shown = style.elide(text, room - 0.08, style.SMALL_SIZE, weight=weight)
             y = 1 - 0.92 * row / (_PAIRS + 1)
             axes.text(x / width, y, shown, transform=axes.transAxes, parse_math=False, **look)

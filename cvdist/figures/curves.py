@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -81,7 +82,7 @@ def _draw_lines(
     figure = style.new_figure(title, width=8.0, height=4.8)
     axes = style.plain(figure.subplots(), grid="both")
     size = 5 if len(epochs) <= _DOTTED_EPOCHS else _LINE_WIDTH
-    look = {"linewidth": _LINE_WIDTH, "marker": "o", "markersize": size}
+    look: dict[str, Any] = {"linewidth": _LINE_WIDTH, "marker": "o", "markersize": size}
     for name, values, color in (("train", train, style.TRAIN), ("valid", valid, style.VALID)):
         axes.plot(epochs, values, label=name, color=color, clip_on=False, **look)  # 100% in the full width
     axes.set(xlim=(epochs[0] - 0.5, epochs[-1] + 0.5), xlabel="epoch")
@@ -120,7 +121,7 @@ def _label_ends(axes: Axes, train: list[float], valid: list[float], show: Callab
     for name, end, height, color in zip(
         ("train", "valid"), ends, heights, (style.TRAIN, style.VALID), strict=True
     ):
-        at = {"transform": axes.transAxes, "color": color}
+        at: dict[str, Any] = {"transform": axes.transAxes, "color": color}
         axes.text(1.025, height, name, size=style.LABEL_SIZE, weight="bold", va="bottom", **at)
         axes.text(
             1.025, height, "no value" if math.isnan(end) else show(end), size=style.TEXT_SIZE, va="top", **at
@@ -154,11 +155,22 @@ def _mark_best(axes: Axes, epoch: int, value: float, text: str) -> None:
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     axes.vlines(epoch, value, high, color=style.MUTED, linewidth=1, linestyle=":", zorder=1)
     axes.set_ylim(low, high)
-    ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": style.VALID, "markeredgewidth": 2}
+    ring: dict[str, Any] = {
+        "markersize": 11,
+        "markerfacecolor": "none",
+        "markeredgecolor": style.VALID,
+        "markeredgewidth": 2,
+    }
     axes.plot([epoch], [value], "o", label="best", clip_on=False, **ring)
     across = (epoch - left) / (right - left)
     side = "left" if across < 0.35 else "right" if across > 0.65 else "center"
-    look = {"size": style.TEXT_SIZE, "weight": "bold", "color": style.VALID, "ha": side, "va": "bottom"}
+    look: dict[str, Any] = {
+        "size": style.TEXT_SIZE,
+        "weight": "bold",
+        "color": style.VALID,
+        "ha": side,
+        "va": "bottom",
+    }
     axes.text(epoch, 1.03, text, transform=axes.get_xaxis_transform(), **look)
 
 

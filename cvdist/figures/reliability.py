@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -44,7 +45,7 @@ def reliability_diagram(bins: Sequence[CalibrationBin], error: float) -> Figure:
     )
     upper.bar(lows, accuracies, widths, align="edge", color=_BAR, edgecolor="white", label="accuracy")
     # The gap of each bin, from its accuracy to its mean confidence.
-    hatched = {"color": "none", "edgecolor": style.VERMILLION, "hatch": "///", "linewidth": 1}
+    hatched: dict[str, Any] = {"color": "none", "edgecolor": style.VERMILLION, "hatch": "///", "linewidth": 1}
     upper.bar(lows, gaps, widths, accuracies, align="edge", label="gap to the mean confidence", **hatched)
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
     upper.yaxis.set_major_formatter(FuncFormatter(style.percent_tick))

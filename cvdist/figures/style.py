@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -64,8 +64,14 @@ def add_title(figure: Figure, title: str, subtitle: str = "") -> None:
     lines = [(0.0, title, TITLE_SIZE, "bold", INK), (0.3, subtitle, TEXT_SIZE, "normal", MUTED)]
     for down, text, size, weight, color in lines:
         shown = elide(text, width - 2 * MARGIN, size, weight=weight)
-        style = {"size": size, "weight": weight, "color": color, "va": "top", "parse_math": False}
-        figure.text(MARGIN / width, 1 - (MARGIN + down) / height, shown, **style)
+        look: dict[str, Any] = {
+            "size": size,
+            "weight": weight,
+            "color": color,
+            "va": "top",
+            "parse_math": False,
+        }
+        figure.text(MARGIN / width, 1 - (MARGIN + down) / height, shown, **look)
 
 
 def plain(axes: Axes, *, grid: str = "") -> Axes:

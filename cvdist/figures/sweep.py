@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
 from cvdist import log
 from cvdist.figures import style
@@ -209,14 +209,10 @@ def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
     if dimension.choices:
         return [(dimension.fraction_of(choice), space.format_value(choice)) for choice in dimension.choices]
     low, high = dimension.low, dimension.high
-    values = [low, high]
+    locator: Locator = MaxNLocator(nbins=5, integer=dimension.kind is int)
     if dimension.logarithmic:
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        steps = (1,) if len(powers) > 3 else (1, 2, 5)
-        values += [step * 10.0**power for power in powers for step in steps]
-    elif low < high:
-        whole = dimension.kind is int
-        values += [float(tick) for tick in MaxNLocator(nbins=5, integer=whole).tick_values(low, high)]
+        locator = LogLocator(subs=(1.0,) if high / low > 100 else (1.0, 2.0, 5.0))
+    values = [low, high, *map(float, locator.tick_values(low, high))]
     labels = ((value, f"{value:g}".replace("e-0", "e-").replace("e+0", "e")) for value in values)
     return _with_room((dimension.fraction_of(value), label) for value, label in labels if low <= value <= high)
 
@@ -225,7 +221,13 @@ def _axis(axes: Axes, at: int, ticks: Sequence[tuple[float, str]], *, right: boo
     """Draw the vertical axis of one setting, with labels on a white background that covers the lines."""
     axes.plot([at, at], [0, 1], color=style.INK, linewidth=1.2, zorder=4, clip_on=False)
     white = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-    look = {"size": style.SMALL_SIZE, "color": style.INK, "zorder": 5, "bbox": white, "va": "center"}
+    look: dict[str, Any] = {
+        "size": style.SMALL_SIZE,
+        "color": style.INK,
+        "zorder": 5,
+        "bbox": white,
+        "va": "center",
+    }
     shift, ha = (7, "left") if right else (-7, "right")
     for place, text in ticks:
         label = axes.annotate(text, (at, place), (shift, 0), textcoords="offset points", ha=ha, **look)
@@ -240,7 +242,12 @@ def _legend(axes: Axes, best: dict[str, Any], finished: dict[str, Any], stopped:
         Line2D([], [], linewidth=1.3, label="finished", **finished),
         Line2D([], [], linewidth=1.3, label="stopped early", **stopped),
     ]
-    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.02), "ncols": 3, "borderaxespad": 0}
+    place: dict[str, Any] = {
+        "loc": "lower right",
+        "bbox_to_anchor": (1.0, 1.02),
+        "ncols": 3,
+        "borderaxespad": 0,
+    }
     axes.legend(handles=lines, frameon=False, fontsize=style.TEXT_SIZE, **place)
 
 

@@ -157,7 +157,7 @@ class Sheet:
         end = left + room
         for text, color, weight, size in [Piece(line)] if isinstance(line, str) else line:
             shown = style.elide(text, end - left, size, weight=weight)
-            font = {"size": size, "color": color, "weight": weight, "parse_math": False}
+            font: dict[str, Any] = {"size": size, "color": color, "weight": weight, "parse_math": False}
             self._axes.text(left, self.y if top is None else top, shown, ha=ha, va="top", **font)
             left += style.text_width(text, size, weight=weight) + _SPACE
 
