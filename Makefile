@@ -5,8 +5,8 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 # Where runs, their MLflow store and downloaded data are kept.
 export CVDIST_STORAGE ?= $(CURDIR)/runs
-# Tests of a file, and those on the one Ray cluster, stay in one process; the longest begin first.
-IN_GROUPS := --dist loadgroup --no-loadscope-reorder
+# The order in which groups of tests begin is that of tests/conftest.py.
+IN_ORDER := --no-loadscope-reorder
 
 .PHONY: help demo test test-unit test-faults lint bench bench-readers soak ui screenshots stack stack-env stack-down image clean lock
 
@@ -26,10 +26,10 @@ demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few 
 	$(PY) jobs/train.py digits-cnn
 
 test: $(STAMP)  ## all tests but the two longest, which test-faults has
-	$(PY) -m pytest -n 3 $(IN_GROUPS) -m "not slow"
+	$(PY) -m pytest -n 3 $(IN_ORDER) -m "not slow"
 
 test-unit: $(STAMP)  ## the tests that need no server and no cluster: a minute
-	$(PY) -m pytest -n 2 $(IN_GROUPS) tests/unit
+	$(PY) -m pytest -n 2 $(IN_ORDER) tests/unit
 
 test-faults: $(STAMP)  ## all that can fail on a cluster: ten minutes, as root
 	$(PY) -m pytest tests/cluster
@@ -86,9 +86,9 @@ image:  ## the container images, with docker, podman or buildah; VARIANT=cpu for
 lock: $(STAMP)  ## write the lock files anew after a change of pyproject.toml
 	$(PY) -m pip install --quiet uv
 	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  pyproject.toml -o requirements.lock
+	  --extra demo pyproject.toml -o requirements.lock
 	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+	  --extra demo --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
 	grep -oE '^mlflow[a-z-]*==[^ ]+' requirements.lock | $(PY) -m uv pip compile -q --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header --group mlflow-server -c - -o requirements-mlflow.lock
 

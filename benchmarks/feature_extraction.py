@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,8 +27,7 @@ from cvdist import models, recipes
 from cvdist.config import PreprocessConfig
 from cvdist.features import build
 from cvdist.features.extract import Extractor
-from cvdist.features.plan import WorkUnit
-from cvdist.features.receipt import Receipt
+from cvdist.resumable_map import Receipt, ResultStore, WorkUnit
 
 PICTURES, BATCH, ROUNDS = 128, 16, 3
 BOOK_BATCHES = 2
@@ -77,8 +77,8 @@ def _extract(config: PreprocessConfig) -> tuple[build.BuiltCache, float]:
     todo = build.make_plan(config)
     extractor = Extractor(config, todo.fingerprint, CPU)
 
-    def compute(left: Sequence[WorkUnit]) -> Iterator[Receipt]:
-        return map(extractor, left)
+    def compute(units: Sequence[WorkUnit], store: ResultStore) -> Iterator[Receipt]:
+        return map(partial(store.process, extractor), units)
 
     built = build.build(config, todo, compute)
     return built, built.seconds

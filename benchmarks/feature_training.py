@@ -26,11 +26,11 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import nn
 
 from benchmarks import made_up_features
 from benchmarks.harness import Comparison, summarize
 from benchmarks.photographs import write_folder
+from benchmarks.transfer_steps import book_epoch
 from cvdist import config as configs
 from cvdist import recipes
 from cvdist.checkpoints.store import CheckpointStore
@@ -117,28 +117,8 @@ def _in_memory(run: Run) -> Callable[[], float]:
 
 
 def _the_books_epoch(root: Path) -> Callable[[], float]:
-    from torch.utils.data import DataLoader
-    from torchvision import datasets, transforms
-
-    write_folder(root / "pictures", BATCH * BOOK_BATCHES)
-    transform = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor()])
-    pictures = datasets.ImageFolder(str(root / "pictures" / "train"), transform)
-    batches = DataLoader(pictures, batch_size=BATCH, shuffle=True)
-    vgg = torchvision.models.vgg16()
-    vgg.classifier[6] = nn.Linear(4096, 2)
-    vgg.features.requires_grad_(False)
-    optimizer = torch.optim.SGD(vgg.classifier.parameters(), lr=0.0001, momentum=0.5)
-
-    def run() -> float:
-        vgg.train()
-        started = time.perf_counter()
-        for images, labels in batches:
-            optimizer.zero_grad()
-            F.cross_entropy(vgg(images), labels).backward()
-            optimizer.step()
-        return (time.perf_counter() - started) * PICTURES / (BATCH * BOOK_BATCHES)
-
-    return run
+    epoch = book_epoch(write_folder(root / "pictures", BATCH * BOOK_BATCHES), BATCH)
+    return lambda: epoch() * PICTURES / (BATCH * BOOK_BATCHES)
 
 
 def _first_read() -> Iterator[Comparison]:

@@ -3,7 +3,7 @@
 `python benchmarks/gpu.py [--only SECTION ...] [--output FOLDER]` prints every figure as it comes, and writes
 all of them to `gpu.jsonl`; a section that fails is reported, and the others go on. Pictures and weights are
 those below $CVDIST_TEST_DATA (`dogs-vs-cats`, `weights/vgg16_features.pth`, `mnist`) where that is set, else
-made up. Needs neither Ray nor MLflow.
+made up. Needs neither Ray nor MLflow, but tyro and simplejpeg, which images of PyTorch lack.
 
 The epoch trains VGG16's classifier, 119.6 million weights, on the features of 23,000 pictures in GPU memory.
 Its floor is the traffic that these steps can't do without: a weight is read in the forward pass, its gradient
@@ -32,6 +32,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -432,12 +433,12 @@ def extract(
     """Make a cache in this process, `slices` shards at a time; pictures a second."""
     plan = build.make_plan(config)
     extractor = Extractor(config, plan.fingerprint, device, pictures=pictures)
-    some = plan.work[:1][0]
-    extractor.compute(
-        dataclasses.replace(some, paths=some.paths[:16])
-    )  # the decoders' start is no part of the rate
+    some = plan.shards.units[0].paths[:16]
+    extractor.compute(some, plan.fingerprint.views)  # the decoders' start is no part of the rate
     with ThreadPoolExecutor(slices) as threads:
-        built = build.build(config, plan, lambda left: threads.map(extractor, left))
+        built = build.build(
+            config, plan, lambda units, store: threads.map(partial(store.process, extractor), units)
+        )
     return built.computed / built.seconds
 
 

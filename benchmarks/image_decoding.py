@@ -1,8 +1,7 @@
 """Decoding and resizing JPEGs to 224x224 in one thread: ours, Pillow alone, and torchvision alone.
 
-Our decoder uses torchvision for ordinary photographs of 500x375, and Pillow, which can decode at a fraction of
-the size, for 12 megapixels. The other sides are what people write by hand. Unlike ours, they ignore the
-orientation that the camera recorded, and torchvision's reads JPEGs only.
+Ours decodes 12 megapixels at a fraction of their size. The other sides are what people write by hand. Unlike
+ours, they ignore the orientation that the camera recorded, and torchvision's reads JPEGs only.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from cvdist.data.images.decode import FORMAT
 from cvdist.data.images.listing import TRAIN_PART, VALID_PART
 from cvdist.features import index, manifest, shard
 from cvdist.features.fingerprint import Fingerprint
@@ -70,7 +71,7 @@ def write(
     entry = IndexEntry(f"index/{sha[:16]}{index.SUFFIX}", len(table), len(content), sha)
     folder.write(entry.object, content)
     mark = Fingerprint(
-        model="vgg16", cut="features.30", weights="0" * 64, decode=1, size=224, resize="squash",
+        model="vgg16", cut="features.30", weights="0" * 64, decode=FORMAT, size=224, resize="squash",
         mean=(0.5,) * 3, std=(0.2,) * 3, views=views, augmentation=_FLIPS if views > 1 else None,
         dtype=dtype, precision="auto",
     )  # fmt: skip

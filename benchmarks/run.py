@@ -17,8 +17,7 @@ sys.path.insert(0, str(FOLDER.parent))
 from benchmarks.harness import Comparison, table  # noqa: E402
 
 _NOT_BENCHMARKS = {
-    *("cost_model", "harness", "made_up_features", "nodes", "photographs", "run", "scaling_model"),
-    "scaling_worker",
+    *("cost_model", "harness", "made_up_features", "nodes", "photographs", "run", "scaling_worker")
 }
 
 

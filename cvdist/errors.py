@@ -1,5 +1,10 @@
 """Errors that the user can fix."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake or a missing thing that the user can fix.
@@ -20,6 +25,12 @@ class UserError(Exception):
         super().__init__(message)
         self.on_all_workers = on_all_workers
         self.transient = transient
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """Return a question with the known names that are most like `word`, or `otherwise` if there are none."""
+    near = difflib.get_close_matches(word, list(known))
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 
 EXIT_USER_ERROR = 2

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -25,18 +25,15 @@ def locked(lock: Path, what: str, timeout: float) -> Iterator[None]:
     Raises:
         TimeoutError: If another process holds the lock for longer than `timeout`.
     """
-    deadline = time.monotonic() + timeout
-    logged = False
-    with lock.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"another process has held {lock} for {timeout:g} s") from None
-            if what and not logged:
-                logger.info("waiting for another process to %s", what)
-                logged = True
-            time.sleep(0.2 if what else 0.02)
+    file = FileLock(lock, poll_interval=0.02, fallback_to_soft=False)
+    try:
+        held = file.acquire(blocking=False)
+    except Timeout:
+        if what:
+            logger.info("waiting for another process to %s", what)
+        try:
+            held = file.acquire(timeout)
+        except Timeout:
+            raise TimeoutError(f"another process has held {lock} for {timeout:g} s") from None
+    with held:
         yield

@@ -6,13 +6,12 @@ another one with the fields that differ. The first line of the docstring is what
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from cvdist.config import TrainConfig, replace
-from cvdist.errors import UserError
+from cvdist.errors import UserError, did_you_mean
 
 
 class Recipe(Protocol):
@@ -50,8 +49,7 @@ def find(name: str, **changes: Any) -> TrainConfig:
         UserError: if there is none; the message has the nearest names.
     """
     if name not in _RECIPES:
-        near = difflib.get_close_matches(name, _RECIPES, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(_RECIPES)}"
+        hint = did_you_mean(name, _RECIPES, f"there are: {', '.join(_RECIPES)}")
         raise UserError(f"unknown recipe {name!r}: {hint}")
     return _RECIPES[name](**changes)
 

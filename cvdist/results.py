@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from cvdist import log
 from cvdist.config import HeadSize, ModelConfig
-from cvdist.slow_requests import NO_SLOW_REQUESTS, SlowRequests
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +29,9 @@ class EpochRecord:
         seconds: Duration of training and validation.
         samples_per_second: Training samples per second, over all workers.
         peak_memory: Peak memory of rank 0 in bytes.
-        storage_slow: Slow storage requests since the previous epoch, over all workers (`cvdist.slow_requests`).
-        storage_failed: Failed storage requests since the previous epoch, over all workers.
-        storage_seconds: Seconds that these requests cost, over all workers.
+        slow_requests: Slow and failed storage requests since the previous epoch, over all workers
+            (`cvdist.slow_requests`).
+        seconds_lost: Seconds that these requests cost, over all workers.
     """
 
     epoch: int
@@ -46,9 +45,8 @@ class EpochRecord:
     seconds: float
     samples_per_second: float
     peak_memory: int = 0
-    storage_slow: int = 0
-    storage_failed: int = 0
-    storage_seconds: float = 0.0
+    slow_requests: int = 0
+    seconds_lost: float = 0.0
 
     @property
     def train_accuracy(self) -> float:
@@ -67,11 +65,6 @@ class EpochRecord:
         The checkpoint with the highest score is the best.
         """
         return self.valid_accuracy - 1e-9 * self.epoch
-
-    @property
-    def slow_requests(self) -> SlowRequests:
-        """Slow and failed storage requests since the previous epoch, over all workers."""
-        return SlowRequests(self.storage_slow, self.storage_failed, self.storage_seconds)
 
 
 @dataclass(frozen=True)
@@ -212,6 +205,7 @@ class Summary:
         first_step_at: When the first step was done, in seconds since 1970. 0 if the run had nothing left to do.
         visualized: Whether the run has figures of what the network has learned.
         slow_requests: Slow and failed storage requests, over all workers.
+        seconds_lost: Seconds that these requests cost, over all workers.
         ridge: Result of the ridge probe, if one was computed.
     """
 
@@ -227,5 +221,6 @@ class Summary:
     train_seconds: float
     first_step_at: float
     visualized: bool = False
-    slow_requests: SlowRequests = NO_SLOW_REQUESTS
+    slow_requests: int = 0
+    seconds_lost: float = 0.0
     ridge: RidgeResult | None = None

@@ -100,7 +100,7 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
     """
     if isinstance(filesystem, arrow.LocalFileSystem):
         return Path(path).read_bytes()
-    with slow_requests.meter.request(path) as sizes:
+    with slow_requests.measured(path) as sizes:
         # Otherwise arrow would decompress files with names such as `*.gz`.
         with filesystem.open_input_stream(path, compression=None) as stream:
             content: bytes = stream.read()
@@ -117,7 +117,7 @@ def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
     if not isinstance(filesystem, arrow.LocalFileSystem):
         # Object stores are atomic: an object appears when its upload is complete.
         with (
-            slow_requests.meter.request(path, len(content)),
+            slow_requests.measured(path, len(content)),
             filesystem.open_output_stream(path, compression=None) as stream,
         ):
             stream.write(content)
@@ -236,7 +236,7 @@ class Folder:
         """
         selector = arrow.FileSelector(self.root, recursive=True, allow_not_found=True)
         try:
-            with slow_requests.meter.request(f"the list of {self.root}"):
+            with slow_requests.measured(f"the list of {self.root}"):
                 found = self.filesystem.get_file_info(selector)
         except OSError as error:
             raise _unreadable(self.uri, self.flag, error) from error

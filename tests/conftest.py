@@ -8,12 +8,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.helpers import session
+from tests.helpers.jobs import ROOT
 from tests.helpers.servers import S3Server, choose_ray_token, start_ray, start_s3
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 # Several processes share few cores: a thread pool in each would slow them all down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Its statistics cost an actor for each Ray Data job, and log tracebacks from a thread.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # How fast a busy machine is says nothing about the code.
 settings.register_profile("cvdist", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cvdist")
@@ -38,26 +42,47 @@ def pytest_unconfigure() -> None:
 
 
 # What takes longest is begun first, or one process would be left with it when the other has nothing to do. A
-# process has always one file more in its queue: that of the longest has to be short.
+# process has always one group more in its queue: that of the longest has to be short.
 _FIRST = [
-    "tests/cluster/test_faults.py",
+    "cluster",
     "ray",
     *(f"tests/integration/test_{name}.py" for name in ("stack", "command_line", "split_head", "torchrun")),
     "tests/integration",
 ]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+@functools.cache
+def _group_of(file: str) -> str:
+    """What stays in one process: a file, all that uses the Ray cluster of two CPUs, and simulated clusters."""
+    if file.startswith("tests/cluster/"):
+        return "cluster"
+    uses_ray = file.startswith("tests/integration/") and "ray_cluster" in (ROOT / file).read_text()
+    return "ray" if uses_ray else file
+
+
+class _Groups(LoadScopeScheduling):
+    """Gives each process of pytest-xdist whole groups of tests.
+
+    pytest-xdist 3.8 has `--dist loadgroup` for this, which has no effect under pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group_of(nodeid.partition("::")[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Groups:
+    """Schedule by groups, whatever `--dist` says."""
+    return _Groups(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, and those on the Ray cluster, which has two CPUs, too."""
-    ranks: dict[pytest.Item, int] = {}
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            on_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.nodeid.partition("::")[0]))
-        group = item.get_closest_marker("xdist_group").args[0]
-        ranks[item] = next((rank for rank, name in enumerate(_FIRST) if group.startswith(name)), len(_FIRST))
-    items.sort(key=ranks.__getitem__)
+    """Sort the tests by when their groups begin."""
+
+    def rank(item: pytest.Item) -> int:
+        group = _group_of(item.nodeid.partition("::")[0])
+        return next((rank for rank, name in enumerate(_FIRST) if group.startswith(name)), len(_FIRST))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(autouse=True)

@@ -109,7 +109,7 @@ class Checkpoint:
     progress: Progress
     best: Evaluation | None
     state: dict[str, Any]
-    normalization: Normalization | None = None
+    normalization: Normalization
     parallel: str = ""
     workers: int = 0
 
@@ -144,7 +144,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "order": dataclasses.asdict(checkpoint.order),
         "progress": progress,
         "best": best,
-        "normalization": dataclasses.asdict(checkpoint.normalization) if checkpoint.normalization else None,
+        "normalization": dataclasses.asdict(checkpoint.normalization),
         "parallel": checkpoint.parallel,
         "workers": checkpoint.workers,
         "state_sha256": _file_digest(folder / STATE),
@@ -175,7 +175,7 @@ def load(
             raise ValueError(f"{STATE} is not what was written")
         # No pickle from storage: weights_only refuses anything but tensors and plain containers.
         state = torch.load(folder / STATE, map_location=map_location, weights_only=True)
-        workers = int(meta.get("workers", 0))
+        workers = int(meta["workers"])
         if workers:
             state = shards.join(state, folder, workers)
         if workers and whole:
@@ -186,8 +186,10 @@ def load(
             progress=_progress(meta["progress"], state.pop("logged", [])),
             best=_evaluation(meta["best"], state.pop("confusion")) if meta["best"] else None,
             state=state,
-            normalization=_normalization(meta.get("normalization")),
-            parallel=str(meta.get("parallel", "")),
+            normalization=Normalization(
+                **{name: tuple(values) for name, values in meta["normalization"].items()}
+            ),
+            parallel=str(meta["parallel"]),
             workers=workers,
         )
     except Exception as error:  # damaged bytes raise all sorts of things
@@ -298,15 +300,11 @@ def _why(error: Exception) -> str:
     return first[:100] if isinstance(error, ValueError | OSError) and first else type(error).__name__
 
 
-def _normalization(values: dict[str, Any] | None) -> Normalization | None:
-    return Normalization(tuple(values["mean"]), tuple(values["std"])) if values else None
-
-
 def _progress(values: dict[str, Any], logged: list[Any]) -> Progress:
     history = [EpochRecord(**record) for record in values["history"]]
-    shuffle = Shuffle(**values.get("shuffle", {}))
+    shuffle = Shuffle(**values["shuffle"])
     steps = [(int(step), dict(metrics)) for step, metrics in logged]
-    ridge = RidgeResult(**values["ridge"]) if values.get("ridge") else None
+    ridge = RidgeResult(**values["ridge"]) if values["ridge"] else None
     return Progress(**{**values, "history": history, "shuffle": shuffle, "logged": steps, "ridge": ridge})
 
 

@@ -227,7 +227,7 @@ class CheckpointStore:
                 os.fsync(opened.fileno())  # or a crash of the machine could leave the name without the content
             file.replace(path)
             return
-        with slow_requests.meter.request(path, file.stat().st_size):
+        with slow_requests.measured(path, file.stat().st_size):
             arrow.copy_files(
                 str(file),
                 path,

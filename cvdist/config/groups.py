@@ -273,7 +273,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How often checkpoints are saved and how many are kept."""
+    """How often checkpoints are saved and how long that may take, which are kept, and where a run begins."""
 
     every: Annotated[CountOrZero, Flag("checkpoint_every")] = 0
     """Steps between checkpoints inside an epoch. 0: at each epoch's end only."""

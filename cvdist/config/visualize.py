@@ -12,7 +12,7 @@ from cvdist.config.saved import SavedModelConfig
 
 @dataclass(frozen=True)
 class LookConfig:
-    """Which pictures, layers and classes are visualized."""
+    """Which pictures and layers are visualized, and where the figures are written."""
 
     data: str = ""
     """A picture, or a folder or URI of pictures; of `{train,valid}/CLASS/picture.jpg` the validation part.

@@ -24,6 +24,11 @@ _PROPORTIONS = 4 / 3  # of a crop's sides, at most
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 
+def luma(images: Tensor) -> Tensor:
+    """Return the brightness (n, 1, H, W) of RGB pictures (n, 3, H, W), as ITU-R BT.601 defines it."""
+    return (images * torch.tensor(_LUMA, device=images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Random horizontal flips, rotations, translations, crops and color jitter.
@@ -127,11 +132,10 @@ class Augmentation:
     def _recolor(self, images: Tensor, color: Tensor) -> Tensor:
         brightness, contrast, saturation = (1 + (2 * color - 1) * self.color_jitter).T[..., None, None, None]
         images = (images * brightness).clamp(0, 255)
-        luma = torch.tensor(_LUMA, device=images.device).view(1, 3, 1, 1)
-        gray = (images * luma).sum(1, keepdim=True) if images.shape[1] == 3 else images
+        gray = luma(images) if images.shape[1] == 3 else images
         middle = gray.mean((2, 3), keepdim=True)
         images = (middle + contrast * (images - middle)).clamp(0, 255)
         if images.shape[1] != 3:
             return images
-        gray = (images * luma).sum(1, keepdim=True)
+        gray = luma(images)
         return (gray + saturation * (images - gray)).clamp(0, 255)

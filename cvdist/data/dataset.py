@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cvdist.data.augment import Augmentation
+from cvdist.data.quarantine import BadPicture
 from cvdist.data.sampler import EpochOrder
 
 Split = Literal["train", "valid"]
@@ -91,14 +92,6 @@ class Shuffle:
 
     streams: int = 0
     window: int = 0
-
-
-@dataclass(frozen=True)
-class BadPicture:
-    """A picture file that can't be decoded, and the reason."""
-
-    path: str
-    reason: str
 
 
 class FullShuffle:

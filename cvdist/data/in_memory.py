@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, FullShuffle, Split, to_device
+from cvdist.data.dataset import Batch, DatasetInfo, FullShuffle, Split, to_device
 from cvdist.data.normalize import Normalizer
+from cvdist.data.quarantine import BadPicture
 from cvdist.data.sampler import EpochOrder, LocalBatch, partition
 
 # Float pixels gathered at once: large enough to spread an operation's fixed cost over many small steps,

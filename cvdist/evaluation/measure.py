@@ -103,7 +103,7 @@ def evaluate_model(
     logger.info("model      %s, %s; %s on %s", saved.source, saved.identity, precision.name, device)
     began, line, parts, seen = time.monotonic(), log.ProgressLine(logger, enabled=True), [], 0
     total = len(pictures.labels)
-    for rows, found in pictures.seen_by(saved, inference, device):
+    for rows, found in pictures.log_probabilities(saved, inference, device):
         true = matched.place[pictures.labels[rows]]
         parts.append(metrics.sample_results(saved.identity.classes, rows, true, found))
         seen += len(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -137,27 +137,10 @@ class Metrics:
             "expected_calibration_error": self.calibration_error,
             "macro_f1": self.macro_f1,
             "classes": [
-                {
-                    "name": one.name,
-                    "total": one.total,
-                    "predicted": one.predicted,
-                    "correct": one.correct,
-                    "precision": one.precision,
-                    "recall": one.recall,
-                    "f1": one.f1,
-                }
+                {**asdict(one), "precision": one.precision, "recall": one.recall, "f1": one.f1}
                 for one in self.by_class
             ],
-            "calibration": [
-                {
-                    "low": one.low,
-                    "high": one.high,
-                    "total": one.total,
-                    "correct": one.correct,
-                    "confidence": one.confidence,
-                }
-                for one in self.bins
-            ],
+            "calibration": [asdict(one) for one in self.bins],
             "confusion": self.confusion.tolist(),
         }
 

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from cvdist import loaders
 from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, cache_folder
-from cvdist.data.dataset import BadPicture, Loader
+from cvdist.data.dataset import Loader
 from cvdist.data.images import store
-from cvdist.data.images.decode import decode
+from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, split_rows
+from cvdist.data.quarantine import BadPicture, require_few_bad
 from cvdist.data.sampler import EpochOrder
 from cvdist.distributed.precision import Precision, choose_precision
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.prediction.predict import Predictor
 from cvdist.saved import SavedModel
-from cvdist.storage import Folder
 
 _CHUNK = 512  # pictures that are decoded and predicted in one go
 _BATCH = {"cpu": 250, "cuda": 2000}  # small pictures a forward pass
@@ -45,8 +45,10 @@ class EvaluationPictures(Protocol):
     labels: Tensor
     quarantine: Sequence[BadPicture]
 
-    def seen_by(self, saved: SavedModel, inference: InferenceConfig, device: torch.device) -> Iterator[Labeled]:
-        """What a model makes of all pictures, each once, in any order.
+    def log_probabilities(
+        self, saved: SavedModel, inference: InferenceConfig, device: torch.device
+    ) -> Iterator[Labeled]:
+        """Yield a model's log-probabilities of all pictures, each once, in any order.
 
         Raises:
             UserError: if the model takes another kind of picture, or too many can't be decoded.
@@ -54,7 +56,7 @@ class EvaluationPictures(Protocol):
         ...
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
-        """Some pictures as uint8 (n, C, H, W), for people to look at; `size`: of photographs."""
+        """Return some pictures as uint8 (n, C, H, W), for people to look at; `size`: of photographs."""
         ...
 
 
@@ -150,8 +152,10 @@ class InMemoryPictures:
         self.labels = torch.tensor([number[name] for name in names])
 
     @torch.inference_mode()
-    def seen_by(self, saved: SavedModel, inference: InferenceConfig, device: torch.device) -> Iterator[Labeled]:
-        """Say which of the pictures the model was trained on, as `EvaluationPictures.seen_by` says."""
+    def log_probabilities(
+        self, saved: SavedModel, inference: InferenceConfig, device: torch.device
+    ) -> Iterator[Labeled]:
+        """Yield the log-probabilities of all pictures, as `EvaluationPictures.log_probabilities` says."""
         info, shape = self._loader.info, saved.identity
         if (info.channels, info.height, info.width) != (shape.channels, shape.height, shape.width):
             raise UserError(
@@ -172,7 +176,7 @@ class InMemoryPictures:
                 yield len(self._valid) + batch.indices, _log_softmax(model, batch.images, precision)
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
-        """Yield the pixels of the pictures, as `EvaluationPictures.pixels` says."""
+        """Return some pictures for people to look at, as `EvaluationPictures.pixels` says."""
         edge = len(self._valid)
         parts = [
             self._loader.pictures("valid" if row < edge else "train", [row if row < edge else row - edge])[0]
@@ -218,8 +222,10 @@ class PictureFolder:
         where = redact(wanted.uri)
         return cls(wanted, listing.classes, table, f"{where} ({_PARTS[part]})", config.inference.data_timeout)
 
-    def seen_by(self, saved: SavedModel, inference: InferenceConfig, device: torch.device) -> Iterator[Labeled]:
-        """Say which of the pictures the model was trained on, as `EvaluationPictures.seen_by` says."""
+    def log_probabilities(
+        self, saved: SavedModel, inference: InferenceConfig, device: torch.device
+    ) -> Iterator[Labeled]:
+        """Yield the log-probabilities of all pictures, as `EvaluationPictures.log_probabilities` says."""
         threads = inference.decode_workers
         predictor = Predictor(self._wanted.uri, inference, saved, device, decode_threads=threads)
         row_of = {path: row for row, path in enumerate(self._paths)}
@@ -227,23 +233,16 @@ class PictureFolder:
         for start in range(0, len(self._paths), _CHUNK):
             found, good, unreadable = predictor.log_probabilities(self._paths[start : start + _CHUNK])
             bad += unreadable
-            self._require_few(bad)
+            require_few_bad(
+                bad, pictures=len(self._paths), fraction=self._wanted.max_bad_fraction, uri=self._wanted.uri
+            )
             yield torch.tensor([row_of[path] for path in good], dtype=torch.int64), found
         self.quarantine = tuple(bad)
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
-        """Yield the pixels of the pictures, as `EvaluationPictures.pixels` says."""
-        folder = Folder.open(self._wanted.uri, "--data")
-        decoded = [decode(folder.read(self._paths[row]), size, self._wanted.resize) for row in rows]
-        return torch.stack(decoded).permute(0, 3, 1, 2) if decoded else torch.empty(0, 3, size, size).byte()
-
-    def _require_few(self, bad: list[BadPicture]) -> None:
-        if len(bad) > self._wanted.max_bad_fraction * len(self._paths):
-            raise UserError(
-                f"--data {redact(self._wanted.uri)}: {len(bad)} of {len(self._paths)} pictures can't be "
-                f"decoded, more than --max-bad-fraction {self._wanted.max_bad_fraction:g} allows, e.g. "
-                f"{bad[0].path} ({bad[0].reason}). Fix or remove them, or raise the limit"
-            )
+        """Return some pictures for people to look at, as `EvaluationPictures.pixels` says."""
+        reader = Reader(self._wanted.uri, size, self._wanted.resize)
+        return reader.pixels([self._paths[row] for row in rows]).permute(0, 3, 1, 2)
 
 
 _PARTS = {"valid": "validation part", "train": "training part", "all": "all pictures"}

@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
 
-from cvdist import log, models, storage
+from cvdist import models, resumable_map, storage
 from cvdist.config import PreprocessConfig
-from cvdist.data.dataset import BadPicture
-from cvdist.data.images.listing import Listing, list_pictures
+from cvdist.data.images.listing import VALID_PART, Listing, list_pictures
+from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
+from cvdist.features import changes as comparing
 from cvdist.features import fingerprint as fingerprints
-from cvdist.features import index, manifest, plan, receipt
+from cvdist.features import index, manifest, shard
+from cvdist.features.changes import Changes
 from cvdist.features.fingerprint import Fingerprint
 from cvdist.features.manifest import IndexEntry, Manifest, ShardEntry
-from cvdist.features.plan import Changes, WorkUnit
-from cvdist.features.receipt import Receipt
 from cvdist.log import redact
+from cvdist.resumable_map import Compute, MapPlan, Receipt, ResultStore, WorkUnit
 from cvdist.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-QUARANTINE = "quarantine.csv"
-_READERS = 16  # receipts at a time
-
-Compute = Callable[[Sequence[WorkUnit]], Iterator[Receipt | None]]
-"""Makes the shards of slices, in any order; None now and then, while there is nothing new."""
+_PLACE = ("digest", "shard", "row")  # columns of the index that the listing does not have
 
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """The plan of an extraction: which work units exist and which have no receipt yet.
+    """The plan of an extraction.
 
-    known: index of the cache that is there, or an empty one; changes: from it to the listing; work: all slices,
-    of which `done` has those that an earlier attempt has finished.
+    Attributes:
+        fingerprint: what was asked for.
+        listing: the pictures.
+        before: the manifest of the cache that is there, if any.
+        known: its index, or an empty one.
+        changes: from the index to the listing.
+        shards: the work units, one per new shard, and which of them earlier attempts have finished.
     """
 
     fingerprint: Fingerprint
@@ -51,13 +49,7 @@ class ExtractionPlan:
     before: Manifest | None
     known: pa.Table
     changes: Changes
-    work: list[WorkUnit]
-    done: dict[str, Receipt]
-
-    @property
-    def left(self) -> list[WorkUnit]:
-        """The work units that have to be computed."""
-        return [work for work in self.work if work.key not in self.done]
+    shards: MapPlan
 
 
 @dataclass(frozen=True)
@@ -76,26 +68,32 @@ def make_plan(config: PreprocessConfig) -> ExtractionPlan:
         UserError: if the pictures can't be read, the cache can't be written, or it holds features that were
             made with other settings.
     """
-    folder = Folder.open(config.features.uri, "--features")
-    storage.check_writable(folder.uri, "--features")
+    store = ResultStore.open(config.features.uri, "--features", "shards", shard.SUFFIX)
+    storage.check_writable(store.folder.uri, "--features")
+    listing = list_pictures(config.data)  # first: the fingerprint may download weights
     asked = fingerprints.for_extraction(config)
-    listing = list_pictures(config.data)
-    before = _existing(folder, asked, replace=config.features.replace)
-    if before is None:
-        known = index.SCHEMA.empty_table()
-        sizes: dict[str, int] = {}
-    else:
-        known = read_index(folder, before)
-        sizes = folder.sizes()
-    changes = plan.find_changes(listing.table, known, plan.digests_of(config.data.uri))
+    before = _existing(store.folder, asked, replace=config.features.replace)
+    known = index.SCHEMA.empty_table() if before is None else read_index(store.folder, before)
+    changes = comparing.find_changes(listing.table, known, comparing.digests_of(config.data.uri))
+    files = store.folder.sizes()
     if before is not None:
-        rows = [s.rows if sizes.get(s.object) == s.stored_bytes else 0 for s in before.shards]
-        changes = plan.without_sparse_shards(changes, known, rows)
-    work = plan.work_units(listing.table, changes.to_compute, asked, config.features.shard_size)
-    with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(lambda slice: receipt.find(folder, slice.key), work)
-        done = {slice.key: one for slice, one in zip(work, found, strict=True) if one is not None}
-    return ExtractionPlan(asked, listing, before, known, changes, work, done)
+        rows = [s.rows if files.get(s.object) == s.stored_bytes else 0 for s in before.shards]
+        changes = comparing.without_sparse_shards(changes, known, rows)
+    units = _work_units(listing.table, changes.to_compute, asked, config.features.shard_size)
+    return ExtractionPlan(asked, listing, before, known, changes, store.plan(units, files))
+
+
+def _work_units(
+    listing: pa.Table, rows: np.ndarray, fingerprint: Fingerprint, shard_size: int
+) -> list[WorkUnit]:
+    """Cut `rows` of the listing into shards, validation pictures apart, of which only one view is needed."""
+    valid = np.asarray(listing.column("part"))[rows] == VALID_PART
+    units = []
+    for mine, views in ((rows[~valid], fingerprint.views), (rows[valid], 1)):
+        table = listing.select(index.LISTED).take(pa.array(mine))
+        identity = {"fingerprint": fingerprint.to_dict(), "views": views}
+        units += resumable_map.work_units(table, identity, resumable_map.equal_bounds(len(mine), shard_size))
+    return units
 
 
 def build(config: PreprocessConfig, todo: ExtractionPlan, compute: Compute) -> BuiltCache:
@@ -109,32 +107,18 @@ def build(config: PreprocessConfig, todo: ExtractionPlan, compute: Compute) -> B
     Raises:
         UserError: if `compute` raises it, or too many pictures can't be decoded.
     """
-    folder = Folder.open(config.features.uri, "--features", patient=True)
-    left, done = todo.left, dict(todo.done)
-    total = sum(len(slice.paths) for slice in todo.work)
-    _announce(todo, total)
-    finished = sum(one.pictures for one in done.values())
-    began, already = time.monotonic(), finished
-    line = log.ProgressLine(logger, enabled=True)
-    bad = sum(len(one.bad) for one in done.values())
-    pictures = len(todo.listing.table)
-    for one in compute(left) if left else ():
-        if one is not None:
-            done[one.key] = one
-            finished += one.pictures
-            bad += len(one.bad)
-            _require_few_bad(bad, pictures, config, one)
-        if line.due():
-            rate = (finished - already) / (time.monotonic() - began)
-            left_text = f"about {log.duration((total - finished) / rate)} left" if rate else "the first ones"
-            line.show(
-                f"{finished:,}/{total:,} pictures, {len(done)}/{len(todo.work)} shards, {rate:,.1f} images/s, "
-                f"{left_text}"
-            )
-    line.clear()
-    seconds = time.monotonic() - began
-    made = _finish(config, folder, todo, [done[slice.key] for slice in todo.work])
-    return BuiltCache(made, finished - already, seconds)
+    _announce(todo)
+    mapped = resumable_map.run(
+        todo.shards,
+        compute,
+        noun="shards",
+        data=config.data.uri,
+        pictures=len(todo.listing.table),
+        max_bad_fraction=config.data.max_bad_fraction,
+        known_bad=_known_bad(todo),
+    )
+    made = _finish(config, todo, mapped.receipts, mapped.bad)
+    return BuiltCache(made, mapped.computed, mapped.seconds)
 
 
 def read_index(folder: Folder, cache: Manifest) -> pa.Table:
@@ -184,52 +168,37 @@ def _existing(folder: Folder, asked: Fingerprint, *, replace: bool) -> Manifest 
     return None if differences else found
 
 
-def _announce(todo: ExtractionPlan, total: int) -> None:
+def _announce(todo: ExtractionPlan) -> None:
+    shards, views = todo.shards, todo.fingerprint.views
     if todo.before is not None:
         text = todo.changes.describe(todo.listing.table) or "no picture has changed"
         logger.info("features   %s since the cache was written", text)
-    if todo.done:
-        logger.info("features   %d of %d shards are there already", len(todo.done), len(todo.work))
-    if todo.left:
-        views = todo.fingerprint.views
+    if shards.done:
+        logger.info("features   %d of %d shards are there already", len(shards.done), len(shards.units))
+    if shards.left:
         logger.info(
             "features   %s of %s pictures to compute, in %d shards%s",
-            f"{sum(len(slice.paths) for slice in todo.left):,}",
+            f"{sum(len(unit.paths) for unit in shards.left):,}",
             f"{len(todo.listing.table):,}",
-            len(todo.left),
+            len(shards.left),
             f", {views} views of those to learn from" if views > 1 else "",
         )
 
 
-def _require_few_bad(bad: int, pictures: int, config: PreprocessConfig, last: Receipt) -> None:
-    """Refuse a data set with too many bad pictures, as soon as that is certain.
-
-    Raises:
-        UserError: above `--max-bad-fraction`.
-    """
-    if bad > config.data.max_bad_fraction * pictures:
-        why = last.bad[-1][1] if last.bad else "see earlier shards"
-        raise UserError(
-            f"--data {redact(config.data.uri)}: {bad} of {pictures} pictures can't be decoded, more than "
-            f"--max-bad-fraction {config.data.max_bad_fraction:g} allows, the last one: {why}. Fix or remove "
-            "them, or raise the limit"
-        )
+def _known_bad(todo: ExtractionPlan) -> list[BadPicture]:
+    """The pictures that could not be decoded when the cache was written, and have not changed."""
+    if todo.before is None:
+        return []
+    known = todo.known.take(pa.array(todo.changes.of))
+    kept = set(known.column("path").filter(pa.array(np.asarray(known.column("shard")) < 0)).to_pylist())
+    return [picture for picture in todo.before.bad if picture.path in kept]
 
 
 def _finish(
-    config: PreprocessConfig, folder: Folder, todo: ExtractionPlan, receipts: Sequence[Receipt]
+    config: PreprocessConfig, todo: ExtractionPlan, receipts: Sequence[Receipt], bad: tuple[BadPicture, ...]
 ) -> Manifest:
     """Write index, quarantine and manifest, in this order, so that a manifest names only existing files."""
     table, shards = _table(todo, receipts)
-    reasons = _reasons(todo, receipts)
-    bad = tuple(BadPicture(path, reasons.get(path, "unknown")) for path in _bad_paths(table))
-    if len(bad) > config.data.max_bad_fraction * len(table):
-        first = bad[0]
-        raise UserError(
-            f"--data {redact(config.data.uri)}: {len(bad)} of {len(table)} pictures can't be decoded, more "
-            f"than --max-bad-fraction {config.data.max_bad_fraction:g} allows, e.g. {first.path} "
-            f"({first.reason}). Fix or remove them, or raise the limit"
-        )
     content = index.dump(table)
     sha = hashlib.sha256(content).hexdigest()
     entry = IndexEntry(f"index/{sha[:16]}{index.SUFFIX}", len(table), len(content), sha)
@@ -249,67 +218,34 @@ def _finish(
     before = todo.before
     if before is not None and _same(before, made):
         return before
-    folder.write(entry.object, content)
-    folder.write(QUARANTINE, _quarantine(bad))
-    folder.write(manifest.NAME, manifest.dump(made))
+    todo.shards.store.folder.write(entry.object, content)
+    todo.shards.store.publish(manifest.dump(made), bad)
     return made
 
 
 def _table(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> tuple[pa.Table, list[ShardEntry]]:
     """Build the new index and the list of shards that it refers to."""
-    changes, known = todo.changes, todo.known
-    listed = todo.listing.table.select(index.LISTED)
-    old = np.asarray(known.column("shard"))[changes.of]
-    used = sorted(set(old[old >= 0].tolist()))
-    before = todo.before.shards if todo.before else ()
-    shards = [before[number] for number in used]
+    kept = todo.known.take(pa.array(todo.changes.of)).to_pydict()
+    used = sorted(set(kept["shard"]) - {-1})
+    shards = [todo.before.shards[number] for number in used] if todo.before else []
     renumbered = {number: i for i, number in enumerate(used)} | {-1: -1}
-    position = {path: i for i, path in enumerate(listed.column("path").to_pylist())}
-    shard = np.full(len(listed), -1, dtype=np.int32)
-    row = np.full(len(listed), -1, dtype=np.int32)
-    digest = np.zeros((len(listed), index.DIGEST_BYTES), dtype=np.uint8)
-    shard[changes.kept] = [renumbered[number] for number in old.tolist()]
-    row[changes.kept] = np.asarray(known.column("row"))[changes.of]
-    kept_digests = known.column("digest").take(pa.array(changes.of)).to_pylist()
-    if kept_digests:
-        digest[changes.kept] = np.frombuffer(b"".join(kept_digests), np.uint8).reshape(-1, index.DIGEST_BYTES)
-    for work, one in zip(todo.work, receipts, strict=True):
-        places = np.array([position[path] for path in work.paths])
-        digest[places] = np.frombuffer(b"".join(one.digests), np.uint8).reshape(-1, index.DIGEST_BYTES)
-        good = np.ones(len(places), dtype=bool)
-        good[[i for i, _ in one.bad]] = False
-        if one.shard is not None:
-            shard[places[good]] = len(shards)
-            row[places[good]] = np.arange(good.sum())
-            shards.append(one.shard)
-    fixed = pa.Array.from_buffers(
-        pa.binary(index.DIGEST_BYTES), len(listed), [None, pa.py_buffer(np.ascontiguousarray(digest))]
-    )
-    table = listed.append_column("digest", fixed)
-    table = table.append_column("shard", pa.array(shard)).append_column("row", pa.array(row))
+    found: dict[str, tuple[bytes, int, int]] = {}  # digest, shard and row, by path
+    for path, digest, number, row in zip(*(kept[name] for name in ("path", *_PLACE)), strict=True):
+        found[path] = digest, renumbered[number], row
+    for unit, receipt in zip(todo.shards.units, receipts, strict=True):
+        bad = {picture.path for picture in receipt.bad}
+        row = 0
+        for path, digest in zip(unit.paths, receipt.values["digests"], strict=True):
+            place = (-1, -1) if path in bad else (len(shards), row)
+            found[path] = bytes.fromhex(digest), *place
+            row += path not in bad
+        if receipt.object:
+            shards.append(ShardEntry(receipt.object, stored_bytes=receipt.size, **receipt.values["shard"]))
+    table = todo.listing.table.select(index.LISTED)
+    columns = zip(*(found[path] for path in table.column("path").to_pylist()), strict=True)
+    for name, column in zip(_PLACE, columns, strict=True):
+        table = table.append_column(name, pa.array(column, index.SCHEMA.field(name).type))
     return table.cast(index.SCHEMA), shards
-
-
-def _bad_paths(table: pa.Table) -> list[str]:
-    bad = pa.array(np.asarray(table.column("shard")) < 0)
-    paths: list[str] = table.column("path").filter(bad).to_pylist()
-    return paths
-
-
-def _reasons(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> dict[str, str]:
-    """Return why pictures can't be decoded, by path, from the old manifest and the new receipts."""
-    reasons = {picture.path: picture.reason for picture in (todo.before.bad if todo.before else ())}
-    for work, one in zip(todo.work, receipts, strict=True):
-        reasons |= {work.paths[position]: why for position, why in one.bad}
-    return reasons
-
-
-def _quarantine(bad: Sequence[BadPicture]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["path", "reason"])
-    writer.writerows((picture.path, picture.reason) for picture in bad)
-    return text.getvalue().encode()
 
 
 def _same(before: Manifest, made: Manifest) -> bool:

@@ -1,8 +1,10 @@
-"""Computes the shard of a work unit: decodes its pictures, runs the frozen layers, and stores the features."""
+"""Computes the shard of a work unit: decodes its pictures, and runs the frozen layers."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,19 +14,18 @@ from cvdist.config import PreprocessConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import to_device
 from cvdist.data.images.ahead import BATCH, DecodeAhead, Pictures, stacked
+from cvdist.data.images.listing import VALID_PART
 from cvdist.data.images.on_gpu import GpuDecoder
 from cvdist.data.normalize import Normalizer
+from cvdist.data.quarantine import BadPicture
 from cvdist.distributed.precision import choose_precision
 from cvdist.errors import UserError
 from cvdist.features import fingerprint as fingerprints
-from cvdist.features import receipt, shard
+from cvdist.features import shard
 from cvdist.features.fingerprint import Fingerprint
-from cvdist.features.manifest import ShardEntry
-from cvdist.features.plan import WorkUnit
-from cvdist.features.receipt import Receipt
 from cvdist.log import redact
 from cvdist.models import FrozenBackbone
-from cvdist.storage import Folder
+from cvdist.resumable_map import UnitResult, WorkUnit
 
 
 class Extractor:
@@ -53,7 +54,7 @@ class Extractor:
         Raises:
             UserError: if the weights here are others than those of the fingerprint.
         """
-        self._config, self._device = config, device
+        self._device, self._views = device, fingerprint.views
         backbone = backbone or models.build_frozen(config.model)
         if fingerprints.digest(backbone.module.state_dict()) != fingerprint.weights:
             raise UserError(
@@ -84,72 +85,64 @@ class Extractor:
         if fingerprint.decoder == "nvjpeg":
             self._decoder = GpuDecoder(device, config.data.image_size, config.data.resize)
             self._decoder.require()
-        self._target = Folder.open(config.features.uri, "--features", patient=True)
         self._computing = threading.Lock()
 
-    def __call__(self, work: WorkUnit) -> Receipt:
-        """Compute and store the shard of a work unit, unless it is stored already.
+    def __call__(self, unit: WorkUnit) -> UnitResult:
+        """Compute the shard of a work unit.
 
         Raises:
-            UserError: if a file can't be read, the shard can't be written, or a value overflows its dtype.
+            UserError: if a file can't be read, or a value overflows its dtype.
         """
-        done = receipt.find(self._target, work.key)
-        if done is not None:  # by an actor that died right after
-            return done
-        features, digests, bad = self.compute(work)
-        excluded = {position for position, _ in bad}
-        good = [position for position in range(len(work.paths)) if position not in excluded]
-        entry = None
-        if good:
-            packed = shard.pack(
-                features[: len(good)],
-                [work.labels[position] for position in good],
-                [work.paths[position] for position in good],
-            )
-            # Named by its contents too: two jobs that compute the same slice can't spoil each other's.
-            name = f"shards/{work.key}-{packed.sha256[:16]}{shard.SUFFIX}"
-            self._target.write(name, packed.content)
-            entry = ShardEntry(
-                object=name,
-                rows=packed.rows,
-                views=packed.views,
-                stored_bytes=len(packed.content),
-                raw_bytes=packed.raw_bytes,
-                sha256=packed.sha256,
-                raw_sha256=packed.raw_sha256,
-                zeros=packed.zeros,
-            )
-        done = Receipt(work.key, entry, tuple(digests), tuple(bad))
-        self._target.write(receipt.name_of(work.key), receipt.dump(done))
-        return done
+        valid = unit.pictures["part"][0] == VALID_PART
+        features, digests, bad = self.compute(unit.paths, 1 if valid else self._views)
+        excluded = {picture.path for picture in bad}
+        good = [row for row, path in enumerate(unit.paths) if path not in excluded]
+        values: dict[str, Any] = {"digests": [digest.hex() for digest in digests]}
+        if not good:
+            return UnitResult(None, bad, values)
+        packed = shard.pack(
+            features[: len(good)],
+            [unit.pictures["label"][row] for row in good],
+            [unit.paths[row] for row in good],
+        )
+        values["shard"] = {name: value for name, value in vars(packed).items() if name != "content"}
+        return UnitResult(packed.content, bad, values)
 
-    def compute(self, work: WorkUnit) -> tuple[Tensor, list[bytes], list[tuple[int, str]]]:
-        """Read, decode and compute the pictures of a work unit.
+    def compute(self, paths: Sequence[str], views: int) -> tuple[Tensor, list[bytes], list[BadPicture]]:
+        """Read, decode and compute pictures.
+
+        Args:
+            paths: paths of n pictures.
+            views: number of views of each.
 
         Returns:
-            Features (pictures, views, ...), in which the good pictures come first; the digest of each picture;
-            and the position and reason of each picture that can't be decoded.
+            Features (n, views, ...), in which the good pictures come first; the digest of each picture; and the
+            pictures that can't be decoded.
+
+        Raises:
+            UserError: if a file can't be read, or a value overflows its dtype.
         """
         pinned = self._device.type == "cuda"
-        features = torch.empty(len(work.paths), work.views, *self._shape, dtype=self._dtype, pin_memory=pinned)
+        features = torch.empty(len(paths), views, *self._shape, dtype=self._dtype, pin_memory=pinned)
         digests: list[bytes] = []
-        bad: list[tuple[int, str]] = []
+        bad: list[BadPicture] = []
         finite: list[tuple[str, Tensor]] = []
         good = 0
-        for first, decoded in self._pictures.batches(work.paths, self._batch):
+        for first, decoded in self._pictures.batches(paths, self._batch):
             if self._decoder is not None:
                 with self._computing:
                     decoded = self._decoder(decoded)
             digests += [one.digest for one in decoded]
-            bad += [(first + i, one.reason) for i, one in enumerate(decoded) if one.pixels is None]
+            named = list(zip(paths[first : first + len(decoded)], decoded, strict=True))
+            bad += [BadPicture(path, one.reason) for path, one in named if one.pixels is None]
             pixels = [one.pixels for one in decoded if one.pixels is not None]
             if not pixels:
                 continue
-            names = [work.paths[first + i] for i, one in enumerate(decoded) if one.pixels is not None]
+            names = [path for path, one in named if one.pixels is not None]
             images = stacked(pixels, self._device)
             # Held while a GPU's work is handed over, not until it is done: another thread's comes next.
             with self._computing:
-                stored = self._compute(images, names, work.views)
+                stored = self._compute(images, names, views)
                 finite.append((names[0], stored.isfinite().all().to("cpu", non_blocking=True)))
                 features[good : good + len(pixels)].copy_(stored, non_blocking=True)
                 done = torch.cuda.Event() if pinned else None

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, Shuffle, Split, to_device
+from cvdist.data.dataset import Batch, DatasetInfo, Shuffle, Split, to_device
+from cvdist.data.quarantine import BadPicture
 from cvdist.data.sampler import EpochOrder, LocalBatch, partition
 from cvdist.features.copies import Copy, DeviceCopy, FeatureRows
 from cvdist.features.order import windowed

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from cvdist.data.dataset import BadPicture
+from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.features.fingerprint import Fingerprint
 from cvdist.log import redact
+from cvdist.resumable_map import MANIFEST, checksum, with_checksum
 from cvdist.storage import Folder
 
-NAME = "manifest.json"
+NAME = MANIFEST
 FORMAT, VERSION = "cvdist-features", 1
 
 
@@ -95,7 +95,7 @@ def dump(manifest: Manifest) -> bytes:
     """Write a manifest as JSON that contains its own checksum."""
     values = dataclasses.asdict(manifest) | {"format": FORMAT, "version": VERSION}
     values["fingerprint"] = manifest.fingerprint.to_dict()
-    return json.dumps({"sha256": _digest(values), **values}, indent=1).encode()
+    return with_checksum(values, indent=1)
 
 
 def parse(content: bytes, uri: str, flag: str = "--features") -> Manifest:
@@ -120,7 +120,7 @@ def parse(content: bytes, uri: str, flag: str = "--features") -> Manifest:
                 f"{where} is of version {values['version']}, and this software reads {VERSION}: extract the "
                 "features again, or use the software that made them"
             )
-        if stated != _digest(values):
+        if stated != checksum(values):
             raise ValueError("its checksum is not that of its contents")
         manifest = Manifest(
             classes=tuple(values["classes"]),
@@ -172,10 +172,3 @@ def read(folder: Folder) -> Manifest:
             f"{redact(folder.uri)}"
         )
     return parse(content, folder.uri, folder.flag)
-
-
-def _digest(values: dict[str, Any]) -> str:
-    # Through JSON and back: tuples become lists.
-    plain = json.loads(json.dumps(values))
-    plain.pop("sha256", None)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -11,15 +11,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cvdist import storage
 from cvdist.config import TrainConfig, cache_folder
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo, Split
-from cvdist.data.images.decode import UndecodableError, decode
+from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import list_pictures, split_rows
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.errors import UserError
-from cvdist.features import fingerprint, local, manifest, plan
+from cvdist.features import changes, fingerprint, local, manifest
 from cvdist.features.build import parse_index
 from cvdist.features.copies import Copy, DeviceCopy, FeatureRows, MappedCopy
 from cvdist.features.loader import FeatureLoader
@@ -161,11 +160,11 @@ def _require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest)
             f"--features {redact(folder.uri)} is of the classes {', '.join(cache.classes)}, --data "
             f"{redact(config.data.uri)} has {', '.join(listing.classes)}: run jobs/preprocess.py again"
         )
-    changes = plan.find_changes(listing.table, known, plan.digests_of(config.data.uri))
-    if changes.any:
+    found = changes.find_changes(listing.table, known, changes.digests_of(config.data.uri))
+    if found.any:
         raise UserError(
             f"--features {redact(folder.uri)} is out of date for --data {redact(config.data.uri)} "
-            f"({changes.describe(listing.table)}): run jobs/preprocess.py again, which computes only what has "
+            f"({found.describe(listing.table)}): run jobs/preprocess.py again, which computes only what has "
             "changed"
         )
 
@@ -228,17 +227,11 @@ def _originals(config: TrainConfig, cache: Manifest) -> Callable[[Sequence[str]]
     size, resize = cache.fingerprint.size, cache.fingerprint.resize
 
     def pictures(paths: Sequence[str]) -> Tensor:
-        found = torch.full((len(paths), size, size, 3), 128, dtype=torch.uint8)
         try:
-            filesystem, root = storage.locate(uri, "--data")
-            for i, path in enumerate(paths):
-                found[i] = decode(storage.read(filesystem, f"{root}/{path}"), size, resize)
-        except (OSError, UserError, UndecodableError) as error:
-            logger.warning("pictures   %s can't be read for figures: %s", redact(uri), _why(error))
+            found = Reader(uri, size, resize).pixels(paths)
+        except UserError as error:
+            logger.warning("pictures   %s can't be read for figures: %s", redact(uri), error)
+            found = torch.full((len(paths), size, size, 3), 128, dtype=torch.uint8)
         return found.permute(0, 3, 1, 2).contiguous()
 
     return pictures
-
-
-def _why(error: Exception) -> str:
-    return storage.reason(error) if isinstance(error, OSError) else str(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import importlib
 import io
@@ -23,7 +22,7 @@ from typing import Annotated, Any
 from cvdist import config as configs
 from cvdist import log, recipes
 from cvdist.config import Setting, TrainConfig
-from cvdist.errors import EXIT_USER_ERROR, UserError
+from cvdist.errors import EXIT_USER_ERROR, UserError, did_you_mean
 
 _GENERAL = {
     "--help": "this text; after a recipe's name, all its settings",
@@ -69,7 +68,7 @@ class Job:
     summary: str
     subject: str = "RECIPE"
     subject_field: str = ""
-    subject_help: str = ""
+    subject_help: str = f"one of {', '.join(recipes.names())}"
     from_recipe: Callable[[TrainConfig], Any] = lambda recipe: recipe
     example: str = "--lr 0.05 --num-workers 4 --name my-run"
     without: frozenset[str] = frozenset()
@@ -132,7 +131,7 @@ JOBS = {
     "preflight": Job(TrainConfig, "Check before a training whether all that it needs is there."),
     "replay": Job(
         configs.ReplayConfig,
-        "Deliver to MLflow what a job kept while the server was away.",
+        "Deliver to MLflow (MLFLOW_TRACKING_URI) what a job kept while the server was away.",
         subject="JOURNAL",
         subject_field="replay.journal",
         subject_help="a file or URI, as the job has named it",
@@ -163,8 +162,7 @@ def run(words: Sequence[str] | None = None) -> int:
         print(cvdist.__version__)
         return 0
     if words[0] not in JOBS:
-        near = difflib.get_close_matches(words[0], JOBS, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(JOBS)}"
+        hint = did_you_mean(words[0], JOBS, f"there are: {', '.join(JOBS)}")
         print(f"error: unknown job {words[0]!r}: {hint}", file=sys.stderr)
         return EXIT_USER_ERROR
     return run_job(words[0], words[1:])
@@ -238,11 +236,11 @@ def show(text: str) -> None:
 # ------------------------------------------------------------------------------------------------- parsing
 
 
-def parse(job: str, arguments: Sequence[str]) -> Any:
+def parse(name: str, arguments: Sequence[str]) -> Any:
     """The settings that a job's command line names; None if only help or the settings were asked for.
 
     Args:
-        job: its name, as in `JOBS`.
+        name: the job's, as in `JOBS`.
         arguments: `RECIPE [--flag value ...]`, or another subject in place of the recipe; for `preprocess` also
             `--check URI` and the like, which give a `CacheCommand`.
 
@@ -251,47 +249,31 @@ def parse(job: str, arguments: Sequence[str]) -> Any:
             the wrong type.
         SystemExit: after `--help` with a subject.
     """
-    words = [word for word in arguments if word not in ("--debug", "--show-config")]
-    if job == "preprocess" and (found := _cache_command(words)) is not None:
+    words = _with_values([word for word in arguments if word not in ("--debug", "--show-config")])
+    if name == "preprocess" and (found := _cache_command(words)) is not None:
         return found
-    if job == "replay":
-        return _parse_replay(words)
-    config = (_parse_recipe if JOBS[job].subject == "RECIPE" else _parse_subject)(job, words)
-    if config is not None and "--show-config" in arguments:
+    job, program = JOBS[name], _program(name)
+    if job.subject == "RECIPE":
+        if not words or words[0] in ("-h", "--help"):
+            print(_overview(name))
+            return None
+    elif not words or {"-h", "--help"} & set(words):
+        words = ["--help"]
+    if words[0].startswith("-") and words != ["--help"]:
+        takes = "a recipe" if job.subject == "RECIPE" else job.subject
+        raise UserError(f"the first argument is {takes}, not {words[0]}: {job.subject_help}")
+    if job.subject == "RECIPE":
+        recipe = words.pop(0)
+        base, program = job.from_recipe(recipes.find(recipe)), f"{program} {recipe}"
+        about = f"Recipe {recipe}: {recipes.names()[recipe]}"
+    else:
+        base, about = job.settings(), job.summary
+    _require_known(name, words)
+    config = _ask_tyro(job, base, program, about, words)
+    if "--show-config" in arguments:
         print(json.dumps(configs.to_dict(config), indent=2))
         return None
     return config
-
-
-def _parse_recipe(name: str, words: list[str]) -> Any:
-    job, words = JOBS[name], _with_values(words)
-    if not words or words[0] in ("-h", "--help"):
-        print(_overview(name))
-        return None
-    if words[0].startswith("-"):
-        raise UserError(f"the first argument is a recipe, not {words[0]}: one of {', '.join(recipes.names())}")
-    base = job.from_recipe(recipes.find(words[0]))
-    _require_known(name, words[1:])
-    about = f"Recipe {words[0]}: {recipes.names()[words[0]]}"
-    return _ask_tyro(job, base, f"{_program(name)} {words[0]}", about, words[1:])
-
-
-def _parse_subject(name: str, words: list[str]) -> Any:
-    job = JOBS[name]
-    asks_help = not words or bool({"-h", "--help"} & set(words))
-    if not asks_help and words[0].startswith("-"):
-        raise UserError(f"the first argument is {job.subject}, not {words[0]}: {job.subject_help}")
-    _require_known(name, words)
-    return _ask_tyro(job, job.settings(), _program(name), job.summary, ["--help"] if asks_help else words)
-
-
-def _parse_replay(words: list[str]) -> Any:
-    if words in ([], ["-h"], ["--help"]):
-        print(f"usage: [MLFLOW_TRACKING_URI=...] {command('replay')} JOURNAL   (as the job has named it)")
-        return None
-    if len(words) != 1 or words[0].startswith("-"):
-        raise UserError("jobs/replay.py takes one journal, a file or URI, and no flags")
-    return configs.replace(configs.ReplayConfig(), journal=words[0])
 
 
 def _cache_command(words: list[str]) -> CacheCommand | None:
@@ -329,11 +311,8 @@ def _ask_tyro(job: Job, base: Any, program: str, about: str, words: Sequence[str
     """
     import tyro
 
-    groups = configs.groups_of(job.settings)
-    shown = {name: _shown(job, name, group) for name, group in groups.items()}
-    fields = [
-        (name, cls, dataclasses.field(default=cls(**vars(getattr(base, name))))) for name, cls in shown.items()
-    ]
+    groups = {name: _shown(job, name, getattr(base, name)) for name in configs.groups_of(job.settings)}
+    fields = [(name, cls, dataclasses.field(default=cls())) for name, cls in groups.items()]
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
@@ -348,39 +327,31 @@ def _ask_tyro(job: Job, base: Any, program: str, about: str, words: Sequence[str
         if not stop.code:
             raise
         raise UserError(_one_line(output.getvalue())) from None
-    changed = {name: group(**vars(getattr(chosen, name))) for name, group in groups.items()}
+    changed = {name: type(getattr(base, name))(**vars(getattr(chosen, name))) for name in groups}
     return dataclasses.replace(base, **changed)
 
 
-def _shown(job: Job, name: str, group: type[Any]) -> type[Any]:
-    """`group` as tyro is to show it: the names of its flags, without those that the job does not take.
+def _shown(job: Job, name: str, group: Any) -> type[Any]:
+    """The class of a group as tyro is to show it: the group's values, and only the flags that the job takes.
 
     It is a subclass, so that the help has the fields' descriptions.
     """
     import tyro
 
-    renamed: list[Any] = []
-    for one in configs.fields_of(group, name):
-        marks: list[Any] = []
+    fields = []
+    for one in configs.fields_of(type(group), name):
+        # Tyro shows what it calls aliases first.
+        shown, *aliases = [one.alias, configs.dashed(one.flag)] if one.alias else [one.flag]
+        marks: list[Any] = [tyro.conf.arg(name=shown.replace("_", "-"), aliases=aliases)]
         if f"{name}.{one.field}" == job.subject_field:
             marks = [tyro.conf.Positional, tyro.conf.arg(metavar=job.subject)]
         elif one.flag in job.without:
             marks = [tyro.conf.Suppress]
-        elif one.flag != one.field or one.alias:
-            # Tyro shows what it calls aliases first.
-            aliases = [configs.dashed(one.flag)] if one.alias else None
-            shown = configs.dashed(one.alias or one.flag).removeprefix("--")
-            marks = [tyro.conf.arg(name=shown, aliases=aliases)]
-        if marks:
-            default = next(field.default for field in dataclasses.fields(group) if field.name == one.field)
-            kind = Annotated[(configs.plain_type(one.hint), *marks)]  # type: ignore[valid-type]
-            renamed.append((one.field, kind, dataclasses.field(default=default)))
-    if not renamed:
-        return group
-    documented = {"__doc__": group.__doc__}
-    return dataclasses.make_dataclass(
-        group.__name__, renamed, bases=(group,), frozen=True, namespace=documented
-    )
+        kind = Annotated[(configs.plain_type(one.hint), *marks)]  # type: ignore[valid-type]
+        fields.append((one.field, kind, dataclasses.field(default=getattr(group, one.field))))
+    cls = type(group)
+    documented = {"__doc__": cls.__doc__}
+    return dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), frozen=True, namespace=documented)
 
 
 def _require_known(job: str, words: Sequence[str]) -> None:
@@ -401,9 +372,7 @@ def _require_known(job: str, words: Sequence[str]) -> None:
         if others:
             once = f", once {flag}," if now != flag else ""
             raise UserError(f"{now}{once} is a setting of {_and(others)}, not of {job}: leave it out")
-        near = difflib.get_close_matches(flag, sorted(known), n=2, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all"
-        raise UserError(f"unknown flag {flag}: {hint}")
+        raise UserError(f"unknown flag {flag}: {did_you_mean(flag, sorted(known), '--help lists all')}")
 
 
 def _and(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ import torch
 from cvdist import config as configs
 from cvdist import log, storage, tracking
 from cvdist.config import EvaluateConfig, TrackingConfig
+from cvdist.data.quarantine import QUARANTINE, quarantine_csv
 from cvdist.distributed import device as devices
 from cvdist.errors import UserError
 from cvdist.evaluation import page
@@ -25,7 +26,6 @@ from cvdist.log import redact
 from cvdist.runtime.signals import sigterm_raises
 from cvdist.saved import SavedModel, open_model
 from cvdist.tracking import RunRef, TrackingStore, environment, open_tracker
-from cvdist.training.reporting import quarantine_table
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def _log(store: TrackingStore, evaluation: Evaluations) -> RunRef:
         tracker.log_text("classes.csv", page.class_table(evaluation.first.metrics))
         tracker.log_text("evaluation.json", json.dumps(evaluation.to_dict(), indent=1))
         if evaluation.pictures.quarantine:
-            tracker.log_text("quarantine.csv", quarantine_table(evaluation.pictures.quarantine))
+            tracker.log_text(QUARANTINE, quarantine_csv(evaluation.pictures.quarantine))
         tracker.close()
         tracking.link_model(run, saved.model_id)
         tracking.set_description(run, page.description(evaluation, environment.command()))

@@ -1,7 +1,7 @@
 """Before GPUs are spent: is all that a job needs there, on every node, and how fast?
 
 Each node is looked at by a task of its own. The workers' places are then filled with short-lived actors that
-all-reduce a buffer as training would, by PyTorch's own collectives and not by Ray's.
+measure the link as training does (`cvdist.parallel.measure`), by PyTorch's own collectives and not by Ray's.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ _PACKAGES = ("cvdist", "torch", "ray", "mlflow")
 _SMALL_SHM = 1 << 30  # bytes; Ray's object store lies there, and falls back to a slow disk
 _NODE_SECONDS = 40.0
 _REDUCE_SECONDS = 50.0
-_BUFFER = 16 << 20  # float32 values, 64 MiB: as one of DDP's larger buckets
-_ROUNDS = 3
 _SAMPLES = 8
 
 
@@ -225,21 +223,16 @@ def _samples(config: TrainConfig) -> str:
         return str(inspect.describe(config.features.uri)).strip().splitlines()[0]
     if config.data.dataset != "images":
         return f"{config.data.dataset}: comes with the package, or is downloaded"
-    from cvdist.data.images import decode, listing
+    from cvdist.data.images import listing
+    from cvdist.data.images.ahead import Reader
 
     listed = listing.list_pictures(config.data)
     paths = listed.table.column("path").to_pylist()
-    filesystem, root = storage.locate(config.data.uri, "--data")
-    began = time.monotonic()
-    bad = []
     chosen = random.Random(0).sample(paths, min(_SAMPLES, len(paths)))
-    for path in chosen:
-        try:
-            decode.decode(
-                storage.read(filesystem, f"{root}/{path}"), config.data.image_size, config.data.resize
-            )
-        except decode.UndecodableError as error:
-            bad.append(f"{path} ({error})")
+    reader = Reader(config.data.uri, config.data.image_size, config.data.resize)
+    began = time.monotonic()
+    found = zip(chosen, reader.decode(chosen), strict=True)
+    bad = [f"{path} ({one.reason})" for path, one in found if one.pixels is None]
     if bad:
         raise UserError(f"{len(bad)} of {len(chosen)} pictures can't be decoded: {bad[0]}")
     each = 1e3 * (time.monotonic() - began) / max(len(chosen), 1)
@@ -275,6 +268,8 @@ def _trained(config: TrainConfig) -> nn.Module:
 
 def _all_reduce(config: TrainConfig) -> Iterator[Row]:
     """Measured bandwidth between the workers, and what a step's gradients take of it."""
+    from cvdist.distributed.traffic import ring_bytes
+
     count, _ = config.runtime.worker_range
     if count < 2:
         yield Row("all-reduce", "workers", "one worker: nothing to exchange")
@@ -295,7 +290,7 @@ def _all_reduce(config: TrainConfig) -> Iterator[Row]:
             for i in range(count)
         ]
         address = ray.get(actors[0].address.remote(), timeout=_REDUCE_SECONDS)
-        seconds = max(ray.get([a.measure.remote(address) for a in actors], timeout=_REDUCE_SECONDS))
+        rate = ray.get([a.measure.remote(address) for a in actors], timeout=_REDUCE_SECONDS)[0]
     except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
         first = str(error).strip().splitlines()[-1][:120]
         yield Row(
@@ -306,22 +301,18 @@ def _all_reduce(config: TrainConfig) -> Iterator[Row]:
         for running in actors:
             ray.kill(running)
         remove_placement_group(group)
-    # A ring moves 2 (n - 1) / n of the bytes over each link (Patarasuk and Yuan 2009, JPDC 69).
-    share = 2 * (count - 1) / count
-    rate = _BUFFER * 4 * share / seconds
-    parameters = trained_parameters(config)
-    needs = f"a step averages {_step(4 * parameters, share / rate)}"
+
+    def exchange(size: float) -> str:
+        return f"{size / 1e6:,.1f} MB in {1e3 * ring_bytes(size, count) / rate:,.0f} ms"
+
+    needs = f"a step averages {exchange(4 * trained_parameters(config))}"
     if summed := summed_bytes(config, count):
-        needs += f", or sums {_step(summed, share / rate)} with --parallel head"
+        needs += f", or sums {exchange(summed)} with --parallel head"
     yield Row("all-reduce", f"{count} workers", f"{rate / 1e6:,.0f} MB/s each way; {needs}")
 
 
-def _step(size: float, seconds_a_byte: float) -> str:
-    return f"{size / 1e6:,.1f} MB in {1e3 * size * seconds_a_byte:,.0f} ms"
-
-
 class _Reducer:
-    """An actor that takes part in measuring how long all-reduce takes."""
+    """An actor that takes part in measuring the link between the workers."""
 
     def __init__(self, rank: int, count: int, use_gpu: bool) -> None:
         self._rank, self._count, self._use_gpu = rank, count, use_gpu
@@ -333,9 +324,11 @@ class _Reducer:
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
     def measure(self, address: str) -> float:
-        """Seconds of one all-reduce, the median of a few."""
+        """Bytes/s that a worker sends in an all-reduce."""
         import torch
         import torch.distributed as dist
+
+        from cvdist.parallel import measure
 
         dist.init_process_group(
             "nccl" if self._use_gpu else "gloo",
@@ -344,16 +337,9 @@ class _Reducer:
             world_size=self._count,
             timeout=timedelta(seconds=_REDUCE_SECONDS),
         )
-        buffer = torch.ones(_BUFFER, device="cuda" if self._use_gpu else "cpu")
-        times = []
-        for _ in range(_ROUNDS):
-            dist.barrier()
-            began = time.monotonic()
-            dist.all_reduce(buffer)
-            buffer[0].item()  # waits for a GPU
-            times.append(time.monotonic() - began)
+        rate, _ = measure.link(torch.device("cuda" if self._use_gpu else "cpu"))
         dist.destroy_process_group()
-        return sorted(times)[_ROUNDS // 2]
+        return rate
 
 
 def _guarded(what: str, where: str, probe: Callable[[], str]) -> Row:

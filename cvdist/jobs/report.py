@@ -13,10 +13,11 @@ from pathlib import Path, PurePosixPath
 from cvdist import config as configs
 from cvdist import log, recipes
 from cvdist.config import ReportConfig
+from cvdist.data.quarantine import QUARANTINE
 from cvdist.errors import UserError
 from cvdist.jobs import cli
 from cvdist.report_html import figures
-from cvdist.report_html.content import DataSummary, FigureFile, ModelSummary, Report, Setting
+from cvdist.report_html.content import FigureFile, Report, Setting
 from cvdist.report_html.embed import TYPES
 from cvdist.report_html.page import render
 from cvdist.results import EpochRecord, RidgeResult
@@ -29,10 +30,10 @@ logger = logging.getLogger(__name__)
 NAME = "report.html"
 
 _FIGURES = "figures"
-_QUARANTINE = "quarantine.csv"
 _ALL_SECONDS = 120.0
 _LARGEST_FILE = 100 * 2**20  # bytes of one figure
 _DEEPEST = 3  # folders below `figures`
+_MOST_CLASSES = 30  # that are named
 # Tags that `cvdist.tracking.environment` sets, by what the report calls them.
 _PLACES = {
     "mlflow.source.git.commit": "Commit",
@@ -115,30 +116,22 @@ def present(result: ReportResult) -> int:
 def _content(run: StoredRun, ended: bool) -> Report:
     parameters = run.params
     pictures, left_out = _pictures(run)
-    world_size = parameters.get("run.world_size", "")
-    settings, facts = _settings(parameters)
+    ridge = _ridge(run.metrics)
+    names = [parameters.get("model.name"), run.dataset.name if run.dataset else None]
     return Report(
         name=run.name,
         status="" if ended or run.finished else run.status,
-        recipe=parameters.get("recipe", ""),
-        command=run.tags.get("cvdist.command", ""),
+        subject=" on ".join(filter(None, names)),
         started=_date(run.started),
-        address=_address(run),
-        data=_data(run),
-        model=_model(parameters),
-        workers=int(world_size) if world_size.isdecimal() else 0,
-        hardware=parameters.get("run.hardware", ""),
-        precision=parameters.get("run.precision", ""),
+        command=run.tags.get("cvdist.command", ""),
+        recipe=parameters.get("recipe", ""),
+        trained=_data(run) | _model(parameters) | _baseline(ridge),
         epochs=_epochs(run),
         first_step_seconds=run.first_step_seconds,
-        ridge=_ridge(run.metrics),
-        settings=settings,
-        facts=facts,
-        versions=tuple(
-            [("cvdist", run.tags[key]) for key in ("cvdist.version",) if key in run.tags]
-            + [(key.partition(".")[2], run.tags[key]) for key in sorted(run.tags) if key.startswith("version.")]
-        ),
-        quarantine=tuple((row[0], row[1]) for row in run.read_table(_QUARANTINE) if len(row) > 1),
+        ridge=ridge,
+        settings=_settings(parameters),
+        environment=_environment(run),
+        quarantine=tuple((row[0], row[1]) for row in run.read_table(QUARANTINE) if len(row) > 1),
         pictures=pictures,
         left_out=left_out,
     )
@@ -148,12 +141,13 @@ def _date(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC") if seconds else ""
 
 
-def _address(run: StoredRun) -> tuple[tuple[str, str], ...]:
-    places = [(name, run.tags[key]) for key, name in _PLACES.items() if run.tags.get(key)]
-    return (*places, ("MLflow run", run.run_id))
+def _environment(run: StoredRun) -> dict[str, str]:
+    places = {name: run.tags.get(key, "") for key, name in _PLACES.items()}
+    versions = {key.partition(".")[2]: run.tags[key] for key in sorted(run.tags) if key.startswith("version.")}
+    return places | {"MLflow run": run.run_id, "cvdist": run.tags.get("cvdist.version", "")} | versions
 
 
-def _settings(parameters: Mapping[str, str]) -> tuple[tuple[Setting, ...], tuple[tuple[str, str], ...]]:
+def _settings(parameters: Mapping[str, str]) -> tuple[Setting, ...]:
     """The configuration, in its own order and next to the recipe's; and all other parameters."""
     order = [name for name, _ in configs.flat(configs.TrainConfig()) if name != "recipe"]
     try:
@@ -164,45 +158,54 @@ def _settings(parameters: Mapping[str, str]) -> tuple[tuple[Setting, ...], tuple
         usual = {}
     # A new name is not another configuration.
     usual["run.name"] = parameters.get("run.name", "")
-    settings = tuple(
+    settings = [
         Setting(group, field, parameters[name], usual.get(name) if len(usual) > 1 else None)
         for name in order
         if name in parameters
         for group, _, field in [name.partition(".")]
-    )
+    ]
     rest = sorted(set(parameters) - set(order) - {"recipe"})
-    return settings, tuple((name, parameters[name]) for name in rest)
+    return (*settings, *(Setting("found at the start", name, parameters[name]) for name in rest))
 
 
-def _data(run: StoredRun) -> DataSummary | None:
-    dataset = run.dataset
-    if dataset is None:
-        return None
-    features = str(dataset.schema.get("mlflow_tensorspec", {}).get("features", ""))
-    return DataSummary(
-        name=dataset.name,
-        source=dataset.source,
-        shape=features.removeprefix("uint8 "),
-        classes=tuple(map(str, dataset.profile.get("classes", ()))),
-        train_size=int(dataset.profile.get("train", 0)),
-        valid_size=int(dataset.profile.get("valid", 0)),
-        sha256=run.params.get("data.sha256", dataset.digest),
+def _data(run: StoredRun) -> dict[str, str]:
+    if run.dataset is None:
+        return {}
+    name, source, profile = run.dataset.name, run.dataset.source, run.dataset.profile
+    train, valid = int(profile.get("train", 0)), int(profile.get("valid", 0))
+    shape = str(run.dataset.schema.get("mlflow_tensorspec", {}).get("features", "")).removeprefix("uint8 ")
+    classes = [str(name) for name in profile.get("classes", ())]
+    more = len(classes) - _MOST_CLASSES
+    listed = ", ".join(classes[:_MOST_CLASSES]) + (f" and {more} more" if more > 0 else "")
+    return {
+        "Data": f"{name} · {source}" if source not in ("", name) else name,
+        "Pictures": f"{train:,} for training, {valid:,} for validation" if train else "",
+        "A picture": f"{shape} (channels, height, width)" if shape else "",
+        "Classes": f"{len(classes)}: {listed}" if classes else "",
+        "SHA-256 of the data": run.params.get("data.sha256", run.dataset.digest),
+    }
+
+
+def _model(parameters: Mapping[str, str]) -> dict[str, str]:
+    trained, frozen, workers = (
+        int(value) if (value := parameters.get(f"run.{name}", "")).isdecimal() else 0
+        for name in ("parameters", "frozen_parameters", "world_size")
     )
+    hardware = parameters.get("run.hardware")
+    return {
+        "Model": parameters.get("model.name", ""),
+        "Parameters": f"{trained:,} trained" + (f", {frozen:,} frozen" if frozen else "") if trained else "",
+        "Pretrained weights": parameters.get("model.weights", ""),
+        "SHA-256 of the weights": parameters.get("weights.sha256", ""),
+        "Normalization": parameters.get("weights.normalization", ""),
+        "Workers": f"{workers}" + (f" on {hardware}" if hardware else "") if workers else "",
+        "Precision": parameters.get("run.precision", ""),
+        "Recipe": parameters.get("recipe", ""),
+    }
 
 
-def _model(parameters: Mapping[str, str]) -> ModelSummary | None:
-    name = parameters.get("model.name", "")
-    if not name:
-        return None
-    trained, frozen = (parameters.get(f"run.{which}", "0") for which in ("parameters", "frozen_parameters"))
-    return ModelSummary(
-        name=name,
-        trained=int(trained) if trained.isdecimal() else 0,
-        frozen=int(frozen) if frozen.isdecimal() else 0,
-        weights=parameters.get("model.weights", ""),
-        weights_sha256=parameters.get("weights.sha256", ""),
-        normalization=parameters.get("weights.normalization", ""),
-    )
+def _baseline(ridge: RidgeResult | None) -> dict[str, str]:
+    return {"Baseline": f"ridge probe on the features: {ridge}, penalty {ridge.penalty:.3g}"} if ridge else {}
 
 
 def _ridge(metrics: Mapping[str, float]) -> RidgeResult | None:

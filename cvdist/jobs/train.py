@@ -329,7 +329,8 @@ def table(result: TrainResult) -> str:
         ("checkpoints", f"{result.storage}/{result.name}"),
     ]
     if summary.slow_requests:
-        rows.append(("storage", str(summary.slow_requests)))
+        lost = f"{log.duration(summary.seconds_lost)} lost"
+        rows.append(("storage", f"{summary.slow_requests} requests slow, tried again or failed, {lost}"))
     rows += console.mlflow_row(run)
     if result.registered:
         rows.append(("registered", result.registered))

@@ -60,7 +60,12 @@ class TrialTracker(NoTracker):
     """Passes on a trial's parameters and metrics, not its figures and files, and tells of each epoch."""
 
     def __init__(self, inner: Tracker, epoch_done: Callable[[TrialEpoch], None]) -> None:
-        """Wrap the tracker of the trial's run, `inner`."""
+        """Wrap the tracker of the trial's run.
+
+        Args:
+            inner: that tracker.
+            epoch_done: is called with the results of each epoch.
+        """
         self._inner, self._epoch_done = inner, epoch_done
         self.log_params, self.log_dataset, self.close = inner.log_params, inner.log_dataset, inner.close  # type: ignore[method-assign]
 

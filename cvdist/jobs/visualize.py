@@ -19,7 +19,8 @@ from torch import Tensor
 from cvdist import config as configs
 from cvdist import loaders, log, storage, tracking
 from cvdist.config import DataConfig, LookConfig, VisualizeJobConfig
-from cvdist.data.images.decode import UndecodableError, decode
+from cvdist.data.images.ahead import Reader
+from cvdist.data.images.decode import to_gray
 from cvdist.data.images.listing import list_pictures, list_unlabeled, split_rows
 from cvdist.data.normalize import Normalizer
 from cvdist.distributed import device as devices
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _VALID = ("valid", "val", "validation", "test")
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes gray of colors
 
 Made = Callable[[], bytes]
 
@@ -232,19 +232,17 @@ def _decoded(
     """
     order = torch.randperm(len(found), generator=generator("pictures of a folder")).tolist()[:limit]
     chosen = [found[row] for row in sorted(order)]
-    filesystem, root = storage.locate(uri, "--data")
+    reader = Reader(uri, size, resize)
 
-    def load(entry: tuple[str, str]) -> Tensor | str:
-        path = f"{root}/{entry[0]}" if entry[0] else root
+    def load(path: str) -> Tensor | str:
         try:
-            return decode(storage.read(filesystem, path), size, resize)
-        except UndecodableError as error:
-            return f"{entry[0] or uri}: {error}"
-        except OSError as error:
-            return f"{entry[0] or uri}: {storage.reason(error)}"
+            (one,) = reader.decode([path])
+        except UserError as error:
+            return str(error)
+        return one.pixels if one.pixels is not None else f"{path or uri}: {one.reason}"
 
     with ThreadPoolExecutor(usable_cores()) as pool:
-        loaded = list(pool.map(load, chosen))
+        loaded = list(pool.map(load, [path for path, _ in chosen]))
     bad = [reason for reason in loaded if isinstance(reason, str)]
     good = [
         (pixels, name) for pixels, (_, name) in zip(loaded, chosen, strict=True) if isinstance(pixels, Tensor)
@@ -256,8 +254,7 @@ def _decoded(
         logger.warning("pictures   left out, it can't be decoded: %s", redact(reason))
     pixels = torch.stack([pixels for pixels, _ in good]).permute(0, 3, 1, 2)
     if saved.identity.channels == 1:
-        weights = torch.tensor(_LUMA).view(1, 3, 1, 1)
-        pixels = (pixels.float() * weights).sum(1, keepdim=True).round().to(torch.uint8)
+        pixels = to_gray(pixels).to(torch.uint8)
     source = Decoded(pixels.contiguous(), [name for _, name in good], len(found) - len(bad))
     many = f"{len(good):,} of {len(found):,} pictures" if len(good) < len(found) else f"{len(good):,} pictures"
     return _Pictures(source, f"{many} in {redact(uri)}", bad)
@@ -337,7 +334,7 @@ def table(result: VisualizeResult) -> str:
 
 
 def _next(result: VisualizeResult) -> str:
-    """The lines that tell what to do next."""
+    """The line that tells what to do next."""
     if result.interpretation is None:
         return "the same with --data PICTURES, to see activations, top activations and Grad-CAM"
     if result.run is not None:

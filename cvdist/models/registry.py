@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from cvdist.config import BackboneConfig, HeadSize, ModelConfig
-from cvdist.errors import UserError
+from cvdist.errors import UserError, did_you_mean
 from cvdist.models.frozen import FrozenBackbone
 
 BLOCKS = 5  # of convolutions in a model that goes on from pretrained weights: all of VGG's sizes have five
@@ -129,12 +128,11 @@ def find(name: str) -> ModelSpec:
     """Return the registry's entry for `name`.
 
     Raises:
-        UserError: if there is none; the message lists similar names and all names.
+        UserError: if there is none; the message lists similar names, or all.
     """
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(f"unknown model {name!r}: {hint}--model takes: {', '.join(MODELS)}")
+        hint = did_you_mean(name, MODELS, f"--model takes: {', '.join(MODELS)}")
+        raise UserError(f"unknown model {name!r}: {hint}")
     return MODELS[name]
 
 

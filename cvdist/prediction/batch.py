@@ -2,69 +2,57 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from cvdist import log, storage
+from cvdist import resumable_map, storage
 from cvdist.config import InferenceConfig, PredictConfig
-from cvdist.data.dataset import BadPicture
 from cvdist.data.images.decode import FORMAT as DECODER
 from cvdist.data.images.listing import list_unlabeled
+from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.log import redact
-from cvdist.prediction import plan, results
-from cvdist.prediction.plan import WorkUnit
-from cvdist.prediction.results import ResultFile
+from cvdist.prediction import results
+from cvdist.resumable_map import Compute, MapPlan, Receipt, ResultStore
 from cvdist.saved import SavedModel
 from cvdist.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-_READERS = 16  # files at a time
-
-Compute = Callable[[Sequence[WorkUnit]], Iterator[ResultFile | None]]
-"""Predicts slices, in any order; None now and then, while there is nothing new."""
-
 
 @dataclass(frozen=True)
 class PredictionPlan:
-    """What is to be done. work: all slices, of which `done` has those that earlier jobs have finished."""
+    """What is to be done: the slices of the listing, and what their predictions depend on (`identity_of`)."""
 
     identity: dict[str, Any]
     pictures: int
-    work: list[WorkUnit]
-    done: dict[str, ResultFile]
-
-    @property
-    def left(self) -> list[WorkUnit]:
-        """The work units that have to be predicted."""
-        return [work for work in self.work if results.name_of(work.key) not in self.done]
+    slices: MapPlan
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A finished prediction. computed: pictures of this job; seconds: that they took; removed: stale files."""
+    """A finished prediction.
 
-    parts: tuple[ResultFile, ...]
+    Attributes:
+        files: receipts of all result files.
+        bad: pictures that can't be decoded.
+        counts: number of pictures that were taken for each class.
+        rows: number of pictures that have a prediction.
+        computed: number of pictures that this job has predicted.
+        seconds: time that they took.
+        removed: number of stale result files that were deleted.
+    """
+
+    files: tuple[Receipt, ...]
     bad: tuple[BadPicture, ...]
     counts: dict[str, int]
+    rows: int
     computed: int
     seconds: float
     removed: int
-
-    @property
-    def rows(self) -> int:
-        """Pictures that have a prediction."""
-        return sum(part.rows for part in self.parts)
 
 
 def resolved(inference: InferenceConfig, saved: SavedModel) -> InferenceConfig:
@@ -88,11 +76,9 @@ def identity_of(config: PredictConfig, saved: SavedModel) -> dict[str, Any]:
     """Everything that the predictions of a given picture depend on."""
     return {
         "model": saved.digest,
-        # Without its head, which the digest tells apart: results of older versions stay valid.
         "architecture": {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(saved.identity).items()
-            if name not in ("head", "hidden_size")
         },
         "mean": list(saved.mean),
         "std": list(saved.std),
@@ -108,18 +94,14 @@ def make_plan(config: PredictConfig, saved: SavedModel) -> PredictionPlan:
     Raises:
         UserError: if either can't be read or written, or there are results of something else.
     """
-    folder = Folder.open(config.prediction.output, "--output")
-    storage.check_writable(folder.uri, "--output")
+    store = ResultStore.open(config.prediction.output, "--output", "predictions", ".parquet")
+    storage.check_writable(store.folder.uri, "--output")
     identity = identity_of(config, saved)
-    _require_same(folder, config, identity)
+    _require_same(store.folder, config, identity)
     listing = list_unlabeled(config.prediction.data)
-    work = plan.work_units(listing, identity, config.prediction.slice_size)
-    sizes = folder.sizes()
-    there = [one.key for one in work if results.name_of(one.key) in sizes]
-    with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(lambda key: results.find(folder, key, sizes[results.name_of(key)]), there)
-        done = {part.object: part for part in found if part is not None}
-    return PredictionPlan(identity, len(listing), work, done)
+    bounds = resumable_map.stable_bounds(listing.column("path").to_pylist(), config.prediction.slice_size)
+    units = resumable_map.work_units(listing, {"identity": identity}, bounds)
+    return PredictionPlan(identity, len(listing), store.plan(units, store.folder.sizes()))
 
 
 def _require_same(folder: Folder, config: PredictConfig, identity: dict[str, Any]) -> None:
@@ -147,93 +129,39 @@ def predict(config: PredictConfig, saved: SavedModel, todo: PredictionPlan, comp
     Raises:
         UserError: for what `compute` raises, and if too many pictures are bad.
     """
-    folder = Folder.open(config.prediction.output, "--output", patient=True)
-    left, done = todo.left, dict(todo.done)
-    if todo.done:
-        logger.info("results    %d of %d slices are there already", len(todo.done), len(todo.work))
-    finished = sum(part.pictures for part in done.values())
-    bad = sum(len(part.bad) for part in done.values())
-    logger.info("pictures   %s of %s to predict, in %d slices", f"{todo.pictures - finished:,}",
+    slices, left = todo.slices, todo.slices.left
+    if slices.done:
+        logger.info("results    %d of %d slices are there already", len(slices.done), len(slices.units))
+    logger.info("pictures   %s of %s to predict, in %d slices", f"{sum(len(unit.paths) for unit in left):,}",
                 f"{todo.pictures:,}", len(left))  # fmt: skip
-    _require_few_bad(config, todo.pictures, bad, done)
-    began, already = time.monotonic(), finished
-    line = log.ProgressLine(logger, enabled=True)
-    for part in compute(left) if left else ():
-        if part is not None:
-            done[part.object] = part
-            finished += part.pictures
-            bad += len(part.bad)
-            _require_few_bad(config, todo.pictures, bad, {part.object: part})
-        if line.due():
-            rate = (finished - already) / (time.monotonic() - began)
-            left_text = f"about {log.duration((todo.pictures - finished) / rate)} left" if rate else "starting"
-            line.show(f"{finished:,}/{todo.pictures:,} pictures, {rate:,.1f} images/s, {left_text}")
-    line.clear()
-    seconds = time.monotonic() - began
-    parts = tuple(done[results.name_of(work.key)] for work in todo.work)
-    return _finish(config, saved, folder, todo, parts, finished - already, seconds)
-
-
-def _require_few_bad(config: PredictConfig, pictures: int, bad: int, last: dict[str, ResultFile]) -> None:
-    """Refuse a data set with too many bad pictures, as soon as that is certain.
-
-    Raises:
-        UserError: above `--max-bad-fraction`.
-    """
-    if bad > config.inference.max_bad_fraction * pictures:
-        first = next(picture for part in last.values() for picture in part.bad)
-        raise UserError(
-            f"--data {redact(config.prediction.data)}: {bad} of {pictures} pictures can't be decoded, more "
-            f"than --max-bad-fraction {config.inference.max_bad_fraction:g} allows, e.g. {first.path} "
-            f"({first.reason}). "
-            "Fix or remove them, or raise the limit"
-        )
-
-
-def _finish(
-    config: PredictConfig,
-    saved: SavedModel,
-    folder: Folder,
-    todo: PredictionPlan,
-    parts: tuple[ResultFile, ...],
-    computed: int,
-    seconds: float,
-) -> Predictions:
-    """Quarantine, manifest, and only then the stale files: so a manifest names only what is there."""
-    bad = tuple(sorted((picture for part in parts for picture in part.bad), key=lambda picture: picture.path))
-    counts: Counter[str] = Counter(dict.fromkeys(saved.identity.classes, 0))
-    for part in parts:
-        counts.update(part.counts)
+    mapped = resumable_map.run(
+        slices,
+        compute,
+        noun="slices",
+        data=config.prediction.data,
+        pictures=todo.pictures,
+        max_bad_fraction=config.inference.max_bad_fraction,
+    )
+    counts: Counter[str] = Counter()
+    for receipt in mapped.receipts:
+        counts.update(receipt.values["counts"])
     named = {name: counts[name] for name in saved.identity.classes}
+    rows = todo.pictures - len(mapped.bad)
     manifest = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": saved.source,
         "data": redact(config.prediction.data),
         "classes": list(saved.identity.classes),
         "pictures": todo.pictures,
-        "predicted": sum(part.rows for part in parts),
-        "bad": len(bad),
+        "predicted": rows,
+        "bad": len(mapped.bad),
         "counts": named,
         "identity": todo.identity,
-        "files": [{"object": part.object, "rows": part.rows, "bytes": part.bytes} for part in parts],
+        "files": [
+            {"object": one.object, "rows": one.pictures - len(one.bad), "bytes": one.size}
+            for one in mapped.receipts
+        ],
     }
-    folder.write(results.QUARANTINE, _quarantine(bad))
-    folder.write(results.MANIFEST, results.dump_manifest(manifest))
-    return Predictions(parts, bad, named, computed, seconds, _remove_stale(folder, {p.object for p in parts}))
-
-
-def _remove_stale(folder: Folder, named: set[str]) -> int:
-    """Delete files of predictions that the manifest does not name; nothing that has another kind of name."""
-    ours = re.compile(rf"{results.FOLDER}/[0-9a-f]{{32}}{re.escape(results.SUFFIX)}")
-    stale = [name for name in folder.sizes() if ours.fullmatch(name) and name not in named]
-    for name in stale:
-        folder.delete(name)
-    return len(stale)
-
-
-def _quarantine(bad: Sequence[BadPicture]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["path", "reason"])
-    writer.writerows((picture.path, picture.reason) for picture in bad)
-    return text.getvalue().encode()
+    slices.store.publish(results.dump_manifest(manifest), mapped.bad)
+    removed = slices.remove_stale(mapped.receipts)
+    return Predictions(mapped.receipts, mapped.bad, named, rows, mapped.computed, mapped.seconds, removed)

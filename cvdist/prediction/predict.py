@@ -1,9 +1,8 @@
-"""Computes the result file of a work unit: decodes its pictures, runs the model, and stores the predictions."""
+"""Computes the result file of a work unit: decodes its pictures, and runs the model."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import threading
 from collections.abc import Sequence
 
@@ -11,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from cvdist.config import InferenceConfig
-from cvdist.data.dataset import BadPicture
 from cvdist.data.images.ahead import BATCH, DecodeAhead, stacked
+from cvdist.data.images.decode import to_gray
 from cvdist.data.normalize import Normalizer
+from cvdist.data.quarantine import BadPicture
 from cvdist.distributed.precision import choose_precision
 from cvdist.prediction import results
-from cvdist.prediction.plan import WorkUnit
-from cvdist.prediction.results import ResultFile
+from cvdist.resumable_map import UnitResult, WorkUnit
 from cvdist.saved import SavedModel
-from cvdist.storage import Folder
 
 
 class Predictor:
@@ -63,17 +61,15 @@ class Predictor:
         )
         self._computing = threading.Lock()
 
-    def store(self, work: WorkUnit, target: Folder) -> ResultFile:
-        """Predict the pictures of a work unit, and write its result file into `target`.
+    def __call__(self, unit: WorkUnit) -> UnitResult:
+        """Predict the pictures of a work unit, as a result file.
 
         Raises:
-            UserError: if a picture can't be read, or the result file can't be written.
+            UserError: if a picture can't be read.
         """
-        probabilities, paths, bad = self.predict(work.paths)
-        content, part = results.dump(paths, probabilities, self._classes, bad)
-        name = results.name_of(work.key)
-        target.write(name, content)
-        return dataclasses.replace(part, object=name)
+        probabilities, paths, bad = self.predict(unit.paths)
+        content, counts = results.dump(paths, probabilities, self._classes, bad)
+        return UnitResult(content, bad, {"counts": counts})
 
     def predict(self, paths: Sequence[str]) -> tuple[Tensor, list[str], list[BadPicture]]:
         """Predict pictures.
@@ -129,9 +125,3 @@ def _prepared(
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 layer.to(torch.bfloat16)
     return copied.to(device).to(memory_format=layout)
-
-
-def to_gray(pixels: Tensor) -> Tensor:
-    """Luma of RGB pictures (n, 3, H, W), as (n, 1, H, W): the weights of ITU-R BT.601, rounded, as Pillow's."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).view(1, 3, 1, 1)
-    return (pixels * weights).sum(1, keepdim=True).round()

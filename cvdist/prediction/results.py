@@ -6,42 +6,20 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from cvdist.data.dataset import BadPicture
+from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.log import redact
+from cvdist.resumable_map import MANIFEST
 from cvdist.storage import Folder
 
-MANIFEST, QUARANTINE, FOLDER, SUFFIX = "manifest.json", "quarantine.csv", "predictions", ".parquet"
 FORMAT, VERSION = "cvdist-predictions", 1
 _CLASSES, _SLICE = b"cvdist.classes", b"cvdist.slice"
-
-
-@dataclass(frozen=True)
-class ResultFile:
-    """One file of predictions. bytes: its size; counts: how many pictures were taken for each class."""
-
-    object: str
-    rows: int
-    bytes: int
-    counts: dict[str, int]
-    bad: tuple[BadPicture, ...]
-
-    @property
-    def pictures(self) -> int:
-        """The number of pictures, with those that could not be read."""
-        return self.rows + len(self.bad)
-
-
-def name_of(key: str) -> str:
-    """Return the path of a work unit's result file below the output folder."""
-    return f"{FOLDER}/{key}{SUFFIX}"
 
 
 def schema(classes: Sequence[str]) -> pa.Schema:
@@ -57,7 +35,7 @@ def schema(classes: Sequence[str]) -> pa.Schema:
 
 def dump(
     paths: Sequence[str], probabilities: Tensor, classes: Sequence[str], bad: Sequence[BadPicture]
-) -> tuple[bytes, ResultFile]:
+) -> tuple[bytes, dict[str, int]]:
     """Build a result file in memory.
 
     Args:
@@ -67,7 +45,7 @@ def dump(
         bad: pictures that can't be decoded.
 
     Returns:
-        The content of the file, and its description with an empty `object`.
+        The content of the file, and the number of pictures that were taken for each class.
     """
     confidence, predicted = probabilities.max(1)
     names = [classes[i] for i in predicted.tolist()]
@@ -83,41 +61,7 @@ def dump(
     described = described.with_metadata({**described.metadata, _SLICE: json.dumps(summary).encode()})
     file = io.BytesIO()
     pq.write_table(pa.table(columns, schema=described), file, compression="zstd")
-    content = file.getvalue()
-    return content, ResultFile("", len(paths), len(content), counts, tuple(bad))
-
-
-def find(folder: Folder, key: str, size: int) -> ResultFile | None:
-    """Read the description of a result file from its footer.
-
-    Args:
-        folder: output folder.
-        key: key of the work unit.
-        size: size of the file in bytes.
-
-    Returns:
-        The description, or None if the file is damaged.
-    """
-    name = name_of(key)
-    try:
-        with folder.filesystem.open_input_file(f"{folder.root}/{name}") as file:
-            metadata = pq.read_metadata(file)
-        summary = json.loads(metadata.metadata[_SLICE])
-        bad = tuple(BadPicture(path, reason) for path, reason in summary["bad"])
-        return ResultFile(name, metadata.num_rows, size, summary["counts"], bad)
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
-        return None
-
-
-def to_json(part: ResultFile) -> bytes:
-    """Convert a description to JSON, to be sent to another process."""
-    return json.dumps(asdict(part)).encode()
-
-
-def from_json(content: bytes) -> ResultFile:
-    """Build a description from the JSON that `to_json` returned."""
-    values = json.loads(content)
-    return ResultFile(**{**values, "bad": tuple(BadPicture(**picture) for picture in values["bad"])})
+    return file.getvalue(), counts
 
 
 def dump_manifest(values: Mapping[str, Any]) -> bytes:

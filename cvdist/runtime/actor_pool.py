@@ -1,10 +1,12 @@
-"""Ray Data actors on all GPUs or CPUs of the cluster, one slice of the work a task.
+"""Ray Data actors on all GPUs or CPUs of the cluster, one work unit a task.
 
-Ray starts the actors, hands out the slices, and gives those of a lost actor or node to another one.
+Ray starts the actors, hands out the units, and gives those of a lost actor or node to another one.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import queue
 import threading
@@ -12,18 +14,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import ray
 import ray.data
+import torch
 
+from cvdist import log
 from cvdist.errors import UserError
+from cvdist.resumable_map import Receipt, ResultStore, WorkUnit
 from cvdist.runtime import ray_cluster
+from cvdist.runtime.map_workers import OpenFunction
 from cvdist.runtime.ray_cluster import ResourceRequest
 
 T = TypeVar("T")
 
 _PAUSE = 5.0  # seconds after which a line says how far the work is
-# A GPU's actor works on several slices at a time: one is computed, others are decoded, uploaded or compressed.
-_SLICES_AT_A_TIME = {"cpu": 1, "cuda": 4}
+# A GPU's actor works on several units at a time: one is computed, others are decoded, uploaded or compressed.
+_UNITS_AT_A_TIME = {"cpu": 1, "cuda": 4}
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,9 @@ class Pool:
     cpus: int
     decode_threads: int
 
-    def describe(self, slices: int) -> str:
-        """`2 CPU actors`, for so many slices."""
-        count = min(self.actors, slices)
+    def describe(self, units: int) -> str:
+        """`2 CPU actors`, for so many work units."""
+        count = min(self.actors, units)
         return f"{count} {'GPU' if self.use_gpu else 'CPU'} actor{'s'[: count > 1]}"
 
 
@@ -63,11 +70,9 @@ def plan(request: ResourceRequest, actors: int, decode_workers: int) -> Pool:
 
 
 def run(
-    pool: Pool, actor: type[Any], arguments: dict[str, Any], work: Sequence[dict[str, Any]]
-) -> Iterator[Any]:
-    """What `actor(**arguments)(slice)` makes of each slice of `work`, in any order; None now and then.
-
-    actor: a callable class; takes {"slice": [values]}, returns {"result": [bytes], "error": [text]}.
+    pool: Pool, open_function: OpenFunction, units: Sequence[WorkUnit], store: ResultStore
+) -> Iterator[Receipt | None]:
+    """Process work units by actors, in any order; yields None now and then.
 
     Raises:
         UserError: for an error that an actor returns.
@@ -77,16 +82,21 @@ def run(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    at_a_time = _SLICES_AT_A_TIME["cuda" if pool.use_gpu else "cpu"]
-    # A block for each slice: a block is what Ray hands to an actor, and what it repeats.
-    slices = ray.data.from_items([{"slice": one} for one in work], override_num_blocks=len(work))
-    results = slices.map_batches(
-        actor,
-        fn_constructor_kwargs=arguments,
+    at_a_time = _UNITS_AT_A_TIME["cuda" if pool.use_gpu else "cpu"]
+    # A block for each unit: a block is what Ray hands to an actor, and what it repeats.
+    rows = [{"unit": json.dumps(dataclasses.asdict(unit))} for unit in units]
+    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _Actor,
+        fn_constructor_kwargs={
+            # As bytes, which keep the object for as long as this process lives: Ray may start actors again.
+            "opening": ray.cloudpickle.dumps(ray.put((open_function, store))),
+            "use_gpu": pool.use_gpu,
+            "decode_threads": pool.decode_threads,
+        },
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(
-            size=min(pool.actors, len(work)),
+            size=min(pool.actors, len(rows)),
             max_tasks_in_flight_per_actor=2 * at_a_time,
             max_concurrent_calls_per_actor=at_a_time,
             enable_true_multi_threading=at_a_time > 1,
@@ -100,7 +110,32 @@ def run(
         elif row["error"]:
             raise UserError(row["error"])
         else:
-            yield bytes(row["result"])
+            yield Receipt.from_json(row["receipt"])
+
+
+class _Actor:
+    """Applies the function in a process of Ray's. What the user can correct comes back as a row."""
+
+    def __init__(self, opening: bytes, use_gpu: bool, decode_threads: int) -> None:
+        log.setup()
+        # How many threads PyTorch computes with, Ray has set by the cores of this actor.
+        device = torch.device("cuda", 0) if use_gpu else torch.device("cpu")
+        self._function, self._error = None, ""
+        try:
+            open_function, self._store = ray.get(ray.cloudpickle.loads(opening))
+            self._function = open_function(device, decode_threads=decode_threads)
+        except UserError as error:
+            self._error = str(error)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        content, error = b"", self._error
+        if self._function is not None:
+            try:
+                unit = WorkUnit(**json.loads(batch["unit"][0]))
+                content = self._store.process(self._function, unit).to_json()
+            except UserError as caught:
+                error = str(caught)
+        return {"receipt": [content], "error": [error]}
 
 
 def _with_pauses(items: Iterable[T], seconds: float) -> Iterator[T | None]:

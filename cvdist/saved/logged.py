@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from torch import Tensor
 
 from cvdist.config import DataConfig, PrecisionName, SavedModelConfig
-from cvdist.errors import UserError
+from cvdist.errors import UserError, did_you_mean
 from cvdist.log import redact
-from cvdist.tracking import environment
-from cvdist.tracking.find import look_up_run
-from cvdist.tracking.run import (
-    RunRef,
-    first_line,
-    mlflow_client,
-    require_server,
-    short_retries,
-    tracking_uri_of,
-)
+from cvdist.tracking.find import existing_store, look_up_run
+from cvdist.tracking.run import RunRef, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,59 +56,19 @@ def read_logged_model(settings: SavedModelConfig) -> LoggedModel:
     Raises:
         UserError: If the store, the run or the model does not exist, or the model was not logged by cvdist.
     """
-    if not environment.is_installed("mlflow"):
-        raise UserError(f"{settings.source} would be in MLflow, which is not installed: pip install mlflow")
-    uri = _store(settings)
-    try:
-        with short_retries(settings.tracking_timeout):
-            client = mlflow_client(uri)
-            if settings.source.startswith("models:/"):
-                model_id, location, run_id = _registered(client, settings)
-            else:
-                run = _run(client, settings)
-                model_id, location, run_id = *_of_run(client, run), run.info.run_id
-            ref, data, precision, named = _origin(client, uri, run_id)
-    except UserError:
-        raise
-    except Exception as error:  # MLflow passes on errors of databases, proxies and permissions of any type
-        raise UserError(
-            f"the MLflow store {redact(uri)} refused: {first_line(error)}. Repair it, or name another one with "
-            "--tracking-uri"
-        ) from error
+    prefix = f"{redact(settings.source)} is not a file or folder, and "
+    with existing_store(settings, prefix) as (uri, client):
+        if settings.source.startswith("models:/"):
+            model_id, location, run_id = _registered(client, settings)
+        else:
+            word = settings.source.removeprefix("runs:/").strip("/").split("/")[0]
+            run = look_up_run(client, settings.experiment, word)
+            model_id, location, run_id = *_of_run(client, run), run.info.run_id
+        ref, data, precision, named = _origin(client, uri, run_id)
     source = settings.source if settings.source.startswith("models:/") else f"runs:/{run_id}"
     named = f" ({named})" if named else ""
     metadata, state = _read(client, location, uri, f"the model {redact(source)}")
     return LoggedModel(f"{redact(source)}{named}", metadata, state, ref, data, precision, model_id)
-
-
-def _store(settings: SavedModelConfig) -> str:
-    """Return the address of the tracking store, after checking that it exists.
-
-    Raises:
-        UserError: If it does not exist. The message names the settings.
-    """
-    uri = tracking_uri_of(settings.tracking_uri, settings.storage)
-    if uri.startswith("http"):
-        require_server(uri, settings.tracking_timeout, "")
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.is_file():
-        raise UserError(
-            f"{redact(settings.source)} is not a file or folder, and there is no MLflow store {path} that "
-            "could contain a run of this name: set --storage or CVDIST_STORAGE to the folder of the runs, or "
-            "--tracking-uri or MLFLOW_TRACKING_URI to the store"
-        )
-    return uri
-
-
-def _run(client: MlflowClient, settings: SavedModelConfig) -> Any:
-    """Find the run by its id or its name."""
-    word = settings.source.removeprefix("runs:/").strip("/").split("/")[0]
-    run = look_up_run(client, settings.experiment, word)
-    if run is None:
-        raise UserError(
-            f"there is no run {word} in the MLflow store: --tracking-uri or MLFLOW_TRACKING_URI names another"
-        )
-    return run
 
 
 def _of_run(client: MlflowClient, run: Any) -> tuple[str, str]:
@@ -163,8 +113,7 @@ def _registered(client: MlflowClient, settings: SavedModelConfig) -> tuple[str, 
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         names = sorted(found.name for found in client.search_registered_models(max_results=_MOST_NAMES))
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names[:5]) or 'none'}"
+        hint = did_you_mean(name, names, f"there are: {', '.join(names[:5]) or 'none'}")
         raise UserError(f"{settings.source}: no model is registered as {name!r}: {hint}") from error
     try:
         found = (

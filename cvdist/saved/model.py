@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,11 @@ class SavedModel:
     model_id: str = ""
     has_classifier: bool = True
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle arrays, which the processes of a node share in Ray's object store, and plain values."""
+        arrays = {name: tensor.numpy() for name, tensor in self.model.state_dict().items()}
+        return _from_arrays, ({**vars(self), "model": arrays},)
+
     @property
     def name(self) -> str:
         """A short name for figures: that of the run, if it is known, else the source."""
@@ -68,6 +74,14 @@ class SavedModel:
                 f"{self.source} has only convolutions and no classifier: train one on top of it with "
                 "python jobs/train.py dogs-cats-vgg16, and name that run"
             )
+
+
+def _from_arrays(values: dict[str, Any]) -> SavedModel:
+    with warnings.catch_warnings():
+        # Ray's arrays can't be written to, and nobody does: `rebuild` copies them.
+        warnings.simplefilter("ignore")
+        state = {name: torch.from_numpy(array) for name, array in values["model"].items()}
+    return SavedModel(**{**values, "model": rebuild(values["identity"], state, values["source"])})
 
 
 def rebuild(identity: ModelIdentity, state: Mapping[str, Tensor], source: str) -> nn.Module:

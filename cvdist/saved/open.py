@@ -106,11 +106,6 @@ def _from_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
     if settings.weights_preprocessing:
         stated = PREPROCESSING[settings.weights_preprocessing]
         normalization = Normalization(stated.mean, stated.std)
-    if normalization is None:
-        raise UserError(
-            f"{redact(uri)} was written by an older version, which did not store how pictures are normalized: "
-            f"set --weights-preprocessing ({' or '.join(PREPROCESSING)}), or name the MLflow run instead"
-        )
     model = rebuild(saved.model, tensors, redact(uri))
     return SavedModel(
         model, saved.model, normalization.mean, normalization.std, redact(uri), digest(model.state_dict())

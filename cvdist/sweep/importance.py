@@ -39,8 +39,7 @@ def permutation_importance(
     """Compute the permutation importance of each setting in a random forest.
 
     The method is that of section 10 of Breiman 2001, "Random Forests". A setting with choices is one-hot
-    encoded, and its columns are shuffled together. If a trial does not have a setting, the setting counts as
-    its lowest value.
+    encoded. If a trial does not have a setting, the setting counts as its lowest value.
 
     Args:
         search: The searched settings.
@@ -52,46 +51,35 @@ def permutation_importance(
         The importance, or None if there are fewer than 8 trials or all of them are equally good.
     """
     import numpy as np
+    from sklearn import inspection
+    from sklearn.compose import make_column_transformer
     from sklearn.ensemble import RandomForestRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
 
     measured = [(trial, found) for trial in trials if (found := trial.after(epochs)) is not None]
     target = np.array([found.correct / found.total for _, found in measured])
     if len(measured) < _LEAST_TRIALS or np.ptp(target) == 0:
         return None
-    columns: list[np.ndarray] = []
-    owners: list[int] = []
-    for number, dimension in enumerate(search):
-        values = [trial.settings.get(dimension.name) for trial, _ in measured]
-        if dimension.choices:
-            encoded = [[float(value == choice) for value in values] for choice in dimension.choices]
-        else:
-            encoded = [[dimension.fraction_of(value) if value is not None else 0.0 for value in values]]
-        columns += [np.array(column) for column in encoded]
-        owners += [number] * len(encoded)
-    inputs = np.stack(columns, axis=1)
-    forest = RandomForestRegressor(
-        _TREES, min_samples_leaf=2, bootstrap=True, oob_score=True, random_state=0, n_jobs=1
-    ).fit(inputs, target)
-    total = ((target - target.mean()) ** 2).sum()
-
-    def explained(features: np.ndarray) -> float:
-        return float(1 - ((target - forest.predict(features)) ** 2).sum() / total)
-
-    baseline, random = explained(inputs), np.random.default_rng(0)
-    drops = []
-    for number in range(len(search)):
-        own = [at for at, owner in enumerate(owners) if owner == number]
-        falls = []
-        for _ in range(_REPEATS):
-            shuffled = inputs.copy()
-            shuffled[:, own] = inputs[random.permutation(len(inputs))][:, own]
-            falls.append(baseline - explained(shuffled))
-        drops.append((float(np.mean(falls)), float(np.std(falls))))
-    order = sorted(range(len(search)), key=lambda number: -drops[number][0])
+    columns = [
+        [
+            0.0 if (value := trial.settings.get(one.name)) is None else one.fraction_of(value)
+            for trial, _ in measured
+        ]
+        for one in search
+    ]
+    inputs = np.array(columns).T
+    forest = RandomForestRegressor(_TREES, min_samples_leaf=2, oob_score=True, random_state=0)
+    choices = [column for column, one in enumerate(search) if one.choices]
+    # One column for each choice: without them, a choice between two others goes unnoticed.
+    encoder = make_column_transformer((OneHotEncoder(), choices), remainder="passthrough", sparse_threshold=0)
+    model = make_pipeline(encoder, forest).fit(inputs, target)
+    drops = inspection.permutation_importance(model, inputs, target, n_repeats=_REPEATS, random_state=0)
+    order = np.argsort(-drops.importances_mean, kind="stable")
     return Importance(
-        tuple(search[number].flag for number in order),
-        tuple(drops[number][0] for number in order),
-        tuple(drops[number][1] for number in order),
+        tuple(search[column].flag for column in order),
+        tuple(drops.importances_mean[order].tolist()),
+        tuple(drops.importances_std[order].tolist()),
         float(forest.oob_score_),
         len(measured),
         epochs,

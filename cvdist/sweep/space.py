@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import typing
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from cvdist import config as configs
 from cvdist.config import TrainConfig
-from cvdist.errors import UserError
+from cvdist.errors import UserError, did_you_mean
 from cvdist.seeding import derive_seed
 
 Settings = dict[str, Any]
@@ -185,11 +184,8 @@ def _parse_one(word: str) -> Dimension:
             f"--search {word}: it takes FLAG=RANGE, such as lr=1e-5:1e-2:log, dropout=0:0.7 or dropout=0.2,0.5"
         )
     if name not in fields:
-        near = difflib.get_close_matches(name, fields, n=2, cutoff=0.6)
-        known = ", ".join(sorted(one.replace("_", "-") for one in fields))
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else f"the settings that can be searched are {known}"
-        )
+        known = ", ".join(sorted(fields))
+        hint = did_you_mean(name, fields, f"the settings that can be searched are {known}")
         raise UserError(f"--search {word}: {flag} can't be searched: {hint}".replace("_", "-"))
     kind, options = fields[name]
     if ":" not in range_:

@@ -8,7 +8,6 @@ from cvdist import log, slow_requests
 from cvdist.distributed.collectives import gather
 from cvdist.distributed.device import peak_memory
 from cvdist.results import EpochRecord, Evaluation
-from cvdist.slow_requests import NO_SLOW_REQUESTS
 from cvdist.training.run import Run
 
 
@@ -41,7 +40,7 @@ def record_epoch(
         evaluation: The results on the validation data.
         seconds: How long training and validation took.
     """
-    slow = sum(gather(slow_requests.meter.take()), NO_SLOW_REQUESTS)
+    lost = [seconds for worker in gather(slow_requests.take()) for seconds in worker]
     record = EpochRecord(
         epoch=epoch,
         train_loss=trained.loss,
@@ -54,9 +53,8 @@ def record_epoch(
         seconds=seconds,
         samples_per_second=trained.samples_per_second,
         peak_memory=peak_memory(run.worker.device),
-        storage_slow=slow.slow,
-        storage_failed=slow.failed,
-        storage_seconds=slow.seconds,
+        slow_requests=len(lost),
+        seconds_lost=sum(lost),
     )
     progress = run.progress
     if run.best is None or evaluation.correct > run.best.correct:

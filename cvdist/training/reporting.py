@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-from collections.abc import Sequence
 
 from torch import nn
 
 from cvdist import log, models, slow_requests
-from cvdist.data.dataset import BadPicture
+from cvdist.data.quarantine import QUARANTINE, quarantine_csv
 from cvdist.data.sampler import EpochOrder, partition
 from cvdist.distributed.device import describe
 from cvdist.results import EpochRecord, RidgeResult, Summary
@@ -76,7 +73,7 @@ def log_data(run: Run) -> None:
     tracker, loader = run.tracker, run.loader
     tracker.log_dataset(loader.info, loader.digest)
     if loader.quarantine:
-        tracker.log_text("quarantine.csv", quarantine_table(loader.quarantine))
+        tracker.log_text(QUARANTINE, quarantine_csv(loader.quarantine))
     tracker.log_figure("samples", run_figures.samples(loader))
     if loader.augmentation is not None:
         tracker.log_figure("augmentation", run_figures.augmentation(loader, loader.augmentation))
@@ -166,6 +163,7 @@ def log_results(run: Run, model: nn.Module) -> None:
 def summarize(run: Run) -> Summary:
     """Return what a finished run reports to the person who started it."""
     history, best = run.progress.history, run.progress.best
+    lost = slow_requests.take()  # since the last epoch
     assert best is not None
     return Summary(
         data=str(run.info),
@@ -180,7 +178,8 @@ def summarize(run: Run) -> Summary:
         train_seconds=run.progress.seconds,
         first_step_at=run.first_step_at,
         visualized=run.visualizer.enabled,
-        slow_requests=sum((record.slow_requests for record in history), slow_requests.meter.take()),
+        slow_requests=sum(record.slow_requests for record in history) + len(lost),
+        seconds_lost=sum(record.seconds_lost for record in history) + sum(lost),
         ridge=run.progress.ridge,
     )
 
@@ -200,9 +199,8 @@ def epoch_metrics(record: EpochRecord) -> dict[str, float]:
         "speed/epoch_seconds": record.seconds,
         "speed/samples_per_second": record.samples_per_second,
         "memory/peak_mb": record.peak_memory / 2**20,
-        "storage/slow_requests": record.storage_slow,
-        "storage/failed_requests": record.storage_failed,
-        "storage/seconds_lost": record.storage_seconds,
+        "storage/slow_requests": record.slow_requests,
+        "storage/seconds_lost": record.seconds_lost,
     }
 
 
@@ -215,15 +213,6 @@ def ridge_metrics(result: RidgeResult) -> dict[str, float]:
         "ridge/penalty": result.penalty,
         "ridge/seconds": result.seconds,
     }
-
-
-def quarantine_table(bad: Sequence[BadPicture]) -> str:
-    """Return the pictures that were left out, as CSV with the columns `path` and `reason`."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["path", "reason"])
-    writer.writerows((picture.path, picture.reason) for picture in bad)
-    return text.getvalue()
 
 
 def description(summary: Summary, command: str) -> str:

@@ -107,7 +107,7 @@ def test_storage_and_tracker_that_go_away(cluster: Cluster, reference: Weights) 
         node.set_clock(0)
     assert len(set(re.findall(r"(\d\d):\d\d:\d\d epoch \d+/\d+  train", log))) > 1, "the clocks went on"
     assert "MLflow is back after" in log
-    assert re.search(r"  storage  +[1-9]\d* requests slow or tried again, 0 failed, [1-9]\d* s lost", log), log
+    assert re.search(r"  storage  +[1-9]\d* requests slow, tried again or failed, [1-9]\d* s lost", log), log
     assert "resuming" not in log, "the workers had to be started again"
     require_same_weights(cluster, "away", reference)
     assert require_complete_run(cluster, "away")["cvdist.attempt"] == "1"

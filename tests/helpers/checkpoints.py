@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cvdist.checkpoints import format as ckpt
-from cvdist.checkpoints.format import UNSCORED, Checkpoint, OrderIdentity, Progress
+from cvdist.checkpoints.format import UNSCORED, Checkpoint, Normalization, OrderIdentity, Progress
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.results import EpochRecord, ModelIdentity
 
@@ -24,6 +24,7 @@ def checkpoint(epoch: int, position: int = 0, correct: int = 50, mark: float = 0
         progress=Progress(epoch=epoch, position=position, history=history),
         best=None,
         state={"mark": mark},
+        normalization=Normalization((0.5,), (0.5,)),
     )
 
 

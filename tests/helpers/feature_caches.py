@@ -22,8 +22,8 @@ from cvdist.features import open as open_cache
 from cvdist.features.build import BuiltCache, ExtractionPlan
 from cvdist.features.extract import Extractor
 from cvdist.features.loader import FeatureLoader
-from cvdist.features.plan import WorkUnit
-from cvdist.features.receipt import Receipt
+from cvdist.resumable_map import Receipt, ResultStore, WorkUnit
+from tests.helpers import pictures as made_up
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -82,14 +82,31 @@ def config(
     )
 
 
-def computing(chosen: CacheConfig, plan: ExtractionPlan, computed: list[WorkUnit]) -> Any:
-    """What `build` calls, in this process; `computed` notes the slices."""
+def two_colors(root: Path) -> CacheConfig:
+    """Make a cache of two classes that differ in their colors, and settings to train a linear head."""
+    made_up.write(root / "pictures", {"train/a": 9, "train/b": 8, "valid/a": 4, "valid/b": 3})
+    chosen = config(
+        *(root / "pictures", root / "features", write_weights(root / "weights.pth"), root / "cache"),
+        head="linear",
+        lr=0.0001,
+        storage=str(root),
+        runtime="inline",
+        visualize=False,
+        system_metrics=False,
+        log_model=False,
+    )
+    extract(chosen)
+    return chosen
 
-    def compute(left: Sequence[WorkUnit]) -> Iterator[Receipt]:
+
+def computing(chosen: CacheConfig, plan: ExtractionPlan, computed: list[WorkUnit]) -> Any:
+    """What `build` calls, in this process; `computed` notes the work units."""
+
+    def compute(units: Sequence[WorkUnit], store: ResultStore) -> Iterator[Receipt]:
         extractor = Extractor(extraction(chosen), plan.fingerprint, CPU)
-        for work in left:
-            receipt = extractor(work)
-            computed.append(work)
+        for unit in units:
+            receipt = store.process(extractor, unit)
+            computed.append(unit)
             yield receipt
 
     return compute
@@ -100,7 +117,7 @@ def extract(chosen: CacheConfig) -> tuple[BuiltCache, list[str]]:
     plan = build.make_plan(extraction(chosen))
     computed: list[WorkUnit] = []
     built = build.build(extraction(chosen), plan, computing(chosen, plan, computed))
-    return built, [path for work in computed for path in work.paths]
+    return built, [path for unit in computed for path in unit.paths]
 
 
 def loader(chosen: CacheConfig) -> FeatureLoader:

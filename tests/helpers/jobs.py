@@ -11,11 +11,14 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import pytest
+
+from cvdist.errors import UserError
 from cvdist.jobs import cli
 from tests.helpers.waiting import kill_with_children, wait_for_exit
 
@@ -152,6 +155,15 @@ def mlflow_store(storage: Path) -> Iterator[None]:
         mlflow.set_tracking_uri(before or "")
         if before is None:
             os.environ.pop("MLFLOW_TRACKING_URI", None)  # which set_tracking_uri has set
+
+
+def user_error(function: Callable[..., Any], *arguments: Any) -> str:
+    """The message, which is one short line, of the `UserError` that a call ends with."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400
+    return message
 
 
 def the_error(done: Done) -> str:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
@@ -54,7 +55,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         return str(tmp_path)
     for name, value in request.getfixturevalue("s3").items():
         monkeypatch.setenv(name, value)
-    return f"s3://bucket/{tmp_path.name}"
+    return f"s3://bucket/{uuid.uuid4().hex}"
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from cvdist.jobs.evaluate import table as evaluation_table
 from cvdist.jobs.train import table, train
 from cvdist.loaders import open_loader
 from tests.helpers import pictures
-from tests.helpers.jobs import call, the_error
+from tests.helpers.jobs import call, the_error, user_error
 from tests.helpers.trained import REGISTERED
 
 # ------------------------------------------------------------------------------------------------ the job
@@ -33,11 +33,7 @@ def evaluate(trained, source, *words):
 
 
 def eval_error(trained, source, *words):
-    with pytest.raises(UserError) as caught:
-        evaluate(trained, source, *words)
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 400
-    return message
+    return user_error(evaluate, trained, source, *words)
 
 
 def test_what_training_has_counted_is_counted_again_and_logged(trained, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,7 +17,7 @@ def run_uri(request, tmp_path, monkeypatch):
         return str(tmp_path / "run")
     for name, value in request.getfixturevalue("s3").items():
         monkeypatch.setenv(name, value)
-    return f"s3://bucket/{tmp_path.name}/run"
+    return f"s3://bucket/{uuid.uuid4().hex}/run"
 
 
 def test_the_newest_attempt_writes_and_no_other(run_uri):

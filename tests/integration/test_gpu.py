@@ -12,6 +12,7 @@ import time
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -103,7 +104,9 @@ def extract(settings, device="cuda", slices=2):
     plan = build.make_plan(config)
     extractor = Extractor(config, plan.fingerprint, torch.device(device))
     with ThreadPoolExecutor(slices) as threads:
-        return build.build(config, plan, lambda left: threads.map(extractor, left))
+        return build.build(
+            config, plan, lambda units, store: threads.map(partial(store.process, extractor), units)
+        )
 
 
 def features_of(uri):
@@ -224,7 +227,7 @@ def test_the_memory_that_is_foretold_is_what_it_takes(tmp_path, photographs, wei
             "epochs": 1,
             "name": name,
         }
-        config = configs.replace(transfer(tmp_path, weights), **{**settings, "workers": 1, **changes})
+        config = configs.replace(transfer(tmp_path, weights), **{**settings, "num_workers": 1, **changes})
         torch.cuda.reset_peak_memory_stats()
         (found,) = history(config)
         needed = memory.estimate_for_config(config, bfloat16=config.loop.precision == "bfloat16")

@@ -5,29 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pandas
 import pyarrow as pa
 import pyarrow.dataset
-import pytest
 import torch
 from PIL import Image
 
 from cvdist.data.images.decode import decode
-from cvdist.errors import UserError
 from cvdist.jobs import cli
 from cvdist.jobs import predict as run_prediction
 from cvdist.jobs.predict import table as predictions_table
 from cvdist.storage import Folder
 from tests.helpers import pictures
-from tests.helpers.jobs import ROOT, call, the_error
-from tests.helpers.waiting import wait_until, work_of
+from tests.helpers.jobs import call, the_error, user_error
 
 
 def predict(trained, source, *words):
@@ -38,11 +31,7 @@ def predict(trained, source, *words):
 
 
 def error(trained, source, *words):
-    with pytest.raises(UserError) as caught:
-        predict(trained, source, *words)
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 400
-    return message
+    return user_error(predict, trained, source, *words)
 
 
 def nested(root, count=40):
@@ -106,38 +95,24 @@ def test_the_same_again_computes_what_is_missing_or_has_changed(trained, tmp_pat
         return predict(trained, source, *words, *more).predictions
 
     assert again().computed == 40
-    (output / "predictions" / "mine.parquet").write_bytes(b"not ours: stays")
     unchanged = again()
     assert (unchanged.computed, unchanged.removed, unchanged.rows) == (0, 0, 40)
-    lost = next(path for path in (output / "predictions").glob("*.parquet") if path.stem != "mine")
-    rows = pandas.read_parquet(lost)
-    lost.write_bytes(lost.read_bytes()[:-20])  # damaged
-    assert again().computed == len(rows)
-    before = read_without(output, "mine.parquet")
-    changed, added = photos / "deep" / "0003.jpg", photos / "deep" / "0003.more.jpg"
-    changed.write_bytes(pictures.jpeg(77))
-    added.write_bytes(pictures.jpeg(78))
+    before = read(output)
+    (photos / "deep" / "0003.jpg").write_bytes(pictures.jpeg(77))
+    (photos / "deep" / "0003.more.jpg").write_bytes(pictures.jpeg(78))
     (photos / "0000.jpg").unlink()
     after = again()
     assert after.rows == 40 and 0 < after.computed <= 30 and after.removed > 0
-    table = read_without(output, "mine.parquet")
+    table = read(output)
     assert table["path"].is_unique and set(before["path"]) ^ set(table["path"]) == {
         "0000.jpg", "deep/0003.more.jpg",
     }  # fmt: skip
-    named = {one["object"] for one in json.loads((output / "manifest.json").read_text())["files"]}
-    there = {f"predictions/{path.name}" for path in (output / "predictions").glob("*.parquet")}
-    assert there - named == {"predictions/mine.parquet"}
     # Another model, or other pictures, are not mixed in.
     message = error(trained, "averaged", *words)
     assert "holds predictions of another model" in message and "--replace" in message
     other = pictures.write(tmp_path / "other", {"": 3})
     assert "of other pictures" in error(trained, "good", "--data", other, "--output", output)
     assert again("averaged", "--replace").computed == 40
-
-
-def read_without(output, name):
-    paths = [path for path in (output / "predictions").glob("*.parquet") if path.name != name]
-    return pandas.concat([pandas.read_parquet(path) for path in paths])
 
 
 def test_bad_input_is_one_line(trained, tmp_path, shared_data):
@@ -163,49 +138,24 @@ def test_bad_input_is_one_line(trained, tmp_path, shared_data):
     assert the_error(done).startswith("the first argument is MODEL, not --data")
 
 
-def test_a_killed_job_is_finished_by_ray_actors_on_a_bucket(trained, ray_cluster, s3, monkeypatch, tmp_path):
-    """Killed while it predicts in one process; two actors of a cluster do the rest, and no picture twice."""
+def test_ray_actors_compute_what_is_left_on_a_bucket(trained, ray_cluster, s3, monkeypatch, tmp_path):
+    """They get the model through Ray, and no picture is predicted twice."""
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
-    photos = pictures.write(tmp_path / "photos", {"a": 100, "b": 100}, width=400, height=300)
+    photos = pictures.write(tmp_path / "photos", {"a": 20, "b": 20})
     output = "s3://bucket/predicted"
-    command = ["jobs/predict.py", "good", "--data", str(photos), "--output", output, "--slice-size", "5"]
+    words = ("good", "--data", photos, "--output", output, "--slice-size", "5")
+    first = predict(trained, *words).predictions
     folder = Folder.open(output, "")
-
-    def files():
-        return sorted(name for name in folder.sizes() if name.endswith(".parquet"))
-
-    job = subprocess.Popen(
-        [sys.executable, *command, "--runtime", "inline", "--storage", str(trained.storage)], cwd=ROOT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    try:
-        wait_until(
-            lambda: len(files()) >= 3 or job.poll() is not None,
-            "three slices are finished",
-            work_of(job.pid),
-            poll_seconds=0.02,
-        )
-    finally:
-        job.send_signal(signal.SIGKILL)
-        job.wait(10)
-    finished = files()
-    if folder.find("manifest.json") is not None:  # it was faster than the signal
-        folder.delete("manifest.json")
-    for name in finished[2:]:  # so that there is something left in any case
-        folder.delete(name)
-    done = call("predict", *command[1:], storage=trained.storage, **ray_cluster)
+    for receipt in first.files[2:]:
+        folder.delete(receipt.object)
+    done = call("predict", *words, storage=trained.storage, **ray_cluster)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert re.search(r"2 of \d+ slices are there already", done.stderr)
     assert re.search(r"predicting on [12] CPU actors?", done.stderr)
-    assert "pictures  200 of 200, 0 can't be decoded" in done.stdout
-    manifest = json.loads(folder.read("manifest.json"))
-    assert [one["object"] for one in manifest["files"]] and {one["object"] for one in manifest["files"]} == set(
-        files()
-    )
-    computed = int(re.search(r"computed  (\d+) pictures", done.stdout)[1])
-    kept = sum(one["rows"] for one in manifest["files"] if one["object"] in finished[:2])
-    assert computed == 200 - kept
+    assert "pictures  40 of 40, 0 can't be decoded" in done.stdout
+    left = 40 - sum(receipt.pictures for receipt in first.files[:2])
+    assert re.search(rf"computed  {left} pictures", done.stdout)
     table = pyarrow.dataset.dataset(
         f"{folder.root}/predictions", filesystem=folder.filesystem, format="parquet"
     ).to_table()

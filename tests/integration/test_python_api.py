@@ -16,10 +16,9 @@ from tests.helpers.jobs import ROOT, run
 
 
 def test_the_lines_of_the_readme(tmp_path, monkeypatch):
-    """As they stand there, but for the number of epochs and where the files go."""
-    (lines,) = re.findall(
-        r"^    from cvdist import recipes\n(?:    .*\n|\n(?=    ))+", (ROOT / "README.md").read_text(), re.M
-    )
+    """As they stand in README.md, but for the number of epochs and where the files go."""
+    text = (ROOT / "README.md").read_text()
+    (lines,) = re.findall(r"^    from cvdist import recipes\n(?:    .*\n|\n(?=    ))+", text, re.M)
     code = re.sub(r"^    ", "", lines, flags=re.M)
     assert len(code.split("\n\n")) == 2 and "epochs=3" in code
     monkeypatch.setenv("CVDIST_STORAGE", str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -112,7 +113,8 @@ def test_the_page_begins_with_result_command_and_figures(submitted):
     filters = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "figures/filters")}
     assert "figures/filters/forming.gif" in filters
     report = Path(client.download_artifacts(found.info.run_id, "report.html")).read_text(encoding="utf-8")
-    assert re.search(r"9\d\.\d\d% \(\d+/1000\)", note)[0] in report and "from the job&#x27;s start" in report
+    text = html.unescape(report)
+    assert re.search(r"9\d\.\d\d% \(\d+/1000\)", note)[0] in text and "from the job's start" in text
     assert report.count("<img ") > len(names) + len(folders)
 
 

@@ -14,11 +14,12 @@ from cvdist import config as configs
 from cvdist import recipes, tracking
 from cvdist.config import ReportConfig
 from cvdist.data.dataset import DatasetInfo
+from cvdist.data.quarantine import quarantine_csv
 from cvdist.errors import UserError
 from cvdist.jobs import report as make_report
 from cvdist.jobs.report import log_report_or_warn
 from cvdist.tracking.mlflow_tracker import log_dataset_input
-from cvdist.training.reporting import epoch_metrics, quarantine_table
+from cvdist.training.reporting import epoch_metrics
 from tests.helpers.jobs import call, the_error
 from tests.helpers.report_pages import Parsed, png, record
 
@@ -42,7 +43,9 @@ def finished(tmp_path_factory):
     client.log_metric(ref.run_id, "train/loss", 0.1, step=4)  # of an epoch that was killed
     info = DatasetInfo("digits", "s3://bucket/x", ("cat", "<b>"), 1, 28, 28, (0.1,), (0.3,), 40, 1000)
     log_dataset_input(client, ref.run_id, info, "cd" * 32)
-    client.log_text(ref.run_id, quarantine_table([]) + "Cat/666.jpg,not a JPEG\n", "quarantine.csv")
+    for name, value in {"parameters": 21840, "world_size": 2, "hardware": "two <i>cores</i>"}.items():
+        client.log_param(ref.run_id, f"run.{name}", value)
+    client.log_text(ref.run_id, quarantine_csv([]) + "Cat/666.jpg,not a JPEG\n", "quarantine.csv")
     for path in ("loss.png", "filters/conv1.png", "filters/conv1-epoch-0000.png"):
         folder = storage / "made" / path.removesuffix(path.rpartition("/")[2])
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,15 @@ def test_the_report_of_a_run_in_mlflow(finished):
     assert rows[1][4] == "97.70% (977/1000)" and rows[1][2] == "75.00% (30/40)"
     assert "lr: 0.125 (recipe: 0.02)" in page.text
     assert "7.5 s from the job's start" in page.text
-    assert "cd" * 32 in page.text and "cat, <b>" in page.text
+    for said in (
+        "Data digits · s3://bucket/x Pictures 40 for training, 1,000 for validation",
+        "A picture 1x28x28 (channels, height, width) Classes 2: cat, <b> SHA-256",
+        "cd" * 32,
+        "Model scratch-cnn Parameters 21,840 trained Workers 2 on two <i>cores</i>",
+        "scratch-cnn on digits · 20",
+        "found at the start",
+    ):
+        assert said in page.text
     assert ["Cat/666.jpg", "not a JPEG"] in page.cells
     assert len(page.all("img")) == 3
     assert "figures/accuracy.png can't be read as a picture" in page.text

@@ -10,7 +10,7 @@ from cvdist import config as configs
 from cvdist.jobs.report import build
 from cvdist.jobs.train import table, train
 from cvdist.training import ridge
-from tests.helpers import feature_caches, pictures
+from tests.helpers import feature_caches
 
 CPU = torch.device("cpu")
 
@@ -18,21 +18,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory):
     """A cache of two classes that differ in their colors, and a configuration to train from it."""
-    root = tmp_path_factory.mktemp("ridge")
-    pictures.write(root / "pictures", {"train/a": 9, "train/b": 8, "valid/a": 4, "valid/b": 3})
-    config = feature_caches.config(
-        *(root / "pictures", root / "features", feature_caches.write_weights(root / "weights.pth")),
-        root / "cache",
-        head="linear",
-        lr=0.0001,
-        storage=str(root),
-        runtime="inline",
-        visualize=False,
-        system_metrics=False,
-        log_model=False,
-    )
-    feature_caches.extract(config)
-    return config
+    return feature_caches.two_colors(tmp_path_factory.mktemp("ridge"))
 
 
 class Silent:

@@ -108,23 +108,23 @@ def test_throttled_requests_are_counted_with_the_time_that_they_cost(bucket, s3,
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     try:
         folder = storage.Folder.open(f"{bucket}/throttled", "--storage", patient=True)
-        slow_requests.meter.take()
+        slow_requests.take()
         folder.write("quick", b"1")
-        assert folder.find("absent") is None and not slow_requests.meter.take()
+        assert folder.find("absent") is None and not slow_requests.take()
         proxy.begin_to_refuse()
         end = threading.Timer(3.0, setattr, (proxy, "slow_down", False))
         end.start()
         began = time.monotonic()
         folder.write("late", b"2")  # tried again by the AWS SDK until it is taken
         seconds = time.monotonic() - began
-        seen = slow_requests.meter.take()
-        assert (seen.slow, seen.failed) == (1, 0) and 2.5 < seen.seconds <= seconds and proxy.refused > 1
+        seen = slow_requests.take()
+        assert len(seen) == 1 and 2.5 < seen[0] <= seconds and proxy.refused > 1
         assert f"the storage took {log.duration(seconds)} for bucket/throttled/late" in caplog.text
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         proxy.begin_to_refuse()
         with pytest.raises(UserError, match="can't be written"):
             storage.Folder.open(f"{bucket}/throttled", "--storage").write("never", b"3")
-        assert slow_requests.meter.take().failed == 1
+        assert len(slow_requests.take()) == 1
         proxy.slow_down = False
         assert folder.read("late") == b"2"
     finally:

@@ -63,6 +63,12 @@ def test_the_wheel_has_a_command_for_each_job(installed, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_the_wheel_has_the_templates_of_the_report(installed):
+    templates = "cvdist/report_html/templates"
+    there = {file.name: file.read_bytes() for file in (installed / templates).iterdir()}
+    assert there == {file.name: file.read_bytes() for file in (ROOT / templates).iterdir()}
+
+
 def test_it_trains_without_a_clone(installed, tmp_path):
     done = cvdist(
         installed, tmp_path, "train", "digits-cnn", "--runtime", "inline", "--epochs", "1",

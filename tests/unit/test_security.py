@@ -34,7 +34,10 @@ def checkpoint(tmp_path_factory):
         "optimizer": {"state": {}},
         "rng": [{"cpu": torch.get_rng_state()}],
     }
-    ckpt.save(folder, ckpt.Checkpoint(identity, order, ckpt.Progress(), None, state))
+    ckpt.save(
+        folder,
+        ckpt.Checkpoint(identity, order, ckpt.Progress(), None, state, ckpt.Normalization((0.5,), (0.5,))),
+    )
     return folder
 
 

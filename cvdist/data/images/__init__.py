@@ -11,9 +11,8 @@ from cvdist.config import TrainConfig, cache_folder
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo, Split
 from cvdist.data.images import store
-from cvdist.data.images.decoders import DecodeDataset, DecodingSource
 from cvdist.data.images.listing import split_rows
-from cvdist.data.images.loader import ImageLoader, PixelFile, PixelSource
+from cvdist.data.images.loader import DecodingSource, ImageLoader, PixelFile, PixelSource
 from cvdist.hardware import usable_cores
 from cvdist.log import redact
 
@@ -87,8 +86,8 @@ def _source(
         places = np.array(pictures.table.column("row"))
         return PixelFile(pictures.pixels, data.image_size, places, pinned=pinned)
     processes = max(1, (data.decode_workers or usable_cores()) // workers_on_node)
-    task = DecodeDataset(data.uri, pictures.index, data.image_size, data.resize)
-    return DecodingSource(task, processes, config.runtime.data_timeout, pinned=pinned)
+    paths = pictures.table.column("path")
+    return DecodingSource(data, paths, processes=processes, timeout=config.runtime.data_timeout, pinned=pinned)
 
 
 def _statistics(pictures: store.PictureStore, train: np.ndarray) -> Normalization:

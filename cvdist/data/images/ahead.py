@@ -1,4 +1,4 @@
-"""Pictures decoded while the device computes: for jobs that see each picture once.
+"""Reading and decoding of lists of picture files, in this thread or ahead of it in other threads or processes.
 
 By threads for a CPU, which has little to decode in the time that a batch takes; by processes for a GPU. Python
 lets one thread of a process run at a time, and a third of the work on a picture is Python: on 16 cores, 16
@@ -11,15 +11,17 @@ import dataclasses
 import hashlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import pyarrow as pa
 import torch
 import torch.multiprocessing  # tensors reach another process by shared memory
 from torch import Tensor
@@ -33,9 +35,13 @@ from cvdist.log import redact
 # Pictures a forward pass: enough for the device, few enough that memory is no question.
 BATCH = {"cpu": 16, "cuda": 128}
 _BATCHES_AHEAD = 2
+_READERS = 16  # requests at a time and process, where the files are not on a disk
 # Pictures that a thread or process decodes at a time: a process' answer costs as much for one as for several.
 _TASK = {"thread": 1, "process": 16}
 DIGEST_BYTES = 16
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,71 @@ class Pictures(Protocol):
         ...
 
 
+class Reader:
+    """Reads and decodes picture files below a folder or URI, one after the other, in this thread."""
+
+    def __init__(self, uri: str, size: int, resize: str, *, for_gpu: bool = False) -> None:
+        """Of pictures below `uri`, as `cvdist.data.images.decode.decode` makes them.
+
+        Args:
+            uri: folder or URI.
+            size: height and width in pixels.
+            resize: as `PicturesConfig.resize`.
+            for_gpu: leave encoded what a GPU can decode.
+
+        Raises:
+            UserError: if the URI can't be understood.
+        """
+        self._uri, self._size, self._resize, self._for_gpu = uri, size, resize, for_gpu
+        self._filesystem, self._root = storage.locate(uri, "--data", patient=True)
+        local = isinstance(self._filesystem, pa.fs.LocalFileSystem)
+        self._readers = None if local else ThreadPoolExecutor(_READERS)
+
+    def decode(self, paths: Sequence[str]) -> list[Decoded]:
+        """Decode pictures.
+
+        Args:
+            paths: below the URI; empty for the URI itself.
+
+        Raises:
+            UserError: if a file can't be read.
+        """
+        read = map if self._readers is None else self._readers.map
+        return [self._decode(content) for content in read(self._read, paths)]
+
+    def pixels(self, paths: Sequence[str]) -> Tensor:
+        """Decode pictures that could be decoded before, to uint8 (n, size, size, 3).
+
+        Raises:
+            UserError: if a file is gone or has changed to one that can't be decoded.
+        """
+        pixels = torch.empty(len(paths), self._size, self._size, 3, dtype=torch.uint8)
+        for i, one in enumerate(self.decode(paths)):
+            if one.pixels is None:
+                raise UserError(
+                    f"--data {redact(self._uri)}: a picture has changed since the start, and can't be decoded "
+                    f"any more ({one.reason}): start the job again"
+                )
+            pixels[i] = one.pixels
+        return pixels
+
+    def _read(self, path: str) -> bytes:
+        try:
+            return storage.read(self._filesystem, f"{self._root}/{path}" if path else self._root)
+        except OSError as error:
+            raise UserError(
+                f"--data {redact(self._uri)}: {path} can't be read ({storage.reason(error)})"
+            ) from error
+
+    def _decode(self, content: bytes) -> Decoded:
+        digest = digest_of(content)
+        if self._for_gpu and is_gpu_decodable(content, self._size):
+            return Decoded(digest, None, encoded=content)
+        return decoded(content, digest, self._size, self._resize)
+
+
 class DecodeAhead:
-    """Reads and decodes files below a folder or URI (`Pictures`). Safe to use from several threads."""
+    """Does a `Reader`'s work in threads or processes, ahead (`Pictures`). Safe to use from several threads."""
 
     def __init__(
         self,
@@ -86,23 +155,23 @@ class DecodeAhead:
         for_gpu: bool = False,
         processes: bool = False,
     ) -> None:
-        """Of pictures below `uri`, as `cvdist.data.images.decode.decode` makes them.
+        """Set up the threads or processes, which start with the first task.
 
         Args:
-            uri: folder or URI.
-            size: height and width in pixels.
-            resize: as `DataConfig.resize`.
+            uri: as of `Reader`.
+            size: as of `Reader`.
+            resize: as of `Reader`.
             threads: that decode, or processes; 0: one a core.
-            timeout: seconds that a batch may take.
-            for_gpu: leave encoded what a GPU can decode.
+            timeout: seconds that a task may take.
+            for_gpu: as of `Reader`.
             processes: decode in processes of their own.
 
         Raises:
             UserError: if the URI can't be understood.
         """
         self._uri, self._timeout = uri, timeout
-        self._reader = _Reader(uri, size, resize, for_gpu)
-        count = threads or usable_cores()
+        self._reader = Reader(uri, size, resize, for_gpu=for_gpu)
+        self._count = threads or usable_cores()
         self._task = _TASK["process" if processes else "thread"]
         self._pool: Executor
         if processes:
@@ -110,38 +179,55 @@ class DecodeAhead:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["cvdist.data.images.ahead"])
             values = (uri, size, resize, for_gpu, dict(os.environ))
-            self._pool = ProcessPoolExecutor(count, context, initializer=_begin, initargs=values)
+            self._pool = ProcessPoolExecutor(self._count, context, initializer=_begin, initargs=values)
         else:
-            self._pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
+            self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="decode")
 
     def batches(self, paths: Sequence[str], size: int) -> Iterator[tuple[int, list[Decoded]]]:
-        """Yield decoded batches, as `Pictures.batches` says, while processes decode the next ones.
+        """Yield decoded batches, as `Pictures.batches` says, while the next ones are decoded.
 
         Raises:
             UserError: if a file can't be read, or takes too long.
         """
-        pending: deque[tuple[int, list[Future[list[Decoded]]]]] = deque()
-        for start in range(0, len(paths), size):
-            batch = paths[start : start + size]
-            tasks = [list(batch[i : i + self._task]) for i in range(0, len(batch), self._task)]
-            pending.append((start, [self._submit(task) for task in tasks]))
-            if len(pending) > _BATCHES_AHEAD:
-                yield self._taken(*pending.popleft())
-        while pending:
-            yield self._taken(*pending.popleft())
+        starts = range(0, len(paths), size)
+        tasks = (self.split(paths[start : start + size]) for start in starts)
+        for start, parts in zip(starts, self.map(_decode, tasks), strict=True):
+            yield start, [one for part in parts for one in part]
+
+    def split(self, paths: Sequence[str]) -> list[Sequence[str]]:
+        """Divide paths into tasks of a size that suits these threads or processes."""
+        return [paths[i : i + self._task] for i in range(0, len(paths), self._task)]
+
+    def map(self, function: Callable[[Reader, T], R], batches: Iterable[Sequence[T]]) -> Iterator[list[R]]:
+        """Yield `function(reader, task)` of the tasks of each batch, in order, while the next ones are done.
+
+        Raises:
+            UserError: if the function raises it, or a task takes too long.
+        """
+        pending: deque[list[Future[R]]] = deque()
+        try:
+            for batch in batches:
+                pending.append([self._submit(function, task) for task in batch])
+                while len(pending) > _BATCHES_AHEAD and sum(map(len, pending)) > 2 * self._count:
+                    yield self._taken(pending.popleft())
+            while pending:
+                yield self._taken(pending.popleft())
+        finally:
+            for future in (future for futures in pending for future in futures):
+                future.cancel()
 
     def close(self) -> None:
         """End the threads or processes, without what has not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _submit(self, paths: list[str]) -> Future[list[Decoded]]:
+    def _submit(self, function: Callable[[Reader, T], R], task: T) -> Future[R]:
         if isinstance(self._pool, ProcessPoolExecutor):
-            return self._pool.submit(_decode_here, paths)
-        return self._pool.submit(self._reader.decode, paths)
+            return self._pool.submit(_run_here, function, task)
+        return self._pool.submit(function, self._reader, task)
 
-    def _taken(self, start: int, futures: list[Future[list[Decoded]]]) -> tuple[int, list[Decoded]]:
+    def _taken(self, futures: list[Future[R]]) -> list[R]:
         try:
-            return start, [one for future in futures for one in future.result(self._timeout)]
+            return [future.result(self._timeout) for future in futures]
         except TimeoutError:
             raise UserError(
                 f"a picture took longer than {self._timeout:g} s to be read and decoded: raise --data-timeout, "
@@ -154,47 +240,24 @@ class DecodeAhead:
             ) from error
 
 
-class _Reader:
-    """Reads and decodes files, in whatever thread or process."""
-
-    def __init__(self, uri: str, size: int, resize: str, for_gpu: bool) -> None:
-        self._uri, self._size, self._resize, self._for_gpu = uri, size, resize, for_gpu
-        self._source = storage.locate(uri, "--data", patient=True)
-
-    def decode(self, paths: Sequence[str]) -> list[Decoded]:
-        """Decode the pictures one after the other, in this process.
-
-        Raises:
-            UserError: if a file can't be read.
-        """
-        return [self._decode(path) for path in paths]
-
-    def _decode(self, path: str) -> Decoded:
-        filesystem, root = self._source
-        try:
-            content = storage.read(filesystem, f"{root}/{path}")
-        except OSError as error:
-            raise UserError(
-                f"--data {redact(self._uri)}: {path} can't be read ({storage.reason(error)})"
-            ) from error
-        digest = digest_of(content)
-        if self._for_gpu and is_gpu_decodable(content, self._size):
-            return Decoded(digest, None, encoded=content)
-        try:
-            return Decoded(digest, decode(content, self._size, self._resize))
-        except UndecodableError as error:
-            return Decoded(digest, None, str(error))
+def decoded(content: bytes, digest: bytes, size: int, resize: str) -> Decoded:
+    """Decode a file, or say why it can't be decoded."""
+    try:
+        return Decoded(digest, decode(content, size, resize))
+    except UndecodableError as error:
+        return Decoded(digest, None, str(error))
 
 
-_reader_here: _Reader | None = None
+_reader_here: Reader | None = None
 
 
 def _begin(uri: str, size: int, resize: str, for_gpu: bool, environment: dict[str, str]) -> None:
     """In each decoding process: one thread computes, and it ends with the process that it works for."""
     global _reader_here
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the job may have to save first
     os.environ.update(environment)  # credentials as they are now: the server may have older ones
     torch.set_num_threads(1)
-    _reader_here = _Reader(uri, size, resize, for_gpu)
+    _reader_here = Reader(uri, size, resize, for_gpu=for_gpu)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -205,12 +268,17 @@ def _begin(uri: str, size: int, resize: str, for_gpu: bool, environment: dict[st
     threading.Thread(target=watch, args=(parent.sentinel,), name="watch", daemon=True).start()
 
 
-def _decode_here(paths: list[str]) -> list[Decoded]:
-    """In a decoding process: pictures whose pixels lie in one piece of shared memory."""
+def _run_here(function: Callable[[Reader, T], R], task: T) -> R:
+    """In a decoding process."""
     assert _reader_here is not None
-    decoded = _reader_here.decode(paths)
-    pixels = [one.pixels for one in decoded if one.pixels is not None]
-    if not pixels:
-        return decoded
-    rows = iter(torch.stack(pixels).share_memory_())
-    return [dataclasses.replace(one, pixels=next(rows)) if one.pixels is not None else one for one in decoded]
+    return function(_reader_here, task)
+
+
+def _decode(reader: Reader, paths: Sequence[str]) -> list[Decoded]:
+    """Decode pictures. Of several, the pixels lie in one piece of memory, which processes can share."""
+    found = reader.decode(paths)
+    pixels = [one.pixels for one in found if one.pixels is not None]
+    if len(pixels) < 2:
+        return found
+    rows = iter(torch.stack(pixels))
+    return [dataclasses.replace(one, pixels=next(rows)) if one.pixels is not None else one for one in found]

@@ -1,8 +1,8 @@
-"""Decodes picture files of any format to square RGB pictures of one size.
+"""The one rule of decoding: picture files of any format become upright, square RGB pictures of one size.
 
-JPEGs of ordinary size are decoded by torchvision, which is 1.6 times as fast as Pillow. Much larger JPEGs are
-decoded by Pillow, which lets libjpeg decode at a half, a quarter or an eighth of the size and so is 3 times as
-fast at 12 megapixels. All other formats are decoded by Pillow. `benchmarks/image_decoding.py` measures this.
+JPEGs are decoded by libjpeg-turbo (simplejpeg), which notices damage, and decodes very large pictures at a
+fraction of their size. All other formats, CMYK, and what libjpeg-turbo does not know are decoded by Pillow. It
+also says what kind of file it is and how the camera was held. `benchmarks/image_decoding.py` measures this.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import io
 import warnings
 
 import numpy as np
+import simplejpeg
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import resize as resize_pixels
 
 from cvdist.config import PicturesConfig
+from cvdist.data.augment import luma
 
-FORMAT = 1  # changes whenever the same file would give other pixels
+FORMAT = 2  # changes whenever the same file would give other pixels
 SUFFIXES = frozenset(
     [
         ".jpg",
@@ -41,8 +42,9 @@ SUFFIXES = frozenset(
         ".ico",
     ]
 )
+_JPEG = ("JPEG", "MPO")  # MPO: several JPEGs in a file, the first of which is shown
+_DAMAGE = ("Corrupt JPEG data", "Premature end")  # how libjpeg's words for it begin
 _ORIENTATION = 0x0112  # the EXIF tag
-_DRAFT_FROM = 4  # sides of at least so many times the size are decoded at a fraction
 _CROP = 8 / 7  # torchvision evaluates its weights on the inner 224 of 256 pixels
 
 
@@ -70,9 +72,11 @@ def decode(content: bytes, size: int, resize: str) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata, and of sizes that are refused below anyway
             with Image.open(io.BytesIO(content)) as image:
-                if _is_ordinary_jpeg(image, size):
-                    return resize_to_square(_decode_jpeg(content), size, resize)
-                return resize_to_square(_decode_any(image, size), size, resize)
+                pixels = _decode_jpeg(content, image, size) if _is_jpeg(image) else None
+                if pixels is None:
+                    pixels = _decode_any(image)
+                # Asked for after decoding: Pillow turns some formats by itself.
+                return resize_to_square(_turn(pixels, _orientation(image)), size, resize)
     except UnidentifiedImageError:
         raise UndecodableError("not a picture of any known kind") from None
     except Image.DecompressionBombError:
@@ -81,56 +85,81 @@ def decode(content: bytes, size: int, resize: str) -> Tensor:
         raise UndecodableError(_one_line(error)) from error
 
 
-def _is_ordinary_jpeg(image: Image.Image, size: int) -> bool:
-    return image.format == "JPEG" and image.mode in ("RGB", "L") and min(image.size) < _DRAFT_FROM * size
-
-
 def is_gpu_decodable(content: bytes, size: int) -> bool:
     """Return whether nvJPEG decodes this file to the same picture as `decode`, apart from rounding.
 
-    That is so for complete JPEGs of ordinary size that need no rotation and are stored as YCbCr or grayscale.
+    That is so for undamaged JPEGs of ordinary size that need no rotation and are stored as YCbCr or grayscale.
+    nvJPEG does not notice damage, so the file is decoded here at an eighth of its size, which costs less than
+    half as much as decoding it.
     """
-    if not content.rstrip(b"\0").endswith(b"\xff\xd9"):  # it would fill up with gray what is missing
-        return False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content)) as image:
-                in_rgb = image.info.get("adobe_transform") == 0 and image.mode == "RGB"
-                upright = image.getexif().get(_ORIENTATION, 1) == 1
-                return _is_ordinary_jpeg(image, size) and upright and not in_rgb
+                if not _is_jpeg(image) or _reduction(image, size) > 1 or _orientation(image) != 1:
+                    return False
+        if simplejpeg.decode_jpeg_header(content)[2] not in ("YCbCr", "Gray"):
+            return False
+        simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1)
+        return True
     except Exception:  # whatever is wrong with it, `decode` says so
         return False
 
 
-def _decode_jpeg(content: bytes) -> Tensor:
-    """Decode a JPEG with torchvision to uint8 (3, H, W)."""
-    # A copy that may be written to: PyTorch wants one, and so nothing else ever sees it changed.
-    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    pixels: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-    return pixels
+def _is_jpeg(image: Image.Image) -> bool:
+    return image.format in _JPEG and image.mode in ("RGB", "L")
 
 
-def _decode_any(image: Image.Image, size: int) -> Tensor:
-    """Decode a picture of any format with Pillow to uint8 RGB (3, H, W)."""
-    # A hint for JPEGs: at least twice the size that is needed, so that the resizing still has what to average.
-    image.draft("RGB", (2 * size, 2 * size))
-    turned = _upright(image)
-    if turned.mode.startswith(("I", "F")):
-        turned = _eight_bits(turned)
-    if turned.has_transparency_data:
-        white = Image.new("RGBA", turned.size, "white")
-        turned = Image.alpha_composite(white, turned.convert("RGBA"))
-    return torch.from_numpy(np.array(turned.convert("RGB"))).permute(2, 0, 1)
+def _reduction(image: Image.Image, size: int) -> int:
+    """The fraction of its size at which a JPEG is decoded, as its denominator.
+
+    At least twice the pixels that are needed remain, so that resizing has what to average.
+    """
+    return next((factor for factor in (8, 4, 2) if min(image.size) >= 2 * size * factor), 1)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
+def _decode_jpeg(content: bytes, image: Image.Image, size: int) -> Tensor | None:
+    """Decode a JPEG to uint8 RGB (3, H, W), or return None for a kind that libjpeg-turbo does not know.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    factor = _reduction(image, size)
+    least = {"min_height": -(-image.height // factor), "min_width": -(-image.width // factor)}
     try:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-    except Exception:  # metadata may be damaged where the picture is not
-        return image
-    return ImageOps.exif_transpose(image) if turned else image
+        pixels = simplejpeg.decode_jpeg(content, **least)
+    except ValueError as error:
+        if str(error).startswith(_DAMAGE):
+            raise
+        return None
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _decode_any(image: Image.Image) -> Tensor:
+    """Decode a picture of any format with Pillow to uint8 RGB (3, H, W)."""
+    image.load()
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held, 1 to 8 as in EXIF; 1, which is upright, if the metadata is damaged."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def _turn(pixels: Tensor, orientation: int) -> Tensor:
+    """Turn (3, H, W) upright."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 2)
+    flipped = [dim for dim, those in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in those]
+    return pixels.flip(flipped) if flipped else pixels
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -153,6 +182,11 @@ def resize_to_square(pixels: Tensor, size: int, resize: str) -> Tensor:
     if pixels.shape[1:] != (size, size):
         pixels = resize_pixels(pixels, [size, size], antialias=True)
     return pixels.permute(1, 2, 0).contiguous()
+
+
+def to_gray(pixels: Tensor) -> Tensor:
+    """Convert RGB pictures (n, 3, H, W) to gray ones (n, 1, H, W), float32, rounded as Pillow does."""
+    return luma(pixels.float()).round()
 
 
 def decode_settings(config: PicturesConfig) -> dict[str, object]:

@@ -19,12 +19,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from cvdist.config import DataConfig
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import BadPicture, Batch, DatasetInfo, FullShuffle, Split, to_device
-from cvdist.data.images.decoders import Rows
+from cvdist.data.dataset import Batch, DatasetInfo, FullShuffle, Split, to_device
+from cvdist.data.images.ahead import DecodeAhead, Reader
 from cvdist.data.images.store import PictureStore
 from cvdist.data.normalize import Normalizer
+from cvdist.data.quarantine import BadPicture
 from cvdist.data.sampler import EpochOrder, LocalBatch, partition
+
+Rows = Sequence[int] | np.ndarray
 
 _AHEAD = 2  # batches that are read while the device computes
 
@@ -79,6 +83,43 @@ class PixelFile:
             if os.preadv(self._file.fileno(), [picture.data], place * stride) != stride:
                 raise OSError(f"{self._file.name} has become shorter")
         return pixels
+
+
+class DecodingSource:
+    """Decodes pictures each time they are used, in processes that work ahead (`PixelSource`)."""
+
+    def __init__(
+        self, config: DataConfig, paths: pa.ChunkedArray, *, processes: int, timeout: float, pinned: bool
+    ) -> None:
+        """Set up the processes, which start with the first epoch.
+
+        Args:
+            config: configuration that names the pictures.
+            paths: of all rows, below `--data`.
+            processes: number of processes.
+            timeout: seconds that a few pictures may take.
+            pinned: whether batches are put into pinned memory, for copies to a GPU.
+        """
+        where = (config.uri, config.image_size, config.resize)
+        self._size, self._paths, self._pinned = config.image_size, paths, pinned
+        self._reader = Reader(*where)
+        self._ahead = DecodeAhead(*where, threads=processes, timeout=timeout, processes=True)
+
+    def batches(self, rows: Iterable[Rows]) -> Iterator[Tensor]:
+        """Yield the pixels of each list of rows in order (`PixelSource.batches`)."""
+        tasks = (self._ahead.split(self._named(wanted)) for wanted in rows)
+        for parts in self._ahead.map(Reader.pixels, tasks):
+            shape = (sum(len(part) for part in parts), self._size, self._size, 3)
+            pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
+            yield torch.cat(parts, out=pixels) if parts else pixels
+
+    def pictures(self, rows: Rows) -> Tensor:
+        """Decode some rows in this thread (`PixelSource.pictures`)."""
+        return self._reader.pixels(self._named(rows))
+
+    def _named(self, rows: Rows) -> list[str]:
+        paths: list[str] = self._paths.take(pa.array(np.asarray(rows, dtype=np.int64))).to_pylist()
+        return paths
 
 
 class ImageLoader(FullShuffle):

@@ -2,7 +2,7 @@
 
 nvJPEG's pixels differ slightly from the CPU decoder's, in rounding and in the interpolation of colors, so a
 feature cache records which decoder was used. The GPU decodes ordinary JPEGs only, a batch in one call. The CPU
-decodes everything else: other formats, CMYK, pictures that need rotation, very large ones, truncated files, and
+decodes everything else: other formats, CMYK, pictures that need rotation, very large ones, damaged files, and
 files that nvJPEG rejects.
 """
 
@@ -18,8 +18,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from cvdist.data.dataset import to_device
-from cvdist.data.images.ahead import Decoded
-from cvdist.data.images.decode import UndecodableError, decode, resize_to_square
+from cvdist.data.images.ahead import Decoded, decoded
+from cvdist.data.images.decode import resize_to_square
 from cvdist.errors import UserError
 
 
@@ -69,10 +69,7 @@ class GpuDecoder:
         if pixels is not None:
             return Decoded(one.digest, resize_to_square(pixels, self._size, self._resize))
         if one.encoded is not None:  # refused, so the processor's to judge
-            try:
-                one = Decoded(one.digest, decode(one.encoded, self._size, self._resize))
-            except UndecodableError as error:
-                return Decoded(one.digest, None, str(error))
+            one = decoded(one.encoded, one.digest, self._size, self._resize)
         return dataclasses.replace(
             one, pixels=None if one.pixels is None else to_device(one.pixels, self._device)
         )

@@ -14,7 +14,6 @@ where KEY is a hash of the listing (paths, sizes, times) and of the settings tha
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
@@ -22,19 +21,21 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from torch.utils.data import DataLoader
+import torch
 
 from cvdist import log, storage
 from cvdist.config import DataConfig
-from cvdist.data.dataset import BadPicture
+from cvdist.data.images.ahead import DIGEST_BYTES, DecodeAhead, Reader
 from cvdist.data.images.decode import decode_settings
-from cvdist.data.images.decoders import CheckDataset, CheckedChunk, explain_loader_errors, worker_options
 from cvdist.data.images.listing import Listing, list_pictures
+from cvdist.data.quarantine import QUARANTINE, BadPicture, parse_quarantine, quarantine_csv, require_few_bad
 from cvdist.errors import UserError
 from cvdist.hardware import usable_cores
 from cvdist.lock import locked
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _CHUNK = 32  # pictures that a process decodes at a time
-_INDEX, _QUARANTINE, _PIXELS, _META = "index.arrow", "quarantine.csv", "pixels.u8", "meta.json"
+_INDEX, _PIXELS, _META = "index.arrow", "pixels.u8", "meta.json"
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,12 @@ class PictureStore:
 
     table: the good pictures, memory-mapped; columns path (string), label (int32), part (int8, see
     `cvdist.data.images.listing`), row (int64, in the pixel file), digest (16 bytes of SHA-256), moments (6
-    float32: means of the three channels in [0, 1], means of their squares). index: that table's file; pixels:
-    the pixel file, or None.
+    float32: means of the three channels in [0, 1], means of their squares). pixels: the pixel file, or None.
     """
 
     classes: tuple[str, ...]
     table: pa.Table
     bad: list[BadPicture]
-    index: Path
     pixels: Path | None
 
 
@@ -107,8 +106,8 @@ def open_picture_store(config: DataConfig, cache: Path) -> PictureStore:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"--cache {cache} has lost its copy of {redact(config.uri)}: start again") from error
     pixels = folder / _PIXELS
-    bad = list(_read_bad(folder))
-    return PictureStore(tuple(meta["classes"]), table, bad, folder / _INDEX, pixels if meta["pixels"] else None)
+    bad = _read_bad(folder)
+    return PictureStore(tuple(meta["classes"]), table, bad, pixels if meta["pixels"] else None)
 
 
 def _pointer(config: DataConfig, cache: Path) -> Path:
@@ -141,12 +140,9 @@ def _build(folder: Path, listing: Listing, config: DataConfig, data_timeout: flo
         shutil.rmtree(old, ignore_errors=True)
     building.mkdir()
     count = len(listing.table)
-    write_table(building / "listing.arrow", listing.table)
     pixels = _reserve(building / _PIXELS, count, config)
     rows, bad, columns = [], [], []
-    for first, checked in check_all(building / "listing.arrow", count, config, pixels, data_timeout):
-        if checked.unreadable:
-            raise UserError(checked.unreadable)
+    for first, checked in check_all(listing.table.column("path"), config, pixels, data_timeout):
         bad += [(first + i, why) for i, why in checked.bad]
         excluded = {i for i, _ in checked.bad}
         good = [i for i in range(len(checked.digests)) if i not in excluded]
@@ -160,9 +156,9 @@ def _build(folder: Path, listing: Listing, config: DataConfig, data_timeout: flo
     table = table.append_column("moments", pa.FixedSizeListArray.from_arrays(pa.array(moments.ravel()), 6))
     write_table(building / _INDEX, table)
     paths = listing.table.column("path")
-    _write_bad(building, [BadPicture(paths[row].as_py(), why) for row, why in bad])
-    (building / "listing.arrow").unlink()
-    meta = {"classes": listing.classes, "pictures": count, "bad": len(bad), "pixels": pixels is not None}
+    table_of_bad = quarantine_csv([BadPicture(paths[row].as_py(), why) for row, why in bad])
+    (building / QUARANTINE).write_bytes(table_of_bad.encode())
+    meta = {"classes": listing.classes, "pictures": count, "pixels": pixels is not None}
     _write_whole(building / _META, json.dumps(meta, indent=1))
     building.rename(folder)
 
@@ -189,41 +185,87 @@ def _reserve(path: Path, pictures: int, config: DataConfig) -> Path | None:
     return None
 
 
+@dataclass
+class CheckedChunk:
+    """What was found out about some pictures.
+
+    digests: 16 bytes each (n,); moments: float32 (n, 6), means and means of squares by channel; bad: position
+    and reason of what can't be decoded.
+    """
+
+    digests: np.ndarray
+    moments: np.ndarray
+    bad: list[tuple[int, str]]
+
+
 def check_all(
-    listing: Path, count: int, config: DataConfig, pixels: Path | None, data_timeout: float
+    paths: pa.ChunkedArray, config: DataConfig, pixels: Path | None, data_timeout: float
 ) -> Iterator[tuple[int, CheckedChunk]]:
     """Check all pictures and log the progress.
+
+    Args:
+        paths: of the pictures, below `--data`.
+        config: configuration that names the pictures.
+        pixels: file for uint8 (pictures, size, size, 3), or None to keep none.
+        data_timeout: seconds that a chunk of pictures may take.
 
     Yields:
         The first row and the result of each chunk, in order.
     """
-    processes = config.decode_workers or usable_cores()
-    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    task = CheckDataset(config.uri, listing, config.image_size, config.resize, pixels)
-    if len(chunks) < 2:
-        processes = 0  # they would take longer to start
-    loader = DataLoader(task, sampler=chunks, **worker_options(min(processes, len(chunks)), data_timeout))
+    count = len(paths)
+    starts = range(0, count, _CHUNK)
+    processes = min(config.decode_workers or usable_cores(), len(starts))
+    ahead = DecodeAhead(
+        config.uri,
+        config.image_size,
+        config.resize,
+        threads=processes,
+        timeout=data_timeout,
+        processes=len(starts) > 1,  # or they would take longer to start
+    )
     line = log.ProgressLine(logger, enabled=True)
-    into = f" into {listing.parent.parent}" if pixels else ""
-    logger.info("data       decoding %s pictures once%s, %d processes", f"{count:,}", into, max(processes, 1))
+    into = f" into {pixels.parent.parent}" if pixels else ""
+    logger.info("data       decoding %s pictures once%s, %d processes", f"{count:,}", into, processes)
     began = first = time.monotonic()
     done = 0
-    results = iter(loader)
-    for chunk in chunks:
-        with explain_loader_errors(data_timeout):
-            checked = next(results)
-        yield chunk.start, checked
-        if not done:
-            first = time.monotonic()  # the processes have started
-        done = chunk.stop
-        if line.due() and time.monotonic() > first + 1:
-            rate = (done - _CHUNK) / (time.monotonic() - first)
-            line.show(
-                f"decoding {done:,}/{count:,} pictures, {rate:,.0f} a second, about "
-                f"{log.duration((count - done) / rate)} left"
-            )
+    chunks = ([(start, paths[start : start + _CHUNK].to_pylist())] for start in starts)
+    try:
+        for start, (checked,) in zip(starts, ahead.map(partial(_check, pixels=pixels), chunks), strict=True):
+            yield start, checked
+            if not done:
+                first = time.monotonic()  # the processes have started
+            done = min(start + _CHUNK, count)
+            if line.due() and time.monotonic() > first + 1:
+                rate = (done - _CHUNK) / (time.monotonic() - first)
+                line.show(
+                    f"decoding {done:,}/{count:,} pictures, {rate:,.0f} a second, about "
+                    f"{log.duration((count - done) / rate)} left"
+                )
+    finally:
+        ahead.close()
     line.clear()
     logger.info("data       decoded %s pictures in %s", f"{done:,}", log.duration(time.monotonic() - began))
+
+
+def _check(reader: Reader, chunk: tuple[int, list[str]], pixels: Path | None) -> CheckedChunk:
+    """Decode pictures, and write their pixels into a file if there is one. `chunk`: first row, paths."""
+    row, paths = chunk
+    checked = CheckedChunk(
+        np.zeros(len(paths), f"S{DIGEST_BYTES}").view(f"V{DIGEST_BYTES}"),
+        np.zeros((len(paths), 6), np.float32),
+        [],
+    )
+    with pixels.open("r+b", buffering=0) if pixels else nullcontext() as target:
+        for i, one in enumerate(reader.decode(paths)):
+            checked.digests[i] = one.digest
+            if one.pixels is None:
+                checked.bad.append((i, one.reason))
+                continue
+            values = one.pixels.view(-1, 3).to(torch.float32).div_(255)
+            checked.moments[i] = torch.cat([values.mean(0), values.square().mean(0)]).numpy()
+            if target is not None:
+                os.pwrite(target.fileno(), one.pixels.numpy().data, (row + i) * one.pixels.numel())
+    return checked
 
 
 def _require_few_bad(folder: Path, config: DataConfig) -> None:
@@ -232,19 +274,19 @@ def _require_few_bad(folder: Path, config: DataConfig) -> None:
     Raises:
         UserError: above `--max-bad-fraction`.
     """
-    meta = json.loads((folder / _META).read_text())
-    if not meta["bad"]:
+    bad, listed = _read_bad(folder), folder / QUARANTINE
+    if not bad:
         return
-    first = next(_read_bad(folder))
-    example = f"{first.path} ({first.reason})"
-    share = f"{meta['bad']} of {meta['pictures']} pictures ({100 * meta['bad'] / meta['pictures']:.2f}%)"
-    if meta["bad"] > config.max_bad_fraction * meta["pictures"]:
-        raise UserError(
-            f"--data {redact(config.uri)}: {share} can't be decoded, more than --max-bad-fraction "
-            f"{config.max_bad_fraction:g} allows, e.g. {example}. All are listed in {folder / _QUARANTINE}: "
-            "fix or remove them, or raise the limit"
-        )
-    logger.warning("data       left out: %s, which can't be decoded, e.g. %s", share, example)
+    pictures = json.loads((folder / _META).read_text())["pictures"]
+    require_few_bad(bad, pictures=pictures, fraction=config.max_bad_fraction, uri=config.uri, listed=listed)
+    logger.warning(
+        "data       left out: %d of %d pictures (%.2f%%), which can't be decoded, e.g. %s (%s)",
+        len(bad),
+        pictures,
+        100 * len(bad) / pictures,
+        bad[0].path,
+        bad[0].reason,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- files
@@ -267,14 +309,5 @@ def _write_whole(path: Path, text: str) -> None:
     arriving.replace(path)
 
 
-def _write_bad(folder: Path, bad: list[BadPicture]) -> None:
-    with (folder / _QUARANTINE).open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "reason"])
-        writer.writerows((picture.path, picture.reason) for picture in bad)
-
-
-def _read_bad(folder: Path) -> Iterator[BadPicture]:
-    with (folder / _QUARANTINE).open(newline="") as file:
-        for row in csv.DictReader(file):
-            yield BadPicture(row["path"], row["reason"])
+def _read_bad(folder: Path) -> list[BadPicture]:
+    return parse_quarantine((folder / QUARANTINE).read_bytes().decode())

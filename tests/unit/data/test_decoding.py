@@ -107,7 +107,7 @@ def test_transparent_palette_and_grey():
     assert_quarters(decode(encoded(gray, "PNG"), 32, "squash"), [WHITE] * 4)
 
 
-@pytest.mark.parametrize("large", [False, True], ids=["by torchvision", "by Pillow, at a fraction of the size"])
+@pytest.mark.parametrize("large", [False, True], ids=["whole", "at a fraction of the size"])
 @pytest.mark.parametrize(
     ("orientation", "expected"),
     [
@@ -167,7 +167,7 @@ def test_crop_keeps_proportions_and_squash_keeps_everything():
 
 
 def test_the_two_decoders_agree(shared_data):
-    """Of the same JPEG at the same size: torchvision's and Pillow's pixels, on real photographs."""
+    """Of the same JPEG at the same size: libjpeg-turbo's and Pillow's pixels, on real photographs."""
     for path in sorted((shared_data / "dogs-vs-cats" / "valid" / "cat").iterdir())[:20]:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:

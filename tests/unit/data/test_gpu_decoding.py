@@ -32,6 +32,7 @@ FILES = {
     "cmyk.jpg": (encoded(quarters(mode="CMYK")), False),
     "large.jpg": (encoded(quarters(400, 300)), False),
     "cut.jpg": (encoded(quarters())[:-200], False),
+    "cut-with-end.jpg": (encoded(quarters())[:-200] + b"\xff\xd9", False),
     "picture.png": (encoded(quarters(), "PNG"), False),
     "nothing.jpg": (b"", False),
     "text.jpg": (b"no picture\xff\xd9", False),
@@ -47,7 +48,7 @@ def test_which_files_are_for_the_gpu(name):
 @pytest.mark.parametrize("refused", [(), ("other.jpg",), ("plain.jpg", "gray.jpg")], ids=str)
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 def test_all_is_decoded_in_order_whoever_does_it(tmp_path, monkeypatch, resize, refused):
-    """The same as by the processor alone, which is the decoder behind both here."""
+    """The same as by the processor alone. torchvision's decoder for processors stands for nvJPEG."""
     for name, (content, _) in FILES.items():
         (tmp_path / name).write_bytes(content)
     sizes = {len(FILES[name][0]) for name in refused}

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,13 @@ from hypothesis import strategies as st
 from cvdist import config as configs
 from cvdist import loaders, models
 from cvdist.errors import UserError
-from cvdist.features import build, inspect, manifest, receipt, shard
-from tests.helpers import pictures
+from cvdist.features import build, inspect, manifest, shard
+from tests.helpers import feature_caches, pictures
 from tests.helpers.feature_caches import (
     CPU,
-    computing,
     config,
     epoch,
     extract,
-    extraction,
     opened,
     refusal,
     write_weights,
@@ -188,13 +185,6 @@ def test_another_class_is_another_data_set(chosen, photos):
 # ---------------------------------------------------------------------------------------------------- updates
 
 
-def test_the_same_command_again_computes_nothing(chosen):
-    first, computed = extract(chosen)
-    assert len(computed) == 18
-    second, computed = extract(chosen)
-    assert computed == [] and second.manifest == first.manifest
-
-
 @pytest.mark.usefixtures("cached")
 def test_an_update_computes_what_has_changed(chosen, photos):
     (photos / "train" / "cat" / "0001.jpg").unlink()
@@ -244,39 +234,7 @@ def test_other_settings_do_not_replace_a_cache_unasked(chosen):
     assert opened(configs.replace(chosen, image_size=48)).info.height == 48
 
 
-# ------------------------------------------------------------------------------------------------ interruptions
-
-
-class Killed(Exception):
-    pass
-
-
-def test_a_killed_extraction_keeps_its_finished_shards(chosen):
-    plan = build.make_plan(extraction(chosen))
-    assert len(plan.work) == 6
-
-    def compute(left):
-        for count, one in enumerate(computing(chosen, plan, [])(left)):
-            if count == 3:
-                raise Killed
-            yield one
-
-    with pytest.raises(Killed):
-        build.build(extraction(chosen), plan, compute)
-    refusal(chosen)  # what has no manifest is no cache
-    again = build.make_plan(extraction(chosen))
-    assert len(again.done) == 4 and len(again.left) == 2  # the fourth shard was finished as well
-    _, computed = extract(chosen)
-    assert len(computed) == sum(len(work.paths) for work in again.left)
-    inspect.check(chosen.features.uri)
-
-
-def test_two_extractions_at_once_into_one_place(chosen):
-    with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(extract, [chosen, chosen]))
-    assert both[0][0].manifest.index == both[1][0].manifest.index
-    inspect.check(chosen.features.uri)
-    assert len(epoch(opened(chosen), 13)) == 1
+# ------------------------------------------------------------------------------------------------------- damage
 
 
 @pytest.mark.usefixtures("cached")
@@ -327,10 +285,6 @@ def test_a_damaged_index_is_refused(chosen):
     path.write_bytes(content[:300] + bytes([content[300] ^ 1]) + content[301:])
     with pytest.raises(UserError, match=r"index/\w+.parquet is damaged"):
         opened(configs.replace(chosen, data=""))
-
-
-def test_receipts_survive_nonsense():
-    assert receipt.parse(b"") is None and receipt.parse(b"{}") is None and receipt.parse(b"[1]") is None
 
 
 # ------------------------------------------------------------------------------------------------- bad pictures
@@ -401,3 +355,11 @@ def test_unwritable_place(chosen, tmp_path):
         place = tmp_path / "locked" / "features"
     with pytest.raises(UserError, match=r"can't be written: .* --features"):
         extract(configs.replace(chosen, features=str(place)))
+
+
+def test_pictures_are_looked_for_before_weights_are_downloaded(chosen, monkeypatch):
+    """A wrong path costs no half gigabyte."""
+    opened = lambda _: pytest.fail("the weights are opened")  # noqa: E731
+    monkeypatch.setattr("cvdist.features.fingerprint.for_extraction", opened)
+    with pytest.raises(UserError, match="--data"):
+        build.make_plan(feature_caches.extraction(configs.replace(chosen, data=f"{chosen.data.uri}-elsewhere")))

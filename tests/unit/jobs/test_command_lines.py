@@ -12,7 +12,7 @@ from cvdist.errors import UserError
 from cvdist.jobs import cli
 from tests.helpers.jobs import ROOT
 
-SUBJECT = {"RECIPE": "digits-cnn", "MODEL": "a-run", "RUN": "a-run"}
+SUBJECT = {"RECIPE": "digits-cnn", "MODEL": "a-run", "RUN": "a-run", "JOURNAL": "a-file"}
 
 
 def refusal(job, *words):
@@ -52,7 +52,7 @@ def test_a_flag_of_another_job_is_refused_with_the_job_that_has_it(job, flag, me
         assert text.endswith(f", not of {job}: leave it out")
 
 
-@pytest.mark.parametrize("job", [name for name in cli.JOBS if name != "replay"])
+@pytest.mark.parametrize("job", list(cli.JOBS))
 def test_help_and_parser_have_the_same_flags(job, capsys):
     with pytest.raises(SystemExit):
         cli.parse(job, [SUBJECT[cli.JOBS[job].subject], "--help"])
@@ -142,8 +142,7 @@ def test_all_jobs_are_exported():
 
 
 def test_a_command_line_is_read_without_torch_ray_and_mlflow():
-    words = {"RECIPE": "digits-cnn", "MODEL": "m", "RUN": "r"}
-    calls = [f"cli.parse({n!r}, [{words[j.subject]!r}])" for n, j in cli.JOBS.items() if n != "replay"]
+    calls = [f"cli.parse({name!r}, [{SUBJECT[job.subject]!r}])" for name, job in cli.JOBS.items()]
     done = python(
         f"import sys\nfrom cvdist.jobs import cli\n{chr(10).join(calls)}\n"
         "assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"

@@ -67,21 +67,18 @@ def test_summaries_are_one_line():
         assert "\n" not in summary
 
 
-def test_unknown_name_suggests_the_nearest_and_lists_all():
+def test_unknown_name_suggests_the_nearest():
     with pytest.raises(UserError) as error:
         models.find("scrach-cnn")
-    assert str(error.value) == (
-        "unknown model 'scrach-cnn': did you mean scratch-cnn or scratch-cnn-photo? "
-        "--model takes: scratch-cnn, scratch-cnn-photo, vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, "
-        "vgg19, vgg19_bn"
-    )
+    assert str(error.value) == "unknown model 'scrach-cnn': did you mean scratch-cnn or scratch-cnn-photo?"
 
 
 def test_unknown_name_like_no_other_lists_all():
     with pytest.raises(UserError) as error:
         build("zzz")
-    assert str(error.value).startswith(
-        "unknown model 'zzz': --model takes: scratch-cnn, scratch-cnn-photo, vgg11"
+    assert str(error.value) == (
+        "unknown model 'zzz': --model takes: scratch-cnn, scratch-cnn-photo, vgg11, vgg11_bn, vgg13, vgg13_bn, "
+        "vgg16, vgg16_bn, vgg19, vgg19_bn"
     )
 
 

@@ -11,7 +11,6 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import scaling_model as model
 from cvdist import config as configs
 from cvdist import recipes
 from cvdist.config import ParallelConfig
@@ -20,7 +19,6 @@ from cvdist.models import InputSpec, heads
 from cvdist.models.vgg import TransferVGG
 from cvdist.parallel import cost, plan
 from cvdist.parallel.cost import Machine, Work
-from tests.helpers.jobs import ROOT
 
 FIRST, SECOND, LAST = 25088 * 4096 + 4096, 4096 * 4096 + 4096, 4096 * 2 + 2
 VGG16 = Work(
@@ -122,21 +120,6 @@ def test_no_step_is_shorter_than_its_floor(work, machine, workers):
     for split, way in zip((False, True), WAYS, strict=True):
         least = cost.min_step_seconds(work, machine, workers, split=split)
         assert way(work, machine, workers).seconds >= least * (1 - 1e-9)
-
-
-@pytest.mark.parametrize("table", [model.steps_table, model.ends_table, model.shares_table, model.data_table])
-def test_the_documented_tables_are_what_the_script_prints(table):
-    assert table(model.Assumptions()) in (ROOT / "docs" / "scaling.md").read_text()
-
-
-def test_a_ring_over_nodes_is_as_fast_as_the_slowest_link():
-    a = model.Assumptions(nvlink_gb_s=450, link_share=1, latency_us=20, hop_us=10)
-    inside, across = model.machine(a, 8, 400, 0), model.machine(a, 64, 400, 0)
-    assert (inside.link_rate, across.link_rate) == (450e9, 50e9)
-    assert across.latency == pytest.approx((20 + 2 * 3 * 10) * 1e-6)  # eight nodes: a tree of three steps
-    assert model.resident(a, 700_000) and not model.resident(a, 900_000)  # 50 kB each, in 40 GB
-    assert model.machine(a, 8, 400, 900_000).input_rate == 3e9
-    assert model.work(64) == replace(VGG16, activation_bytes=2, input_bytes=50_176)
 
 
 @pytest.mark.parametrize(("head", "chosen"), [("vgg", "head"), ("linear", "data")])

@@ -120,3 +120,13 @@ def test_importance_finds_what_matters():
     assert found.flags[0] == "lr" and found.drops[0] > 0.5 > 5 * max(found.drops[1:])
     assert found.explained > 0.7 and found.trials == 19
     assert importance.permutation_importance(search, trials[:6], 2) is None
+
+
+def test_importance_of_a_choice_between_two_others():
+    search = parse("lr=1e-4:1e-1:log", "batch-size=16,64,256,512")
+    trials = [
+        trial(number, corrects=[50 + 40 * (point["batch_size"] == 64)], **point)
+        for number, point in enumerate(space.sample_points(search, 0, 30), start=1)
+    ]
+    found = importance.permutation_importance(search, trials, 1)
+    assert found.flags[0] == "batch-size" and found.drops[0] > 1 and found.explained > 0.8

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvdist.training.ridge import Sums, pooled, solve
-from tests.helpers import feature_caches, pictures
+from tests.helpers import feature_caches
 
 CPU = torch.device("cpu")
 
@@ -80,21 +80,7 @@ def test_pooling():
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory):
     """A cache of two classes that differ in their colors, and a configuration to train from it."""
-    root = tmp_path_factory.mktemp("ridge")
-    pictures.write(root / "pictures", {"train/a": 9, "train/b": 8, "valid/a": 4, "valid/b": 3})
-    config = feature_caches.config(
-        *(root / "pictures", root / "features", feature_caches.write_weights(root / "weights.pth")),
-        root / "cache",
-        head="linear",
-        lr=0.0001,
-        storage=str(root),
-        runtime="inline",
-        visualize=False,
-        system_metrics=False,
-        log_model=False,
-    )
-    feature_caches.extract(config)
-    return config
+    return feature_caches.two_colors(tmp_path_factory.mktemp("ridge"))
 
 
 @pytest.mark.parametrize("workers", [2, 3, 20])

@@ -1,4 +1,4 @@
-"""Finds the pictures that an extraction has to compute, and divides them into work units, one per shard.
+"""Compares a listing with the index of a cache, to find the pictures that an extraction has to compute.
 
 A shard never changes. A picture that was removed or changed leaves the index, and a new or changed picture goes
 into a new shard. So an update costs only as much as it adds, wherever the pictures are in the listing.
@@ -6,22 +6,17 @@ into a new shard. So an update costs only as much as it adds, wherever the pictu
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cvdist import storage
-from cvdist.data.images.listing import VALID_PART
 from cvdist.errors import UserError
 from cvdist.features import index
-from cvdist.features.fingerprint import Fingerprint
 from cvdist.log import redact
 
 _READERS = 16  # files at a time
@@ -29,38 +24,6 @@ _LEAST_ALIVE = 0.5  # of a shard's rows; with fewer, those are computed again an
 
 Digests = Callable[[Sequence[str]], Iterable[bytes]]
 """The digest of each picture's file, by paths below `--data`, in order."""
-
-
-@dataclass(frozen=True)
-class WorkUnit:
-    """The pictures of one shard: the unit of work, of retry and of resumption.
-
-    Attributes:
-        key: hash of the pictures' identity and of everything that their features depend on.
-        views: number of views to compute.
-        paths: paths of the pictures.
-        labels: labels of the pictures.
-    """
-
-    key: str
-    views: int
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-
-    def to_dict(self) -> dict[str, object]:
-        """Convert to a dictionary, to be sent to another process."""
-        return {
-            "key": self.key,
-            "views": self.views,
-            "paths": list(self.paths),
-            "labels": list(self.labels),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> WorkUnit:
-        """Build a work unit from the dictionary that `to_dict` returned, or from its copy by Arrow."""
-        labels = tuple(int(label) for label in values["labels"])
-        return cls(str(values["key"]), int(values["views"]), tuple(map(str, values["paths"])), labels)
 
 
 @dataclass(frozen=True)
@@ -167,19 +130,3 @@ def without_sparse_shards(changes: Changes, known: pa.Table, shard_rows: Sequenc
     keep = np.array([number < 0 or enough[number] for number in shard], dtype=bool)
     lost = changes.kept[~keep]
     return Changes(changes.kept[keep], changes.of[keep], changes.added, changes.changed, changes.removed, lost)
-
-
-def work_units(
-    listing: pa.Table, rows: np.ndarray, fingerprint: Fingerprint, shard_size: int
-) -> list[WorkUnit]:
-    """`rows` of the listing, in its order, cut into shards; those to validate on apart: they need one view."""
-    part = np.asarray(listing.column("part"))[rows]
-    cut = []
-    for mine, views in ((rows[part != VALID_PART], fingerprint.views), (rows[part == VALID_PART], 1)):
-        for start in range(0, len(mine), shard_size):
-            table = listing.select(index.LISTED).take(pa.array(mine[start : start + shard_size]))
-            columns = table.to_pydict()
-            identity = {"fingerprint": fingerprint.to_dict(), "views": views, "pictures": columns}
-            key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-            cut.append(WorkUnit(key, views, tuple(columns["path"]), tuple(columns["label"])))
-    return cut
