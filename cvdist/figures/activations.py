@@ -70,7 +70,7 @@ def feature_maps(
         heading = f"{words}, {maps.shape[1]}×{maps.shape[2]} each"
         sheet.y += 0.08
         sheet.write([Piece(heading, style.INK, "bold", style.LABEL_SIZE)], style.MARGIN, 4)
-        sheet.color_bar(style.WIDTH - 3.4, cmap, limits)
+        sheet.color_bar(style.WIDTH - 2.9, cmap, limits)
         sheet.y += 0.28
         drawn = [
             Tile(one, [[_number(channel, channel in dead)]], cmap, limits)

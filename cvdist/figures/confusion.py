@@ -203,23 +203,16 @@ def _add_color_bar(axes: Axes, norm: PowerNorm, rates: NDArray[np.float64], orie
 
 def _list_pairs(axes: Axes, counts: NDArray[np.int64], classes: Sequence[str], width: float) -> None:
     """Write a table of the most frequent mistakes into axes that are `width` inches wide."""
-    room = (width - 0.55) / 2
+    room = (width - 0.38) / 2
     pairs = most_confused(counts, _PAIRS)
     lines = [(str(count), classes[true], classes[predicted]) for count, true, predicted in pairs]
     heads = [("count", "true class", "predicted") if pairs else ("", "no mistakes", "")]
     for row, cells in enumerate(heads + lines):
         weight = "normal" if row else "bold"
         colors = (style.INK,) * 3 if row else (style.INK, style.GREEN, style.VERMILLION)
-        for x, ha, text, color in zip(
-            (0.42, 0.55, 0.55 + room), ("right", "left", "left"), cells, colors, strict=True
-        ):
-            look: dict[str, Any] = {
-                "size": style.SMALL_SIZE,
-                "color": color,
-                "weight": weight,
-                "ha": ha,
-                "va": "top",
-            }
+        columns = zip((0.25, 0.38, 0.38 + room), ("right", "left", "left"), cells, colors, strict=True)
+        for x, ha, text, color in columns:
+            look: dict[str, Any] = {"color": color, "weight": weight, "ha": ha, "va": "top"}
             shown = style.elide(text, room - 0.08, style.SMALL_SIZE, weight=weight)
             y = 1 - 0.92 * row / (_PAIRS + 1)
-            axes.text(x / width, y, shown, transform=axes.transAxes, parse_math=False, **look)
+            style.write(axes, x / width, y, shown, transform=axes.transAxes, **look)

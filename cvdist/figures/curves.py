@@ -82,9 +82,9 @@ def _draw_lines(
     figure = style.new_figure(title, width=8.0, height=4.8)
     axes = style.plain(figure.subplots(), grid="both")
     size = 5 if len(epochs) <= _DOTTED_EPOCHS else _LINE_WIDTH
-    look: dict[str, Any] = {"linewidth": _LINE_WIDTH, "marker": "o", "markersize": size}
     for name, values, color in (("train", train, style.TRAIN), ("valid", valid, style.VALID)):
-        axes.plot(epochs, values, label=name, color=color, clip_on=False, **look)  # 100% in the full width
+        # Not clipped: a line along 100% is as wide as elsewhere.
+        axes.plot(epochs, values, "o-", label=name, color=color, lw=_LINE_WIDTH, ms=size, clip_on=False)
     axes.set(xlim=(epochs[0] - 0.5, epochs[-1] + 0.5), xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda epoch, _: f"{epoch:.0f}"))
@@ -118,14 +118,11 @@ def _label_ends(axes: Axes, train: list[float], valid: list[float], show: Callab
     """Write the name and the last value of each line to the right of the axes, at the height of its end."""
     ends = _last(train), _last(valid)
     heights = _apart(*(_height(axes, end) for end in ends))
-    for name, end, height, color in zip(
-        ("train", "valid"), ends, heights, (style.TRAIN, style.VALID), strict=True
-    ):
-        at: dict[str, Any] = {"transform": axes.transAxes, "color": color}
-        axes.text(1.025, height, name, size=style.LABEL_SIZE, weight="bold", va="bottom", **at)
-        axes.text(
-            1.025, height, "no value" if math.isnan(end) else show(end), size=style.TEXT_SIZE, va="top", **at
-        )
+    for line, end, height in zip(axes.get_lines(), ends, heights, strict=True):
+        at: dict[str, Any] = {"transform": axes.transAxes, "color": line.get_color()}
+        name, value = str(line.get_label()), "no value" if math.isnan(end) else show(end)
+        style.write(axes, 1.025, height, name, size=style.LABEL_SIZE, weight="bold", va="bottom", **at)
+        style.write(axes, 1.025, height, value, size=style.TEXT_SIZE, va="top", **at)
 
 
 def _last(values: list[float]) -> float:
@@ -155,23 +152,11 @@ def _mark_best(axes: Axes, epoch: int, value: float, text: str) -> None:
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     axes.vlines(epoch, value, high, color=style.MUTED, linewidth=1, linestyle=":", zorder=1)
     axes.set_ylim(low, high)
-    ring: dict[str, Any] = {
-        "markersize": 11,
-        "markerfacecolor": "none",
-        "markeredgecolor": style.VALID,
-        "markeredgewidth": 2,
-    }
-    axes.plot([epoch], [value], "o", label="best", clip_on=False, **ring)
+    axes.plot([epoch], [value], "o", label="best", clip_on=False, ms=11, mfc="none", mec=style.VALID, mew=2)
     across = (epoch - left) / (right - left)
     side = "left" if across < 0.35 else "right" if across > 0.65 else "center"
-    look: dict[str, Any] = {
-        "size": style.TEXT_SIZE,
-        "weight": "bold",
-        "color": style.VALID,
-        "ha": side,
-        "va": "bottom",
-    }
-    axes.text(epoch, 1.03, text, transform=axes.get_xaxis_transform(), **look)
+    look: dict[str, Any] = {"size": style.TEXT_SIZE, "weight": "bold", "color": style.VALID, "ha": side}
+    style.write(axes, epoch, 1.03, text, va="bottom", transform=axes.get_xaxis_transform(), **look)
 
 
 def _finite(value: float) -> float:

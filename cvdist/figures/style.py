@@ -64,14 +64,22 @@ def add_title(figure: Figure, title: str, subtitle: str = "") -> None:
     lines = [(0.0, title, TITLE_SIZE, "bold", INK), (0.3, subtitle, TEXT_SIZE, "normal", MUTED)]
     for down, text, size, weight, color in lines:
         shown = elide(text, width - 2 * MARGIN, size, weight=weight)
-        look: dict[str, Any] = {
-            "size": size,
-            "weight": weight,
-            "color": color,
-            "va": "top",
-            "parse_math": False,
-        }
-        figure.text(MARGIN / width, 1 - (MARGIN + down) / height, shown, **look)
+        at = MARGIN / width, 1 - (MARGIN + down) / height
+        write(figure, *at, shown, size=size, weight=weight, color=color, va="top")
+
+
+def write(
+    place: Figure | Axes,
+    x: float,
+    y: float,
+    text: str,
+    *,
+    size: float = SMALL_SIZE,
+    color: str = MUTED,
+    **look: Any,
+) -> None:
+    """Write `text` as it is, since matplotlib would read a formula between two dollar signs."""
+    place.text(x, y, text, size=size, color=color, parse_math=False, **look)
 
 
 def plain(axes: Axes, *, grid: str = "") -> Axes:
@@ -89,7 +97,7 @@ def plain(axes: Axes, *, grid: str = "") -> Axes:
 
 def announce(axes: Axes, text: str, color: str = MUTED) -> None:
     """Write `text` in the middle of axes that have nothing to show."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, size=18, color=color, ha="center", va="center")
+    write(axes, 0.5, 0.5, text, size=18, color=color, ha="center", va="center", transform=axes.transAxes)
 
 
 def nothing_to_show(title: str, text: str) -> Figure:
@@ -112,6 +120,7 @@ def lay_out(figure: Figure) -> None:
 def size_of(axes: Axes, figure: Figure) -> tuple[float, float]:
     """Lay out the figure, and return the width and the height that its axes got, in inches."""
     lay_out(figure)
+    axes.apply_aspect()
     box = axes.get_window_extent()
     return box.width / DPI, box.height / DPI
 

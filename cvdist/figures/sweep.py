@@ -23,23 +23,8 @@ _HEIGHT = 5.2
 _ABSENT = -0.12  # height at which a setting is drawn that a trial does not have
 # Accuracies that get a tick if there is room for it, in order of precedence.
 _ACCURACIES = (
-    0.5,
-    0.8,
-    0.9,
-    0.95,
-    0.98,
-    0.99,
-    0.995,
-    0.998,
-    0.999,
-    0.9995,
-    0.9998,
-    0.9999,
-    0.96,
-    0.97,
-    0.7,
-    0.6,
-    0.85,
+    *(0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999),
+    *(0.96, 0.97, 0.7, 0.6, 0.85),
 )
 _TICK_GAP = 0.055  # least distance between two labels, as a fraction of the axis' height
 # If the forest explains less of the variance than this, the order of the settings is mostly chance.
@@ -101,7 +86,7 @@ def importance_bars(importance: Importance) -> Figure:
         height=1.65 + 0.42 * len(importance.flags),
     )
     axes = style.plain(figure.subplots(), grid="x")
-    bars = axes.barh(
+    axes.barh(
         importance.flags,
         importance.drops,
         xerr=importance.spreads,
@@ -109,7 +94,10 @@ def importance_bars(importance: Importance) -> Figure:
         color=style.BLUE if trusted else "#9FB8C8",
         error_kw={"ecolor": style.MUTED, "capsize": 3, "linewidth": 1},
     )
-    axes.bar_label(bars, fmt="%.2f", padding=5, size=style.TEXT_SIZE, color=style.INK)
+    for place, (drop, spread) in enumerate(zip(importance.drops, importance.spreads, strict=True)):
+        end = max(drop + spread, 0.0), place  # of the bar and its spread; of a negative one, where it begins
+        look: dict[str, Any] = {"size": style.TEXT_SIZE, "color": style.INK, "annotation_clip": False}
+        axes.annotate(f"{drop:z.2f}", end, (5, 0), textcoords="offset points", va="center", **look)
     axes.invert_yaxis()
     lowest = (drop - spread for drop, spread in zip(importance.drops, importance.spreads, strict=True))
     axes.set_xlim(left=min(0.0, *lowest))
@@ -136,17 +124,14 @@ def trial_curves(trials: Sequence[Trial]) -> Figure:
         values = [scale.place(one.correct / one.total) for one in trial.epochs]
         axes.plot(epochs, values, marker="o", markersize=5 if trial is best else 3.5, **look)
         if not finished:
-            axes.plot(
-                epochs[-1], values[-1], color=look["color"], marker="x", markersize=8, markeredgewidth=1.8
-            )
+            axes.plot(epochs[-1], values[-1], "x", color=look["color"], markersize=8, markeredgewidth=1.8)
     last = max(trial.epochs[-1].epoch for trial in measured)
     axes.set(xlim=(0.8, last + 0.2), ylim=(-0.02, 1.02))
     axes.set_yticks(*zip(*scale.ticks(), strict=True))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
+    usual = {"color": style.BLUE, "marker": "o", "markersize": 4}
     stopped = {"color": _STOPPED, "marker": "x", "markersize": 8}
-    _legend(
-        axes, {"linewidth": 3, "marker": "o"}, {"color": style.BLUE, "marker": "o", "markersize": 4}, stopped
-    )
+    _legend(axes, {"linewidth": 3, "marker": "o"}, usual, stopped)
     return figure
 
 
@@ -221,16 +206,10 @@ def _axis(axes: Axes, at: int, ticks: Sequence[tuple[float, str]], *, right: boo
     """Draw the vertical axis of one setting, with labels on a white background that covers the lines."""
     axes.plot([at, at], [0, 1], color=style.INK, linewidth=1.2, zorder=4, clip_on=False)
     white = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-    look: dict[str, Any] = {
-        "size": style.SMALL_SIZE,
-        "color": style.INK,
-        "zorder": 5,
-        "bbox": white,
-        "va": "center",
-    }
-    shift, ha = (7, "left") if right else (-7, "right")
+    look: dict[str, Any] = {"size": style.SMALL_SIZE, "color": style.INK, "zorder": 5, "bbox": white}
+    shift, look["ha"] = (7, "left") if right else (-7, "right")
     for place, text in ticks:
-        label = axes.annotate(text, (at, place), (shift, 0), textcoords="offset points", ha=ha, **look)
+        label = axes.annotate(text, (at, place), (shift, 0), textcoords="offset points", va="center", **look)
         label.set(annotation_clip=False, parse_math=False)
         axes.plot(at, place, marker="_", color=style.INK, markersize=6, zorder=4, clip_on=False)
 
@@ -242,13 +221,8 @@ def _legend(axes: Axes, best: dict[str, Any], finished: dict[str, Any], stopped:
         Line2D([], [], linewidth=1.3, label="finished", **finished),
         Line2D([], [], linewidth=1.3, label="stopped early", **stopped),
     ]
-    place: dict[str, Any] = {
-        "loc": "lower right",
-        "bbox_to_anchor": (1.0, 1.02),
-        "ncols": 3,
-        "borderaxespad": 0,
-    }
-    axes.legend(handles=lines, frameon=False, fontsize=style.TEXT_SIZE, **place)
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.02), "borderaxespad": 0}
+    axes.legend(handles=lines, ncols=3, frameon=False, fontsize=style.TEXT_SIZE, **place)
 
 
 def _best_trial(best: Trial | None) -> str:

@@ -157,28 +157,29 @@ class Sheet:
         end = left + room
         for text, color, weight, size in [Piece(line)] if isinstance(line, str) else line:
             shown = style.elide(text, end - left, size, weight=weight)
-            font: dict[str, Any] = {"size": size, "color": color, "weight": weight, "parse_math": False}
-            self._axes.text(left, self.y if top is None else top, shown, ha=ha, va="top", **font)
+            look: dict[str, Any] = {"size": size, "color": color, "weight": weight, "ha": ha, "va": "top"}
+            style.write(self._axes, left, self.y if top is None else top, shown, **look)
             left += style.text_width(text, size, weight=weight) + _SPACE
 
-    def color_bar(self, left: float, cmap: Colormap | str, limits: tuple[float, float]) -> float:
-        """Draw a color bar at `y` between the numbers of its ends, and return where that ends."""
-        low, high = map(number, limits)
-        start = left + style.text_width(low, style.SMALL_SIZE) + 0.06
+    def color_bar(self, start: float, cmap: Colormap | str, limits: tuple[float, float]) -> float:
+        """Draw a color bar from `start` at `y`, with the numbers of its ends beside it; return where it ends."""
         stop = start + 2.0
-        self.write(low, left, 1.0)
-        self.write(high, stop + 0.06, 1.0)
+        self.write(number(limits[0]), start - GAP, 1.0, ha="right")
+        self.write(number(limits[1]), stop + GAP, 1.0)
         # 256 steps, since vector formats do not interpolate between the pixels of an image.
         place = (start, stop, self.y + 0.15, self.y + 0.01)
         self._axes.imshow(np.linspace(*limits, 256)[None], cmap=cmap, interpolation="none", extent=place)
-        return stop + 0.06 + style.text_width(high, style.SMALL_SIZE)
+        return stop + GAP + style.text_width(number(limits[1]), style.SMALL_SIZE)
 
     def legend(
         self, text: str, cmap: Colormap | str | None = None, limits: tuple[float, float] = (0.0, 1.0)
     ) -> None:
         """Write a line that explains the tiles above, beside a color bar if they have a color map."""
         self.y += 0.05
-        left = style.MARGIN if cmap is None else self.color_bar(style.MARGIN, cmap, limits) + 0.25
+        left = style.MARGIN
+        if cmap is not None:
+            left += style.text_width(number(limits[0]), style.SMALL_SIZE) + GAP
+            left = self.color_bar(left, cmap, limits) + 0.25
         self.write(text, left, style.MARGIN + ROOM - left)
         self.y += 0.25
 
