@@ -37,20 +37,15 @@ def feature_maps(
     top = sheet.y
     sheet.row([Tile(tiles.pixels(image))], min(_PICTURE, 2 * _PICTURE * image.shape[2] / image.shape[1]))
     count, total = len(strongest.channels), strongest.total
-    limited = (
-        "" if count == total else f" of {total}",
-        "" if count == total else ", the strongest in this picture",
+    some = f"{count} of {total} channels, the strongest in this picture"
+    facts = (
+        f"{f'all {count} channels' if count == total else some}, by number",
+        f"{strongest.silent} of {total} are zero after ReLU in this picture",
+        "all maps of a block share one color scale",
     )
     lines = [
         [Piece(label, style.INK, size=style.LABEL_SIZE)],
-        [
-            Piece(
-                f"{'all ' if count == total else ''}{count}{limited[0]} channels{limited[1]}, by number",
-                size=style.TEXT_SIZE,
-            )
-        ],
-        [Piece(f"{strongest.silent} of {total} are zero after ReLU in this picture", size=style.TEXT_SIZE)],
-        [Piece("all maps of a block share one color scale", size=style.TEXT_SIZE)],
+        *([Piece(fact, size=style.TEXT_SIZE)] for fact in facts),
     ]
     left = style.MARGIN + _PICTURE + 0.25
     for number, line in enumerate(lines):

@@ -69,7 +69,7 @@ def add_title(figure: Figure, title: str, subtitle: str = "") -> None:
 
 
 def write(
-    place: Figure | Axes,
+    on: Figure | Axes,
     x: float,
     y: float,
     text: str,
@@ -79,7 +79,7 @@ def write(
     **look: Any,
 ) -> None:
     """Write `text` as it is, since matplotlib would read a formula between two dollar signs."""
-    place.text(x, y, text, size=size, color=color, parse_math=False, **look)
+    on.text(x, y, text, size=size, color=color, parse_math=False, **look)
 
 
 def plain(axes: Axes, *, grid: str = "") -> Axes:

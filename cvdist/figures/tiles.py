@@ -162,7 +162,7 @@ class Sheet:
             left += style.text_width(text, size, weight=weight) + _SPACE
 
     def color_bar(self, start: float, cmap: Colormap | str, limits: tuple[float, float]) -> float:
-        """Draw a color bar from `start` at `y`, with the numbers of its ends beside it; return where it ends."""
+        """Draw a color bar from `start` at `y`, between the numbers of its ends. Returns where it ends."""
         stop = start + 2.0
         self.write(number(limits[0]), start - GAP, 1.0, ha="right")
         self.write(number(limits[1]), stop + GAP, 1.0)
