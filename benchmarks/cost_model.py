@@ -304,7 +304,7 @@ def draw(a: Assumptions, path: Path) -> None:
         "More GPUs make a step longer, or, with the head split, shorter",
         "VGG16's classifier from features in GPU memory, by the cost model: H100s, eight to a node",
         width=9.2,
-        height=4.9,
+        height=5.0,
     )
     panels = figure.subplots(1, len(BATCHES))
     numbers = [2**i for i in range(11)]

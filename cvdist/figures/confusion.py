@@ -69,7 +69,7 @@ def _with_counts(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     widest = max(style.text_width(name, style.TEXT_SIZE) for name in names)
     side = min(max(1.1 * len(names), 3.6), 6.2, style.WIDTH - widest - 1.9)
     turned = 45 if widest > 0.9 * side / len(names) else 0
-    width, height = max(side + widest + 1.9, 7.0), side + (0.75 * widest if turned else 0.1) + 1.45
+    width, height = max(side + widest + 1.9, 7.0), side + (0.75 * widest if turned else 0.1) + 1.55
     figure = style.new_figure(*_titles(counts), width=width, height=height)
     axes = style.plain(figure.subplots(subplot_kw={"box_aspect": 1, "anchor": "NW"}))
     rates = _mistake_rates(counts)
@@ -86,7 +86,7 @@ def _with_pairs(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     widest = max((style.text_width(name, _TINY_SIZE) for name in names), default=0.3)
     side = style.WIDTH - widest - 4.45
     turned = 90 if named and widest > 0.9 * side / len(names) else 0
-    figure = style.new_figure(*_titles(counts), height=side + (widest if turned else 0.1) + 1.5)
+    figure = style.new_figure(*_titles(counts), height=side + (widest if turned else 0.1) + 1.6)
     axes, table = figure.subplots(1, 2, width_ratios=[side, 3.2])
     rates = _mistake_rates(counts)
     norm = _draw(style.plain(axes), rates)

@@ -47,8 +47,9 @@ def new_figure(title: str, subtitle: str = "", *, width: float = WIDTH, height: 
     """
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    rect = (0, 0, 1, 1 - head_height(subtitle) / height)
-    figure.set_layout_engine(ConstrainedLayoutEngine(rect=rect, w_pad=MARGIN, h_pad=0.1))
+    pad = MARGIN / 2  # also below each axes
+    rect = (0, pad / height, 1, 1 - (head_height(subtitle) + pad) / height)
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=rect, w_pad=MARGIN, h_pad=pad))
     add_title(figure, title, subtitle)
     return figure
 

@@ -231,6 +231,14 @@ def test_confusion_matrix_is_readable(size, names):
     assert_readable(figure)
 
 
+def test_counts_fit_into_their_cells():
+    figure = confusion_matrix(with_mistakes(20, (3, 5, 88888), right=88888), LONG_NAMES * 6 + DIGITS[:2])
+    figure.canvas.draw()
+    (left, _), (right, _) = figure.axes[0].transData.transform([(0, 0), (1, 0)])
+    widest = max(text.get_window_extent().width for text in figure.axes[0].texts)
+    assert 0.7 < widest / (right - left) < 0.95
+
+
 def test_names_are_not_formulas():
     figure = confusion_matrix(with_mistakes(2), ["$x_1$", "50% $ off"])
     assert tick_labels(figure.axes[0].xaxis) == ["$x_1$", "50% $ off"]

@@ -38,6 +38,15 @@ def test_figures_and_table_show_all_trials():
     assert f"| {winner.number} |" in description(search, trials, "command", ())
 
 
+def test_an_importance_below_zero_can_be_read():
+    found = importance.Importance(
+        ("lr", "optimizer", "dropout"), (2, -0.3, -0.001), (0.3, 0.1, 0.1), 0.9, 20, 2
+    )
+    figure = figures.importance_bars(found)
+    assert {"-0.30", "0.00"} <= set(says(figure)) and "-0.00" not in says(figure)
+    assert_readable(figure)
+
+
 def test_figures_of_a_sweep_without_results():
     search = parse("lr=1e-4:1e-1:log")
     for draw in (lambda: figures.parallel_coordinates(search, [trial(1, "failed", lr=0.1)]),
