@@ -56,7 +56,7 @@ def top_activation_patches(
     """
     channels, (total, count) = shown_channels(top_activations), top_activations.pictures.shape
     pictures = f"{seen} pictures" if seen == available else f"{seen} of {available} pictures"
-    never = f"; {dead} are never active" if dead else ""
+    never = f"; {dead} {'is' if dead == 1 else 'are'} never active" if dead else ""
     sheet = Sheet(
         f"{name}: top activations of its channels",
         f"the {len(channels)} of {total} channels that reach the highest values, over {pictures}{never}",

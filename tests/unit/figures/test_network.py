@@ -171,7 +171,7 @@ def test_top_activations_are_readable_and_marked(pictures, field):
         dead=1,
     )
     assert_tidy(figure)
-    assert any(f"over {pictures} of 400 pictures; 1 are never active" in line for line in says(figure))
+    assert any(f"over {pictures} of 400 pictures; 1 is never active" in line for line in says(figure))
 
 
 def test_grad_cam_beside_pictures():
