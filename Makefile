@@ -59,7 +59,7 @@ soak: $(STAMP)  ## MINUTES=30 of faults from a list with SEED=0 on a cluster in 
 ui: $(STAMP)  ## the MLflow UI on the runs in ./runs, on port 5000 of this machine
 	$(VENV)/bin/mlflow ui --backend-store-uri 'sqlite:///$(CVDIST_STORAGE)/mlflow.db' --port 5000
 
-screenshots: $(STAMP)  ## the README's pictures of MLflow anew, from the newest run in ./runs; needs Chromium
+screenshots: $(STAMP)  ## the documents' pictures anew, from the newest run in ./runs (make demo); needs Chromium
 	$(PY) docs/screenshots.py
 
 SERVER := .venv-mlflow

@@ -300,15 +300,16 @@ def most_useful(a: Assumptions, batch: int, gbit: float, *, split: bool) -> int:
 
 def draw(a: Assumptions, path: Path) -> None:
     """Draw the milliseconds of a step by number of GPUs, for both variants and each link; a panel per batch."""
-    figure = style.new_figure(9.2, 4.7)
-    style.add_title(
-        figure,
+    figure = style.new_figure(
         "More GPUs make a step longer, or, with the head split, shorter",
         "VGG16's classifier from features in GPU memory, by the cost model: H100s, eight to a node",
+        width=9.2,
+        height=5.0,
     )
+    panels = figure.subplots(1, len(BATCHES))
     numbers = [2**i for i in range(11)]
     for place, batch in enumerate(BATCHES):
-        axes = style.add_axes(figure, 0.8 + place * 4.2, 0.65, 2.75, 2.9)
+        axes = style.plain(panels[place], grid="y")
         for split, color in ((False, style.VERMILLION), (True, style.BLUE)):
             ends: list[tuple[float, str]] = []
             for gbit, line in sorted(zip(LINKS, ("-", "--", ":"), strict=True), reverse=True):
@@ -326,17 +327,15 @@ def draw(a: Assumptions, path: Path) -> None:
         axes.set_xticks([1, 8, 64, 1024], ["1", "8", "64", "1,024"])
         axes.set_yticks([0.1, 1, 10, 100, 1000], ["0.1", "1", "10", "100", "1,000"])
         axes.minorticks_off()
-        axes.grid(axis="y", color=style.GRID)
         axes.set(xlabel="GPUs", ylabel="milliseconds a step")
         axes.set_title(f"{batch:,} pictures a step", loc="left", size=style.LABEL_SIZE, color=style.INK)
         _write(axes, 1.1, 9, "data-parallel", style.VERMILLION)
         _write(axes, 1.2, 0.2, "head split", style.BLUE)
         if not place:
             _write(axes, 7, a.host_ms * 1.5, f"the host takes {a.host_ms:g} ms", style.MUTED)
-    figure.text(
-        1 - style.MARGIN / 9.2, 0.12 / 4.7, "At the lines' ends: Gbit/s between nodes",
-        size=style.SMALL_SIZE, color=style.MUTED, ha="right",
-    )  # fmt: skip
+    figure.supxlabel(
+        "At the lines' ends: Gbit/s between nodes", x=0.98, ha="right", size=style.SMALL_SIZE, color=style.MUTED
+    )
     style.save_png(figure, path)
 
 

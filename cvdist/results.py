@@ -130,6 +130,30 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class CalibrationBin:
+    """The pictures whose confidence is in (low, high].
+
+    Attributes:
+        low: Lower end of the bin, in [0, 1].
+        high: Upper end of the bin, in [0, 1].
+        total: How many pictures are in the bin.
+        correct: How many of them were classified correctly.
+        confidence: Their mean confidence, in [0, 1].
+    """
+
+    low: float
+    high: float
+    total: int
+    correct: int
+    confidence: float
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of correct pictures, in [0, 1]; 0 for an empty bin."""
+        return self.correct / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
 class ModelIdentity:
     """Everything that has to be equal for weights to fit a model.
 

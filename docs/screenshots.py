@@ -1,13 +1,15 @@
-"""The README's pictures of MLflow, taken in a real browser: `python docs/screenshots.py [RUN]`.
+"""The documents' pictures of a run: `python docs/screenshots.py [RUN]`.
 
-RUN is the id or the name of a finished run in the store of `--storage` (or $CVDIST_STORAGE, or ./runs), by
-default the newest. Needs Chromium (`apt-get install chromium`) and what `make test` installs.
+MLflow's pages are taken in a real browser, figures from the run's artifacts. RUN is the id or the name of a
+finished run of the recipe `digits-cnn` in the store of `--storage` (or $CVDIST_STORAGE, or ./runs), by default
+the newest. Needs Chromium (`apt-get install chromium`) and what `make test` installs.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,10 +23,17 @@ from tests.helpers.browser import CHROMIUM, RunPages, browser, mlflow_server
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
 MOST_BYTES = 300_000
+# The figures that documents show, by their paths in a run.
+FIGURES = {
+    "activations.png": "activations/conv1.png",
+    "forming.gif": "filters/forming.gif",
+    "most_wrong.png": "most_wrong.png",
+    "top_activations.png": "top_activations/conv2.png",
+}
 
 
 def main() -> int:
-    """Start a server on the run's store, look at the run, keep what is seen."""
+    """Start a server on the run's store, look at the run, keep what is seen and some of its figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", nargs="?", default="", help="id or name; default: the newest finished run")
     parser.add_argument("--storage", default=os.environ.get("CVDIST_STORAGE", "runs"))
@@ -38,7 +47,7 @@ def main() -> int:
         print(f"error: there is no {database}: make demo makes it", file=sys.stderr)
         return 2
     store = f"sqlite:///{database}"
-    experiment_id, run_id, name = _find(store, chosen.run)
+    experiment_id, run_id, name, figures = _find(store, chosen.run)
     with (
         tempfile.TemporaryDirectory(prefix="cvdist-screenshots-") as folder,
         mlflow_server(Path(folder), store) as uri,
@@ -55,25 +64,32 @@ def main() -> int:
         report = pages.report()
         expect(report.locator(".score")).to_be_visible()
         pages.page.screenshot(path=chosen.output / "report.png")
-    for picture in ("run.png", "report.png"):
+    for picture, figure in FIGURES.items():
+        shutil.copyfile(figures / figure, chosen.output / picture)
+    for picture in ("run.png", "report.png", *FIGURES):
         path = chosen.output / picture
-        _make_small(path)
+        if picture not in FIGURES:
+            _make_small(path)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB, of the run {name}")
     return 0
 
 
-def _find(store: str, name: str) -> tuple[str, str, str]:
+def _find(store: str, name: str) -> tuple[str, str, str, Path]:
+    """Return the ids of the run and its experiment, the run's name, and the folder of its figures."""
+    from mlflow.artifacts import download_artifacts
+
     from cvdist import config as configs
     from cvdist.tracking.find import find_run
     from cvdist.tracking.run import mlflow_client
 
     client = mlflow_client(store)
     if name:
-        ref = find_run(configs.replace(configs.TrainConfig(), tracking_uri=store), name)
-        return ref.experiment_id, ref.run_id, str(client.get_run(ref.run_id).info.run_name)
-    experiments = [found.experiment_id for found in client.search_experiments()]
-    (run,) = client.search_runs(experiments, "attributes.status = 'FINISHED'", max_results=1)
-    return run.info.experiment_id, run.info.run_id, str(run.info.run_name)
+        run = client.get_run(find_run(configs.replace(configs.TrainConfig(), tracking_uri=store), name).run_id)
+    else:
+        experiments = [found.experiment_id for found in client.search_experiments()]
+        (run,) = client.search_runs(experiments, "attributes.status = 'FINISHED'", max_results=1)
+    figures = download_artifacts(run_id=run.info.run_id, artifact_path="figures", tracking_uri=store)
+    return run.info.experiment_id, run.info.run_id, str(run.info.run_name), Path(figures)
 
 
 def _make_small(path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cvdist.results import CalibrationBin
+
 TOP = 5
 
 
@@ -87,22 +89,6 @@ class ClassMetrics:
         """Harmonic mean of precision and recall; None if there is nothing to measure."""
         both = self.predicted + self.total
         return 2 * self.correct / both if both else None
-
-
-@dataclass(frozen=True)
-class CalibrationBin:
-    """Pictures whose confidence is in (low, high]: how many, how many of them right, mean confidence."""
-
-    low: float
-    high: float
-    total: int
-    correct: int
-    confidence: float
-
-    @property
-    def accuracy(self) -> float:
-        """The accuracy of the pictures in the bin; 0 for an empty one."""
-        return self.correct / self.total if self.total else 0.0
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-from cvdist.figures import style, tiles
+from cvdist.figures import style
 from cvdist.figures.filters import filter_grid, scale_of
 
 _DPI = 100  # 900 pixels wide
@@ -43,24 +44,14 @@ def animate_filters(frames: Sequence[tuple[int, Tensor]], name: str) -> bytes:
     last = max(frames[-1][0], 1)
     pictures = [_render(epoch, weight, name, scale, epoch / last) for epoch, weight in frames]
     # All frames share one palette: with a palette per frame, colors would flicker.
-    sample = Image.fromarray(
-        np.concatenate([np.asarray(pictures[i]) for i in sorted({0, len(pictures) // 2, -1})])
-    )
-    palette = sample.quantize(_COLORS, method=Image.Quantize.MEDIANCUT)
-    quantized = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    seconds = min(max(_WHOLE_SECONDS / len(quantized), _FASTEST), _SLOWEST)
-    durations = [round(1000 * seconds)] * (len(quantized) - 1) + [round(1000 * _LAST_SECONDS)]
+    sample = np.concatenate([np.asarray(pictures[i]) for i in sorted({0, len(pictures) // 2, -1})])
+    palette = Image.fromarray(sample).quantize(_COLORS, method=Image.Quantize.MEDIANCUT)
+    first, *others = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    seconds = min(max(_WHOLE_SECONDS / len(pictures), _FASTEST), _SLOWEST)
+    durations = [round(1000 * seconds)] * len(others) + [round(1000 * _LAST_SECONDS)]
     file = io.BytesIO()
-    quantized[0].save(
-        file,
-        "GIF",
-        save_all=True,
-        append_images=quantized[1:],
-        duration=durations,
-        loop=0,
-        optimize=False,
-        disposal=1,
-    )
+    options: dict[str, Any] = {"duration": durations, "loop": 0, "optimize": False, "disposal": 1}
+    first.save(file, "GIF", save_all=True, append_images=others, **options)
     return file.getvalue()
 
 
@@ -68,9 +59,9 @@ def _render(epoch: int, weight: Tensor, name: str, scale: float, progress: float
     """Draw one frame as an RGB image, with a bar whose length is `progress`, in [0, 1]."""
     when = f"after epoch {epoch}" if epoch else "before training"
     figure = filter_grid(weight, name, when=when, scale=scale, channels="mean")
-    axes = figure.axes[0]
-    axes.add_patch(Rectangle((0, 0), tiles.WIDTH, 0.06, color=style.GRID, linewidth=0))
-    axes.add_patch(Rectangle((0, 0), tiles.WIDTH * progress, 0.06, color=style.BLUE, linewidth=0))
+    for end, color in ((1.0, style.GRID), (progress, style.BLUE)):
+        bar = Rectangle((0, 0), end, 0.06 / figure.get_figheight(), color=color, linewidth=0)
+        figure.add_artist(bar)
     figure.set_dpi(_DPI)
     figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]

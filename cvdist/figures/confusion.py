@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, ListedColormap, PowerNorm, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
@@ -16,7 +19,6 @@ from torch import Tensor
 
 from cvdist.figures import style
 
-_WIDTH = 9.0
 _MOST_CLASSES_WITH_COUNTS = 20  # with more classes, counts do not fit into the cells
 _MOST_CLASSES_WITH_NAMES = 30  # with more classes, names do not fit along the axes
 # A cell has to be about 4 pixels wide to be visible: with more rows than this, neighboring classes share one.
@@ -25,6 +27,8 @@ _PAIRS = 16
 _TINY_SIZE = 8  # points: the largest that 30 names in a column leave room for
 _WIDEST_NAME = 1.3  # inches
 _RIGHT_TINT = "#E4E4E4"
+# From here on in the color scale, white text has more contrast than dark text (contrast ratio of WCAG 2.2).
+_WHITE_FROM = 0.692
 _MISTAKES = LinearSegmentedColormap.from_list("mistakes", ["#FDE6D6", "#EE9A5E", style.VERMILLION, "#A84300"])
 
 
@@ -63,59 +67,49 @@ def most_confused(counts: NDArray[np.int64], limit: int) -> list[tuple[int, int,
 def _with_counts(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     names = [style.elide(name, _WIDEST_NAME, style.TEXT_SIZE) for name in classes]
     widest = max(style.text_width(name, style.TEXT_SIZE) for name in names)
-    left, right = widest + 0.7, 1.2
-    side = min(max(1.1 * len(names), 3.6), 6.2, _WIDTH - left - right)
+    side = min(max(1.1 * len(names), 3.6), 6.2, style.WIDTH - widest - 1.9)
     turned = 45 if widest > 0.9 * side / len(names) else 0
-    bottom = (0.75 * widest if turned else 0.1) + 0.6
-    figure = style.new_figure(max(left + side + right, 7.0), bottom + side + _top())
-    axes = style.add_axes(figure, left, bottom, side, side)
+    width, height = max(side + widest + 1.9, 7.0), side + (0.75 * widest if turned else 0.1) + 1.55
+    figure = style.new_figure(*_titles(counts), width=width, height=height)
+    axes = style.plain(figure.subplots(subplot_kw={"box_aspect": 1, "anchor": "NW"}))
     rates = _mistake_rates(counts)
     norm = _draw(axes, rates)
     _name_axes(axes, names, style.TEXT_SIZE, turned)
-    _write_counts(axes, counts, rates, norm, side / len(names))
-    _add_color_bar(figure, norm, rates, (left + side + 0.25, bottom, 0.16, side), "vertical")
-    _add_title(figure, counts)
+    _add_color_bar(axes.inset_axes((1.04, 0, 0.03, 1)), norm, rates, "vertical")
+    _write_counts(axes, counts, rates, norm, style.size_of(axes, figure)[0] / len(names))
     return figure
 
 
 def _with_pairs(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     named = len(classes) <= _MOST_CLASSES_WITH_NAMES
     names = [style.elide(name, 1.0, _TINY_SIZE) for name in classes] if named else []
-    widest = max((style.text_width(name, _TINY_SIZE) for name in names), default=0.0)
-    left, list_width = max(widest, 0.3) + 0.6, 3.3
-    side = _WIDTH - left - list_width - 0.45
+    widest = max((style.text_width(name, _TINY_SIZE) for name in names), default=0.3)
+    side = style.WIDTH - widest - 4.45
     turned = 90 if named and widest > 0.9 * side / len(names) else 0
-    bottom = (widest if turned else 0.1) + 0.6
-    figure = style.new_figure(_WIDTH, bottom + side + _top())
-    axes = style.add_axes(figure, left, bottom, side, side)
+    figure = style.new_figure(*_titles(counts), height=side + (widest if turned else 0.1) + 1.6)
+    axes, table = figure.subplots(1, 2, width_ratios=[side, 3.2])
     rates = _mistake_rates(counts)
-    norm = _draw(axes, rates)
+    norm = _draw(style.plain(axes), rates)
     if named:
         _name_axes(axes, names, _TINY_SIZE, turned)
     else:
-        _number_axes(axes)
-    list_left = _WIDTH - list_width - style.MARGIN
-    _add_color_bar(figure, norm, rates, (list_left + 0.1, bottom, list_width - 0.4, 0.13), "horizontal")
-    _list_pairs(figure, counts, classes, (list_left, bottom + side), list_width, (side - 0.45) / (_PAIRS + 1))
-    _add_title(figure, counts)
+        for axis, which in ((axes.xaxis, "predicted"), (axes.yaxis, "true")):
+            axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+            axis.set_label_text(f"{which} class (its number)")
+    table.axis("off")
+    _add_color_bar(table.inset_axes((0.02, 0, 0.9, 0.03)), norm, rates, "horizontal")
+    _list_pairs(table, counts, classes, style.size_of(table, figure)[0])
     return figure
 
 
-def _top() -> float:
-    return style.TITLE_HEIGHT + style.SUBTITLE_HEIGHT + 0.15
-
-
-def _add_title(figure: Figure, counts: NDArray[np.int64]) -> None:
+def _titles(counts: NDArray[np.int64]) -> tuple[str, str]:
     correct, total = int(counts.trace()), int(counts.sum())
     result = f"{correct}/{total} ({correct / total:.2%}) correct" if total else "no samples"
     recall = ", with the class's recall" if len(counts) <= _MOST_CLASSES_WITH_COUNTS else ""
     group = _group(len(counts))
     grouping = f"; each cell: the largest of {group} × {group} classes" if group > 1 else ""
-    style.add_title(
-        figure,
-        f"Confusion matrix: {result}",
-        f"gray: correct{recall}; color: mistakes, as a share of their true class{grouping}",
-    )
+    explained = f"gray: correct{recall}; color: mistakes, as a share of their true class{grouping}"
+    return f"Confusion matrix: {result}", explained
 
 
 def _mistake_rates(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -130,17 +124,18 @@ def _draw(axes: Axes, rates: NDArray[np.float64]) -> PowerNorm:
     size, group = len(rates), _group(len(rates))
     # Most rates are small: an exponent below 1 spreads them over more of the color scale.
     norm = PowerNorm(0.7, vmin=0.0, vmax=rates.max() or 1.0)
-    cells = _greatest_of_groups(rates, group)
+    # The maximum of each block of classes, since a mean could hide a single mistake.
+    cells = F.max_pool2d(torch.from_numpy(rates)[None], group, ceil_mode=True)[0].numpy()
     reach = group * len(cells) - 0.5
     extent = (-0.5, reach, reach, -0.5)
     if group == 1:
         diagonal = np.ma.masked_equal(np.eye(size), 0)
         tint = ListedColormap([_RIGHT_TINT])
-        axes.imshow(diagonal, cmap=tint, extent=extent, interpolation="nearest", zorder=0.5)
+        axes.imshow(diagonal, cmap=tint, extent=extent, aspect="auto", interpolation="nearest", zorder=0.5)
     else:
         axes.plot([-0.5, size - 0.5], [-0.5, size - 0.5], color="#BBBBBB", linewidth=0.6)
     mistakes = np.ma.masked_equal(cells, 0)
-    axes.imshow(mistakes, cmap=_MISTAKES, norm=norm, extent=extent, interpolation="nearest")
+    axes.imshow(mistakes, cmap=_MISTAKES, norm=norm, extent=extent, aspect="auto", interpolation="nearest")
     axes.set_xlim(-0.5, size - 0.5)
     axes.set_ylim(size - 0.5, -0.5)
     axes.spines[:].set(visible=True, color=style.GRID)
@@ -154,14 +149,6 @@ def _group(classes: int) -> int:
     return math.ceil(classes / _MOST_CELLS)
 
 
-def _greatest_of_groups(rates: NDArray[np.float64], group: int) -> NDArray[np.float64]:
-    """Return the maximum of each `group` × `group` block, since a mean could hide a single mistake."""
-    rows = math.ceil(len(rates) / group)
-    missing = rows * group - len(rates)
-    padded = np.pad(rates, ((0, missing), (0, missing)))
-    return padded.reshape(rows, group, rows, group).max(axis=(1, 3))
-
-
 def _name_axes(axes: Axes, names: Sequence[str], size: float, turned: int) -> None:
     """Write the class names along both axes and draw the borders of the cells.
 
@@ -173,19 +160,11 @@ def _name_axes(axes: Axes, names: Sequence[str], size: float, turned: int) -> No
         label.set(ha="right", va="center" if turned == 90 else "top")
     axes.set_yticks(places, names, size=size, parse_math=False)
     axes.tick_params(length=0)
-    borders = [place - 0.5 for place in places]
-    axes.set_xticks(borders, minor=True)
-    axes.set_yticks(borders, minor=True)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks([place - 0.5 for place in places], minor=True)
     axes.tick_params(which="minor", length=0)
     axes.grid(which="minor", color=style.GRID, linewidth=0.8)
     axes.set_axisbelow(False)  # draws the borders over the cells
-
-
-def _number_axes(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.set_xlabel("predicted class (its number)")
-    axes.set_ylabel("true class (its number)")
 
 
 def _write_counts(
@@ -195,84 +174,45 @@ def _write_counts(
 
     `cell` is the width of a cell in inches.
     """
-    size = min(13.0, 72 * cell / 2.9, _size_to_fit(str(counts.max()), 0.84 * cell))
-    small = min(0.75 * size, _size_to_fit("100.0%", 0.88 * cell))
+
+    def fitting(text: str, room: float) -> float:
+        return 10 * room / style.text_width(text, 10)
+
+    size = min(13.0, 72 * cell / 2.9, fitting(str(counts.max()), 0.84 * cell))
+    small = min(0.75 * size, fitting("100.0%", 0.88 * cell))
     for true, predicted in np.argwhere(rates):
-        color = _legible_on(_MISTAKES(norm(rates[true, predicted]))[:3])
-        _write(axes, true, predicted, str(counts[true, predicted]), size, color, va="center")
-    for place, (correct, total) in enumerate(zip(counts.diagonal(), counts.sum(axis=1), strict=True)):
-        _write(axes, place, place, str(correct), size, style.INK, va="bottom")
-        _write(axes, place, place, f"{correct / total:.1%}" if total else "–", small, style.MUTED, va="top")
+        color = "white" if norm(rates[true, predicted]) > _WHITE_FROM else style.INK
+        text = str(counts[true, predicted])
+        axes.text(predicted, true, text, size=size, color=color, ha="center", va="center")
+    for at, (correct, total) in enumerate(zip(counts.diagonal(), counts.sum(axis=1), strict=True)):
+        recall = f"{correct / total:.1%}" if total else "–"
+        axes.text(at, at, str(correct), size=size, color=style.INK, ha="center", va="bottom")
+        axes.text(at, at, recall, size=small, color=style.MUTED, ha="center", va="top")
 
 
-def _size_to_fit(text: str, room: float) -> float:
-    """Return the font size, in points, at which `text` is `room` inches wide."""
-    return 10 * room / style.text_width(text, 10)
-
-
-def _write(axes: Axes, row: int, column: int, text: str, size: float, color: str, *, va: str) -> None:
-    axes.text(column, row, text, size=size, color=color, ha="center", va=va)
-
-
-def _legible_on(background: tuple[float, float, float]) -> str:
-    """Return the text color, white or dark, with more contrast on `background` (contrast ratio of WCAG 2.2)."""
-    ink, paper = _luminance(to_rgb(style.INK)), _luminance(background)
-    return "white" if 1.05 / (paper + 0.05) > (paper + 0.05) / (ink + 0.05) else style.INK
-
-
-def _luminance(color: tuple[float, float, float]) -> float:
-    """Return the relative luminance of an sRGB color, as WCAG 2.2 defines it."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def _add_color_bar(
-    figure: Figure,
-    norm: PowerNorm,
-    rates: NDArray[np.float64],
-    place: tuple[float, float, float, float],
-    orientation: str,
-) -> None:
+def _add_color_bar(axes: Axes, norm: PowerNorm, rates: NDArray[np.float64], orientation: str) -> None:
     if not rates.any():
+        axes.remove()
         return
-    axes = style.add_axes(figure, *place)
-    bar = figure.colorbar(ScalarMappable(norm, _MISTAKES), cax=axes, orientation=orientation)
-    bar.locator = MaxNLocator(nbins=4)
-    bar.formatter = FuncFormatter(style.percent_tick)
-    bar.outline.set_visible(False)
-    bar.update_ticks()
+    style.plain(axes)
+    ticks, form = MaxNLocator(nbins=4), FuncFormatter(style.percent_tick)
+    mappable = ScalarMappable(norm, _MISTAKES)
+    axes.figure.colorbar(mappable, cax=axes, orientation=orientation, ticks=ticks, format=form, drawedges=False)
+    axes.spines["outline"].set_visible(False)
 
 
-def _list_pairs(
-    figure: Figure,
-    counts: NDArray[np.int64],
-    classes: Sequence[str],
-    corner: tuple[float, float],
-    width: float,
-    line_height: float,
-) -> None:
-    """Write a table of the most frequent mistakes, `width` inches wide. Its upper left corner is `corner`."""
-    left, top = corner
-    room = (width - 0.55) / 2
-    columns = (left + 0.42, left + 0.55, left + 0.55 + room)
-
-    def write(row: float, cells: tuple[str, str, str], colors: tuple[str, str, str], weight: str) -> None:
-        figure_width, figure_height = figure.get_size_inches()
-        for x, cell, color, ha in zip(columns, cells, colors, ("right", "left", "left"), strict=True):
-            figure.text(
-                x / figure_width,
-                (top - row * line_height) / figure_height,
-                style.elide(cell, room - 0.08, style.SMALL_SIZE, weight=weight),
-                size=style.SMALL_SIZE,
-                color=color,
-                weight=weight,
-                ha=ha,
-                va="top",
-                parse_math=False,
-            )
-
+def _list_pairs(axes: Axes, counts: NDArray[np.int64], classes: Sequence[str], width: float) -> None:
+    """Write a table of the most frequent mistakes into axes that are `width` inches wide."""
+    room = (width - 0.38) / 2
     pairs = most_confused(counts, _PAIRS)
-    colors = (style.INK, style.GREEN, style.VERMILLION)
-    write(0, ("count", "true class", "predicted") if pairs else ("", "no mistakes", ""), colors, "bold")
-    for row, (count, true, predicted) in enumerate(pairs, start=1):
-        write(row, (str(count), classes[true], classes[predicted]), (style.INK,) * 3, "normal")
+    lines = [(str(count), classes[true], classes[predicted]) for count, true, predicted in pairs]
+    heads = [("count", "true class", "predicted") if pairs else ("", "no mistakes", "")]
+    for row, cells in enumerate(heads + lines):
+        weight = "normal" if row else "bold"
+        colors = (style.INK,) * 3 if row else (style.INK, style.GREEN, style.VERMILLION)
+        columns = zip((0.25, 0.38, 0.38 + room), ("right", "left", "left"), cells, colors, strict=True)
+        for x, ha, text, color in columns:
+            look: dict[str, Any] = {"color": color, "weight": weight, "ha": ha, "va": "top"}
+            shown = style.elide(text, room - 0.08, style.SMALL_SIZE, weight=weight)
+            y = 1 - 0.92 * row / (_PAIRS + 1)
+            style.write(axes, x / width, y, shown, transform=axes.transAxes, **look)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,8 +14,6 @@ from cvdist import log
 from cvdist.figures import style
 from cvdist.results import EpochRecord
 
-_WIDTH, _HEIGHT = 8.0, 4.8
-_LEFT, _RIGHT, _BOTTOM, _TOP = 0.95, 1.15, 0.7, 0.95
 _LINE_WIDTH = 2.0
 # Up to this many epochs, each one has a visible dot. Beyond, a dot is only as wide as the line, so that it is
 # visible only where an epoch has no neighbor to draw a line to.
@@ -80,23 +79,13 @@ def _draw_lines(
     if not history:
         raise ValueError("the history has no epochs to draw")
     epochs = [record.epoch for record in history]
-    figure = style.new_figure(_WIDTH, _HEIGHT)
-    style.add_title(figure, title)
-    axes = style.add_axes(figure, _LEFT, _BOTTOM, _WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM - _TOP)
-    axes.grid(color=style.GRID)
+    figure = style.new_figure(title, width=8.0, height=4.8)
+    axes = style.plain(figure.subplots(), grid="both")
+    size = 5 if len(epochs) <= _DOTTED_EPOCHS else _LINE_WIDTH
     for name, values, color in (("train", train, style.TRAIN), ("valid", valid, style.VALID)):
-        axes.plot(
-            epochs,
-            values,
-            label=name,
-            color=color,
-            linewidth=_LINE_WIDTH,
-            marker="o",
-            markersize=5 if len(epochs) <= _DOTTED_EPOCHS else _LINE_WIDTH,
-            clip_on=False,  # a line along 100% is drawn in its full width
-        )
-    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-    axes.set_xlabel("epoch")
+        # Not clipped: a line along 100% is as wide as elsewhere.
+        axes.plot(epochs, values, "o-", label=name, color=color, lw=_LINE_WIDTH, ms=size, clip_on=False)
+    axes.set(xlim=(epochs[0] - 0.5, epochs[-1] + 0.5), xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda epoch, _: f"{epoch:.0f}"))
     return figure, axes
@@ -105,7 +94,7 @@ def _draw_lines(
 def _scale_losses(axes: Axes, losses: list[float]) -> None:
     if not losses:
         axes.set_yticks([])
-        axes.text(0.5, 0.5, "no finite loss", transform=axes.transAxes, size=18, color=style.MUTED, ha="center")
+        style.announce(axes, "no finite loss")
     elif min(losses) > 0 and max(losses) / min(losses) >= _LOG_SCALE_FROM:
         axes.set_ylabel("loss (logarithmic)")
         axes.set_yscale("log")
@@ -127,18 +116,13 @@ def _accuracy_limits(accuracies: list[float]) -> tuple[float, float]:
 
 def _label_ends(axes: Axes, train: list[float], valid: list[float], show: Callable[[float], str]) -> None:
     """Write the name and the last value of each line to the right of the axes, at the height of its end."""
-    lines = [("train", train, style.TRAIN), ("valid", valid, style.VALID)]
-    ends = [_last(values) for _, values, _ in lines]
+    ends = _last(train), _last(valid)
     heights = _apart(*(_height(axes, end) for end in ends))
-    for (name, _, color), end, height in zip(lines, ends, heights, strict=True):
-        value = "no value" if math.isnan(end) else show(end)
-        for text, size, weight, va in (
-            (name, style.LABEL_SIZE, "bold", "bottom"),
-            (value, style.TEXT_SIZE, "normal", "top"),
-        ):
-            axes.text(
-                1.025, height, text, transform=axes.transAxes, size=size, weight=weight, color=color, va=va
-            )
+    for line, end, height in zip(axes.get_lines(), ends, heights, strict=True):
+        at: dict[str, Any] = {"transform": axes.transAxes, "color": line.get_color()}
+        name, value = str(line.get_label()), "no value" if math.isnan(end) else show(end)
+        style.write(axes, 1.025, height, name, size=style.LABEL_SIZE, weight="bold", va="bottom", **at)
+        style.write(axes, 1.025, height, value, size=style.TEXT_SIZE, va="top", **at)
 
 
 def _last(values: list[float]) -> float:
@@ -165,34 +149,14 @@ def _apart(first: float, second: float) -> tuple[float, float]:
 
 def _mark_best(axes: Axes, epoch: int, value: float, text: str) -> None:
     """Mark a point of the validation line with a ring, and write `text` above the axes, over the ring."""
-    low, high = axes.get_ylim()
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     axes.vlines(epoch, value, high, color=style.MUTED, linewidth=1, linestyle=":", zorder=1)
     axes.set_ylim(low, high)
-    axes.plot(
-        [epoch],
-        [value],
-        label="best",
-        linestyle="none",
-        marker="o",
-        markersize=11,
-        markerfacecolor="none",
-        markeredgecolor=style.VALID,
-        markeredgewidth=2,
-        clip_on=False,
-    )
-    left, right = axes.get_xlim()
+    axes.plot([epoch], [value], "o", label="best", clip_on=False, ms=11, mfc="none", mec=style.VALID, mew=2)
     across = (epoch - left) / (right - left)
-    axes.text(
-        epoch,
-        1.03,
-        text,
-        transform=axes.get_xaxis_transform(),
-        size=style.TEXT_SIZE,
-        weight="bold",
-        color=style.VALID,
-        ha="left" if across < 0.35 else "right" if across > 0.65 else "center",
-        va="bottom",
-    )
+    side = "left" if across < 0.35 else "right" if across > 0.65 else "center"
+    look: dict[str, Any] = {"size": style.TEXT_SIZE, "weight": "bold", "color": style.VALID, "ha": side}
+    style.write(axes, epoch, 1.03, text, va="bottom", transform=axes.get_xaxis_transform(), **look)
 
 
 def _finite(value: float) -> float:

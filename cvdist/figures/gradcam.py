@@ -8,75 +8,41 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cvdist.figures import style, tiles
+from cvdist.figures.tiles import Line, Piece, Sheet, Tile
 from cvdist.interpret.interpretation import ExplainedPrediction
 
-_GAP = 0.06
 _BETWEEN = 0.3  # inches between two pictures with their maps
-_HEAT = "inferno"
 
 
-def correct_predictions(
-    explained: Sequence[ExplainedPrediction], images: Tensor, layer: str, *, right: int, seen: int
+def explained_predictions(
+    explained: Sequence[ExplainedPrediction], images: Tensor, layer: str, *, title: str, counts: str
 ) -> Figure:
-    """Draw correctly classified pictures, each beside the Grad-CAM map of its class.
+    """Draw pictures, each beside the Grad-CAM map of its predicted class and, if wrong, of its true class.
 
     Args:
-        explained: The n predictions with their maps.
+        explained: The n predictions with their maps: of all or of none the map of the true class.
         images: Their pictures, uint8 (n, 1 or 3, H, W).
         layer: Name of the layer that the maps were computed for.
-        right: How many of all classified pictures were classified correctly.
-        seen: How many pictures were classified.
+        title: What the maps show, for the title.
+        counts: How many pictures these are and of how many, for the line below the title.
     """
-    title = "Grad-CAM: what spoke for the right answer"
-    return _sheet(explained, images, title, f"{right}/{seen} right; {_HOW.format(layer=layer)}", kinds=1)
-
-
-def wrong_predictions(
-    explained: Sequence[ExplainedPrediction], images: Tensor, layer: str, *, wrong: int, seen: int
-) -> Figure:
-    """Draw wrongly classified pictures, each beside the Grad-CAM maps of the predicted and of the true class.
-
-    Args:
-        explained: The n predictions with their maps. If there are none, the figure says that all are correct.
-        images: Their pictures, uint8 (n, 1 or 3, H, W).
-        layer: Name of the layer that the maps were computed for.
-        wrong: How many of all classified pictures were classified wrongly.
-        seen: How many pictures were classified.
-    """
-    title = "Grad-CAM: what misled the network"
-    if not explained:
-        figure, axes = tiles.sheet(title, "", 1.0)
-        tiles.write(
-            axes, f"no mistakes: all {seen}/{seen} right", tiles.WIDTH / 2, 0.8, tiles.ROOM, size=18,
-            color=style.GREEN, ha="center",
-        )  # fmt: skip
-        return figure
-    subtitle = f"{wrong}/{seen} wrong, those with most confidence; {_HOW.format(layer=layer)}"
-    return _sheet(explained, images, title, subtitle, kinds=2)
-
-
-def unlabeled_predictions(
-    explained: Sequence[ExplainedPrediction], images: Tensor, layer: str, *, seen: int
-) -> Figure:
-    """Draw pictures whose true class is unknown, each beside the Grad-CAM map of the predicted class.
-
-    Args:
-        explained: The n predictions with their maps.
-        images: Their pictures, uint8 (n, 1 or 3, H, W).
-        layer: Name of the layer that the maps were computed for.
-        seen: How many pictures were classified.
-    """
-    title = "Grad-CAM: what spoke for the prediction"
-    return _sheet(explained, images, title, f"{len(explained)} of {seen}; {_HOW.format(layer=layer)}", kinds=1)
-
-
-_HOW = "maps of {layer}, each from 0 to its own maximum"
+    sheet = Sheet(f"Grad-CAM: {title}", f"{counts}; maps of {layer}, each from 0 to its own maximum")
+    groups = [_tiles(one, image) for one, image in zip(explained, images, strict=True)]
+    size = len(groups[0])
+    per_row = 6 // size
+    group = tiles.tile_width(per_row, tiles.ROOM, gap=_BETWEEN)
+    width = tiles.tile_width(size, group, room=group)
+    for start in range(0, len(groups), per_row):
+        top = sheet.y
+        for column, group_tiles in enumerate(groups[start : start + per_row]):
+            sheet.y = top
+            sheet.row(group_tiles, width, left=style.MARGIN + column * (group + _BETWEEN), space=0.22)
+    return sheet.figure()
 
 
 def overlay(image: Tensor, heat: Tensor) -> NDArray[np.float64]:
@@ -94,61 +60,29 @@ def overlay(image: Tensor, heat: Tensor) -> NDArray[np.float64]:
     strength = (large / heat.max().clamp(min=1e-12)).clamp(0, 1).numpy()
     gray = np.asarray(image.float().mean(0) / 255)[..., None].repeat(3, -1)
     # The lightness of this color map rises with the value, so that it can be read without telling hues apart.
-    tint = colormaps[_HEAT](0.3 + 0.65 * strength)[..., :3]
+    tint = colormaps["inferno"](0.3 + 0.65 * strength)[..., :3]
     opacity = 0.85 * strength[..., None] ** 0.8
     mixed: NDArray[np.float64] = (0.85 * gray + 0.15) * (1 - opacity) + tint * opacity
     return mixed
 
 
-def _sheet(
-    explained: Sequence[ExplainedPrediction], images: Tensor, title: str, subtitle: str, kinds: int
-) -> Figure:
-    """Draw each picture with `kinds` maps beside it."""
-    per_row = 3 if kinds == 1 else 2
-    group = (tiles.ROOM + _BETWEEN) / per_row - _BETWEEN
-    width = (group + _GAP) / (kinds + 1) - _GAP
-    height = width * images.shape[2] / images.shape[3] if len(images) else width
-    pitch = height + tiles.LINE + 0.22
-    rows = -(-len(explained) // per_row)
-    figure, axes = tiles.sheet(title, subtitle, max(rows, 1) * pitch + 0.1)
-    top = figure.get_size_inches()[1] - tiles.TOP
-    for place, (one, image) in enumerate(zip(explained, images, strict=True)):
-        row, column = divmod(place, per_row)
-        left, upper = style.MARGIN + column * (group + _BETWEEN), top - row * pitch
-        wrong = one.true_map is not None
-        tiles.draw(axes, tiles.pixels(image), left, upper, width, height)
-        name = one.prediction.true or "class unknown"
-        tiles.write(
-            axes, name, left, upper - height - 0.05, width, weight="bold",
-            color=style.GREEN if one.prediction.true else style.MUTED,
-        )  # fmt: skip
-        x = left + width + _GAP
-        confidence = f", {style.confidence(one.prediction.confidence)}"
-        _map(
-            axes, image, one.predicted_map, x, upper, width, height, one.prediction.predicted, confidence, wrong
-        )
-        if one.true_map is not None:
-            x += width + _GAP
-            _map(axes, image, one.true_map, x, upper, width, height, one.prediction.true, "", False)
-    return figure
+def _tiles(one: ExplainedPrediction, image: Tensor) -> list[Tile]:
+    """Make the tiles of a picture: itself, the map of its predicted class, and perhaps of its true class."""
+    true, predicted = one.prediction.true, one.prediction.predicted
+    confidence = f", {style.confidence(one.prediction.confidence)}"
+    name = Piece(true or "class unknown", style.GREEN if true else style.MUTED, "bold")
+    color = style.GREEN if one.true_map is None else style.VERMILLION
+    drawn = [
+        Tile(tiles.pixels(image), [[name]]),
+        Tile(
+            overlay(image, one.predicted_map),
+            [_caption(one.predicted_map, predicted + confidence, predicted, color)],
+        ),
+    ]
+    if one.true_map is not None:
+        drawn.append(Tile(overlay(image, one.true_map), [_caption(one.true_map, true, true, style.GREEN)]))
+    return drawn
 
 
-def _map(
-    axes: Axes,
-    image: Tensor,
-    heat: Tensor,
-    left: float,
-    top: float,
-    width: float,
-    height: float,
-    name: str,
-    confidence: str,
-    wrong: bool,
-) -> None:
-    """Draw one map and below it a line that names its class, in orange if that class is a wrong prediction."""
-    tiles.draw(axes, overlay(image, heat), left, top, width, height)
-    text = f"for {name}{confidence}" if bool(torch.any(heat > 0)) else f"nothing for {name}"
-    tiles.write(
-        axes, text, left, top - height - 0.05, width,
-        color=style.VERMILLION if wrong else style.GREEN, weight="bold",
-    )  # fmt: skip
+def _caption(heat: Tensor, text: str, name: str, color: str) -> Line:
+    return [Piece(f"for {text}" if bool(torch.any(heat > 0)) else f"nothing for {name}", color, "bold")]

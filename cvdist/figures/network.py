@@ -6,12 +6,12 @@ matplotlib is imported when a figure is drawn, so that a process that only names
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from cvdist.interpret.interpretation import Interpretation, PictureSource, Prediction
+from cvdist.interpret.interpretation import ExplainedPrediction, Interpretation, PictureSource, Prediction
 from cvdist.interpret.layers import ConvLayer
 
 if TYPE_CHECKING:
@@ -61,102 +61,69 @@ def animate_filters(layer: str, frames: list[tuple[int, Tensor]]) -> bytes:
     return animation.animate_filters(frames, layer)
 
 
-def interpretation_figures(interpretation: Interpretation, source: PictureSource) -> Drawings:
+def interpretation_figures(found: Interpretation, source: PictureSource) -> Drawings:
     """Return the figures of an interpretation: activations, top activations and Grad-CAM.
 
     Args:
-        interpretation: What was found out about the model.
+        found: What was found out about the model.
         source: Where each figure reads its pictures when it is drawn.
     """
+
+    def activations(number: int, prediction: Prediction, layer: ConvLayer) -> Figure:
+        from cvdist.figures.activations import feature_maps
+        from cvdist.figures.style import confidence
+
+        label = f"class {prediction.true}" if prediction.true else "class unknown"
+        if found.has_classifier:
+            label += f"; predicted {prediction.predicted}, {confidence(prediction.confidence)}"
+        images, _ = source.read([prediction.row])
+        shown, dead = found.maps[number][1][layer.name], found.dead[layer.name]
+        return feature_maps(shown, images[0], layer.name, label=label, dead=dead, seen=found.seen)
+
+    def top_activations(name: str, weight: Tensor) -> Figure:
+        from cvdist.figures.top_activations import shown_channels, top_activation_patches
+
+        top = found.top_activations[name]
+        rows = sorted({int(row) for channel in shown_channels(top) for row in top.pictures[channel]})
+        images, labels = source.read(rows)
+        pictures, named = dict(zip(rows, images, strict=True)), dict(zip(rows, labels, strict=True))
+        counts = {"seen": found.seen, "available": found.available, "dead": len(found.dead[name])}
+        return top_activation_patches(top, pictures, named, weight, name, **counts)
+
+    def grad_cam(explained: Sequence[ExplainedPrediction], title: str, counts: str) -> Figure:
+        from cvdist.figures.gradcam import explained_predictions
+
+        images, _ = source.read([one.prediction.row for one in explained])
+        return explained_predictions(explained, images, found.cam_layer, title=title, counts=counts)
+
+    def nothing_wrong() -> Figure:
+        from cvdist.figures.style import nothing_to_show
+
+        return nothing_to_show("Grad-CAM: what misled the network", f"no mistakes: all {total}/{total} right")
+
     drawings: Drawings = {}
-    for number, (prediction, _) in enumerate(interpretation.maps):
-        for layer in interpretation.layers:
+    for number, (prediction, _) in enumerate(found.maps):
+        for layer in found.layers:
             name = f"activations/{layer.name}" + (f"-picture-{number + 1}" if number else "")
-            drawings[name] = functools.partial(_activations, interpretation, source, number, prediction, layer)
-    for layer in interpretation.layers:
-        if layer.name in interpretation.top_activations:
-            weight = layer.weight
-            drawings[f"top_activations/{layer.name}"] = functools.partial(
-                _top_activations, interpretation, source, layer.name, weight
-            )
-    if interpretation.correct:
-        drawings["gradcam/right"] = functools.partial(_right, interpretation, source)
-    if interpretation.correct or interpretation.wrong:
-        drawings["gradcam/wrong"] = functools.partial(_wrong, interpretation, source)
-    if interpretation.unlabeled:
-        drawings["gradcam/predicted"] = functools.partial(_predicted, interpretation, source)
+            drawings[name] = functools.partial(activations, number, prediction, layer)
+    for layer in found.layers:
+        if layer.name in found.top_activations:
+            draw = functools.partial(top_activations, layer.name, layer.weight)
+            drawings[f"top_activations/{layer.name}"] = draw
+    total = found.num_correct + found.num_wrong
+    right, wrong = f"{found.num_correct}/{total} right", f"{found.num_wrong}/{total} wrong"
+    for name, explained, title, counts in (
+        ("right", found.correct, "what spoke for the right answer", right),
+        ("wrong", found.wrong, "what misled the network", f"{wrong}, those with most confidence"),
+        (
+            "predicted",
+            found.unlabeled,
+            "what spoke for the prediction",
+            f"{len(found.unlabeled)} of {found.seen}",
+        ),
+    ):
+        if explained:
+            drawings[f"gradcam/{name}"] = functools.partial(grad_cam, explained, title, counts)
+    if found.correct and not found.wrong:
+        drawings["gradcam/wrong"] = nothing_wrong
     return drawings
-
-
-def _activations(
-    interpretation: Interpretation, source: PictureSource, number: int, prediction: Prediction, layer: ConvLayer
-) -> Figure:
-    from cvdist.figures.activations import feature_maps
-
-    images, _ = source.read([prediction.row])
-    return feature_maps(
-        interpretation.maps[number][1][layer.name],
-        images[0],
-        layer.name,
-        label=_label(interpretation, prediction),
-        dead=interpretation.dead[layer.name],
-        seen=interpretation.seen,
-    )
-
-
-def _label(interpretation: Interpretation, prediction: Prediction) -> str:
-    """Describe a picture by its true class and, where the model has a trained classifier, by its prediction."""
-    from cvdist.figures.style import confidence
-
-    true = f"class {prediction.true}" if prediction.true else "class unknown"
-    predicted = f"predicted {prediction.predicted}, {confidence(prediction.confidence)}"
-    return f"{true}; {predicted}" if interpretation.has_classifier else true
-
-
-def _top_activations(
-    interpretation: Interpretation, source: PictureSource, name: str, weight: Tensor
-) -> Figure:
-    from cvdist.figures.top_activations import shown_channels, top_activation_patches
-
-    found = interpretation.top_activations[name]
-    rows = sorted({int(row) for channel in shown_channels(found) for row in found.pictures[channel]})
-    images, labels = source.read(rows)
-    return top_activation_patches(
-        found,
-        dict(zip(rows, images, strict=True)),
-        dict(zip(rows, labels, strict=True)),
-        weight,
-        name,
-        seen=interpretation.seen,
-        available=interpretation.available,
-        dead=len(interpretation.dead[name]),
-    )
-
-
-def _right(interpretation: Interpretation, source: PictureSource) -> Figure:
-    from cvdist.figures.gradcam import correct_predictions
-
-    images, _ = source.read([one.prediction.row for one in interpretation.correct])
-    total = interpretation.num_correct + interpretation.num_wrong
-    return correct_predictions(
-        interpretation.correct, images, interpretation.cam_layer, right=interpretation.num_correct, seen=total
-    )
-
-
-def _wrong(interpretation: Interpretation, source: PictureSource) -> Figure:
-    from cvdist.figures.gradcam import wrong_predictions
-
-    images, _ = source.read([one.prediction.row for one in interpretation.wrong])
-    total = interpretation.num_correct + interpretation.num_wrong
-    return wrong_predictions(
-        interpretation.wrong, images, interpretation.cam_layer, wrong=interpretation.num_wrong, seen=total
-    )
-
-
-def _predicted(interpretation: Interpretation, source: PictureSource) -> Figure:
-    from cvdist.figures.gradcam import unlabeled_predictions
-
-    images, _ = source.read([one.prediction.row for one in interpretation.unlabeled])
-    return unlabeled_predictions(
-        interpretation.unlabeled, images, interpretation.cam_layer, seen=interpretation.seen
-    )

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor, uint8
 
-from cvdist.figures import style
+from cvdist.figures import style, tiles
+from cvdist.figures.tiles import Line, Piece
 
-_WIDTH = 9.0  # inches of a full row
 _GAP = 0.12
 _WIDEST_TILE = 2.0
-_LINE_HEIGHT = 0.18
-_SPACE = 0.04
-# Of pictures up to this many pixels wide, each pixel is drawn as a square; larger ones are smoothed.
-_CRISP_SIDE = 64
 _MOST_COLUMNS = 8
 _MOST_COLUMNS_WRONG = 6
-
-
-class _Piece(NamedTuple):
-    """A piece of text in a line of a caption, in one color and weight. Pieces are separated by spaces."""
-
-    text: str
-    color: str = style.MUTED
-    weight: str = "normal"
-
-
-_Caption = Sequence[Sequence[_Piece]]  # lines of pieces
 
 
 def picture_grid(images: Tensor, titles: Sequence[str], *, title: str, columns: int | None = None) -> Figure:
@@ -48,8 +29,8 @@ def picture_grid(images: Tensor, titles: Sequence[str], *, title: str, columns: 
     Raises:
         ValueError: If the images have another type or shape, or there are more or fewer titles than images.
     """
-    captions = [[[_Piece(text, style.INK)]] for text in titles]
-    return _grid(images, captions, title, columns or _even_columns(len(titles), _MOST_COLUMNS))
+    captions = [[[Piece(text, style.INK)]] for text in titles]
+    return _grid(images, captions, title, columns or tiles.columns_for(len(titles), _MOST_COLUMNS))
 
 
 def wrong_grid(
@@ -76,12 +57,15 @@ def wrong_grid(
         ValueError: If the images have another type or shape, or there are more or fewer captions than images.
     """
     if not true:
-        return _nothing_wrong(title, total)
-    columns = _even_columns(len(true), _MOST_COLUMNS_WRONG)
+        text = "no mistakes" if total is None else f"no mistakes: all {total}/{total} right"
+        return style.nothing_to_show(title, text)
+    columns = tiles.columns_for(len(true), _MOST_COLUMNS_WRONG)
+    room = tiles.tile_width(columns, _WIDEST_TILE, gap=_GAP)
     mistakes = list(zip(true, predicted, map(style.confidence, confidence), strict=True))
-    for lay_out in (_in_one_line, _in_two_lines, _in_three_lines):
-        captions = [lay_out(*mistake) for mistake in mistakes]
-        if all(_width(line) <= _tile_width(columns) for caption in captions for line in caption):
+    # In one line, in two lines, or each name in a line of its own: the first that all captions fit into.
+    for lines in (1, 2, 3):
+        captions = [_mistake(*mistake, lines) for mistake in mistakes]
+        if all(tiles.line_width(line) <= room for caption in captions for line in caption):
             break
     return _grid(images, captions, title, columns)
 
@@ -118,141 +102,43 @@ def difference_grid(
         ValueError: If the images have another type or shape, or there are more or fewer captions than images.
     """
     if not true:
-        return _nothing_to_show(title, "the two models are right on the same pictures")
+        return style.nothing_to_show(title, "the two models are right on the same pictures")
     captions = [
-        [[_Piece(name, style.INK, "bold")], _prediction("A", one), _prediction("B", other)]
+        [[Piece(name, style.INK, "bold")], _prediction("A", one), _prediction("B", other)]
         for name, one, other in zip(true, first, second, strict=True)
     ]
-    return _grid(images, captions, title, _even_columns(len(true), _MOST_COLUMNS_WRONG), subtitle)
+    return _grid(images, captions, title, tiles.columns_for(len(true), _MOST_COLUMNS_WRONG), subtitle)
 
 
-def _prediction(model: str, prediction: PredictionCaption) -> Sequence[_Piece]:
+def _prediction(model: str, prediction: PredictionCaption) -> Line:
     color = style.GREEN if prediction.correct else style.VERMILLION
-    return [
-        _Piece(f"{model}:"),
-        _Piece(style.confidence(prediction.confidence)),
-        _Piece(prediction.predicted, color, "bold"),
-    ]
+    confidence = style.confidence(prediction.confidence)
+    return [Piece(f"{model}:"), Piece(confidence), Piece(prediction.predicted, color, "bold")]
 
 
-def _in_one_line(true: str, predicted: str, confidence: str) -> _Caption:
-    """Lay out a caption as one line: `8 read as 3, 99.7%`."""
-    return [[_true(true), _Piece("read as"), _wrong(f"{predicted},"), _Piece(confidence)]]
+def _mistake(true: str, predicted: str, confidence: str, lines: int) -> list[Line]:
+    """Describe a mistake in one line, such as `8 read as 3, 99.7%`, or in two or three lines."""
+    was = Piece(true, style.GREEN, "bold")
+    read = Piece(predicted if lines > 1 else f"{predicted},", style.VERMILLION, "bold")
+    if lines == 3:
+        return [[was], [Piece(f"read as ({confidence})")], [read]]
+    sentence = [was, Piece("read as"), read]
+    return [[*sentence, Piece(confidence)]] if lines == 1 else [sentence, [Piece(confidence)]]
 
 
-def _in_two_lines(true: str, predicted: str, confidence: str) -> _Caption:
-    """Lay out a caption as two lines, with the confidence on the second."""
-    return [[_true(true), _Piece("read as"), _wrong(predicted)], [_Piece(confidence)]]
-
-
-def _in_three_lines(true: str, predicted: str, confidence: str) -> _Caption:
-    """Lay out a caption as three lines, with a whole line for each class name."""
-    return [[_true(true)], [_Piece(f"read as ({confidence})")], [_wrong(predicted)]]
-
-
-def _true(name: str) -> _Piece:
-    return _Piece(name, style.GREEN, "bold")
-
-
-def _wrong(name: str) -> _Piece:
-    return _Piece(name, style.VERMILLION, "bold")
-
-
-def _nothing_wrong(title: str, total: int | None) -> Figure:
-    return _nothing_to_show(
-        title, "no mistakes" if total is None else f"no mistakes: all {total}/{total} right"
-    )
-
-
-def _nothing_to_show(title: str, text: str) -> Figure:
-    figure = style.new_figure(_WIDTH, 2.0)
-    style.add_title(figure, title)
-    figure.text(0.5, 0.4, text, size=18, color=style.GREEN, ha="center", va="center")
-    return figure
-
-
-def _grid(images: Tensor, captions: Sequence[_Caption], title: str, columns: int, subtitle: str = "") -> Figure:
+def _grid(
+    images: Tensor, captions: Sequence[Sequence[Line]], title: str, columns: int, subtitle: str = ""
+) -> Figure:
     """Draw one tile per picture, with the lines of its caption below it."""
-    pixels = _pixels(images)
-    if len(pixels) != len(captions):
-        raise ValueError(f"{len(pixels)} images for {len(captions)} captions")
-    rows = math.ceil(len(pixels) / columns)
-    width = _tile_width(columns)
-    height = width * pixels.shape[1] / pixels.shape[2]
-    pitch = height + _LINE_HEIGHT * max((len(caption) for caption in captions), default=0) + 2 * _GAP
-    head = style.TITLE_HEIGHT + (style.SUBTITLE_HEIGHT if subtitle else 0) + 0.1
-    figure = style.new_figure(
-        max(columns * (width + _GAP) - _GAP + 2 * style.MARGIN, min(style.title_width(title), _WIDTH)),
-        head + rows * pitch,
-    )
-    style.add_title(figure, title, subtitle)
-    axes = _inches(figure)
-    top_of_grid = figure.get_size_inches()[1] - head
-    interpolation = "nearest" if max(pixels.shape[1:3]) <= _CRISP_SIDE else "lanczos"
-    for number, (picture, caption) in enumerate(zip(pixels, captions, strict=True)):
-        row, column = divmod(number, columns)
-        left, top = style.MARGIN + column * (width + _GAP), top_of_grid - row * pitch
-        axes.imshow(
-            picture,
-            cmap="gray",
-            vmin=0,
-            vmax=255,
-            interpolation=interpolation,
-            extent=(left, left + width, top - height, top),
-            aspect="auto",
-        )
-        for line, pieces in enumerate(caption):
-            _write_line(axes, pieces, left, top - height - 0.06 - line * _LINE_HEIGHT, width)
-    axes.set(xlim=(0, figure.get_size_inches()[0]), ylim=(0, figure.get_size_inches()[1]))
-    return figure
-
-
-def _pixels(images: Tensor) -> NDArray[np.uint8]:
-    """Return gray pictures as (N, H, W), and RGB pictures as (N, H, W, 3)."""
     if images.dtype != uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images must be uint8 (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")
-    pixels: NDArray[np.uint8] = images.cpu().permute(0, 2, 3, 1).numpy()
-    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-
-
-def _inches(figure: Figure) -> Axes:
-    """Add invisible axes over the whole figure.
-
-    Once their limits are set to its size, coordinates are inches.
-    """
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-    return axes
-
-
-def _even_columns(count: int, most: int) -> int:
-    """Return the number of columns, at most `most`, with the fewest rows of the most equal lengths."""
-    rows = math.ceil(count / most)
-    return math.ceil(count / max(rows, 1)) or 1
-
-
-def _tile_width(columns: int) -> float:
-    return min((_WIDTH - 2 * style.MARGIN + _GAP) / columns - _GAP, _WIDEST_TILE)
-
-
-def _width(line: Sequence[_Piece]) -> float:
-    """Return the width of a caption's line in inches."""
-    words = [style.text_width(piece.text, style.SMALL_SIZE, weight=piece.weight) for piece in line]
-    return sum(words) + (len(words) - 1) * _SPACE
-
-
-def _write_line(axes: Axes, line: Sequence[_Piece], left: float, top: float, room: float) -> None:
-    """Write the pieces one after another. What is wider than `room` inches is cut."""
-    end = left + room
-    for piece in line:
-        axes.text(
-            left,
-            top,
-            style.elide(piece.text, end - left, style.SMALL_SIZE, weight=piece.weight),
-            size=style.SMALL_SIZE,
-            color=piece.color,
-            weight=piece.weight,
-            va="top",
-            parse_math=False,
-        )
-        left += style.text_width(piece.text, style.SMALL_SIZE, weight=piece.weight) + _SPACE
+    if len(images) != len(captions):
+        raise ValueError(f"{len(images)} images for {len(captions)} captions")
+    width = tiles.tile_width(columns, _WIDEST_TILE, gap=_GAP)
+    sheet = tiles.Sheet(title, subtitle)
+    pairs = [tiles.Tile(tiles.pixels(image), text) for image, text in zip(images, captions, strict=True)]
+    for start in range(0, len(pairs), columns):
+        sheet.row(pairs[start : start + columns], width, gap=_GAP, space=0.2)
+    title_width = style.text_width(title, style.TITLE_SIZE, weight="bold") + 2 * style.MARGIN
+    used = columns * (width + _GAP) - _GAP + 2 * style.MARGIN
+    return sheet.figure(width=max(used, min(title_width, style.WIDTH)))

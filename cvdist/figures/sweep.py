@@ -3,48 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
 from cvdist import log
 from cvdist.figures import style
 from cvdist.sweep import space
 from cvdist.sweep.importance import Importance
-from cvdist.sweep.record import Trial, best_of
+from cvdist.sweep.record import Trial, TrialEpoch, best_of
 from cvdist.sweep.space import Dimension
 
-_WIDTH, _HEIGHT = 9.0, 5.2
-_TOP = style.TITLE_HEIGHT + style.SUBTITLE_HEIGHT + 0.5
+_HEIGHT = 5.2
 _ABSENT = -0.12  # height at which a setting is drawn that a trial does not have
 # Accuracies that get a tick if there is room for it, in order of precedence.
-_TICK_ACCURACIES = (
-    0.5,
-    0.8,
-    0.9,
-    0.95,
-    0.98,
-    0.99,
-    0.995,
-    0.998,
-    0.999,
-    0.9995,
-    0.9998,
-    0.9999,
-    0.96,
-    0.97,
-    0.7,
-    0.6,
-    0.85,
+_ACCURACIES = (
+    *(0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999),
+    *(0.96, 0.97, 0.7, 0.6, 0.85),
 )
 _TICK_GAP = 0.055  # least distance between two labels, as a fraction of the axis' height
-_BAR = 0.42  # inches per bar
 # If the forest explains less of the variance than this, the order of the settings is mostly chance.
 _TRUSTED = 0.2
+_STOPPED = "#8A8A8A"
+_DOTTED = (0, (1, 1.2))
 
 
 def parallel_coordinates(search: Sequence[Dimension], trials: Sequence[Trial]) -> Figure:
@@ -59,91 +45,63 @@ def parallel_coordinates(search: Sequence[Dimension], trials: Sequence[Trial]) -
         trials: All trials. Those without a result are not drawn, and the subtitle counts them.
     """
     measured = [trial for trial in trials if trial.best is not None]
-    best = best_of(measured)
-    figure = style.new_figure(max(_WIDTH, 1.3 * (len(search) + 1) + 1.5), _HEIGHT)
-    lost = len(trials) - len(measured)
+    best, lost = best_of(measured), len(trials) - len(measured)
     left_out = f"; {lost} without a result left out" if lost else ""
-    style.add_title(figure, "Settings and accuracy", f"{len(measured)} trials{left_out}: {_best_trial(best)}")
-    width, height = figure.get_size_inches()
-    axes = style.add_axes(figure, 0.9, 0.55, width - 2.0, height - 0.55 - _TOP)
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.set_xlim(0, len(search))
-    absent = any(dimension.name not in trial.settings for trial in measured for dimension in search)
-    axes.set_ylim(_ABSENT - 0.03 if absent else -0.02, 1.02)
-    axes.set_yticks([])
+    subtitle = f"{len(measured)} trials{left_out}: {_best_trial(best)}"
+    width = max(style.WIDTH, 1.3 * (len(search) + 1) + 1.5)
+    figure = style.new_figure("Settings and accuracy", subtitle, width=width, height=_HEIGHT)
+    axes = style.plain(figure.subplots())
+    axes.spines[:].set_visible(False)
+    absent = {d.name for d in search if any(d.name not in trial.settings for trial in measured)}
+    axes.set(xlim=(0, len(search)), ylim=(_ABSENT - 0.03 if absent else -0.02, 1.02), yticks=[])
     axes.set_xticks(range(len(search) + 1), [*(dimension.flag for dimension in search), "accuracy"])
     axes.tick_params(axis="x", length=0, pad=10, labelsize=style.LABEL_SIZE)
     if not measured:
-        axes.text(0.5, 0.5, "no results", transform=axes.transAxes, size=18, color=style.MUTED, ha="center")
+        style.announce(axes, "no results")
         return figure
-    scale = _ErrorScale(measured)
+    scale = _ErrorScale([trial.best for trial in measured if trial.best is not None])
     colors = matplotlib.colormaps["viridis"]
     for trial in sorted(measured, key=lambda trial: (trial is best, trial.score)):
-        reached = scale.place_of_best(trial)
+        reached = scale.place(max(one.correct / one.total for one in trial.epochs))
         places = [_place(dimension, trial) for dimension in search] + [reached]
-        stopped = trial.state != "finished"
-        axes.plot(
-            range(len(places)),
-            places,
-            color=style.VALID if trial is best else colors(0.85 * reached),
-            linewidth=3.0 if trial is best else 1.3,
-            linestyle=(0, (1, 1.2)) if stopped else "-",
-            alpha=1.0 if trial is best else 0.8,
-            zorder=3 if trial is best else 2,
-            clip_on=False,
-        )
+        look = _look(trial is best, colors(0.85 * reached))
+        axes.plot(places, linestyle="-" if trial.state == "finished" else _DOTTED, **look)
     for at, dimension in enumerate(search):
-        _axis(axes, at, _ticks(dimension), absent=any(dimension.name not in t.settings for t in measured))
+        _axis(axes, at, _ticks(dimension) + ([(_ABSENT, "none")] if dimension.name in absent else []))
     _axis(axes, len(search), scale.ticks(), right=True)
-    lines = [
-        Line2D([], [], color=style.VALID, linewidth=3, label="best"),
-        Line2D([], [], color=style.MUTED, linewidth=1.3, label="finished"),
-        Line2D([], [], color=style.MUTED, linewidth=1.3, linestyle=(0, (1, 1.2)), label="stopped early"),
-    ]
-    _legend(axes, lines)
+    finished, stopped = {"color": style.MUTED}, {"color": style.MUTED, "linestyle": _DOTTED}
+    _legend(axes, {"linewidth": 3}, finished, stopped)
     return figure
 
 
 def importance_bars(importance: Importance) -> Figure:
     """Draw the importance of each setting as a bar, with its standard deviation over repeated shuffles."""
-    count = len(importance.flags)
-    height = 0.75 + _BAR * count + style.TITLE_HEIGHT + style.SUBTITLE_HEIGHT + 0.15
-    figure = style.new_figure(_WIDTH, height)
     epochs = f"{importance.epochs} epoch{'s' if importance.epochs > 1 else ''}"
-    caveat = "" if importance.explained >= _TRUSTED else ": too little to trust the order"
-    style.add_title(
-        figure,
+    trusted = importance.explained >= _TRUSTED
+    caveat = "" if trusted else ": too little to trust the order"
+    figure = style.new_figure(
         "Which settings matter",
         f"accuracy after {epochs}, {importance.trials} trials; random forest, R² {importance.explained:.2f} on "
         f"trials that it has not seen{caveat}",
+        height=1.65 + 0.42 * len(importance.flags),
     )
-    left = 0.45 + max(style.text_width(flag, style.TEXT_SIZE) for flag in importance.flags)
-    axes = style.add_axes(figure, left, 0.75, _WIDTH - left - 0.9, _BAR * count)
-    places = range(count)
-    trusted = importance.explained >= _TRUSTED
+    axes = style.plain(figure.subplots(), grid="x")
     axes.barh(
-        places,
+        importance.flags,
         importance.drops,
         xerr=importance.spreads,
         height=0.62,
         color=style.BLUE if trusted else "#9FB8C8",
         error_kw={"ecolor": style.MUTED, "capsize": 3, "linewidth": 1},
     )
-    for place, drop, spread in zip(places, importance.drops, importance.spreads, strict=True):
-        axes.annotate(
-            f"{drop:.2f}",
-            (max(drop, 0.0) + spread, place),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            size=style.TEXT_SIZE,
-            color=style.INK,
-        )
-    axes.set_yticks(places, importance.flags)
+    for place, (drop, spread) in enumerate(zip(importance.drops, importance.spreads, strict=True)):
+        end = max(drop + spread, 0.0), place  # of the bar and its spread; of a negative one, where it begins
+        look: dict[str, Any] = {"size": style.TEXT_SIZE, "color": style.INK, "annotation_clip": False}
+        axes.annotate(f"{drop:z.2f}", end, (5, 0), textcoords="offset points", va="center", **look)
     axes.invert_yaxis()
-    axes.set_xlim(left=min(0.0, *(d - s for d, s in zip(importance.drops, importance.spreads, strict=True))))
+    lowest = (drop - spread for drop, spread in zip(importance.drops, importance.spreads, strict=True))
+    axes.set_xlim(left=min(0.0, *lowest))
     axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color=style.GRID)
     axes.set_xlabel("loss of R² when the setting's values are shuffled")
     return figure
 
@@ -152,97 +110,70 @@ def trial_curves(trials: Sequence[Trial]) -> Figure:
     """Draw the validation accuracy of each trial by epoch. The axis is logarithmic in the error."""
     measured = [trial for trial in trials if trial.best is not None]
     best = best_of(measured)
-    figure = style.new_figure(_WIDTH, _HEIGHT)
-    style.add_title(figure, "Trials by epoch", _best_trial(best))
-    axes = style.add_axes(figure, 0.9, 0.7, _WIDTH - 1.3, _HEIGHT - 0.7 - _TOP)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("validation accuracy")
-    axes.grid(color=style.GRID)
+    figure = style.new_figure("Trials by epoch", _best_trial(best), height=_HEIGHT)
+    axes = style.plain(figure.subplots(), grid="both")
+    axes.set(xlabel="epoch", ylabel="validation accuracy")
     if not measured:
-        axes.text(0.5, 0.5, "no results", transform=axes.transAxes, size=18, color=style.MUTED, ha="center")
+        style.announce(axes, "no results")
         return figure
-    scale = _ErrorScale(measured, every_epoch=True)
+    scale = _ErrorScale([one for trial in measured for one in trial.epochs])
     for trial in sorted(measured, key=lambda trial: (trial is best, trial.state == "finished")):
         finished = trial.state == "finished"
-        color = style.VALID if trial is best else (style.BLUE if finished else "#8A8A8A")
+        look = _look(trial is best, style.BLUE if finished else _STOPPED)
         epochs = [one.epoch for one in trial.epochs]
-        values = [scale.place(one.correct, one.total) for one in trial.epochs]
-        axes.plot(
-            epochs,
-            values,
-            color=color,
-            linewidth=3.0 if trial is best else 1.3,
-            alpha=1.0 if trial is best else 0.75,
-            marker="o",
-            markersize=5 if trial is best else 3.5,
-            clip_on=False,
-            zorder=3 if trial is best else 2,
-        )
+        values = [scale.place(one.correct / one.total) for one in trial.epochs]
+        axes.plot(epochs, values, marker="o", markersize=5 if trial is best else 3.5, **look)
         if not finished:
-            axes.plot(epochs[-1:], values[-1:], color=color, marker="x", markersize=8, markeredgewidth=1.8)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_yticks(*zip(*scale.ticks(), strict=True))
+            axes.plot(epochs[-1], values[-1], "x", color=look["color"], markersize=8, markeredgewidth=1.8)
     last = max(trial.epochs[-1].epoch for trial in measured)
-    axes.set_xlim(0.8, last + 0.2)
+    axes.set(xlim=(0.8, last + 0.2), ylim=(-0.02, 1.02))
+    axes.set_yticks(*zip(*scale.ticks(), strict=True))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
-    lines = [
-        Line2D([], [], color=style.VALID, linewidth=3, marker="o", label="best"),
-        Line2D([], [], color=style.BLUE, linewidth=1.3, marker="o", markersize=4, label="finished"),
-        Line2D([], [], color="#8A8A8A", linewidth=1.3, marker="x", markersize=8, label="stopped early"),
-    ]
-    _legend(axes, lines)
+    usual = {"color": style.BLUE, "marker": "o", "markersize": 4}
+    stopped = {"color": _STOPPED, "marker": "x", "markersize": 8}
+    _legend(axes, {"linewidth": 3, "marker": "o"}, usual, stopped)
     return figure
+
+
+def _look(best: bool, color: Any) -> dict[str, Any]:
+    """Return how the line of a trial is drawn: `color`, unless it is the best one."""
+    if best:
+        return {"color": style.VALID, "linewidth": 3.0, "zorder": 3, "clip_on": False}
+    return {"color": color, "linewidth": 1.3, "alpha": 0.8, "zorder": 2, "clip_on": False}
 
 
 class _ErrorScale:
     """Maps accuracies to an axis that is logarithmic in the error: the worst one to 0 and the best one to 1."""
 
-    def __init__(self, trials: Sequence[Trial], *, every_epoch: bool = False) -> None:
-        """Span the axis over the best epochs of `trials`, or with `every_epoch` over all their epochs."""
-        found = [
-            (one.correct, one.total)
-            for trial in trials
-            for one in (trial.epochs if every_epoch else [trial.best])
-            if one is not None
-        ]
-        self._total = max(total for _, total in found)
-        accuracies = [correct / total for correct, total in found]
+    def __init__(self, epochs: Sequence[TrialEpoch]) -> None:
+        """Span the axis over the accuracies of `epochs`."""
+        accuracies = [one.correct / one.total for one in epochs]
+        self._total = max(one.total for one in epochs)
         self._worst, self._best = min(accuracies), max(accuracies)
-        self._low, self._high = self._depth(self._worst), self._depth(self._best)
 
-    def place(self, correct: int, total: int) -> float:
-        """Return the place of `correct` of `total` pictures on the axis, in [0, 1]."""
-        if self._low == self._high:
-            return 0.5
-        return (self._depth(correct / total) - self._low) / (self._high - self._low)
-
-    def place_of_best(self, trial: Trial) -> float:
-        """Return the place of the best epoch of `trial` on the axis, in [0, 1]."""
-        assert trial.best is not None
-        return self.place(trial.best.correct, trial.best.total)
+    def place(self, accuracy: float) -> float:
+        """Return the place of an accuracy in [0, 1] on the axis, in [0, 1]."""
+        low, depth, high = map(self._depth, (self._worst, accuracy, self._best))
+        return 0.5 if low == high else (depth - low) / (high - low)
 
     def ticks(self) -> list[tuple[float, str]]:
         """Return places and labels of ticks: both ends, and round accuracies as far as there is room."""
-        ends = sorted({self._worst, self._best})
-        chosen = [(self.place_of(value), value) for value in ends]
-        for value in _TICK_ACCURACIES:
-            if self._worst < value < self._best:
-                place = self.place_of(value)
-                if all(abs(place - other) >= _TICK_GAP for other, _ in chosen):
-                    chosen.append((place, value))
-        return [(place, _percent(value)) for place, value in sorted(chosen)]
-
-    def place_of(self, accuracy: float) -> float:
-        """Return the place of an accuracy in [0, 1] on the axis, in [0, 1]."""
-        return self.place(round(accuracy * 10**9), 10**9)
+        values = [self._worst, self._best, *(one for one in _ACCURACIES if self._worst < one < self._best)]
+        labels = (f"{100 * value:.2f}".rstrip("0").rstrip(".") + "%" for value in values)
+        return _with_room(zip(map(self.place, values), labels, strict=True))
 
     def _depth(self, accuracy: float) -> float:
         # Half a picture is added to the error, so that an accuracy of 100% has a finite place as well.
         return -math.log(max(1 - accuracy, 0.0) + 0.5 / self._total)
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}".rstrip("0").rstrip(".") + "%"
+def _with_room(ticks: Iterable[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Leave out ticks, places and labels, that are too close to an earlier one."""
+    chosen: list[tuple[float, str]] = []
+    for place, label in ticks:
+        if all(abs(place - other) >= _TICK_GAP for other, _ in chosen):
+            chosen.append((place, label))
+    return chosen
 
 
 def _place(dimension: Dimension, trial: Trial) -> float:
@@ -263,57 +194,35 @@ def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
     if dimension.choices:
         return [(dimension.fraction_of(choice), space.format_value(choice)) for choice in dimension.choices]
     low, high = dimension.low, dimension.high
-    values = [low, high]
+    locator: Locator = MaxNLocator(nbins=5, integer=dimension.kind is int)
     if dimension.logarithmic:
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        steps = (1,) if len(powers) > 3 else (1, 2, 5)
-        values += [step * 10.0**power for power in powers for step in steps]
-    elif low < high:
-        whole = dimension.kind is int
-        values += [float(tick) for tick in MaxNLocator(nbins=5, integer=whole).tick_values(low, high)]
-    chosen: list[tuple[float, str]] = []
-    for value in values:
-        if low <= value <= high:
-            place = dimension.fraction_of(value)
-            if all(abs(place - other) >= _TICK_GAP for other, _ in chosen):
-                chosen.append((place, f"{value:g}".replace("e-0", "e-").replace("e+0", "e")))
-    return sorted(chosen)
+        locator = LogLocator(subs=(1.0,) if high / low > 100 else (1.0, 2.0, 5.0))
+    values = [low, high, *map(float, locator.tick_values(low, high))]
+    labels = ((value, f"{value:g}".replace("e-0", "e-").replace("e+0", "e")) for value in values)
+    return _with_room((dimension.fraction_of(value), label) for value, label in labels if low <= value <= high)
 
 
-def _axis(
-    axes: Axes, at: int, ticks: Sequence[tuple[float, str]], *, right: bool = False, absent: bool = False
-) -> None:
+def _axis(axes: Axes, at: int, ticks: Sequence[tuple[float, str]], *, right: bool = False) -> None:
     """Draw the vertical axis of one setting, with labels on a white background that covers the lines."""
     axes.plot([at, at], [0, 1], color=style.INK, linewidth=1.2, zorder=4, clip_on=False)
-    labels = [*ticks, *([(_ABSENT, "none")] if absent else [])]
-    for place, text in labels:
-        axes.annotate(
-            text,
-            (at, place),
-            xytext=(7 if right else -7, 0),
-            textcoords="offset points",
-            ha="left" if right else "right",
-            va="center",
-            size=style.SMALL_SIZE,
-            color=style.INK,
-            zorder=5,
-            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
-            annotation_clip=False,
-            parse_math=False,
-        )
-        axes.plot([at], [place], marker="_", color=style.INK, markersize=6, zorder=4, clip_on=False)
+    white = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+    look: dict[str, Any] = {"size": style.SMALL_SIZE, "color": style.INK, "zorder": 5, "bbox": white}
+    shift, look["ha"] = (7, "left") if right else (-7, "right")
+    for place, text in ticks:
+        label = axes.annotate(text, (at, place), (shift, 0), textcoords="offset points", va="center", **look)
+        label.set(annotation_clip=False, parse_math=False)
+        axes.plot(at, place, marker="_", color=style.INK, markersize=6, zorder=4, clip_on=False)
 
 
-def _legend(axes: Axes, lines: Sequence[Line2D]) -> None:
-    axes.legend(
-        handles=list(lines),
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.02),
-        ncols=len(lines),
-        frameon=False,
-        fontsize=style.TEXT_SIZE,
-        borderaxespad=0,
-    )
+def _legend(axes: Axes, best: dict[str, Any], finished: dict[str, Any], stopped: dict[str, Any]) -> None:
+    """Explain above the axes how the lines of trials are drawn."""
+    lines = [
+        Line2D([], [], color=style.VALID, label="best", **best),
+        Line2D([], [], linewidth=1.3, label="finished", **finished),
+        Line2D([], [], linewidth=1.3, label="stopped early", **stopped),
+    ]
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.02), "borderaxespad": 0}
+    axes.legend(handles=lines, ncols=3, frameon=False, fontsize=style.TEXT_SIZE, **place)
 
 
 def _best_trial(best: Trial | None) -> str:

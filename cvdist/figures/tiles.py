@@ -1,14 +1,19 @@
-"""Helpers for figures that consist of rows of small pictures, called tiles. Lengths are in inches."""
+"""Sheets: figures that are filled from the top with rows of small pictures, called tiles; lengths in inches.
+
+All tiles are in one axes. With axes for each tile, as `Figure.subplots` makes them, drawing takes five times as
+long, and captions would not know how wide their tiles become.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -16,11 +21,10 @@ from torch import Tensor
 
 from cvdist.figures import style
 
-WIDTH = 9.0
-ROOM = WIDTH - 2 * style.MARGIN
-TOP = style.TITLE_HEIGHT + style.SUBTITLE_HEIGHT + 0.15  # height of title and subtitle
+ROOM = style.WIDTH - 2 * style.MARGIN
 LINE = 0.18  # height of a line of a caption
-LEGEND = 0.55  # height of the color bar with its numbers, at the lower edge of the figure
+GAP = 0.06
+_SPACE = 0.04  # between two pieces of a line
 # Of tiles up to this many pixels wide, each pixel is drawn as a square; larger ones are smoothed.
 _CRISP_SIDE = 64
 
@@ -28,28 +32,163 @@ _CRISP_SIDE = 64
 DIVERGING = LinearSegmentedColormap.from_list(
     "diverging", ["#00304F", style.BLUE, "#A6CFE6", "#F7F7F7", "#F4B88F", style.VERMILLION, "#6B2B00"]
 )
-ZERO = 0.5
-"""Where zero lies on the diverging color scale, and in the RGB values of filters that are drawn in color."""
 
 
-def sheet(title: str, subtitle: str, below: float) -> tuple[Figure, Axes]:
-    """Create a figure with a title, and axes over all of it whose coordinates are inches.
+class Piece(NamedTuple):
+    """A piece of text in a line, in one color, weight and size. Pieces are separated by spaces."""
 
-    The y axis points up from the lower edge, so content begins at `height - TOP`.
+    text: str
+    color: str = style.MUTED
+    weight: str = "normal"
+    size: float = style.SMALL_SIZE
 
-    Args:
-        title: Title of the figure.
-        subtitle: A line below the title.
-        below: Height in inches of the space below title and subtitle.
+
+Line = Sequence[Piece]
+
+
+def line_width(line: Line) -> float:
+    """Return the width in inches of the pieces with the spaces between them."""
+    widths = [style.text_width(piece.text, piece.size, weight=piece.weight) for piece in line]
+    return sum(widths) + _SPACE * (len(line) - 1)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A small picture with lines of text below it.
+
+    Attributes:
+        values: RGB (h, w, 3), or numbers (h, w) that are drawn in the colors of `cmap`.
+        caption: The lines below. What is wider than the tile is cut.
+        cmap: A color map for numbers.
+        limits: The numbers at both ends of the color map.
+        box: Edges of an area to mark, in pixels: top, left, bottom, right.
     """
-    figure = style.new_figure(WIDTH, TOP + below)
-    # In vector formats, keep each tile as a separate image of few pixels instead of one large composite.
-    figure.suppressComposite = True
-    style.add_title(figure, title, subtitle)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-    axes.set(xlim=(0, WIDTH), ylim=(0, TOP + below))
-    return figure, axes
+
+    values: NDArray[Any]
+    caption: Sequence[Line] = ()
+    cmap: Colormap | str | None = None
+    limits: tuple[float, float] | None = None
+    box: tuple[int, int, int, int] | None = None
+
+
+class Sheet:
+    """A figure in the making. `y` is how far it is filled, in inches from the top."""
+
+    def __init__(self, title: str, subtitle: str = "") -> None:
+        """Begin a sheet with the space for its title."""
+        self._title, self._subtitle = title, subtitle
+        self._figure = Figure(dpi=style.DPI, facecolor="white")
+        FigureCanvasAgg(self._figure)
+        # In vector formats, keep each tile as a separate image of few pixels instead of one large composite.
+        self._figure.suppressComposite = True
+        self._axes = self._figure.add_axes((0, 0, 1, 1))
+        self._axes.axis("off")
+        self.y = style.head_height(subtitle)
+
+    def row(
+        self,
+        tiles: Sequence[Tile],
+        width: float,
+        *,
+        left: float = style.MARGIN,
+        gap: float = GAP,
+        center: bool = False,
+        space: float = 0.1,
+    ) -> None:
+        """Draw a row of tiles and move on below it.
+
+        Args:
+            tiles: The tiles, from left to right.
+            width: Width of each tile. Its height keeps the proportions of its picture.
+            left: Where the first tile begins.
+            gap: Space between two tiles.
+            center: Whether a caption is in the middle below its tile, and as wide as tile and gap.
+            space: Space below the row.
+        """
+        bottom = self.y
+        for tile in tiles:
+            height = width * tile.values.shape[0] / tile.values.shape[1]
+            self._draw(tile, left, width, height)
+            for number, line in enumerate(tile.caption):
+                top = self.y + height + 0.05 + LINE * number
+                if center:
+                    self.write(line, left + width / 2, width + gap, top=top, ha="center")
+                else:
+                    self.write(line, left, width, top=top)
+            bottom = max(bottom, self.y + height + LINE * len(tile.caption))
+            left += width + gap
+        self.y = bottom + space
+
+    def _draw(self, tile: Tile, left: float, width: float, height: float) -> None:
+        rows, columns = tile.values.shape[:2]
+        low, high = tile.limits or (None, None)
+        self._axes.imshow(
+            tile.values,
+            cmap=tile.cmap,
+            vmin=low,
+            vmax=high,
+            interpolation="none" if max(rows, columns) <= _CRISP_SIDE else "antialiased",
+            extent=(left, left + width, self.y + height, self.y),
+        )
+        self._frame(left, self.y, width, height, style.GRID, 0.6)
+        if tile.box is not None:
+            scale = width / columns
+            top, start, end, stop = (scale * edge for edge in tile.box)
+            for color, thick in (("white", 2.2), (style.VERMILLION, 1.0)):  # one stands out on any picture
+                self._frame(left + start, self.y + top, stop - start, end - top, color, thick)
+
+    def _frame(self, left: float, top: float, width: float, height: float, color: str, thick: float) -> None:
+        frame = Rectangle((left, top), width, height, fill=False, edgecolor=color, linewidth=thick)
+        self._axes.add_patch(frame)
+
+    def write(
+        self, line: Line | str, left: float, room: float, *, top: float | None = None, ha: str = "left"
+    ) -> None:
+        """Write the pieces of a line one after another. What is wider than `room` is cut.
+
+        Args:
+            line: The line, or the text of one in small muted letters.
+            left: Where the line begins or, if `ha` is "center" or "right", has its middle or its end. Only a
+                line of one piece can be centered or end there.
+            room: The space that it has.
+            top: The upper edge, from the top of the sheet. None: `y`.
+            ha: Horizontal alignment.
+        """
+        end = left + room
+        for text, color, weight, size in [Piece(line)] if isinstance(line, str) else line:
+            shown = style.elide(text, end - left, size, weight=weight)
+            look: dict[str, Any] = {"size": size, "color": color, "weight": weight, "ha": ha, "va": "top"}
+            style.write(self._axes, left, self.y if top is None else top, shown, **look)
+            left += style.text_width(text, size, weight=weight) + _SPACE
+
+    def color_bar(self, start: float, cmap: Colormap | str, limits: tuple[float, float]) -> float:
+        """Draw a color bar from `start` at `y`, between the numbers of its ends. Returns where it ends."""
+        stop = start + 2.0
+        self.write(number(limits[0]), start - GAP, 1.0, ha="right")
+        self.write(number(limits[1]), stop + GAP, 1.0)
+        # 256 steps, since vector formats do not interpolate between the pixels of an image.
+        place = (start, stop, self.y + 0.15, self.y + 0.01)
+        self._axes.imshow(np.linspace(*limits, 256)[None], cmap=cmap, interpolation="none", extent=place)
+        return stop + GAP + style.text_width(number(limits[1]), style.SMALL_SIZE)
+
+    def legend(
+        self, text: str, cmap: Colormap | str | None = None, limits: tuple[float, float] = (0.0, 1.0)
+    ) -> None:
+        """Write a line that explains the tiles above, beside a color bar if they have a color map."""
+        self.y += 0.05
+        left = style.MARGIN
+        if cmap is not None:
+            left += style.text_width(number(limits[0]), style.SMALL_SIZE) + GAP
+            left = self.color_bar(left, cmap, limits) + 0.25
+        self.write(text, left, style.MARGIN + ROOM - left)
+        self.y += 0.25
+
+    def figure(self, *, width: float = style.WIDTH) -> Figure:
+        """Return the figure, as high as it is filled."""
+        self._figure.set_size_inches(width, self.y + 0.05)
+        self._axes.set(xlim=(0, width), ylim=(self.y + 0.05, 0), aspect="auto")
+        style.add_title(self._figure, self._title, self._subtitle)
+        return self._figure
 
 
 def columns_for(count: int, most: int) -> int:
@@ -57,97 +196,9 @@ def columns_for(count: int, most: int) -> int:
     return math.ceil(count / math.ceil(count / most)) if count else 1
 
 
-def draw(
-    axes: Axes,
-    values: NDArray[Any],
-    left: float,
-    top: float,
-    width: float,
-    height: float,
-    *,
-    cmap: Colormap | str | None = None,
-    limits: tuple[float, float] | None = None,
-) -> None:
-    """Draw one tile: RGB (h, w, 3), or numbers (h, w) in the colors of `cmap`, which spans `limits`."""
-    crisp = max(values.shape[:2]) <= _CRISP_SIDE
-    low, high = limits or (None, None)
-    axes.imshow(
-        values,
-        cmap=cmap,
-        vmin=low,
-        vmax=high,
-        interpolation="none" if crisp else "antialiased",
-        extent=(left, left + width, top - height, top),
-        aspect="auto",
-    )
-    frame(axes, left, top, width, height, style.GRID, 0.6)
-
-
-def frame(
-    axes: Axes, left: float, top: float, width: float, height: float, color: str, linewidth: float
-) -> None:
-    """Draw the outline of a rectangle."""
-    axes.add_patch(
-        Rectangle((left, top - height), width, height, fill=False, edgecolor=color, linewidth=linewidth)
-    )
-
-
-def write(
-    axes: Axes,
-    text: str,
-    left: float,
-    top: float,
-    room: float,
-    *,
-    size: float = style.SMALL_SIZE,
-    color: str = style.INK,
-    weight: str = "normal",
-    ha: str = "left",
-) -> None:
-    """Write one line of text, cut if it is wider than `room` inches.
-
-    `ha` is the horizontal alignment: "left", "center" or "right" of the text is placed at `left`.
-    """
-    axes.text(
-        left,
-        top,
-        style.elide(text, room, size, weight=weight),
-        size=size,
-        color=color,
-        weight=weight,
-        ha=ha,
-        va="top",
-        parse_math=False,
-    )
-
-
-def legend(axes: Axes, cmap: Colormap | str, limits: tuple[float, float], what: str) -> None:
-    """Draw a color bar at the lower edge, with numbers at its ends and at zero, and `what` beside it."""
-    left, top, width, height = style.MARGIN, LEGEND - 0.12, 2.6, 0.14
-    ramp = np.linspace(*limits, 256)[None]
-    # 256 steps, since vector formats do not interpolate between the pixels of an image.
-    axes.imshow(
-        ramp,
-        cmap=cmap,
-        vmin=limits[0],
-        vmax=limits[1],
-        interpolation="none",
-        extent=(left, left + width, top - height, top),
-        aspect="auto",
-    )
-    low, high = limits
-    marks = [(low, "left"), (high, "right")]
-    if low < 0 < high:
-        marks.insert(1, (0.0, "center"))
-    for value, ha in marks:
-        at = left + width * (value - low) / ((high - low) or 1)
-        write(axes, number(value), at, top - height - 0.03, 1.2, color=style.MUTED, ha=ha)
-    write(axes, what, left + width + 0.2, top + 0.01, WIDTH - width - 3 * style.MARGIN, color=style.MUTED)
-
-
-def note(axes: Axes, text: str) -> None:
-    """Write a line of text at the lower edge, in place of a color bar."""
-    write(axes, text, style.MARGIN, LEGEND - 0.12, ROOM, color=style.MUTED)
+def tile_width(columns: int, widest: float, *, room: float = ROOM, gap: float = GAP) -> float:
+    """Return the width of a tile if `columns` of them fill a row of `room` inches, at most `widest`."""
+    return min((room + gap) / columns - gap, widest)
 
 
 def number(value: float) -> str:
@@ -156,18 +207,7 @@ def number(value: float) -> str:
     return text.replace("-", "−")
 
 
-def numbers(values: Sequence[int], most: int = 12) -> str:
-    """List numbers as `3, 5, 7`. Of more than `most` numbers, list the first ones `and 20 more`."""
-    listed = ", ".join(map(str, values[:most]))
-    return f"{listed} and {len(values) - most} more" if len(values) > most else listed
-
-
 def pixels(image: Tensor) -> NDArray[np.uint8]:
     """Convert a picture, uint8 (1 or 3, H, W), to RGB (H, W, 3)."""
     shown: NDArray[np.uint8] = image.cpu().expand(3, -1, -1).permute(1, 2, 0).numpy()
     return shown
-
-
-def single(color: str) -> ListedColormap:
-    """Create a color map of one color."""
-    return ListedColormap([color])

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cvdist.figures import style, tiles
-from cvdist.figures.filters import colors
+from cvdist.figures import filters, style, tiles
+from cvdist.figures.tiles import Piece, Sheet, Tile
 from cvdist.interpret.top_activations import TopActivations
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 
 _CHANNELS = 8
 _LEFT = 1.05
-_GAP = 0.06
 # A patch of a few pixels is hard to recognize: it is drawn with its surroundings, this many times as wide as
 # the patch, and at least this many pixels wide.
 _CONTEXT = 3
@@ -56,87 +54,48 @@ def top_activation_patches(
         available: How many pictures the data set has.
         dead: How many channels are zero for all pictures.
     """
-    channels = shown_channels(top_activations)
-    columns = top_activations.pictures.shape[1]
-    width = min((tiles.ROOM - _LEFT) / max(columns, 1) - _GAP, 0.95)
-    pitch = width + tiles.LINE + 0.13
-    size, total = top_activations.field.size, len(top_activations.values)
+    channels, (total, count) = shown_channels(top_activations), top_activations.pictures.shape
     pictures = f"{seen} pictures" if seen == available else f"{seen} of {available} pictures"
-    figure, axes = tiles.sheet(
+    never = f"; {dead} {'is' if dead == 1 else 'are'} never active" if dead else ""
+    sheet = Sheet(
         f"{name}: top activations of its channels",
-        f"the {len(channels)} of {total} channels that reach the highest values, over {pictures}"
-        + (f"; {dead} are never active" if dead else ""),
-        max(len(channels), 1) * pitch + 0.35,
+        f"the {len(channels)} of {total} channels that reach the highest values, over {pictures}{never}",
     )
-    top = figure.get_size_inches()[1] - tiles.TOP
     if not channels:
-        tiles.write(axes, "no picture activates any channel", style.MARGIN, top, tiles.ROOM, size=14)
-    for row, channel in enumerate(channels):
-        upper = top - row * pitch
-        tiles.write(axes, f"channel {channel}", style.MARGIN, upper - 0.03, _LEFT - 0.1, weight="bold")
+        sheet.write([Piece("no picture activates any channel", style.INK, size=14)], style.MARGIN, tiles.ROOM)
+        sheet.y += 0.5
+    width = tiles.tile_width(max(count, 1), 0.95, room=tiles.ROOM - _LEFT)
+    for channel in channels:
+        top = sheet.y
+        sheet.write([Piece(f"channel {channel}", style.INK, "bold")], style.MARGIN, _LEFT - 0.1)
         if weight.shape[1] in (1, 3):
             kernel = weight[channel].float()
-            scale = kernel.abs().max().item() or 1.0
-            limits = (-scale, scale)
-            values = colors(kernel.numpy(), scale) if len(kernel) == 3 else kernel[0].numpy()
-            tiles.draw(
-                axes, values, style.MARGIN + 0.1, upper - 0.25, 0.5, 0.5, cmap=tiles.DIVERGING, limits=limits
-            )  # fmt: skip
-        for column in range(columns):
-            picture = int(top_activations.pictures[channel, column])
-            left = style.MARGIN + _LEFT + column * (width + _GAP)
-            place = (
-                int(top_activations.places[channel, column, 0]),
-                int(top_activations.places[channel, column, 1]),
-            )
-            box = top_activations.field.box(*place)
-            image = images[picture]
-            window = _window(box, image.shape[1], image.shape[2])
-            tiles.draw(
-                axes,
-                tiles.pixels(image[:, window[0] : window[2], window[1] : window[3]]),
-                *(left, upper, width, width),
-            )
-            _mark(axes, box, window, left, upper, width)
-            value = tiles.number(float(top_activations.values[channel, column]))
-            text = f"{labels[picture]}: {value}" if labels[picture] else value
-            tiles.write(axes, text, left, upper - width - 0.04, width + 0.02, color=style.MUTED)
-    what = f"box: the {size[0]}×{size[1]} pixels that the value depends on"
-    small = max(size) * _CONTEXT < max(_SMALLEST, 1)
-    tiles.write(
-        axes,
-        f"{what}{', with their surroundings' if small else ''}; below: the class and the value after ReLU",
-        style.MARGIN, 0.3, tiles.ROOM, color=style.MUTED,
-    )  # fmt: skip
-    return figure
+            sheet.y += 0.22
+            sheet.row([filters.tile(kernel, kernel.abs().max().item() or 1.0)], 0.5, left=style.MARGIN + 0.1)
+        sheet.y, drawn = top, []
+        for row, place, value in zip(
+            top_activations.pictures[channel].tolist(),
+            top_activations.places[channel].tolist(),
+            top_activations.values[channel].tolist(),
+            strict=True,
+        ):
+            text = f"{labels[row]}: {tiles.number(value)}" if labels[row] else tiles.number(value)
+            drawn.append(_patch(images[row], top_activations.field.box(*place), text))
+        sheet.row(drawn, width, left=style.MARGIN + _LEFT, space=0.13)
+    height, wide = top_activations.field.size
+    around = ", with their surroundings" if max(height, wide) * _CONTEXT < _SMALLEST else ""
+    what = f"box: the {height}×{wide} pixels that the value depends on{around}"
+    sheet.legend(f"{what}; below: the class and the value after ReLU")
+    return sheet.figure()
 
 
-def _window(box: Box, height: int, width: int) -> Box:
-    """Return the edges of the square part of the picture that is drawn: `box` with its surroundings."""
-    side = min(max(_CONTEXT * max(box[2] - box[0], box[3] - box[1]), _SMALLEST), height, width)
-    edges = []
-    for low, high, limit in ((box[0], box[2], height), (box[1], box[3], width)):
-        start = min(max((low + high - side) // 2, 0), limit - side)
-        edges.append((start, start + side))
-    (top, bottom), (left, right) = edges
-    return top, left, bottom, right
-
-
-def _mark(
-    axes: Axes,
-    box: Box,
-    window: Box,
-    left: float,
-    top: float,
-    width: float,
-) -> None:
-    """Draw the outline of `box`, clipped to the window, in two colors that stand out on any picture."""
-    side = window[2] - window[0]
-    upper, start = max(box[0], window[0]) - window[0], max(box[1], window[1]) - window[1]
-    lower, end = min(box[2], window[2]) - window[0], min(box[3], window[3]) - window[1]
-    if lower - upper >= side and end - start >= side:
-        return  # the box is the whole window
-    scale = width / side
-    place = (left + start * scale, top - upper * scale, (end - start) * scale, (lower - upper) * scale)
-    tiles.frame(axes, *place, "white", 2.2)
-    tiles.frame(axes, *place, style.VERMILLION, 1.0)
+def _patch(image: Tensor, box: Box, caption: str) -> Tile:
+    """Cut the square around a receptive field out of a picture, and mark the field unless it is all of it."""
+    side = min(max(_CONTEXT * max(box[2] - box[0], box[3] - box[1]), _SMALLEST), *image.shape[1:])
+    top, left = (
+        min(max((low + high - side) // 2, 0), limit - side)
+        for low, high, limit in ((box[0], box[2], image.shape[1]), (box[1], box[3], image.shape[2]))
+    )
+    inside = [min(max(edge - start, 0), side) for edge, start in zip(box, (top, left) * 2, strict=True)]
+    mark = None if inside == [0, 0, side, side] else (inside[0], inside[1], inside[2], inside[3])
+    return Tile(tiles.pixels(image[:, top : top + side, left : left + side]), [[Piece(caption)]], box=mark)

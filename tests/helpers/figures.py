@@ -4,7 +4,9 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from matplotlib.image import AxesImage
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from cvdist.figures import style
 
@@ -27,6 +29,16 @@ def written(figure):
     return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
 
 
+def tiles_of(figure):
+    """The pictures of a figure, each with the box in pixels, from the lower left, in which it is drawn."""
+    figure.canvas.draw()
+    found = []
+    for image in figure.findobj(AxesImage):
+        box = image.get_window_extent()
+        found.append((Bbox.from_extents(box.xmin, box.ymin, box.xmax, box.ymax), np.asarray(image.get_array())))
+    return found
+
+
 def says(figure):
     return [text.get_text() for text in written(figure)]
 
@@ -43,10 +55,23 @@ def assert_readable(figure):
         assert box.x0 >= 0 and box.y0 >= 0, text
         assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, text
     for (one, a), (other, b) in combinations(boxes, 2):
-        # Fonts' boxes hold air above and below the letters: a touch of up to 2 pixels is no overlap.
-        across = min(a.x1, b.x1) - max(a.x0, b.x0)
-        down = min(a.y1, b.y1) - max(a.y0, b.y0)
-        assert across <= 2 or down <= 2, (one, other)
+        assert not _overlap(a, b), (one, other)
+
+
+def assert_tidy(figure):
+    """It is readable, and no picture leaves the figure or lies over another one or over a text."""
+    assert_readable(figure)
+    drawn = [box for box, _ in tiles_of(figure)]
+    for box in drawn:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    assert not any(_overlap(a, b) for a, b in combinations(drawn, 2))
+    for text in _in_view(figure):
+        assert not any(_overlap(text.get_window_extent(), box) for box in drawn), text.get_text()
+
+
+def _overlap(a, b):
+    # Fonts' boxes hold air above and below the letters: a touch of up to 2 pixels is no overlap.
+    return min(a.x1, b.x1) - max(a.x0, b.x0) > 2 and min(a.y1, b.y1) - max(a.y0, b.y0) > 2
 
 
 def _in_view(figure):

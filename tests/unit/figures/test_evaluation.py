@@ -8,7 +8,7 @@ import torch
 from cvdist.evaluation import metrics
 from cvdist.figures.pictures import PredictionCaption, difference_grid
 from cvdist.figures.reliability import reliability_diagram
-from tests.helpers.figures import assert_readable, images, says
+from tests.helpers.figures import assert_readable, assert_tidy, images, says
 
 # ------------------------------------------------------------------------------------------------- figures
 
@@ -18,7 +18,7 @@ def test_a_reliability_diagram_says_its_error_and_can_be_read():
     bins = metrics.calibration(confidence, torch.arange(200) % 3 > 0, 15)
     figure = reliability_diagram(bins, metrics.expected_calibration_error(bins))
     assert any(f"{metrics.expected_calibration_error(bins):.2%}" in text for text in says(figure))
-    heights = [bar.get_height() for bar in figure.axes[1].patches][: sum(one.total > 0 for one in bins)]
+    heights = [bar.get_height() for bar in figure.axes[0].patches][: sum(one.total > 0 for one in bins)]
     assert heights == pytest.approx([one.accuracy for one in bins if one.total])
     assert_readable(figure)
 
@@ -33,4 +33,4 @@ def test_pictures_that_two_models_answer_differently(count):
     )  # fmt: skip
     text = says(figure)
     assert text.count("97.1%") == count and ("right on the same pictures" in " ".join(text)) == (count == 0)
-    assert_readable(figure)
+    assert_tidy(figure)
