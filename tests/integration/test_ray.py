@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import ray
+import requests
 from mlflow import MlflowClient
 from ray.train import WorkerGroupError
 
