@@ -29,7 +29,7 @@ def penalty_curve(fitted: LogisticResult) -> Figure:
     )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlabel("L2 penalty", size=style.LABEL_SIZE)
-    axes.set_ylabel("held-out training pictures", size=style.LABEL_SIZE)
+    axes.set_ylabel("accuracy on held-out training pictures", size=style.LABEL_SIZE)
     axes.yaxis.set_major_formatter(FuncFormatter(style.percent_tick))
     right = log.percent(chosen.correct, chosen.total)
     axes.set_title(f"Chosen: penalty {chosen.penalty:.2g}, {right}", size=style.TITLE_SIZE, loc="left")
