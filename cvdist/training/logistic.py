@@ -361,7 +361,7 @@ def fit(
     solution = problems.solve(best_at, lambda part: weight.expand(len(part.labels), 1), penalty, tolerance)
     loss, correct, _ = problems.count(solution, lambda part: weight.expand(len(part.labels), 1))
     folded = scaling.fold(solution[:-1, 0], solution[-1, 0])
-    return Fit(*folded, penalty, path, folds, loss, correct, problems.passes)
+    return Fit(*folded, penalty, tuple(path), folds, loss, correct, problems.passes)
 
 
 def _standardized(passes: Passes, scaling: Scaling, memory: float) -> Passes:
