@@ -43,7 +43,7 @@ _MOST_WEIGHTS = 5_000_000
 _PATIENCE = 2
 # Largest derivative of the solution, while penalties are compared and at the end. scikit-learn stops at 1e-4.
 _COARSE, _FINE = 3e-4, 1e-5
-_MOST_PASSES = 1000  # for each penalty
+_MOST_STEPS = 1000  # for each penalty
 _SCORES = 2**22  # that are computed at a time
 # A feature whose standard deviation is a smaller fraction of its mean is taken as constant: the weight of so
 # small a difference could not be expressed for the feature as it is, in float32.
@@ -204,7 +204,8 @@ class Problems:
             return loss, gradient.flatten().cpu().numpy()
 
         if self._rank == 0:
-            options = {"gtol": tolerance, "ftol": 0.0, "maxiter": _MOST_PASSES, "maxfun": _MOST_PASSES}
+            # In float32, steps that gain less than a relative 1e-8 are noise, on which it would search in vain.
+            options = {"gtol": tolerance, "ftol": 1e-3 * tolerance, "maxiter": _MOST_STEPS}
             first = start.flatten().cpu().numpy()
             found = scipy.optimize.minimize(lead, first, jac=True, method="L-BFGS-B", options=options)
             tell(found.x, False)

@@ -23,7 +23,7 @@ def solved(x, labels, classes, penalty, memory=1e9):
         device=CPU,
         memory=memory,
         penalties=[penalty],
-        tolerance=1e-9,
+        tolerance=1e-12,
     )
 
 
