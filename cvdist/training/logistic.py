@@ -11,9 +11,11 @@ The penalty is the one with which most training pictures are classified correctl
 equals, the one with the lowest loss. Penalties are tried from the strongest one down, each solution being the
 start of the next. The features are standardized, and the result is expressed for the features as they are.
 
-Rank 0 runs SciPy's L-BFGS-B, which takes as many passes as scikit-learn's, and tells the other workers where to
-compute loss and gradient next. If each worker ran an optimizer, such as PyTorch's, processors that round
-differently would make them disagree about the number of passes, and wait for each other forever.
+Rank 0 runs PyTorch's L-BFGS with a strong Wolfe line search, and tells the other workers where to compute loss
+and gradient next. If each worker ran it, processors that round differently would disagree about the number of
+passes, and wait for each other forever. SciPy's L-BFGS-B takes as many passes, but its own arithmetic took five
+times as long as a pass for 64,000 weights: 5.2 s in place of 1.8 s of one core for 1,536 x 1,280 features, ten
+classes and five folds at one penalty.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -37,7 +38,7 @@ PENALTIES: tuple[float, ...] = tuple(float(penalty) for penalty in np.logspace(1
 FOLDS = 5  # each holds out a fifth of the pictures
 # Up to this many pictures, each of them is held out once. Of more pictures, a fifth says enough.
 CROSS_VALIDATED = 10_000
-# Weights of all folds together, which are solved side by side: SciPy's optimizer takes 200 bytes for each.
+# Weights of all folds together, which are solved side by side: the optimizer takes 200 bytes for each.
 _MOST_WEIGHTS = 5_000_000
 # The path ends when held-out pictures had neither fewer mistakes nor a lower loss this often in a row.
 _PATIENCE = 2
@@ -193,22 +194,32 @@ class Problems:
         def evaluate() -> tuple[float, Tensor]:
             return self._evaluate(at[:-1].view(start.shape), weigh, penalty)
 
-        def tell(values: np.ndarray, more: bool) -> None:
-            at[:-1] = torch.from_numpy(values)
+        def tell(values: Tensor, more: bool) -> None:
+            at[:-1] = values
             at[-1] = float(more)
             broadcast(at)
 
-        def lead(values: np.ndarray) -> tuple[float, np.ndarray]:
-            tell(values, True)
-            loss, gradient = evaluate()
-            return loss, gradient.flatten().cpu().numpy()
-
         if self._rank == 0:
-            # In float32, steps that gain less than a relative 1e-8 are noise, on which it would search in vain.
-            options = {"gtol": tolerance, "ftol": 1e-3 * tolerance, "maxiter": _MOST_STEPS}
-            first = start.flatten().cpu().numpy()
-            found = scipy.optimize.minimize(lead, first, jac=True, method="L-BFGS-B", options=options)
-            tell(found.x, False)
+            point = start.flatten().clone().requires_grad_()
+
+            @torch.no_grad()
+            def closure() -> float:
+                tell(point, True)
+                loss, gradient = evaluate()
+                point.grad = gradient.flatten()
+                return loss
+
+            optimizer = torch.optim.LBFGS(
+                [point],
+                max_iter=_MOST_STEPS,
+                history_size=10,
+                tolerance_grad=tolerance,
+                # In float32, steps that gain less than 1e-8 are noise, on which it would search in vain.
+                tolerance_change=1e-3 * tolerance,
+                line_search_fn="strong_wolfe",
+            )
+            optimizer.step(closure)
+            tell(point.detach(), False)
         else:
             while broadcast(at)[-1] > 0:
                 evaluate()
