@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from cvdist.checkpoints import shards
 from cvdist.data.dataset import Shuffle
 from cvdist.errors import UserError
-from cvdist.results import EpochRecord, Evaluation, Mistake, ModelIdentity, RidgeResult
+from cvdist.results import EpochRecord, Evaluation, LogisticResult, Mistake, ModelIdentity, RidgeResult
 
 FORMAT = 1
 UNSCORED = -1.0  # the score of a checkpoint within an epoch
@@ -61,6 +61,7 @@ class Progress:
         history: What each finished epoch reached.
         logged: The last step metrics, each with its step: a lost machine may not have delivered them.
         ridge: The baseline, if one was computed.
+        logistic: How the head was fitted by logistic regression, if it was.
     """
 
     epoch: int = 0
@@ -73,6 +74,7 @@ class Progress:
     history: list[EpochRecord] = field(default_factory=list)
     logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     ridge: RidgeResult | None = None
+    logistic: LogisticResult | None = None
 
     @property
     def best(self) -> EpochRecord | None:
@@ -303,7 +305,9 @@ def _progress(values: dict[str, Any], logged: list[Any]) -> Progress:
     shuffle = Shuffle(**values["shuffle"])
     steps = [(int(step), dict(metrics)) for step, metrics in logged]
     ridge = RidgeResult(**values["ridge"]) if values["ridge"] else None
-    return Progress(**{**values, "history": history, "shuffle": shuffle, "logged": steps, "ridge": ridge})
+    logistic = LogisticResult.from_dict(values["logistic"]) if values["logistic"] else None
+    read = {"history": history, "shuffle": shuffle, "logged": steps, "ridge": ridge, "logistic": logistic}
+    return Progress(**{**values, **read})
 
 
 def _evaluation(values: dict[str, Any], confusion: Tensor) -> Evaluation:

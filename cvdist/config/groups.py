@@ -220,6 +220,10 @@ class ComputeConfig:
 class LoopConfig(ComputeConfig):
     """How long, in which portions and with which arithmetic."""
 
+    fit: Literal["epochs", "logistic"] = "epochs"
+    """How what is trained gets its weights. `epochs`: by steps of the optimizer. `logistic`: a linear head on
+    cached features is solved to its optimum as a logistic regression, whose L2 penalty is chosen on held-out
+    training pictures. It has no use for epochs, batches, the optimizer and label smoothing."""
     epochs: Count = 20
     """Passes over the training data."""
     batch_size: Count = 32

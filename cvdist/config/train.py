@@ -64,6 +64,8 @@ def check(config: TrainConfig) -> None:
         )
     if config.features.uri and config.data.dataset != "images":
         raise UserError(f"--features is for folders of pictures, not for --dataset {config.data.dataset}")
+    if config.loop.fit == "logistic" and not config.features.uri:
+        raise UserError("--fit logistic is for a linear head on cached features: name them with --features")
     if config.runtime.step_timeout < config.runtime.data_timeout:
         raise UserError(
             f"--step-timeout {config.runtime.step_timeout:g} is below --data-timeout "

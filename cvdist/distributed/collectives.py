@@ -24,6 +24,13 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def broadcast(tensor: Tensor) -> Tensor:
+    """Copy rank 0's `tensor` to all workers, in place, and return it. All workers must call this."""
+    if dist.is_initialized():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def gather(value: T, timeout: float = 0.0) -> list[T]:
     """Return the values that all workers passed, in the order of their ranks, on every worker.
 

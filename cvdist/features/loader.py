@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -110,18 +111,38 @@ class FeatureLoader:
         """Yield worker `rank`'s part of the validation data (`Loader.valid_batches`)."""
         return self.batches_in_order("valid", rank, world_size, batch_size)
 
-    def batches_in_order(self, split: Split, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """Yield worker `rank`'s part of a split, shard by shard: each sample once, without augmentation."""
+    def batches_in_order(
+        self, split: Split, rank: int, world_size: int, batch_size: int, view: int = 0
+    ) -> Iterator[Batch]:
+        """Yield worker `rank`'s part of a split, shard by shard: each sample once, in its view number `view`.
+
+        View 0 is the picture without augmentation. Only training pictures have other views.
+        """
         part = partition(len(self._by_shard[split]), rank, world_size)
         mine = self._by_shard[split][part.start : part.stop]
         self.copy.expect(self._splits[split].shard[mine])
         cut = (torch.from_numpy(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size))
-        return self._batches(split, (LocalBatch(rows, 0, 0, len(rows)) for rows in cut), None)
+        views = np.full(len(self._by_shard[split]), view) if view else None
+        return self._batches(split, (LocalBatch(rows, 0, 0, len(rows)) for rows in cut), views)
+
+    @property
+    def views(self) -> int:
+        """Number of views of each training sample."""
+        return self._views
+
+    def labels(self, split: Split) -> Tensor:
+        """Return the labels of a split by row, int64 (n,) on the CPU."""
+        return self._labels[split]
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
         """Shape of one sample's features, channels first."""
         return tuple(self.copy.shape)
+
+    @property
+    def feature_size(self) -> int:
+        """Number of features of one sample."""
+        return math.prod(self.copy.shape)
 
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         """Return original pixels and class names of some rows (`Loader.pictures`).

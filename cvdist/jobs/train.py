@@ -340,11 +340,10 @@ def table(result: TrainResult) -> str:
         ("model", summary.model),
         ("workers", f"{summary.workers} on {summary.hardware}"),
         ("epochs", str(summary.epochs)),
-        (
-            "best accuracy",
-            f"{log.percent(summary.best_correct, summary.valid_total)} at epoch {summary.best_epoch}",
-        ),
+        ("best accuracy", summary.best),
+        *([("logistic", str(summary.logistic))] if summary.logistic else []),
         *([("ridge probe", f"{summary.ridge}, without an epoch")] if summary.ridge else []),
+        *([("note", summary.below_baseline)] if summary.below_baseline else []),
         (
             "time",
             f"{log.duration(result.seconds)} in all, first step after "

@@ -75,6 +75,12 @@ _CAPTIONS = {
         "Fraction of correctly classified pictures by epoch. Training accuracy is measured while the weights "
         "change, with dropout and augmentation, so it may lie below validation accuracy.",
     ),
+    "penalties": Caption(
+        CURVES,
+        "Line chart of the accuracy on held-out training pictures by L2 penalty.",
+        "Training pictures that were held out while a linear head was fitted with each penalty of a logistic "
+        "regression. The ring is the chosen penalty.",
+    ),
     "confusion_matrix": Caption(
         CONFUSION,
         "Matrix of true against predicted classes, with the number of validation pictures in each cell.",

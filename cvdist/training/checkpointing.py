@@ -90,7 +90,7 @@ def open_newest(config: TrainConfig, worker: Worker) -> Iterator[FoundCheckpoint
             folder = stack.enter_context(storage.local_copy(resume))
             checkpoint = _read(folder, resume, worker.device)
             # The other run may have trained from other features than this one does.
-            checkpoint.progress.ridge = None
+            checkpoint.progress.ridge = checkpoint.progress.logistic = None
         yield FoundCheckpoint(checkpoint, resume, adopted=True)
 
 

@@ -45,10 +45,13 @@ def announce(run: Run) -> None:
     logger.info("parallel   %s", run.plan.note)
     layout = "channels_last" if config.loop.channels_last else "contiguous"
     logger.info("precision  %s, %s (%s)", run.precision.name, layout, run.precision.reason)
-    logger.info(
-        "batch      %d = %s on each of %d worker%s; %d steps an epoch, %d epochs",
-        *(batch, each, worker.world_size, "s" if worker.world_size > 1 else "", steps, config.loop.epochs),
-    )
+    if config.loop.fit == "logistic":
+        logger.info("fit        logistic regression to its optimum; if it is stopped, it begins again")
+    else:
+        logger.info(
+            "batch      %d = %s on each of %d worker%s; %d steps an epoch, %d epochs",
+            *(batch, each, worker.world_size, "s" if worker.world_size > 1 else "", steps, config.loop.epochs),
+        )
     if run.resumed_at:
         logger.info("resuming   at %s, %d epochs done", run.resumed_at, run.progress.epoch)
         if run.changed:
@@ -90,6 +93,21 @@ def log_history(run: Run) -> None:
         run.tracker.log_metrics(values, step)
     for record in run.progress.history:
         run.tracker.log_metrics(epoch_metrics(record), record.epoch)
+    log_logistic(run)
+
+
+def log_logistic(run: Run) -> None:
+    """Log what each penalty of logistic regression made of held-out pictures, if the head was fitted by it."""
+    for number, held in enumerate(run.progress.logistic.path if run.progress.logistic else (), start=1):
+        values = {
+            "logistic/penalty": held.penalty,
+            "logistic/held_out_loss": held.loss,
+            "logistic/held_out_accuracy": held.accuracy,
+            "logistic/held_out_correct": held.correct,
+            "logistic/held_out_total": held.total,
+            "logistic/passes": held.passes,
+        }
+        run.tracker.log_metrics(values, number)
 
 
 def log_steps(run: Run, stats: StepStats, step: int, rate: float) -> None:
@@ -129,10 +147,10 @@ def show_baseline(run: Run, result: RidgeResult) -> None:
 def show_epoch(run: Run, record: EpochRecord) -> None:
     """Write the line of an epoch that has just ended to the log."""
     if run.main:
+        fitted = run.progress.logistic is not None and run.progress.logistic.epoch == record.epoch
         logger.info(
-            "epoch %d/%d  train loss %.4f, %s  valid loss %.4f, %s%s  %s, %s samples/s",
-            record.epoch,
-            run.config.loop.epochs,
+            "%s  train loss %.4f, %s  valid loss %.4f, %s%s  %s, %s samples/s",
+            "fitted   " if fitted else f"epoch {record.epoch}/{run.config.loop.epochs}",
             record.train_loss,
             log.percent(record.train_correct, record.train_total),
             record.valid_loss,
@@ -149,6 +167,8 @@ def log_results(run: Run, model: nn.Module) -> None:
     assert best is not None
     for name, draw in run_figures.results(run.loader, run.progress.history, best).items():
         run.tracker.log_figure(name, draw)
+    if run.progress.logistic is not None and run.progress.logistic.path:
+        run.tracker.log_figure("penalties", run_figures.penalties(run.progress.logistic))
     example, _ = run.loader.pictures("valid", range(min(4, run.info.valid_size)))
     run.tracker.log_model(model, run.identity, run.info, example, step=best_epoch)
     run.visualizer.finish(
@@ -183,6 +203,7 @@ def summarize(run: Run) -> Summary:
         slow_requests=sum(record.slow_requests for record in history) + len(lost),
         seconds_lost=sum(record.seconds_lost for record in history) + sum(lost),
         ridge=run.progress.ridge,
+        logistic=run.progress.logistic,
     )
 
 
@@ -228,7 +249,11 @@ def description(summary: Summary, command: str) -> str:
     if summary.visualized:
         figures += "".join(f"\n- `figures/{name}/`: {what}" for name, what in run_figures.FOLDERS.items())
     baseline = f"\nBaseline, a ridge probe on the same features: {summary.ridge}.\n" if summary.ridge else ""
-    return f"""### {log.percent(summary.best_correct, summary.valid_total)} at epoch {summary.best_epoch}
+    if summary.logistic:
+        baseline += f"\nLogistic regression: {summary.logistic}.\n"
+    if summary.below_baseline:
+        baseline += f"\nNote: {summary.below_baseline}.\n"
+    return f"""### {summary.best}
 
 `{command}`
 

@@ -70,7 +70,8 @@ def probe(
                 line.show(f"ridge probe: {done:,} {split} pictures on this worker")
         line.clear()
 
-    sums = Sums.zero(2 * loader.feature_shape[0], len(loader.info.classes), device)
+    inputs = pooled(torch.empty(1, *loader.feature_shape)).shape[1]
+    sums = Sums.zero(inputs, len(loader.info.classes), device)
     # Not in inference mode, because training can't use the tensors that the loader would keep from it.
     with torch.no_grad():
         for batch in local_batches("train"):
@@ -84,7 +85,12 @@ def probe(
 
 
 def pooled(features: Tensor) -> Tensor:
-    """Return the mean and the maximum of each channel over all positions: (n, C, ...) to float64 (n, 2 C)."""
+    """Return the mean and the maximum of each channel over all positions: (n, C, ...) to float64 (n, 2 C).
+
+    Features without positions, (n, C), are returned as they are.
+    """
+    if features.ndim == 2:
+        return features.double()
     flat = features.flatten(2)
     return torch.cat([flat.mean(2), flat.amax(2)], dim=1).double()
 

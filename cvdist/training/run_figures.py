@@ -13,7 +13,7 @@ import torch
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import Loader
 from cvdist.data.sampler import LocalBatch
-from cvdist.results import EpochRecord, Evaluation
+from cvdist.results import EpochRecord, Evaluation, LogisticResult
 from cvdist.seeding import generator
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ FIGURES = {
     "augmentation": "what augmentation makes of them, if there is any",
     "loss": "loss of both phases by epoch",
     "accuracy": "accuracy of both phases by epoch",
+    "penalties": "accuracy on held-out training pictures by penalty, for logistic regression",
     "confusion_matrix": "which class was taken for which, at the best epoch",
     "most_wrong": "the validation pictures that were wrong with most confidence",
 }
@@ -111,6 +112,17 @@ def results(
         )
 
     return {"loss": loss, "accuracy": accuracy, "confusion_matrix": confusion, "most_wrong": wrong}
+
+
+def penalties(fitted: LogisticResult) -> Callable[[], Figure]:
+    """Return a function that draws how well each penalty of logistic regression did on held-out pictures."""
+
+    def draw() -> Figure:
+        from cvdist.figures.penalties import penalty_curve
+
+        return penalty_curve(fitted)
+
+    return draw
 
 
 def _sampled_rows(loader: Loader, most: int) -> list[int]:

@@ -20,7 +20,7 @@ from cvdist.errors import UserError
 from cvdist.results import ModelIdentity
 from cvdist.seeding import derive_seed
 from cvdist.tracking.tracker import Tracker
-from cvdist.training import checkpointing, compiling, ema, memory
+from cvdist.training import checkpointing, compiling, ema, logistic_head, memory
 from cvdist.training.finite import LossWatch
 from cvdist.training.optimizer import build_optimizer
 from cvdist.training.run import Run, initial_model
@@ -145,6 +145,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
         if found is not None:
             with raise_on_all_ranks():
                 checkpointing.restore(run, found)
+    logistic_head.require_linear(run)
     return run
 
 

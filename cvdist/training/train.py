@@ -8,7 +8,7 @@ over the workers is decided in `cvdist.parallel`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from cvdist.data.dataset import Batch
 from cvdist.distributed.collectives import annotate_collective_errors, set_group_timeout
 from cvdist.distributed.consensus import StopRequest
 from cvdist.results import Summary
-from cvdist.training import checkpointing, compiling, ema, memory, reporting, ridge
+from cvdist.training import checkpointing, compiling, ema, logistic_head, memory, reporting, ridge
 from cvdist.training.meter import Meter
 from cvdist.training.optimizer import set_learning_rate
 from cvdist.training.progress import TrainedEpoch, record_epoch, show_progress
@@ -44,21 +44,36 @@ def train(run: Run) -> Summary:
         checkpointing.save(run)
     ridge.fit_baseline(run)
     reporting.log_history(run)
-    for epoch in range(run.progress.epoch + 1, run.config.loop.epochs + 1):
-        began = time.monotonic()
-        with memory.explain_full_memory(run.worker.device, memory.advice(run.config)):
-            trained = train_epoch(run, epoch)
-        with memory.explain_full_memory(run.worker.device, memory.validation_advice(run.config)):
-            evaluation = validate(run)
-        record = record_epoch(run, epoch, trained, evaluation, time.monotonic() - began)
-        reporting.show_epoch(run, record)
-        run.visualizer.epoch_done(run.evaluated_model(), epoch)
-        checkpointing.save(run)
-        run.tracker.log_metrics(reporting.epoch_metrics(record), epoch)
+    if run.config.loop.fit == "epochs":
+        for epoch in range(run.progress.epoch + 1, run.config.loop.epochs + 1):
+            run_epoch(run, epoch, train_epoch)
+    if logistic_head.wanted(run):
+        run_epoch(run, run.progress.epoch + 1, logistic_head.fit)
     run.worker.wait_for_uploads()
     if run.main:
         reporting.log_results(run, checkpointing.best_model(run))
     return reporting.summarize(run)
+
+
+def run_epoch(run: Run, epoch: int, train: Callable[[Run, int], TrainedEpoch]) -> None:
+    """Train as an epoch does, validate, and save. All workers must call this.
+
+    Args:
+        run: The run.
+        epoch: The epoch, counted from 1.
+        train: Trains the model in this epoch.
+    """
+    began = time.monotonic()
+    with memory.explain_full_memory(run.worker.device, memory.advice(run.config)):
+        trained = train(run, epoch)
+    with memory.explain_full_memory(run.worker.device, memory.validation_advice(run.config)):
+        evaluation = validate(run)
+    record = record_epoch(run, epoch, trained, evaluation, time.monotonic() - began)
+    reporting.show_epoch(run, record)
+    run.visualizer.epoch_done(run.evaluated_model(), epoch)
+    checkpointing.save(run)
+    run.tracker.log_metrics(reporting.epoch_metrics(record), epoch)
+    reporting.log_logistic(run)
 
 
 def train_epoch(run: Run, epoch: int) -> TrainedEpoch:

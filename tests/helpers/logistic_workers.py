@@ -1,0 +1,57 @@
+"""Logistic regression on made-up samples in several processes, which exchange sums by gloo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cvdist.data.sampler import partition
+from cvdist.training.logistic import Fit, Part, fit
+
+CPU = torch.device("cpu")
+COUNT, INPUTS, CLASSES = 203, 12, 4
+
+
+def made_up(
+    count: int = COUNT, inputs: int = INPUTS, classes: int = CLASSES, *, seed: int = 0, signal: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Return inputs float64 (n, d), far from 0 and of different scales, and labels of all classes."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (count,), generator=random)
+    labels[:classes] = torch.arange(classes)
+    means = signal * torch.randn(classes, inputs, generator=random, dtype=torch.float64)
+    noise = torch.randn(count, inputs, generator=random, dtype=torch.float64)
+    scales = torch.logspace(-1, 1, inputs, dtype=torch.float64)
+    return (means[labels] + noise) * scales + 5, labels
+
+
+def parts(x: Tensor, labels: Tensor, rank: int = 0, world_size: int = 1, views: int = 1) -> list[Part]:
+    """Return one worker's samples, in parts of 50. Views other than the first have some noise."""
+    found = []
+    for view in range(views):
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(view), dtype=x.dtype)
+        seen = x + 0.1 * noise * (view > 0)
+        for rows in torch.tensor(partition(len(x), rank, world_size), dtype=torch.int64).split(50):
+            found.append(Part(seen[rows], labels[rows], rows, first=view == 0))
+    return found
+
+
+def fitted(rank: int = 0, world_size: int = 1, *, views: int = 2, memory: float = 1e9) -> Fit:
+    """Fit this worker's share of the samples."""
+    x, labels = made_up()
+    mine = parts(x, labels, rank, world_size, views)
+    return fit(lambda: mine, labels, CLASSES, INPUTS, rank=rank, device=CPU, memory=memory)
+
+
+def work(rank: int, world_size: int, folder: Path) -> None:
+    """Fit as one of several workers, and write the result."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    found = fitted(rank, world_size)
+    path = [(held.penalty, held.loss, held.correct, held.total) for held in found.path]
+    torch.save((found.weight, found.bias, found.penalty, path, found.correct), folder / f"{rank}.pt")
+    dist.destroy_process_group()

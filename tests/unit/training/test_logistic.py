@@ -1,0 +1,168 @@
+"""Logistic regression: scikit-learn's optimum, the same at any number of workers, for inputs as they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.preprocessing import StandardScaler
+
+from cvdist.training.logistic import FOLDS, Part, assign_folds, fit, measure_scaling
+from tests.helpers.logistic_workers import CLASSES, CPU, INPUTS, fitted, made_up, parts, work
+
+
+def solved(x, labels, classes, penalty, memory=1e9):
+    mine = parts(x, labels)
+    return fit(
+        *(lambda: mine, labels, classes, x.shape[1]),
+        device=CPU,
+        memory=memory,
+        penalties=[penalty],
+        tolerance=1e-12,
+    )
+
+
+def reference(x, labels, classes, penalty):
+    """Weight and bias for inputs as they are, by scikit-learn."""
+    scaler = StandardScaler().fit(x.numpy())
+    c = (2 if classes == 2 else 1) / (penalty * len(x))
+    model = LogisticRegression(C=c, tol=1e-9, max_iter=10_000).fit(scaler.transform(x.numpy()), labels)
+    weight = model.coef_ / scaler.scale_
+    return weight, model.intercept_ - weight @ scaler.mean_, model, scaler
+
+
+CASES = {
+    "two classes": (200, 12, 2, {}),
+    "ten classes": (400, 20, 10, {}),
+    "more inputs than pictures": (60, 90, 3, {}),
+    "separable": (100, 5, 3, {"signal": 30.0}),
+    "a thousand classes": (2500, 6, 1000, {}),
+    "one picture a class": (30, 8, 30, {}),
+}
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1e-3])
+@pytest.mark.parametrize("case", CASES)
+def test_the_optimum_is_that_of_scikit_learn(case, penalty):
+    count, inputs, classes, more = CASES[case]
+    if classes == 1000 and penalty < 1:
+        penalty = 0.05  # or it takes scikit-learn a minute
+    x, labels = made_up(count, inputs, classes, **more)
+    found = solved(x, labels, classes, penalty)
+    weight, bias, model, scaler = reference(x, labels, classes, penalty)
+    ours, our_bias = found.weight.numpy(), found.bias.numpy()
+    if classes == 2:
+        ours, our_bias = ours[1:] - ours[:1], our_bias[1:] - our_bias[:1]
+    np.testing.assert_allclose(ours, weight, rtol=1e-3, atol=1e-4 * abs(weight).max())
+    # Biases have no penalty, so what is added to all of them is not determined.
+    np.testing.assert_allclose(
+        our_bias - our_bias.mean() * (classes > 2), bias - bias.mean() * (classes > 2), atol=5e-3
+    )
+    assert found.loss == pytest.approx(
+        log_loss(labels, model.predict_proba(scaler.transform(x.numpy()))), rel=1e-5
+    )
+    predicted = (x @ found.weight.T + found.bias).argmax(1)
+    assert int((predicted == labels).sum()) == found.correct
+
+
+def test_constant_inputs_have_no_weight():
+    x, labels = made_up()
+    constant = torch.cat([x, torch.full((len(x), 1), 0.1), torch.zeros(len(x), 1)], dim=1)
+    found, without = solved(constant, labels, CLASSES, 0.01), solved(x, labels, CLASSES, 0.01)
+    assert not found.weight[:, INPUTS:].any()
+    torch.testing.assert_close(found.weight[:, :INPUTS], without.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_class_without_pictures_is_never_predicted():
+    x, labels = made_up()
+    found = solved(x, labels, CLASSES + 1, 0.01)
+    assert found.weight.isfinite().all() and found.bias.isfinite().all()
+    assert (x @ found.weight.T + found.bias).argmax(1).max() < CLASSES
+
+
+@settings(max_examples=50)
+@given(st.integers(2, 6), st.integers(2, 4), st.integers(0, 1000), st.floats(0.01, 1000))
+def test_folded_weights_do_on_inputs_what_the_others_do_standardized(inputs, classes, seed, spread):
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(9, inputs, generator=random, dtype=torch.float64) * spread + 3 * spread
+    x[:, 0] = spread  # constant
+    labels = torch.zeros(9, dtype=torch.int64)
+    scaling = measure_scaling(
+        lambda: [Part(x[:4], labels[:4], labels, True), Part(x[4:], labels[4:], labels, True)], inputs, CPU
+    )
+    assert scaling.count == 9 and scaling.factor[0] == 0
+    standardized = scaling.apply(x)
+    torch.testing.assert_close(standardized.mean(0), torch.zeros(inputs, dtype=torch.float64))
+    torch.testing.assert_close(
+        standardized[:, 1:].std(0, correction=0), torch.ones(inputs - 1, dtype=torch.float64)
+    )
+    coefficients = torch.randn(inputs, classes, generator=random, dtype=torch.float64)
+    bias = torch.randn(classes, generator=random, dtype=torch.float64)
+    weight, folded = scaling.fold(coefficients, bias)
+    torch.testing.assert_close(x @ weight.T + folded, standardized @ coefficients + bias)
+
+
+def test_folds_are_stratified_and_follow_from_the_seed():
+    _, labels = made_up(997, 2, 7)
+    labels[0] = 7  # one picture
+    folds = assign_folds(labels, 3)
+    for label in range(7):
+        sizes = folds[labels == label].bincount(minlength=FOLDS)
+        assert sizes.max() - sizes.min() <= 1
+    assert folds[0] == -1 and folds[1:].bincount(minlength=FOLDS).min() >= 199
+    assert torch.equal(folds, assign_folds(labels, 3)) and not torch.equal(folds, assign_folds(labels, 4))
+
+
+def test_the_penalty_is_the_one_of_cross_validation():
+    """Held-out predictions are those of models that have not seen any view of the picture."""
+    x, labels = made_up()
+    found, folds = fitted(views=1), assign_folds(labels, 0)
+    scaled = StandardScaler().fit_transform(x.numpy())
+    for held in found.path[:6]:
+        correct = 0
+        for fold in range(FOLDS):
+            seen, out = (folds != fold).numpy(), (folds == fold).numpy()
+            model = LogisticRegression(C=1 / (held.penalty * seen.sum()), tol=1e-6, max_iter=5000)
+            model.fit(scaled[seen], labels[seen])
+            correct += int((model.predict(scaled[out]) == labels.numpy()[out]).sum())
+        assert held.correct == pytest.approx(correct, abs=2) and held.total == len(x)
+    best = max(found.path, key=lambda held: (held.correct, -held.loss))
+    assert found.penalty == best.penalty and found.folds == FOLDS
+    assert len(found.path) < 13  # what only gets worse is not tried
+
+
+def test_samples_that_are_read_again_in_each_pass_give_the_same():
+    kept, read = fitted(), fitted(memory=0)
+    assert kept.penalty == read.penalty and kept.path == read.path
+    assert torch.equal(kept.weight, read.weight)
+
+
+def test_nothing_to_hold_out():
+    """Each class has one picture, so there is no penalty to choose."""
+    x, labels = made_up(CLASSES)
+    found = fit(lambda: parts(x, labels), labels, CLASSES, INPUTS, device=CPU)
+    assert (
+        found.folds == 0
+        and not found.path
+        and found.correct == CLASSES
+        and found.penalty == pytest.approx(0.01)
+    )
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_find_what_one_finds(workers, tmp_path):
+    torch.multiprocessing.spawn(work, (workers, tmp_path), nprocs=workers)
+    one = fitted()
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(workers)]
+    for weight, bias, penalty, path, correct in results:
+        assert torch.equal(weight, results[0][0]) and torch.equal(bias, results[0][1])
+        torch.testing.assert_close(weight, one.weight, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(bias, one.bias, rtol=1e-3, atol=1e-3)
+        assert (penalty, correct) == (one.penalty, one.correct)
+        for (_, loss, right, total), held in zip(path, one.path, strict=True):
+            assert (right, total) == (held.correct, held.total) and loss == pytest.approx(held.loss, rel=1e-3)
