@@ -5,6 +5,7 @@ Does not import torch: that takes seconds, in which Ray's processes can start.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -87,15 +88,20 @@ def _join(timeout: float) -> None:
         os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         ask_directly(node["NodeManagerAddress"] for node in ray.nodes())
 
+    address = os.environ.get("RAY_ADDRESS")
+    direct = proxy.ask_directly([address.rpartition("://")[2].rpartition(":")[0]] if address else [])
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
     options: dict[str, Any] = {
         "log_to_driver": True,
         "logging_level": logging.WARNING,
         # Ray Train's PlacementGroupCleaner asks the cluster whether training goes on. Without an address it
         # takes the machine's newest, which may be another one, knows of no training, and has this one ended.
-        "runtime_env": {"worker_process_setup_hook": know_own_cluster},
+        "runtime_env": {
+            "worker_process_setup_hook": know_own_cluster,
+            # Workers ask the head before their hook runs. Ray refuses what `ray job submit` has set as well.
+            "env_vars": {k: v for k, v in direct.items() if k not in submitted.get("env_vars", {})},
+        },
     }
-    address = os.environ.get("RAY_ADDRESS")
-    proxy.ask_directly([address.rpartition("://")[2].rpartition(":")[0]] if address else [])
     # By its content, for the same reason.
     ray.cloudpickle.register_pickle_by_value(proxy)
     try:
