@@ -92,6 +92,16 @@ def _split_png(content: bytes) -> Parts:
     return Parts(b"".join(kept), exif, kind != b"IEND" or place > len(content))
 
 
+def png_data(png: bytes) -> Iterator[bytes]:
+    """Yield the packed pixels of a PNG that has been split, in pieces."""
+    place = 8
+    while place + 8 <= len(png):
+        length, kind = struct.unpack_from(">L4s", png, place)
+        if kind == b"IDAT":
+            yield png[place + 8 : place + 8 + length]
+        place += 12 + length
+
+
 def _raw_profile(packed: bytes) -> bytes:
     """Unpack EXIF as ImageMagick wrote it before PNG had a chunk for it: hexadecimal, behind name and length."""
     try:
@@ -112,7 +122,9 @@ def _split_webp(content: bytes) -> Parts:
         end = place + 8 + length + length % 2
         if kind == b"VP8X":
             flags = content[place + 8 : place + 9] or b"\0"
-            kept.append(content[place : place + 8] + bytes([flags[0] & ~_WEBP_METADATA]) + content[place + 9 : end])
+            kept.append(
+                content[place : place + 8] + bytes([flags[0] & ~_WEBP_METADATA]) + content[place + 9 : end]
+            )
         elif kind in _WEBP_CHUNKS:
             kept.append(content[place:end])
         elif kind == b"EXIF":

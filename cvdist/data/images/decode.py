@@ -11,7 +11,9 @@ from __future__ import annotations
 import io
 import math
 import re
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import simplejpeg
@@ -23,7 +25,7 @@ from torchvision.transforms.v2.functional import resize as resize_pixels
 from cvdist.config import PicturesConfig
 from cvdist.data.augment import luma
 from cvdist.data.images import formats
-from cvdist.data.images.containers import Jpeg, orientation, split, split_jpeg
+from cvdist.data.images.containers import Jpeg, orientation, png_data, split, split_jpeg
 
 FORMAT = 3  # changes whenever the same file would give other pixels
 CUT = "truncated: ends within the picture"
@@ -113,7 +115,14 @@ def _decode(content: bytes, format: str, size: int, resize: str) -> Tensor:
         else:
             image = Image.open(io.BytesIO(parts.content), formats=[format or "TGA"])
         with image:
-            return _turn(resize_to_square(_decode_any(image), size, resize), orientation(parts.exif))
+            pixels = _decode_any(image)
+            if format == "PNG" and _is_short(parts.content, pixels):
+                raise UndecodableError(CUT, "rows are missing")
+            # For AVIF, Pillow puts the file's own orientation into EXIF.
+            exif = image.info.get("exif", b"") if format == "AVIF" else parts.exif
+            return _turn(resize_to_square(pixels, size, resize), orientation(exif))
+    except UndecodableError:
+        raise
     except Image.DecompressionBombError:
         raise UndecodableError(_TOO_LARGE) from None
     except Exception as error:
@@ -174,6 +183,23 @@ def _decode_any(image: Image.Image) -> Tensor:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _is_short(png: bytes, pixels: Tensor) -> bool:
+    """Return whether a PNG has fewer rows than its header claims, which Pillow leaves black.
+
+    Unpacks the file again, but only if its end is black.
+    """
+    if pixels[:, -2:].any():
+        return False
+    width, height, depth, color = struct.unpack_from(">LLBB", png, 16)
+    missing = width * height * depth * {2: 3, 4: 2, 6: 4}.get(color, 1) // 8
+    unpacked = zlib.decompressobj()
+    for data in png_data(png):
+        while data and missing > 0:
+            missing -= len(unpacked.decompress(data, 1 << 20))
+            data = unpacked.unconsumed_tail
+    return missing > 0
 
 
 def _turn(pixels: Tensor, orientation: int) -> Tensor:
