@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
 
 
-def setup(*, debug: bool = False) -> None:
-    """Configure the log of this package: one line per message, with the time, on standard error."""
+_DEBUG = "CVDIST_DEBUG"  # set while --debug is, for the processes that this one starts
+
+
+def setup(*, debug: bool | None = None) -> None:
+    """Configure the log of this package: one line per message, with the time, on standard error.
+
+    Args:
+        debug: whether to log more; None: as the process that started this one.
+    """
+    if debug is not None:
+        os.environ[_DEBUG] = "1" if debug else ""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logger = logging.getLogger("cvdist")
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.setLevel(logging.DEBUG if os.environ.get(_DEBUG) else logging.INFO)
     logger.propagate = False
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from cvdist import log
+from cvdist.data.images.formats import became_readable
 from cvdist.data.quarantine import QUARANTINE, BadPicture, quarantine_csv, require_few_bad
 from cvdist.errors import UserError
 from cvdist.log import redact
@@ -131,6 +132,8 @@ class ResultStore:
     def find(self, key: str) -> Receipt | None:
         """Return the receipt of a work unit whose result file is stored in its full size, or None.
 
+        None as well if pictures of it were bad for want of a package that is installed now.
+
         Raises:
             UserError: If the storage can't be read.
         """
@@ -140,6 +143,8 @@ class ResultStore:
         except ValueError:
             return None
         if receipt.key != key or (receipt.object and self.folder.size(receipt.object) != receipt.size):
+            return None
+        if any(became_readable(picture.reason) for picture in receipt.bad):
             return None
         return receipt
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -26,11 +27,13 @@ import torch
 import torch.multiprocessing  # tensors reach another process by shared memory
 from torch import Tensor
 
-from cvdist import storage
+from cvdist import log, storage
 from cvdist.data.images.decode import UndecodableError, decode, is_gpu_decodable
 from cvdist.errors import UserError
 from cvdist.hardware import usable_cores
 from cvdist.log import redact
+
+logger = logging.getLogger(__name__)
 
 # Pictures a forward pass: enough for the device, few enough that memory is no question.
 BATCH = {"cpu": 16, "cuda": 128}
@@ -48,12 +51,14 @@ R = TypeVar("R")
 class Decoded:
     """digest: 16 bytes of the file's SHA-256; pixels: uint8 (size, size, 3), or None with the reason.
 
+    detail: the reason in the words of the decoder, for `--debug`.
     encoded: the file's content instead, where a GPU is to decode it (`cvdist.data.images.on_gpu`).
     """
 
     digest: bytes
     pixels: Tensor | None
     reason: str = ""
+    detail: str = ""
     encoded: bytes | None = None
 
 
@@ -108,7 +113,11 @@ class Reader:
             UserError: if a file can't be read.
         """
         read = map if self._readers is None else self._readers.map
-        return [self._decode(content) for content in read(self._read, paths)]
+        found = [self._decode(content) for content in read(self._read, paths)]
+        for path, one in zip(paths, found, strict=True):
+            if one.detail:
+                logger.debug("data       %s: %s (%s)", path, one.reason, one.detail)
+        return found
 
     def pixels(self, paths: Sequence[str]) -> Tensor:
         """Decode pictures that could be decoded before, to uint8 (n, size, size, 3).
@@ -245,7 +254,7 @@ def decoded(content: bytes, digest: bytes, size: int, resize: str) -> Decoded:
     try:
         return Decoded(digest, decode(content, size, resize))
     except UndecodableError as error:
-        return Decoded(digest, None, str(error))
+        return Decoded(digest, None, str(error), error.detail)
 
 
 _reader_here: Reader | None = None
@@ -257,6 +266,7 @@ def _begin(uri: str, size: int, resize: str, for_gpu: bool, environment: dict[st
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the job may have to save first
     os.environ.update(environment)  # credentials as they are now: the server may have older ones
     torch.set_num_threads(1)
+    log.setup()
     _reader_here = Reader(uri, size, resize, for_gpu=for_gpu)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,14 +1,19 @@
 """The one rule of decoding: picture files of any format become upright, square RGB pictures of one size.
 
 JPEGs are decoded by libjpeg-turbo (simplejpeg), which notices damage, and decodes very large pictures at a
-fraction of their size. All other formats, CMYK, and what libjpeg-turbo does not know are decoded by Pillow. It
-also says what kind of file it is and how the camera was held. `benchmarks/image_decoding.py` measures this.
+fraction of their size. Pillow decodes all other formats, with packages for HEIC and JPEG XL where they are
+installed. `containers` gives them the files without metadata, and says how the camera was held.
+`benchmarks/image_decoding.py` measures this.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import re
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import simplejpeg
@@ -19,44 +24,32 @@ from torchvision.transforms.v2.functional import resize as resize_pixels
 
 from cvdist.config import PicturesConfig
 from cvdist.data.augment import luma
+from cvdist.data.images import formats
+from cvdist.data.images.containers import Jpeg, orientation, png_data, split, split_jpeg
 
-FORMAT = 2  # changes whenever the same file would give other pixels
-SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".gif",
-        ".bmp",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".avif",
-        ".jp2",
-        ".tga",
-        ".ico",
-    ]
-)
-_JPEG = ("JPEG", "MPO")  # MPO: several JPEGs in a file, the first of which is shown
-_DAMAGE = ("Corrupt JPEG data", "Premature end")  # how libjpeg's words for it begin
-_ORIENTATION = 0x0112  # the EXIF tag
+FORMAT = 3  # changes whenever the same file would give other pixels
+CUT = "truncated: ends within the picture"
+DAMAGED = "damaged within the picture"
+_MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+_TOO_LARGE = f"larger than {_MOST_PIXELS:,} pixels"
+_ENDED = re.compile("premature end|found marker 0xd9 instead")  # in libjpeg's words for damage
 _CROP = 8 / 7  # torchvision evaluates its weights on the inner 224 of 256 pixels
 
 
 class UndecodableError(Exception):
-    """One line that says why a file can't be decoded."""
+    """One line that says why a file can't be decoded. `detail`: what the decoder said, for `--debug`."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        """Note both."""
+        super().__init__(reason)
+        self.detail = detail
 
 
 def decode(content: bytes, size: int, resize: str) -> Tensor:
     """The picture in `content`, upright, as uint8 RGB (size, size, 3).
 
     Gray, palette, 16-bit and CMYK pictures become RGB, transparent ones lie on white, animated ones show their
-    first frame, and the orientation that a camera noted is applied. Resizing is bilinear and antialiased.
+    first frame, and the orientation that a camera noted in EXIF is applied. Resizing is bilinear and antialiased.
 
     Args:
         content: of the file.
@@ -66,23 +59,15 @@ def decode(content: bytes, size: int, resize: str) -> Tensor:
     Raises:
         UndecodableError: if it is damaged or no picture.
     """
-    if not content:
-        raise UndecodableError("the file is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata, and of sizes that are refused below anyway
-            with Image.open(io.BytesIO(content)) as image:
-                pixels = _decode_jpeg(content, image, size) if _is_jpeg(image) else None
-                if pixels is None:
-                    pixels = _decode_any(image)
-                # Asked for after decoding: Pillow turns some formats by itself.
-                return resize_to_square(_turn(pixels, _orientation(image)), size, resize)
-    except UnidentifiedImageError:
-        raise UndecodableError("not a picture of any known kind") from None
-    except Image.DecompressionBombError:
-        raise UndecodableError(f"larger than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
+            warnings.simplefilter("ignore")  # of sizes that are refused below anyway
+            return _decode(content, formats.identify(content), size, resize)
+    except UndecodableError:
+        raise
     except Exception as error:  # damaged bytes lead decoders to raise all sorts of things
-        raise UndecodableError(_one_line(error)) from error
+        cut = isinstance(error, EOFError) or "truncated" in str(error)
+        raise UndecodableError(CUT if cut else DAMAGED, _one_line(error)) from error
 
 
 def is_gpu_decodable(content: bytes, size: int) -> bool:
@@ -93,46 +78,100 @@ def is_gpu_decodable(content: bytes, size: int) -> bool:
     half as much as decoding it.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
-                if not _is_jpeg(image) or _reduction(image, size) > 1 or _orientation(image) != 1:
-                    return False
-        if simplejpeg.decode_jpeg_header(content)[2] not in ("YCbCr", "Gray"):
+        if formats.identify(content) != "JPEG":
             return False
-        simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1)
+        jpeg = split_jpeg(content)
+        if jpeg.is_cut or _reduction(jpeg, size) > 1 or orientation(jpeg.exif) != 1:
+            return False
+        if simplejpeg.decode_jpeg_header(jpeg.content)[2] not in ("YCbCr", "Gray"):
+            return False
+        simplejpeg.decode_jpeg(jpeg.content, "GRAY", min_height=1, min_width=1)
         return True
     except Exception:  # whatever is wrong with it, `decode` says so
         return False
 
 
-def _is_jpeg(image: Image.Image) -> bool:
-    return image.format in _JPEG and image.mode in ("RGB", "L")
+def _decode(content: bytes, format: str, size: int, resize: str) -> Tensor:
+    """Decode a file of a known format, or of none: `decode`."""
+    if format == "JPEG":
+        jpeg = split_jpeg(content)
+        whole = (jpeg.height, jpeg.width)
+        return _turn(resize_to_square(_decode_jpeg(jpeg, size), size, resize, whole), orientation(jpeg.exif))
+    if reason := formats.not_read(content, format):
+        raise UndecodableError(reason)
+    parts = split(content, format)
+    try:
+        if format == "JPEG XL":
+            from pillow_jxl import Decoder
+
+            is_jpeg, header, data, *_ = Decoder(num_threads=0)(parts.content)
+            if is_jpeg:
+                return _decode(data, "JPEG", size, resize)
+            image = Image.frombytes(header.mode.split(";16")[0], (header.width, header.height), data)
+        elif format == "HEIC":
+            from pillow_heif import open_heif
+
+            image = open_heif(parts.content).to_pillow()
+        else:
+            image = Image.open(io.BytesIO(parts.content), formats=[format or "TGA"])
+        with image:
+            pixels = _decode_any(image)
+            if format == "PNG" and _is_short(parts.content, pixels):
+                raise UndecodableError(CUT, "rows are missing")
+            # For AVIF, Pillow puts the file's own orientation into EXIF.
+            exif = image.info.get("exif", b"") if format == "AVIF" else parts.exif
+            return _turn(resize_to_square(pixels, size, resize), orientation(exif))
+    except UndecodableError:
+        raise
+    except Image.DecompressionBombError:
+        raise UndecodableError(_TOO_LARGE) from None
+    except Exception as error:
+        if not format and isinstance(error, UnidentifiedImageError):
+            raise UndecodableError("not a picture of any known kind") from None
+        if parts.is_cut:
+            raise UndecodableError(CUT, _one_line(error)) from error
+        raise
 
 
-def _reduction(image: Image.Image, size: int) -> int:
+def _reduction(jpeg: Jpeg, size: int) -> int:
     """The fraction of its size at which a JPEG is decoded, as its denominator.
 
     At least twice the pixels that are needed remain, so that resizing has what to average.
     """
-    return next((factor for factor in (8, 4, 2) if min(image.size) >= 2 * size * factor), 1)
+    return next((factor for factor in (8, 4, 2) if min(jpeg.height, jpeg.width) >= 2 * size * factor), 1)
 
 
-def _decode_jpeg(content: bytes, image: Image.Image, size: int) -> Tensor | None:
-    """Decode a JPEG to uint8 RGB (3, H, W), or return None for a kind that libjpeg-turbo does not know.
+def _decode_jpeg(jpeg: Jpeg, size: int) -> Tensor:
+    """Decode a JPEG, at a fraction of its size if it is very large, to uint8 RGB (3, H, W).
 
     Raises:
-        ValueError: if it is damaged.
+        UndecodableError: if it is damaged.
     """
-    factor = _reduction(image, size)
-    least = {"min_height": -(-image.height // factor), "min_width": -(-image.width // factor)}
+    if jpeg.height * jpeg.width > _MOST_PIXELS:
+        raise UndecodableError(_TOO_LARGE)
+    factor = _reduction(jpeg, size)
+    least = {"min_height": -(-jpeg.height // factor), "min_width": -(-jpeg.width // factor)}
     try:
-        pixels = simplejpeg.decode_jpeg(content, **least)
+        pixels = simplejpeg.decode_jpeg(jpeg.content, **least)
     except ValueError as error:
-        if str(error).startswith(_DAMAGE):
-            raise
-        return None
+        if str(error).startswith("Corrupt JPEG data"):
+            raise UndecodableError(CUT if _ENDED.search(str(error)) else DAMAGED, str(error)) from error
+        return _decode_rare_jpeg(jpeg)
+    if jpeg.is_cut:
+        raise UndecodableError(CUT, "scans are missing")
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _decode_rare_jpeg(jpeg: Jpeg) -> Tensor:
+    """Decode a JPEG of a kind that libjpeg-turbo's simple interface does not know, if Pillow knows it."""
+    try:
+        # Its own end: Pillow looks for nothing else that shows damage.
+        with Image.open(io.BytesIO(jpeg.content.removesuffix(b"\xff\xd9")), formats=["JPEG"]) as image:
+            return _decode_any(image)
+    except Exception as error:
+        if jpeg.kind:
+            raise UndecodableError(formats.not_supported(jpeg.kind), _one_line(error)) from error
+        raise
 
 
 def _decode_any(image: Image.Image) -> Tensor:
@@ -146,20 +185,29 @@ def _decode_any(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def _orientation(image: Image.Image) -> int:
-    """How the camera was held, 1 to 8 as in EXIF; 1, which is upright, if the metadata is damaged."""
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:
-        return 1
+def _is_short(png: bytes, pixels: Tensor) -> bool:
+    """Return whether a PNG has fewer rows than its header claims, which Pillow leaves black.
+
+    Unpacks the file again, but only if its end is black.
+    """
+    if pixels[:, -2:].any():
+        return False
+    width, height, depth, color = struct.unpack_from(">LLBB", png, 16)
+    missing = width * height * depth * {2: 3, 4: 2, 6: 4}.get(color, 1) // 8
+    unpacked = zlib.decompressobj()
+    for data in png_data(png):
+        while data and missing > 0:
+            missing -= len(unpacked.decompress(data, 1 << 20))
+            data = unpacked.unconsumed_tail
+    return missing > 0
 
 
 def _turn(pixels: Tensor, orientation: int) -> Tensor:
-    """Turn (3, H, W) upright."""
+    """Turn square pictures (size, size, 3) upright, from one of EXIF's orientations."""
     if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 2)
-    flipped = [dim for dim, those in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in those]
-    return pixels.flip(flipped) if flipped else pixels
+        pixels = pixels.transpose(0, 1)
+    flipped = [dim for dim, those in ((0, (3, 4, 7, 8)), (1, (2, 3, 6, 7))) if orientation in those]
+    return pixels.flip(flipped).contiguous() if flipped else pixels.contiguous()
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -172,16 +220,44 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values.clip(0) * (255 / full)).round().astype(np.uint8))
 
 
-def resize_to_square(pixels: Tensor, size: int, resize: str) -> Tensor:
-    """uint8 (3, H, W) to (size, size, 3), on any device."""
-    height, width = pixels.shape[1:]
+def resize_to_square(pixels: Tensor, size: int, resize: str, whole: tuple[int, int] | None = None) -> Tensor:
+    """Resize a picture, on any device; one that was decoded at a reduced size, on the CPU.
+
+    Args:
+        pixels: uint8 (3, H, W).
+        size: height and width of the result in pixels.
+        resize: as `PicturesConfig.resize`.
+        whole: height and width of the picture of which `pixels` is a reduced copy.
+
+    Returns:
+        uint8 (size, size, 3).
+    """
+    height, width = whole or pixels.shape[1:]
     if resize == "crop":
         side = max(1, round(min(height, width) / _CROP))
         top, left = (height - side) // 2, (width - side) // 2
+        factor = round(height / pixels.shape[1])
+        if factor > 1:
+            return _resize_box(pixels, size, [edge / factor for edge in (left, top, left + side, top + side)])
         pixels = pixels[:, top : top + side, left : left + side]
     if pixels.shape[1:] != (size, size):
         pixels = resize_pixels(pixels, [size, size], antialias=True)
     return pixels.permute(1, 2, 0).contiguous()
+
+
+def _resize_box(pixels: Tensor, size: int, box: list[float]) -> Tensor:
+    """Resize a part of a picture whose edges lie between pixels, which Pillow can and torchvision can't.
+
+    Args:
+        pixels: uint8 (3, H, W).
+        size: height and width of the result in pixels.
+        box: left, top, right and bottom of the part.
+    """
+    left, top = math.floor(box[0]), math.floor(box[1])
+    inner = pixels[:, top : math.ceil(box[3]), left : math.ceil(box[2])].permute(1, 2, 0).contiguous().numpy()
+    within = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    small = Image.fromarray(inner).resize((size, size), Image.Resampling.BILINEAR, box=within)
+    return torch.from_numpy(np.array(small))
 
 
 def to_gray(pixels: Tensor) -> Tensor:
@@ -196,4 +272,4 @@ def decode_settings(config: PicturesConfig) -> dict[str, object]:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())[:160]
-    return text or type(error).__name__
+    return f"{type(error).__name__}: {text}"

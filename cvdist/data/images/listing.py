@@ -16,7 +16,7 @@ import torch
 
 from cvdist import log, storage
 from cvdist.config import DataConfig, PicturesConfig
-from cvdist.data.images.decode import SUFFIXES
+from cvdist.data.images.formats import is_read, unread_formats
 from cvdist.data.split import stratified_split
 from cvdist.errors import UserError
 from cvdist.log import redact
@@ -165,7 +165,11 @@ def _role(name: str) -> str:
 
 
 def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
-    """Pictures, folders, and paths of other files; without litter and results of this program."""
+    """Pictures, folders, and paths of other files; without litter and results of this program.
+
+    Raises:
+        UserError: if the folder can't be read, or all pictures have formats that are not read here.
+    """
     files: list[Entry] = []
     folders: set[str] = set()
     ignored: list[str] = []
@@ -181,12 +185,16 @@ def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
             folders.add(entry.path)
         elif name.startswith(".") or name.lower() in _LITTER_FILES:
             pass
-        elif PurePosixPath(name).suffix.lower() in SUFFIXES:
+        elif is_read(name):
             files.append(entry)
         else:
             ignored.append(entry.path)
             if name == _RESULTS:
                 manifests.append(entry.path)
+    if unread := unread_formats(ignored):
+        if not files:
+            raise UserError(f"--data {redact(uri)} has no pictures that can be read: {unread}")
+        logger.warning("data       left out: %s", unread)
     results = _results_of_jobs(uri, manifests, files, folders)
     if passed_over or results:
         logger.info("data       passed over: %s", _some({*passed_over, *results}))

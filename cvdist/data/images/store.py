@@ -35,6 +35,7 @@ from cvdist.config import DataConfig
 from cvdist.data.images import versions
 from cvdist.data.images.ahead import DIGEST_BYTES, DecodeAhead, Reader
 from cvdist.data.images.decode import decode_settings
+from cvdist.data.images.formats import became_readable
 from cvdist.data.images.listing import Listing, list_pictures
 from cvdist.data.quarantine import QUARANTINE, BadPicture, parse_quarantine, quarantine_csv, require_few_bad
 from cvdist.errors import UserError
@@ -122,6 +123,8 @@ def _outdated(folder: Path, config: DataConfig, pictures: int) -> bool:
     try:
         meta = json.loads((folder / _META).read_text())
     except (OSError, ValueError):
+        return True
+    if any(became_readable(one.reason) for one in _read_bad(folder)):
         return True
     # Without pixels because the disk was full, and now it is not.
     return not meta["pixels"] and _room_for(pictures, config, folder.parent)

@@ -13,6 +13,17 @@ from cvdist.data.images.decode import UndecodableError, decode
 
 RED, GREEN, BLUE, WHITE = (220, 30, 20), (20, 190, 40), (30, 20, 200), (255, 255, 255)
 ORIENTATION = 0x0112
+ORIENTED = {
+    1: (RED, GREEN, BLUE, WHITE),
+    2: (GREEN, RED, WHITE, BLUE),
+    3: (WHITE, BLUE, GREEN, RED),
+    4: (BLUE, WHITE, RED, GREEN),
+    5: (RED, BLUE, GREEN, WHITE),
+    6: (BLUE, RED, WHITE, GREEN),
+    7: (WHITE, GREEN, BLUE, RED),
+    8: (GREEN, WHITE, RED, BLUE),
+}
+"""The four quarters once a picture with this orientation in EXIF is upright."""
 
 
 def quarters(width=96, height=64, mode="RGB"):
@@ -108,19 +119,7 @@ def test_transparent_palette_and_grey():
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["whole", "at a fraction of the size"])
-@pytest.mark.parametrize(
-    ("orientation", "expected"),
-    [
-        (1, (RED, GREEN, BLUE, WHITE)),
-        (2, (GREEN, RED, WHITE, BLUE)),
-        (3, (WHITE, BLUE, GREEN, RED)),
-        (4, (BLUE, WHITE, RED, GREEN)),
-        (5, (RED, BLUE, GREEN, WHITE)),
-        (6, (BLUE, RED, WHITE, GREEN)),
-        (7, (WHITE, GREEN, BLUE, RED)),
-        (8, (GREEN, WHITE, RED, BLUE)),
-    ],
-)
+@pytest.mark.parametrize(("orientation", "expected"), ORIENTED.items())
 def test_orientation_noted_by_cameras(orientation, expected, large):
     picture = quarters(960, 640) if large else quarters()
     exif = Image.Exif()
