@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import fs as arrow
 
 from cvdist import storage
-from cvdist.data.images.decode import SUFFIXES
+from cvdist.data.images.formats import is_read
 from cvdist.data.images.listing import list_unlabeled, unlabeled_table
 from cvdist.errors import UserError
 from cvdist.log import redact
@@ -133,7 +133,7 @@ def _matches(filesystem: arrow.FileSystem, folder: str, parts: Sequence[str]) ->
         if fnmatchcase(info.base_name, first):
             yield from _matches(filesystem, info.path, rest) if rest else [info]
     for info in listed if not rest else ():
-        if fnmatchcase(info.base_name, first) and PurePosixPath(info.base_name).suffix.lower() in SUFFIXES:
+        if fnmatchcase(info.base_name, first) and is_read(info.base_name):
             yield info
 
 
