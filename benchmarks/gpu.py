@@ -130,7 +130,7 @@ class Bench:
         self.pictures, self.preprocessing = self.root / "pictures", "imagenet"
         self.weights = self.root / "weights.pth"
         write_folder(self.pictures, self.sizes.photographs)
-        settings = ModelConfig(name=self.sizes.model, head="linear", trainable_blocks=BLOCKS)
+        settings = ModelConfig(name=self.sizes.model, head="linear", trainable_stages=BLOCKS)
         state = models.build_model(settings, models.InputSpec(3, 224, 224), 2).state_dict()
         torch.save({k: v for k, v in state.items() if k.startswith("features.")}, self.weights)
 
@@ -759,7 +759,7 @@ def full(bench: Bench) -> Iterator[Comparison]:
         "dogs-cats-vgg16",
         "--data",
         str(bench.pictures),
-        "--trainable-blocks",
+        "--trainable-stages",
         "5",
         "--precision",
         "float32",

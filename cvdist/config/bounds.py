@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -35,6 +36,22 @@ class Bounds:
         return self.brackets[0] == "[" if end == self.low else self.brackets[1] == "]"
 
 
+@dataclass(frozen=True)
+class Pattern:
+    """Texts that match a regular expression. words: what they are, as they follow `it takes`."""
+
+    expression: str
+    words: str
+
+    def __contains__(self, value: str) -> bool:
+        """Whether all of `value` matches."""
+        return re.fullmatch(self.expression, value) is not None
+
+    def __str__(self) -> str:
+        """The texts in words that follow `it takes`."""
+        return self.words
+
+
 def at_least(low: float) -> Bounds:
     """The numbers from `low`, which is one of them, without an upper end."""
     return Bounds(low)
@@ -60,3 +77,10 @@ AnswerSeconds = Annotated[float, at_least(0.1)]
 """How long a server may take to answer."""
 WaitSeconds = Annotated[float, at_least(0)]
 """How long a job may wait; 0: not at all."""
+Resize = Annotated[
+    str,
+    Pattern(
+        r"squash|crop|weights|crop:[1-9]\d*:(bilinear|bicubic)", "squash, crop, weights or crop:256:bilinear"
+    ),
+]
+"""How photographs become square."""

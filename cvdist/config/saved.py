@@ -58,7 +58,7 @@ class InferenceConfig:
     it natively."""
     channels_last: bool = ComputeConfig.channels_last
     """Memory layout NHWC, which convolutions are fastest with."""
-    resize: Literal["", "squash", "crop"] = ""
+    resize: Resize | Literal[""] = ""
     """How photographs are brought to the model's size, as in training. Empty: as for the model's run."""
     max_bad_fraction: Fraction = PicturesConfig.max_bad_fraction
     """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from cvdist import config as configs
-from cvdist import log, recipes, storage
+from cvdist import log, models, recipes, storage
 from cvdist.config import PreprocessConfig
 from cvdist.features import build, inspect
 from cvdist.features.build import BuiltCache
@@ -39,7 +39,7 @@ def preprocess(config: PreprocessConfig) -> PreprocessResult:
     began = time.monotonic()
     configs.check_preprocess(config)
     config = configs.replace(
-        config,
+        models.with_preprocessing(config),
         data=storage.absolute_if_there(config.data.uri),
         weights=storage.absolute_if_there(config.model.weights),
         features=storage.absolute(config.features.uri),

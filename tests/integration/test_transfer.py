@@ -98,7 +98,7 @@ def test_the_run_says_what_it_came_from_and_what_was_left_out(place, alone):
 
 
 def test_fine_tuning_the_last_blocks_with_moving_averages(place):
-    more = ("--trainable-blocks", "2", "--backbone-lr-scale", "0.1", "--model-ema-decay", "0.5", "--visualize")
+    more = ("--trainable-stages", "2", "--backbone-lr-scale", "0.1", "--model-ema-decay", "0.5", "--visualize")
     done = call(
         "train",
         *arguments(place, "--runtime", "inline", "--name", "fine", "--epochs", "1", *more),
@@ -130,7 +130,7 @@ def test_fine_tuning_the_last_blocks_with_moving_averages(place):
         "train", *arguments(place, "--runtime", "inline", "--name", "fine", "--epochs", "2"), storage=place
     )
     assert the_error(done) == (
-        "checkpoint epoch-0001 of this run trained other layers than this run does: set --trainable-blocks as "
+        "checkpoint epoch-0001 of this run trained other layers than this run does: set --trainable-stages as "
         "it was, or start under another --name"
     )
 
@@ -152,7 +152,7 @@ def test_weights_that_do_not_fit_are_one_line_before_anything_starts(place):
         ),
         ({"weights_preprocessing": ""}, "set --weights-preprocessing to the normalization that it was trained"),
         (
-            {"weights": "none", "trainable_blocks": 5},
+            {"weights": "none", "trainable_stages": 5},
             "--weights-preprocessing is for the file that --weights names",
         ),
         ({"name": "scratch-cnn-photo"}, "--weights is for models that go on from pretrained weights"),

@@ -19,6 +19,7 @@ from torchvision.transforms.v2.functional import resize as resize_pixels
 
 from cvdist.config import PicturesConfig
 from cvdist.data.augment import luma
+from cvdist.data.images.resizing import crop_middle
 
 FORMAT = 2  # changes whenever the same file would give other pixels
 SUFFIXES = frozenset(
@@ -175,6 +176,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def resize_to_square(pixels: Tensor, size: int, resize: str) -> Tensor:
     """uint8 (3, H, W) to (size, size, 3), on any device."""
     height, width = pixels.shape[1:]
+    if resize.startswith("crop:"):
+        return crop_middle(pixels, size, resize, (height, width)).permute(1, 2, 0).contiguous()
     if resize == "crop":
         side = max(1, round(min(height, width) / _CROP))
         top, left = (height - side) // 2, (width - side) // 2

@@ -73,7 +73,7 @@ def test_mistakes_are_one_line(words, message):
         ("random_resized_crop", 0.0, "--random-resized-crop is 0.0: it takes a number in (0, 1]"),
         ("max_bad_fraction", 1.5, "--max-bad-fraction is 1.5: it takes a number in [0, 1]"),
         ("image_size", 4, "--image-size is 4: it takes 8 or more"),
-        ("trainable_blocks", 6, "--trainable-blocks is 6: it takes a number in [0, 5]"),
+        ("trainable_stages", -1, "--trainable-stages is -1: it takes 0 or more"),
         ("dataset", "images", "--data is needed: the folder or URI of the pictures, with a folder for each"),
         ("valid_fraction", 1.0, "--valid-fraction is 1.0"),
         ("name", "../up", "--name '../up'"),
