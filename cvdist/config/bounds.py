@@ -77,10 +77,7 @@ AnswerSeconds = Annotated[float, at_least(0.1)]
 """How long a server may take to answer."""
 WaitSeconds = Annotated[float, at_least(0)]
 """How long a job may wait; 0: not at all."""
-Resize = Annotated[
-    str,
-    Pattern(
-        r"squash|crop|weights|crop:[1-9]\d*:(bilinear|bicubic)", "squash, crop, weights or crop:256:bilinear"
-    ),
-]
+_RESIZE = r"squash|crop|crop:[1-9]\d*:(bilinear|bicubic)"
+Resize = Annotated[str, Pattern(rf"weights|{_RESIZE}", "squash, crop, weights, or such as crop:256:bilinear")]
 """How photographs become square."""
+ResizeOrEmpty = Annotated[str, Pattern(rf"|{_RESIZE}", "squash, crop, or such as crop:256:bilinear")]

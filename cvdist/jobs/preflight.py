@@ -69,7 +69,9 @@ def preflight(config: TrainConfig) -> PreflightResult:
     """
     began = time.monotonic()
     configs.check(config)
-    config = absolute(config)
+    from cvdist import models
+
+    config = models.with_preprocessing(config)
     # What the environment says here, the nodes' processes may not know.
     here = {
         "storage": storage_root(config.run.storage),

@@ -34,6 +34,7 @@ class SavedModel:
         data: The data that the run was trained on, if it is known.
         precision: The precision that the run was trained in; `auto` if it is not known.
         model_id: MLflow's id of a logged model, else empty.
+        resize: How pictures are brought to the model's size, as `PicturesConfig.resize`; empty if it is not known.
         has_classifier: Whether the classifier was trained. False for weights of convolutions alone, whose
             linear layers are random here.
     """
@@ -48,6 +49,7 @@ class SavedModel:
     data: DataConfig | None = None
     precision: PrecisionName = "auto"
     model_id: str = ""
+    resize: str = ""
     has_classifier: bool = True
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -60,6 +62,14 @@ class SavedModel:
         """A short name for figures: that of the run, if it is known, else the source."""
         run = re.fullmatch(r"runs:/\w+ \((.+)\)", self.source)
         return run[1] if run else self.source
+
+    def learned_resize(self) -> str:
+        """Return how the pictures that the model has learned from were brought to its size."""
+        return (
+            self.data.resize
+            if self.data is not None and self.data.dataset == "images"
+            else self.resize or "squash"
+        )
 
     def require_classifier(self) -> None:
         """Check that the model can classify.

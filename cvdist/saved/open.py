@@ -103,10 +103,16 @@ def _from_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
     normalization = saved.normalization
     if settings.weights_preprocessing:
         stated = PREPROCESSING[settings.weights_preprocessing]
-        normalization = Normalization(stated.mean, stated.std)
+        normalization = Normalization(stated.mean, stated.std, normalization.resize)
     model = rebuild(saved.model, tensors, redact(uri))
     return SavedModel(
-        model, saved.model, normalization.mean, normalization.std, redact(uri), digest(model.state_dict())
+        model,
+        saved.model,
+        normalization.mean,
+        normalization.std,
+        redact(uri),
+        digest(model.state_dict()),
+        resize=normalization.resize,
     )
 
 
@@ -142,6 +148,7 @@ def _from_weights(settings: ModelConfig, source: str) -> SavedModel:
         needs.std,
         source,
         digest(model.state_dict()),
+        resize=needs.resize,
         has_classifier=last is not None,
     )
 
