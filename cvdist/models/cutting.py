@@ -7,6 +7,7 @@ Stages are found in the same graph, from the sizes of the maps.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,11 +74,18 @@ class Frozen(Layers):
 
 
 class _Tracer(fx.Tracer):
-    """Descends as far as blocks, which stay one operation each and keep their own code."""
+    """Descends as far as blocks, which stay one operation each and keep their own code, and to the last layer."""
+
+    def __init__(self, last: str) -> None:
+        """Note the name of the last layer."""
+        super().__init__()
+        self._last = last
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether the module stays one operation of the graph."""
         if type(m) is nn.Sequential and "." not in module_qualified_name:
+            return False
+        if self._last.startswith(f"{module_qualified_name}."):
             return False
         return 2 * len(list(m.modules())) <= len(list(self.root.modules()))
 
@@ -146,7 +154,13 @@ def find_cuts(network: nn.Module, images: Tensor) -> Cuts:
         fx.proxy.TraceError: If the network's computation depends on values, so that it has no graph.
     """
     # Without what no output depends on, such as a check of the pictures' size.
-    graph = part(_Tracer().trace(network.eval()), "")
+    last_layer = [key for key, one in network.named_modules() if isinstance(one, (nn.Linear, nn.Conv2d))][-1]
+    optional = {
+        key: one.default
+        for key, one in inspect.signature(network.forward).parameters.items()
+        if one.default is not inspect.Parameter.empty
+    }
+    graph = part(_Tracer(last_layer).trace(network.eval(), optional), "")
     with torch.no_grad():
         _Shapes(fx.GraphModule(network, graph)).run(images)
     modules = dict(network.named_modules())

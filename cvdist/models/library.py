@@ -1,4 +1,7 @@
-"""The classifiers of torchvision: their networks, and their weights with the preprocessing that these expect."""
+"""The classifiers of torchvision and timm: their networks, and their weights with the preprocessing that these expect.
+
+The names of timm's begin with `timm/`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ import torchvision
 from torch import nn
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
+from cvdist.errors import UserError, did_you_mean
 from cvdist.models.cutting import Cuts, WithoutValues, find_cuts
 
+TIMM = "timm/"
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -40,11 +45,19 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class NamedWeights:
-    """Pretrained weights that have a name: where they are, what they expect, and their classes."""
+    """Pretrained weights that have a name.
+
+    Attributes:
+        url: Where they are.
+        preprocessing: What they expect.
+        classes: Their classes; empty if these are not known.
+        file: Name of the downloaded file; empty: that in the URL.
+    """
 
     url: str
     preprocessing: Preprocessing
     classes: tuple[str, ...]
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,10 +86,10 @@ def create(name: str, num_classes: int, side: int) -> nn.Module:
     # Of networks whose weights depend on the size of the pictures.
     chosen |= {"image_size": side} if "image_size" in options else {}
     chosen |= {"input_size": (side, side)} if "input_size" in options else {}
+    chosen |= {"img_size": side} if "img_size" in options else {}
     # A second classifier, which only training from scratch has a use for.
     chosen |= {"aux_logits": False, "init_weights": True} if "aux_logits" in options else {}
-    network: nn.Module = get_model_builder(name)(weights=None, **chosen)
-    return network
+    return _new(name, **chosen)
 
 
 def file_shapes(name: str) -> Mapping[str, tuple[int, ...]]:
@@ -84,28 +97,69 @@ def file_shapes(name: str) -> Mapping[str, tuple[int, ...]]:
     return _build(name).shapes
 
 
+def _new(name: str, **options: Any) -> nn.Module:
+    network: nn.Module
+    if name.startswith(TIMM):
+        network = _timm().create_model(name.removeprefix(TIMM), pretrained=False, **options)
+    else:
+        network = get_model_builder(name)(weights=None, **options)
+    return network
+
+
+def require(name: str) -> None:
+    """Check that a network of timm exists.
+
+    Raises:
+        UserError: if timm is not installed, or has no such network.
+    """
+    known, word = _timm().list_models(), name.removeprefix(TIMM)
+    if word.split(".")[0] not in known:
+        hint = did_you_mean(word, known, "timm.list_models() names all")
+        raise UserError(f"--model {name}: timm has no such model: {hint}")
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError("--model timm/... needs timm: pip install cvdist[timm]") from error
+    return timm
+
+
 @functools.cache
 def _build(name: str) -> _Build:
     with WithoutValues(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a default that will change
-        network = get_model_builder(name)(weights=None)
+        network = _new(name)
     options = frozenset(inspect.signature(type(network).__init__).parameters)
     return _Build(options, {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()})
 
 
 @functools.cache
 def cuts(name: str) -> Cuts:
-    """Return where a network can be cut, for pictures of the size that it was designed for."""
+    """Return where a network can be cut, for pictures of the size that it was designed for.
+
+    Raises:
+        UserError: if it can't be cut.
+    """
     side = default_side(name)
-    with WithoutValues():
-        network = create(name, 1000, side)
-    with torch.device("meta"):
-        return find_cuts(network.to("meta"), torch.zeros(1, 3, side, side))
+    try:
+        with WithoutValues():
+            network = create(name, 1000, side)
+        with torch.device("meta"):
+            return find_cuts(network.to("meta"), torch.zeros(1, 3, side, side))
+    except Exception as error:  # whatever a network does that a graph can't say
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(
+            f"--model {name} can't be divided into frozen and trained layers ({reason}): choose another one"
+        ) from error
 
 
 @functools.cache
 def named_weights(name: str) -> dict[str, NamedWeights]:
     """Return the weights of a network by their names, with `DEFAULT` for the best ones."""
+    if name.startswith(TIMM):
+        return {"DEFAULT": _weights_of_timm(name)}
     found = {}
     for key, weights in get_model_weights(name).__members__.items():
         given = weights.transforms()
@@ -118,6 +172,22 @@ def named_weights(name: str) -> dict[str, NamedWeights]:
             preprocessing = Preprocessing("", (0.5,) * 3, (0.5,) * 3, preprocessing.size, resize)
         found[key] = NamedWeights(weights.url, preprocessing, tuple(weights.meta["categories"] or ()))
     return found
+
+
+def _weights_of_timm(name: str) -> NamedWeights:
+    """Return the weights that timm itself would take, with the preprocessing in its `pretrained_cfg`."""
+    given = _timm().get_pretrained_cfg(name.removeprefix(TIMM))
+    mean, std, size = tuple(given.mean), tuple(given.std), given.input_size[-1]
+    resize = (
+        "squash" if given.crop_mode == "squash" else f"crop:{int(size / given.crop_pct)}:{given.interpolation}"
+    )
+    hub = f"https://huggingface.co/{given.hf_hub_id}{given.architecture}.{given.tag}/resolve/main/model.safetensors"
+    return NamedWeights(
+        given.url or hub,
+        Preprocessing(_normalization(mean, std), mean, std, size, resize),
+        (),
+        name.replace("/", "-"),
+    )
 
 
 def default_side(name: str) -> int:
@@ -133,9 +203,10 @@ def problem(name: str, height: int, width: int) -> str:
             network = create(name, 2, height).to("meta").eval()
         network(torch.zeros(1, 3, height, width, device="meta"))
     except Exception as error:  # whatever a network checks, and convolutions that have no output
-        least = next(iter(get_model_weights(name))).meta["min_size"]
-        if min(height, width) < min(least):
-            return f"takes pictures of {least[0]}x{least[1]} pixels or more, these are {height}x{width}"
+        if not name.startswith(TIMM):
+            least = min(next(iter(get_model_weights(name))).meta["min_size"])
+            if min(height, width) < least:
+                return f"takes pictures of {least}x{least} pixels or more, these are {height}x{width}"
         side = default_side(name)
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         return f"does not take pictures of {height}x{width} pixels ({reason}), it was made for {side}x{side}"

@@ -103,7 +103,9 @@ class ModelSpec:
 
 
 MODELS: dict[str, ModelSpec] = {}
-_LATER: dict[str, Callable[[str], ModelSpec]] = {}  # those of a library, which are described when they are used
+_LATER: dict[
+    str, Callable[[str], ModelSpec]
+] = {}  # those of a library, or its prefix, described when they are used
 
 
 def register(spec: ModelSpec) -> None:
@@ -124,7 +126,7 @@ def register_library(names: Iterable[str], describe: Callable[[str], ModelSpec])
 
 def names() -> list[str]:
     """Return the names of all models."""
-    return [*MODELS, *(name for name in _LATER if name not in MODELS)]
+    return [*MODELS, *(name for name in _LATER if name not in MODELS and not name.endswith("/"))]
 
 
 def find(name: str) -> ModelSpec:
@@ -133,8 +135,9 @@ def find(name: str) -> ModelSpec:
     Raises:
         UserError: if there is none; the message lists similar names, or all.
     """
-    if name not in MODELS and name in _LATER:
-        MODELS[name] = _LATER[name](name)
+    describe = _LATER.get(name) or _LATER.get(name[: name.find("/") + 1])
+    if name not in MODELS and describe is not None:
+        MODELS[name] = describe(name)
     if name not in MODELS:
         own = ", ".join(known for known in MODELS if known not in _LATER)
         hint = did_you_mean(

@@ -192,6 +192,8 @@ def _build_frozen(name: str, side: int, settings: ModelConfig) -> FrozenBackbone
 
 
 def _spec(name: str) -> ModelSpec:
+    if name.startswith(library.TIMM):
+        library.require(name)
     side = library.default_side(name)
     return ModelSpec(
         name=name,
@@ -204,4 +206,4 @@ def _spec(name: str) -> ModelSpec:
     )
 
 
-register_library(library.names(), _spec)
+register_library([*library.names(), library.TIMM], _spec)

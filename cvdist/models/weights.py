@@ -216,7 +216,7 @@ def _local_file(settings: BackboneConfig) -> Iterator[Path]:
     source, named = settings.weights, named_weights(settings.name).get(settings.weights)
     if named is not None:
         try:
-            path = fetch(named.url)
+            path = fetch(named.url, named.file)
         except DownloadError as error:
             raise UserError(
                 f"--weights {source}: {error}. A file that you have serves as well: --weights FILE"
@@ -265,11 +265,15 @@ class DownloadError(Exception):
     """Raised with one line that says what could not be downloaded, and why."""
 
 
-def fetch(url: str) -> Path:
+def fetch(url: str, file: str = "") -> Path:
     """Download a file to the cache of `torch.hub`, unless it is there; once for all processes of a node.
 
     The content is checked against the first digits of its SHA-256 in the file's name, if the name has them, as
     torchvision's do.
+
+    Args:
+        url: where the file is.
+        file: its name in the cache; empty: that in the URL.
 
     Returns:
         The path of the file.
@@ -278,7 +282,7 @@ def fetch(url: str) -> Path:
         DownloadError: if the server does not answer, sends something else, or the cache can't be written.
     """
     folder = _cache()
-    path = folder / Path(urlsplit(url).path).name
+    path = folder / (file or Path(urlsplit(url).path).name)
     if path.is_file():
         return path
     try:

@@ -17,8 +17,8 @@ from torch import Tensor
 from cvdist.data.dataset import Batch
 from cvdist.distributed.collectives import annotate_collective_errors, set_group_timeout
 from cvdist.distributed.consensus import StopRequest
-from cvdist.results import Summary
 from cvdist.features.loader import FeatureLoader
+from cvdist.results import Summary
 from cvdist.training import checkpointing, compiling, ema, memory, reporting, ridge
 from cvdist.training.meter import Meter
 from cvdist.training.optimizer import set_learning_rate

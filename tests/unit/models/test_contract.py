@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torchvision.models import get_model, list_models
 
 from cvdist import models
 from cvdist.config import ModelConfig
+from cvdist.errors import UserError
 from cvdist.models import InputSpec, library
 from cvdist.models.cutting import WithoutValues
 
@@ -129,3 +131,32 @@ def divided(model, stages, name, input):
     modules.frozen.requires_grad_(False)
     modules.trained.requires_grad_(True)
     return other
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050", "efficientnet_lite0"]
+)
+def test_networks_of_timm(name):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    input, images = InputSpec(3, 64, 64), torch.randn(2, 3, 64, 64)
+    count = models.find(f"timm/{name}").stages()
+    assert count == (13 if name.startswith("vit") else 4 if name.startswith("convnext") else 5)
+    model = models.build_model(settings(f"timm/{name}", count), input, 7).eval()
+    sized = {"img_size": 64} if name.startswith("vit") else {}
+    own = timm.create_model(name, num_classes=7, **sized).eval()
+    own.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        expected = own(images)
+        assert torch.equal(model(images), expected)
+        for stages in (0, 1):
+            modules = models.frozen_and_trained(divided(model, stages, f"timm/{name}", input))
+            assert torch.equal(modules.trained.eval()(modules.frozen(images)), expected)
+    needs = models.preprocessing(settings(f"timm/{name}", weights="DEFAULT"))
+    assert needs.size == 224 and needs.resize.startswith("crop:")
+
+
+def test_without_timm_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"^--model timm/\.\.\. needs timm: pip install cvdist\[timm\]$"):
+        models.find("timm/resnet10t")
