@@ -16,20 +16,25 @@ class Bounds:
         low: its lower end.
         high: its upper end.
         brackets: `[` or `]` where the end belongs to the interval, `(` or `)` where it does not.
+        or_zero: whether 0, with a meaning of its own, belongs to it as well.
     """
 
     low: float
     high: float = math.inf
     brackets: str = "[]"
+    or_zero: bool = False
 
     def __contains__(self, value: float) -> bool:
         """Whether `value` lies in the interval."""
+        if self.or_zero and value == 0:
+            return True
         return self.low < value < self.high or (value in (self.low, self.high) and self._includes(value))
 
     def __str__(self) -> str:
         """The interval in words that follow `it takes`."""
         if self.high == math.inf:
-            return f"{self.low:g} or more" if self._includes(self.low) else f"a number above {self.low:g}"
+            zero = ", or 0" if self.or_zero else ""
+            return f"{self.low:g} or more{zero}" if self._includes(self.low) else f"a number above {self.low:g}"
         return f"a number in {self.brackets[0]}{self.low:g}, {self.high:g}{self.brackets[1]}"
 
     def _includes(self, end: float) -> bool:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from cvdist.config.bounds import (
     AnswerSeconds,
+    Bounds,
     Count,
     CountOrZero,
     Fraction,
@@ -51,7 +52,7 @@ class PicturesConfig:
 
     uri: Annotated[str, Flag("data")] = ""
     """Folder or URI (s3://, gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`."""
-    image_size: CountOrZero = 224
+    image_size: Annotated[int, Bounds(8, or_zero=True)] = 224
     """Height and width, in pixels, that photographs are resized to. 0: as `--weights` were evaluated."""
     resize: Resize = "squash"
     """`squash`: whole pictures, without regard to their proportions, as in the book. `crop`: the middle of
@@ -159,8 +160,8 @@ class BackboneConfig:
     """Normalization that the file in `--weights` was trained with: that of torchvision's `IMAGENET1K_V1` or of
     its `IMAGENET1K_FEATURES`. Needed for vgg16 only, which has weights with either."""
     features_at: FeaturesAt = ""
-    """What the head reads of a pretrained model. `pooled`: the vector that its last layer reads. `maps`: the last
-    maps of its convolutions. Empty: `maps` for `--head vgg`, else `pooled`."""
+    """What the head reads of a pretrained model. `pooled`: the vector that its last layer reads. `maps`: the
+    last maps of its convolutions. Empty: `maps` for `--head vgg`, else `pooled`."""
     trainable_stages: CountOrZero = 0
     """How many of a pretrained model's stages are trained, counted from the last; the others stay as they are.
     Stages differ in the size of their maps; of a transformer each block is one, and what precedes them."""
@@ -181,8 +182,8 @@ class ModelConfig(BackboneConfig):
     """The architecture, and where its first weights come from."""
 
     head: Head = "vgg"
-    """What is trained on a pretrained model. `linear`: a new last layer. `mlp`: one hidden layer, of maps on each
-    channel's mean. `vgg`: two hidden layers, of maps on 7x7 positions, as VGG has them."""
+    """What is trained on a pretrained model. `linear`: a new last layer. `mlp`: one hidden layer, of maps on
+    each channel's mean. `vgg`: two hidden layers, of maps on 7x7 positions, as VGG has them."""
     hidden_size: CountOrZero = 0
     """Units of the head's hidden layers. 0: 4,096 for `vgg`, 256 for `mlp`; `linear` has none."""
     dropout: Annotated[float, between(0, 1, "[)")] = 0.5

@@ -220,7 +220,7 @@ def named(config: TrainConfig) -> TrainConfig:
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
-    """`config` with absolute paths, for workers may run in another folder, and with the preprocessing of its weights.
+    """`config` with absolute paths, for workers may run in another folder, and its weights' preprocessing.
 
     Raises:
         UserError: if the preprocessing isn't known.

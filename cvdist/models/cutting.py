@@ -1,13 +1,14 @@
 """Cuts a network in two at a point through which everything passes, whatever its architecture.
 
-`torch.fx` records the operations of a forward pass as a graph. A *bottleneck* of the graph is an operation whose
-output is all that later operations use: what comes before it and what comes after it are networks of their own.
+`torch.fx` records the operations of a forward pass as a graph. A *bottleneck* of the graph is an operation
+whose output is all that later operations use: what comes before it and what comes after it are two networks.
 Stages are found in the same graph, from the sizes of the maps.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ _POOLINGS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout)
 
 
 class Layers(nn.Module):
-    """The layers that a graph uses, under the names that they have in the network, and the graph's computation."""
+    """The layers that a graph uses, under their names in the network, and the graph's computation."""
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
         """Share the layers of `network` that `graph` uses.
@@ -74,7 +75,7 @@ class Frozen(Layers):
 
 
 class _Tracer(fx.Tracer):
-    """Descends as far as blocks, which stay one operation each and keep their own code, and to the last layer."""
+    """Descends as far as blocks, which stay one operation each with their own code, and to the last layer."""
 
     def __init__(self, last: str) -> None:
         """Note the name of the last layer."""
@@ -91,7 +92,7 @@ class _Tracer(fx.Tracer):
 
 
 class WithoutValues(TorchFunctionMode):
-    """In this context new layers get weights on the meta device: shapes, but no values. Buffers are ordinary ones."""
+    """In this context new layers get weights on the meta device: shapes, no values. Buffers are ordinary."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call `func`; all layers of PyTorch allocate their weights by `torch.empty`."""
@@ -231,7 +232,7 @@ def operation_before(graph: fx.Graph, layer: str) -> str:
 
 
 def label(graph: fx.Graph, name: str) -> str:
-    """Return a name of an operation for people: its layer's, such as `features.30`, where only it runs that layer."""
+    """Return a name of an operation for people: its layer's, such as `features.30`, if it alone runs it."""
     named = {node.name: node for node in graph.nodes}[name]
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == named.target]
     return str(named.target) if calls == [named] else name
@@ -296,7 +297,7 @@ def _stages(
         return starts
     trunk = _trunk(network, modules)
     block = ""
-    for (before, _), (_, own) in zip(segments, segments[1:], strict=False):
+    for (before, _), (_, own) in itertools.pairwise(segments):
         inside = [name.removeprefix(trunk).split(".")[0] for name in own if name.startswith(trunk)]
         if inside and len(inside) == len(own) and inside[0] != block:
             block = inside[0]

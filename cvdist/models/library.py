@@ -1,4 +1,4 @@
-"""The classifiers of torchvision and timm: their networks, and their weights with the preprocessing that these expect.
+"""The classifiers of torchvision and timm: their networks, and weights with the preprocessing for these.
 
 The names of timm's begin with `timm/`.
 """
@@ -167,8 +167,8 @@ def named_weights(name: str) -> dict[str, NamedWeights]:
         resize = f"crop:{given.resize_size[0]}:{given.interpolation.value}"
         preprocessing = Preprocessing(_normalization(mean, std), mean, std, given.crop_size[0], resize)
         if "transform_input" in _build(name).options and preprocessing.name == "imagenet":
-            # These networks were trained on pixels from -1 to 1. With its own weights torchvision converts inside
-            # of the network; without, as here, the pictures have to come like this.
+            # These networks were trained on pixels from -1 to 1. With its own weights torchvision converts
+            # inside of the network; without, as here, the pictures have to come like this.
             preprocessing = Preprocessing("", (0.5,) * 3, (0.5,) * 3, preprocessing.size, resize)
         found[key] = NamedWeights(weights.url, preprocessing, tuple(weights.meta["categories"] or ()))
     return found

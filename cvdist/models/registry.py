@@ -40,8 +40,8 @@ class ModelSpec:
             The model takes float (n, channels, height, width), where n may be 0, and returns scores (n, number
             of classes), whose softmax gives the probabilities. Log-probabilities are such scores too.
         any_channels: whether it can be built for any number of channels, or only for those of default_input.
-        stages: returns how many stages it has that can be frozen (`--weights`, `--trainable-stages`). None if it
-            can't start from pretrained weights.
+        stages: returns how many stages it has that can be frozen (`--weights`, `--trainable-stages`). None if
+            it can't start from pretrained weights.
         build_frozen: builds only the frozen layers with their weights, for pictures of a height and width in
             pixels; None if the settings freeze none.
     """
@@ -78,8 +78,8 @@ class ModelSpec:
         if self.stages is not None:
             if not settings.has_weights and settings.trainable_stages < self.stages():
                 raise UserError(
-                    f"--model {self.name} without --weights would freeze layers that are random: name --weights, "
-                    f"or train all of them with --trainable-stages {self.stages()}"
+                    f"--model {self.name} without --weights would freeze layers that are random: name "
+                    f"--weights, or train all of them with --trainable-stages {self.stages()}"
                 )
             if settings.head == "linear" and settings.hidden_size:
                 raise UserError(

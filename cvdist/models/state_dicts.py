@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cvdist.errors import UserError
 
-# Under which names checkpoints hold the weights, the averaged ones first: torchvision's references, timm, Lightning.
+# Names of the weights in checkpoints of torchvision's references, timm and Lightning, the averaged ones first.
 _ENTRIES = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.", "backbone.")  # of wrappers: DistributedDataParallel, Lightning, torchvision
 _COUNTERS = ("num_batches_tracked", "n_averaged")  # that no computation here reads; older files have none
@@ -21,7 +21,7 @@ _SHOWN = 2  # names in a message
 
 @dataclass(frozen=True)
 class Taken:
-    """Tensors by name, and for people what was taken out of where and left out; empty if nothing is worth saying."""
+    """Tensors by name, and for people what was taken out of where and left out, if that is worth saying."""
 
     state: dict[str, Tensor]
     note: str = ""
@@ -149,7 +149,7 @@ def _is_state(content: Any) -> bool:
 
 
 def _renamed(name: str, known: set[str]) -> str:
-    """Return `name` without the prefixes that wrappers have put before it, where the network has no such name."""
+    """Return `name` without the prefixes of wrappers, where the network has no such name."""
     shorter = name
     while shorter not in known:
         plain = shorter.replace("_orig_mod.", "")
@@ -174,8 +174,8 @@ def _last_layer(
             theirs = tuple(state[key].shape) if key in state else ()
             if theirs[1:] != shape[1:] or not theirs or theirs[0] != len(state[f"{last}weight"]):
                 raise UserError(
-                    f"--weights {source} is not of {name}: {key} is {_size(theirs)} in the file, and the model's "
-                    f"has {_size(shape[1:]) or 'no'} inputs"
+                    f"--weights {source} is not of {name}: {key} is {_size(theirs)} in the file, and the "
+                    f"model's has {_size(shape[1:]) or 'no'} inputs"
                 )
             taken[key] = state[key]
     return taken

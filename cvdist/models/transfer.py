@@ -1,4 +1,4 @@
-"""Transfer learning: a pretrained network of which only the last stages or none are trained, and a trained head.
+"""Transfer learning: a pretrained network of which the last stages or none are trained, and a trained head.
 
 The layers have the names of the library that they come from. With the head `linear` on pooled features, the
 network is the library's own with another number of classes.
@@ -99,7 +99,7 @@ class TransferModel(Layers):
 
 
 def _new(name: str, input: InputSpec, num_classes: int, settings: ModelConfig) -> TransferModel:
-    """Build the model with random weights on the default device, its pretrained layers with those of the library."""
+    """Build the model with random weights: those of the library in front of the head, PyTorch's in it."""
     cuts, at = library.cuts(name), _cut(name, settings)
     network = library.create(name, num_classes, input.height)
     graph, head = cuts.graph, cuts.last
@@ -126,13 +126,14 @@ def _cut(name: str, settings: BackboneConfig) -> str:
     cuts = library.cuts(name)
     if settings.cut == "maps" and not cuts.maps:
         raise UserError(
-            f"--model {name} has no maps of convolutions at its end: use --features-at pooled and --head linear or mlp"
+            f"--model {name} has no maps of convolutions at its end: use --features-at pooled, "
+            "and --head linear or mlp"
         )
     stages = len(cuts.stages) + 1
     if settings.trainable_stages > stages:
         raise UserError(
-            f"--trainable-stages is {settings.trainable_stages}: --model {name} has {stages}, of which the last "
-            f"begins after {label(cuts.graph, cuts.stages[-1])}"
+            f"--trainable-stages is {settings.trainable_stages}: --model {name} has {stages}, of which the "
+            f"last begins after {label(cuts.graph, cuts.stages[-1])}"
         )
     return settings.cut
 
@@ -140,12 +141,12 @@ def _cut(name: str, settings: BackboneConfig) -> str:
 def _build(name: str, input: InputSpec, num_classes: int, settings: ModelConfig) -> TransferModel:
     """Build the model. Layers that the pretrained weights contain get their values, all others are random.
 
-    The last layer is always random. All layers of a head of our own are random if the weights have no such head.
+    The last layer is always random. All layers of a head of ours are random if the weights have no such head.
 
-    With pretrained weights, random layers are initialized by PyTorch's default, with a variance of 1 / (3 inputs),
-    and not as in torchvision's VGG, with 0.01^2. On the convolutions of IMAGENET1K_FEATURES, whose activations
-    have a root mean square of 12, the latter has nearly three times the training loss in the first epoch
-    (`docs/results.md`).
+    With pretrained weights, random layers are initialized by PyTorch's default, with a variance of 1 / (3
+    inputs), and not as in torchvision's VGG, with 0.01^2. On the convolutions of IMAGENET1K_FEATURES, whose
+    activations have a root mean square of 12, the latter has nearly three times the training loss in the first
+    epoch (`docs/results.md`).
     """
     if not settings.has_weights:
         return _new(name, input, num_classes, settings)

@@ -75,11 +75,11 @@ PREPROCESSING = {
 def preprocessing(settings: BackboneConfig) -> Preprocessing | None:
     """Return the preprocessing that the configured weights need, or None if there are no weights.
 
-    For a file it is that of the model's first weights, with the normalization of `--weights-preprocessing` if that
-    is given. No file is read, so a job can call this before it starts anything.
+    For a file it is that of the model's first weights, with the normalization of `--weights-preprocessing` if
+    that is given. No file is read, so a job can call this before it starts anything.
 
     Raises:
-        UserError: if the normalization isn't known, contradicts that of the weights, or the model takes no weights.
+        UserError: if the normalization isn't known, contradicts the weights', or the model takes no weights.
     """
     find(settings.name).check_settings(with_head(settings))
     if not settings.has_weights:
@@ -109,7 +109,7 @@ def preprocessing(settings: BackboneConfig) -> Preprocessing | None:
 
 
 def with_preprocessing(config: Settings) -> Settings:
-    """Return a job's settings with the size and the resizing that the weights expect, where it leaves them open.
+    """Return a job's settings with the size and the resizing that the weights expect, if it leaves them open.
 
     Args:
         config: has the groups `data` and `model`.
@@ -157,8 +157,8 @@ def load(settings: BackboneConfig, model: nn.Module, *, last_layer: bool = False
         last_layer: whether to include the last layer of the file's classifier, for as many classes as it has.
 
     Returns:
-        The weights of all layers in front of the head. If the file has the model's head, also those of the head,
-        without its last layer unless `last_layer` is given.
+        The weights of all layers in front of the head. If the file has the model's head, also those of the
+        head, without its last layer unless `last_layer` is given.
 
     Raises:
         UserError: if the weights are missing, damaged, or belong to another architecture.

@@ -34,7 +34,7 @@ class SavedModel:
         data: The data that the run was trained on, if it is known.
         precision: The precision that the run was trained in; `auto` if it is not known.
         model_id: MLflow's id of a logged model, else empty.
-        resize: How pictures are brought to the model's size, as `PicturesConfig.resize`; empty if it is not known.
+        resize: How pictures are brought to the model's size, as `PicturesConfig.resize`; empty if not known.
         has_classifier: Whether the classifier was trained. False for weights of convolutions alone, whose
             linear layers are random here.
     """

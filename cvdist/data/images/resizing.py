@@ -1,4 +1,4 @@
-"""Resizing as torchvision evaluates its weights: the shorter side to a length, then the middle of the picture."""
+"""Resizing as torchvision evaluates its weights: the shorter side to a length, then the picture's middle."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ def test_unknown_name_like_no_other_lists_all():
     with pytest.raises(UserError) as error:
         build("zzz")
     assert str(error.value) == (
-        "unknown model 'zzz': --model takes scratch-cnn, scratch-cnn-photo, and the classifiers of torchvision, "
-        "such as resnet50"
+        "unknown model 'zzz': --model takes scratch-cnn, scratch-cnn-photo, and the classifiers of "
+        "torchvision, such as resnet50"
     )
 
 

@@ -45,7 +45,7 @@ def test_each_set_of_weights_brings_its_normalization():
     assert better == needs("mobilenet_v2", weights="IMAGENET1K_V2") and better.resize == "crop:232:bilinear"
     swin = needs("swin_v2_t", weights="DEFAULT")
     assert (swin.size, swin.resize) == (256, "crop:260:bicubic")
-    # Trained on pixels from -1 to 1: torchvision converts inside of the network, where it loads its own weights.
+    # Trained on pixels from -1 to 1: torchvision converts inside of the network, with its own weights.
     inception = needs("inception_v3", weights="DEFAULT")
     assert (inception.mean, inception.std, inception.size) == ((0.5,) * 3, (0.5,) * 3, 299)
     for file in ({"name": "vgg19"}, {"name": "vgg16", "weights_preprocessing": "imagenet"}):
@@ -60,9 +60,9 @@ def test_each_set_of_weights_brings_its_normalization():
     [
         (
             {"weights": "my.pth"},
-            "--weights my.pth is none of torchvision's for vgg16 (IMAGENET1K_V1, IMAGENET1K_FEATURES, DEFAULT), so a "
-            "file: set --weights-preprocessing to the normalization that it was trained with, imagenet or "
-            "vgg-features",
+            "--weights my.pth is none of torchvision's for vgg16 (IMAGENET1K_V1, IMAGENET1K_FEATURES, "
+            "DEFAULT), so a file: set --weights-preprocessing to the normalization that it was trained with, "
+            "imagenet or vgg-features",
         ),
         (
             {"weights": "IMAGENET1K_FEATURES", "weights_preprocessing": "imagenet"},
