@@ -123,6 +123,22 @@ def test_with_numbers(name):
     assert modules.trained(modules.frozen(images[:0])).shape == (0, 7)
 
 
+def test_compiles_without_a_graph_break_and_exports():
+    torch.manual_seed(0)
+    input, images = InputSpec(3, 32, 32), torch.randn(2, 3, 32, 32)
+    model = models.build_model(settings("resnet18", 5), input, 7).eval()
+    modules = models.frozen_and_trained(divided(model, 1, "resnet18", input))
+    # The eager backend needs no C++ compiler; what fails here fails with any backend.
+    frozen, trained = (
+        torch.compile(one.eval(), backend="eager", fullgraph=True) for one in (modules.frozen, modules.trained)
+    )
+    torch.testing.assert_close(trained(frozen(images)), model(images))
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    torch.testing.assert_close(
+        program.module()(images[:1].expand(5, -1, -1, -1)), model(images[:1].expand(5, -1, -1, -1))
+    )
+
+
 def divided(model, stages, name, input):
     """A model with the tensors of another one, of which fewer stages are trained."""
     other = models.skeleton(settings(name, stages), 7, input)
