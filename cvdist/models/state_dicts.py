@@ -140,6 +140,14 @@ def has_head(state: Mapping[str, Tensor], model: nn.Module) -> bool:
     )
 
 
+def has_backbone(state: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Return whether a state dict has all layers in front of the head of `model`, a `TransferModel`."""
+    return all(
+        key in state or key.startswith(f"{model.head_name}.") or key.endswith(_COUNTERS)
+        for key in model.state_dict()
+    )
+
+
 def _is_state(content: Any) -> bool:
     return (
         isinstance(content, Mapping)

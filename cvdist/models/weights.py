@@ -190,18 +190,18 @@ def with_head_of_file(settings: ModelConfig) -> ModelConfig:
         source, shapes = redact(settings.weights), file_shapes(settings.name)
         content = state_dicts.open_state(_read(path, source), source, shapes, {}).state
     own = dataclasses.replace(settings, head="linear", features_at="pooled")
-    heads: tuple[Head, ...] = ("vgg", "mlp", "linear") if cuts(settings.name).maps else ()
-    hidden = content.get("classifier.0.weight")
-    found = [
-        dataclasses.replace(
-            settings, head=head, features_at="maps", hidden_size=len(hidden) if head != "linear" else 0
-        )
-        for head in heads
-        if hidden is not None
+    names: tuple[Head, ...] = ("vgg", "mlp", "linear") if cuts(settings.name).maps else ()
+    hidden = len(content["classifier.0.weight"]) if "classifier.0.weight" in content else 0
+    on_maps = [
+        dataclasses.replace(settings, head=head, features_at="maps", hidden_size=hidden * (head != "linear"))
+        for head in names
     ]
     # VGG's own classifier is the head `vgg`. The other networks' own ones come before heads of ours.
-    candidates = [*found[:1], own, *found[1:]]
-    return next((one for one in candidates if state_dicts.has_head(content, skeleton(one))), own)
+    for one in (*on_maps[:1], own, *on_maps[1:]):
+        if state_dicts.has_head(content, skeleton(one)):
+            return one
+    # No head at all: one that the file's layers are enough for.
+    return next((one for one in (own, *on_maps[:1]) if state_dicts.has_backbone(content, skeleton(one))), own)
 
 
 # ------------------------------------------------------------------------------------------------- finding
