@@ -53,6 +53,11 @@ class TransferModel(Layers):
             head: Name of the module that is the head.
         """
         super().__init__(network, graph)
+        # The library's own containers, so that `model.features[28]` is what it is there.
+        used = {
+            str(node.target).split(".")[0] for node in graph.nodes if node.op in ("call_module", "get_attr")
+        }
+        self._modules.update({name: child for name, child in network.named_children() if name in used})
         self.origin: weights.Origin | None = None
         self._version = network._version  # of the names in its state dict, which MNASNet looks at
         self._plan = _Plan(graph, begin, head)

@@ -59,28 +59,26 @@ def test_heads_on_what_any_network_computes(name, kind):
         modules = models.frozen_and_trained(model)
         on_maps = at == "maps" or name == "squeezenet1_1"
         assert (modules.head == "classifier") == on_maps
+        assert (
+            modules.frozen.state_dict().keys() | modules.trained.state_dict().keys()
+            == model.state_dict().keys()
+        )
         features = modules.frozen(torch.zeros(2, 3, 224, 224, device="meta"))
         assert features.ndim == (4 if on_maps else 2)
         assert modules.trained(features).shape == (2, 3)
         assert linear_layers(modules.trained)[-1] == (3, 8)
 
 
-def maps(model, images):
-    for layer in model.features.children():
-        images = layer(images)
-    return images
-
-
 def test_a_linear_probe_and_an_mlp_are_what_their_names_say():
     torch.manual_seed(0)
     images = torch.randn(1, 3, 224, 224)
     probe = models.build_model(head("linear"), TINY, 2).eval()
-    features = maps(probe, images)
+    features = probe.features(images)
     weight, bias = probe.classifier[0].weight, probe.classifier[0].bias
     torch.testing.assert_close(probe(images), features.flatten(1) @ weight.T + bias)
     mlp = models.build_model(head("mlp", 16), TINY, 2).eval()
     first, last = mlp.classifier[0], mlp.classifier[-1]
-    hidden = (maps(mlp, images).mean((2, 3)) @ first.weight.T + first.bias).clamp(min=0)
+    hidden = (mlp.features(images).mean((2, 3)) @ first.weight.T + first.bias).clamp(min=0)
     torch.testing.assert_close(mlp(images), hidden @ last.weight.T + last.bias)
 
 
@@ -89,7 +87,7 @@ def test_a_new_model_begins_as_torchvisions():
     torch.manual_seed(0)
     model = models.build_model(head("vgg", 64, name="vgg11_bn"), TINY, 1000)
     theirs = torchvision.models.vgg11_bn(num_classes=1)
-    for mine, other in zip(model.features.children(), theirs.features, strict=True):
+    for mine, other in zip(model.features, theirs.features, strict=True):
         if isinstance(mine, nn.Conv2d):
             assert mine.weight.std().item() == pytest.approx(other.weight.std().item(), rel=0.1)
             assert not mine.bias.any()

@@ -128,7 +128,7 @@ def test_frozen_batch_norms_stay_in_evaluation_mode():
     modules = models.frozen_and_trained(model)
     for mode_of in (model, modules.frozen, modules.trained):
         mode_of.train()
-        modes = [layer.training for layer in model.features.children()]
+        modes = [layer.training for layer in model.features]
         assert modes == [False] * 22 + [True] * 7  # the last block: two times convolution, norm, ReLU; pooling
     assert modules.trained.training and model.classifier.training
     model.eval()
@@ -204,8 +204,7 @@ def test_an_average_of_the_trained_part_stands_in_its_place():
     # 0.9 of the old bias and 0.1 of the new one, which is larger by 1.
     torch.testing.assert_close(averaged(images) - model(images), torch.full((2, 2), -0.9), rtol=0, atol=1e-5)
     # No second copy of anything: the frozen tensors are the model's, the others the average's.
-    first = "features.0.weight"
-    assert averaged.get_parameter(first).data_ptr() == model.get_parameter(first).data_ptr()
+    assert averaged.features[0].weight.data_ptr() == model.features[0].weight.data_ptr()
     assert averaged.classifier[0].weight.data_ptr() == average.module.classifier[0].weight.data_ptr()
     assert averaged.state_dict().keys() == model.state_dict().keys()
     with pytest.raises(ValueError, match=r"no conv1\.weight"):
