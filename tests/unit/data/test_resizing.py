@@ -1,0 +1,37 @@
+"""Pictures are prepared as the transforms of torchvision's weights prepare them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.models import get_model_weights
+
+from cvdist import config as configs
+from cvdist import models, recipes
+from cvdist.config import ModelConfig
+from cvdist.data.images.resizing import crop_middle
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "swin_v2_t", "efficientnet_b0", "regnet_y_400mf"])
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (601, 200), (256, 256), (90, 91)])
+def test_pixels_are_those_of_the_weights_own_transforms(name, height, width):
+    pixels = torch.randint(
+        0, 256, (3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    needs = models.preprocessing(ModelConfig(name=name, weights="DEFAULT", head="linear"))
+    mine = crop_middle(pixels, needs.size, needs.resize, (height, width)) / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (needs.mean, needs.std))
+    theirs = get_model_weights(name).DEFAULT.transforms()(pixels)
+    torch.testing.assert_close((mine - mean) / std, theirs, rtol=0, atol=1e-5)
+
+
+def test_settings_that_are_left_to_the_weights():
+    chosen = recipes.find("transfer", model="swin_v2_t")
+    assert (chosen.data.image_size, chosen.data.resize) == (0, "weights")
+    data = models.with_preprocessing(chosen).data
+    assert (data.image_size, data.resize) == (256, "crop:260:bicubic")
+    # Another size shows the same part of a picture.
+    data = models.with_preprocessing(configs.replace(chosen, image_size=128)).data
+    assert (data.image_size, data.resize) == (128, "crop:130:bicubic")
+    book = recipes.find("dogs-cats-vgg16")
+    assert models.with_preprocessing(book) is book
