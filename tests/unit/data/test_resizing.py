@@ -22,7 +22,9 @@ def test_pixels_are_those_of_the_weights_own_transforms(name, height, width):
     mine = crop_middle(pixels, needs.size, needs.resize, (height, width)) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (needs.mean, needs.std))
     theirs = get_model_weights(name).DEFAULT.transforms()(pixels)
-    torch.testing.assert_close((mine - mean) / std, theirs, rtol=0, atol=1e-5)
+    # Both round to whole pixel values, one of them from numbers of 8 bits and the other from floats.
+    torch.testing.assert_close(mine, theirs * std + mean, rtol=0, atol=1.01 / 255)
+    assert (mine - theirs * std - mean).abs().mean() < 0.25 / 255
 
 
 def test_settings_that_are_left_to_the_weights():
