@@ -67,7 +67,7 @@ def test_the_parts_do_what_the_whole_does_under_the_same_names(name):
     with WithoutValues():
         own = plain(name, side).to("meta").eval()
     expected = {key: tensor.shape for key, tensor in own.state_dict().items()}
-    for stages in (0, 1, count):
+    for stages in (0, 1, count) if name in NUMBERS else (1,):
         model = models.skeleton(settings(name, stages), 7).to("meta").eval()
         assert {key: tensor.shape for key, tensor in model.state_dict().items()} == expected
         modules = models.frozen_and_trained(model)
