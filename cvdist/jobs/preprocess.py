@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -108,6 +109,9 @@ def _flags(config: PreprocessConfig) -> str:
     """What the features depend on and the recipe has otherwise, for a command that trains from them."""
     recipe = recipes.find(config.recipe)
     usual = PreprocessConfig.of(recipe)
+    # As this model's weights expect pictures, where the recipe leaves that to them.
+    prepared = models.with_preprocessing(dataclasses.replace(usual, model=config.model))
+    usual = dataclasses.replace(usual, data=prepared.data)
     flags = "" if recipe.data.dataset == "images" else " --dataset images"
     for group in ("data", "model"):
         mine, theirs = getattr(config, group), getattr(usual, group)
