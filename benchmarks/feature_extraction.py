@@ -94,7 +94,9 @@ def _ours(config: PreprocessConfig, root: Path) -> float:
 def _bare(config: PreprocessConfig) -> float:
     from cvdist.distributed.precision import choose_precision
 
-    frozen = models.build_frozen(config.model).module.to(memory_format=torch.channels_last)
+    frozen = models.build_frozen(config.model, config.data.image_size).module.to(
+        memory_format=torch.channels_last
+    )
     precision = choose_precision(config.compute.precision, CPU)
     images = torch.randn(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     started = time.perf_counter()

@@ -58,7 +58,6 @@ from cvdist.features.extract import Extractor  # noqa: E402
 from cvdist.hardware import usable_cores  # noqa: E402
 from cvdist.jobs import cli  # noqa: E402
 from cvdist.jobs.train import train  # noqa: E402
-from cvdist.models.registry import BLOCKS  # noqa: E402
 from cvdist.training import memory  # noqa: E402
 
 _BYTES_A_WEIGHT = 7 * 4  # see above
@@ -130,7 +129,7 @@ class Bench:
         self.pictures, self.preprocessing = self.root / "pictures", "imagenet"
         self.weights = self.root / "weights.pth"
         write_folder(self.pictures, self.sizes.photographs)
-        settings = ModelConfig(name=self.sizes.model, head="linear", trainable_blocks=BLOCKS)
+        settings = ModelConfig(name=self.sizes.model, head="linear", features_at="maps", trainable_stages=5)
         state = models.build_model(settings, models.InputSpec(3, 224, 224), 2).state_dict()
         torch.save({k: v for k, v in state.items() if k.startswith("features.")}, self.weights)
 
@@ -372,7 +371,11 @@ def extraction(bench: Bench) -> Iterator[Comparison]:
             )
     if cuda:
         bench.note("nvJPEG alone", **_nvjpeg(config, paths[:1024], device))
-    frozen = models.build_frozen(config.model).module.to(device).to(memory_format=torch.channels_last)
+    frozen = (
+        models.build_frozen(config.model, config.data.image_size)
+        .module.to(device)
+        .to(memory_format=torch.channels_last)
+    )
     size, batch = config.data.image_size, bench.sizes.bare_batch or BATCH[device.type]
     operations = _operations(frozen, size)
     bare = _bare(frozen, batch, size, device)
@@ -534,7 +537,7 @@ def heads(bench: Bench) -> Iterator[Comparison]:
 
 
 def _values(bench: Bench) -> int:
-    part = models.build_frozen(bench.config().model)
+    part = models.build_frozen(bench.config().model, bench.sizes.image_size)
     total = 1
     for side in part.feature_shape(3, bench.sizes.image_size, bench.sizes.image_size):
         total *= side
@@ -759,7 +762,7 @@ def full(bench: Bench) -> Iterator[Comparison]:
         "dogs-cats-vgg16",
         "--data",
         str(bench.pictures),
-        "--trainable-blocks",
+        "--trainable-stages",
         "5",
         "--precision",
         "float32",

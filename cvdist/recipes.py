@@ -112,6 +112,7 @@ def dogs_cats_vgg16() -> TrainConfig:
         dataset="images",
         model="vgg16",
         weights="IMAGENET1K_V1",
+        features_at="maps",
         lr=0.0002,
         momentum=0.9,
         lr_scheduler="cosine",
@@ -168,3 +169,41 @@ def dogs_cats_vgg16_probe() -> TrainConfig:
     The learning rate is that small because 25,088 inputs share each output.
     """
     return dogs_cats_vgg16_features(head="linear", lr=0.00001)
+
+
+@recipe
+def transfer() -> TrainConfig:
+    """Any pretrained network, any pictures: a new last layer on what the network computes, 10 epochs.
+
+    Name the pictures with `--data`, and the network with `--model` and `--weights`: torchvision's MobileNetV2
+    if none is named. Pictures are prepared as its weights expect. AdamW with learning rate 0.001 and a cosine
+    schedule, batches of 64. `--trainable-stages 1 --backbone-lr-scale 0.1` also trains the last stage.
+    """
+    return replace(
+        TrainConfig(),
+        dataset="images",
+        image_size=0,
+        resize="weights",
+        model="mobilenet_v2",
+        weights="DEFAULT",
+        head="linear",
+        optimizer="adamw",
+        lr=0.001,
+        weight_decay=0.01,
+        lr_scheduler="cosine",
+        lr_warmup_epochs=0.3,
+        epochs=10,
+        batch_size=64,
+        log_every_steps=10,
+        valid_batch_size=100,
+        keep_checkpoints=1,
+    )
+
+
+@recipe
+def transfer_features() -> TrainConfig:
+    """`transfer` from a cache of features (`jobs/preprocess.py`), 30 epochs of a second each.
+
+    Name the cache with `--features`. The result is the complete network, which takes pictures.
+    """
+    return transfer(epochs=30)

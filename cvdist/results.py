@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cvdist import log
-from cvdist.config import HeadSize, ModelConfig
+from cvdist.config import HeadSize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -221,6 +221,7 @@ class ModelIdentity:
         width: Width of a picture in pixels.
         head: Kind of the classifier (`cvdist.models.heads`). Empty for models without a choice of heads.
         hidden_size: Size of the head's hidden layers. 0 for models without a choice of heads.
+        features_at: What the head reads, `pooled` or `maps`. Empty for models without a choice of heads.
     """
 
     name: str
@@ -230,11 +231,12 @@ class ModelIdentity:
     width: int
     head: str = ""
     hidden_size: int = 0
+    features_at: str = ""
 
     def __str__(self) -> str:
         """Format the identity for error messages."""
-        size = HeadSize(self.head, self.hidden_size)
-        head = "" if size in (("", 0), ModelConfig().head_size) else f", {size}"
+        usual = (self.features_at, self.head) in (("", ""), ("pooled", "linear"))
+        head = "" if usual else f", {HeadSize(self.head, self.hidden_size)} on {self.features_at}"
         return f"{self.name}{head} ({len(self.classes)} classes, {self.channels}x{self.height}x{self.width})"
 
     @classmethod

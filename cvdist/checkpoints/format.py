@@ -84,10 +84,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Normalization:
-    """How pictures are normalized: (pixel in [0, 1] - mean) / std, by channel."""
+    """How pictures are normalized: (pixel in [0, 1] - mean) / std, by channel; and how they were resized."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: str = "squash"
 
 
 @dataclass
@@ -191,7 +192,9 @@ def load(
             best=_evaluation(meta["best"], state.pop("confusion")) if meta["best"] else None,
             state=state,
             normalization=Normalization(
-                **{name: tuple(values) for name, values in meta["normalization"].items()}
+                tuple(meta["normalization"]["mean"]),
+                tuple(meta["normalization"]["std"]),
+                str(meta["normalization"]["resize"]),
             ),
             parallel=str(meta["parallel"]),
             workers=workers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,24 +16,45 @@ class Bounds:
         low: its lower end.
         high: its upper end.
         brackets: `[` or `]` where the end belongs to the interval, `(` or `)` where it does not.
+        or_zero: whether 0, with a meaning of its own, belongs to it as well.
     """
 
     low: float
     high: float = math.inf
     brackets: str = "[]"
+    or_zero: bool = False
 
     def __contains__(self, value: float) -> bool:
         """Whether `value` lies in the interval."""
+        if self.or_zero and value == 0:
+            return True
         return self.low < value < self.high or (value in (self.low, self.high) and self._includes(value))
 
     def __str__(self) -> str:
         """The interval in words that follow `it takes`."""
         if self.high == math.inf:
-            return f"{self.low:g} or more" if self._includes(self.low) else f"a number above {self.low:g}"
+            zero = ", or 0" if self.or_zero else ""
+            return f"{self.low:g} or more{zero}" if self._includes(self.low) else f"a number above {self.low:g}"
         return f"a number in {self.brackets[0]}{self.low:g}, {self.high:g}{self.brackets[1]}"
 
     def _includes(self, end: float) -> bool:
         return self.brackets[0] == "[" if end == self.low else self.brackets[1] == "]"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Texts that match a regular expression. words: what they are, as they follow `it takes`."""
+
+    expression: str
+    words: str
+
+    def __contains__(self, value: str) -> bool:
+        """Whether all of `value` matches."""
+        return re.fullmatch(self.expression, value) is not None
+
+    def __str__(self) -> str:
+        """The texts in words that follow `it takes`."""
+        return self.words
 
 
 def at_least(low: float) -> Bounds:
@@ -60,3 +82,7 @@ AnswerSeconds = Annotated[float, at_least(0.1)]
 """How long a server may take to answer."""
 WaitSeconds = Annotated[float, at_least(0)]
 """How long a job may wait; 0: not at all."""
+_RESIZE = r"squash|crop|crop:[1-9]\d*:(bilinear|bicubic)"
+Resize = Annotated[str, Pattern(rf"weights|{_RESIZE}", "squash, crop, weights, or such as crop:256:bilinear")]
+"""How photographs become square."""
+ResizeOrEmpty = Annotated[str, Pattern(rf"|{_RESIZE}", "squash, crop, or such as crop:256:bilinear")]

@@ -12,9 +12,11 @@ from typing import Annotated, Literal, NamedTuple
 
 from cvdist.config.bounds import (
     AnswerSeconds,
+    Bounds,
     Count,
     CountOrZero,
     Fraction,
+    Resize,
     Seconds,
     WaitSeconds,
     at_least,
@@ -28,6 +30,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Launcher = Literal["auto", "ray", "torchrun", "inline"]
 ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
 Head = Literal["vgg", "mlp", "linear"]
+FeaturesAt = Literal["", "pooled", "maps"]
 Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
 _HIDDEN_SIZES: dict[Head, int] = {"vgg": 4096, "mlp": 256, "linear": 0}  # of each head where none is given
 CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes that replay kernels on a GPU
@@ -49,11 +52,12 @@ class PicturesConfig:
 
     uri: Annotated[str, Flag("data")] = ""
     """Folder or URI (s3://, gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`."""
-    image_size: Annotated[int, at_least(8)] = 224
-    """Height and width, in pixels, that photographs are resized to."""
-    resize: Literal["squash", "crop"] = "squash"
+    image_size: Annotated[int, Bounds(8, or_zero=True)] = 224
+    """Height and width, in pixels, that photographs are resized to. 0: as `--weights` were evaluated."""
+    resize: Resize = "squash"
     """`squash`: whole pictures, without regard to their proportions, as in the book. `crop`: the middle of
-    them, in proportion, as torchvision's weights were evaluated."""
+    them, in proportion. `crop:256:bilinear`: the middle after the shorter side was resized to 256 pixels, or by
+    `bicubic`. `weights`: as `--weights` were evaluated."""
     max_bad_fraction: Fraction = 0.001
     """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`."""
     decode_workers: CountOrZero = 0
@@ -148,16 +152,25 @@ class BackboneConfig:
     """The pretrained network whose frozen layers compute features."""
 
     name: Annotated[str, Flag("model")] = "scratch-cnn"
-    """Name in the registry (`cvdist.models`)."""
+    """`scratch-cnn`, `scratch-cnn-photo`, or a classifier of torchvision, such as `mobilenet_v2`, `resnet50` or
+    `vit_b_16`."""
     weights: str = ""
-    """Pretrained weights to go on from: torchvision's name (`IMAGENET1K_V1`; for vgg16 also
+    """Pretrained weights to go on from: torchvision's name (`DEFAULT`, `IMAGENET1K_V1`; for vgg16 also
     `IMAGENET1K_FEATURES`, convolutions only), or a state dict's file or URI. Empty or `none`: random ones."""
     weights_preprocessing: ModelPreprocessing = ""
     """Normalization that the file in `--weights` was trained with: that of torchvision's `IMAGENET1K_V1` or of
-    its `IMAGENET1K_FEATURES`. torchvision's names bring their own."""
-    trainable_blocks: Annotated[int, between(0, 5)] = 0
-    """How many of a pretrained model's convolution blocks are trained, counted from the last; the others stay
-    as they are."""
+    its `IMAGENET1K_FEATURES`. Needed for vgg16 only, which has weights with either."""
+    features_at: FeaturesAt = ""
+    """What the head reads of a pretrained model. `pooled`: the vector that its last layer reads. `maps`: the
+    last maps of its convolutions. Empty: `maps` for `--head vgg`, else `pooled`."""
+    trainable_stages: CountOrZero = 0
+    """How many of a pretrained model's stages are trained, counted from the last; the others stay as they are.
+    Stages differ in the size of their maps; of a transformer each block is one, and what precedes them."""
+
+    @property
+    def cut(self) -> Literal["pooled", "maps"]:
+        """What the head reads, with the default where none is given."""
+        return self.features_at or "pooled"
 
     @property
     def has_weights(self) -> bool:
@@ -170,8 +183,8 @@ class ModelConfig(BackboneConfig):
     """The architecture, and where its first weights come from."""
 
     head: Head = "vgg"
-    """What is trained on a pretrained model's convolutions. `vgg`: its own two hidden layers. `mlp`: one hidden
-    layer on each channel's mean. `linear`: a linear probe on all positions. One feature cache serves all."""
+    """What is trained on a pretrained model. `linear`: a new last layer. `mlp`: one hidden layer, of maps on
+    each channel's mean. `vgg`: two hidden layers, of maps on 7x7 positions, as VGG has them."""
     hidden_size: CountOrZero = 0
     """Units of the head's hidden layers. 0: 4,096 for `vgg`, 256 for `mlp`; `linear` has none."""
     dropout: Annotated[float, between(0, 1, "[)")] = 0.5
@@ -181,6 +194,11 @@ class ModelConfig(BackboneConfig):
     def head_size(self) -> HeadSize:
         """The head, with its own hidden size where none is given."""
         return HeadSize(self.head, self.hidden_size or _HIDDEN_SIZES[self.head])
+
+    @property
+    def cut(self) -> Literal["pooled", "maps"]:
+        """What the head reads, with the head's default where none is given."""
+        return self.features_at or ("maps" if self.head == "vgg" else "pooled")
 
 
 @dataclass(frozen=True)
@@ -202,7 +220,7 @@ class OptimizerConfig:
     lr_warmup_epochs: Annotated[float, at_least(0)] = 0.0
     """Epochs (fractions allowed) in which the learning rate grows linearly to its peak."""
     backbone_lr_scale: Annotated[float, at_least(0)] = 1.0
-    """Learning rate of a pretrained model's trained blocks as a multiple of `--lr`."""
+    """Learning rate of a pretrained model's trained stages as a multiple of `--lr`."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cvdist.config.groups import (
     BackboneConfig,
@@ -35,7 +35,7 @@ class PreprocessConfig:
             recipe=recipe.recipe,
             data=part_of(PicturesConfig, recipe.data),
             features=ExtractionConfig(uri=recipe.features.uri, views=recipe.features.views),
-            model=part_of(BackboneConfig, recipe.model),
+            model=replace(part_of(BackboneConfig, recipe.model), features_at=recipe.model.cut),
             compute=part_of(ComputeConfig, recipe.loop),
         )
 

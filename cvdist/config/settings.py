@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cvdist.config.bounds import Bounds
+from cvdist.config.bounds import Bounds, Pattern
 from cvdist.errors import UserError
 
 Settings = TypeVar("Settings")
@@ -167,5 +167,5 @@ def check_values(group: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{dashed(one.flag)} is {value}: it takes a finite number")
         for bounds in getattr(one.hint, "__metadata__", ()):
-            if isinstance(bounds, Bounds) and value not in bounds:
+            if isinstance(bounds, (Bounds, Pattern)) and value not in bounds:
                 raise UserError(f"{dashed(one.flag)} is {value}: it takes {bounds}")

@@ -96,7 +96,7 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
             )
         chosen = learned
     else:
-        chosen = DataConfig(dataset=asked.dataset or "images", uri=asked.data)
+        chosen = DataConfig(dataset=asked.dataset or "images", uri=asked.data, resize=saved.learned_resize())
         if learned is not None and learned.dataset == chosen.dataset:
             chosen = dataclasses.replace(learned, uri=asked.data or learned.uri)
     if chosen.dataset == "images" and not chosen.uri:

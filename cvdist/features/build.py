@@ -204,7 +204,7 @@ def _finish(
     content = index.dump(table)
     sha = hashlib.sha256(content).hexdigest()
     entry = IndexEntry(f"index/{sha[:16]}{index.SUFFIX}", len(table), len(content), sha)
-    backbone = models.build_frozen(config.model)
+    backbone = models.build_frozen(config.model, todo.fingerprint.size)
     size = todo.fingerprint.size
     made = Manifest(
         classes=todo.listing.classes,

@@ -55,7 +55,7 @@ class Extractor:
             UserError: if the weights here are others than those of the fingerprint.
         """
         self._device, self._views = device, fingerprint.views
-        backbone = backbone or models.build_frozen(config.model)
+        backbone = backbone or models.build_frozen(config.model, fingerprint.size)
         if fingerprints.digest(backbone.module.state_dict()) != fingerprint.weights:
             raise UserError(
                 f"--weights {redact(config.model.weights)} is another file on this node than where the job "

@@ -89,7 +89,7 @@ class Fingerprint:
 
 _FLAGS = {
     "model": "--model",
-    "cut": "--trainable-blocks (last frozen layer)",
+    "cut": "--features-at and --trainable-stages (last frozen layer)",
     "weights": "--weights (SHA-256 of the frozen layers)",
     "decode": "version of the decoder",
     "size": "--image-size",
@@ -142,7 +142,7 @@ def for_training(data: PicturesConfig, model: BackboneConfig) -> Fingerprint:
 
 def _inputs(data: PicturesConfig, model: BackboneConfig) -> dict[str, Any]:
     """The fields that say what is computed from what."""
-    frozen = models.build_frozen(model)
+    frozen = models.build_frozen(model, data.image_size)
     preprocessing = models.preprocessing(model)
     assert preprocessing is not None, "frozen layers have weights"
     return {

@@ -42,7 +42,9 @@ def describe(uri: str) -> str:
     rows.append(("sample", _sample(folder, cache, table)))
     width = max(len(name) for name, _ in rows)
     lines = ["", *(f"  {name:{width}}  {value}" for name, value in rows), ""]
-    lines.append(f"next: python jobs/train.py dogs-cats-vgg16-features --features {redact(uri)} ...")
+    book = cache.fingerprint.model == "vgg16" and len(cache.feature_shape) == 3
+    recipe = "dogs-cats-vgg16-features" if book else f"transfer-features --model {cache.fingerprint.model}"
+    lines.append(f"next: python jobs/train.py {recipe} --features {redact(uri)} ...")
     return "\n".join(lines)
 
 

@@ -35,6 +35,7 @@ _CACHE_COMMANDS = {
     "--prune": "URI: delete what a cache no longer refers to, when nothing is being computed there",
 }
 _RENAMED = {
+    "--trainable-blocks": "--trainable-stages",
     "--cache-share": "--cache-fraction",
     "--max-bad-images": "--max-bad-fraction",
     "--tracking-patience": "--tracking-drain-timeout",

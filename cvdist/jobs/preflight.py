@@ -33,7 +33,7 @@ from cvdist.runtime import ray_cluster
 from cvdist.runtime.ray_cluster import ResourceRequest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from cvdist.models import FrozenAndTrained
 
 _PACKAGES = ("cvdist", "torch", "ray", "mlflow")
 _SMALL_SHM = 1 << 30  # bytes; Ray's object store lies there, and falls back to a slow disk
@@ -69,6 +69,9 @@ def preflight(config: TrainConfig) -> PreflightResult:
     """
     began = time.monotonic()
     configs.check(config)
+    from cvdist import models
+
+    config = models.with_preprocessing(config)
     # What the environment says here, the nodes' processes may not know.
     here = {
         "storage": storage_root(config.run.storage),
@@ -241,29 +244,24 @@ def _samples(config: TrainConfig) -> str:
 
 def trained_parameters(config: TrainConfig) -> int:
     """How many of the model's parameters each step averages. Allocates nothing."""
-    return sum(p.numel() for p in _trained(config).parameters() if p.requires_grad)
+    return sum(p.numel() for p in _modules(config).trained.parameters() if p.requires_grad)
 
 
 def summed_bytes(config: TrainConfig, workers: int) -> int:
     """Bytes of activations that each step sums with a split head and a cache; 0 if the head can't be split."""
     from cvdist.parallel import can_split
 
-    layers = can_split(_trained(config), workers)
+    layers = can_split(_modules(config), workers)
     return 4 * config.loop.batch_size * layers[1].out_features if layers else 0
 
 
-def _trained(config: TrainConfig) -> nn.Module:
-    """What is trained of the configured model, without values."""
-    import torch
-
+def _modules(config: TrainConfig) -> FrozenAndTrained:
+    """The frozen and the trained modules of the configured model, without values."""
     from cvdist import models
 
     size = config.data.image_size
     shape = models.InputSpec(3, size, size) if config.data.dataset == "images" else models.InputSpec(1, 28, 28)
-    with torch.device("meta"):
-        # Past the check of settings: frozen layers without weights are of no use, but can be counted.
-        model = models.find(config.model.name).build(shape, 10, configs.replace(config, weights="").model)
-    return models.frozen_and_trained(model).trained
+    return models.frozen_and_trained(models.skeleton(config.model, 10, shape))
 
 
 def _all_reduce(config: TrainConfig) -> Iterator[Row]:

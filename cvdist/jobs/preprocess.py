@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from functools import partial
 
 from cvdist import config as configs
-from cvdist import log, recipes, storage
+from cvdist import log, models, recipes, storage
 from cvdist.config import PreprocessConfig
 from cvdist.features import build, inspect
 from cvdist.features.build import BuiltCache
@@ -39,7 +40,7 @@ def preprocess(config: PreprocessConfig) -> PreprocessResult:
     began = time.monotonic()
     configs.check_preprocess(config)
     config = configs.replace(
-        config,
+        models.with_preprocessing(config),
         data=storage.absolute_if_there(config.data.uri),
         weights=storage.absolute_if_there(config.model.weights),
         features=storage.absolute(config.features.uri),
@@ -108,6 +109,9 @@ def _flags(config: PreprocessConfig) -> str:
     """What the features depend on and the recipe has otherwise, for a command that trains from them."""
     recipe = recipes.find(config.recipe)
     usual = PreprocessConfig.of(recipe)
+    # As this model's weights expect pictures, where the recipe leaves that to them.
+    prepared = models.with_preprocessing(dataclasses.replace(usual, model=config.model))
+    usual = dataclasses.replace(usual, data=prepared.data)
     flags = "" if recipe.data.dataset == "images" else " --dataset images"
     for group in ("data", "model"):
         mine, theirs = getattr(config, group), getattr(usual, group)

@@ -220,7 +220,17 @@ def named(config: TrainConfig) -> TrainConfig:
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
-    """`config` with absolute paths: workers may run in another folder than these were meant for."""
+    """`config` with absolute paths, for workers may run in another folder, and its weights' preprocessing.
+
+    Raises:
+        UserError: if the preprocessing isn't known.
+    """
+    if (
+        not config.data.image_size or config.data.resize == "weights"
+    ):  # imported where it is needed: it takes seconds
+        from cvdist import models
+
+        config = models.with_preprocessing(config)
     return configs.replace(
         config,
         data=storage.absolute_if_there(config.data.uri),

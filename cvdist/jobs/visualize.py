@@ -167,7 +167,7 @@ def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None
     """
     look = config.look
     if look.data:
-        size, resize = saved.identity.height, saved.data.resize if saved.data else DataConfig.resize
+        size, resize = saved.identity.height, saved.learned_resize()
         found = _listed(look.data, saved.identity.classes if saved.has_classifier else None)
         return _decoded(look.data, found, look.most_pictures, saved, size, resize)
     if saved.data is None:

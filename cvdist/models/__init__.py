@@ -1,20 +1,22 @@
 """Image classifiers by name, with their heads and pretrained weights."""
 
 from cvdist.config import HeadSize
-from cvdist.models import scratch_cnn, vgg  # noqa: F401  (their models register themselves)
+from cvdist.models import scratch_cnn, transfer  # noqa: F401  (their models register themselves)
 from cvdist.models.frozen import FrozenAndTrained, FrozenBackbone, frozen_and_trained, with_trained
+from cvdist.models.library import Preprocessing
 from cvdist.models.registry import (
     InputSpec,
     ModelSpec,
     build_frozen,
     build_model,
     find,
-    head_of,
+    identity_of,
     names,
     register,
+    settings_of,
     skeleton,
 )
-from cvdist.models.weights import Origin, Preprocessing, origin, prepare, preprocessing
+from cvdist.models.weights import Origin, origin, prepare, preprocessing, with_preprocessing
 
 __all__ = [
     "FrozenAndTrained",
@@ -28,12 +30,14 @@ __all__ = [
     "build_model",
     "find",
     "frozen_and_trained",
-    "head_of",
+    "identity_of",
     "names",
     "origin",
     "prepare",
     "preprocessing",
     "register",
+    "settings_of",
     "skeleton",
+    "with_preprocessing",
     "with_trained",
 ]

@@ -8,40 +8,14 @@ own names, so their state dicts together are the model's.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-# Pictures that a CPU runs through frozen layers at a time. The activations between two layers then mostly stay
-# in its caches, and 64 photographs need 50 MB for them instead of 400.
-_MICRO_BATCH = 8
-
-
-class Frozen(nn.Sequential):
-    """Layers that never change: without gradients, and always in evaluation mode."""
-
-    def __init__(self, layers: OrderedDict[str, nn.Module]) -> None:
-        """Freeze `layers` in place."""
-        super().__init__(layers)
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> Frozen:
-        """Stay in evaluation mode, so that batch norms neither use nor collect the statistics of a batch."""
-        super().train(False)
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute features, float (n, ...), from images, float (n, ...); on a CPU a few pictures at a time."""
-        run = super().forward
-        if images.device.type != "cpu" or len(images) <= _MICRO_BATCH or torch.compiler.is_compiling():
-            features: Tensor = run(images)
-            return features
-        return torch.cat([run(some) for some in images.split(_MICRO_BATCH)])
+from cvdist.models.cutting import Frozen
 
 
 @dataclass(frozen=True)
@@ -51,13 +25,16 @@ class FrozenAndTrained:
     Attributes:
         frozen: Modules to be run under `torch.no_grad()`. None if nothing is frozen.
         trained: All other modules. It is the model itself if nothing is frozen.
-        backbone: The layers of `trained` that start from pretrained weights and have a learning rate of their
-            own (`--backbone-lr-scale`). None if there are none.
+        backbone: The layers of `trained` in front of the head. They start from pretrained weights and have a
+            learning rate of their own (`--backbone-lr-scale`). None if they have no weights.
+        head: Name of the head in `trained`, the module that reads what the pretrained network computes. Empty
+            for models without one.
     """
 
     frozen: nn.Module | None
     trained: nn.Module
     backbone: nn.Module | None = None
+    head: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +43,7 @@ class FrozenBackbone:
 
     Attributes:
         module: The layers, with their weights.
-        cut: Name of the last frozen layer.
+        cut: Name of the last frozen layer or operation.
         source: Where the weights come from.
     """
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import cast
 
-import torch
 from torch import nn
 
-from cvdist.config import BackboneConfig, HeadSize, ModelConfig
+from cvdist.config import BackboneConfig, FeaturesAt, Head, ModelConfig
 from cvdist.errors import UserError, did_you_mean
+from cvdist.models.cutting import WithoutValues
 from cvdist.models.frozen import FrozenBackbone
-
-BLOCKS = 5  # of convolutions in a model that goes on from pretrained weights: all of VGG's sizes have five
+from cvdist.results import ModelIdentity
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,25 @@ class ModelSpec:
 
     Attributes:
         name: its name, for `--model`.
-        summary: one line for listings.
         default_input: shape of the pictures that it was designed for; `check` says what else it takes.
-        smallest_side: smallest height and width in pixels for which its convolutions have any output.
+        problem: returns why it can't take pictures of a shape, as a verb and its object; empty if it can.
         build: builds the model from (input, number of classes, settings), with weights on the default device.
             The model takes float (n, channels, height, width), where n may be 0, and returns scores (n, number
             of classes), whose softmax gives the probabilities. Log-probabilities are such scores too.
         any_channels: whether it can be built for any number of channels, or only for those of default_input.
-        pretrained: whether it can start from pretrained weights (`--weights`, `--trainable-blocks`).
-        build_frozen: builds only the frozen layers with their weights; None if the settings freeze none.
+        stages: returns how many stages it has that can be frozen (`--weights`, `--trainable-stages`). None if
+            it can't start from pretrained weights.
+        build_frozen: builds only the frozen layers with their weights, for pictures of a height and width in
+            pixels; None if the settings freeze none.
     """
 
     name: str
-    summary: str
     default_input: InputSpec
-    smallest_side: int
+    problem: Callable[[InputSpec], str]
     build: Callable[[InputSpec, int, ModelConfig], nn.Module]
     any_channels: bool = True
-    pretrained: bool = False
-    build_frozen: Callable[[ModelConfig], FrozenBackbone | None] | None = None
+    stages: Callable[[], int] | None = None
+    build_frozen: Callable[[int, ModelConfig], FrozenBackbone | None] | None = None
 
     def check(self, input: InputSpec) -> None:
         """Check that the model can be built for pictures of this shape.
@@ -60,17 +60,14 @@ class ModelSpec:
         Raises:
             UserError: if not, in one line that says what the model takes.
         """
-        if min(input.height, input.width) < self.smallest_side:
-            raise UserError(
-                f"--model {self.name} takes pictures of {self.smallest_side}x{self.smallest_side} pixels or "
-                f"more, these are {input.height}x{input.width}: use larger pictures or another model"
-            )
         takes = self.default_input.channels
         if input.channels != takes and not self.any_channels:
             raise UserError(
                 f"--model {self.name} takes pictures of {takes} channels, these have {input.channels}: use "
                 "color pictures or another model"
             )
+        if problem := self.problem(input):
+            raise UserError(f"--model {self.name} {problem}: set --image-size, or use another model")
 
     def check_settings(self, settings: ModelConfig) -> None:
         """Check that the settings make sense for this model and none of them would be ignored.
@@ -78,11 +75,11 @@ class ModelSpec:
         Raises:
             UserError: if not, in one line that names the flag.
         """
-        if self.pretrained:
-            if not settings.has_weights and settings.trainable_blocks < BLOCKS:
+        if self.stages is not None:
+            if not settings.has_weights and settings.trainable_stages < self.stages():
                 raise UserError(
-                    f"--model {self.name} without --weights would freeze convolutions that are random: name "
-                    f"--weights, or train all of them with --trainable-blocks {BLOCKS}"
+                    f"--model {self.name} without --weights would freeze layers that are random: name "
+                    f"--weights, or train all of them with --trainable-stages {self.stages()}"
                 )
             if settings.head == "linear" and settings.hidden_size:
                 raise UserError(
@@ -92,20 +89,23 @@ class ModelSpec:
             return
         pretraining = {
             "weights": settings.has_weights,
-            "trainable-blocks": settings.trainable_blocks > 0,
+            "trainable-stages": settings.trainable_stages > 0,
+            "features-at": bool(settings.features_at),
             "head": settings.head != ModelConfig.head,
             "hidden-size": settings.hidden_size > 0,
         }
         for flag, given in pretraining.items():
             if given:
-                able = ", ".join(name for name, spec in MODELS.items() if spec.pretrained)
                 raise UserError(
                     f"--{flag} is for models that go on from pretrained weights, not for --model {self.name}: "
-                    f"leave it out, or choose one of {able}"
+                    "leave it out, or choose a classifier of torchvision, such as mobilenet_v2 or vgg16"
                 )
 
 
 MODELS: dict[str, ModelSpec] = {}
+_LATER: dict[
+    str, Callable[[str], ModelSpec]
+] = {}  # those of a library, or its prefix, described when they are used
 
 
 def register(spec: ModelSpec) -> None:
@@ -119,9 +119,14 @@ def register(spec: ModelSpec) -> None:
     MODELS[spec.name] = spec
 
 
-def names() -> dict[str, str]:
-    """Return the summary of each model by name."""
-    return {name: spec.summary for name, spec in MODELS.items()}
+def register_library(names: Iterable[str], describe: Callable[[str], ModelSpec]) -> None:
+    """Add the models of a library, each of which `describe` describes when it is used."""
+    _LATER.update(dict.fromkeys(names, describe))
+
+
+def names() -> list[str]:
+    """Return the names of all models."""
+    return [*MODELS, *(name for name in _LATER if name not in MODELS and not name.endswith("/"))]
 
 
 def find(name: str) -> ModelSpec:
@@ -130,8 +135,14 @@ def find(name: str) -> ModelSpec:
     Raises:
         UserError: if there is none; the message lists similar names, or all.
     """
+    describe = _LATER.get(name) or _LATER.get(name[: name.find("/") + 1])
+    if name not in MODELS and describe is not None:
+        MODELS[name] = describe(name)
     if name not in MODELS:
-        hint = did_you_mean(name, MODELS, f"--model takes: {', '.join(MODELS)}")
+        own = ", ".join(known for known in MODELS if known not in _LATER)
+        hint = did_you_mean(
+            name, names(), f"--model takes {own}, and the classifiers of torchvision, such as resnet50"
+        )
         raise UserError(f"unknown model {name!r}: {hint}")
     return MODELS[name]
 
@@ -155,37 +166,58 @@ def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn
     return spec.build(input, num_classes, settings)
 
 
-def head_of(settings: ModelConfig) -> HeadSize:
-    """Return the head that `settings` choose; its name is empty for a model without a choice of heads."""
-    spec = MODELS.get(settings.name)
-    return settings.head_size if spec is not None and spec.pretrained else HeadSize("", 0)
+def identity_of(settings: ModelConfig, classes: tuple[str, ...], input: InputSpec) -> ModelIdentity:
+    """Return all that has to be equal for weights to fit the model that `settings` describe."""
+    shape = (input.channels, input.height, input.width)
+    if find(settings.name).stages is None:
+        return ModelIdentity(settings.name, classes, *shape)
+    return ModelIdentity(settings.name, classes, *shape, *settings.head_size, settings.cut)
 
 
-def skeleton(settings: ModelConfig, num_classes: int = 1000) -> nn.Module:
-    """Build a pretrained model on the meta device: all layers have their shapes, but no values are loaded."""
+def settings_of(identity: ModelIdentity) -> ModelConfig:
+    """Return the settings of a model without pretrained weights, of which nothing is frozen."""
+    stages = find(identity.name).stages
+    if stages is None:
+        return ModelConfig(name=identity.name)
+    return ModelConfig(
+        name=identity.name,
+        head=cast(Head, identity.head),
+        hidden_size=identity.hidden_size,
+        features_at=cast(FeaturesAt, identity.features_at),
+        trainable_stages=stages(),
+    )
+
+
+def skeleton(settings: ModelConfig, num_classes: int = 1000, input: InputSpec | None = None) -> nn.Module:
+    """Build a model without values: all layers have their shapes, and nothing is loaded."""
     spec = find(settings.name)
-    bare = dataclasses.replace(settings, weights="", trainable_blocks=BLOCKS)
-    with torch.device("meta"):
-        return spec.build(spec.default_input, num_classes, bare)
+    bare = dataclasses.replace(settings, weights="")
+    with WithoutValues():
+        return spec.build(input or spec.default_input, num_classes, bare)
 
 
 def with_head(settings: BackboneConfig) -> ModelConfig:
-    """`settings` as those of a whole model: with the default head where they name none."""
-    return settings if isinstance(settings, ModelConfig) else ModelConfig(**vars(settings))
+    """`settings` as those of a whole model: with a linear head where they name none."""
+    return settings if isinstance(settings, ModelConfig) else ModelConfig(**vars(settings), head="linear")
 
 
-def build_frozen(settings: BackboneConfig) -> FrozenBackbone:
+def build_frozen(settings: BackboneConfig, side: int) -> FrozenBackbone:
     """Build the frozen layers of a model with their weights, on the CPU.
+
+    Args:
+        settings: The model and its weights.
+        side: Height and width of the pictures in pixels.
 
     Raises:
         UserError: if the model has no frozen layers with these settings, or its weights can't be used.
     """
     spec, model = find(settings.name), with_head(settings)
-    spec.check_settings(model)
-    backbone = spec.build_frozen(model) if spec.build_frozen else None
+    if spec.build_frozen is not None:
+        spec.check_settings(model)
+    backbone = spec.build_frozen(side, model) if spec.build_frozen is not None else None
     if backbone is None:
         raise UserError(
             f"--model {settings.name} has no frozen layers with these settings, so no features to compute "
-            "once: choose a VGG with --weights, and --trainable-blocks below 5"
+            "once: choose a classifier of torchvision with --weights, and fewer --trainable-stages"
         )
     return backbone

@@ -73,6 +73,13 @@ def scratch_cnn(input: InputSpec, num_classes: int, hidden: tuple[int, ...], dro
     return nn.Sequential(OrderedDict(layers))
 
 
+def _problem(input: InputSpec) -> str:
+    if min(input.height, input.width) >= SMALLEST_SIDE:
+        return ""
+    least, given = f"{SMALLEST_SIDE}x{SMALLEST_SIDE}", f"{input.height}x{input.width}"
+    return f"takes pictures of {least} pixels or more, these are {given}"
+
+
 def _digits(input: InputSpec, num_classes: int, settings: ModelConfig) -> nn.Module:
     return scratch_cnn(input, num_classes, hidden=(50,), dropout=settings.dropout)
 
@@ -84,18 +91,16 @@ def _photo(input: InputSpec, num_classes: int, settings: ModelConfig) -> nn.Modu
 register(
     ModelSpec(
         name="scratch-cnn",
-        summary="the book's CNN for digits: two convolutions, two linear layers",
         default_input=InputSpec(channels=1, height=28, width=28),
-        smallest_side=SMALLEST_SIDE,
+        problem=_problem,
         build=_digits,
     )
 )
 register(
     ModelSpec(
         name="scratch-cnn-photo",
-        summary="the book's CNN for photographs: two convolutions, three linear layers",
         default_input=InputSpec(channels=3, height=224, width=224),
-        smallest_side=SMALLEST_SIDE,
+        problem=_problem,
         build=_photo,
     )
 )

@@ -5,6 +5,7 @@ Weights only work with the normalization that they were trained with, so both ar
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import logging
@@ -17,34 +18,28 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import VGG16_Weights, get_model_weights
 
 from cvdist import storage
-from cvdist.config import BackboneConfig, Head, ModelConfig
+from cvdist.config import BackboneConfig, Head, ModelConfig, PreprocessConfig, TrainConfig, replace
 from cvdist.errors import UserError
 from cvdist.lock import locked
 from cvdist.log import redact
-from cvdist.models import heads
+from cvdist.models import state_dicts
+from cvdist.models.library import Preprocessing, cuts, file_shapes, named_weights
 from cvdist.models.registry import find, skeleton, with_head
 
 logger = logging.getLogger(__name__)
 
+Settings = TypeVar("Settings", TrainConfig, PreprocessConfig)
+
 SOCKET_TIMEOUT = 10.0  # seconds without a byte from the server
 WAIT_TIMEOUT = 1800.0  # seconds for another process of this node to finish its download
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How pictures are normalized: (pixel in [0, 1] - mean) / std, for each channel."""
-
-    name: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -54,8 +49,8 @@ class Origin:
     Attributes:
         source: torchvision's name, path or URI.
         digest: hexadecimal SHA-256 of the file.
-        preprocessing: the normalization that they were trained with.
-        note: for people, what was left out of the file because the model has another head; or empty.
+        preprocessing: how pictures are prepared for them.
+        note: for people, what was taken out of the file and what was left out; or empty.
     """
 
     source: str
@@ -72,55 +67,73 @@ class PretrainedWeights:
     state: Mapping[str, Tensor]
 
 
-def _of_torchvision(name: str, weights: Any) -> Preprocessing:
-    transforms = weights.transforms()
-    return Preprocessing(name, tuple(transforms.mean), tuple(transforms.std))
-
-
 # By the names that --weights-preprocessing takes.
 PREPROCESSING = {
-    preprocessing.name: preprocessing
-    for preprocessing in (
-        _of_torchvision("imagenet", VGG16_Weights.IMAGENET1K_V1),
-        _of_torchvision("vgg-features", VGG16_Weights.IMAGENET1K_FEATURES),
-    )
+    weights.preprocessing.name: weights.preprocessing for weights in named_weights("vgg16").values()
 }
 
 
 def preprocessing(settings: BackboneConfig) -> Preprocessing | None:
-    """Return the normalization that the configured weights need, or None if there are no weights.
+    """Return the preprocessing that the configured weights need, or None if there are no weights.
 
-    No file is read, so a job can call this before it starts anything.
+    For a file it is that of the model's first weights, with the normalization of `--weights-preprocessing` if
+    that is given. No file is read, so a job can call this before it starts anything.
 
     Raises:
-        UserError: if the normalization isn't known, contradicts torchvision's, or the model takes no weights.
+        UserError: if the normalization isn't known, contradicts the weights', or the model takes no weights.
     """
     find(settings.name).check_settings(with_head(settings))
-    stated = PREPROCESSING[settings.weights_preprocessing] if settings.weights_preprocessing else None
     if not settings.has_weights:
-        if stated:
+        if settings.weights_preprocessing:
             raise UserError("--weights-preprocessing is for the file that --weights names: name one")
         return None
-    named = _torchvision_weights(settings)
-    if named is None:
-        if stated is None:
+    named = named_weights(settings.name)
+    if settings.weights in named:
+        known = named[settings.weights].preprocessing
+        if settings.weights_preprocessing not in ("", known.name):
             raise UserError(
-                f"--weights {redact(settings.weights)} is none of torchvision's for {settings.name} "
-                f"({_names(settings)}), so a file: set --weights-preprocessing to the normalization that it "
-                f"was trained with, {' or '.join(PREPROCESSING)}"
+                f"--weights {settings.weights} follows the normalization {known.name or known.mean}: leave out "
+                f"--weights-preprocessing {settings.weights_preprocessing}"
             )
-        return stated
-    expected = _of_torchvision("", named)
-    known = next(p for p in PREPROCESSING.values() if (p.mean, p.std) == (expected.mean, expected.std))
-    if stated not in (None, known):
+        return known
+    usual = next(iter(named.values())).preprocessing
+    if settings.weights_preprocessing:
+        stated = PREPROCESSING[settings.weights_preprocessing]
+        return dataclasses.replace(usual, name=stated.name, mean=stated.mean, std=stated.std)
+    if len({(one.preprocessing.mean, one.preprocessing.std) for one in named.values()}) > 1:
         raise UserError(
-            f"--weights {settings.weights} follows the normalization {known.name}: leave out "
-            f"--weights-preprocessing {settings.weights_preprocessing}"
+            f"--weights {redact(settings.weights)} is none of torchvision's for {settings.name} "
+            f"({', '.join(named)}), so a file: set --weights-preprocessing to the normalization that it "
+            f"was trained with, {' or '.join(PREPROCESSING)}"
         )
-    return known
+    return usual
 
 
-def prepare(settings: ModelConfig) -> None:
+def with_preprocessing(config: Settings) -> Settings:
+    """Return a job's settings with the size and the resizing that the weights expect, if it leaves them open.
+
+    Args:
+        config: has the groups `data` and `model`.
+
+    Raises:
+        UserError: as `preprocessing`.
+    """
+    data, model = config.data, config.model
+    if data.image_size and data.resize != "weights":
+        return config
+    needs = preprocessing(model)
+    usual = needs.size if needs is not None else find(model.name).default_input.height
+    size = data.image_size or usual
+    resize = data.resize
+    if resize == "weights":
+        resize = "squash" if needs is None else needs.resize
+        if size != usual and needs is not None:  # the same part of the picture
+            kind, side, how = resize.split(":")
+            resize = f"{kind}:{round(int(side) * size / usual)}:{how}"
+    return replace(config, image_size=size, resize=resize)
+
+
+def prepare(settings: BackboneConfig) -> None:
     """Download the configured weights to this node if necessary, and check that they can be used.
 
     Raises:
@@ -128,7 +141,7 @@ def prepare(settings: ModelConfig) -> None:
     """
     preprocessing(settings)
     if settings.has_weights:
-        load(settings, skeleton(settings).state_dict())
+        load(settings, skeleton(with_head(settings)))
 
 
 def origin(model: nn.Module) -> Origin | None:
@@ -136,74 +149,78 @@ def origin(model: nn.Module) -> Origin | None:
     return getattr(model, "origin", None)
 
 
-def load(
-    settings: ModelConfig, expected: Mapping[str, Tensor], *, last_layer: bool = False
-) -> PretrainedWeights:
+def load(settings: BackboneConfig, model: nn.Module, *, last_layer: bool = False) -> PretrainedWeights:
     """Load the configured weights for a model.
 
     Args:
         settings: names the weights.
-        expected: state dict of the model; only names and shapes are used.
+        model: a `TransferModel`; only the names and shapes of its tensors are used.
         last_layer: whether to include the last layer of the file's classifier, for as many classes as it has.
 
     Returns:
-        The weights of all convolutions. If the file has a classifier with the model's head, also those of the
-        classifier, without its last layer unless `last_layer` is given.
+        The weights of all layers in front of the head. If the file has the model's head, also those of the
+        head, without its last layer unless `last_layer` is given.
 
     Raises:
         UserError: if the weights are missing, damaged, or belong to another architecture.
     """
-    normalization = preprocessing(settings)
-    assert normalization is not None, "asked for weights without naming any"
-    with _local_file(settings, normalization) as path:
+    needs = preprocessing(settings)
+    assert needs is not None, "asked for weights without naming any"
+    with _local_file(settings) as path:
         source = redact(settings.weights)
-        content = _read(path, source)
-        theirs, ours = heads.detect_head(content), settings.head_size
-        other = theirs is not None and theirs != ours and _has_classifier(content)
-        if other:
-            content = _convolutions(content)
-        state = _suitable(content, expected, source, settings.name)
-        if last_layer and _has_classifier(content):
-            state |= _last_layer(content, expected, source, settings.name)
+        opened = state_dicts.open_state(
+            _read(path, source), source, file_shapes(settings.name), model.state_dict()
+        )
+        fitted = state_dicts.fit(
+            opened.state, settings.name, source, file_shapes(settings.name), model, last_layer
+        )
         # Of the file, not of the tensors: `sha256sum` tells the same, and torchvision's file names begin it.
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    note = f"its convolutions only: {theirs} in the file, {ours} in the model" if other else ""
-    return PretrainedWeights(Origin(source, digest, normalization, note), state)
+    note = "; ".join(one for one in (opened.note, fitted.note) if one)
+    return PretrainedWeights(Origin(source, digest, needs, note), fitted.state)
 
 
 def with_head_of_file(settings: ModelConfig) -> ModelConfig:
-    """Return `settings` with the head of the configured weights, or unchanged if these have no known head.
+    """Return `settings` with the head of the configured weights: one of ours on maps, or the network's own.
 
     Raises:
         UserError: if the weights are missing or damaged.
     """
-    normalization = preprocessing(settings)
-    assert normalization is not None, "asked for weights without naming any"
-    with _local_file(settings, normalization) as path:
-        size = heads.detect_head(_read(path, redact(settings.weights)))
-    if size is None:
-        return settings
-    return dataclasses.replace(settings, head=cast(Head, size.name), hidden_size=size.hidden_size)
+    with _local_file(settings) as path:
+        source, shapes = redact(settings.weights), file_shapes(settings.name)
+        content = state_dicts.open_state(_read(path, source), source, shapes, {}).state
+    own = dataclasses.replace(settings, head="linear", features_at="pooled")
+    names: tuple[Head, ...] = ("vgg", "mlp", "linear") if cuts(settings.name).maps else ()
+    hidden = len(content["classifier.0.weight"]) if "classifier.0.weight" in content else 0
+    on_maps = [
+        dataclasses.replace(settings, head=head, features_at="maps", hidden_size=hidden * (head != "linear"))
+        for head in names
+    ]
+    # VGG's own classifier is the head `vgg`. The other networks' own ones come before heads of ours.
+    for one in (*on_maps[:1], own, *on_maps[1:]):
+        if state_dicts.has_head(content, skeleton(one)):
+            return one
+    # No head at all: one that the file's layers are enough for.
+    return next((one for one in (own, *on_maps[:1]) if state_dicts.has_backbone(content, skeleton(one))), own)
 
 
 # ------------------------------------------------------------------------------------------------- finding
 
 
 @contextmanager
-def _local_file(settings: ModelConfig, normalization: Preprocessing) -> Iterator[Path]:
+def _local_file(settings: BackboneConfig) -> Iterator[Path]:
     """Provide the path of a local copy of the weights' file.
 
     The path is valid inside of the context. A memory mapping of the file stays valid afterwards.
     """
-    source, named = settings.weights, _torchvision_weights(settings)
+    source, named = settings.weights, named_weights(settings.name).get(settings.weights)
     if named is not None:
         try:
-            path = fetch(named.url)
+            path = fetch(named.url, named.file)
         except DownloadError as error:
             raise UserError(
-                f"--weights {source}: {error}. A file that you have serves as well: "
-                f"--weights FILE --weights-preprocessing {normalization.name}"
+                f"--weights {source}: {error}. A file that you have serves as well: --weights FILE"
             ) from error
         yield path
     elif "://" in source:
@@ -213,18 +230,9 @@ def _local_file(settings: ModelConfig, normalization: Preprocessing) -> Iterator
         if not path.is_file():
             raise UserError(
                 f"--weights {source}: there is no such file; torchvision's names for {settings.name} are "
-                f"{_names(settings)}"
+                f"{', '.join(named_weights(settings.name))}"
             )
         yield path
-
-
-def _torchvision_weights(settings: BackboneConfig) -> Any:
-    """Return the member of torchvision's enum that `--weights` names, or None if it names a file."""
-    return get_model_weights(settings.name).__members__.get(settings.weights)
-
-
-def _names(settings: BackboneConfig) -> str:
-    return ", ".join(weights.name for weights in get_model_weights(settings.name))
 
 
 def _brought(uri: str) -> Path:
@@ -258,11 +266,15 @@ class DownloadError(Exception):
     """Raised with one line that says what could not be downloaded, and why."""
 
 
-def fetch(url: str) -> Path:
+def fetch(url: str, file: str = "") -> Path:
     """Download a file to the cache of `torch.hub`, unless it is there; once for all processes of a node.
 
     The content is checked against the first digits of its SHA-256 in the file's name, if the name has them, as
     torchvision's do.
+
+    Args:
+        url: where the file is.
+        file: its name in the cache; empty: that in the URL.
 
     Returns:
         The path of the file.
@@ -271,7 +283,7 @@ def fetch(url: str) -> Path:
         DownloadError: if the server does not answer, sends something else, or the cache can't be written.
     """
     folder = _cache()
-    path = folder / Path(urlsplit(url).path).name
+    path = folder / (file or Path(urlsplit(url).path).name)
     if path.is_file():
         return path
     try:
@@ -299,16 +311,19 @@ def _download(url: str, path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- reading
 
 
-def _read(path: Path, source: str) -> dict[str, Tensor]:
-    """Read the tensors of a file by name.
+def _read(path: Path, source: str) -> Any:
+    """Read what a file holds: a state dict, or one among other things.
 
     Raises:
-        UserError: if the file is damaged or is not a state dict.
+        UserError: if the file is damaged.
     """
     # Mapped, so that workers of one node share its pages; torchvision's oldest files can't be.
     mapped = zipfile.is_zipfile(path)
     try:
-        with warnings.catch_warnings():
+        if state_dicts.is_safetensors(path):
+            return load_file(path)
+        # What training scripts keep beside the weights, such as torchvision's and timm's.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong with a file is said below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged bytes raise all sorts of things
@@ -318,12 +333,6 @@ def _read(path: Path, source: str) -> dict[str, Tensor]:
                 "with torch.save(model.state_dict(), FILE)"
             ) from error
         raise UserError(f"--weights {source} {_what_is_wrong(path, mapped, error)}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        kind = f"a dictionary of {', '.join(map(str, content))}"[:100] if isinstance(content, dict) else ""
-        raise UserError(
-            f"--weights {source} holds {kind or 'a ' + type(content).__name__}, not a state dict (tensors by "
-            "name): save the model with torch.save(model.state_dict(), FILE)"
-        )
     return content
 
 
@@ -355,93 +364,23 @@ def _what_is_wrong(path: Path, is_zip: bool, error: Exception) -> str:
         return f"is cut short: its end is missing after {size:,} bytes. Copy or download it again"
     if head.startswith(b"\x1f\x8b"):
         return "is compressed by gzip: unpack it"
-    if head.startswith(b"\x89HDF") or head[8:10] == b'{"':
-        kind = "an HDF5 file, as Keras writes them" if head.startswith(b"\x89") else "a safetensors file"
-        return f"is {kind}: load it, and save the tensors by name with torch.save"
+    if head.startswith(b"\x89HDF"):
+        return "is an HDF5 file, as Keras writes them: load it, and save the tensors by name with torch.save"
     return (
         f"is damaged, cut short or not a file of torch.save ({type(error).__name__}, {size:,} bytes): copy or "
         "download it again"
     )
 
 
-def _suitable(
-    state: dict[str, Tensor], expected: Mapping[str, Tensor], source: str, model: str
-) -> dict[str, Tensor]:
-    """Select the entries of `state` that the model takes over.
-
-    Raises:
-        UserError: naming the first layer that differs, with both shapes.
-    """
-    last = heads.last_layer(expected)
-    has_classifier = _has_classifier(state)
-    state = {name: tensor for name, tensor in state.items() if not last or not name.startswith(last)}
-    wanted = {name: tensor for name, tensor in expected.items() if not last or not name.startswith(last)}
-    if not has_classifier:
-        state, wanted = _convolutions(state), _convolutions(wanted)
-    for name in [*wanted, *(name for name in state if name not in wanted)]:
-        # Files older than PyTorch 0.4.1 have no such counters, and nothing here reads them.
-        if name.endswith("num_batches_tracked"):
-            continue
-        theirs, ours = _shape(state.get(name)), _shape(wanted.get(name))
-        if theirs != ours:
-            raise UserError(
-                f"--weights {source} is not of {model}: {name} is {theirs} in the file and {ours} in the model"
-            )
-        if not _finite(state[name]):
-            raise UserError(f"--weights {source} is damaged: {name} has values that are not finite")
-    return state
-
-
-def _convolutions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` without the tensors of its classifier."""
-    return {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
-
-
-def _last_layer(
-    content: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, model: str
-) -> dict[str, Tensor]:
-    """Return weight (classes, inputs) and bias (classes,) of the file's last layer, by name.
-
-    Raises:
-        UserError: if the file has no last layer that fits the model.
-    """
-    last = heads.last_layer(expected)
-    weight, bias = (content.get(f"{last}{name}") for name in ("weight", "bias"))
-    inputs = expected[f"{last}weight"].shape[1]
-    if weight is None or bias is None or weight.shape != (len(bias), inputs):
-        raise UserError(
-            f"--weights {source} is not of {model}: {last}weight is {_shape(weight)} in the file, and the "
-            f"model's has {inputs} inputs"
-        )
-    return {f"{last}weight": weight, f"{last}bias": bias}
-
-
 def names(model: str) -> list[str]:
     """Return the names of torchvision's weights for `model`; empty for a model that is not torchvision's."""
-    return list(get_model_weights(model).__members__) if find(model).pretrained else []
+    return list(named_weights(model)) if find(model).stages is not None else []
 
 
 def class_names(settings: ModelConfig) -> tuple[str, ...]:
-    """Return the classes that torchvision's weights were trained on; empty for a file."""
-    named = _torchvision_weights(settings)
-    return tuple(named.meta["categories"]) if named is not None else ()
-
-
-def _has_classifier(state: Mapping[str, Tensor]) -> bool:
-    """Return whether there is a classifier with finite values.
-
-    The classifier in torchvision's file IMAGENET1K_FEATURES consists of NaN.
-    """
-    return any(_finite(tensor) for name, tensor in state.items() if name.startswith("classifier."))
-
-
-def _finite(tensor: Tensor) -> bool:
-    # Of the sum: a NaN or an infinity stays one in it, and no second tensor of that size is needed.
-    return bool(tensor.float().sum().isfinite())
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "x".join(map(str, tensor.shape)) if tensor is not None else "absent"
+    """Return the classes of the configured weights; for a file, those of the model's first weights."""
+    named = named_weights(settings.name)
+    return named.get(settings.weights, next(iter(named.values()))).classes
 
 
 def _one_line(error: Exception) -> str:

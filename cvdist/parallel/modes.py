@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -20,11 +19,11 @@ from cvdist.data.sampler import partition
 from cvdist.distributed.ranks import RankInfo
 from cvdist.distributed.tensor_shard import TensorShard
 from cvdist.distributed.traffic import Traffic, ring_bytes
+from cvdist.models.frozen import FrozenAndTrained
 from cvdist.parallel.head import Workers, split_classifier
 
 logger = logging.getLogger(__name__)
 
-CLASSIFIER = "classifier"  # name of the child module whose linear layers can be split
 POWERSGD_START = 10  # steps whose gradients are averaged exactly, before PowerSGD begins to approximate them
 
 
@@ -117,12 +116,14 @@ class SplitHead:
 
     name = "head"
 
-    def __init__(self, worker: RankInfo, trained: nn.Module, settings: ParallelConfig, *, cached: bool) -> None:
-        """Split `trained.classifier` in place, which the whole model shares.
+    def __init__(
+        self, worker: RankInfo, modules: FrozenAndTrained, settings: ParallelConfig, *, cached: bool
+    ) -> None:
+        """Split the head in place, which the whole model shares.
 
         Args:
             worker: This worker.
-            trained: The trained modules.
+            modules: The model.
             settings: How gradients are averaged in front of the classifier.
             cached: Whether batches are cached features.
 
@@ -133,23 +134,18 @@ class SplitHead:
         self.random_rank = 0  # all workers draw what one process would draw
         self.counts = not cached or worker.rank == 0
         self.traffic = Traffic(worker.device)
-        self._worker, self._trained, self._cached = worker, trained, cached
-        classifier = trained.get_submodule(CLASSIFIER)
+        self._worker, self._trained, self._cached = worker, modules.trained, cached
+        classifier = modules.trained.get_submodule(modules.head)
         assert isinstance(classifier, nn.Sequential)
         shards = split_classifier(classifier, Workers(worker.device, self.traffic), gather=not cached)
         self.shards: Mapping[str, TensorShard] = {
-            f"{CLASSIFIER}.{name}": shard for name, shard in shards.items()
+            f"{modules.head}.{name}": shard for name, shard in shards.items()
         }
         self._averaged: DistributedDataParallel | None = None
-        self.replica = self._replica(settings)
-
-    def _replica(self, settings: ParallelConfig) -> nn.Module:
-        children = OrderedDict(self._trained.named_children())
-        before = nn.Sequential(OrderedDict((k, v) for k, v in children.items() if k != CLASSIFIER))
-        if list(children)[-1] != CLASSIFIER or not any(p.requires_grad for p in before.parameters()):
-            return self._trained
-        self._averaged = averaging(before, self._worker, settings, self.traffic)
-        return nn.Sequential(self._averaged, children[CLASSIFIER])
+        self.replica: nn.Module = modules.trained
+        if modules.backbone is not None:
+            self._averaged = averaging(modules.backbone, worker, settings, self.traffic)
+            self.replica = nn.Sequential(self._averaged, classifier)
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:

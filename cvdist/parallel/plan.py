@@ -18,7 +18,7 @@ from cvdist.models.frozen import FrozenAndTrained
 from cvdist.parallel import cost, measure
 from cvdist.parallel.cost import Cost, Machine, Work
 from cvdist.parallel.head import linear_layers
-from cvdist.parallel.modes import CLASSIFIER, DataParallel, Mode, SplitHead, powersgd_bytes
+from cvdist.parallel.modes import DataParallel, Mode, SplitHead, powersgd_bytes
 
 _MIN_SPEEDUP = (
     1.1  # `auto` splits the head only if that is faster by a tenth: data parallelism is the plainer way
@@ -95,7 +95,7 @@ def choose_plan(
         torch.cuda.reset_peak_memory_stats(worker.device)
     mode: Mode
     if name == "head":
-        mode = SplitHead(worker, modules.trained, settings, cached=loader.features)
+        mode = SplitHead(worker, modules, settings, cached=loader.features)
     else:
         mode = DataParallel(worker, modules.trained, settings)
     note = describe(name, reason, settings, work, machine, workers)
@@ -163,11 +163,11 @@ def step_work(
     work = Work(batch_size, flops, trained)
     if loader.features:
         frozen_flops = 0.0
-    layers = can_split(modules.trained, workers)
+    layers = can_split(modules, workers)
     if layers is None:
         return work, frozen_flops
     first, second = layers
-    in_classifier = sum(p.numel() for p in modules.trained.get_submodule(CLASSIFIER).parameters())
+    in_classifier = sum(p.numel() for p in _head(modules).parameters())
     split = sum(p.numel() for p in first.parameters()) + second.weight.numel()
     # Behind trained convolutions, the first linear layer is not the last one whose gradient is computed.
     early = in_classifier - sum(p.numel() for p in first.parameters()) if trained == in_classifier else 0
@@ -183,10 +183,10 @@ def step_work(
     return work, frozen_flops
 
 
-def can_split(trained: nn.Module, workers: int) -> tuple[nn.Linear, nn.Linear] | None:
-    """Return the two linear layers of `trained` that can be split over `workers`, or None if there are none."""
+def can_split(modules: FrozenAndTrained, workers: int) -> tuple[nn.Linear, nn.Linear] | None:
+    """Return the two linear layers of the head that can be split over `workers`, or None if there are none."""
     try:
-        (_, first), (_, second) = linear_layers(_classifier(trained), workers)
+        (_, first), (_, second) = linear_layers(_head(modules), workers)
     except UserError:
         return None
     return first, second
@@ -201,7 +201,7 @@ def _measure_classifier(
     say, so the rates are reduced to what explains the time that they took.
     """
     rate, latency = measure.link(worker.device)
-    classifier = modules.trained.get_submodule(CLASSIFIER)
+    classifier = _head(modules)
     assert isinstance(classifier, nn.Sequential)
     first = next(layer for layer in classifier if isinstance(layer, nn.Linear))
     local = -(-work.batch // worker.world_size)
@@ -236,8 +236,8 @@ def _gradient_bytes(work: Work, settings: ParallelConfig) -> float:
     return 2.0 if kind == "bf16" else 4.0
 
 
-def _classifier(trained: nn.Module) -> nn.Module:
-    return dict(trained.named_children()).get(CLASSIFIER, nn.Identity())
+def _head(modules: FrozenAndTrained) -> nn.Module:
+    return modules.trained.get_submodule(modules.head) if modules.head else nn.Identity()
 
 
 def _require_use(settings: ParallelConfig, modules: FrozenAndTrained, workers: int) -> None:
@@ -248,13 +248,13 @@ def _require_use(settings: ParallelConfig, modules: FrozenAndTrained, workers: i
     """
     if settings.mode != "head":
         return
-    classifier = _classifier(modules.trained)
+    classifier = _head(modules)
     linear_layers(classifier, workers)
     others = set(modules.trained.parameters()) - set(classifier.parameters())
     if settings.gradient_compression != "none" and not any(p.requires_grad for p in others):
         raise UserError(
             f"--gradient-compression {settings.gradient_compression}: with --parallel head this run averages "
-            "no gradients: leave it out, or train blocks of convolutions with --trainable-blocks"
+            "no gradients: leave it out, or train some of its stages with --trainable-stages"
         )
 
 

@@ -68,9 +68,8 @@ def resolved(inference: InferenceConfig, saved: SavedModel) -> InferenceConfig:
         raise UserError(
             f"{saved.source} takes {shape}: only square pictures, gray or in color, can be classified"
         )
-    learned = saved.data.resize if saved.data is not None and saved.data.dataset == "images" else "squash"
     chosen = inference.precision if inference.precision != "auto" else saved.precision
-    return replace(inference, resize=inference.resize or learned, precision=chosen)
+    return replace(inference, resize=inference.resize or saved.learned_resize(), precision=chosen)
 
 
 def identity_of(config: PredictConfig, saved: SavedModel) -> dict[str, Any]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cvdist import models
-from cvdist.config import DataConfig, Head, ModelConfig, PrecisionName
+from cvdist.config import DataConfig, PrecisionName
 from cvdist.errors import UserError
-from cvdist.models.registry import BLOCKS, find
 from cvdist.results import ModelIdentity
 from cvdist.tracking import RunRef
 
@@ -36,6 +34,7 @@ class SavedModel:
         data: The data that the run was trained on, if it is known.
         precision: The precision that the run was trained in; `auto` if it is not known.
         model_id: MLflow's id of a logged model, else empty.
+        resize: How pictures are brought to the model's size, as `PicturesConfig.resize`; empty if not known.
         has_classifier: Whether the classifier was trained. False for weights of convolutions alone, whose
             linear layers are random here.
     """
@@ -50,6 +49,7 @@ class SavedModel:
     data: DataConfig | None = None
     precision: PrecisionName = "auto"
     model_id: str = ""
+    resize: str = ""
     has_classifier: bool = True
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -63,6 +63,14 @@ class SavedModel:
         run = re.fullmatch(r"runs:/\w+ \((.+)\)", self.source)
         return run[1] if run else self.source
 
+    def learned_resize(self) -> str:
+        """Return how the pictures that the model has learned from were brought to its size."""
+        return (
+            self.data.resize
+            if self.data is not None and self.data.dataset == "images"
+            else self.resize or "squash"
+        )
+
     def require_classifier(self) -> None:
         """Check that the model can classify.
 
@@ -71,8 +79,8 @@ class SavedModel:
         """
         if not self.has_classifier:
             raise UserError(
-                f"{self.source} has only convolutions and no classifier: train one on top of it with "
-                "python jobs/train.py dogs-cats-vgg16, and name that run"
+                f"{self.source} has no classifier: train one on top of it with python jobs/train.py "
+                "transfer, and name that run"
             )
 
 
@@ -90,15 +98,9 @@ def rebuild(identity: ModelIdentity, state: Mapping[str, Tensor], source: str) -
     Raises:
         UserError: If there is no such architecture, or names or shapes of the tensors are not those of it.
     """
-    spec = find(identity.name)
-    # With all blocks trainable, a pretrained architecture can be built without pretrained weights.
-    settings = ModelConfig(name=identity.name, trainable_blocks=BLOCKS if spec.pretrained else 0)
-    if identity.head:
-        head = cast(Head, identity.head)
-        settings = dataclasses.replace(settings, head=head, hidden_size=identity.hidden_size)
     shape = models.InputSpec(identity.channels, identity.height, identity.width)
-    with torch.device("meta"):  # shapes only: the values follow from `state`
-        model = models.build_model(settings, shape, len(identity.classes))
+    # Shapes only: the values follow from `state`.
+    model = models.skeleton(models.settings_of(identity), len(identity.classes), shape)
     try:
         # Copy each tensor: it may be mapped from a file or belong to another model.
         tensors = {

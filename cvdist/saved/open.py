@@ -15,8 +15,7 @@ from cvdist.config import ModelConfig, SavedModelConfig
 from cvdist.errors import UserError
 from cvdist.features.fingerprint import digest
 from cvdist.log import redact
-from cvdist.models import heads, weights
-from cvdist.models.registry import BLOCKS
+from cvdist.models import weights
 from cvdist.models.weights import PREPROCESSING
 from cvdist.results import ModelIdentity
 from cvdist.saved.model import SavedModel, rebuild
@@ -41,7 +40,7 @@ def open_model(settings: SavedModelConfig) -> SavedModel:
                 f"{source}: torchvision's weights for {named[1]} are "
                 f"{', '.join(weights.names(named[1])) or 'none'}"
             )
-        return _from_weights(ModelConfig(name=named[1], weights=named[2], trainable_blocks=BLOCKS), source)
+        return _from_weights(ModelConfig(name=named[1], weights=named[2]), source)
     if source.startswith(("runs:/", "models:/")):
         return _from_mlflow(settings)
     if "://" in source or Path(source).expanduser().exists() or "/" in source:
@@ -64,15 +63,14 @@ def _from_path(settings: SavedModelConfig) -> SavedModel:
         return _from_checkpoint(settings, source.rpartition("/")[0] or ".")
     if not settings.model:
         raise UserError(
-            f"{redact(source)} is a file of weights: name its architecture with --model, one of "
-            f"{', '.join(name for name in models.names() if models.find(name).pretrained)}"
+            f"{redact(source)} is a file of weights: name its architecture with --model, a classifier of "
+            "torchvision such as mobilenet_v2 or vgg16"
         )
     return _from_weights(
         ModelConfig(
             name=settings.model,
             weights=source,
             weights_preprocessing=settings.weights_preprocessing,
-            trainable_blocks=BLOCKS,
         ),
         redact(source),
     )
@@ -105,10 +103,16 @@ def _from_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
     normalization = saved.normalization
     if settings.weights_preprocessing:
         stated = PREPROCESSING[settings.weights_preprocessing]
-        normalization = Normalization(stated.mean, stated.std)
+        normalization = Normalization(stated.mean, stated.std, normalization.resize)
     model = rebuild(saved.model, tensors, redact(uri))
     return SavedModel(
-        model, saved.model, normalization.mean, normalization.std, redact(uri), digest(model.state_dict())
+        model,
+        saved.model,
+        normalization.mean,
+        normalization.std,
+        redact(uri),
+        digest(model.state_dict()),
+        resize=normalization.resize,
     )
 
 
@@ -116,39 +120,35 @@ def _from_weights(settings: ModelConfig, source: str) -> SavedModel:
     """Open weights of torchvision, or a file that holds a state dict."""
     input = models.find(settings.name).default_input
     try:
-        normalization = models.preprocessing(settings)
+        needs = models.preprocessing(settings)
         settings = weights.with_head_of_file(settings)
-        expected = models.skeleton(settings).state_dict()
+        expected = models.skeleton(settings)
         found = weights.load(settings, expected, last_layer=True)
     except UserError as error:
         # The message names a flag of training, but here the weights are the positional argument.
         raise UserError(str(error).replace("--weights ", "MODEL ", 1)) from error
-    assert normalization is not None, "weights are named"
-    last = found.state.get(f"{heads.last_layer(expected)}bias")
+    assert needs is not None, "weights are named"
+    last = found.state.get(f"{expected.last_layer}.weight")
     classes = _NO_CLASSIFIER_CLASSES if last is None else _classes(settings, len(last))
-    identity = ModelIdentity(
-        settings.name, classes, input.channels, input.height, input.width, *models.head_of(settings)
-    )
+    identity = models.identity_of(settings, classes, input)
     state = dict(found.state)
-    if last is None:
-        expected = models.skeleton(settings, len(classes)).state_dict()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed("classifier"))
-            for name, tensor in expected.items():
-                if name not in state and name.startswith("classifier."):
-                    state[name] = torch.empty(tensor.shape).uniform_(-1, 1) / max(tensor.shape[-1], 1) ** 0.5
-    for name, tensor in expected.items():
-        # Files from before PyTorch 0.4.1 have no batch counters, which are not used in evaluation mode.
-        if name.endswith("num_batches_tracked"):
-            state.setdefault(name, torch.zeros((), dtype=tensor.dtype))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("classifier"))
+        for name, tensor in models.skeleton(settings, len(classes)).state_dict().items():
+            if name not in state and name.startswith(f"{expected.head_name}."):
+                state[name] = torch.empty(tensor.shape).uniform_(-1, 1) / max(tensor.shape[-1], 1) ** 0.5
+            elif name.endswith("num_batches_tracked"):
+                # Files from before PyTorch 0.4.1 have no batch counters, which are not used in evaluation mode.
+                state.setdefault(name, torch.zeros((), dtype=tensor.dtype))
     model = rebuild(identity, state, source)
     return SavedModel(
         model,
         identity,
-        normalization.mean,
-        normalization.std,
+        needs.mean,
+        needs.std,
         source,
         digest(model.state_dict()),
+        resize=needs.resize,
         has_classifier=last is not None,
     )
 
@@ -159,7 +159,5 @@ def _classes(settings: ModelConfig, count: int) -> tuple[str, ...]:
     They are those of the weights or, for a file with as many classes as ImageNet, those of ImageNet, else
     numbers.
     """
-    names = weights.class_names(settings) or weights.class_names(
-        ModelConfig(name=settings.name, weights="IMAGENET1K_V1")
-    )
+    names = weights.class_names(settings)
     return names if len(names) == count else tuple(str(number) for number in range(count))

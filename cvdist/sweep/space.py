@@ -169,7 +169,7 @@ def _default_dimensions(config: TrainConfig) -> tuple[Dimension, ...]:
     """Return the search space of a sweep without `--search`, around the values of `config`."""
     lr, decay = config.optimizer.lr, config.optimizer.weight_decay or 1e-4
     words = [f"lr={lr / 10:g}:{lr * 10:g}:log", f"weight-decay={decay / 100:g}:{decay * 100:g}:log"]
-    if config.model.has_weights and "head" in _fields():
+    if config.model.has_weights and config.model.cut == "maps" and "head" in _fields():
         words.append("head=vgg,mlp,linear")
     words.append("dropout=0:0.8")
     return tuple(map(_parse_one, words))

@@ -172,7 +172,7 @@ def save(run: Run, *, step: int = 0) -> None:
                 progress,
                 run.best,
                 state,
-                Normalization(run.info.mean, run.info.std),
+                Normalization(run.info.mean, run.info.std, run.config.data.resize),
                 parallel=run.mode.name,
                 workers=count if split else 0,
                 made_with=run.made_with,

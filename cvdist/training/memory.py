@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cvdist import models
-from cvdist.config import CUDA_GRAPHS, TrainConfig, replace
+from cvdist.config import CUDA_GRAPHS, TrainConfig
 from cvdist.errors import UserError
 from cvdist.models.frozen import FrozenAndTrained
 from cvdist.storage import Folder
@@ -121,14 +121,11 @@ def checkpoint_bytes(config: TrainConfig) -> int:
 
 
 def _built(config: TrainConfig, classes: int) -> FrozenAndTrained:
-    """The parts of the model, on the meta device."""
-    with torch.device("meta"):
-        # Past the check of settings: frozen layers without weights are of no use, but can be counted.
-        input = models.InputSpec(3, config.data.image_size, config.data.image_size)
-        if config.data.dataset != "images":
-            input = models.InputSpec(1, 28, 28)
-        bare = replace(config, weights="").model
-        return models.frozen_and_trained(models.find(config.model.name).build(input, classes, bare))
+    """The parts of the model, without values."""
+    input = models.InputSpec(3, config.data.image_size, config.data.image_size)
+    if config.data.dataset != "images":
+        input = models.InputSpec(1, 28, 28)
+    return models.frozen_and_trained(models.skeleton(config.model, classes, input))
 
 
 def _weights_and_state(config: TrainConfig, trained: nn.Module) -> tuple[int, int]:
@@ -237,27 +234,11 @@ def _without_values(bfloat16: bool) -> Iterator[tuple[_Counter, Any, Any]]:
         for tensor in tensors.values():
             counter.leave_out(tensor)
         parameters = [tensor for tensor in tensors.values() if tensor.requires_grad]
-        if isinstance(module, nn.Sequential):  # past a `forward` that saves a CPU's caches by portions
-            plain = {f"layers.{name}": tensor for name, tensor in tensors.items()}
-            return (lambda images: torch.func.functional_call(_Plain(module), plain, (images,))), parameters
         return (lambda images: torch.func.functional_call(module, tensors, (images,))), parameters
 
     counter = _Counter()
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield counter, autocast, imitate
-
-
-class _Plain(nn.Module):
-    """The layers of an `nn.Sequential`, one after the other."""
-
-    def __init__(self, layers: nn.Sequential) -> None:
-        super().__init__()
-        self.layers = layers
-
-    def forward(self, images: Tensor) -> Tensor:
-        for layer in self.layers:
-            images = layer(images)
-        return images
 
 
 class _Counter(TorchDispatchMode):

@@ -60,7 +60,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], n
         optimizer.load_state_dict(state)
     except ValueError as error:
         raise UserError(
-            f"checkpoint {name} trained other layers than this run does: set --trainable-blocks as it was, or "
+            f"checkpoint {name} trained other layers than this run does: set --trainable-stages as it was, or "
             "start under another --name"
         ) from error
     adam = isinstance(optimizer, torch.optim.AdamW)

@@ -37,7 +37,8 @@ def announce(run: Run) -> None:
     frozen = f", {run.frozen_parameters:,} frozen" if run.frozen_parameters else ""
     logger.info("model      %s, %s trained parameters%s", run.identity, f"{run.trained_parameters:,}", frozen)
     if origin is not None:
-        normalization, sha = origin.preprocessing.name, origin.digest[:16]
+        sha = origin.digest[:16]
+        normalization = origin.preprocessing.name or f"{origin.preprocessing.mean}, {origin.preprocessing.std}"
         logger.info("weights    %s, normalization %s, sha256 %s", origin.source, normalization, sha)
         if origin.note:
             logger.info("           %s", origin.note)

@@ -151,13 +151,8 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
 
 def _identity(config: TrainConfig, loader: Loader) -> ModelIdentity:
     info = loader.info
-    return ModelIdentity(
-        config.model.name,
-        info.classes,
-        info.channels,
-        info.height,
-        info.width,
-        *models.head_of(config.model),
+    return models.identity_of(
+        config.model, info.classes, models.InputSpec(info.channels, info.height, info.width)
     )
 
 

@@ -216,9 +216,9 @@ def test_steps_do_not_wait_for_the_card(tmp_path, photographs, weights, kind):
 def test_the_memory_that_is_foretold_is_what_it_takes(tmp_path, photographs, weights):
     for name, changes in {
         "frozen": {"hidden_size": 2048, "batch_size": 128},
-        "trained": {"trainable_blocks": 5, "batch_size": 128},
-        "portions": {"trainable_blocks": 5, "batch_size": 128, "accumulate_steps": 4},
-        "bfloat16": {"trainable_blocks": 5, "batch_size": 128, "precision": "bfloat16"},
+        "trained": {"trainable_stages": 5, "batch_size": 128},
+        "portions": {"trainable_stages": 5, "batch_size": 128, "accumulate_steps": 4},
+        "bfloat16": {"trainable_stages": 5, "batch_size": 128, "precision": "bfloat16"},
     }.items():
         settings = {
             "data": str(photographs),
@@ -242,7 +242,7 @@ def test_the_memory_that_is_foretold_is_what_it_takes(tmp_path, photographs, wei
     ],
 )
 def test_a_full_card_is_one_line_with_what_to_change(tmp_path, photographs, weights, changes, says):
-    settings = {"image_size": 224, "trainable_blocks": 5, "batch_size": 2, "valid_batch_size": 80, "epochs": 1}
+    settings = {"image_size": 224, "trainable_stages": 5, "batch_size": 2, "valid_batch_size": 80, "epochs": 1}
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(1.5e9 / total)
     try:
@@ -263,7 +263,7 @@ def test_killed_in_mid_epoch_it_ends_with_the_same_bits(tmp_path, photographs, w
         "weights": str(weights),
         "weights-preprocessing": "imagenet",
         "model": "vgg11",
-        "trainable-blocks": 2,
+        "trainable-stages": 2,
     }
     flags = {
         "data": photographs,

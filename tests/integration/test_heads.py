@@ -40,5 +40,7 @@ def test_one_cache_serves_all_heads_and_models_are_rebuilt_with_theirs(tmp_path)
     assert logged.identity.hidden_size == 8
     # Another head can't go on from it, and is told so.
     shutil.copytree(tmp_path / "mlp", tmp_path / "other")
-    with pytest.raises(UserError, match=re.escape("of model vgg11, mlp head of 8 hidden units (2 classes")):
+    with pytest.raises(
+        UserError, match=re.escape("of model vgg11, mlp head of 8 hidden units on maps (2 classes")
+    ):
         train(configs.replace(probe, name="other"))

@@ -26,6 +26,7 @@ from cvdist.config import PicturesConfig
 from cvdist.data.augment import luma
 from cvdist.data.images import formats
 from cvdist.data.images.containers import Jpeg, orientation, png_data, split, split_jpeg
+from cvdist.data.images.resizing import crop_middle
 
 FORMAT = 3  # changes whenever the same file would give other pixels
 CUT = "truncated: ends within the picture"
@@ -233,6 +234,8 @@ def resize_to_square(pixels: Tensor, size: int, resize: str, whole: tuple[int, i
         uint8 (size, size, 3).
     """
     height, width = whole or pixels.shape[1:]
+    if resize.startswith("crop:"):
+        return crop_middle(pixels, size, resize, (height, width)).permute(1, 2, 0).contiguous()
     if resize == "crop":
         side = max(1, round(min(height, width) / _CROP))
         top, left = (height - side) // 2, (width - side) // 2

@@ -85,7 +85,7 @@ def test_features_are_those_of_the_frozen_layers(chosen):
     extract(chosen)
     cached = opened(chosen)
     uncached = opened(chosen, features="")
-    frozen = models.build_frozen(chosen.model).module
+    frozen = models.build_frozen(chosen.model, chosen.data.image_size).module
     normal = models.preprocessing(chosen.model)
     uncached = loaders.open_loader(
         configs.replace(chosen, features=""), CPU, normalization=(normal.mean, normal.std)
@@ -117,7 +117,7 @@ def test_values_beyond_float16_are_refused(chosen, tmp_path):
 
 
 def test_the_middle_of_the_network_can_be_cached(chosen):
-    chosen = configs.replace(chosen, trainable_blocks=2)
+    chosen = configs.replace(chosen, trainable_stages=2)
     built, _ = extract(chosen)
     assert built.manifest.feature_shape == (256, 4, 4) and built.manifest.fingerprint.cut == "features.10"
     assert epoch(opened(chosen))[0].images.shape == (4, 256, 4, 4)
@@ -130,7 +130,7 @@ def test_a_cache_made_otherwise_is_refused(chosen, tmp_path):
     assert "--image-size: the cache has 32, asked for is 64" in refusal(chosen, image_size=64)
     assert "--resize: the cache has squash, asked for is crop" in refusal(chosen, resize="crop")
     assert "last frozen layer): the cache has features.20, asked for is features.15" in refusal(
-        chosen, trainable_blocks=1
+        chosen, trainable_stages=1
     )
     assert "--weights-preprocessing (mean)" in refusal(chosen, weights_preprocessing="vgg-features")
     assert "this run asks for augmentation" in refusal(chosen, rotation=5.0)
@@ -351,7 +351,7 @@ def test_no_secret_in_a_manifest(chosen):
 
 
 def test_models_without_frozen_layers_have_no_features(chosen):
-    for changes in ({"model": "scratch-cnn-photo", "weights": ""}, {"trainable_blocks": 5}):
+    for changes in ({"model": "scratch-cnn-photo", "weights": ""}, {"trainable_stages": 5}):
         with pytest.raises(UserError, match="has no frozen layers"):
             extract(configs.replace(chosen, **changes))
 

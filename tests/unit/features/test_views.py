@@ -20,7 +20,10 @@ def test_views_are_the_augmented_pictures(chosen):
     shards = {s.views for s in built.manifest.shards}
     assert shards == {2, 1}  # one for those to validate on
     features = made_up_features.everything(built.manifest, chosen.features.uri)
-    frozen, normal = models.build_frozen(chosen.model).module, models.preprocessing(chosen.model)
+    frozen, normal = (
+        models.build_frozen(chosen.model, chosen.data.image_size).module,
+        models.preprocessing(chosen.model),
+    )
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (normal.mean, normal.std))
     loader = opened(chosen)
     pixels, _ = loader.pictures("train", range(13))

@@ -70,7 +70,15 @@ def test_preprocess_takes_what_an_extraction_depends_on_and_where_it_runs():
         *("data", "image_size", "resize", "max_bad_fraction", "decode_workers"),
         *("horizontal_flip", "rotation", "translation", "random_resized_crop", "color_jitter"),
         *("features", "views", "features_dtype", "decoder", "shard_size", "extractors", "replace"),
-        *("model", "weights", "weights_preprocessing", "trainable_blocks", "precision", "channels_last"),
+        *(
+            "model",
+            "weights",
+            "weights_preprocessing",
+            "trainable_stages",
+            "features_at",
+            "precision",
+            "channels_last",
+        ),
         *("runtime", "device", "cpus_per_worker", "connect_timeout", "resource_timeout", "data_timeout"),
     }
 

@@ -21,25 +21,8 @@ from cvdist.config import ModelConfig, OptimizerConfig, TrainConfig
 from cvdist.errors import UserError
 from cvdist.models import InputSpec
 from cvdist.models.servable import ServableClassifier
-from cvdist.models.vgg import TransferVGG
 from cvdist.training.optimizer import build_optimizer, set_learning_rate
-from tests.helpers.networks import ALL, PHOTOS, without_memory
-
-
-def small(name="vgg11", trainable_blocks=0):
-    """Random convolutions of the real sizes under a classifier of 200 thousand weights, not 119 million."""
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        vgg = torchvision.models.get_model(name)
-    vgg.features.to_empty(device="cpu")
-    for layer in vgg.features:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.BatchNorm2d):
-            layer.reset_parameters()
-    vgg.classifier = nn.Sequential(nn.Linear(25088, 8), nn.ReLU(True), nn.Dropout(), nn.Linear(8, 2))
-    return TransferVGG(vgg, trainable_blocks)
+from tests.helpers.networks import ALL, PHOTOS, small, without_memory
 
 
 def pictures(n, height=32, width=32):
@@ -64,20 +47,20 @@ BLOCKS = [
 CLASSIFIER = (25_088 * 4_096 + 4_096) + (4_096 * 4_096 + 4_096) + (4_096 * 2 + 2)
 
 
-@pytest.mark.parametrize("trainable_blocks", range(6))
-def test_parameter_counts(trainable_blocks):
-    model = without_memory("vgg16", trainable_blocks)
+@pytest.mark.parametrize("trainable_stages", range(6))
+def test_parameter_counts(trainable_stages):
+    model = without_memory("vgg16", trainable_stages)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert CLASSIFIER == 119_554_050
     assert sum(p.numel() for p in model.parameters()) == sum(BLOCKS) + CLASSIFIER == 134_268_738
-    assert trained == CLASSIFIER + sum(BLOCKS[5 - trainable_blocks :])
+    assert trained == CLASSIFIER + sum(BLOCKS[5 - trainable_stages :])
 
 
 CLASSIFIER_NAMES = [f"classifier.{i}.{kind}" for i in (0, 3, 6) for kind in ("weight", "bias")]
 
 
 @pytest.mark.parametrize(
-    ("name", "trainable_blocks", "layers"),
+    ("name", "trainable_stages", "layers"),
     [
         ("vgg16", 0, []),
         ("vgg16", 1, [24, 26, 28]),
@@ -88,9 +71,9 @@ CLASSIFIER_NAMES = [f"classifier.{i}.{kind}" for i in (0, 3, 6) for kind in ("we
         ("vgg16_bn", 1, [34, 35, 37, 38, 40, 41]),
     ],
 )
-def test_the_last_blocks_are_trained(name, trainable_blocks, layers):
+def test_the_last_blocks_are_trained(name, trainable_stages, layers):
     expected = [f"features.{i}.{kind}" for i in layers for kind in ("weight", "bias")] + CLASSIFIER_NAMES
-    assert trained_names(without_memory(name, trainable_blocks)) == expected
+    assert trained_names(without_memory(name, trainable_stages)) == expected
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -106,14 +89,14 @@ def test_state_dict_is_torchvisions(name):
 # ------------------------------------------------------------------------------------------- the two parts
 
 
-@pytest.mark.parametrize("trainable_blocks", range(6))
+@pytest.mark.parametrize("trainable_stages", range(6))
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
-def test_one_part_after_the_other_is_the_model(name, trainable_blocks):
-    model = small(name, trainable_blocks).eval()
+def test_one_part_after_the_other_is_the_model(name, trainable_stages):
+    model = small(name, trainable_stages).eval()
     modules = models.frozen_and_trained(model)
     images = pictures(2)
     if modules.frozen is None:
-        assert trainable_blocks == 5 and modules.trained is model
+        assert trainable_stages == 5 and modules.trained is model
         return
     assert torch.equal(modules.trained(modules.frozen(images)), model(images))
     assert model.state_dict().keys() == modules.frozen.state_dict().keys() | modules.trained.state_dict().keys()
@@ -127,13 +110,11 @@ def test_one_part_after_the_other_is_the_model(name, trainable_blocks):
 
 def test_a_model_without_frozen_layers_is_its_trained_part():
     model = models.build_model(ModelConfig(), InputSpec(1, 28, 28), 10)
-    assert models.frozen_and_trained(model) == models.FrozenAndTrained(
-        frozen=None, trained=model, backbone=None
-    )
+    assert models.frozen_and_trained(model) == models.FrozenAndTrained(frozen=None, trained=model)
 
 
 def test_the_frozen_part_leaves_no_graph():
-    model = small(trainable_blocks=1).train()
+    model = small(trainable_stages=1).train()
     modules = models.frozen_and_trained(model)
     features = modules.frozen(pictures(2))
     assert not features.requires_grad
@@ -143,7 +124,7 @@ def test_the_frozen_part_leaves_no_graph():
 
 
 def test_frozen_batch_norms_stay_in_evaluation_mode():
-    model = small("vgg11_bn", trainable_blocks=1)
+    model = small("vgg11_bn", trainable_stages=1)
     modules = models.frozen_and_trained(model)
     for mode_of in (model, modules.frozen, modules.trained):
         mode_of.train()
@@ -155,7 +136,7 @@ def test_frozen_batch_norms_stay_in_evaluation_mode():
 
 
 def test_training_changes_the_trained_blocks_and_nothing_of_the_frozen_ones():
-    model = small("vgg11_bn", trainable_blocks=1).train()
+    model = small("vgg11_bn", trainable_stages=1).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = build_optimizer(model, OptimizerConfig(lr=0.1, momentum=0.9, weight_decay=0.1))
     for _ in range(2):
@@ -168,7 +149,7 @@ def test_training_changes_the_trained_blocks_and_nothing_of_the_frozen_ones():
     statistics = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     expected = {f"features.{i}.{kind}" for i in (23, 26) for kind in statistics}
     expected |= {f"features.{i}.{kind}" for i in (22, 25) for kind in ("weight", "bias")}
-    expected |= {f"classifier.{i}.{kind}" for i in (0, 3) for kind in ("weight", "bias")}
+    expected |= {f"classifier.{i}.{kind}" for i in (0, 3, 6) for kind in ("weight", "bias")}
     # A batch norm takes its convolution's bias away again, so that gradient is 0; decay leaves biases alone.
     assert expected - changed <= {"features.22.bias", "features.25.bias"}
     assert changed <= expected
@@ -184,10 +165,10 @@ def test_features_of_a_picture_do_not_depend_on_the_batch():
     torch.testing.assert_close(model(images)[:1], model(images[:1]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("trainable_blocks", [0, 2])
-def test_an_empty_share_takes_part_in_training(trainable_blocks):
+@pytest.mark.parametrize("trainable_stages", [0, 2])
+def test_an_empty_share_takes_part_in_training(trainable_stages):
     modules = models.frozen_and_trained(
-        small(trainable_blocks=trainable_blocks).to(memory_format=torch.channels_last).train()
+        small(trainable_stages=trainable_stages).to(memory_format=torch.channels_last).train()
     )
     scores = modules.trained(modules.frozen(pictures(0).to(memory_format=torch.channels_last)))
     assert scores.shape == (0, 2)
@@ -196,7 +177,7 @@ def test_an_empty_share_takes_part_in_training(trainable_blocks):
 
 
 def test_channels_last_is_the_same_function():
-    model, images = small(trainable_blocks=1).eval(), pictures(2)
+    model, images = small(trainable_stages=1).eval(), pictures(2)
     expected = model(images)
     modules = models.frozen_and_trained(model)  # before the conversion: they share the layers
     model.to(memory_format=torch.channels_last)
@@ -210,7 +191,7 @@ def test_any_size_from_32_on(height, width):
 
 
 def test_an_average_of_the_trained_part_stands_in_its_place():
-    model = small(trainable_blocks=1).eval()
+    model = small(trainable_stages=1).eval()
     modules = models.frozen_and_trained(model)
     average = AveragedModel(modules.trained, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     averaged = models.with_trained(model, average.module)
@@ -218,7 +199,7 @@ def test_an_average_of_the_trained_part_stands_in_its_place():
     assert torch.equal(averaged(images), model(images))
     average.update_parameters(modules.trained)  # the first update copies
     with torch.no_grad():
-        model.classifier[3].bias += 1.0
+        model.classifier[6].bias += 1.0
     average.update_parameters(modules.trained)
     # 0.9 of the old bias and 0.1 of the new one, which is larger by 1.
     torch.testing.assert_close(averaged(images) - model(images), torch.full((2, 2), -0.9), rtol=0, atol=1e-5)
@@ -231,14 +212,14 @@ def test_an_average_of_the_trained_part_stands_in_its_place():
 
 
 def test_exports_with_any_number_of_pictures():
-    servable = ServableClassifier(small(trainable_blocks=1), (0.5,) * 3, (0.2,) * 3).eval()
+    servable = ServableClassifier(small(trainable_stages=1), (0.5,) * 3, (0.2,) * 3).eval()
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     program = torch.export.export(servable, (pixels[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     torch.testing.assert_close(program.module()(pixels), servable(pixels))
 
 
 def test_backbone_has_a_learning_rate_of_its_own():
-    model = small(trainable_blocks=1)
+    model = small(trainable_stages=1)
     modules = models.frozen_and_trained(model)
     config = OptimizerConfig(weight_decay=0.5)
     optimizer = build_optimizer(modules.trained, config, backbone=modules.backbone, backbone_lr_scale=0.1)
@@ -253,8 +234,10 @@ def test_backbone_has_a_learning_rate_of_its_own():
         "features.18.bias": (slow, 0.0),
         "classifier.0.weight": (fast, 0.5),
         "classifier.3.weight": (fast, 0.5),
+        "classifier.6.weight": (fast, 0.5),
         "classifier.0.bias": (fast, 0.0),
         "classifier.3.bias": (fast, 0.0),
+        "classifier.6.bias": (fast, 0.0),
     }
 
 
@@ -360,13 +343,12 @@ def test_gray_and_tiny_pictures_are_refused(name):
 
 def test_random_convolutions_are_not_frozen():
     for none in ("", "none"):
-        with pytest.raises(UserError, match=r"would freeze convolutions that are random.*--trainable-blocks 5"):
-            models.build_model(ModelConfig(name="vgg11", weights=none, trainable_blocks=4), PHOTOS, 2)
+        with pytest.raises(UserError, match=r"would freeze layers that are random.*--trainable-stages 5"):
+            models.build_model(ModelConfig(name="vgg11", weights=none, trainable_stages=4), PHOTOS, 2)
 
 
 def test_without_weights_all_is_trained():
-    with torch.device("meta"):
-        model = models.build_model(ModelConfig(name="vgg11", trainable_blocks=5), PHOTOS, 2)
+    model = without_memory("vgg11", 5)
     assert all(p.requires_grad for p in model.parameters())
     assert models.origin(model) is None
     assert models.frozen_and_trained(model).trained is model
@@ -374,7 +356,7 @@ def test_without_weights_all_is_trained():
 
 @pytest.mark.parametrize(
     ("changes", "flag"),
-    [({"weights": "IMAGENET1K_V1"}, "--weights"), ({"trainable_blocks": 1}, "--trainable-blocks")],
+    [({"weights": "IMAGENET1K_V1"}, "--weights"), ({"trainable_stages": 1}, "--trainable-stages")],
 )
 def test_a_model_that_ignores_a_setting_says_so(changes, flag):
     settings = ModelConfig(name="scratch-cnn", **changes)
@@ -386,8 +368,7 @@ def test_a_model_that_ignores_a_setting_says_so(changes, flag):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"trainable_blocks": 6}, "--trainable-blocks is 6: it takes a number in [0, 5]"),
-        ({"trainable_blocks": -1}, "--trainable-blocks is -1: it takes a number in [0, 5]"),
+        ({"trainable_stages": -1}, "--trainable-stages is -1: it takes 0 or more"),
         ({"backbone_lr_scale": -0.1}, "--backbone-lr-scale is -0.1: it takes 0 or more"),
     ],
 )
@@ -401,3 +382,14 @@ def test_settings_out_of_range(changes, text):
 
 def needs(model="scratch-cnn", **changes):
     return models.preprocessing(ModelConfig(name=model, **changes))
+
+
+def test_more_stages_than_there_are_names_their_number():
+    settings = ModelConfig(name="resnet18", weights="file.pth", trainable_stages=6)
+    with pytest.raises(
+        UserError, match=r"^--trainable-stages is 6: --model resnet18 has 5, of which the last begins"
+    ):
+        models.build_model(settings, PHOTOS, 2)
+    settings = ModelConfig(name="vit_b_16", weights="file.pth", head="vgg")
+    with pytest.raises(UserError, match=r"^--model vit_b_16 has no maps .* use --features-at pooled"):
+        models.build_model(settings, PHOTOS, 2)

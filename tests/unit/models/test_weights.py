@@ -13,18 +13,20 @@ import threading
 import time
 import urllib.request
 import zipfile
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from cvdist import models
 from cvdist.config import ModelConfig
 from cvdist.errors import UserError
-from cvdist.models import weights
+from cvdist.models import InputSpec, weights
 from tests.helpers.networks import ALL, PHOTOS, without_memory
 
 # --------------------------------------------------------------------------------------------- normalisation
@@ -37,12 +39,21 @@ def needs(model="scratch-cnn", **changes):
 def test_each_set_of_weights_brings_its_normalization():
     of_features = needs("vgg16", weights="IMAGENET1K_FEATURES")
     assert of_features.mean == (0.48235, 0.45882, 0.40784) and of_features.std == (1 / 255,) * 3
-    for name in ALL:
+    for name in ("mobilenet_v2", "vit_b_16", *ALL):
         of_all = needs(name, weights="IMAGENET1K_V1")
         assert (of_all.mean, of_all.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert needs("vgg16", weights="file.pth", weights_preprocessing="imagenet") == of_all
+        assert (of_all.size, of_all.resize) == (224, "crop:256:bilinear")
+    better = needs("mobilenet_v2", weights="DEFAULT")
+    assert better == needs("mobilenet_v2", weights="IMAGENET1K_V2") and better.resize == "crop:232:bilinear"
+    swin = needs("swin_v2_t", weights="DEFAULT")
+    assert (swin.size, swin.resize) == (256, "crop:260:bicubic")
+    # Trained on pixels from -1 to 1: torchvision converts inside of the network, with its own weights.
+    inception = needs("inception_v3", weights="DEFAULT")
+    assert (inception.mean, inception.std, inception.size) == ((0.5,) * 3, (0.5,) * 3, 299)
+    for file in ({"name": "vgg19"}, {"name": "vgg16", "weights_preprocessing": "imagenet"}):
+        assert models.preprocessing(ModelConfig(weights="file.pth", **file)) == of_all
     assert needs("vgg16", weights="s3://bucket/file.pth", weights_preprocessing="vgg-features") == of_features
-    assert needs("vgg16", trainable_blocks=5) is None and needs() is None
+    assert needs("vgg16", trainable_stages=5) is None and needs() is None
     assert needs("vgg16", weights="IMAGENET1K_V1", weights_preprocessing="imagenet") == of_all
 
 
@@ -51,9 +62,9 @@ def test_each_set_of_weights_brings_its_normalization():
     [
         (
             {"weights": "my.pth"},
-            "--weights my.pth is none of torchvision's for vgg16 (IMAGENET1K_V1, IMAGENET1K_FEATURES), so a "
-            "file: set --weights-preprocessing to the normalization that it was trained with, imagenet or "
-            "vgg-features",
+            "--weights my.pth is none of torchvision's for vgg16 (IMAGENET1K_V1, IMAGENET1K_FEATURES, "
+            "DEFAULT), so a file: set --weights-preprocessing to the normalization that it was trained with, "
+            "imagenet or vgg-features",
         ),
         (
             {"weights": "IMAGENET1K_FEATURES", "weights_preprocessing": "imagenet"},
@@ -61,14 +72,8 @@ def test_each_set_of_weights_brings_its_normalization():
             "--weights-preprocessing imagenet",
         ),
         (
-            {"weights_preprocessing": "imagenet", "trainable_blocks": 5},
+            {"weights_preprocessing": "imagenet", "trainable_stages": 5},
             "--weights-preprocessing is for the file that --weights names: name one",
-        ),
-        # torchvision has these for vgg16 only.
-        (
-            {"model": "vgg19", "weights": "IMAGENET1K_FEATURES"},
-            "--weights IMAGENET1K_FEATURES is none of torchvision's for vgg19 (IMAGENET1K_V1), so a file: set "
-            "--weights-preprocessing to the normalization that it was trained with, imagenet or vgg-features",
         ),
     ],
 )
@@ -91,7 +96,7 @@ def filled(name, value=0.5, features_only=False, num_classes=1000):
 
 def load(path, model="vgg11"):
     settings = ModelConfig(name=model, weights=str(path), weights_preprocessing="imagenet")
-    return weights.load(settings, without_memory(model).state_dict())
+    return weights.load(settings, without_memory(model))
 
 
 def refused(path, model="vgg11"):
@@ -99,7 +104,7 @@ def refused(path, model="vgg11"):
     with pytest.raises(UserError) as error:
         load(path, model)
     message = str(error.value)
-    assert "\n" not in message and len(message) < 300
+    assert "\n" not in message and len(message) < 400
     assert message.startswith(f"--weights {path}")
     return message.removeprefix(f"--weights {path}")
 
@@ -147,7 +152,7 @@ def test_files_of_the_oldest_format(tmp_path):
 
 def test_absent_file():
     assert refused(Path("nowhere.pth"), "vgg16") == (
-        ": there is no such file; torchvision's names for vgg16 are IMAGENET1K_V1, IMAGENET1K_FEATURES"
+        ": there is no such file; torchvision's names for vgg16 are IMAGENET1K_V1, IMAGENET1K_FEATURES, DEFAULT"
     )
 
 
@@ -210,7 +215,7 @@ def test_pickled_objects_are_not_loaded(tmp_path, monkeypatch, whole):
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        ({"model": {"a": torch.ones(1)}, "epoch": 3}, "a dictionary of model, epoch"),
+        ({"network": {"a": torch.ones(1)}, "epoch": 3}, "a dictionary of network, epoch"),
         ([torch.ones(1)], "a list"),
         (torch.ones(1), "a Tensor"),
     ],
@@ -224,22 +229,50 @@ def test_what_is_no_state_dict(tmp_path, content, kind):
 @pytest.mark.parametrize(
     ("theirs", "ours", "text"),
     [
-        ("vgg11", "vgg16", "features.2.weight is absent in the file and 64x64x3x3 in the model"),
-        ("vgg19", "vgg16", "features.17.weight is absent in the file and 512x256x3x3 in the model"),
-        ("vgg16", "vgg16_bn", "features.1.weight is absent in the file and 64 in the model"),
-        ("vgg16", "vgg19", "features.16.weight is absent in the file and 256x256x3x3 in the model"),
+        (
+            "vgg11",
+            "vgg16",
+            "features.2.weight, features.2.bias and 22 more are missing in the file; the model has no "
+            "features.3.weight, features.3.bias and 12 more",
+        ),
+        ("vgg16", "vgg16_bn", "features.1.weight, features.1.bias and "),
     ],
 )
 def test_another_vgg(tmp_path, theirs, ours, text):
     message = refused(saved(tmp_path, filled(theirs, features_only=True)), ours)
-    assert message == f" is not of {ours}: {text}"
+    assert message.startswith(f" is not of {ours}: {text}")
 
 
 def test_another_shape(tmp_path):
-    path = saved(tmp_path, filled("vgg11") | {"classifier.0.weight": torch.zeros(1).expand(4096, 512)})
-    assert refused(path) == (
-        " is not of vgg11: classifier.0.weight is 4096x512 in the file and 4096x25088 in the model"
+    path = saved(tmp_path, filled("vgg11") | {"features.0.weight": torch.zeros(1).expand(64, 1, 3, 3)})
+    assert (
+        refused(path) == " is not of vgg11: features.0.weight is 64x1x3x3 in the file and 64x3x3x3 in the model"
     )
+
+
+@pytest.mark.parametrize("entry", ["model_ema", "state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.backbone.", ""])
+def test_checkpoints_of_other_tools_are_opened(tmp_path, entry, prefix):
+    state = {f"{prefix}{name}": tensor for name, tensor in filled("vgg11", features_only=True).items()}
+    found = load(
+        saved(tmp_path, {entry: {**state, "n_averaged": torch.tensor(3)}, "epoch": 3, "args": Namespace(a=1)})
+    )
+    assert all(name.startswith("features.") for name in found.state) and len(found.state) == 16
+    assert found.origin.note == f"its entry {entry} (beside epoch, args)"
+
+
+def test_safetensors(tmp_path):
+    state = {name: tensor.clone() for name, tensor in filled("vgg11", features_only=True).items()}
+    save_file(state, tmp_path / "file.safetensors")
+    assert load(tmp_path / "file.safetensors").state["features.0.bias"].eq(0.5).all()
+
+
+def test_the_positions_of_a_transformer_fit_pictures_of_another_size(tmp_path):
+    settings = ModelConfig(name="vit_b_32", head="linear", weights=str(tmp_path / "file.pth"))
+    state = models.skeleton(settings).state_dict()
+    saved(tmp_path, {name: torch.tensor(0.5).expand(tensor.shape) for name, tensor in state.items()})
+    small = models.skeleton(settings, 1000, InputSpec(3, 64, 64))
+    assert weights.load(settings, small).state["encoder.pos_embedding"].shape == (1, 5, 768)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -370,13 +403,13 @@ def test_no_network_is_one_line_that_names_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of the first call
     began = time.monotonic()
     with pytest.raises(UserError) as error:
-        weights.load(ModelConfig(name="vgg16", weights="IMAGENET1K_FEATURES"), {})
+        weights.load(ModelConfig(name="vgg16", weights="IMAGENET1K_FEATURES"), without_memory("vgg16"))
     assert time.monotonic() - began < 60
     assert str(error.value) == (
         "--weights IMAGENET1K_FEATURES: https://download.pytorch.org/models/"
         f"vgg16_features-amdegroot-88682ab5.pth could not be downloaded to {tmp_path}/hub/checkpoints "
         "([Errno 111] Connection refused). A file that you have serves as well: "
-        "--weights FILE --weights-preprocessing vgg-features"
+        "--weights FILE"
     )
 
 

@@ -7,16 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cvdist import config as configs
-from cvdist import recipes
+from cvdist import models, recipes
 from cvdist.config import ParallelConfig
 from cvdist.distributed.precision import choose_precision
-from cvdist.models import InputSpec, heads
-from cvdist.models.vgg import TransferVGG
+from cvdist.models import InputSpec
 from cvdist.parallel import cost, plan
 from cvdist.parallel.cost import Machine, Work
 
@@ -125,10 +123,7 @@ def test_no_step_is_shorter_than_its_floor(work, machine, workers):
 @pytest.mark.parametrize(("head", "chosen"), [("vgg", "head"), ("linear", "data")])
 def test_auto_chooses_over_a_gigabit(head, chosen):
     config = configs.replace(recipes.find("dogs-cats-vgg16-features"), head=head, precision="float32")
-    with torch.device("meta"):
-        vgg = torchvision.models.vgg16()
-        vgg.avgpool, vgg.classifier = heads.build(config.model, 2)
-        modules = TransferVGG(vgg, 0).frozen_and_trained()
+    modules = models.frozen_and_trained(models.skeleton(config.model, 2).to("meta"))
     loader = SimpleNamespace(features=True, info=InputSpec(3, 224, 224))
     precision = choose_precision("float32", torch.device("cpu"))
     work, _ = plan.step_work(config.loop.batch_size, modules, loader, precision, 2)
