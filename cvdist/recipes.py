@@ -202,8 +202,9 @@ def transfer() -> TrainConfig:
 
 @recipe
 def transfer_features() -> TrainConfig:
-    """`transfer` from a cache of features (`jobs/preprocess.py`), 30 epochs of a second each.
+    """`transfer` from a cache of features (`jobs/preprocess.py`), solved as a logistic regression, in seconds.
 
-    Name the cache with `--features`. The result is the complete network, which takes pictures.
+    Name the cache with `--features`. The result is the complete network, which takes pictures. Other heads, and
+    `--fit epochs`, train for 30 epochs.
     """
-    return transfer(epochs=30)
+    return transfer(fit="logistic", epochs=30)

@@ -17,7 +17,6 @@ from torch import Tensor
 from cvdist.data.dataset import Batch
 from cvdist.distributed.collectives import annotate_collective_errors, set_group_timeout
 from cvdist.distributed.consensus import StopRequest
-from cvdist.features.loader import FeatureLoader
 from cvdist.results import Summary
 from cvdist.training import checkpointing, compiling, ema, logistic_head, memory, reporting, ridge
 from cvdist.training.meter import Meter
@@ -43,8 +42,7 @@ def train(run: Run) -> Summary:
     if run.adopted and run.progress.history and not run.progress.position:
         # The other run's epoch may stay the best, and the best model is read from this run's own checkpoints.
         checkpointing.save(run)
-    if not (isinstance(run.loader, FeatureLoader) and len(run.loader.feature_shape) == 1):
-        ridge.fit_baseline(run)  # of maps; on a vector, the head itself may be linear
+    ridge.fit_baseline(run)
     reporting.log_history(run)
     if run.config.loop.fit == "epochs":
         for epoch in range(run.progress.epoch + 1, run.config.loop.epochs + 1):
