@@ -61,7 +61,7 @@ def write(
             columns["label"] += [i % 2 for i in numbers]
             columns["part"] += [part] * len(numbers)
             columns["size"] += [1000] * len(numbers)
-            columns["modified"] += [1] * len(numbers)
+            columns["version"] += [str(i) for i in numbers]
             columns["digest"] += [hashlib.sha256(path.encode()).digest()[:16] for path in paths]
             columns["shard"] += [len(shards) - 1] * len(numbers)
             columns["row"] += list(range(len(numbers)))

@@ -33,6 +33,12 @@ def percent(correct: int, total: int) -> str:
     return f"{100 * correct / total if total else float('nan'):.2f}% ({correct}/{total})"
 
 
+def natural(name: str) -> tuple[list[str | int], str]:
+    """Key that sorts names as people count: `2` before `10`."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
 def redact(text: str) -> str:
     """Mask user names and passwords in the URIs of `text`."""
     return re.sub(r"://[^/@\s]+@", "://***@", text)

@@ -38,7 +38,7 @@ class WorkUnit:
 
     Attributes:
         key: Hash of the pictures' identity and of everything else that their results depend on.
-        pictures: The pictures' part of the listing, as lists by column, such as path, size and modified.
+        pictures: The pictures' part of the listing, as lists by column, such as path, size and version.
     """
 
     key: str

@@ -118,6 +118,17 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
         return content
 
 
+def etag(filesystem: arrow.FileSystem, path: str) -> str:
+    """Return the ETag of an object, by one request; empty where the storage has none.
+
+    Raises:
+        OSError: If it does not exist or can't be read.
+    """
+    with filesystem.open_input_file(path) as file:
+        found = file.metadata() or {}
+    return found.get(b"ETag", found.get("ETag", b"")).decode().strip('"')
+
+
 def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
     """Write a file atomically: it appears with its whole content or not at all. An existing file is replaced.
 

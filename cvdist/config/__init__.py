@@ -41,6 +41,7 @@ from cvdist.config.groups import (
 )
 from cvdist.config.places import (
     cache_folder,
+    require_outside,
     storage_root,
 )
 from cvdist.config.predict import (
@@ -159,6 +160,7 @@ __all__ = [
     "part_of",
     "plain_type",
     "replace",
+    "require_outside",
     "settings_of",
     "storage_root",
     "to_dict",

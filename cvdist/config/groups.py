@@ -89,7 +89,8 @@ class DataConfig(PicturesConfig):
     """Share of that disk's free space that decoded pictures may take. If they need more, they are decoded
     again in each epoch."""
     valid_fraction: Annotated[float, between(0, 1, "()")] = 0.2
-    """Share held back for validation, stratified by class, where a data set has no split of its own."""
+    """Share held back for validation, where a data set has no split of its own. Stratified: each class keeps a
+    picture to learn from, and each of two or more has one to validate on."""
     split_seed: int = 0
     """Seed of that split: apart from `--seed`, so that repeats with other seeds validate on the same data."""
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+from cvdist.errors import UserError
+from cvdist.log import redact
 
 
 def storage_root(storage: str) -> str:
@@ -25,3 +29,29 @@ def cache_folder(cache: str) -> Path:
     """Folder (absolute) for what a node keeps of its data between runs; `cache` as `DataConfig.cache`."""
     named = cache or os.environ.get("CVDIST_CACHE", "")
     return Path(named or "~/.cache/cvdist").expanduser().resolve()
+
+
+def require_outside(data: str, **places: str) -> None:
+    """Refuse to write among the pictures, where results would be taken for classes or pictures.
+
+    Args:
+        data: Folder or URI of the pictures, or empty.
+        **places: Folder or URI of what is written, or empty, by the name of its flag.
+
+    Raises:
+        UserError: If one of them is the pictures' folder or lies in it.
+    """
+    for flag, place in places.items():
+        if data and place and f"{_whole(place)}/".startswith(f"{_whole(data)}/"):
+            raise UserError(
+                f"--{flag} {redact(place)} is among the pictures of --data {redact(data)}, and what is written "
+                "there would be taken for a part of them: name a folder outside"
+            )
+
+
+def _whole(uri: str) -> str:
+    """`uri` as it is compared with others: absolute, without credentials, options or a slash at the end."""
+    local = uri.removeprefix("file://")
+    if "://" not in local:
+        return str(Path(local).expanduser().resolve()).rstrip("/")
+    return re.sub(r"://[^/@]*@|\?\w+=.*$", lambda found: "://" if "@" in found[0] else "", uri).rstrip("/")

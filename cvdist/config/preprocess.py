@@ -11,6 +11,7 @@ from cvdist.config.groups import (
     ExtractorsConfig,
     PicturesConfig,
 )
+from cvdist.config.places import require_outside
 from cvdist.config.settings import check_groups, part_of
 from cvdist.config.train import TrainConfig
 from cvdist.errors import UserError
@@ -50,3 +51,4 @@ def check_preprocess(config: PreprocessConfig) -> None:
         raise UserError("--data is needed: the folder or URI of the pictures")
     if not config.features.uri:
         raise UserError("--features is needed: the folder or URI that the features are written to")
+    require_outside(config.data.uri, features=config.features.uri)

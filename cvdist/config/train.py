@@ -20,6 +20,7 @@ from cvdist.config.groups import (
     TrackingConfig,
     VisualizeConfig,
 )
+from cvdist.config.places import cache_folder, require_outside, storage_root
 from cvdist.config.settings import check_groups, dashed, fields_of
 from cvdist.errors import UserError
 from cvdist.log import redact
@@ -54,6 +55,12 @@ def check(config: TrainConfig) -> None:
     if config.data.dataset == "images" and not config.data.uri and not config.features.uri:
         raise UserError(
             "--data is needed: the folder or URI of the pictures, with a folder for each class in it"
+        )
+    if config.data.dataset == "images":
+        require_outside(
+            config.data.uri,
+            storage=storage_root(config.run.storage),
+            cache=str(cache_folder(config.data.cache)),
         )
     if config.features.uri and config.data.dataset != "images":
         raise UserError(f"--features is for folders of pictures, not for --dataset {config.data.dataset}")

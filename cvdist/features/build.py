@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
 
 from cvdist import models, resumable_map, storage
-from cvdist.config import PreprocessConfig
+from cvdist.config import PreprocessConfig, cache_folder
 from cvdist.data.images.listing import VALID_PART, Listing, list_pictures
+from cvdist.data.images.versions import with_versions
 from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.features import changes as comparing
@@ -71,6 +72,7 @@ def make_plan(config: PreprocessConfig) -> ExtractionPlan:
     store = ResultStore.open(config.features.uri, "--features", "shards", shard.SUFFIX)
     storage.check_writable(store.folder.uri, "--features")
     listing = list_pictures(config.data)  # first: the fingerprint may download weights
+    listing = replace(listing, table=with_versions(listing.table, config.data.uri, cache_folder("")))
     asked = fingerprints.for_extraction(config)
     before = _existing(store.folder, asked, replace=config.features.replace)
     known = index.SCHEMA.empty_table() if before is None else read_index(store.folder, before)

@@ -67,7 +67,8 @@ class Changes:
 def find_changes(listing: pa.Table, known: pa.Table, digests: Digests) -> Changes:
     """What has become of the pictures since `known` was written; both tables as in `cvdist.features.index`.
 
-    A file with the same size and time is the same; where only its time differs, its contents decide.
+    A file with the same version is the same; where only that differs, its contents decide: objects have another
+    version than the files that they were copied from.
     """
     where = pc.index_in(listing.column("path"), value_set=known.column("path"))
     found = np.asarray(pc.fill_null(where, -1).combine_chunks(), dtype=np.int64)
@@ -76,7 +77,7 @@ def find_changes(listing: pa.Table, known: pa.Table, digests: Digests) -> Change
     for name in ("label", "part", "size"):
         mine, theirs = (np.asarray(table.column(name)) for table in (listing, known))
         same &= mine[there] == theirs[found[there]]
-    mine, theirs = (np.asarray(table.column("modified")) for table in (listing, known))
+    mine, theirs = (np.asarray(table.column("version")) for table in (listing, known))
     doubtful = (same & (mine[there] != theirs[found[there]])).nonzero()[0]
     paths = listing.column("path")
     now = digests([paths[int(row)].as_py() for row in there[doubtful]])

@@ -1,9 +1,9 @@
 """The index of a cache: a Parquet table of all pictures that says where their features are.
 
 The rows are sorted by path. The columns are path (string), label (int32), part (int8, the split, as in
-`cvdist.data.images.listing.Listing`), size (int64, bytes), modified (int64, nanoseconds since 1970), digest
-(first 16 bytes of the file's SHA-256), shard (int32, its number in the manifest, -1 for a picture that can't be
-decoded) and row (int32, in that shard).
+`cvdist.data.images.listing.Listing`), size (int64, bytes), version (string, of the content, as in
+`cvdist.data.images.versions`), digest (first 16 bytes of the file's SHA-256), shard (int32, its number in the
+manifest, -1 for a picture that can't be decoded) and row (int32, in that shard).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from cvdist.data.images.ahead import DIGEST_BYTES as DIGEST_BYTES
 from cvdist.data.images.ahead import digest_of as digest_of
 
 SUFFIX = ".parquet"
-LISTED = ("path", "label", "part", "size", "modified")
+LISTED = ("path", "label", "part", "size", "version")
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),
         ("label", pa.int32()),
         ("part", pa.int8()),
         ("size", pa.int64()),
-        ("modified", pa.int64()),
+        ("version", pa.string()),
         ("digest", pa.binary(DIGEST_BYTES)),
         ("shard", pa.int32()),
         ("row", pa.int32()),

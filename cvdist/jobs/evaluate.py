@@ -61,6 +61,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     began = time.monotonic()
     configs.check_groups(config)
     asked = config.evaluation
+    configs.require_outside(asked.data, cache=str(configs.cache_folder(asked.cache)))
     if asked.register:
         configs.check_registration(asked.register, asked.alias)
     config = configs.replace(config, data=storage.absolute(asked.data))
@@ -116,7 +117,7 @@ def _open_second(config: EvaluateConfig, first: SavedModel) -> SavedModel:
     if mine != theirs:
         raise UserError(
             f"--compare {second.source}: its classes are others than those of {first.source}: "
-            f"{', '.join(sorted(mine ^ theirs)[:5])} only in one of them"
+            f"{', '.join(sorted(mine ^ theirs, key=log.natural)[:5])} only in one of them"
         )
     return second
 

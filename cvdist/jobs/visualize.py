@@ -21,7 +21,7 @@ from cvdist import loaders, log, storage, tracking
 from cvdist.config import DataConfig, LookConfig, VisualizeJobConfig
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.decode import to_gray
-from cvdist.data.images.listing import list_pictures, list_unlabeled, split_rows
+from cvdist.data.images.listing import VALID_PART, list_pictures, list_unlabeled, split_folders, split_rows
 from cvdist.data.normalize import Normalizer
 from cvdist.distributed import device as devices
 from cvdist.errors import UserError
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_VALID = ("valid", "val", "validation", "test")
 
 Made = Callable[[], bytes]
 
@@ -83,6 +82,7 @@ def visualize(config: VisualizeJobConfig) -> VisualizeResult:
     started = time.monotonic()
     look = config.look
     configs.check_groups(config)
+    configs.require_outside(look.data, output=look.output)
     saved = open_model(config.saved)
     layers = select_layers(saved.model, look.layers)
     output = look.output or ("" if saved.run else "figures")
@@ -208,8 +208,7 @@ def _listed(uri: str, classes: Sequence[str] | None) -> list[tuple[str, str]]:
     if storage.is_file(filesystem, path):
         return [("", _class_of("", str(PurePosixPath(path).parent), classes))]
     paths = list_unlabeled(uri).column("path").to_pylist()
-    tops = {path.split("/")[0] for path in paths if path.count("/") > 1}
-    held_back = next((name for name in _VALID if name in tops and "train" in tops), "")
+    held_back = next((name for name, part in split_folders(paths).items() if part == VALID_PART), "")
     paths = [path for path in paths if path.startswith(f"{held_back}/")] if held_back else paths
     return [(path, _class_of(path, uri, classes)) for path in paths]
 

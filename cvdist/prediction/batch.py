@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cvdist import resumable_map, storage
-from cvdist.config import InferenceConfig, PredictConfig
+from cvdist.config import InferenceConfig, PredictConfig, cache_folder, require_outside
 from cvdist.data.images.decode import FORMAT as DECODER
+from cvdist.data.images.versions import with_versions
 from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.log import redact
@@ -94,11 +95,15 @@ def make_plan(config: PredictConfig, saved: SavedModel, pictures: NamedPictures)
     Raises:
         UserError: if either can't be read or written, or there are results of something else.
     """
+    for word in config.prediction.data:
+        require_outside(word, output=config.prediction.output)
     store = ResultStore.open(config.prediction.output, "--output", "predictions", ".parquet")
     storage.check_writable(store.folder.uri, "--output")
     identity = identity_of(config, saved)
     _require_same(store.folder, config, identity, pictures.words)
     listing = pictures.table
+    if pictures.whole:
+        listing = with_versions(listing, pictures.root, cache_folder(""))
     bounds = resumable_map.stable_bounds(listing.column("path").to_pylist(), config.prediction.slice_size)
     units = resumable_map.work_units(listing, {"identity": identity}, bounds)
     return PredictionPlan(identity, pictures, store.plan(units, store.folder.sizes()))

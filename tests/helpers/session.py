@@ -26,6 +26,7 @@ def begin() -> bool:
     if "PYTEST_XDIST_WORKER" in os.environ:
         return False
     os.environ[_VARIABLE] = tempfile.mkdtemp(prefix="cvdist-tests-")
+    os.environ.setdefault("CVDIST_CACHE", str(folder() / "cache"))
     lock = (folder() / "session.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     _held.append(lock)

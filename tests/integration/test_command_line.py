@@ -13,6 +13,7 @@ import pytest
 from cvdist import storage
 from cvdist.runtime import ray_cluster
 from tests.helpers import pictures
+from tests.helpers.feature_caches import write_weights
 from tests.helpers.jobs import ROOT, call, run, the_error
 
 
@@ -20,7 +21,7 @@ def test_the_job_says_it_in_one_line_before_anything_starts(tmp_path):
     root = pictures.write(tmp_path / "one", {"cat": 3})
     words = ("dogs-cats-cnn", "--runtime", "inline", "--data", root)
     done = call("train", *words, storage=tmp_path, CVDIST_CACHE=str(tmp_path / "cache"))
-    assert the_error(done) == f"--data {root} has one class, cat: a classifier needs two or more"
+    assert the_error(done) == f"--data {root} has one class, cat (3 pictures): a classifier needs two or more"
     assert "workers" not in done.stderr
     done = call("train", "dogs-cats-cnn", storage=tmp_path)
     assert the_error(done).startswith("--data is needed: the folder or URI of the pictures")
@@ -45,6 +46,43 @@ def test_what_the_driver_can_see_is_said_before_ray_starts(tmp_path, monkeypatch
     assert "no MLflow server answers" in error("--tracking-uri", "http://127.0.0.1:9")
     monkeypatch.setattr(storage, "free_bytes", lambda uri: 100_000)
     assert "has room for 0 MB, and one checkpoint takes about 0 MB" in error("--tracking", "none")
+
+
+def test_every_job_reads_a_folder_the_same_way(tmp_path):
+    """Folders as people download them: the jobs say what they made of them, and refuse the same ones."""
+    train = ("train", "dogs-cats-cnn", "--epochs", "1", "--tracking", "none")
+    extract = (
+        "preprocess",
+        "dogs-cats-vgg16-features",
+        "--model",
+        "vgg11",
+        "--weights-preprocessing",
+        "imagenet",
+    )
+    extract += (
+        "--weights",
+        write_weights(tmp_path / "vgg11.pth"),
+        "--features",
+        tmp_path / "features",
+        "--replace",
+    )
+    parts = ("training_set", "test_set")
+    kaggle = pictures.write(tmp_path / "kaggle", {f"{part}/{name}": 4 for part in parts for name in "ab"})
+    rare = pictures.write(tmp_path / "rare", {"10": 9, "2": 9, "9": 1})
+    folds = pictures.write(tmp_path / "folds", {f"fold{i}/{name}": 2 for i in (1, 2) for name in "ab"})
+
+    def done(words, root, *more):
+        quick = ("--runtime", "inline", "--image-size", "32", "--data", root)
+        return call(*words, *quick, *more, storage=tmp_path / "runs", CVDIST_CACHE=str(tmp_path / "cache"))
+
+    for words, flag in ((train, "--storage"), (extract, "--features")):
+        for root, line in ((kaggle, "validated on test_set"), (rare, "which is in training only: 9")):
+            job = done(words, root)
+            assert line in job.stderr and job.returncode == 0, job.stderr
+        assert "each with a, b in it: if they are splits" in the_error(done(words, folds))
+        error = the_error(done(words, rare, flag, rare / "10"))
+        assert error.startswith(f"{flag} {rare}/10 is among the pictures of --data {rare}")
+    assert sorted(path.name for path in rare.iterdir()) == ["10", "2", "9"]
 
 
 def job(*words):

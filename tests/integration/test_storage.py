@@ -16,7 +16,9 @@ from pyarrow import fs as arrow
 from cvdist import config as configs
 from cvdist import loaders, log, slow_requests, storage
 from cvdist.checkpoints.store import CheckpointStore
-from cvdist.config import ModelConfig, TrainConfig
+from cvdist.config import ModelConfig, PicturesConfig, TrainConfig
+from cvdist.data.images import versions
+from cvdist.data.images.listing import list_pictures, list_unlabeled
 from cvdist.errors import UserError
 from cvdist.models import weights
 from cvdist.prediction.pictures import find_pictures
@@ -50,6 +52,42 @@ def test_listing_says_what_is_there_wherever_it_is(bucket, tmp_path):
             assert entries[path].size == (root / path).stat().st_size and entries[path].modified
     filesystem, path = storage.locate(f"{uri}/a/b c/0001.jpg")
     assert storage.read(filesystem, path) == (root / "a/b c/0001.jpg").read_bytes()
+
+
+def test_folders_mean_the_same_in_a_bucket(bucket, tmp_path, caplog):
+    counts = {
+        "Training/a": 3,
+        "Training/10": 2,
+        "Training/9": 1,
+        "test_set/a": 1,
+        "test_set/10/x": 1,
+        "valid-0": 1,
+    }
+    root = pictures.write(tmp_path / "some", {**counts, "Training/__MACOSX": 1, "test_set/.cache": 1})
+    listings = [
+        list_pictures(PicturesConfig(uri=place)) for place in (str(root), upload(root, f"{bucket}/layout"))
+    ]
+    assert listings[0].classes == listings[1].classes == ("9", "10", "a")
+    first, second = (one.table.drop_columns("modified") for one in listings)
+    assert first.equals(second) and len(first) == 8
+    assert caplog.text.count("classes that test_set has no pictures of: 9 (1)") == 2
+
+
+def test_objects_are_known_by_their_etags(bucket, tmp_path, monkeypatch):
+    root = pictures.write(tmp_path / "some", {"a": 2, "b": 1})
+    first, copy = (upload(root, f"{bucket}/etags-{i}") for i in (1, 2))
+
+    def version(uri):
+        monkeypatch.setattr(storage, "read", None)  # contents are not asked for
+        return versions.digest(versions.with_versions(list_unlabeled(uri), uri, tmp_path / "cache"))
+
+    before = version(first)
+    assert version(copy) == before
+    filesystem, path = storage.locate(copy)
+    content = bytearray((root / "a" / "0001.jpg").read_bytes())
+    content[-1] ^= 1
+    storage.write(filesystem, f"{path}/a/0001.jpg", bytes(content))
+    assert version(copy) != before
 
 
 @pytest.mark.parametrize("cache_fraction", [0.5, 0.0], ids=["kept on the node", "decoded in each epoch"])

@@ -9,7 +9,7 @@ each epoch reads them. In the cache folder, `KEY/` holds
     pixels.u8       uint8 (rows, size, size, 3), absent if the disk has no room for it
     meta.json       written last
 
-where KEY is a hash of the listing (paths, sizes, times) and of the settings that the pixels depend on.
+where KEY is a hash of the listing (paths and contents) and of the settings that the pixels depend on.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import torch
 
 from cvdist import log, storage
 from cvdist.config import DataConfig
+from cvdist.data.images import versions
 from cvdist.data.images.ahead import DIGEST_BYTES, DecodeAhead, Reader
 from cvdist.data.images.decode import decode_settings
 from cvdist.data.images.listing import Listing, list_pictures
@@ -76,7 +77,8 @@ def prepare(config: DataConfig, cache: Path, *, timeout: float, data_timeout: fl
         UserError: if the pictures can't be listed or read, or too many can't be decoded.
     """
     listing = list_pictures(config)
-    identity = {"format": _FORMAT, "listing": listing.digest(), **decode_settings(config)}
+    pictures = versions.digest(versions.with_versions(listing.table, config.uri, cache))
+    identity = {"format": _FORMAT, "classes": listing.classes, "listing": pictures, **decode_settings(config)}
     folder = cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     try:
         cache.mkdir(parents=True, exist_ok=True)

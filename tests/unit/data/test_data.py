@@ -119,18 +119,11 @@ def test_validation_is_not_augmented():
 @given(st.lists(st.integers(0, 4), min_size=60, max_size=200), st.integers(0, 9))
 def test_stratified_split_is_a_partition_in_proportion(labels, seed):
     tensor = torch.tensor(labels)
-    if tensor.bincount().max() < 3 or 0 < tensor.bincount()[tensor.bincount() > 0].min() < 3:
-        return
     train, valid = stratified_split(tensor, 0.4, seed)
     assert sorted(train.tolist() + valid.tolist()) == list(range(len(labels)))
     for label in tensor.unique():
         whole, part = (tensor == label).sum().item(), (tensor[valid] == label).sum().item()
-        assert part == round(0.4 * whole)
-
-
-def test_a_class_too_small_to_split_is_named():
-    with pytest.raises(UserError, match=r"--valid-fraction 0.1 leaves class 1 \(2 pictures\)"):
-        stratified_split(torch.tensor([0] * 50 + [1] * 2), 0.1, 0)
+        assert abs(part - 0.4 * whole) < 1 and (part > 0 or whole == 1)
 
 
 def test_digits_are_balanced_real_and_split_by_their_own_seed():

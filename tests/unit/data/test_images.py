@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -99,41 +100,6 @@ def test_other_names_deeper_folders_and_other_files(tmp_path, caplog):
     assert any("4 files are left out" in record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.parametrize(
-    ("counts", "text"),
-    [
-        (
-            {**pictures.FOUR, "train/dog": 0},
-            "--data DIR/train: no pictures in dog: fill or remove what is empty",
-        ),
-        ({"train/cat": 2, "valid/cat": 2}, "--data DIR has one class, cat: a classifier needs two or more"),
-        ({"cat": 5}, "--data DIR has one class, cat: a classifier needs two or more"),
-        (
-            {**pictures.FOUR, "valid/fox": 1},
-            "--data DIR: train and valid have different classes: only in train: none; only in valid: fox",
-        ),
-        (
-            {"train/cat": 2, "train/dog": 2},
-            "--data DIR has a folder train but none named valid: add it, or name DIR/train itself, which is "
-            "then split by --valid-fraction",
-        ),
-        ({}, "--data DIR has no class folders: expected DIR/CLASS/*.jpg, a folder for each class"),
-        (
-            {"train": 3, "valid": 3},
-            "--data DIR/train has no class folders: expected DIR/train/CLASS/*.jpg, a folder for each class",
-        ),
-        (
-            {"a": 1, "b": 10},
-            "--valid-fraction 0.2 leaves class 0 (1 pictures) with none in validation",
-        ),
-    ],
-)
-def test_folders_that_cannot_be_learned_from(tmp_path, counts, text):
-    root = tmp_path / "root"
-    root.mkdir()
-    assert refused(pictures.write(root, counts), tmp_path) == text
-
-
 def test_no_such_folder_and_no_such_scheme(tmp_path):
     text = "--data DIR can't be read (there is no such file, folder or bucket)"
     assert refused(tmp_path / "nowhere", tmp_path) == text
@@ -180,10 +146,10 @@ def test_too_many_bad_pictures_end_the_job(tmp_path):
 
 
 def test_a_class_that_is_all_bad(tmp_path):
-    root = pictures.write(tmp_path / "some", {**pictures.FOUR, "valid/dog": 1})
-    (root / "valid" / "dog" / "0000.jpg").write_bytes(b"")
+    root = pictures.write(tmp_path / "some", {**pictures.FOUR, "train/dog": 1})
+    (root / "train" / "dog" / "0000.jpg").write_bytes(b"")
     assert refused(root, tmp_path, max_bad_fraction=1.0) == (
-        "--data DIR: no validation picture of dog can be decoded"
+        "--data DIR: no training picture of dog can be decoded"
     )
 
 
@@ -202,6 +168,13 @@ def test_pictures_are_decoded_once(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "check_all", None)
     again = opened(folder, tmp_path)
     assert again.digest() == first.digest()
+
+
+def test_a_copy_of_the_folder_is_not_decoded_again(folder, tmp_path, monkeypatch):
+    first = opened(folder, tmp_path)
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    monkeypatch.setattr(store, "check_all", None)
+    assert opened(tmp_path / "copy", tmp_path).digest() == first.digest()
 
 
 def test_a_changed_picture_is_noticed(tmp_path):

@@ -174,6 +174,16 @@ def test_a_copy_of_the_pictures_elsewhere_is_the_same(chosen, photos, tmp_path):
 
 
 @pytest.mark.usefixtures("cached")
+def test_a_copy_of_the_pictures_elsewhere_goes_on_with_what_is_there(chosen, photos, tmp_path):
+    (Path(chosen.features.uri) / "manifest.json").unlink()  # as if the job had been killed before the last file
+    shutil.copytree(photos, tmp_path / "copy", copy_function=shutil.copyfile)
+    one = tmp_path / "copy" / "train" / "cat" / "0000.jpg"
+    one.write_bytes(one.read_bytes()[:-1] + b"x")  # of the same size
+    _, computed = extract(configs.replace(chosen, data=str(tmp_path / "copy"), max_bad_fraction=0.1))
+    assert computed == [f"train/cat/000{i}.jpg" for i in range(4)]  # its shard
+
+
+@pytest.mark.usefixtures("cached")
 def test_another_class_is_another_data_set(chosen, photos):
     pictures.write(photos, {"train/ant": 1, "valid/ant": 1})
     assert "is of the classes cat, dog" in refusal(chosen)

@@ -1,0 +1,135 @@
+"""Tells whether pictures are the same as before, wherever they were copied to, without decoding them.
+
+A node keeps what it has found out: `<cache>/versions/` holds a table for each `--data`, with the version of
+each file by path, size and time of change. So a file is read, or an object asked for, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import feather
+from pyarrow import fs as arrow
+
+from cvdist import log, storage
+from cvdist.data.images.ahead import digest_of
+from cvdist.errors import UserError
+from cvdist.log import redact
+
+logger = logging.getLogger(__name__)
+
+_READERS = 16  # files at a time
+_REQUESTS = 64  # objects at a time
+_UNSETTLED = 2_000_000_000  # nanoseconds in which a file may change again without another time
+
+
+def with_versions(listing: pa.Table, uri: str, cache: Path) -> pa.Table:
+    """Replace the column modified of a listing by version (string), which is that of a picture's content.
+
+    It is the digest of a file's content, and an object's ETag. The ETag is another one after a copy that cuts
+    the object into other parts or encrypts it otherwise. In storage without ETags it is the modification time.
+
+    Args:
+        listing: pictures below `uri`, with the columns path, size and modified.
+        uri: folder or URI of the pictures.
+        cache: the node's cache folder.
+
+    Raises:
+        UserError: if a picture can't be read.
+    """
+    filesystem, root = storage.locate(uri, "--data")
+    local, paths, now = isinstance(filesystem, arrow.LocalFileSystem), listing.column("path"), time.time_ns()
+
+    def look(path: str) -> str:
+        try:
+            if local:
+                return digest_of(storage.read(filesystem, f"{root}/{path}")).hex()
+            return storage.etag(filesystem, f"{root}/{path}")
+        except OSError as error:
+            raise UserError(f"--data {redact(uri)}: {path} can't be read ({storage.reason(error)})") from error
+
+    times = listing.column("modified")
+    if local:  # a file's modification time may be set to an old one
+        times = pa.chunked_array([[_changed(f"{root}/{path}") for path in paths.to_pylist()]], pa.int64())
+    sizes = listing.column("size")
+    keys = pc.binary_join_element_wise(paths, sizes.cast(pa.string()), times.cast(pa.string()), "\n")
+    kept = cache / "versions" / f"{hashlib.sha256(storage.absolute(uri).encode()).hexdigest()[:32]}.arrow"
+    known = _read(kept)
+    old = pc.index_in(keys, value_set=known.column("key"))
+    versions = known.column("version").take(old).to_pylist()
+    unknown = [row for row, version in enumerate(versions) if version is None]
+    with ThreadPoolExecutor(_READERS if local else _REQUESTS) as pool:
+        looked = pool.map(look, paths.take(pa.array(unknown, pa.int64())).to_pylist())
+        for row, version in zip(unknown, _shown(looked, len(unknown)), strict=True):
+            versions[row] = version or f"time {times[row].as_py()}"
+    found = pa.array(versions, pa.string())
+    if unknown:
+        _write(kept, pa.table({"key": keys, "version": found}).filter(pc.less(times, now - _UNSETTLED)))
+    versioned = listing.drop_columns("modified").append_column("version", found)
+    if "label" in versioned.column_names:
+        _warn_of_twins(versioned)
+    return versioned
+
+
+def _warn_of_twins(listing: pa.Table) -> None:
+    """Say which pictures lie in two classes."""
+    labels = listing.group_by("version").aggregate([("label", "count_distinct")])
+    several = labels.filter(pc.greater(labels.column("label_count_distinct"), 1)).column("version")
+    if len(several):
+        one = listing.filter(pc.equal(listing.column("version"), several[0]))
+        paths = dict(zip(one.column("label").to_pylist(), one.column("path").to_pylist(), strict=True)).values()
+        example = " and ".join(paths)
+        logger.warning("data       pictures in more than one class: %d, e.g. %s", len(several), example)
+
+
+def digest(listing: pa.Table) -> str:
+    """Return a hexadecimal SHA-256 of all of a listing, from the names and contents of its pictures."""
+    sha = hashlib.sha256()
+    for batch in listing.to_batches(max_chunksize=1 << 16):
+        for column in batch.columns:
+            sha.update(repr(column.to_pylist()).encode())
+    return sha.hexdigest()
+
+
+def _changed(path: str) -> int:
+    try:
+        return Path(path).stat().st_ctime_ns
+    except OSError:
+        return 0  # reading it will say why
+
+
+def _shown(versions: Iterator[str], count: int) -> Iterator[str]:
+    """The same versions, with a line of progress if they take long."""
+    line = log.ProgressLine(logger, enabled=True)
+    for i, version in enumerate(versions):
+        yield version
+        if line.due():
+            line.show(f"looking at {i:,}/{count:,} pictures that are new here")
+    line.clear()
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return feather.read_table(path)
+    except (OSError, pa.ArrowException):
+        return pa.table({"key": pa.array([], pa.string()), "version": pa.array([], pa.string())})
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    arriving = path.with_name(f".{path.name}.{time.monotonic_ns()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        feather.write_feather(table, str(arriving))
+        arriving.replace(path)
+    except OSError as error:
+        logger.debug("versions of pictures can't be kept in %s: %s", path.parent, storage.reason(error))
+        with suppress(OSError):
+            arriving.unlink(missing_ok=True)
