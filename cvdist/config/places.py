@@ -54,4 +54,4 @@ def _whole(uri: str) -> str:
     local = uri.removeprefix("file://")
     if "://" not in local:
         return str(Path(local).expanduser().resolve()).rstrip("/")
-    return re.sub(r"://[^/@]*@|\?.*$", lambda found: "://" if "@" in found[0] else "", uri).rstrip("/")
+    return re.sub(r"://[^/@]*@|\?\w+=.*$", lambda found: "://" if "@" in found[0] else "", uri).rstrip("/")

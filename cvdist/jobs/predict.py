@@ -58,6 +58,8 @@ def predict(config: PredictConfig) -> PredictResult:
     """
     configs.check_groups(config)
     began = time.monotonic()
+    if isinstance(config.prediction.data, str):  # from Python
+        config = configs.replace(config, data=(config.prediction.data,))
     if not config.prediction.data:
         raise UserError("--data is needed: the pictures, as a folder, files, a pattern or a list")
     pictures = find_pictures(config.prediction.data)

@@ -94,13 +94,15 @@ def make_plan(config: PredictConfig, saved: SavedModel, pictures: NamedPictures)
     Raises:
         UserError: if either can't be read or written, or there are results of something else.
     """
-    for named in config.prediction.data:
-        require_outside(named, output=config.prediction.output)
+    for word in config.prediction.data:
+        require_outside(word, output=config.prediction.output)
     store = ResultStore.open(config.prediction.output, "--output", "predictions", ".parquet")
     storage.check_writable(store.folder.uri, "--output")
     identity = identity_of(config, saved)
     _require_same(store.folder, config, identity, pictures.words)
-    listing = with_versions(pictures.table, pictures.root, cache_folder(""))
+    listing = pictures.table
+    if pictures.whole:
+        listing = with_versions(listing, pictures.root, cache_folder(""))
     bounds = resumable_map.stable_bounds(listing.column("path").to_pylist(), config.prediction.slice_size)
     units = resumable_map.work_units(listing, {"identity": identity}, bounds)
     return PredictionPlan(identity, pictures, store.plan(units, store.folder.sizes()))

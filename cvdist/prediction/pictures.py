@@ -34,11 +34,13 @@ class NamedPictures:
     Attributes:
         root: Folder or URI that their paths are relative to.
         table: One row per picture, sorted by path, as `list_unlabeled` makes it.
+        whole: Whether they are all pictures of one folder, which the user named.
         words: What the user named, in one line, without credentials.
     """
 
     root: str
     table: pa.Table
+    whole: bool
     words: str
 
 
@@ -70,7 +72,7 @@ def find_pictures(named: str | Sequence[str]) -> NamedPictures:
             keys = [key for _, key, _ in split]
             infos = list(pool.map(filesystem.get_file_info, [f"{top.rstrip('/')}{key}" for key in keys]))
         if len(words) == 1 and infos[0].type == arrow.FileType.Directory:
-            return NamedPictures(words[0], list_unlabeled(words[0]), _in_one_line(given))
+            return NamedPictures(words[0], list_unlabeled(words[0]), True, _in_one_line(given))
         for word, key, info in zip(words, keys, infos, strict=True):
             matches = [info]
             if info.type == arrow.FileType.NotFound:
@@ -92,7 +94,7 @@ def find_pictures(named: str | Sequence[str]) -> NamedPictures:
         raise UserError(f"--data {redact(words[0])} can't be read ({storage.reason(error)})") from error
     root = os.path.commonpath([str(PurePosixPath(path).parent) for path in found])
     entries = [replace(one, path=str(PurePosixPath(path).relative_to(root))) for path, one in found.items()]
-    return NamedPictures(f"{head}{root}{tail}", unlabeled_table(entries), _in_one_line(given))
+    return NamedPictures(f"{head}{root}{tail}", unlabeled_table(entries), False, _in_one_line(given))
 
 
 def _lines(word: str) -> Iterator[str]:

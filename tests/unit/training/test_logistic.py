@@ -41,17 +41,17 @@ CASES = {
     "ten classes": (400, 20, 10, {}),
     "more inputs than pictures": (60, 90, 3, {}),
     "separable": (100, 5, 3, {"signal": 30.0}),
-    "a thousand classes": (2500, 6, 1000, {}),
+    "a thousand classes": (1200, 4, 1000, {}),
     "one picture a class": (30, 8, 30, {}),
 }
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1e-3])
-@pytest.mark.parametrize("case", CASES)
+# A thousand classes with a small penalty take scikit-learn a minute.
+@pytest.mark.parametrize(
+    ("case", "penalty"), [(case, p) for case in CASES for p in (1.0, 1e-3) if CASES[case][2] < 1000 or p == 1]
+)
 def test_the_optimum_is_that_of_scikit_learn(case, penalty):
     count, inputs, classes, more = CASES[case]
-    if classes == 1000 and penalty < 1:
-        penalty = 0.05  # or it takes scikit-learn a minute
     x, labels = made_up(count, inputs, classes, **more)
     found = solved(x, labels, classes, penalty)
     weight, bias, model, scaler = reference(x, labels, classes, penalty)
