@@ -8,7 +8,6 @@ import re
 import sys
 import time
 
-
 _DEBUG = "CVDIST_DEBUG"  # set while --debug is, for the processes that this one starts
 
 

@@ -86,12 +86,14 @@ def locate(uri: str, flag: str = "--storage", *, patient: bool = False) -> tuple
 def list_entries(uri: str, flag: str) -> Iterator[Entry]:
     """List all files and folders below `uri`, at any depth, in no particular order.
 
+    Links count as what they lead to, but for those that lead nowhere or back to a folder above them.
+
     Raises:
         UserError: If the folder does not exist or can't be read.
     """
     filesystem, root = locate(uri, flag)
     try:
-        for info in filesystem.get_file_info(arrow.FileSelector(root, recursive=True)):
+        for info in _walk(filesystem, root):
             yield Entry(
                 path=info.path[len(root) :].lstrip("/"),
                 is_folder=info.type == arrow.FileType.Directory,
@@ -100,6 +102,19 @@ def list_entries(uri: str, flag: str) -> Iterator[Entry]:
             )
     except OSError as error:
         raise _unreadable(uri, flag, error) from error
+
+
+def _walk(
+    filesystem: arrow.FileSystem, folder: str, above: frozenset[str] = frozenset()
+) -> Iterator[arrow.FileInfo]:
+    local = isinstance(filesystem, arrow.LocalFileSystem)  # the only one with links
+    above |= {os.path.realpath(folder)} if local else set()
+    for info in filesystem.get_file_info(arrow.FileSelector(folder, recursive=not local)):
+        if not local or info.type != arrow.FileType.Directory:
+            yield info
+        elif os.path.realpath(info.path) not in above:
+            yield info
+            yield from _walk(filesystem, info.path, above)
 
 
 def read(filesystem: arrow.FileSystem, path: str) -> bytes:

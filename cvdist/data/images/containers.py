@@ -19,14 +19,17 @@ _INTEGERS = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l"}  # EXIF's types, wi
 
 
 def orientation(exif: bytes) -> int:
-    """Return how the camera was held, 1 to 8 as in EXIF; 1, which is upright, where that is not said clearly."""
+    """Return how the camera was held, 1 to 8 as in EXIF; 1, which is upright, where EXIF doesn't say it."""
     found = 1
     try:
         tiff = exif.removeprefix(b"Exif\0\0")
         order, entries = _directory(tiff)[:2]
         for tag, kind, count, value in entries:
-            if tag == _ORIENTATION and kind in _INTEGERS:
-                found = struct.unpack_from(order + _INTEGERS[kind], value)[0] if count == 1 else 1
+            if tag == _ORIENTATION and kind in _INTEGERS and count:  # of several values, the first
+                integer = struct.Struct(order + _INTEGERS[kind])
+                apart = count * integer.size > len(value)
+                place = int.from_bytes(value, "little" if order == "<" else "big") if apart else 0
+                (found,) = integer.unpack_from(tiff if apart else value, place)
     except (ValueError, struct.error):  # damaged; what stands before the damage counts
         pass
     return found if 1 <= found <= 8 else 1
@@ -103,7 +106,7 @@ def png_data(png: bytes) -> Iterator[bytes]:
 
 
 def _raw_profile(packed: bytes) -> bytes:
-    """Unpack EXIF as ImageMagick wrote it before PNG had a chunk for it: hexadecimal, behind name and length."""
+    """Unpack EXIF as ImageMagick wrote it before PNG had a chunk for it: in hexadecimal."""
     try:
         text = zlib.decompressobj().decompress(packed, 1 << 20)
         return bytes.fromhex(b"".join(text.split()[2:]).decode())
@@ -117,14 +120,12 @@ _WEBP_METADATA = 0x2C  # the flags of ICC profile, EXIF and XMP
 
 def _split_webp(content: bytes) -> Parts:
     kept, exif, place = [], b"", 12
-    while place + 8 <= len(content):
+    while place + 9 <= len(content):
         kind, length = struct.unpack_from("<4sL", content, place)
         end = place + 8 + length + length % 2
         if kind == b"VP8X":
-            flags = content[place + 8 : place + 9] or b"\0"
-            kept.append(
-                content[place : place + 8] + bytes([flags[0] & ~_WEBP_METADATA]) + content[place + 9 : end]
-            )
+            kept += [content[place : place + 8], bytes([content[place + 8] & ~_WEBP_METADATA])]
+            kept.append(content[place + 9 : end])
         elif kind in _WEBP_CHUNKS:
             kept.append(content[place:end])
         elif kind == b"EXIF":
@@ -135,9 +136,8 @@ def _split_webp(content: bytes) -> Parts:
 
 
 # The tags that say where a TIFF's pixels are and what they mean.
-_TIFF_TAGS = frozenset(
-    [254, 256, 257, 258, 259, 262, 266, 273, *range(277, 280), 284, 292, 293, 317, 320, *range(322, 326), 332]
-    + [338, 339, 347, *range(512, 522), 529, 530, 531, 532]
+_TIFF_TAGS = {262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 332, 338, 339, 347}.union(
+    range(254, 260), range(322, 326), range(512, 522), range(529, 533)
 )
 
 

@@ -50,7 +50,8 @@ def decode(content: bytes, size: int, resize: str) -> Tensor:
     """The picture in `content`, upright, as uint8 RGB (size, size, 3).
 
     Gray, palette, 16-bit and CMYK pictures become RGB, transparent ones lie on white, animated ones show their
-    first frame, and the orientation that a camera noted in EXIF is applied. Resizing is bilinear and antialiased.
+    first frame, and the orientation that a camera noted in EXIF is applied. Resizing is bilinear and
+    antialiased.
 
     Args:
         content: of the file.

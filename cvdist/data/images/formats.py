@@ -1,4 +1,7 @@
-"""Which formats of pictures are read: by a file's name when it is listed, and by its first bytes when it is decoded."""
+"""Which formats of pictures are read.
+
+Files are listed by the suffixes of their names, and decoded by their first bytes.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
 
-# In a listing; what a file really is, its first bytes say.
-_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .avif .jp2 .tga .ico".split()
-)
-_RAW_SUFFIXES = frozenset(
-    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl .sr2 "
-    ".srf .srw .x3f".split()
-)
 RAW = "camera raw"
 
 
@@ -29,13 +24,16 @@ class Extra:
         name: of the extra in pyproject.toml.
         module: that it brings.
         package: that has the module.
-        suffixes: of the format's files.
     """
 
     name: str
     module: str
     package: str
-    suffixes: tuple[str, ...]
+
+    @property
+    def hint(self) -> str:
+        """What to do about such files."""
+        return f"read with the extra {self.name} (pip install {self.package})"
 
     @property
     def installed(self) -> bool:
@@ -49,12 +47,19 @@ def _is_installed(module: str) -> bool:
 
 
 EXTRAS = {
-    "HEIC": Extra("heif", "pillow_heif", "pillow-heif", (".heic", ".heif", ".hif")),
-    "JPEG XL": Extra("jxl", "pillow_jxl", "pillow-jxl-plugin", (".jxl",)),
+    "HEIC": Extra("heif", "pillow_heif", "pillow-heif"),
+    "JPEG XL": Extra("jxl", "pillow_jxl", "pillow-jxl-plugin"),
 }
-_BY_SUFFIX = {suffix: format for format, extra in EXTRAS.items() for suffix in extra.suffixes}
-_BY_SUFFIX |= dict.fromkeys(_RAW_SUFFIXES, RAW)
-
+_ALWAYS = "always read"
+_SUFFIXES = {
+    format: re.compile(pattern, re.IGNORECASE)
+    for format, pattern in {
+        _ALWAYS: r"\.(jpe?g|jpe|jfif|png|gif|bmp|webp|tiff?|p[bgp]m|avif|jp2|tga|ico)",
+        "HEIC": r"\.(hei[cf]|hif)",
+        "JPEG XL": r"\.jxl",
+        RAW: r"\.(3fr|arw|cr[23w]|dcr|dng|erf|iiq|kdc|mef|mos|mrw|nef|nrw|orf|pef|ra[fw]|rw[2l]|sr[2fw]|x3f)",
+    }.items()
+}
 _MAGIC = [
     (re.compile(pattern, re.DOTALL), format)
     for pattern, format in [
@@ -94,25 +99,24 @@ _NO_PICTURES = [
 
 def is_read(path: str) -> bool:
     """Return whether files of this name are pictures, of a format that is read here."""
-    suffix = PurePosixPath(path).suffix.lower()
-    format = _BY_SUFFIX.get(suffix)
-    return EXTRAS[format].installed if format in EXTRAS else suffix in _SUFFIXES
+    format = _format_by_name(path)
+    return EXTRAS[format].installed if format in EXTRAS else format == _ALWAYS
 
 
 def unread_formats(paths: Iterable[str]) -> str:
-    """Say, in one line, which of these files have formats that are not read here, and what to do; or nothing."""
-    counts = Counter(_BY_SUFFIX.get(PurePosixPath(path).suffix.lower(), "") for path in paths)
-    said = []
-    for format, count in sorted(counts.items()):
-        if extra := EXTRAS.get(format):
-            needed = f"read with the extra {extra.name} (pip install {extra.package})"
-            said.append(f"{count:,} {'files are' if count > 1 else 'file is'} {format}, {needed}")
-        elif format == RAW:
-            said.append(
-                f"{count:,} {'files are' if count > 1 else 'file is'} camera raw, which is not supported: convert "
-                "to JPEG or TIFF"
-            )
-    return "; ".join(said)
+    """Say in one line which of these files have formats that are not read here, and what to do; or nothing."""
+    counts = Counter(_format_by_name(path) for path in paths)
+    return "; ".join(
+        f"{counts[format]:,} {'files are' if counts[format] > 1 else 'file is'} {format}, "
+        + (EXTRAS[format].hint if format in EXTRAS else "which is not supported: convert to JPEG or TIFF")
+        for format in (*EXTRAS, RAW)
+        if counts[format]
+    )
+
+
+def _format_by_name(path: str) -> str:
+    suffix = PurePosixPath(path).suffix
+    return next((format for format, pattern in _SUFFIXES.items() if pattern.fullmatch(suffix)), "")
 
 
 def identify(content: bytes) -> str:
@@ -121,7 +125,7 @@ def identify(content: bytes) -> str:
 
 
 def not_read(content: bytes, format: str) -> str:
-    """Say why a file whose format is `format` (`identify`) is none that is read here; empty if it may be one."""
+    """Say why a file of this format, or of none (`identify`), isn't read here; empty if it may be read."""
     if format == RAW or (format in EXTRAS and not EXTRAS[format].installed):
         return not_supported(format)
     if format or not content:

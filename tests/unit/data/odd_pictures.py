@@ -227,7 +227,15 @@ def jpeg_orientations():
     for value in (0, 9, 99, 65535):
         yield f"value {value}", with_segments(app1(oriented(value))), UPRIGHT
     yield "negative", with_segments(app1(oriented(-6, SSHORT))), UPRIGHT
-    yield "two values", with_segments(app1(oriented(6, count=2))), UPRIGHT
+    yield "two values", with_segments(app1(oriented(6, count=2))), TURNED
+    for order, kind, letter in (("<", SHORT, "H"), (">", SHORT, "H"), (">", SLONG, "l")):
+        values = exif(entry(0x0112, kind, struct.pack(order + "L", 26), 3, order), order=order)
+        yield (
+            f"three {letter} {order}",
+            with_segments(app1(values + struct.pack(order + 3 * letter, 6, 1, 1))),
+            TURNED,
+        )
+        yield f"three {letter} {order} that are not there", with_segments(app1(values)), UPRIGHT
     yield "no values", with_segments(app1(oriented(6, count=0))), UPRIGHT
     yield "xmp, then exif", with_segments(XMP_1, app1(oriented())), TURNED
     yield "exif, then xmp", with_segments(app1(oriented()), XMP_1), TURNED
@@ -441,7 +449,7 @@ def tiffs():
         yield f"orientation {number} big", big_tiff(number), colors
     yield "orientation of type byte", tiff_with(entry(0x0112, BYTE, 6)), TURNED
     yield "orientation of type long", tiff_with(entry(0x0112, LONG, 6)), TURNED
-    yield "orientation twice", tiff_with(entry(0x0112, SHORT, 6, 2)), UPRIGHT
+    yield "orientation twice", tiff_with(entry(0x0112, SHORT, 6, 2)), TURNED
     for name, entries in ODD_TAGS.items():
         if name != "a type that is none":  # libtiff's business; Pillow's own reader is asked here
             yield name, tiff_with(*entries), TURNED

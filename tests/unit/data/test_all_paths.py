@@ -24,11 +24,21 @@ ODD = table()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All files in two classes, and links: to a picture, to nothing, and in a circle."""
+    """All files in two classes, and links: to a picture, to nothing, to itself, and in circles."""
     root = tmp_path_factory.mktemp("odd")
     for number, (path, odd) in enumerate(ODD.items()):
         (root / "ab"[number % 2]).mkdir(exist_ok=True)
         (root / "ab"[number % 2] / path).write_bytes(odd.content)
+    first = root / "a" / next(iter(ODD))
+    links = {
+        "link": first,
+        "gone": root / "gone",
+        "self": root / "a/self.jpg",
+        "circle": root / "a",
+        "up": root,
+    }
+    for link, target in links.items():
+        (root / "a" / f"{link}.jpg").symlink_to(target)
     return root
 
 
@@ -41,7 +51,7 @@ def shape(request):
 @pytest.fixture(scope="module")
 def by_reader(folder, shape):
     """By path: pixels, or why there are none. The other paths are compared with it."""
-    paths = sorted(str(path.relative_to(folder)) for path in folder.glob("*/*"))
+    paths = [f"{'ab'[number % 2]}/{path}" for number, path in enumerate(ODD)]
     return results(paths, Reader(str(folder), *shape).decode(paths))
 
 
@@ -89,7 +99,7 @@ def test_ahead(folder, shape, by_reader, kind):
     decoded = [one for _, batch in ahead.batches(list(by_reader), 20) for one in batch]
     ahead.close()
     if for_gpu:
-        assert sum(one.encoded is not None for one in decoded) >= 7
+        assert sum(one.encoded is not None for one in decoded) >= 5
         decoded = GpuDecoder(torch.device("cpu"), *shape)(decoded)
     assert_same(results(by_reader, decoded), by_reader)
 
@@ -107,7 +117,7 @@ def test_training(folder, shape, by_reader, tmp_path, room):
     for split, count in (("train", loader.info.train_size), ("valid", loader.info.valid_size)):
         pixels = loader.pictures(split, range(count))[0].permute(0, 2, 3, 1)
         got |= dict(zip(loader.names(split, range(count)), pixels, strict=True))
-    assert_same(got, by_reader)
+    assert_same(got, by_reader | {"a/link.jpg": by_reader[next(iter(by_reader))]})
     if room:
         return
     table = store.open_picture_store(config.data, cache_folder(config.data.cache)).table
@@ -116,5 +126,5 @@ def test_training(folder, shape, by_reader, tmp_path, room):
     assert len(nothing) == 0
     assert_same(
         dict(zip(table.column("path").to_pylist(), streamed, strict=True)),
-        {path: one for path, one in by_reader.items() if not isinstance(one, str)},
+        {path: one for path, one in got.items() if not isinstance(one, str)},
     )
