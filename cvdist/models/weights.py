@@ -366,8 +366,9 @@ def _what_is_wrong(path: Path, is_zip: bool, error: Exception) -> str:
         return "is compressed by gzip: unpack it"
     if head.startswith(b"\x89HDF"):
         return "is an HDF5 file, as Keras writes them: load it, and save the tensors by name with torch.save"
+    kind = "safetensors" if state_dicts.is_safetensors(path) else "torch.save"
     return (
-        f"is damaged, cut short or not a file of torch.save ({type(error).__name__}, {size:,} bytes): copy or "
+        f"is damaged, cut short or not a file of {kind} ({type(error).__name__}, {size:,} bytes): copy or "
         "download it again"
     )
 

@@ -180,7 +180,7 @@ def test_file_cut_short(tmp_path, zipped, share):
             "is a pointer of Git LFS (73 bytes) in place of the file: bring the file with git lfs pull",
         ),
         (gzip.compress(b"weights"), "is compressed by gzip: unpack it"),
-        (b"\x0a" + bytes(7) + b'{"a": {}}', "is a safetensors file"),
+        (b"\x0a" + bytes(7) + b'{"a": {}}', "is damaged, cut short or not a file of safetensors"),
     ],
 )
 def test_file_of_something_else(tmp_path, content, says):
