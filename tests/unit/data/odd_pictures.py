@@ -1,4 +1,4 @@
-"""A table of odd picture files: the bytes of each, and what is right: its colors once it is upright, or why it is bad."""
+"""A table of odd picture files: the bytes of each with its colors once it is upright, or why it is bad."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Odd:
     tolerance: int = 16
 
 
-# ------------------------------------------------------------------------------------------------- parts of files
+# ----------------------------------------------------------------------------------------------- parts of files
 
 
 def entry(tag, kind, value, count=1, order="<"):
@@ -212,7 +212,7 @@ ODD_TAGS = {
 }
 
 
-# ----------------------------------------------------------------------------------------------------- the tables
+# --------------------------------------------------------------------------------------------------- the tables
 
 
 def jpeg_orientations():
@@ -265,9 +265,10 @@ def jpeg_metadata():
     for marker, start in (
         (0xE0, b"JFIF\0\7\1\0\0\1\0\1\0\0"), (0xE0, b"JFIF\0"), (0xE0, b"JFIF\0\1\1\0\0\1\0\1\xff\xff"),
         (0xE0, b"JFXX\0\x10"), (0xE1, b"Exif"), (0xE1, b"http://ns.adobe.com/xap/1.0/\0<x:"),
-        (0xE1, b"http://ns.adobe.com/xmp/extension/\0"), (0xE2, b"ICC_PROFILE\0\2\1"), (0xE2, b"ICC_PROFILE\0\0\0"),
-        (0xE2, b"MPF\0"), (0xE2, b"MPF\0II*\0\x08\0\0\0"), (0xE2, b"FPXR\0"), (0xED, b"Photoshop 3.0\0"),
-        (0xED, b"Photoshop 3.0\x008BIM\3\xed\0\0\0\0\xff\xff"), (0xEE, b"Adobe"), (0xEF, b""), (0xFE, b"\xff\xfe"),
+        (0xE1, b"http://ns.adobe.com/xmp/extension/\0"), (0xE2, b"ICC_PROFILE\0\2\1"), (0xE2, b"MPF\0"),
+        (0xE2, b"ICC_PROFILE\0\0\0"), (0xE2, b"MPF\0II*\0\x08\0\0\0"), (0xE2, b"FPXR\0"), (0xEF, b""),
+        (0xED, b"Photoshop 3.0\0"), (0xED, b"Photoshop 3.0\x008BIM\3\xed\0\0\0\0\xff\xff"), (0xEE, b"Adobe"),
+        (0xFE, b"\xff\xfe"),
     ):  # fmt: skip
         yield (
             f"{marker:x} {start[:20]!r}",
@@ -305,7 +306,8 @@ def sequential(content):
 def jpeg_ends():
     kinds = {
         "plain": {}, "progressive": {"progressive": True}, "restarts": {"restart_marker_rows": 1},
-        "gray": {"mode": "L"}, "cmyk": {"mode": "CMYK"}, "subsampled": {"subsampling": 2}, "rgb": {"keep_rgb": True},
+        "gray": {"mode": "L"}, "cmyk": {"mode": "CMYK"}, "subsampled": {"subsampling": 2},
+        "rgb": {"keep_rgb": True},
     }  # fmt: skip
     gray = tuple((v, v, v) for v in (82, 122, 44, 255))
     for kind, options in kinds.items():
@@ -474,14 +476,15 @@ def tiffs():
 
 def others():
     gif = encoded(quarters(400, 300), "GIF")
-    for name, content, *rest in (
+    for name, content in (
         ("gif", gif), ("gif with a comment", encoded(quarters(400, 300), "GIF", comment=b"\xff\xfe\0 caf\xe9")),
         ("gif without an end", gif[:-1]), ("gif animated", frames("GIF")),
         ("gif cut in its second frame", frames("GIF")[:-30]), ("bmp", encoded(quarters(400, 300), "BMP")),
         ("tga", encoded(quarters(400, 300), "TGA")), ("ppm", encoded(quarters(400, 300), "PPM")),
         ("jp2", encoded(quarters(400, 300), "JPEG2000")), ("ico", encoded(quarters(256, 256), "ICO")),
         ("avif", encoded(quarters(400, 300), "AVIF")),
-        ("avif with odd exif", avif_with(b"none")), ("avif with xmp", encoded(quarters(400, 300), "AVIF", xmp=XMP % 6)),
+        ("avif with odd exif", avif_with(b"none")),
+        ("avif with xmp", encoded(quarters(400, 300), "AVIF", xmp=XMP % 6)),
     ):  # fmt: skip
         yield name, content, UPRIGHT, 30
     for number, colors in ORIENTED.items():
@@ -535,18 +538,21 @@ def no_pictures():
         ("page 3", b"\xef\xbb\xbf<!doctype HTML PUBLIC>", "HTML"), ("page 4", b"<head><title>x", "HTML"),
         ("page 5", b'<?xml version="1.0"?><!DOCTYPE html><html>', "HTML"),
         ("xml", b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML"),
-        ("json", b'{"error": "not found"}', "JSON"), ("json 2", b'[{"a": 1}]', "JSON"), ("json 3", b"{}", "JSON"),
+        ("json", b'{"error": "not found"}', "JSON"), ("json 2", b'[{"a": 1}]', "JSON"),
+        ("json 3", b"{}", "JSON"),
         ("pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
         ("text", b"Not found", "text"), ("text with an end", b"no picture\xff\xd9", "text"),
-        ("zip", b"PK\3\4" + bytes(99), "a ZIP archive"), ("gzip", b"\x1f\x8b\x08" + bytes(99), "a gzip archive"),
+        ("zip", b"PK\3\4" + bytes(99), "a ZIP archive"), ("gzip", b"\x1f\x8b" + bytes(99), "a gzip archive"),
         ("video", b"\0\0\0\x18ftypisom" + bytes(99), "a video"), ("zeros", bytes(5000), "nothing but zeros"),
     ):  # fmt: skip
         yield name, content, f"not a picture: {right}"
     for name, content, right in (
-        ("svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"), ("svg 2", b'<?xml version="1.0"?>\n<svg>', "SVG"),
-        ("pdf", b"%PDF-1.4" + bytes(99), "PDF"), ("psd", b"8BPS\0\1" + bytes(99), "PSD"),
-        ("cr2", b"II*\0\x10\0\0\0CR\2\0" + bytes(99), "camera raw"), ("raf", b"FUJIFILMCCD-RAW " + bytes(99), "camera raw"),
-        ("cr3", b"\0\0\0\x18ftypcrx " + bytes(99), "camera raw"), ("orf", b"IIRO\x08\0\0\0" + bytes(99), "camera raw"),
+        ("svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        ("svg 2", b'<?xml version="1.0"?>\n<svg>', "SVG"), ("pdf", b"%PDF-1.4", "PDF"), ("psd", b"8BPS\0\1", "PSD"),
+        ("cr2", b"II*\0\x10\0\0\0CR\2\0" + bytes(99), "camera raw"),
+        ("raf", b"FUJIFILMCCD-RAW " + bytes(99), "camera raw"),
+        ("cr3", b"\0\0\0\x18ftypcrx " + bytes(99), "camera raw"),
+        ("orf", b"IIRO\x08\0\0\0" + bytes(99), "camera raw"),
     ):  # fmt: skip
         yield name, content, unsupported + right
     yield "random", np.random.default_rng(1).bytes(5000), NO_PICTURE
@@ -592,9 +598,7 @@ def table():
         pngs: ".png",
         webps: ".webp",
     }
-    for group in (
-        jpeg_orientations, jpeg_metadata, jpeg_ends, pngs, webps, tiffs, others, modes, no_pictures, with_extras,
-    ):  # fmt: skip
+    for group in (*suffixes, tiffs, others, modes, no_pictures, with_extras):
         for name, content, right, *tolerance in group():
             # Most have the suffix of another format; names have blanks, '#', '%20' and other scripts.
             plain = "".join(c if c.isalnum() or c in " .,#%<>-" else "_" for c in name[:60])
