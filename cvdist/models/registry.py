@@ -103,9 +103,8 @@ class ModelSpec:
 
 
 MODELS: dict[str, ModelSpec] = {}
-_LATER: dict[
-    str, Callable[[str], ModelSpec]
-] = {}  # those of a library, or its prefix, described when they are used
+# Those of a library, by name or by the prefix of all their names; each is described when it is used.
+_LATER: dict[str, Callable[[str], ModelSpec]] = {}
 
 
 def register(spec: ModelSpec) -> None:
@@ -139,7 +138,7 @@ def find(name: str) -> ModelSpec:
     if name not in MODELS and describe is not None:
         MODELS[name] = describe(name)
     if name not in MODELS:
-        own = ", ".join(known for known in MODELS if known not in _LATER)
+        own = ", ".join(known for known in MODELS if known not in _LATER and "/" not in known)
         hint = did_you_mean(
             name, names(), f"--model takes {own}, and the classifiers of torchvision, such as resnet50"
         )
