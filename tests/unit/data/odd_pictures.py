@@ -548,7 +548,8 @@ def no_pictures():
         yield name, content, f"not a picture: {right}"
     for name, content, right in (
         ("svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
-        ("svg 2", b'<?xml version="1.0"?>\n<svg>', "SVG"), ("pdf", b"%PDF-1.4", "PDF"), ("psd", b"8BPS\0\1", "PSD"),
+        ("svg 2", b'<?xml version="1.0"?>\n<svg>', "SVG"),
+        ("pdf", b"%PDF-1.4", "PDF"), ("psd", b"8BPS\0\1", "PSD"),
         ("cr2", b"II*\0\x10\0\0\0CR\2\0" + bytes(99), "camera raw"),
         ("raf", b"FUJIFILMCCD-RAW " + bytes(99), "camera raw"),
         ("cr3", b"\0\0\0\x18ftypcrx " + bytes(99), "camera raw"),
