@@ -320,7 +320,7 @@ def test_damaged_checkpoints_are_named_and_run_no_code(tmp_path, damage):
 
 
 def test_what_differs_from_the_checkpoint_is_said_in_one_line(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "cvdist")
     run = make_run(tmp_path)
     train(run)
     run.worker.wait_for_uploads()
@@ -337,7 +337,7 @@ def test_an_epoch_goes_on_with_another_batch_size_and_begins_again_with_other_pi
     tmp_path, caplog, changes, position
 ):
     """Of a batch of any size the position says how many samples are done; of other pictures it says nothing."""
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "cvdist")
     run = make_run(tmp_path, checkpoint_every=5)
     after_steps(run, 7, kill)
     with pytest.raises(Killed):
