@@ -122,7 +122,7 @@ def test_bad_pictures_are_left_out_and_listed(tmp_path):
     root = with_bad(tmp_path)
     loader = opened(root, tmp_path, max_bad_fraction=0.1)
     assert [picture.path for picture in loader.quarantine] == ["a/bad-0.jpg", "a/bad-1.jpg"]
-    assert loader.quarantine[1].reason == "the file is empty"
+    assert loader.quarantine[1].reason == "0 bytes"
     assert loader.info.train_size + loader.info.valid_size == 30
     # The others are where they belong, behind the gaps.
     images, _ = loader.pictures("train", range(loader.info.train_size))
