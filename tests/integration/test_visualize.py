@@ -104,7 +104,7 @@ def test_a_job_shows_a_checkpoint_with_pictures_of_a_folder(trained, tmp_path):
 @pytest.mark.parametrize(
     ("look", "says_why"),
     [
-        ({"data": "bad.jpg"}, r"--data .*bad\.jpg: the picture can't be decoded \(.*not a picture of any"),
+        ({"data": "bad.jpg"}, r"--data .*bad\.jpg: the picture can't be decoded \(.*not a picture: text"),
         ({"data": "folder"}, r"--data .*folder has no pictures"),
         ({"data": "absent"}, r"--data .*absent can't be read"),
         ({"layers": "conv3"}, r"--layers conv3: the model has no such convolution; it has 2: conv1, conv2"),

@@ -205,6 +205,7 @@ _FRAMES = {
     0xF7: "JPEG-LS",
 }
 _PROGRESSIVE = (0xC2, 0xCA)
+_ARITHMETIC = (0xC9, 0xCA, 0xCB)
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class Jpeg:
     """What a JPEG file consists of.
 
     Attributes:
-        content: the picture without metadata, and with an end marker.
+        content: the picture without metadata, and with an end marker if the file has none.
         exif: the EXIF metadata; empty without any.
         height: in pixels.
         width: in pixels.
@@ -266,7 +267,9 @@ def split_jpeg(content: bytes) -> Jpeg:
     _, marker, _, precision, height, width, channels = struct.unpack_from(">BBHBHHB", frame)
     if adobe >= 0:  # transformations that nobody knows count as the usual ones
         kept.insert(1, _ADOBE + bytes([adobe if adobe <= 2 else 2 if channels == 4 else 1]))
-    kept += [content[place:], _END]
+    kept.append(content[place:])
+    if marker not in _ARITHMETIC:  # where a decoder takes whatever ends before its end marker as whole
+        kept.append(_END)
     kind = _FRAMES[marker] or (f"{precision}-bit JPEG" if precision != 8 else "")
     in_scans = marker in _PROGRESSIVE or content[place + 4 : place + 5] != bytes([channels])
     is_cut = in_scans and not _has_all_scans(content, place, frame, progressive=marker in _PROGRESSIVE)

@@ -33,7 +33,8 @@ CUT = "truncated: ends within the picture"
 DAMAGED = "damaged within the picture"
 _MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 _TOO_LARGE = f"larger than {_MOST_PIXELS:,} pixels"
-_ENDED = re.compile("premature end|found marker 0xd9 instead")  # in libjpeg's words for damage
+_DAMAGE = ("Corrupt JPEG data", "Premature end")  # how libjpeg's words for it begin
+_ENDED = re.compile("[Pp]remature end|found marker 0xd9 instead")
 _CROP = 8 / 7  # torchvision evaluates its weights on the inner 224 of 256 pixels
 
 
@@ -156,7 +157,7 @@ def _decode_jpeg(jpeg: Jpeg, size: int) -> Tensor:
     try:
         pixels = simplejpeg.decode_jpeg(jpeg.content, **least)
     except ValueError as error:
-        if str(error).startswith("Corrupt JPEG data"):
+        if str(error).startswith(_DAMAGE):
             raise UndecodableError(CUT if _ENDED.search(str(error)) else DAMAGED, str(error)) from error
         return _decode_rare_jpeg(jpeg)
     if jpeg.is_cut:

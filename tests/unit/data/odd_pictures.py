@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import io
 import struct
@@ -212,6 +213,23 @@ ODD_TAGS = {
 }
 
 
+# By libjpeg, whose options Pillow doesn't have: arithmetic coding, and colors at an eighth of the pixels.
+ARITHMETIC = (
+    b"c-"
+    b"s4a<NpH&0WUXCHwH#V1_nkTWcYuZ!I^=Xi3x;&fCY$HIapa)SXjB(+1WUFxOjNDxwyG``Gf>``2_j6xdp@o1cgOJMMZh|#U;c<B!"
+    b"omnML>oyG6VInuyV4pa*FVB^NNrR{-"
+    b"0zJ<X~`MNML4EVqg+vWEN!ne};jJK|p|&Q9zLO|1Aa{W=5a{vmk>#!+(YgE}OLS;=4E3%)Y~(6SUiMU2xjnJ%PIEua7*xqH<5ot4"
+    b"I4{cLisQc!s^v=F%$<{@(-u9l0^S"
+)
+EIGHTH = (
+    b"c-"
+    b"s4a<NpH&0WUXCHwH#V1_nkTWcYuZ!I^=Bjg6g+m4ls~os*M;i${c)hnt&6Qb?FzL{>^(PF6}rMnOeST|r4lSw=>~TvNxu(8R<<Uf"
+    b"t5x!pKI?*u)5A2qPyaCl5D|1TU|Ik)n*E5y{~H0R}-"
+    b"11_y=&W=0hTCP7AKLB{__7{q~21vwT8u(5LhB}4>JMS%b)Dgji>j4HtbRWFFC{uTodP%)Drvmk>#!&C;wxU2;raV`f2!8@10O3pY"
+    b"i<h?!sVli(yz>ub?0Alk0zX<@jfHP7"
+)
+
+
 # --------------------------------------------------------------------------------------------------- the tables
 
 
@@ -230,11 +248,8 @@ def jpeg_orientations():
     yield "two values", with_segments(app1(oriented(6, count=2))), TURNED
     for order, kind, letter in (("<", SHORT, "H"), (">", SHORT, "H"), (">", SLONG, "l")):
         values = exif(entry(0x0112, kind, struct.pack(order + "L", 26), 3, order), order=order)
-        yield (
-            f"three {letter} {order}",
-            with_segments(app1(values + struct.pack(order + 3 * letter, 6, 1, 1))),
-            TURNED,
-        )
+        three = values + struct.pack(order + 3 * letter, 6, 1, 1)
+        yield f"three {letter} {order}", with_segments(app1(three)), TURNED
         yield f"three {letter} {order} that are not there", with_segments(app1(values)), UPRIGHT
     yield "no values", with_segments(app1(oriented(6, count=0))), UPRIGHT
     yield "xmp, then exif", with_segments(XMP_1, app1(oriented())), TURNED
@@ -251,11 +266,7 @@ def jpeg_orientations():
         yield name, with_segments(app1(exif(*entries))), TURNED
     yield "thumbnail", with_segments(app1(oriented() + pictures.jpeg(1))), TURNED
     yield "directories in a circle", with_segments(app1(exif(ORIENTATION, following=8))), TURNED
-    yield (
-        "exif behind the tables",
-        patched(PLAIN, 0, PLAIN).replace(b"\xff\xc0", app1(oriented()) + b"\xff\xc0", 1),
-        TURNED,
-    )
+    yield "exif behind the tables", PLAIN.replace(b"\xff\xc0", app1(oriented()) + b"\xff\xc0", 1), TURNED
     yield "several pictures", mpo(6), TURNED
 
 
@@ -270,23 +281,12 @@ def jpeg_metadata():
         (0xED, b"Photoshop 3.0\0"), (0xED, b"Photoshop 3.0\x008BIM\3\xed\0\0\0\0\xff\xff"), (0xEE, b"Adobe"),
         (0xFE, b"\xff\xfe"),
     ):  # fmt: skip
-        yield (
-            f"{marker:x} {start[:20]!r}",
-            with_segments(app1(oriented()), segment(marker, start + junk)),
-            TURNED,
-        )
-        yield f"{marker:x} {start!r} alone", with_segments(app1(oriented()), segment(marker, start)), TURNED
-    adobe = b"Adobe\0\x64\0\0\0\0"
-    yield (
-        "adobe transformation 9",
-        with_segments(segment(0xEE, adobe + b"\x09"), content=without_jfif(PLAIN)),
-        UPRIGHT,
-    )
-    yield (
-        "too short a length",
-        with_segments(app1(oriented()), segment(0xE4, b"short")[:-1] + b"rt, not over"),
-        TURNED,
-    )
+        for end in (b"", junk):
+            odd = with_segments(app1(oriented()), segment(marker, start + end))
+            yield f"{marker:x} {start[:20]!r} {len(end)}", odd, TURNED
+    adobe = segment(0xEE, b"Adobe\0\x64\0\0\0\0\x09")
+    yield "adobe transformation 9", with_segments(adobe, content=without_jfif(PLAIN)), UPRIGHT
+    yield "too short a length", with_segments(app1(oriented()), segment(0xE4, b"short") + b", not over"), TURNED
     yield "a length of zero", with_segments(b"\xff\xe5\0\0", app1(oriented())), TURNED
     yield "padding", with_segments(b"\xff\xff\xff", app1(oriented()), b"\xff\xff"), TURNED
     yield "junk behind", with_segments(app1(oriented())) + b"\xff\xd8\xff junk" * 9, TURNED
@@ -347,7 +347,12 @@ def jpeg_ends():
         (1, b"\xf7", "JPEG-LS"),
     ):  # fmt: skip
         yield kind, frame(whole, place, new), f"a format that is not supported: {kind}"
-    yield "arithmetic coding", frame(whole, 1, b"\xc9"), DAMAGED  # said, but not done
+    yield "arithmetic coding that is none", frame(whole, 1, b"\xc9"), DAMAGED
+    for name, packed in (("arithmetic coding", ARITHMETIC), ("colors at an eighth", EIGHTH)):
+        rare = zlib.decompress(base64.b85decode(packed))
+        yield name, rare, UPRIGHT
+        yield f"{name}, turned", with_segments(app1(oriented()), content=rare), TURNED
+        yield f"{name}, cut", share(rare, 0.9), CUT
 
 
 def pngs():
@@ -548,8 +553,8 @@ def no_pictures():
         yield name, content, f"not a picture: {right}"
     for name, content, right in (
         ("svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
-        ("svg 2", b'<?xml version="1.0"?>\n<svg>', "SVG"),
-        ("pdf", b"%PDF-1.4", "PDF"), ("psd", b"8BPS\0\1", "PSD"),
+        ("svg 2", b'<?xml version="1.0"?>\n<svg>', "SVG"), ("pdf", b"%PDF-1.4", "PDF"),
+        ("psd", b"8BPS\0\1", "PSD"),
         ("cr2", b"II*\0\x10\0\0\0CR\2\0" + bytes(99), "camera raw"),
         ("raf", b"FUJIFILMCCD-RAW " + bytes(99), "camera raw"),
         ("cr3", b"\0\0\0\x18ftypcrx " + bytes(99), "camera raw"),

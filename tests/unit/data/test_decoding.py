@@ -6,10 +6,12 @@ import io
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 
-from cvdist.data.images.decode import UndecodableError, decode
+from cvdist.data.images.decode import UndecodableError, decode, resize_to_square
+from tests.helpers import pictures
 
 RED, GREEN, BLUE, WHITE = (220, 30, 20), (20, 190, 40), (30, 20, 200), (255, 255, 255)
 ORIENTATION = 0x0112
@@ -163,6 +165,16 @@ def test_crop_keeps_proportions_and_squash_keeps_everything():
     assert close(decode(content, 64, "crop").float().mean((0, 1)).tolist(), RED, 2)
     squashed = decode(content, 63, "squash")
     assert [close(squashed[30, x].tolist(), color, 2) for x, color in ((10, BLUE), (31, RED), (52, BLUE))]
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_reduced_pictures_are_cropped_where_full_ones_are(size):
+    """To a part of a pixel; in whole ones the mean difference was 2.1 of 255 at 32 pixels, and 0.8 at 64."""
+    for seed in range(4):
+        content = pictures.jpeg(seed, 500, 375)
+        full = torch.from_numpy(simplejpeg.decode_jpeg(content)).permute(2, 0, 1)
+        expected = resize_to_square(full, size, "crop")
+        assert (decode(content, size, "crop").float() - expected.float()).abs().mean() < 0.5
 
 
 def test_the_two_decoders_agree(shared_data):

@@ -307,7 +307,7 @@ def test_bad_pictures_are_left_out_and_listed(chosen, photos):
     built, computed = extract(chosen)
     assert len(computed) == 18 and [picture.path for picture in built.manifest.bad] == ["train/cat/0002.jpg"]
     table = (Path(chosen.features.uri) / "quarantine.csv").read_bytes()
-    assert table == b"path,reason\r\ntrain/cat/0002.jpg,not a picture of any known kind\r\n"
+    assert table == b"path,reason\r\ntrain/cat/0002.jpg,not a picture: text\r\n"
     loader = opened(chosen)
     assert loader.info.train_size == 12 and loader.quarantine == built.manifest.bad
     uncached = opened(chosen, features="")
