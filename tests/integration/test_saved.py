@@ -98,7 +98,7 @@ def test_what_is_not_there_is_one_line_with_the_nearest(trained, tmp_path):
     (tmp_path / "text.pth").write_text("no weights")
     assert "name its architecture with --model" in error(tmp_path / "text.pth")
     text = error(tmp_path / "text.pth", model="vgg11", weights_preprocessing="imagenet")
-    assert text.startswith(f"MODEL {tmp_path}/text.pth is damaged")
+    assert text.startswith(f"MODEL {tmp_path}/text.pth is a text file, not weights")
     assert "torchvision's weights for vgg16 are IMAGENET1K_V1" in error("vgg16:IMAGENET1K_V7")
     assert "MODEL is needed" in error("")
     no_store = open_error(SavedModelConfig(source="good", storage=str(tmp_path)))

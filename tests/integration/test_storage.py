@@ -14,7 +14,7 @@ import torch
 from pyarrow import fs as arrow
 
 from cvdist import config as configs
-from cvdist import loaders, log, slow_requests, storage
+from cvdist import loaders, log, models, slow_requests, storage
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.config import ModelConfig, PicturesConfig, TrainConfig
 from cvdist.data.images import versions
@@ -25,6 +25,7 @@ from cvdist.prediction.pictures import find_pictures
 from tests.cluster.harness import FaultProxy
 from tests.helpers import pictures
 from tests.helpers.checkpoints import add, checkpoint
+from tests.helpers.feature_caches import write_weights
 from tests.helpers.jobs import call, the_error
 
 
@@ -108,13 +109,13 @@ def test_pictures_in_a_bucket_are_those_in_a_folder(bucket, tmp_path, cache_frac
 def test_weights_in_a_bucket_are_brought_once(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     (tmp_path / "up").mkdir()
-    state = {"features.0.weight": torch.ones(2, 2)}
-    torch.save(state, tmp_path / "up" / "some.pth")
+    write_weights(tmp_path / "up" / "some.pth")
     uri = upload(tmp_path / "up", f"{bucket}/weights") + "/some.pth"
     settings = ModelConfig(name="vgg11", weights=uri, weights_preprocessing="imagenet")
-    first = weights.load(settings, state).origin
+    model = models.skeleton(settings)
+    first = weights.load(settings, model).origin
     monkeypatch.setattr(storage, "download", None)
-    assert weights.load(settings, state).origin == first and first.source == uri
+    assert weights.load(settings, model).origin == first and first.source == uri
 
 
 @pytest.mark.parametrize("name", ["a b", "a%20b", "100%", "a%2Fb", "a#b", "a?b", "a?b=c", "a+b", "é", "字"])
@@ -212,7 +213,6 @@ def test_throttled_requests_are_counted_with_the_time_that_they_cost(bucket, s3,
     try:
         folder = storage.Folder.open(f"{bucket}/throttled", "--storage", patient=True)
         slow_requests.take()
-        monkeypatch.setattr(slow_requests, "_log_after", 0.0)  # whatever an earlier test has met
         folder.write("quick", b"1")
         assert folder.find("absent") is None and not slow_requests.take()
         proxy.begin_to_refuse()

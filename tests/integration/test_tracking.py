@@ -31,7 +31,7 @@ from cvdist.tracking import environment, mlflow_tracker
 from cvdist.tracking import run as tracking_run
 from cvdist.tracking.find import find_run
 from cvdist.tracking.mlflow_tracker import MlflowTracker
-from tests.helpers.jobs import ROOT, call, run, the_error, user_error
+from tests.helpers.jobs import ROOT, call, mlflow_store, run, the_error, user_error
 from tests.helpers.stores import empty_store
 from tests.helpers.waiting import free_port, wait_until, work_of
 
@@ -326,7 +326,8 @@ def test_a_deleted_experiment_is_restored_by_the_command_that_is_named(storage):
     assert line.startswith("the experiment 'gone' is deleted: restore it with ")
     command = shlex.split(re.search("restore it with (.*), or name", line)[1])
     assert command[:4] == [f"MLFLOW_TRACKING_URI={store}", "mlflow", "experiments", "restore"]
-    restored = CliRunner().invoke(experiments.commands, command[3:], env={"MLFLOW_TRACKING_URI": store})
+    with mlflow_store(store):
+        restored = CliRunner().invoke(experiments.commands, command[3:])
     assert restored.exit_code == 0, restored.output
     assert tracking.open_tracking_store(TrackingConfig(experiment="gone"), str(storage)) is not None
 
