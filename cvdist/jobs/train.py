@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
 import secrets
@@ -109,8 +110,9 @@ def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef 
     here = "RAY_ADDRESS" not in os.environ
     check_here(config, data_is_here=here)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        # Ray's processes take seconds to start, and so does MLflow to import: side by side.
+        # Ray's processes take seconds to start, and so do MLflow and Ray Train to import: side by side.
         opening = pool.submit(open_all, config, data_is_here=here)
+        pool.submit(importlib.import_module, "cvdist.runtime.ray_train")
         nodes = ray_cluster.connect(ResourceRequest.of_workers(config.runtime))
         store = opening.result()
     from cvdist.runtime import ray_train
