@@ -28,7 +28,7 @@ demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few 
 test: $(STAMP)  ## all tests but the two longest, which test-faults has
 	$(PY) -m pytest -n 3 $(IN_ORDER) -m "not slow"
 
-test-unit: $(STAMP)  ## the tests that need no server and no cluster: a minute
+test-unit: $(STAMP)  ## the tests that need no server and no cluster: four minutes
 	$(PY) -m pytest -n 2 $(IN_ORDER) tests/unit
 
 test-faults: $(STAMP)  ## all that can fail on a cluster: ten minutes, as root
