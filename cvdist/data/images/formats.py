@@ -97,26 +97,27 @@ _NO_PICTURES = [
 ]
 
 
+def format_by_name(path: str) -> str:
+    """Return the format that a file's name speaks of, whether or not it is read here; empty without any."""
+    suffix = PurePosixPath(path).suffix
+    return next((format for format, pattern in _SUFFIXES.items() if pattern.fullmatch(suffix)), "")
+
+
 def is_read(path: str) -> bool:
     """Return whether files of this name are pictures, of a format that is read here."""
-    format = _format_by_name(path)
+    format = format_by_name(path)
     return EXTRAS[format].installed if format in EXTRAS else format == _ALWAYS
 
 
 def unread_formats(paths: Iterable[str]) -> str:
     """Say in one line which of these files have formats that are not read here, and what to do; or nothing."""
-    counts = Counter(_format_by_name(path) for path in paths)
+    counts = Counter(format_by_name(path) for path in paths)
     return "; ".join(
         f"{counts[format]:,} {'files are' if counts[format] > 1 else 'file is'} {format}, "
         + (EXTRAS[format].hint if format in EXTRAS else "which is not supported: convert to JPEG or TIFF")
         for format in (*EXTRAS, RAW)
         if counts[format]
     )
-
-
-def _format_by_name(path: str) -> str:
-    suffix = PurePosixPath(path).suffix
-    return next((format for format, pattern in _SUFFIXES.items() if pattern.fullmatch(suffix)), "")
 
 
 def identify(content: bytes) -> str:

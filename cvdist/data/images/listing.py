@@ -16,7 +16,7 @@ import torch
 
 from cvdist import log, storage
 from cvdist.config import DataConfig, PicturesConfig
-from cvdist.data.images.formats import is_read, unread_formats
+from cvdist.data.images.formats import format_by_name, is_read, unread_formats
 from cvdist.data.split import stratified_split
 from cvdist.errors import UserError
 from cvdist.log import redact
@@ -175,6 +175,7 @@ def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
     ignored: list[str] = []
     passed_over: set[str] = set()
     manifests: list[str] = []
+    unread: list[str] = []
     for entry in storage.list_entries(uri, "--data"):
         *above, name = entry.path.split("/")
         within = [*above, name] if entry.is_folder else above
@@ -187,14 +188,16 @@ def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
             pass
         elif is_read(name):
             files.append(entry)
+        elif format_by_name(name):
+            unread.append(name)
         else:
             ignored.append(entry.path)
             if name == _RESULTS:
                 manifests.append(entry.path)
-    if unread := unread_formats(ignored):
-        if not files:
-            raise UserError(f"--data {redact(uri)} has no pictures that can be read: {unread}")
-        logger.warning("data       left out: %s", unread)
+    if unread and not files:
+        raise UserError(f"--data {redact(uri)} has no pictures that can be read: {unread_formats(unread)}")
+    if unread:
+        logger.warning("data       left out: %s", unread_formats(unread))
     results = _results_of_jobs(uri, manifests, files, folders)
     if passed_over or results:
         logger.info("data       passed over: %s", _some({*passed_over, *results}))
