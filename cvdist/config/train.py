@@ -52,6 +52,11 @@ def check(config: TrainConfig) -> None:
     """
     check_groups(config)
     config.runtime.worker_range  # noqa: B018 (raises)
+    if config.loop.fit == "logistic" and not config.features.uri:
+        raise UserError(
+            "--features is needed: the cache for --fit logistic, as jobs/preprocess.py writes it; or train "
+            "from pictures, with --fit epochs or the recipe transfer"
+        )
     if config.data.dataset == "images" and not config.data.uri and not config.features.uri:
         raise UserError(
             "--data is needed: the folder or URI of the pictures, with a folder for each class in it"
@@ -64,8 +69,6 @@ def check(config: TrainConfig) -> None:
         )
     if config.features.uri and config.data.dataset != "images":
         raise UserError(f"--features is for folders of pictures, not for --dataset {config.data.dataset}")
-    if config.loop.fit == "logistic" and not config.features.uri:
-        raise UserError("--fit logistic is for a linear head on cached features: name them with --features")
     if config.runtime.step_timeout < config.runtime.data_timeout:
         raise UserError(
             f"--step-timeout {config.runtime.step_timeout:g} is below --data-timeout "

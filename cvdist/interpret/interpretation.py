@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from cvdist.interpret.activations import (
     strongest_channels,
 )
 from cvdist.interpret.gradcam import grad_cam
-from cvdist.interpret.layers import ConvLayer, convolutions
+from cvdist.interpret.layers import ConvLayer, last_maps
 from cvdist.interpret.top_activations import TopActivationCollector, TopActivations
 from cvdist.seeding import generator
+
+logger = logging.getLogger(__name__)
 
 # Largest batch, in values of pixels and in pictures: 8 photographs or 512 digits.
 _BATCH_VALUES = 8 * 3 * 224 * 224
@@ -111,7 +114,7 @@ class Interpretation:
         top_activations: The pictures that activate each channel most, by the name of the layer.
         dead: Channels that were zero after ReLU in all pictures, by the name of the layer.
         maps: A few predictions with the feature maps of their pictures, by the name of the layer.
-        cam_layer: Name of the layer that the Grad-CAM maps are of.
+        cam_layer: Name of the layer that the Grad-CAM maps are of; empty without any.
         correct: Correct predictions, one picture of each class in turn.
         wrong: Wrong predictions, the most confident ones first.
         unlabeled: Predictions for pictures whose true class is unknown.
@@ -189,15 +192,18 @@ def interpret_model(
         size = max(1, min(_MOST_IN_BATCH, _BATCH_VALUES // pixels[0].numel()))
     top_activations = top.results()
 
+    layer = last_maps(model)
+    if has_classifier and layer is None:
+        logger.info("figures    without Grad-CAM: the network's only convolution cuts pictures into patches")
+
     def images(chosen: Sequence[Prediction]) -> Tensor:
         pixels, _ = source.read([one.row for one in chosen])
         return normalize(pixels.to(device).float())
 
     def explained(chosen: Sequence[Prediction]) -> list[ExplainedPrediction]:
-        if not chosen or not has_classifier:
+        if not chosen or not has_classifier or layer is None:
             return []
         inputs, number = images(chosen), {name: i for i, name in enumerate(classes)}
-        layer = convolutions(model)[-1]
         predicted_maps = grad_cam(model, layer, inputs, torch.tensor([number[one.predicted] for one in chosen]))
         known = [i for i, one in enumerate(chosen) if one.true in number and one.true != one.predicted]
         true_classes = torch.tensor([number[chosen[i].true] for i in known])
@@ -222,7 +228,7 @@ def interpret_model(
         top_activations=top_activations,
         dead={name: dead_channels(found.values[:, 0]) for name, found in top_activations.items()},
         maps=maps,
-        cam_layer=convolutions(model)[-1].name,
+        cam_layer=layer.name if layer else "",
         correct=explained(_one_of_each_class(correct, limits.grad_cams)),
         wrong=explained(wrong[: limits.grad_cams]),
         unlabeled=explained(unlabeled[: limits.grad_cams]),

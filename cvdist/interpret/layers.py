@@ -106,6 +106,18 @@ def select_layers(model: nn.Module, asked: str = "", flag: str = "--layers") -> 
     return [layer for layer in layers if layer.number in chosen]
 
 
+def last_maps(model: nn.Module) -> ConvLayer | None:
+    """Return the last convolution, whose maps tell what the answer rests on.
+
+    Returns:
+        None for a network whose only convolution cuts the picture into patches, as in a vision transformer: its
+        maps are of single patches, and say nothing of the answer.
+    """
+    last = convolutions(model)[-1]
+    cuts = max(last.module.kernel_size) > 1 and last.module.kernel_size == last.module.stride
+    return None if last.number == 1 and cuts else last
+
+
 def following_relu(model: nn.Module, layer: ConvLayer) -> nn.Module:
     """Return the ReLU that follows `layer` in the order of the modules, or the layer itself if none does.
 

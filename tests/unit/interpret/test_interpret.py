@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -306,8 +307,8 @@ class Numbered:
         return self._pixels[list(rows)], [str(row % 10) for row in rows]
 
 
-def look(**changes):
-    model, source = scratch(), Numbered()
+def look(model=None, **changes):
+    model, source = model or scratch(), Numbered()
     values = {"limits": Limits(pictures=12, top_activations=3), **changes}
     device = torch.device("cpu")
     names = [str(n) for n in range(10)]
@@ -339,3 +340,15 @@ def test_an_interpretation_is_deterministic_and_has_no_grad_cam_without_a_classi
     assert [e.prediction for e in one.wrong] == [e.prediction for e in other.wrong]
     silent = look(has_classifier=False)
     assert not silent.correct and not silent.wrong and silent.top_activations and silent.maps
+
+
+def test_a_network_of_patches_has_no_grad_cam_and_says_so(caplog):
+    """Of a vision transformer, Grad-CAM of its only convolution would be black, or about single patches."""
+    caplog.set_level(logging.INFO, "cvdist")
+    patches = nn.Sequential(nn.Conv2d(1, 6, 7, stride=7), nn.Flatten(), nn.Linear(96, 10)).eval()
+    result = look(patches)
+    assert not result.cam_layer and not result.correct and not result.wrong
+    assert result.top_activations and result.num_correct + result.num_wrong == 12
+    assert "without Grad-CAM: the network's only convolution cuts pictures into patches" in caplog.text
+    overlapping = nn.Sequential(nn.Conv2d(1, 6, 7, stride=3), nn.Flatten(), nn.Linear(384, 10)).eval()
+    assert look(overlapping).cam_layer == "0"
