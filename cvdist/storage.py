@@ -93,7 +93,7 @@ def list_entries(uri: str, flag: str) -> Iterator[Entry]:
     """
     filesystem, root = locate(uri, flag)
     try:
-        for info in _walk(filesystem, root):
+        for info in walk(filesystem, root):
             yield Entry(
                 path=info.path[len(root) :].lstrip("/"),
                 is_folder=info.type == arrow.FileType.Directory,
@@ -104,9 +104,19 @@ def list_entries(uri: str, flag: str) -> Iterator[Entry]:
         raise _unreadable(uri, flag, error) from error
 
 
-def _walk(
+def walk(
     filesystem: arrow.FileSystem, folder: str, above: frozenset[str] = frozenset()
 ) -> Iterator[arrow.FileInfo]:
+    """List all files and folders below a folder that exists, without links that lead back to a folder above.
+
+    Args:
+        filesystem: Has the folder.
+        folder: Its path.
+        above: Real paths of the folders that have been walked through to it.
+
+    Raises:
+        OSError: If it can't be read.
+    """
     local = isinstance(filesystem, arrow.LocalFileSystem)  # the only one with links
     above |= {os.path.realpath(folder)} if local else set()
     for info in filesystem.get_file_info(arrow.FileSelector(folder, recursive=not local)):
@@ -114,7 +124,7 @@ def _walk(
             yield info
         elif os.path.realpath(info.path) not in above:
             yield info
-            yield from _walk(filesystem, info.path, above)
+            yield from walk(filesystem, info.path, above)
 
 
 def read(filesystem: arrow.FileSystem, path: str) -> bytes:

@@ -124,19 +124,34 @@ def _matches(filesystem: arrow.FileSystem, folder: str, parts: Sequence[str]) ->
     if not any(sign in first for sign in _SIGNS):
         yield from _matches(filesystem, f"{folder}/{first}", rest)
         return
-    selector = arrow.FileSelector(folder, recursive=first == "**", allow_not_found=True)
-    listed = [info for info in filesystem.get_file_info(selector) if not info.base_name.startswith(".")]
-    folders = [info for info in listed if info.type == arrow.FileType.Directory]
     if first == "**":
-        for path in (folder, *(info.path for info in folders)):
-            yield from _matches(filesystem, path, rest or ["*"])
+        if filesystem.get_file_info(folder).type == arrow.FileType.Directory:
+            for info in storage.walk(filesystem, folder):
+                path = info.path.removeprefix(folder).strip("/").split("/")
+                hidden = any(part.startswith(".") for part in path)
+                if info.is_file and is_read(path[-1]) and not hidden and _lies_in(path, [*parts]):
+                    yield info
         return
-    for info in folders:
+    selector = arrow.FileSelector(folder, allow_not_found=True)
+    listed = [info for info in filesystem.get_file_info(selector) if not info.base_name.startswith(".")]
+    for info in listed:
+        if info.type != arrow.FileType.Directory:
+            continue
         if fnmatchcase(info.base_name, first):
             yield from _matches(filesystem, info.path, rest) if rest else [info]
     for info in listed if not rest else ():
         if fnmatchcase(info.base_name, first) and is_read(info.base_name):
             yield info
+
+
+def _lies_in(path: list[str], pattern: list[str]) -> bool:
+    """Whether a pattern with `**`, which is any number of folders, matches `path` or a folder above it."""
+    if not pattern:
+        return True
+    first, rest = pattern[0], pattern[1:]
+    if first == "**":
+        return any(_lies_in(path[start:], rest) for start in range(len(path)))
+    return bool(path) and fnmatchcase(path[0], first) and _lies_in(path[1:], rest)
 
 
 def _in_one_line(words: Sequence[str]) -> str:

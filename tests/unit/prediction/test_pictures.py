@@ -44,6 +44,18 @@ def test_folders_files_and_patterns(here, words, root, paths):
     assert all(size > 0 for size in found.table.column("size").to_pylist())
 
 
+def test_patterns_of_any_depth_follow_no_circle_and_nothing_hidden(here):
+    """Each picture once, also where a link leads back, and those of the folders that the pattern names."""
+    (here / "a" / "again").symlink_to("..")
+    (here / ".hidden" / "within").mkdir()
+    (here / ".hidden" / "within" / "0000.jpg").write_bytes(pictures.jpeg(1))
+    all_there = ["0000.jpg", "a/0000.jpg", "a/0001.jpg", "a/b [x]/0000.jpg"]
+    for pattern in ("**", "**/*", "**/*.jpg", "**/**/*.jpg"):
+        assert find_pictures(pattern).table.column("path").to_pylist() == all_there, pattern
+    for pattern in ("**/b*", "a/**/b*/*", "**/a/b [[]x]/**"):
+        assert find_pictures(pattern).table.column("path").to_pylist() == ["0000.jpg"], pattern
+
+
 def test_a_list_in_a_file_or_from_standard_input(here, monkeypatch):
     content = f"a/0001.jpg\r\n\nfile://{here}/0000.jpg\na/*.jpg\n".encode("utf-8-sig")
     (here / "list.txt").write_bytes(content)
