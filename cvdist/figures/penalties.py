@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -13,24 +12,18 @@ from cvdist.results import LogisticResult
 
 def penalty_curve(fitted: LogisticResult) -> Figure:
     """Draw the accuracy by penalty, and mark the chosen one."""
-    figure = Figure(figsize=(7.0, 4.2), dpi=style.DPI, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=style.TEXT_SIZE, colors=style.MUTED, labelcolor=style.INK)
-    axes.grid(color=style.GRID)
     path = sorted(fitted.path, key=lambda held: held.penalty)
-    accuracies = [held.accuracy for held in path]
-    axes.plot([held.penalty for held in path], accuracies, color=style.BLUE, marker="o", linewidth=2)
     chosen = next(held for held in path if held.penalty == fitted.penalty)
-    axes.plot(
-        *([chosen.penalty], [chosen.accuracy]), marker="o", markersize=11, markerfacecolor="none",
-        markeredgecolor=style.VALID, markeredgewidth=2, linestyle="none",
-    )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xlabel("L2 penalty", size=style.LABEL_SIZE)
-    axes.set_ylabel("accuracy on held-out training pictures", size=style.LABEL_SIZE)
+    figure = style.new_figure(
+        f"Logistic regression: penalty {chosen.penalty:.2g}",
+        f"{log.percent(chosen.correct, chosen.total)} of held-out training pictures right with it",
+        width=8.0,
+        height=4.8,
+    )
+    axes = style.plain(figure.subplots(), grid="both")
+    axes.plot([held.penalty for held in path], [held.accuracy for held in path], "o-", color=style.BLUE, lw=2)
+    axes.plot([chosen.penalty], [chosen.accuracy], "o", ms=11, mfc="none", mec=style.VALID, mew=2)
+    axes.set(xscale="log", xlabel="L2 penalty", ylabel="accuracy on held-out training pictures")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda penalty, _: f"{penalty:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(style.percent_tick))
-    right = log.percent(chosen.correct, chosen.total)
-    axes.set_title(f"Chosen: penalty {chosen.penalty:.2g}, {right}", size=style.TITLE_SIZE, loc="left")
     return figure

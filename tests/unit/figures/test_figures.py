@@ -16,8 +16,9 @@ from matplotlib.colors import to_hex, to_rgb
 from cvdist.figures import style
 from cvdist.figures.confusion import confusion_matrix, most_confused
 from cvdist.figures.curves import accuracy_curves, loss_curves
+from cvdist.figures.penalties import penalty_curve
 from cvdist.figures.pictures import picture_grid, wrong_grid
-from cvdist.results import EpochRecord
+from cvdist.results import EpochRecord, HeldOut, LogisticResult
 from tests.helpers.figures import (
     LONG_NAMES,
     assert_readable,
@@ -467,3 +468,14 @@ def contrast(one, other):
 
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
+
+
+def test_the_chosen_penalty_is_named_with_its_count():
+    counts = [(10.0**-power, 40 + power) for power in range(4)]
+    path = [HeldOut(penalty=at, loss=0.5, correct=count, total=48, passes=9) for at, count in counts]
+    figure = penalty_curve(LogisticResult(epoch=1, penalty=0.01, folds=5, path=path, seconds=1.0))
+    assert_readable(figure)
+    said = says(figure)
+    assert "Logistic regression: penalty 0.01" in said
+    assert "87.50% (42/48) of held-out training pictures right with it" in said
+    assert {"0.001", "0.01", "0.1", "1"} <= {*said}
