@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cvdist.interpret.layers import ConvLayer
+from cvdist.interpret.layers import RELUS, ConvLayer
 from cvdist.models.scratch_cnn import LogSoftmax
 
 Stage = Literal["before", "after"]
@@ -39,9 +39,9 @@ def forward_hooks(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
 def watch_activations(model: nn.Module, layers: Sequence[ConvLayer], receive: Receive) -> Iterator[None]:
     """Pass the outputs of `layers` to `receive` during the context, before and after ReLU, in order.
 
-    The ReLU of a convolution is the first `nn.ReLU` that runs after it and before another convolution or linear
-    layer; batch norm or pooling may run in between. If there is none, the network applies ReLU as a function,
-    and the output `after` is computed as the ReLU of the convolution's output.
+    The ReLU of a convolution is the first `nn.ReLU` or `nn.ReLU6` that runs after it and before another
+    convolution or linear layer; batch norm or pooling may run in between. If there is none, the network applies
+    ReLU as a function, and the output `after` is computed as the ReLU of the convolution's output.
 
     Args:
         model: The model that contains the layers.
@@ -54,7 +54,7 @@ def watch_activations(model: nn.Module, layers: Sequence[ConvLayer], receive: Re
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             hooks.append((module, matcher.weighted_layer))
-        elif isinstance(module, nn.ReLU):
+        elif isinstance(module, RELUS):
             hooks.append((module, matcher.relu))
     # Appended last: if the model itself is a layer, the hook of the layer runs first.
     hooks.append((model, matcher.end))

@@ -12,6 +12,7 @@ from cvdist.errors import UserError
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _MAY_PRECEDE_RELU = (nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d)
+RELUS = (nn.ReLU, nn.ReLU6)
 _MOST_NAMED = 40  # layers listed in an error message
 
 
@@ -126,7 +127,7 @@ def following_relu(model: nn.Module, layer: ConvLayer) -> nn.Module:
     leaves = [module for module in model.modules() if not any(module.children())]
     rest = leaves[leaves.index(layer.module) + 1 :]
     following = next((module for module in rest if not isinstance(module, _MAY_PRECEDE_RELU)), None)
-    return following if isinstance(following, nn.ReLU) else layer.module
+    return following if isinstance(following, RELUS) else layer.module
 
 
 def _numbers(word: str, layers: Sequence[ConvLayer], flag: str) -> set[int]:

@@ -18,7 +18,7 @@ from cvdist.interpret.activations import capture_activations, dead_channels, str
 from cvdist.interpret.gradcam import grad_cam
 from cvdist.interpret.hooks import watch_activations, without_softmax
 from cvdist.interpret.interpretation import Limits, interpret_model
-from cvdist.interpret.layers import convolutions, select_layers
+from cvdist.interpret.layers import convolutions, following_relu, select_layers
 from cvdist.interpret.top_activations import find_top_activations, receptive_fields
 from cvdist.models.registry import InputSpec
 from cvdist.models.scratch_cnn import scratch_cnn
@@ -352,3 +352,14 @@ def test_a_network_of_patches_has_no_grad_cam_and_says_so(caplog):
     assert "without Grad-CAM: the network's only convolution cuts pictures into patches" in caplog.text
     overlapping = nn.Sequential(nn.Conv2d(1, 6, 7, stride=3), nn.Flatten(), nn.Linear(384, 10)).eval()
     assert look(overlapping).cam_layer == "0"
+
+
+def test_relu6_behind_a_batch_norm_is_the_relu_of_its_convolution():
+    """MobileNet's: what the network computes, not the ReLU of what is in front of the norm."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU6(inplace=True), nn.Flatten()).eval()
+    nn.init.normal_(model[1].bias, std=5)
+    images = torch.randn(2, 1, 8, 8)
+    found = capture_activations(model, images, convolutions(model))["0"]
+    torch.testing.assert_close(found.after, model[:3](images))
+    assert found.after.max() <= 6 and following_relu(model, convolutions(model)[0]) is model[2]
