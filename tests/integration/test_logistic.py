@@ -117,7 +117,7 @@ def test_another_head_below_the_baseline_says_what_may_be_better(chosen):
 def test_what_cannot_be_solved_is_refused_in_one_line(chosen):
     with pytest.raises(UserError, match="--fit logistic solves for one linear layer on cached features"):
         train(configs.replace(chosen, name="refused", head="mlp"))
-    with pytest.raises(UserError, match="name them with --features"):
+    with pytest.raises(UserError, match="--features is needed"):
         train(configs.replace(chosen, features=""))
 
 
