@@ -100,13 +100,20 @@ def preprocessing(settings: BackboneConfig) -> Preprocessing | None:
     if settings.weights_preprocessing:
         stated = PREPROCESSING[settings.weights_preprocessing]
         return dataclasses.replace(usual, name=stated.name, mean=stated.mean, std=stated.std)
-    if len({(one.preprocessing.mean, one.preprocessing.std) for one in named.values()}) > 1:
+    if needs_normalization(settings):
         raise UserError(
             f"--weights {redact(settings.weights)} is none of torchvision's for {settings.name} "
             f"({', '.join(named)}), so a file: set --weights-preprocessing to the normalization that it "
             f"was trained with, {' or '.join(PREPROCESSING)}"
         )
     return usual
+
+
+def needs_normalization(settings: BackboneConfig) -> bool:
+    """Return whether `--weights-preprocessing` has to say what the file in `--weights` was trained with."""
+    named = named_weights(settings.name)
+    kinds = {(one.preprocessing.mean, one.preprocessing.std) for one in named.values()}
+    return settings.has_weights and settings.weights not in named and len(kinds) > 1
 
 
 def with_preprocessing(config: Settings) -> Settings:
@@ -142,6 +149,27 @@ def prepare(settings: BackboneConfig) -> None:
     preprocessing(settings)
     if settings.has_weights:
         load(settings, skeleton(with_head(settings)))
+
+
+def prepare_with_cut(settings: BackboneConfig) -> BackboneConfig:
+    """Do as `prepare`, and return `settings` with the features that the weights are enough for.
+
+    These are `pooled` or, of a network of convolutions whose other layers the file does not have, `maps`.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    pooled, maps = (dataclasses.replace(settings, features_at=at) for at in ("pooled", "maps"))
+    try:
+        prepare(pooled)
+        return pooled
+    except UserError:
+        try:
+            prepare(maps)
+            return maps
+        except UserError:
+            pass
+        raise
 
 
 def origin(model: nn.Module) -> Origin | None:
