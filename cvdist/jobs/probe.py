@@ -234,13 +234,13 @@ def _prepare(config: ProbeConfig, named: Sequence[tuple[str, BackboneConfig]]) -
     for name, model in [] if problems else named:
         try:
             if not model.weights:
-                weights = _file_of(model.name, files, config.networks.weights_dir)
+                weights = file_of(model.name, files, config.networks.weights_dir)
                 model = dataclasses.replace(model, weights=weights)
             model = dataclasses.replace(model, weights=storage.absolute_if_there(model.weights))
             if models.needs_normalization(model):
                 stated = config.networks.weights_preprocessing
                 model = dataclasses.replace(model, weights_preprocessing=stated)
-            network = _network(config, name, models.prepare_with_cut(model))
+            network = network_of(config, name, models.prepare_with_cut(model))
             build.check(models.with_preprocessing(network.extraction))
             found.append(network)
         except UserError as error:
@@ -250,7 +250,7 @@ def _prepare(config: ProbeConfig, named: Sequence[tuple[str, BackboneConfig]]) -
     return found
 
 
-def _file_of(name: str, files: dict[str, int], folder: str) -> str:
+def file_of(name: str, files: dict[str, int], folder: str) -> str:
     """The file of a network's weights in `--weights-dir`; without one, the name of the library's own weights.
 
     Raises:
@@ -277,7 +277,7 @@ def _file_of(name: str, files: dict[str, int], folder: str) -> str:
     )
 
 
-def _network(config: ProbeConfig, name: str, model: BackboneConfig) -> Network:
+def network_of(config: ProbeConfig, name: str, model: BackboneConfig) -> Network:
     """The settings of the network's cache and of a training from it."""
     place = f"{config.caches}/{name}"
     recipe = recipes.find(RECIPE)

@@ -111,9 +111,11 @@ def preprocessing(settings: BackboneConfig) -> Preprocessing | None:
 
 def needs_normalization(settings: BackboneConfig) -> bool:
     """Return whether `--weights-preprocessing` has to say what the file in `--weights` was trained with."""
+    if find(settings.name).stages is None or not settings.has_weights:
+        return False
     named = named_weights(settings.name)
     kinds = {(one.preprocessing.mean, one.preprocessing.std) for one in named.values()}
-    return settings.has_weights and settings.weights not in named and len(kinds) > 1
+    return settings.weights not in named and len(kinds) > 1
 
 
 def with_preprocessing(config: Settings) -> Settings:
