@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,6 +16,8 @@ from cvdist.figures import style
 
 _GAP = 0.09  # inches between a point and its name
 _LINE = 0.17  # height of a name in inches
+_INTERVAL: dict[str, Any] = {"linewidth": 1.5, "alpha": 0.6, "solid_capstyle": "butt"}
+_FRONT: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (4, 3))}
 
 
 @dataclass(frozen=True)
@@ -57,28 +60,24 @@ def accuracy_by_cost(networks: Sequence[NetworkCost], title: str, subtitle: str)
     figure = style.new_figure(title, subtitle, height=5.6)
     axes = style.plain(figure.subplots(), grid="both")
     front = pareto_front(networks)
+    costs = [one.gflop for one in networks]
+    low, high = min(costs) / 1.8, max(costs) * 1.8
     for one in networks:
         color = style.BLUE if one in front else style.MUTED
-        axes.plot([one.gflop] * 2, one.interval, color=color, linewidth=1.5, alpha=0.6, solid_capstyle="butt")
+        axes.plot([one.gflop] * 2, one.interval, color=color, **_INTERVAL)
         look: dict[str, Any] = {"markerfacecolor": color if one.solved else "white", "markeredgewidth": 1.8}
         axes.plot([one.gflop], [one.accuracy], "o", markersize=8, color=color, zorder=3, **look)
-    axes.step(
-        [one.gflop for one in front],
-        [one.accuracy for one in front],
-        where="post",
-        color=style.BLUE,
-        linewidth=1.2,
-        linestyle=(0, (4, 3)),
-    )
-    costs = [one.gflop for one in networks]
-    axes.set(xscale="log", xlim=(min(costs) / 1.8, max(costs) * 1.8))
+    # Beyond the last network, more operations have brought nothing.
+    steps = [(one.gflop, one.accuracy) for one in front] + [(high, front[-1].accuracy)]
+    axes.step(*zip(*steps, strict=True), where="post", color=style.BLUE, **_FRONT)
+    axes.set(xscale="log", xlim=(low, high))
     axes.set(xlabel="GFLOP a picture (1e9 multiply-adds)", ylabel="validation accuracy")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(style.percent_tick))
     _legend(axes, networks)
-    _write_names(figure, axes, networks)
+    _write_names(figure, axes, networks, steps)
     return figure
 
 
@@ -97,44 +96,56 @@ def _legend(axes: Axes, networks: Sequence[NetworkCost]) -> None:
         if any(one.solved == solved for one in networks)
     ]
     marks += [
-        Line2D([], [], color=style.BLUE, linewidth=1.5, alpha=0.6, label="95% interval"),
-        Line2D([], [], color=style.BLUE, linewidth=1.2, linestyle=(0, (4, 3)), label="Pareto front"),
+        Line2D([], [], color=style.BLUE, label="95% interval", **_INTERVAL),
+        Line2D([], [], color=style.BLUE, label="Pareto front", **_FRONT),
     ]
     look: dict[str, Any] = {"frameon": False, "fontsize": style.TEXT_SIZE, "labelcolor": style.INK}
     axes.legend(handles=marks, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=len(marks), **look)
 
 
-def _write_names(figure: Figure, axes: Axes, networks: Sequence[NetworkCost]) -> None:
-    """Write each name beside its point, on the first side where it covers no other name or point."""
+def _write_names(
+    figure: Figure, axes: Axes, networks: Sequence[NetworkCost], steps: Sequence[tuple[float, float]]
+) -> None:
+    """Write each name near its point, in the first place where it covers nothing else; figures in inches."""
     style.lay_out(figure)
-    box = axes.get_window_extent()
-    points = [axes.transData.transform((one.gflop, one.accuracy)) / style.DPI for one in networks]
-    taken = [(x - 0.06, y - 0.06, x + 0.06, y + 0.06) for x, y in points]
+
+    def inches(x: float, y: float) -> tuple[float, float]:
+        across, up = axes.transData.transform((x, y)) / style.DPI
+        return float(across), float(up)
+
+    frame = [side / style.DPI for side in axes.get_window_extent().extents]
+    points = [inches(one.gflop, one.accuracy) for one in networks]
+    taken = [(x - _GAP, y - _GAP, x + _GAP, y + _GAP) for x, y in points]
+    for one in networks:
+        taken.append((*inches(one.gflop, one.interval[0]), *inches(one.gflop, one.interval[1])))
+    for (x, y), (next_x, next_y) in pairwise(steps):
+        taken += [(*inches(x, y), *inches(next_x, y)), (*inches(next_x, y), *inches(next_x, next_y))]
+    named: list[tuple[float, float, float, float]] = []
     for (x, y), one in zip(points, networks, strict=True):
         wide = style.text_width(one.name, style.TEXT_SIZE)
-        right, left = x + _GAP, x - _GAP - wide
-        lines = [0.0, *(sign * step * _LINE for step in range(1, 8) for sign in (1, -1))]
-        places = [(corner, y - _LINE / 2 + line) for line in lines for corner in (right, left)]
-        free = [
-            place
-            for place in places
-            if box.x0 / style.DPI <= place[0] <= box.x1 / style.DPI - wide
-            and box.y0 / style.DPI <= place[1] <= box.y1 / style.DPI - _LINE
-            and not any(_overlap((*place, place[0] + wide, place[1] + _LINE), other) for other in taken)
+        lines = [y + _GAP / 2, y - _GAP / 2 - _LINE, y - _LINE / 2]
+        lines += [y + sign * step * _LINE for step in range(1, 12) for sign in (1, -1)]
+        places = [(left, line) for line in lines for left in (x + _GAP, x - _GAP - wide)]
+        boxes = [(left, line, left + wide, line + _LINE) for left, line in places]
+        inside = [
+            box
+            for box in boxes
+            if frame[0] <= box[0] and box[2] <= frame[2] and frame[1] <= box[1] and box[3] <= frame[3]
         ]
-        at = (free or places)[0]
-        taken.append((*at, at[0] + wide, at[1] + _LINE))
-        where: dict[str, Any] = {
-            "xy": (one.gflop, one.accuracy),
-            "xytext": ((at[0] - x) * 72, (at[1] + _LINE / 2 - y) * 72),
-        }
+        free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
+        # A name on a line can be read, a name on a name can't.
+        legible = [box for box in inside if not any(_overlap(box, other) for other in named)]
+        box = (free or legible or inside or boxes)[0]
+        taken.append(box)
+        named.append(box)
+        at = (box[0] - x) * 72, ((box[1] + box[3]) / 2 - y) * 72
         look: dict[str, Any] = {
             "size": style.TEXT_SIZE,
             "color": style.INK,
             "va": "center",
             "parse_math": False,
         }
-        axes.annotate(one.name, textcoords="offset points", **where, **look)
+        axes.annotate(one.name, (one.gflop, one.accuracy), at, textcoords="offset points", **look)
 
 
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

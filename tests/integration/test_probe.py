@@ -56,13 +56,13 @@ def test_from_pictures_to_the_command_that_trains_the_best(tmp_path):
         one.path.endswith("accuracy_by_cost.png") for one in client.list_artifacts(run.info.run_id, "figures")
     )
 
-    # Again: the caches are found. Another network is added without computing them again.
+    # Again: the caches are found.
     again = call("probe", *words, "--tracking", "none", **place)
     assert again.returncode == 0 and "to compute" not in again.stderr
     assert again.stderr.count("no picture has changed since the cache was written") == 2
 
     # As it is printed.
-    command = shlex.split(done.stdout.splitlines()[-1].removeprefix("next: "))
+    command = shlex.split(again.stdout.splitlines()[-1].removeprefix("next: "))
     assert command[1:4] == ["jobs/train.py", "transfer-features", "--model"]
     trained = call("train", *command[2:], **place)
     assert trained.returncode == 0, trained.stderr
