@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from cvdist.config.bounds import CountOrZero
+from cvdist.config.bounds import Bounds, CountOrZero, Resize
 from cvdist.config.groups import (
     ComputeConfig,
     DataConfig,
@@ -49,8 +49,20 @@ class CachesConfig(ExtractionConfig):
     are used. Empty: a folder for `--data` in `<storage>/features`."""
 
 
-def _pictures() -> DataConfig:
-    return DataConfig(dataset="images", image_size=0, resize="weights")
+@dataclass(frozen=True)
+class SamePicturesConfig(DataConfig):
+    """The pictures that all networks are compared on."""
+
+    dataset: Literal["digits", "mnist", "images"] = "images"
+    """`images`, whatever else there is."""
+    uri: Annotated[str, Flag("data")] = ""
+    """Folder or URI (s3://, gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`,
+    which is split by `--valid-fraction`."""
+    image_size: Annotated[int, Bounds(8, or_zero=True)] = 0
+    """Height and width, in pixels, that photographs are resized to. 0: as each network's weights were
+    evaluated."""
+    resize: Resize = "weights"
+    """`weights`: as each network's weights were evaluated. Otherwise as in training."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class ProbeConfig:
     """One job of `jobs/probe.py`."""
 
     networks: NetworksConfig = field(default_factory=NetworksConfig)
-    data: DataConfig = field(default_factory=_pictures)
+    data: SamePicturesConfig = field(default_factory=SamePicturesConfig)
     features: CachesConfig = field(default_factory=CachesConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     runtime: ExtractorsConfig = field(default_factory=ExtractorsConfig)

@@ -23,6 +23,7 @@ from cvdist import log, models, recipes, storage, tracking
 from cvdist.config import (
     BackboneConfig,
     ClusterConfig,
+    DataConfig,
     ExtractionConfig,
     PicturesConfig,
     PreprocessConfig,
@@ -299,7 +300,7 @@ def network_of(config: ProbeConfig, name: str, model: BackboneConfig) -> Network
         recipe,
         model=dataclasses.replace(recipe.model, **asked, features_at=at),
         features=dataclasses.replace(recipe.features, uri=place, views=config.features.views),
-        data=config.data,
+        data=configs.part_of(DataConfig, config.data),
         runtime=dataclasses.replace(recipe.runtime, **runtime),
         run=dataclasses.replace(recipe.run, storage=lookup.storage),
         tracking=_tracking(config, recipe.tracking),
@@ -540,7 +541,9 @@ def table(result: ProbeResult) -> str:
         ("time", f"{log.duration(result.seconds)} in all"),
         *console.mlflow_row(result.run),
     ]  # fmt: skip
-    lines = [*console.aligned(rows), *_networks(result), "", *(f"  {line}" for line in _verdict(result)), ""]
+    lines = [*console.aligned(rows), *_networks(result), ""]
+    if result.comparisons:
+        lines += [*(f"  {line}" for line in _verdict(result)), ""]
     return "\n".join([*lines, f"next: {next_command(result)}"])
 
 
