@@ -271,10 +271,10 @@ def file_of(name: str, files: dict[str, int], folder: str) -> str:
         return f"{folder.rstrip('/')}/{mine[0]}"
     if mine:
         raise UserError(f"--weights-dir {folder} has {', '.join(sorted(mine))}: name one, --models {name}:FILE")
-    there = ", ".join(sorted(weights)[:5]) or "no weights at all"
+    there = ", ".join(sorted(weights)[:5]) or "none at all"
     raise UserError(
-        f"--weights-dir {log.redact(folder)} has no file {name.replace('/', '-')}.pth or the like (there is "
-        f"{there}): name it, --models {name}:FILE, or download it, --models {name}:DEFAULT"
+        f"--weights-dir {log.redact(folder)} has no file {name.replace('/', '-')}.pth or the like (its "
+        f"files: {there}): name it, --models {name}:FILE, or download it, --models {name}:DEFAULT"
     )
 
 

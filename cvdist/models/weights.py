@@ -6,6 +6,7 @@ Weights only work with the normalization that they were trained with, so both ar
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -15,7 +16,6 @@ import socket
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -165,12 +165,11 @@ def prepare_with_cut(settings: BackboneConfig) -> BackboneConfig:
     try:
         prepare(pooled)
         return pooled
-    except UserError:
-        try:
-            prepare(maps)
-            return maps
-        except UserError:
-            pass
+    except UserError as error:
+        if not isinstance(error.__cause__, DownloadError):
+            with contextlib.suppress(UserError):
+                prepare(maps)
+                return maps
         raise
 
 
@@ -238,7 +237,7 @@ def with_head_of_file(settings: ModelConfig) -> ModelConfig:
 # ------------------------------------------------------------------------------------------------- finding
 
 
-@contextmanager
+@contextlib.contextmanager
 def _local_file(settings: BackboneConfig) -> Iterator[Path]:
     """Provide the path of a local copy of the weights' file.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
-from tests.helpers import pictures
+from tests.helpers import feature_caches, pictures
 from tests.helpers.jobs import call, the_error
 from tests.integration.test_any_network import write_weights
 
@@ -71,12 +71,15 @@ def test_from_pictures_to_the_command_that_trains_the_best(tmp_path):
         assert f"best accuracy  {best[1]} {best[2]} by logistic regression" in trained.stdout
 
 
-def test_a_cache_of_other_weights_is_refused_before_the_work(tmp_path):
+def test_a_file_of_convolutions_gives_maps_and_a_cache_of_other_settings_is_refused(tmp_path):
     photos = pictures.write(tmp_path / "pictures", COUNTS)
-    weights = write_weights(tmp_path / "resnet18.pth", "resnet18")
+    weights = feature_caches.write_weights(tmp_path / "convolutions.pth")
     words = ["--data", photos, "--image-size", "32", "--runtime", "inline", "--tracking", "none"]
-    words += ["--models", f"resnet18:{weights}", "--features", tmp_path / "features", "--finalists", "0"]
+    words += ["--models", f"vgg11:{weights}", "--features", tmp_path / "features", "--finalists", "0"]
     place = {"storage": tmp_path / "runs", "CVDIST_CACHE": str(tmp_path / "cache")}
-    assert call("probe", *words, **place).returncode == 0
+    done = call("probe", *words, **place)
+    assert done.returncode == 0, done.stderr
+    command = done.stdout.splitlines()[-1]
+    assert "--features-at maps" in command and f"--features {tmp_path}/features/vgg11-convolutions" in command
     done = call("probe", *words, "--resize", "squash", **place)
-    assert "resnet18-resnet18 holds features that were made otherwise (--resize" in the_error(done)
+    assert "vgg11-convolutions holds features that were made otherwise (--resize" in the_error(done)
