@@ -25,14 +25,14 @@ $(STAMP): requirements-dev.lock
 demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few minutes
 	$(PY) jobs/train.py digits-cnn
 
-test: $(STAMP)  ## all tests but the two longest, which test-faults has
-	$(PY) -m pytest -n 3 $(IN_ORDER) -m "not slow"
+test: $(STAMP)  ## all tests but those of test-faults: ten minutes on two cores
+	$(PY) -m pytest -n 3 $(IN_ORDER) tests/unit tests/integration
 
 test-unit: $(STAMP)  ## the tests that need no server and no cluster: four minutes
 	$(PY) -m pytest -n 2 $(IN_ORDER) tests/unit
 
-test-faults: $(STAMP)  ## all that can fail on a cluster: ten minutes, as root
-	$(PY) -m pytest tests/cluster
+test-faults: $(STAMP)  ## all that can fail on a cluster: ten minutes, as root; ARGS='-m "not slow"' leaves out two cases
+	$(PY) -m pytest -n 2 $(IN_ORDER) tests/cluster $(ARGS)
 
 lint: $(STAMP)  ## style and types
 	$(PY) -m ruff check .

@@ -54,10 +54,11 @@ _FIRST = [
 @functools.cache
 def _group_of(file: str) -> str:
     """What stays in one process: a file, all that uses the Ray cluster of two CPUs, and simulated clusters."""
-    if file.startswith("tests/cluster/"):
-        return "cluster"
-    uses_ray = file.startswith("tests/integration/") and "ray_cluster" in (ROOT / file).read_text()
-    return "ray" if uses_ray else file
+    if file.startswith("tests/unit/"):
+        return file
+    if "ray_cluster" in (ROOT / file).read_text():
+        return "ray"
+    return "cluster" if file.startswith("tests/cluster/") else file
 
 
 class _Groups(LoadScopeScheduling):

@@ -50,8 +50,11 @@ def test_workers_and_nodes_that_are_lost(cluster: Cluster, reference: Weights) -
         cluster.add_node()
     # What still runs there, a stale writer, reaches the storage and the tracker again.
     victim.machine.restore_cable()
+    # Ray keeps the job's log there: its last lines are lost, and no more. A node on which Ray starts processes
+    # without room for their logs may end, so the workers have to be there.
+    job.wait_for(r"(?s)(resuming   at epoch.*){3}epoch \d+/\d+  train")
     head = cluster.nodes[0]
-    head.fill_disk()  # Ray keeps the job's log there: its last lines are lost, and no more
+    head.fill_disk()
     try:
         job.end()
     finally:

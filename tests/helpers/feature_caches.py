@@ -82,6 +82,14 @@ def config(
     )
 
 
+def flags(pictures: Path | str, features: Path | str, weights: Path | str) -> tuple[Path | str, ...]:
+    """The same as arguments of a job."""
+    return (
+        *("dogs-cats-vgg16-features", "--data", pictures, "--features", features, "--model", "vgg11"),
+        *("--weights", weights, "--weights-preprocessing", "imagenet", "--image-size", str(SIZE)),
+    )
+
+
 def two_colors(root: Path) -> CacheConfig:
     """Make a cache of two classes that differ in their colors, and settings to train a linear head."""
     made_up.write(root / "pictures", {"train/a": 9, "train/b": 8, "valid/a": 4, "valid/b": 3})

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.helpers import session
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 
 def empty_store(folder: Path) -> Path:
@@ -16,6 +21,15 @@ def empty_store(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(session.once("empty-store", _make), folder / "mlflow.db")
     return folder
+
+
+def the_run(storage: Path) -> tuple[MlflowClient, Run]:
+    """The only run in the MLflow store in `storage`, and a client of that store."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    (found,) = client.search_runs([client.get_experiment_by_name("cvdist").experiment_id])
+    return client, found
 
 
 def _make(folder: Path) -> Path:

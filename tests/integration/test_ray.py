@@ -1,93 +1,23 @@
-"""Training on a real Ray cluster: what it costs to lose a worker, and what is said before anything starts."""
+"""Training on a real Ray cluster: how it is found and asked, and what is said before anything starts."""
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import os
 import re
 import threading
 
-import psutil
 import ray
 import requests
-from mlflow import MlflowClient
 from ray.train import WorkerGroupError
 
-from cvdist.checkpoints import format as ckpt
-from cvdist.checkpoints.store import CheckpointStore
-from cvdist.config import CheckpointConfig, RuntimeConfig
+from cvdist.config import RuntimeConfig
 from cvdist.errors import UserError
 from cvdist.runtime import ray_cluster as connection
 from cvdist.runtime.ray_train import cause_of
-from cvdist.storage import Folder
-from tests.helpers import feature_caches, pictures
+from tests.helpers import pictures
 from tests.helpers.jobs import call, on_ray, the_error
-from tests.helpers.stores import empty_store
-from tests.helpers.waiting import wait_until, work_of
-
-
-def the_run(storage):
-    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
-    (found,) = client.search_runs([client.get_experiment_by_name("cvdist").experiment_id])
-    return client, found
-
-
-def train_workers():
-    """Ray Train's processes on the Ray that this process has started."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it has just ended
-            if any("ray::RayTrainWorker" in word for word in process.cmdline()):
-                found.append(process)
-    return found
-
-
-def test_a_killed_worker_costs_neither_the_job_nor_its_run(s3, tmp_path, monkeypatch):
-    """On a Ray that the job starts itself, with a divided head, each of whose checkpoints two workers write."""
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    photos = pictures.write(tmp_path / "photos", pictures.FOUR)
-    weights = feature_caches.write_weights(tmp_path / "vgg11.pth")
-    features, cache = tmp_path / "features", tmp_path / "cache"
-    feature_caches.extract(feature_caches.config(photos, features, weights, cache))
-    words = [
-        *("dogs-cats-vgg16-features", "--features", features, "--model", "vgg11", "--weights", weights),
-        *("--weights-preprocessing", "imagenet", "--image-size", "32", "--batch-size", "4", "--cache", cache),
-        *("--parallel", "head", "--hidden-size", "16", "--epochs", "12", "--workers", "2", "--device", "cpu"),
-        *("--name", "survivor", "--no-log-model", "--no-visualize", "--storage", "s3://bucket/killed"),
-        *("--tracking-uri", f"sqlite:///{empty_store(tmp_path)}/mlflow.db"),
-    ]
-    folder = Folder.open("s3://bucket/killed/survivor", "--storage")
-    checkpoints = lambda: [name for name in folder.sizes() if name.endswith("/checkpoint.json")]  # noqa: E731
-    killed = []
-
-    def kill():
-        wait_until(
-            lambda: len(checkpoints()) >= 2, "two epochs are done", work_of(os.getpid()), poll_seconds=0.05
-        )
-        victim = train_workers()[0]
-        victim.kill()
-        killed.append(victim.pid)
-
-    killing = threading.Thread(target=kill)
-    killing.start()
-    done = call("train", *words, storage=tmp_path)
-    killing.join()
-    assert killed and done.returncode == 0, done.stderr
-    said = done.stdout + done.stderr
-    # Ray may not have heard of them yet when the worker died.
-    assert "resuming   at epoch" in said and "parallel   head: " in said
-    assert re.search(r"ridge probe +[\d.]+% \(\d/5\) in", done.stdout)  # from the sums of both
-    assert len(checkpoints()) <= CheckpointConfig.keep + 1  # those included: none stays for ever
-    client, found = the_run(tmp_path)
-    assert found.info.status == "FINISHED"
-    epochs = [metric.step for metric in client.get_metric_history(found.info.run_id, "valid/correct")]
-    assert sorted(epochs) == list(range(1, 13))  # none lost with the process, none twice
-    name = next(name for name in checkpoints() if name.startswith("epoch-0012"))
-    with CheckpointStore.at("s3://bucket/killed/survivor").open(name.partition("/")[0]) as last:
-        saved = ckpt.load(last)
-    assert saved.workers == 2 and saved.state["model"]["classifier.0.weight"].shape == (16, 25088)
+from tests.helpers.stores import empty_store, the_run
 
 
 def test_processes_of_a_job_know_the_cluster_that_they_belong_to(ray_cluster, monkeypatch):
