@@ -25,6 +25,7 @@ from cvdist.config import (
     ClusterConfig,
     DataConfig,
     ExtractionConfig,
+    ModelConfig,
     PicturesConfig,
     PreprocessConfig,
     ProbeConfig,
@@ -241,7 +242,7 @@ def _prepare(config: ProbeConfig, named: Sequence[tuple[str, BackboneConfig]]) -
             if models.needs_normalization(model):
                 stated = config.networks.weights_preprocessing
                 model = dataclasses.replace(model, weights_preprocessing=stated)
-            network = network_of(config, name, models.prepare_with_cut(model))
+            network = network_of(config, name, _with_linear_head(models.prepare_with_cut(model)))
             build.check(models.with_preprocessing(network.extraction))
             found.append(network)
         except UserError as error:
@@ -249,6 +250,14 @@ def _prepare(config: ProbeConfig, named: Sequence[tuple[str, BackboneConfig]]) -
     if problems:
         raise UserError("; ".join(problems))
     return found
+
+
+def _with_linear_head(model: BackboneConfig) -> BackboneConfig:
+    """`model`, or with its maps if its own last layer, such as a convolution, can't be solved for."""
+    whole = ModelConfig(name=model.name, features_at=model.features_at, head="linear")
+    trained = models.frozen_and_trained(models.skeleton(whole)).trained
+    linear = logistic_head.linear_layer(trained) is not None
+    return model if linear else dataclasses.replace(model, features_at="maps")
 
 
 def file_of(name: str, files: dict[str, int], folder: str) -> str:
