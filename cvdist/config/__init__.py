@@ -53,6 +53,11 @@ from cvdist.config.preprocess import (
     PreprocessConfig,
     check_preprocess,
 )
+from cvdist.config.probe import (
+    NetworksConfig,
+    ProbeConfig,
+    check_probe,
+)
 from cvdist.config.replay import (
     JournalConfig,
     ReplayConfig,
@@ -126,6 +131,7 @@ __all__ = [
     "LoopConfig",
     "ModelConfig",
     "ModelPreprocessing",
+    "NetworksConfig",
     "OptimizerConfig",
     "PageConfig",
     "ParallelConfig",
@@ -134,6 +140,7 @@ __all__ = [
     "PredictConfig",
     "PredictionConfig",
     "PreprocessConfig",
+    "ProbeConfig",
     "ReplayConfig",
     "ReportConfig",
     "RunConfig",
@@ -150,6 +157,7 @@ __all__ = [
     "check",
     "check_groups",
     "check_preprocess",
+    "check_probe",
     "check_registration",
     "check_sweep",
     "check_values",

@@ -1,7 +1,8 @@
-"""Comparison of two models on the same pictures, with McNemar's test."""
+"""Comparison of two models on the same pictures with McNemar's test, and the interval of an accuracy."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,3 +94,16 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     disagreed = only_first + only_second
     return float(binomtest(only_first, disagreed).pvalue) if disagreed else 1.0
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Compute the 95% interval of an accuracy that was measured on `total` pictures, at least one.
+
+    Its ends are the accuracies from which the measured one is 1.96 standard deviations away. Wilson 1927,
+    "Probable inference, the law of succession, and statistical inference".
+    """
+    z = 1.959963984540054  # of the normal distribution's two tails of 2.5%
+    accuracy, scale = correct / total, 1 + z**2 / total
+    middle = (accuracy + z**2 / (2 * total)) / scale
+    half = z / scale * math.sqrt(accuracy * (1 - accuracy) / total + (z / (2 * total)) ** 2)
+    return max(middle - half, 0.0), min(middle + half, 1.0)

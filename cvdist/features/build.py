@@ -62,6 +62,17 @@ class BuiltCache:
     seconds: float
 
 
+def check(config: PreprocessConfig) -> None:
+    """Check that the cache at `--features` can be made or updated. The pictures are not looked at.
+
+    Raises:
+        UserError: if it can't be written, or holds features that were made with other settings.
+    """
+    folder = Folder.open(config.features.uri, "--features")
+    storage.check_writable(folder.uri, "--features")
+    _existing(folder, fingerprints.for_extraction(config), replace=config.features.replace)
+
+
 def make_plan(config: PreprocessConfig) -> ExtractionPlan:
     """Compare the pictures with the cache at `--features`, and plan what has to be computed.
 

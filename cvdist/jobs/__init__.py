@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cvdist.jobs.predict import PredictResult, predict
     from cvdist.jobs.preflight import PreflightResult, preflight
     from cvdist.jobs.preprocess import PreprocessResult, preprocess
+    from cvdist.jobs.probe import ProbeResult, probe
     from cvdist.jobs.replay import ReplayResult, replay
     from cvdist.jobs.report import ReportResult, report
     from cvdist.jobs.sweep import SweepResult, sweep
@@ -32,6 +33,7 @@ __all__ = [
     "PredictResult",
     "PreflightResult",
     "PreprocessResult",
+    "ProbeResult",
     "ReplayResult",
     "ReportResult",
     "SweepResult",
@@ -41,6 +43,7 @@ __all__ = [
     "predict",
     "preflight",
     "preprocess",
+    "probe",
     "replay",
     "report",
     "sweep",

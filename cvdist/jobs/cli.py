@@ -11,9 +11,10 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -58,6 +59,7 @@ class Job:
         settings: class of the job's settings, a dataclass of groups of which every field is a flag.
         summary: one line for the list of jobs.
         subject: what the first argument is: a `RECIPE`, which gives all settings a value, or a value itself.
+            Empty: there is none.
         subject_field: `group.field` that this value is kept in; empty for a recipe.
         subject_help: what the first argument may be, for an error.
         from_recipe: makes the job's settings of a recipe's.
@@ -91,6 +93,12 @@ JOBS = {
         "Compute what a model's frozen layers make of the pictures, once.",
         from_recipe=configs.PreprocessConfig.of,
         example="--views 3 --features s3://bucket/features",
+    ),
+    "probe": Job(
+        configs.ProbeConfig,
+        "Compare pretrained networks on your pictures, before one of them is trained.",
+        subject="",
+        without=frozenset({"dataset"}),
     ),
     "sweep": Job(
         configs.SweepJobConfig,
@@ -143,6 +151,26 @@ JOBS = {
 def command(job: str) -> str:
     """How a person starts `job`, in the way in which this process was started."""
     return f"cvdist {job}" if Path(sys.argv[0]).stem == "cvdist" else f"python jobs/{job}.py"
+
+
+def flags(group: Any, usual: Any, leave_out: Collection[str] = ()) -> str:
+    """The flags, each after a space, by which `usual` becomes `group`, another group of settings of its class.
+
+    Args:
+        group: The settings.
+        usual: Those that a command has without flags.
+        leave_out: Fields that are left as they are.
+    """
+    words = []
+    for one in configs.fields_of(type(group)):
+        value = getattr(group, one.field)
+        if one.field in leave_out or value == getattr(usual, one.field):
+            continue
+        if one.is_switch:
+            words += [configs.dashed(one.flag if value else f"no_{one.flag}")]
+        else:
+            words += [configs.dashed(one.flag), shlex.quote(log.redact(str(value)))]
+    return "".join(f" {word}" for word in words)
 
 
 # ------------------------------------------------------------------------------------------------- running
@@ -260,7 +288,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
             return None
     elif not words or {"-h", "--help"} & set(words):
         words = ["--help"]
-    if words[0].startswith("-") and words != ["--help"]:
+    if job.subject and words[0].startswith("-") and words != ["--help"]:
         takes = "a recipe" if job.subject == "RECIPE" else job.subject
         raise UserError(f"the first argument is {takes}, not {words[0]}: {job.subject_help}")
     if job.subject == "RECIPE":

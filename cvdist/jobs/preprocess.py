@@ -111,12 +111,6 @@ def _flags(config: PreprocessConfig) -> str:
     usual = PreprocessConfig.of(recipe)
     # As this model's weights expect pictures, where the recipe leaves that to them.
     prepared = models.with_preprocessing(dataclasses.replace(usual, model=config.model))
-    usual = dataclasses.replace(usual, data=prepared.data)
     flags = "" if recipe.data.dataset == "images" else " --dataset images"
-    for group in ("data", "model"):
-        mine, theirs = getattr(config, group), getattr(usual, group)
-        for one in configs.fields_of(type(mine)):
-            value = getattr(mine, one.field)
-            if one.field not in _OF_THE_NODE and value != getattr(theirs, one.field):
-                flags += f" {configs.dashed(one.flag)} {log.redact(str(value))}"
-    return flags
+    flags += cli.flags(config.data, prepared.data, leave_out=_OF_THE_NODE)
+    return flags + cli.flags(config.model, usual.model)

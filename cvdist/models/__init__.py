@@ -16,7 +16,15 @@ from cvdist.models.registry import (
     settings_of,
     skeleton,
 )
-from cvdist.models.weights import Origin, origin, prepare, preprocessing, with_preprocessing
+from cvdist.models.weights import (
+    Origin,
+    needs_normalization,
+    origin,
+    prepare,
+    prepare_with_cut,
+    preprocessing,
+    with_preprocessing,
+)
 
 __all__ = [
     "FrozenAndTrained",
@@ -32,8 +40,10 @@ __all__ = [
     "frozen_and_trained",
     "identity_of",
     "names",
+    "needs_normalization",
     "origin",
     "prepare",
+    "prepare_with_cut",
     "preprocessing",
     "register",
     "settings_of",

@@ -6,6 +6,7 @@ Weights only work with the normalization that they were trained with, so both ar
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -15,7 +16,6 @@ import socket
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,13 +100,22 @@ def preprocessing(settings: BackboneConfig) -> Preprocessing | None:
     if settings.weights_preprocessing:
         stated = PREPROCESSING[settings.weights_preprocessing]
         return dataclasses.replace(usual, name=stated.name, mean=stated.mean, std=stated.std)
-    if len({(one.preprocessing.mean, one.preprocessing.std) for one in named.values()}) > 1:
+    if needs_normalization(settings):
         raise UserError(
             f"--weights {redact(settings.weights)} is none of torchvision's for {settings.name} "
             f"({', '.join(named)}), so a file: set --weights-preprocessing to the normalization that it "
             f"was trained with, {' or '.join(PREPROCESSING)}"
         )
     return usual
+
+
+def needs_normalization(settings: BackboneConfig) -> bool:
+    """Return whether `--weights-preprocessing` has to say what the file in `--weights` was trained with."""
+    if find(settings.name).stages is None or not settings.has_weights:
+        return False
+    named = named_weights(settings.name)
+    kinds = {(one.preprocessing.mean, one.preprocessing.std) for one in named.values()}
+    return settings.weights not in named and len(kinds) > 1
 
 
 def with_preprocessing(config: Settings) -> Settings:
@@ -142,6 +151,26 @@ def prepare(settings: BackboneConfig) -> None:
     preprocessing(settings)
     if settings.has_weights:
         load(settings, skeleton(with_head(settings)))
+
+
+def prepare_with_cut(settings: BackboneConfig) -> BackboneConfig:
+    """Do as `prepare`, and return `settings` with the features that the weights are enough for.
+
+    These are `pooled` or, of a network of convolutions whose other layers the file does not have, `maps`.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    pooled, maps = (dataclasses.replace(settings, features_at=at) for at in ("pooled", "maps"))
+    try:
+        prepare(pooled)
+        return pooled
+    except UserError as error:
+        if not isinstance(error.__cause__, DownloadError):
+            with contextlib.suppress(UserError):
+                prepare(maps)
+                return maps
+        raise
 
 
 def origin(model: nn.Module) -> Origin | None:
@@ -208,7 +237,7 @@ def with_head_of_file(settings: ModelConfig) -> ModelConfig:
 # ------------------------------------------------------------------------------------------------- finding
 
 
-@contextmanager
+@contextlib.contextmanager
 def _local_file(settings: BackboneConfig) -> Iterator[Path]:
     """Provide the path of a local copy of the weights' file.
 

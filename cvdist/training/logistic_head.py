@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -56,6 +56,59 @@ def require_linear(run: Run) -> None:
         )
 
 
+def solve(
+    loader: FeatureLoader,
+    trained: nn.Module,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers_on_node: int = 1,
+    seed: int,
+    after_pass: Callable[[str, int], None],
+) -> logistic.Fit:
+    """Solve for the linear layer of `trained` on cached features, which it leaves as it is.
+
+    All workers must call this, and all get the same.
+
+    Args:
+        loader: The features.
+        trained: What reads them; all its parameters are those of one linear layer, which may have no values.
+        device: Where to compute.
+        rank: This worker's rank.
+        world_size: Number of workers.
+        workers_on_node: Number of workers that share this node's memory.
+        seed: Seed of the choice of held-out pictures.
+        after_pass: As in `logistic.fit`.
+    """
+    layer = linear_layer(trained)
+    assert layer is not None
+    before = inputs_of(trained)
+    size = max(min(_PART // max(loader.feature_size, 1), _PART_ROWS), 1)
+
+    def passes() -> Iterator[Part]:
+        for view in range(loader.views):
+            for batch in loader.batches_in_order("train", rank, world_size, size, view):
+                yield Part(before(batch.images), batch.labels, batch.indices.to(device), first=view == 0)
+
+    return logistic.fit(
+        passes,
+        loader.labels("train"),
+        len(loader.info.classes),
+        layer.in_features,
+        rank=rank,
+        device=device,
+        seed=seed,
+        memory=_MEMORY_SHARE * available_memory(device) / workers_on_node,
+        after_pass=after_pass,
+    )
+
+
+def inputs_of(trained: nn.Module) -> nn.Module:
+    """Return a copy of `trained` that computes what its linear layer reads."""
+    return copy.deepcopy(trained, memo={id(linear_layer(trained)): nn.Identity()}).eval()
+
+
 def fit(run: Run, epoch: int) -> TrainedEpoch:
     """Give the head the weights of logistic regression. All workers must call this.
 
@@ -68,18 +121,9 @@ def fit(run: Run, epoch: int) -> TrainedEpoch:
     Raises:
         SystemExit: If the run is asked to end.
     """
-    loader, worker, layer = run.loader, run.worker, linear_layer(run.trained)
-    assert isinstance(loader, FeatureLoader) and layer is not None
+    loader, worker = run.loader, run.worker
+    assert isinstance(loader, FeatureLoader)
     began = time.monotonic()
-    # The head as it is, but for the linear layer: computes what that reads.
-    before = copy.deepcopy(run.trained, memo={id(layer): nn.Identity()}).eval()
-    size = max(min(_PART // max(loader.feature_size, 1), _PART_ROWS), 1)
-
-    def passes() -> Iterator[Part]:
-        for view in range(loader.views):
-            for batch in loader.batches_in_order("train", worker.rank, worker.world_size, size, view):
-                rows = batch.indices.to(worker.device)
-                yield Part(before(batch.images), batch.labels, rows, first=view == 0)
 
     def after_pass(doing: str, count: int) -> None:
         if not run.first_step_at:
@@ -94,15 +138,14 @@ def fit(run: Run, epoch: int) -> TrainedEpoch:
             run.line.show(f"logistic regression: {doing}, {count} passes over the features")
 
     with torch.no_grad(), annotate_collective_errors(worker.rank, epoch, 1):
-        found = logistic.fit(
-            passes,
-            loader.labels("train"),
-            len(run.info.classes),
-            layer.in_features,
+        found = solve(
+            loader,
+            run.trained,
+            worker.device,
             rank=worker.rank,
-            device=worker.device,
+            world_size=worker.world_size,
+            workers_on_node=worker.local_world_size,
             seed=run.config.run.seed,
-            memory=_MEMORY_SHARE * available_memory(worker.device) / worker.local_world_size,
             after_pass=after_pass,
         )
         run.line.clear()

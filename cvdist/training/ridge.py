@@ -1,19 +1,22 @@
-"""A ridge probe: a linear classifier on pooled features, fitted in closed form, as a baseline before training.
+"""A ridge classifier: a linear classifier on pooled features, fitted in closed form.
 
 It is least squares with a penalty on the weights (Hoerl and Kennard 1970, "Ridge Regression: Biased Estimation
-for Nonorthogonal Problems"), with one output for each class, 1 for a picture's class and 0 for the others. The
-penalty is the one with the least generalized cross-validation score (Golub, Heath and Wahba 1979, "Generalized
-Cross-Validation as a Method for Choosing a Good Ridge Parameter"), so no validation picture has a say in it.
+for Nonorthogonal Problems"), with one output for each class, 1 for a picture's class and 0 for the others. No
+validation picture has a say in the penalty. A run's baseline takes the penalty with the least generalized
+cross-validation score (Golub, Heath and Wahba 1979, "Generalized Cross-Validation as a Method for Choosing a
+Good Ridge Parameter"), which needs nothing but sums. Where networks are compared, it is the penalty with which
+most training pictures are classified correctly while each of them is left out (Allen 1974, "The Relationship
+Between Variable Selection and Data Augmentation and a Method for Prediction"): one pass over the features more.
 
-Each worker passes once over its part of the training features. What remains are sums whose size does not depend
-on the number of pictures: (d, d) for d inputs, in float64. They are added up over the workers. Then each worker
+Each worker passes over its part of the training features. What remains are sums whose size does not depend on
+the number of pictures: (d, d) for d inputs, in float64. They are added up over the workers. Then each worker
 solves the same equations, and counts correct predictions on its part of the validation features.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -60,28 +63,67 @@ def probe(
     if not isinstance(loader, FeatureLoader):
         return None
     started = time.monotonic()
-
-    def local_batches(split: Split) -> Iterable[Batch]:
-        done = 0
-        for batch in loader.batches_in_order(split, rank, world_size, _BATCH):
-            yield batch
-            done += len(batch.labels)
-            if line.due():
-                line.show(f"ridge probe: {done:,} {split} pictures on this worker")
-        line.clear()
-
-    inputs = pooled(torch.empty(1, *loader.feature_shape)).shape[1]
-    sums = Sums.zero(inputs, len(loader.info.classes), device)
     # Not in inference mode, because training can't use the tensors that the loader would keep from it.
     with torch.no_grad():
-        for batch in local_batches("train"):
-            sums.add(pooled(batch.images), batch.labels)
-        fit = solve(sums.over_workers())
-        correct = torch.zeros((), dtype=torch.int64, device=device)
-        for batch in local_batches("valid"):
-            correct += (fit.scores(pooled(batch.images)).argmax(1) == batch.labels).sum()
-        right = int(sum_over_workers(correct))
-    return RidgeResult(right, loader.info.valid_size, fit.penalty, time.monotonic() - started)
+        fit = solve(add_up(loader, rank, world_size, device, line))
+        right = classify(fit, loader, rank, world_size, line)
+    correct = int(sum_over_workers(right.sum().to(device)))
+    return RidgeResult(correct, loader.info.valid_size, fit.penalty, time.monotonic() - started)
+
+
+def add_up(
+    loader: FeatureLoader, rank: int, world_size: int, device: torch.device, line: log.ProgressLine
+) -> Sums:
+    """Return the sums over the training features of all workers. All of them must call this."""
+    size = pooled(torch.empty(1, *loader.feature_shape)).shape[1]
+    sums = Sums.zero(size, len(loader.info.classes), device)
+    for inputs, batch in _batches(loader, "train", rank, world_size, line):
+        sums.add(inputs, batch.labels)
+    return sums.over_workers()
+
+
+def classify(fit: Fit, loader: FeatureLoader, rank: int, world_size: int, line: log.ProgressLine) -> Tensor:
+    """Return which validation pictures are classified correctly, bool (n,) by row, on the CPU.
+
+    Those of other workers are False.
+    """
+    right = torch.zeros(loader.info.valid_size, dtype=torch.bool)
+    for inputs, batch in _batches(loader, "valid", rank, world_size, line):
+        right[batch.indices] = (fit.scores(inputs).argmax(1) == batch.labels).cpu()
+    return right
+
+
+def leave_one_out(
+    sums: Sums, loader: FeatureLoader, rank: int, world_size: int, line: log.ProgressLine
+) -> tuple[Fit, LeftOut]:
+    """Fit a classifier with the penalty with which most training pictures are right when they are left out.
+
+    All workers must call this.
+
+    Args:
+        sums: The sums over the training features of all workers.
+        loader: The features.
+        rank: This worker's rank.
+        world_size: Number of workers.
+        line: Shows how far the pass over the features has come.
+    """
+    equations = Equations.of(sums)
+    parts = ((inputs, batch.labels) for inputs, batch in _batches(loader, "train", rank, world_size, line))
+    left_out = equations.leave_one_out(parts)
+    return equations.fit(left_out.penalty), left_out
+
+
+def _batches(
+    loader: FeatureLoader, split: Split, rank: int, world_size: int, line: log.ProgressLine
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Yield the inputs float64 (n, d) of this worker's part of a split, with the batches that they are from."""
+    done = 0
+    for batch in loader.batches_in_order(split, rank, world_size, _BATCH):
+        yield pooled(batch.images), batch
+        done += len(batch.labels)
+        if line.due():
+            line.show(f"ridge: {done:,} {split} pictures on this worker")
+    line.clear()
 
 
 def pooled(features: Tensor) -> Tensor:
@@ -155,29 +197,107 @@ class Fit:
         return inputs @ self.weight + self.bias
 
 
-def solve(sums: Sums) -> Fit:
-    """Return the classifier with the least penalized squared error, at the penalty with the least score.
+@dataclass(frozen=True)
+class LeftOut:
+    """What a penalty made of training pictures, each classified by what is learned from all others.
 
-    Inputs and targets are centered, so that the bias is not penalized.
+    Attributes:
+        penalty: The penalty on the squared weights.
+        correct: How many pictures are classified correctly.
+        total: How many pictures there are.
+        error: Sum of the squared distances of scores and targets.
     """
-    count = sums.count
-    mean, base = sums.inputs / count, sums.targets / count
-    squares = sums.squares - count * mean.outer(mean)
-    products = sums.products - count * mean.outer(base)
-    # The squares of one-hot targets sum up to the number of pictures.
-    spread = count - count * base.square().sum()
-    values, vectors = torch.linalg.eigh(squares)
-    values = values.clamp(min=0)
-    along = vectors.T @ products  # (d, classes)
-    explained = along.square().sum(1)
-    penalties = (_PENALTIES.to(values.device) * values.mean()).clamp(min=torch.finfo(values.dtype).tiny)
-    shrunk = values / (values + penalties[:, None])  # (penalties, d): eigenvalues of the hat matrix
-    # The squared error is what no weights could explain, plus what the penalty leaves unexplained.
-    large = values > values.amax() * torch.finfo(values.dtype).eps * len(values)
-    whole = torch.where(large, explained / values.where(large, torch.ones_like(values)), 0)
-    error = (spread - whole.sum()).clamp(min=0) + ((1 - shrunk).square() * whole).sum(1)
-    free = count - 1 - shrunk.sum(1)
-    score = torch.where(free > 0, count * error / free.square(), torch.inf)
-    penalty = penalties[score.argmin()]
-    weight = vectors @ (along / (values + penalty)[:, None])
-    return Fit(weight, base - mean @ weight, float(penalty))
+
+    penalty: float
+    correct: int
+    total: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Equations:
+    """The equations that the weights solve, prepared for any penalty. Inputs and targets are centered.
+
+    So the bias is not penalized. All tensors are float64.
+
+    Attributes:
+        count: Number of pictures, a scalar.
+        mean: Mean input, (d,).
+        base: Mean target, (classes,).
+        values: Eigenvalues of the centered inputs' squares, (d,).
+        vectors: Their eigenvectors, (d, d).
+        along: Products of inputs and targets along the eigenvectors, (d, classes).
+        penalties: Penalties to choose from.
+    """
+
+    count: Tensor
+    mean: Tensor
+    base: Tensor
+    values: Tensor
+    vectors: Tensor
+    along: Tensor
+    penalties: Tensor
+
+    @classmethod
+    def of(cls, sums: Sums) -> Equations:
+        """Prepare the equations of these pictures."""
+        count = sums.count
+        mean, base = sums.inputs / count, sums.targets / count
+        values, vectors = torch.linalg.eigh(sums.squares - count * mean.outer(mean))
+        values = values.clamp(min=0)
+        kind = torch.finfo(values.dtype)
+        # What rounding leaves of inputs that are all alike.
+        noise = (kind.eps * sums.squares.diagonal().mean()).clamp(min=kind.tiny)
+        penalties = torch.maximum(_PENALTIES.to(values.device) * values.mean(), noise)
+        along = vectors.T @ (sums.products - count * mean.outer(base))
+        return cls(count, mean, base, values, vectors, along, penalties)
+
+    def fit(self, penalty: float | Tensor) -> Fit:
+        """Return the classifier with the least penalized squared error."""
+        weight = self.vectors @ (self.along / (self.values + penalty)[:, None])
+        return Fit(weight, self.base - self.mean @ weight, float(penalty))
+
+    def generalized_scores(self) -> Tensor:
+        """Return the generalized cross-validation score of each penalty."""
+        values, kind = self.values, torch.finfo(self.values.dtype)
+        # The squares of one-hot targets sum up to the number of pictures.
+        spread = self.count - self.count * self.base.square().sum()
+        explained = self.along.square().sum(1)
+        shrunk = values / (values + self.penalties[:, None])  # (penalties, d): eigenvalues of the hat matrix
+        # The squared error is what no weights could explain, plus what the penalty leaves unexplained.
+        large = values > values.amax() * kind.eps * len(values)
+        whole = torch.where(large, explained / values.where(large, torch.ones_like(values)), 0)
+        error = (spread - whole.sum()).clamp(min=0) + ((1 - shrunk).square() * whole).sum(1)
+        free = self.count - 1 - shrunk.sum(1)
+        return torch.where(free > 0, self.count * error / free.square(), torch.inf)
+
+    def leave_one_out(self, parts: Iterable[tuple[Tensor, Tensor]]) -> LeftOut:
+        """Return the penalty with which most pictures are classified correctly while each of them is left out.
+
+        Among equals, it is the one with the least squared error. Nothing is fitted again: leaving a picture out
+        divides its error by one minus its leverage, exactly. All workers must call this.
+
+        Args:
+            parts: Inputs float64 (n, d) and labels int64 (n,) of this worker's part of the pictures.
+        """
+        inverse = 1 / (self.values + self.penalties[:, None])  # (penalties, d)
+        least = torch.finfo(inverse.dtype).eps
+        sums = torch.zeros(2, len(inverse), dtype=torch.float64, device=inverse.device)
+        for inputs, labels in parts:
+            targets = torch.nn.functional.one_hot(labels, len(self.base)).double()
+            rotated = (inputs - self.mean) @ self.vectors
+            leverage = 1 / self.count + rotated.square() @ inverse.T  # (n, penalties)
+            for number, mine in enumerate(inverse):
+                errors = targets - torch.addmm(self.base, rotated * mine, self.along)
+                errors /= (1 - leverage[:, number]).clamp(min=least)[:, None]
+                sums[0, number] += ((targets - errors).argmax(1) == labels).sum()
+                sums[1, number] += errors.square().sum()
+        right, error = sum_over_workers(sums).tolist()
+        best = min(range(len(right)), key=lambda number: (-right[number], error[number]))
+        return LeftOut(float(self.penalties[best]), int(right[best]), int(self.count), error[best])
+
+
+def solve(sums: Sums) -> Fit:
+    """Return the classifier with the least penalized squared error, at the penalty with the least score."""
+    equations = Equations.of(sums)
+    return equations.fit(equations.penalties[equations.generalized_scores().argmin()])

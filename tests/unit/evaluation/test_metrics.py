@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvdist.evaluation import metrics
-from cvdist.evaluation.compare import compare_models, mcnemar
+from cvdist.evaluation.compare import compare_models, mcnemar, wilson_interval
 
 # --------------------------------------------------------------------------------------------- arithmetic
 
@@ -63,6 +63,17 @@ def test_mcnemar_is_the_exact_binomial_test(b, c):
     n, k = b + c, min(b, c)
     exact = min(Fraction(1), 2 * sum(Fraction(math.comb(n, i), 2**n) for i in range(k + 1)))
     assert mcnemar(b, c) == pytest.approx(float(exact), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_intervals_are_the_published_ones(correct, total, low, high):
+    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
+    ends = wilson_interval(total - correct, total)
+    assert ends == pytest.approx((1 - high, 1 - low), abs=5e-5) and 0 <= ends[0] <= ends[1] <= 1
 
 
 def test_mcnemar_of_known_counts():

@@ -12,12 +12,12 @@ from cvdist.errors import UserError
 from cvdist.jobs import cli
 from tests.helpers.jobs import ROOT
 
-SUBJECT = {"RECIPE": "digits-cnn", "MODEL": "a-run", "RUN": "a-run", "JOURNAL": "a-file"}
+SUBJECT = {"RECIPE": ["digits-cnn"], "MODEL": ["a-run"], "RUN": ["a-run"], "JOURNAL": ["a-file"], "": []}
 
 
 def refusal(job, *words):
     with pytest.raises(UserError) as caught:
-        cli.parse(job, [SUBJECT[cli.JOBS[job].subject], *words])
+        cli.parse(job, [*SUBJECT[cli.JOBS[job].subject], *words])
     return str(caught.value)
 
 
@@ -29,10 +29,13 @@ def refusal(job, *words):
         ("preprocess", "--register", "--register is a setting of train, sweep, evaluate and preflight, not of"),
         ("preprocess", "--num-workers", "--num-workers is a setting of train, sweep and preflight"),
         ("preprocess", "--no-nesterov", "--no-nesterov is a setting of train"),
-        ("train", "--extractors", "--extractors is a setting of preprocess, not of train"),
-        ("train", "--shard-size=3", "--shard-size is a setting of preprocess, not of train"),
+        ("train", "--extractors", "--extractors is a setting of preprocess and probe, not of train"),
+        ("train", "--shard-size=3", "--shard-size is a setting of preprocess and probe, not of train"),
+        ("train", "--weights-dir", "--weights-dir is a setting of probe, not of train"),
+        ("probe", "--lr", "--lr is a setting of train, sweep and preflight, not of probe"),
+        ("probe", "--dataset", "--dataset is a setting of train, sweep, evaluate and preflight, not of probe"),
         ("train", "--trials", "--trials is a setting of sweep, not of train"),
-        ("sweep", "--runtime", "--runtime is a setting of train, preprocess, predict and preflight, not"),
+        ("sweep", "--runtime", "--runtime is a setting of train, preprocess, probe, predict and preflight"),
         ("sweep", "--resume", "--resume is a setting of train and preflight, not of sweep"),
         ("evaluate", "--predictors", "--predictors is a setting of predict, not of evaluate"),
         ("predict", "--compare", "--compare is a setting of evaluate, not of predict"),
@@ -55,7 +58,7 @@ def test_a_flag_of_another_job_is_refused_with_the_job_that_has_it(job, flag, me
 @pytest.mark.parametrize("job", list(cli.JOBS))
 def test_help_and_parser_have_the_same_flags(job, capsys):
     with pytest.raises(SystemExit):
-        cli.parse(job, [SUBJECT[cli.JOBS[job].subject], "--help"])
+        cli.parse(job, [*SUBJECT[cli.JOBS[job].subject], "--help"])
     shown = capsys.readouterr().out
     for setting in cli.JOBS[job].flags():
         for word in setting.words:
@@ -150,7 +153,8 @@ def test_all_jobs_are_exported():
 
 
 def test_a_command_line_is_read_without_torch_ray_and_mlflow():
-    calls = [f"cli.parse({name!r}, [{SUBJECT[job.subject]!r}])" for name, job in cli.JOBS.items()]
+    words = {name: SUBJECT[job.subject] or ["--models", "a"] for name, job in cli.JOBS.items()}
+    calls = [f"cli.parse({name!r}, {mine!r})" for name, mine in words.items()]
     done = python(
         f"import sys\nfrom cvdist.jobs import cli\n{chr(10).join(calls)}\n"
         "assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"

@@ -21,7 +21,7 @@ from tests.helpers.sweeps import trial
         (("--reduction-factor", "1"), "--reduction-factor is 1.0: it takes 1.1 or more"),
         (
             ("--runtime", "inline"),
-            "--runtime is a setting of train, preprocess, predict",
+            "--runtime is a setting of train, preprocess, probe, predict",
         ),
         (("--register", "m", "--no-train-best"), "--register takes the best trial trained on"),
         (("--search", "lr=1"), "--search has one point alone"),

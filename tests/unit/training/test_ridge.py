@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvdist.training.ridge import Sums, pooled, solve
+from cvdist.training.ridge import Equations, Sums, pooled, solve
 from tests.helpers import feature_caches
 
 CPU = torch.device("cpu")
@@ -53,6 +55,33 @@ def test_weights_and_penalty_are_those_of_the_definitions(count, inputs, classes
     assert fit.penalty == pytest.approx(best)
 
 
+def left_out_by_hand(x, labels, classes, penalty):
+    """How many pictures are right, and the squared error, with a classifier of its own without each picture."""
+    right, error = 0, 0.0
+    for row in range(len(x)):
+        others = torch.arange(len(x)) != row
+        weight, bias, _ = by_hand(x[others], labels[others], classes, penalty)
+        scores = x[row].numpy() @ weight + bias
+        right += int(scores.argmax()) == int(labels[row])
+        error += ((np.eye(classes)[labels[row]] - scores) ** 2).sum()
+    return right, error
+
+
+@pytest.mark.parametrize(("count", "inputs", "classes"), [(40, 6, 3), (20, 30, 2), (12, 3, 5)])
+def test_leaving_one_out_is_fitting_without_each_picture(count, inputs, classes):
+    """Also with more inputs than pictures, and for the only picture of a class."""
+    x, labels = made_up(count, inputs, classes)
+    labels[labels == classes - 1] = 0
+    labels[0] = classes - 1
+    equations = Equations.of(sums_of(x, labels, classes))
+    found = equations.leave_one_out((x[rows], labels[rows]) for rows in torch.arange(count).split(7))
+    tried = {penalty: left_out_by_hand(x, labels, classes, penalty) for penalty in equations.penalties.tolist()}
+    assert (found.correct, found.total) == (tried[found.penalty][0], count)
+    assert found.error == pytest.approx(tried[found.penalty][1])
+    best = min(tried, key=lambda penalty: (-tried[penalty][0], tried[penalty][1]))
+    assert found.penalty == best
+
+
 @settings(max_examples=20, deadline=None)
 @given(cuts=st.lists(st.integers(0, 60), max_size=4))
 def test_sums_over_parts_are_the_sums(cuts):
@@ -70,6 +99,8 @@ def test_what_cannot_be_learned_still_gives_finite_weights(same):
     x, labels = (x[:1].expand(10, 4), labels) if same else (x, torch.zeros(10, dtype=torch.int64))
     fit = solve(sums_of(x, labels, 2))
     assert fit.weight.isfinite().all() and fit.bias.isfinite().all()
+    found = Equations.of(sums_of(x, labels, 2)).leave_one_out([(x, labels)])
+    assert math.isfinite(found.error) and 0 <= found.correct <= 10
 
 
 def test_pooling():

@@ -1,0 +1,15 @@
+"""Compare pretrained networks on your pictures: `python jobs/probe.py --data PICTURES --models A,B,C`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# The package beside this file is the one that runs: in a clone, in the image, and in the folder that
+# `ray job submit --working-dir .` uploads, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cvdist.jobs import cli
+
+if __name__ == "__main__":
+    sys.exit(cli.run_job("probe"))
