@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -13,7 +12,7 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
 from cvdist.training.logistic import FOLDS, Part, assign_folds, fit, measure_scaling
-from tests.helpers.logistic_workers import CLASSES, CPU, INPUTS, fitted, made_up, parts, work
+from tests.helpers.logistic_workers import CLASSES, CPU, INPUTS, fitted, made_up, parts
 
 
 def solved(x, labels, classes, penalty, memory=1e9):
@@ -152,17 +151,3 @@ def test_nothing_to_hold_out():
         and found.correct == CLASSES
         and found.penalty == pytest.approx(0.01)
     )
-
-
-@pytest.mark.parametrize("workers", [2, 3])
-def test_several_workers_find_what_one_finds(workers, tmp_path):
-    torch.multiprocessing.spawn(work, (workers, tmp_path), nprocs=workers)
-    one = fitted()
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(workers)]
-    for weight, bias, penalty, path, correct in results:
-        assert torch.equal(weight, results[0][0]) and torch.equal(bias, results[0][1])
-        torch.testing.assert_close(weight, one.weight, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(bias, one.bias, rtol=1e-3, atol=1e-3)
-        assert (penalty, correct) == (one.penalty, one.correct)
-        for (_, loss, right, total), held in zip(path, one.path, strict=True):
-            assert (right, total) == (held.correct, held.total) and loss == pytest.approx(held.loss, rel=1e-3)
