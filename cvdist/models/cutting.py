@@ -105,8 +105,8 @@ _SAME_SHAPE = frozenset(
 class WithoutValues(TorchFunctionMode):
     """In this context new layers get weights on the meta device: shapes, no values. Buffers are ordinary.
 
-    What would change values on the meta device alone is skipped, as it takes most of the time there: initializing
-    weights, and norms.
+    What changes only values takes most of the time on the meta device, and is skipped: initializing weights,
+    and norms.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

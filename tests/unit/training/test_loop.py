@@ -153,8 +153,7 @@ def test_accumulation_gives_the_same_gradients(tmp_path):
     assert parts == pytest.approx(whole, rel=2e-4)
 
 
-@pytest.mark.parametrize("stop", [7, 13])
-def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path, stop):
+def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path):
     """Dropout, momentum, moving average, augmentation and schedule on; stopped between two checkpoints."""
     changes = {
         "epochs": 2,
@@ -168,12 +167,12 @@ def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path, stop):
     whole = make_run(tmp_path / "whole", **changes)
     train(whole)
     run = make_run(tmp_path / "parts", **changes)
-    after_steps(run, 20 + stop + 1, kill)
+    after_steps(run, 20 + 13 + 1, kill)
     with pytest.raises(Killed):
         train(run)
     run.worker.wait_for_uploads()
     rest = make_run(tmp_path / "parts", **changes)
-    assert (rest.progress.epoch, rest.progress.position) == (1, stop // 5 * 5 * 40)
+    assert (rest.progress.epoch, rest.progress.position) == (1, 10 * 40)
     train(rest)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, rest.model.state_dict()[name]), name
