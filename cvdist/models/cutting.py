@@ -91,15 +91,35 @@ class _Tracer(fx.Tracer):
         return 2 * len(list(m.modules())) <= len(list(self.root.modules()))
 
 
+# What initializers call, in place, and norms: the result has the shape of the first argument.
+_SAME_SHAPE = frozenset(
+    (
+        *(nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_),
+        *(Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_, Tensor.erfinv_),
+        *(Tensor.mul_, Tensor.add_, Tensor.clamp_),
+        *(nn.functional.batch_norm, nn.functional.layer_norm),
+    )
+)
+
+
 class WithoutValues(TorchFunctionMode):
-    """In this context new layers get weights on the meta device: shapes, no values. Buffers are ordinary."""
+    """In this context new layers get weights on the meta device: shapes, no values. Buffers are ordinary.
+
+    What changes only values takes most of the time on the meta device, and is skipped: initializing weights,
+    and norms.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call `func`; all layers of PyTorch allocate their weights by `torch.empty`."""
+        kwargs = kwargs or {}
+        if func in _SAME_SHAPE:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
         if func is torch.empty:
-            kwargs = {"device": "meta", **(kwargs or {})}
+            kwargs = {"device": "meta", **kwargs}
             kwargs["device"] = kwargs["device"] or "meta"
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 class _Shapes(fx.Interpreter):
@@ -162,7 +182,7 @@ def find_cuts(network: nn.Module, images: Tensor) -> Cuts:
         if one.default is not inspect.Parameter.empty
     }
     graph = part(_Tracer(last_layer).trace(network.eval(), optional), "")
-    with torch.no_grad():
+    with torch.no_grad(), WithoutValues():
         _Shapes(fx.GraphModule(network, graph)).run(images)
     modules = dict(network.named_modules())
     nodes = list(graph.nodes)

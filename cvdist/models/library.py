@@ -201,7 +201,7 @@ def problem(name: str, height: int, width: int) -> str:
     try:
         with WithoutValues():
             network = create(name, 2, height).to("meta").eval()
-        network(torch.zeros(1, 3, height, width, device="meta"))
+            network(torch.zeros(1, 3, height, width, device="meta"))
     except Exception as error:  # whatever a network checks, and convolutions that have no output
         if not name.startswith(TIMM):
             least = min(next(iter(get_model_weights(name))).meta["min_size"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable
 
@@ -23,8 +24,12 @@ _SLOW = 0.5  # seconds: if the large all-reduce takes this long, one measurement
 _REPEATS = 3
 
 
+@functools.cache
 def rates(device: torch.device, precision: Precision) -> tuple[float, float]:
-    """Return the FLOP/s of matrix products in this precision, and the bytes/s of memory, read and written."""
+    """Return the FLOP/s of matrix products in this precision, and the bytes/s of memory, read and written.
+
+    A process measures them once, also if it trains several times.
+    """
     cuda = device.type == "cuda"
     side, size = (_GPU_SIDE, _GPU_COPIED) if cuda else (_SIDE, _COPIED)
     dtype = torch.bfloat16 if precision.bfloat16 else torch.float32

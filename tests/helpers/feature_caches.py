@@ -17,12 +17,14 @@ from cvdist import loaders, recipes
 from cvdist.config import ExtractionConfig, FeaturesConfig, PreprocessConfig, TrainConfig
 from cvdist.data.dataset import Batch
 from cvdist.errors import UserError
-from cvdist.features import build
+from cvdist.features import build, manifest
 from cvdist.features import open as open_cache
 from cvdist.features.build import BuiltCache, ExtractionPlan
 from cvdist.features.extract import Extractor
 from cvdist.features.loader import FeatureLoader
+from cvdist.features.manifest import Manifest
 from cvdist.resumable_map import Receipt, ResultStore, WorkUnit
+from cvdist.storage import Folder
 from tests.helpers import pictures as made_up
 
 CPU = torch.device("cpu")
@@ -50,9 +52,14 @@ def extraction(chosen: CacheConfig) -> PreprocessConfig:
 def write_weights(path: Path, seed: int = 0, scale: float = 1.0) -> Path:
     """Random convolutions of a VGG11, as a file. scale: of the first layer's weights."""
     torch.manual_seed(seed)
-    state = torchvision.models.vgg11(init_weights=True).features.state_dict()
-    state["0.weight"] *= scale
-    torch.save({f"features.{name}": tensor for name, tensor in state.items()}, path)
+    with torch.device("meta"):
+        shapes = torchvision.models.vgg11().features.state_dict()
+    state = {f"features.{name}": torch.zeros(tensor.shape) for name, tensor in shapes.items()}
+    for weight in state.values():
+        if weight.ndim == 4:
+            torch.nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+    state["features.0.weight"] *= scale
+    torch.save(state, path)
     return path
 
 
@@ -126,6 +133,11 @@ def extract(chosen: CacheConfig) -> tuple[BuiltCache, list[str]]:
     computed: list[WorkUnit] = []
     built = build.build(extraction(chosen), plan, computing(chosen, plan, computed))
     return built, [path for unit in computed for path in unit.paths]
+
+
+def manifest_of(chosen: TrainConfig) -> Manifest:
+    """The manifest of a cache that is there."""
+    return manifest.read(Folder.open(chosen.features.uri, "--features"))
 
 
 def loader(chosen: CacheConfig) -> FeatureLoader:

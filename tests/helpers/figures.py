@@ -1,7 +1,5 @@
 """What tests look at in figures."""
 
-from itertools import combinations
-
 import numpy as np
 import torch
 from matplotlib.image import AxesImage
@@ -23,15 +21,21 @@ def png(figure, tmp_path, name="figure.png"):
     return (tmp_path / name).read_bytes()
 
 
+def lay_out(figure):
+    """Let everything find its place, once for a figure, which takes less than drawing."""
+    if figure.stale:
+        figure.draw_without_rendering()
+
+
 def written(figure):
     """The texts of the figure that are seen."""
-    figure.canvas.draw()
+    lay_out(figure)
     return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
 
 
 def tiles_of(figure):
     """The pictures of a figure, each with the box in pixels, from the lower left, in which it is drawn."""
-    figure.canvas.draw()
+    lay_out(figure)
     found = []
     for image in figure.findobj(AxesImage):
         box = image.get_window_extent()
@@ -50,28 +54,37 @@ def pixels(figure):
 
 def assert_readable(figure):
     """No text leaves the figure, and none lies over another."""
-    boxes = [(text.get_text(), text.get_window_extent()) for text in _in_view(figure)]
-    for text, box in boxes:
-        assert box.x0 >= 0 and box.y0 >= 0, text
-        assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, text
-    for (one, a), (other, b) in combinations(boxes, 2):
-        assert not _overlap(a, b), (one, other)
+    _texts_apart(figure)
 
 
 def assert_tidy(figure):
     """It is readable, and no picture leaves the figure or lies over another one or over a text."""
-    assert_readable(figure)
-    drawn = [box for box, _ in tiles_of(figure)]
-    for box in drawn:
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
-    assert not any(_overlap(a, b) for a, b in combinations(drawn, 2))
-    for text in _in_view(figure):
-        assert not any(_overlap(text.get_window_extent(), box) for box in drawn), text.get_text()
+    drawn = _edges([box for box, _ in tiles_of(figure)])
+    said, edges = _texts_apart(figure)
+    assert (drawn[:, :2] >= 0).all() and (drawn[:, 2:] <= (figure.bbox.x1, figure.bbox.y1)).all()
+    assert not [(a, b) for a, b in _overlaps(drawn, drawn) if a < b]
+    assert not [said[text] for text, _ in _overlaps(edges, drawn)]
 
 
-def _overlap(a, b):
+def _texts_apart(figure):
+    """The texts and their edges (n, 4), which lie in the figure and apart from each other."""
+    texts = _in_view(figure)
+    said, edges = [text.get_text() for text in texts], _edges([text.get_window_extent() for text in texts])
+    for text, (left, low, right, high) in zip(said, edges, strict=True):
+        assert left >= 0 and low >= 0 and right <= figure.bbox.x1 and high <= figure.bbox.y1, text
+    assert not [(said[a], said[b]) for a, b in _overlaps(edges, edges) if a < b]
+    return said, edges
+
+
+def _edges(boxes):
+    return np.array([box.extents for box in boxes]).reshape(-1, 4)
+
+
+def _overlaps(some, others):
+    """Pairs of the numbers of boxes (n, 4) and (m, 4) that lie over each other."""
     # Fonts' boxes hold air above and below the letters: a touch of up to 2 pixels is no overlap.
-    return min(a.x1, b.x1) - max(a.x0, b.x0) > 2 and min(a.y1, b.y1) - max(a.y0, b.y0) > 2
+    shared = np.minimum(some[:, None, 2:], others[:, 2:]) - np.maximum(some[:, None, :2], others[:, :2])
+    return np.argwhere((shared > 2).all(-1)).tolist()
 
 
 def _in_view(figure):

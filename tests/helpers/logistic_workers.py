@@ -46,12 +46,11 @@ def fitted(rank: int = 0, world_size: int = 1, *, views: int = 2, memory: float 
     return fit(lambda: mine, labels, CLASSES, INPUTS, rank=rank, device=CPU, memory=memory)
 
 
-def work(rank: int, world_size: int, folder: Path) -> None:
-    """Fit as one of several workers, and write the result."""
+def work(rank: int, world_size: int, folder: Path) -> Fit:
+    """Fit as one of several workers, which meet in `folder`."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     found = fitted(rank, world_size)
-    path = [(held.penalty, held.loss, held.correct, held.total) for held in found.path]
-    torch.save((found.weight, found.bias, found.penalty, path, found.correct), folder / f"{rank}.pt")
     dist.destroy_process_group()
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def modules() -> dict[str, Path]:
     return {name.removesuffix(".__init__"): path for name, path in names.items()}
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Dotted names of all that a file imports, inside functions and under TYPE_CHECKING too."""
     found = set()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -111,17 +109,6 @@ def test_what_the_decoder_said_is_for_debugging(tmp_path, caplog):
     caplog.set_level(logging.DEBUG, "cvdist")
     reader.decode(["cut.jpg", "whole.jpg"])
     assert [record.getMessage() for record in caplog.records] == [f"data       cut.jpg: {reason} ({detail})"]
-    # Also in the processes that decode.
-    program = (
-        "import sys; from cvdist import log; from cvdist.data.images.ahead import DecodeAhead; "
-        "log.setup(debug=sys.argv[1] == '--debug'); "
-        "ahead = DecodeAhead(sys.argv[2], 32, 'squash', threads=1, timeout=60, processes=True); "
-        "next(ahead.batches(['cut.jpg'], 1))"
-    )
-    for flag in ("", "--debug"):
-        command = [sys.executable, "-c", program, flag, str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert (detail in done.stderr) == bool(flag)
 
 
 def test_formats_that_are_not_listed_are_not_opened():

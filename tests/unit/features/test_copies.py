@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +17,6 @@ from cvdist.errors import UserError
 from cvdist.features.copies import DeviceCopy, FeatureRows, MappedCopy
 from cvdist.features.local import LocalShards, local_index, shard_budget, shards_folder
 from cvdist.storage import Folder
-from tests.helpers.jobs import ROOT
 
 SHARDS, ROWS, SHAPE = 6, 8, (64,)
 
@@ -103,45 +100,6 @@ def test_each_shard_is_fetched_once_for_many_readers(source, tmp_path):
     assert sorted(folder.reads) == sorted(shard.object for shard in source[1].shards)
     read(5)
     assert len(folder.reads) == SHARDS  # and a later job finds them
-
-
-# Imports what a process needs that reads features, and no more.
-_READ = """
-import sys
-from pathlib import Path
-import numpy as np
-from cvdist.features import manifest
-from cvdist.features.copies import FeatureRows, MappedCopy
-from cvdist.features.local import LocalShards
-from cvdist.storage import Folder
-
-class Counting(Folder):
-    def read(self, name):
-        read.append(name)
-        return super().read(name)
-
-root, cache, shards, rows = sys.argv[1:]
-read, opened = [], Folder.open(root, "--features")
-folder = Counting(opened.uri, opened.filesystem, opened.root, opened.flag)
-copy = MappedCopy(
-    LocalShards(folder, manifest.read(opened), Path(cache), limit=1 << 30, timeout=600.0),
-    fetch_threads=3,
-    timeout=600.0,
-)
-copy.expect(range(int(shards)))
-shard, row = np.divmod(np.arange(int(shards) * int(rows)), int(rows))
-total = copy.gather(FeatureRows(shard, row, np.zeros_like(row))).double().sum().item()
-print(repr(total), len(read))
-copy.close()
-"""
-
-
-def test_processes_of_a_node_share_the_copy(source, tmp_path):
-    command = [sys.executable, "-c", _READ, str(source[0]), str(tmp_path / "cache"), str(SHARDS), str(ROWS)]
-    started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    found = [process.communicate()[0].split() for process in started]
-    assert {float(total) for total, _ in found} == {source[2].double().sum().item()}
-    assert sum(int(reads) for _, reads in found) == SHARDS
 
 
 def test_the_copy_stays_within_its_bound_and_mapped_shards_stay_readable(source, tmp_path):

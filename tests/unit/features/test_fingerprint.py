@@ -11,18 +11,12 @@ from cvdist import config as configs
 from cvdist.errors import UserError
 from cvdist.features import fingerprint, manifest
 from cvdist.features.fingerprint import Fingerprint
-from cvdist.storage import Folder
-from tests.helpers import feature_caches, pictures
+from tests.helpers import feature_caches
 
 
-def test_a_cache_says_which_decoder_made_it(tmp_path):
-    photos = pictures.write(
-        tmp_path / "pictures", {f"{part}/{n}": 1 for part in ("train", "valid") for n in "ab"}
-    )
-    weights = feature_caches.write_weights(tmp_path / "weights.pth")
-    chosen = feature_caches.config(photos, tmp_path / "features", weights, tmp_path / "cache")
-    feature_caches.extract(chosen)
-    here = manifest.read(Folder.open(str(tmp_path / "features"), "--features"))
+@pytest.mark.usefixtures("cached")
+def test_a_cache_says_which_decoder_made_it(chosen, tmp_path):
+    here = feature_caches.manifest_of(chosen)
     # As older versions wrote it and read it; one that they could not have made is another one.
     values = here.fingerprint.to_dict()
     assert "decoder" not in values and Fingerprint.from_dict(values) == here.fingerprint

@@ -42,7 +42,7 @@ def loader_of(made_up, window=0, views=1):
     return loader
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     batch_size=st.integers(1, 25),
     world=st.integers(1, 5),

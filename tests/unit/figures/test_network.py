@@ -88,12 +88,14 @@ def test_deep_layers_show_the_strongest_or_the_mean():
     assert len(drawn) == 40 + 1  # and the color bar
 
 
-@pytest.mark.parametrize("outputs", [1, 10, 63, 512])
-@pytest.mark.parametrize("inputs", [1, 3, 64])
+@pytest.mark.parametrize(
+    ("outputs", "inputs"), [(1, 1), (63, 1), (10, 3), (512, 3), (1, 64), (10, 64), (512, 64)]
+)
 def test_filters_are_readable_at_any_number_of_channels(outputs, inputs):
     weight = random(outputs, inputs, 3, 3)
     assert_tidy(filter_grid(weight, "features.28"))
-    assert_tidy(filter_grid(weight, "features.28", channels="mean"))
+    if inputs > 3:
+        assert_tidy(filter_grid(weight, "features.28", channels="mean"))
     assert_tidy(before_and_after(weight, weight + random(outputs, inputs, 3, 3), "features.28"))
 
 
@@ -131,7 +133,7 @@ def test_an_animation_has_a_frame_for_each_moment_and_is_the_same_twice():
 # ------------------------------------------------------------------------------------- the other figures
 
 
-@pytest.mark.parametrize(("count", "total"), [(1, 1), (10, 10), (20, 20), (64, 512)])
+@pytest.mark.parametrize(("count", "total"), [(1, 1), (20, 20), (64, 512)])
 def test_activations_are_readable_and_name_dead_channels(count, total):
     channels = tuple(range(3, 3 + count))
     before = random(count, 8, 8)

@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 from cvdist import config as configs
@@ -15,6 +14,7 @@ from cvdist import models
 from cvdist.config import ModelConfig, SavedModelConfig
 from cvdist.errors import UserError
 from cvdist.models import HeadSize, InputSpec
+from cvdist.models.transfer import give_values
 from cvdist.results import ModelIdentity
 from cvdist.saved import open_model
 
@@ -72,11 +72,13 @@ def test_heads_on_what_any_network_computes(name, kind):
 def test_a_linear_probe_and_an_mlp_are_what_their_names_say():
     torch.manual_seed(0)
     images = torch.randn(1, 3, 224, 224)
-    probe = models.build_model(head("linear"), TINY, 2).eval()
+    probe = models.skeleton(head("linear"), 2, TINY).eval()
+    give_values(probe)
     features = probe.features(images)
     weight, bias = probe.classifier[0].weight, probe.classifier[0].bias
     torch.testing.assert_close(probe(images), features.flatten(1) @ weight.T + bias)
-    mlp = models.build_model(head("mlp", 16), TINY, 2).eval()
+    mlp = models.skeleton(head("mlp", 16), 2, TINY).eval()
+    give_values(mlp)
     first, last = mlp.classifier[0], mlp.classifier[-1]
     hidden = (mlp.features(images).mean((2, 3)) @ first.weight.T + first.bias).clamp(min=0)
     torch.testing.assert_close(mlp(images), hidden @ last.weight.T + last.bias)
@@ -86,15 +88,13 @@ def test_a_new_model_begins_as_torchvisions():
     """In distribution: without weights convolutions by He et al., linear layers with deviation 0.01."""
     torch.manual_seed(0)
     model = models.build_model(head("vgg", 64, name="vgg11_bn"), TINY, 1000)
-    theirs = torchvision.models.vgg11_bn(num_classes=1)
-    for mine, other in zip(model.features, theirs.features, strict=True):
-        if isinstance(mine, nn.Conv2d):
-            assert mine.weight.std().item() == pytest.approx(other.weight.std().item(), rel=0.1)
-            assert not mine.bias.any()
-        elif isinstance(mine, nn.BatchNorm2d):
-            assert all(
-                torch.equal(tensor, other.state_dict()[name]) for name, tensor in mine.state_dict().items()
-            )
+    for layer in model.features:
+        if isinstance(layer, nn.Conv2d):
+            assert layer.weight.std().item() == pytest.approx((2 / (9 * layer.out_channels)) ** 0.5, rel=0.1)
+            assert not layer.bias.any()
+        elif isinstance(layer, nn.BatchNorm2d):
+            assert layer.weight.eq(1).all() and not layer.bias.any()
+            assert layer.running_var.eq(1).all() and not layer.running_mean.any()
     assert model.classifier[0].weight.std().item() == pytest.approx(0.01, rel=0.05)
 
 

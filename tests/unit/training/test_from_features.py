@@ -10,12 +10,10 @@ from cvdist.checkpoints.store import CheckpointStore
 from cvdist.checkpoints.worker import Worker
 from cvdist.data.dataset import Shuffle
 from cvdist.distributed.ranks import RankInfo
-from cvdist.features import manifest
-from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
 from cvdist.training import setup
 from cvdist.training.train import train as train_run
-from tests.helpers.feature_caches import SIZE, extract
+from tests.helpers.feature_caches import SIZE, extract, manifest_of
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ def test_training_from_a_cache_is_training(chosen, tmp_path):
 @pytest.mark.usefixtures("cached")
 def test_a_stopped_windowed_epoch_goes_on_as_it_began(chosen, tmp_path, monkeypatch):
     """Also where the cache fits the node in the meantime."""
-    largest = max(s.raw_bytes for s in manifest.read(Folder.open(chosen.features.uri, "")).shards)
+    largest = max(entry.raw_bytes for entry in manifest_of(chosen).shards)
     small = configs.replace(
         chosen, local_cache_gb=3 * largest / 1e9, checkpoint_every=2, dropout=0.0, batch_size=3
     )

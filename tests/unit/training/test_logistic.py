@@ -5,15 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.preprocessing import StandardScaler
 
 from cvdist.training.logistic import FOLDS, Part, assign_folds, fit, measure_scaling
-from tests.helpers.logistic_workers import CLASSES, CPU, INPUTS, fitted, made_up, parts, work
+from tests.helpers.logistic_workers import CLASSES, CPU, INPUTS, fitted, made_up, parts
 
 
 def solved(x, labels, classes, penalty, memory=1e9):
@@ -29,6 +25,9 @@ def solved(x, labels, classes, penalty, memory=1e9):
 
 def reference(x, labels, classes, penalty):
     """Weight and bias for inputs as they are, by scikit-learn."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(x.numpy())
     c = (2 if classes == 2 else 1) / (penalty * len(x))
     model = LogisticRegression(C=c, tol=1e-9, max_iter=10_000).fit(scaler.transform(x.numpy()), labels)
@@ -51,6 +50,8 @@ CASES = {
     ("case", "penalty"), [(case, p) for case in CASES for p in (1.0, 1e-3) if CASES[case][2] < 1000 or p == 1]
 )
 def test_the_optimum_is_that_of_scikit_learn(case, penalty):
+    from sklearn.metrics import log_loss
+
     count, inputs, classes, more = CASES[case]
     x, labels = made_up(count, inputs, classes, **more)
     found = solved(x, labels, classes, penalty)
@@ -120,6 +121,9 @@ def test_folds_are_stratified_and_follow_from_the_seed():
 
 def test_the_penalty_is_the_one_of_cross_validation():
     """Held-out predictions are those of models that have not seen any view of the picture."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     x, labels = made_up()
     found, folds = fitted(views=1), assign_folds(labels, 0)
     scaled = StandardScaler().fit_transform(x.numpy())
@@ -152,17 +156,3 @@ def test_nothing_to_hold_out():
         and found.correct == CLASSES
         and found.penalty == pytest.approx(0.01)
     )
-
-
-@pytest.mark.parametrize("workers", [2, 3])
-def test_several_workers_find_what_one_finds(workers, tmp_path):
-    torch.multiprocessing.spawn(work, (workers, tmp_path), nprocs=workers)
-    one = fitted()
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(workers)]
-    for weight, bias, penalty, path, correct in results:
-        assert torch.equal(weight, results[0][0]) and torch.equal(bias, results[0][1])
-        torch.testing.assert_close(weight, one.weight, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(bias, one.bias, rtol=1e-3, atol=1e-3)
-        assert (penalty, correct) == (one.penalty, one.correct)
-        for (_, loss, right, total), held in zip(path, one.path, strict=True):
-            assert (right, total) == (held.correct, held.total) and loss == pytest.approx(held.loss, rel=1e-3)

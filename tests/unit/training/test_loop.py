@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import logging
 import math
+import shutil
 import threading
 
 import pytest
@@ -15,12 +18,36 @@ from cvdist import recipes
 from cvdist.checkpoints import format as ckpt
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.checkpoints.worker import Worker
+from cvdist.data import digits
+from cvdist.data.in_memory import LabeledImages
 from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import UserError
 from cvdist.tracking import NoTracker
 from cvdist.training.setup import build_run
 from cvdist.training.train import train
 from cvdist.training.validation import validate
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_digits():
+    """The data set is every fifth digit of each split."""
+    whole = digits.load
+
+    @functools.cache
+    def load(config):
+        info, *splits = whole(config)
+        train, valid = (
+            LabeledImages(split.images[::5].contiguous(), split.labels[::5].contiguous()) for split in splits
+        )
+        return (
+            dataclasses.replace(info, train_size=len(train.labels), valid_size=len(valid.labels)),
+            train,
+            valid,
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "load", load)
+        yield
 
 
 def after_steps(run, number, action):
@@ -68,11 +95,11 @@ class Recorder(NoTracker):
 
 
 def make_run(folder, recorder=None, **changes):
-    """A short run: 4,000 digits in 20 steps an epoch."""
+    """A short run: 800 digits in 20 steps an epoch."""
     defaults = {
         "name": "run",
         "storage": str(folder),
-        "batch_size": 200,
+        "batch_size": 40,
         "epochs": 1,
         "lr_scheduler": "constant",
         "lr_warmup_epochs": 0.0,
@@ -98,17 +125,17 @@ def losses(folder, **changes):
 
 def test_learns_and_reports_exact_counts(tmp_path):
     recorder = Recorder()
-    summary = train(make_run(tmp_path, recorder, epochs=2, batch_size=32))
-    assert summary.best_correct > 900 and summary.valid_total == 1000
-    assert [step for step, _ in recorder.epochs] == [1, 2]
-    assert [step for step, _ in recorder.steps] == list(range(1, 251))
+    summary = train(make_run(tmp_path, recorder, epochs=3))
+    assert summary.best_correct > 160 and summary.valid_total == 200
+    assert [step for step, _ in recorder.epochs] == [1, 2, 3]
+    assert [step for step, _ in recorder.steps] == list(range(1, 61))
     for _, values in recorder.epochs:
-        assert values["train/total"] == 4000 and values["valid/total"] == 1000
-        assert values["valid/accuracy"] == values["valid/correct"] / 1000
+        assert values["train/total"] == 800 and values["valid/total"] == 200
+        assert values["valid/accuracy"] == values["valid/correct"] / 200
     # The epoch's figures are the sums of its steps'.
-    first = [values for _, values in recorder.steps[:125]]
+    first = [values for _, values in recorder.steps[:20]]
     assert sum(values["step/correct"] for values in first) == recorder.epochs[0][1]["train/correct"]
-    mean = sum(values["step/loss"] * values["step/total"] for values in first) / 4000
+    mean = sum(values["step/loss"] * values["step/total"] for values in first) / 800
     assert mean == pytest.approx(recorder.epochs[0][1]["train/loss"], rel=1e-9)
 
 
@@ -121,13 +148,12 @@ def test_same_seed_same_run_other_seed_other_run(tmp_path):
 
 
 def test_accumulation_gives_the_same_gradients(tmp_path):
-    whole, _ = losses(tmp_path / "a", dropout=0.0, batch_size=190)
-    parts, _ = losses(tmp_path / "b", dropout=0.0, batch_size=190, accumulate_steps=4)
+    whole, _ = losses(tmp_path / "a", dropout=0.0, batch_size=39)
+    parts, _ = losses(tmp_path / "b", dropout=0.0, batch_size=39, accumulate_steps=4)
     assert parts == pytest.approx(whole, rel=2e-4)
 
 
-@pytest.mark.parametrize("stop", [7, 13])
-def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path, stop):
+def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path):
     """Dropout, momentum, moving average, augmentation and schedule on; stopped between two checkpoints."""
     changes = {
         "epochs": 2,
@@ -141,12 +167,12 @@ def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path, stop):
     whole = make_run(tmp_path / "whole", **changes)
     train(whole)
     run = make_run(tmp_path / "parts", **changes)
-    after_steps(run, 20 + stop + 1, kill)
+    after_steps(run, 20 + 13 + 1, kill)
     with pytest.raises(Killed):
         train(run)
     run.worker.wait_for_uploads()
     rest = make_run(tmp_path / "parts", **changes)
-    assert (rest.progress.epoch, rest.progress.position) == (1, stop // 5 * 5 * 200)
+    assert (rest.progress.epoch, rest.progress.position) == (1, 10 * 40)
     train(rest)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, rest.model.state_dict()[name]), name
@@ -176,7 +202,7 @@ def test_best_model_is_the_best_epochs(tmp_path):
     recorder = Keeper()
     run = make_run(tmp_path, recorder, epochs=3)
     usual = run.schedule
-    run.schedule = lambda done: usual(done) if done < 2 else 3.0
+    run.schedule = lambda done: usual(done) if done < 2 else 1.0
     train(run)
     ((step, state),) = logged
     assert step == run.progress.best_epoch == 2
@@ -203,7 +229,7 @@ def test_one_bad_sample_is_named_with_its_step_and_spoils_no_checkpoint(tmp_path
 
     run.loader.train_batches = with_a_bad_one
     with pytest.raises(
-        UserError, match=r"the loss became nan in step 6 of epoch 1, whose 200 training"
+        UserError, match=r"the loss became nan in step 6 of epoch 1, whose 40 training"
     ) as error:
         train(run)
     run.worker.wait_for_uploads()
@@ -223,12 +249,20 @@ def test_weights_that_overflow_behind_a_finite_loss_are_not_saved(tmp_path):
     assert names(tmp_path / "run") == ["epoch-0001-step-000002"]
 
 
+@pytest.fixture(scope="module")
+def three_epochs(module_path):
+    """A run without interruption, and the folder with its checkpoints."""
+    run = make_run(module_path / "three", epochs=3, keep_checkpoints=3)
+    train(run)
+    return run, module_path / "three"
+
+
 @pytest.mark.parametrize("file", ["state.pt", "checkpoint.json"])
-def test_the_newest_good_checkpoint_is_used(tmp_path, caplog, file):
+def test_the_newest_good_checkpoint_is_used(tmp_path, three_epochs, caplog, file):
     """One flipped bit, in the middle of numbers."""
-    whole = make_run(tmp_path / "whole", epochs=3)
-    train(whole)
-    train(make_run(tmp_path, epochs=2))
+    whole, folder = three_epochs
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "run" / "epoch-0003")
     path = tmp_path / "run" / "epoch-0002" / file
     content = bytearray(path.read_bytes())
     at = content.index(b'"valid_correct": ') + 18 if file == "checkpoint.json" else len(content) // 2
@@ -285,8 +319,8 @@ def test_moving_average_is_validated_and_logged(tmp_path):
 
 
 def test_bfloat16_autocast_learns(tmp_path):
-    run = make_run(tmp_path, precision="bfloat16", batch_size=64, epochs=1, channels_last=True)
-    assert train(run).best_correct > 700
+    run = make_run(tmp_path, precision="bfloat16", epochs=2, channels_last=True)
+    assert train(run).best_correct > 120
     assert next(run.model.parameters()).dtype == torch.float32
 
 
@@ -326,13 +360,13 @@ def test_what_differs_from_the_checkpoint_is_said_in_one_line(tmp_path, caplog):
     run.worker.wait_for_uploads()
     train(make_run(tmp_path))
     assert "resuming" in caplog.text and "other than in the checkpoint" not in caplog.text
-    train(make_run(tmp_path, epochs=2, batch_size=100, valid_fraction=0.3))
+    train(make_run(tmp_path, epochs=2, batch_size=20, valid_fraction=0.3))
     (line,) = (line for line in caplog.messages if "other than in the checkpoint" in line)
-    assert "--batch-size 100 (was 200)" in line and "--epochs 2 (was 1)" in line and "--lr " not in line
-    assert "training pictures 3500 (was 4000), validation pictures 1500 (was 1000), their SHA-256" in line
+    assert "--batch-size 20 (was 40)" in line and "--epochs 2 (was 1)" in line and "--lr " not in line
+    assert "training pictures 700 (was 800), validation pictures 300 (was 200), their SHA-256" in line
 
 
-@pytest.mark.parametrize(("changes", "position"), [({"batch_size": 100}, 1000), ({"valid_fraction": 0.3}, 0)])
+@pytest.mark.parametrize(("changes", "position"), [({"batch_size": 20}, 200), ({"valid_fraction": 0.3}, 0)])
 def test_an_epoch_goes_on_with_another_batch_size_and_begins_again_with_other_pictures(
     tmp_path, caplog, changes, position
 ):
@@ -369,7 +403,7 @@ def test_the_logged_rates_are_those_of_the_optimizer(tmp_path, scheduler):
         batches = run.loader.train_batches
 
         def train_batches(order, *arguments):
-            first = (order.epoch - 1) * 20 + (arguments[2] // 200)
+            first = (order.epoch - 1) * 20 + (arguments[2] // 40)
             for step, batch in enumerate(batches(order, *arguments), start=first + 1):
                 yield batch
                 (held[step],) = {group["lr"] for group in run.optimizer.param_groups}
@@ -390,7 +424,7 @@ def test_the_logged_rates_are_those_of_the_optimizer(tmp_path, scheduler):
         train(run := noting(make_run(tmp_path, recorder, **settings), 33))
     run.worker.wait_for_uploads()
     run = noting(make_run(tmp_path, recorder, **settings), 0)
-    assert (run.progress.epoch, run.progress.position) == (1, 10 * 200)
+    assert (run.progress.epoch, run.progress.position) == (1, 10 * 40)
     train(run)
     steps = {step: values["step/learning_rate"] for step, values in recorder.steps}
     epochs = {epoch: values["train/learning_rate"] for epoch, values in recorder.epochs}

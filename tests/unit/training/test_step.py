@@ -48,12 +48,11 @@ class Watch(TorchDispatchMode):
 
 
 @pytest.fixture(scope="module")
-def chosen(tmp_path_factory):
+def chosen(tmp_path_factory, weights):
     root = tmp_path_factory.mktemp("step")
     pictures.write(root / "pictures", {"train/a": 10, "train/b": 10, "valid/a": 2, "valid/b": 2})
     config = feature_caches.config(
-        *(root / "pictures", root / "features", feature_caches.write_weights(root / "weights.pth")),
-        root / "cache",
+        *(root / "pictures", root / "features", weights, root / "cache"),
         storage=str(root),
         head="mlp",
         hidden_size=16,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ from cvdist.data.images import store
 from cvdist.data.images.ahead import DecodeAhead, Reader
 from cvdist.data.images.loader import DecodingSource
 from cvdist.data.images.on_gpu import GpuDecoder
-from tests.unit.data.odd_pictures import table
+from tests.helpers import pictures
+from tests.helpers.jobs import ROOT
+from tests.unit.data.odd_pictures import share, table
 from tests.unit.data.test_decoding import assert_quarters
 
 ODD = table()
@@ -42,15 +46,23 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", params=[(32, "squash"), (32, "crop"), (128, "crop"), (224, "squash")], ids=str)
+# Size and `--resize`: the large pictures of the table are decoded at a fourth, at half and in full.
+SHAPES = [(32, "squash"), (32, "crop"), (128, "crop"), (224, "squash")]
+
+
+@pytest.fixture(scope="module", params=SHAPES[1::2], ids=str)
 def shape(request):
-    """Size and `--resize`: the large pictures of the table are decoded at a fourth, at half and in full."""
+    """What the paths are compared at."""
     return request.param
 
 
 @pytest.fixture(scope="module")
 def by_reader(folder, shape):
     """By path: pixels, or why there are none. The other paths are compared with it."""
+    return read(folder, shape)
+
+
+def read(folder, shape):
     paths = [f"{'ab'[number % 2]}/{path}" for number, path in enumerate(ODD)]
     return results(paths, Reader(str(folder), *shape).decode(paths))
 
@@ -77,9 +89,10 @@ def test_nothing_else_decodes():
     assert found == {"data/images/decode.py", "data/images/on_gpu.py", "report_html/embed.py"}
 
 
-def test_what_is_right(by_reader):
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_is_right(folder, shape):
     wrong = {}
-    for path, one in by_reader.items():
+    for path, one in read(folder, shape).items():
         odd = ODD[path.split("/")[1]]
         try:
             if isinstance(one, str) or isinstance(odd.right, str):
@@ -128,3 +141,23 @@ def test_training(folder, shape, by_reader, tmp_path, room):
         dict(zip(table.column("path").to_pylist(), streamed, strict=True)),
         {path: one for path, one in got.items() if not isinstance(one, str)},
     )
+
+
+def test_what_the_decoder_said_is_for_debugging(tmp_path):
+    """Also in the processes that decode."""
+    (tmp_path / "cut.jpg").write_bytes(share(pictures.jpeg(0), 0.6))
+    program = """
+import sys
+from cvdist import log
+from cvdist.data.images.ahead import DecodeAhead
+for debug in (False, True):
+    log.setup(debug=debug)
+    ahead = DecodeAhead(sys.argv[1], 32, "squash", threads=1, timeout=60, processes=True)
+    next(ahead.batches(["cut.jpg"], 1))
+    print(f"debug {debug}", file=sys.stderr, flush=True)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr
+    quiet, debugging = said.split("debug False")
+    detail = "Corrupt JPEG data: premature end of data segment"
+    assert detail not in quiet and detail in debugging
