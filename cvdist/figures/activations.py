@@ -1,4 +1,4 @@
-"""Draw the feature maps of one picture before and after ReLU, with the picture beside them."""
+"""Draw the feature maps of one picture before and after their activation, with the picture beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cvdist.figures import style, tiles
 from cvdist.figures.tiles import Piece, Sheet, Tile
-from cvdist.interpret.activations import StrongestChannels
+from cvdist.interpret.activations import StrongestChannels, can_be_dead
 
 _COLUMNS = 16
 _WIDEST_TILE = 0.8
@@ -23,26 +23,29 @@ _CUT = 99.5
 def feature_maps(
     strongest: StrongestChannels, image: Tensor, name: str, *, label: str, dead: list[int], seen: int
 ) -> Figure:
-    """Draw one layer's feature maps of one picture: the convolution's outputs above, those of its ReLU below.
+    """Draw one layer's feature maps of one picture: the convolution's outputs above, activations below.
 
     Args:
         strongest: The channels to draw, with their maps.
         image: The picture, uint8 (1 or 3, H, W).
         name: Name of the layer.
         label: A line beside the picture that names its class and the predicted one.
-        dead: Numbers of the channels that were zero after ReLU in all of `seen` pictures.
+        dead: Numbers of the channels that were zero after the activation in all of `seen` pictures.
         seen: How many pictures were run through the network to find the dead channels.
     """
-    sheet = Sheet(f"{name}: feature maps of one picture", _about_dead(strongest.total, dead, seen))
+    activation = strongest.activation
+    about = _about_dead(strongest.total, dead, seen, activation)
+    sheet = Sheet(f"{name}: feature maps of one picture", about)
     top = sheet.y
     sheet.row([Tile(tiles.pixels(image))], min(_PICTURE, 2 * _PICTURE * image.shape[2] / image.shape[1]))
     count, total = len(strongest.channels), strongest.total
     some = f"{count} of {total} channels, the strongest in this picture"
-    facts = (
+    silent = f"{strongest.silent} of {total} are zero after {activation} in this picture"
+    facts = [
         f"{f'all {count} channels' if count == total else some}, by number",
-        f"{strongest.silent} of {total} are zero after ReLU in this picture",
+        *([silent] if can_be_dead(activation) else []),
         "all maps of a block share one color scale",
-    )
+    ]
     lines = [
         [Piece(label, style.INK, size=style.LABEL_SIZE)],
         *([Piece(fact, size=style.TEXT_SIZE)] for fact in facts),
@@ -55,11 +58,13 @@ def feature_maps(
     reach = float(np.percentile(np.abs(before), _CUT)) or 1.0
     high = float(np.percentile(after, _CUT)) or float(after.max()) or 1.0
     # A network may pool before ReLU: max pooling and ReLU commute, and ReLU has less to do on the smaller maps.
-    words = "after ReLU" if before.shape == after.shape else "after pooling and ReLU"
+    words = f"after {activation}" if before.shape == after.shape else f"after pooling and {activation}"
     blocks: list[tuple[str, np.ndarray, Colormap | str, tuple[float, float]]] = [
-        ("before ReLU", before, tiles.DIVERGING, (-reach, reach)),
-        (words, after, "viridis", (0.0, high)),
+        (f"before {activation}", before, tiles.DIVERGING, (-reach, reach)),
+        (words, after, "viridis", (min(float(after.min()), 0.0), high)),
     ]
+    if not activation:
+        blocks = [("output of the convolution", *blocks[0][1:])]
     columns = tiles.columns_for(count, _COLUMNS)
     for words, maps, cmap, limits in blocks:
         heading = f"{words}, {maps.shape[1]}×{maps.shape[2]} each"
@@ -80,9 +85,13 @@ def _number(channel: int, dead: bool) -> Piece:
     return Piece(str(channel), style.VERMILLION, "bold") if dead else Piece(str(channel))
 
 
-def _about_dead(total: int, dead: list[int], seen: int) -> str:
+def _about_dead(total: int, dead: list[int], seen: int, activation: str) -> str:
+    if not can_be_dead(activation):
+        return f"{total} channels, followed by {activation or 'no activation'}"
     if not dead:
         return f"no dead channel: each of the {total} was above zero somewhere in {seen} pictures"
     more = f" and {len(dead) - _MOST_NAMED} more" if len(dead) > _MOST_NAMED else ""
     named = ", ".join(map(str, dead[:_MOST_NAMED])) + more
-    return f"{len(dead)} of {total} channels are dead, zero after ReLU in all of {seen} pictures: {named}"
+    return (
+        f"{len(dead)} of {total} channels are dead, zero after {activation} in all of {seen} pictures: {named}"
+    )

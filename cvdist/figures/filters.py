@@ -174,7 +174,8 @@ def _draw_inputs(sheet: Sheet, weight: Tensor, scale: float | None) -> None:
     order = strongest_first(weight)[:_DEEP_FILTERS]
     chosen = [(n, strongest_first(weight[n])[:_DEEP_INPUTS].tolist()) for n in order.tolist()]
     limit = scale or scale_of(torch.cat([weight[number, inputs] for number, inputs in chosen]))
-    block, label = tiles.ROOM / 2, 0.72
+    longest = style.text_width(f"filter {len(weight) - 1}", style.SMALL_SIZE, weight="bold")
+    block, label = tiles.ROOM / 2, max(0.72, longest + 0.06)
     width = tiles.tile_width(_DEEP_INPUTS, _WIDEST_TILE, room=block - label - 0.2)
     rows = math.ceil(len(chosen) / 2)
     for row in range(rows):

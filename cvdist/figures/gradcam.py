@@ -57,7 +57,7 @@ def overlay(image: Tensor, heat: Tensor) -> NDArray[np.float64]:
     """
     height, width = image.shape[1:]
     large = F.interpolate(heat[None, None].float(), (height, width), mode="bilinear", align_corners=False)[0, 0]
-    strength = (large / heat.max().clamp(min=1e-12)).clamp(0, 1).numpy()
+    strength = (large / (heat.max().item() or 1.0)).clamp(0, 1).numpy()
     gray = np.asarray(image.float().mean(0) / 255)[..., None].repeat(3, -1)
     # The lightness of this color map rises with the value, so that it can be read without telling hues apart.
     tint = colormaps["inferno"](0.3 + 0.65 * strength)[..., :3]

@@ -77,7 +77,7 @@ def interpretation_figures(found: Interpretation, source: PictureSource) -> Draw
         if found.has_classifier:
             label += f"; predicted {prediction.predicted}, {confidence(prediction.confidence)}"
         images, _ = source.read([prediction.row])
-        shown, dead = found.maps[number][1][layer.name], found.dead[layer.name]
+        shown, dead = found.maps[number][1][layer.name], found.dead.get(layer.name, [])
         return feature_maps(shown, images[0], layer.name, label=label, dead=dead, seen=found.seen)
 
     def top_activations(name: str, weight: Tensor) -> Figure:
@@ -87,7 +87,7 @@ def interpretation_figures(found: Interpretation, source: PictureSource) -> Draw
         rows = sorted({int(row) for channel in shown_channels(top) for row in top.pictures[channel]})
         images, labels = source.read(rows)
         pictures, named = dict(zip(rows, images, strict=True)), dict(zip(rows, labels, strict=True))
-        counts = {"seen": found.seen, "available": found.available, "dead": len(found.dead[name])}
+        counts = {"seen": found.seen, "available": found.available, "dead": len(found.dead.get(name, []))}
         return top_activation_patches(top, pictures, named, weight, name, **counts)
 
     def grad_cam(explained: Sequence[ExplainedPrediction], title: str, counts: str) -> Figure:

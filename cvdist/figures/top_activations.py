@@ -65,6 +65,7 @@ def top_activation_patches(
         sheet.write([Piece("no picture activates any channel", style.INK, size=14)], style.MARGIN, tiles.ROOM)
         sheet.y += 0.5
     width = tiles.tile_width(max(count, 1), 0.95, room=tiles.ROOM - _LEFT)
+    boxed = not channels
     for channel in channels:
         top = sheet.y
         sheet.write([Piece(f"channel {channel}", style.INK, "bold")], style.MARGIN, _LEFT - 0.1)
@@ -82,10 +83,14 @@ def top_activation_patches(
             text = f"{labels[row]}: {tiles.number(value)}" if labels[row] else tiles.number(value)
             drawn.append(_patch(images[row], top_activations.field.box(*place), text))
         sheet.row(drawn, width, left=style.MARGIN + _LEFT, space=0.13)
+        boxed = boxed or any(tile.box for tile in drawn)
     height, wide = top_activations.field.size
     around = ", with their surroundings" if max(height, wide) * _CONTEXT < _SMALLEST else ""
     what = f"box: the {height}×{wide} pixels that the value depends on{around}"
-    sheet.legend(f"{what}; below: the class and the value after ReLU")
+    if not boxed:
+        what = f"the value depends on the whole picture (its receptive field is {height}×{wide})"
+    value = f"the value after {top_activations.activation}" if top_activations.activation else "the value"
+    sheet.legend(f"{what}; below: the class and {value}")
     return sheet.figure()
 
 

@@ -1,4 +1,4 @@
-"""Feature maps of pictures, before and after ReLU, and the channels that are zero for all of them."""
+"""Feature maps of pictures, before and after their activation, and the channels that are dead."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cvdist.interpret.hooks import Stage, evaluation_mode, watch_activations
+from cvdist.interpret.hooks import evaluation_mode, watch_activations
 from cvdist.interpret.layers import ConvLayer
 
 
@@ -18,11 +18,13 @@ class LayerActivations:
 
     Attributes:
         before: Output of the convolution, (n, C, h, w).
-        after: Output of the ReLU that follows it, (n, C, h', w').
+        after: Output of the activation that follows it, (n, C, h', w'); `before` if none does.
+        activation: Name of the activation; empty if none follows.
     """
 
     before: Tensor
     after: Tensor
+    activation: str
 
 
 def capture_activations(
@@ -38,21 +40,30 @@ def capture_activations(
     Returns:
         The maps of each layer, by the layer's name.
     """
-    kept: dict[tuple[str, Stage], Tensor] = {}
+    before: dict[str, Tensor] = {}
+    found: dict[str, LayerActivations] = {}
 
-    def keep(layer: ConvLayer, stage: Stage, maps: Tensor) -> None:
-        # Always copy: an in-place ReLU overwrites the convolution's output.
-        kept[layer.name, stage] = maps.to("cpu", torch.float32, copy=True)
+    def keep(layer: ConvLayer, activation: str | None, maps: Tensor) -> None:
+        # Always copy: an activation in place overwrites the convolution's output.
+        if activation is None:
+            before[layer.name] = maps.to("cpu", torch.float32, copy=True)
+            return
+        first = before[layer.name]
+        after = maps.to("cpu", torch.float32, copy=True) if activation else first
+        found[layer.name] = LayerActivations(first, after, activation)
 
     with torch.inference_mode(), evaluation_mode(model), watch_activations(model, layers, keep):
         model(images)
-    return {
-        layer.name: LayerActivations(kept[layer.name, "before"], kept[layer.name, "after"]) for layer in layers
-    }
+    return found
+
+
+def can_be_dead(activation: str) -> bool:
+    """Return whether an activation is zero, and its gradient too, for all values that are not positive."""
+    return activation in ("ReLU", "ReLU6")
 
 
 def dead_channels(peaks: Tensor) -> list[int]:
-    """Return the channels that are zero after ReLU in all pictures.
+    """Return the channels that are zero after their activation in all pictures.
 
     `peaks` (C,) are the largest values of each.
     """
@@ -65,10 +76,11 @@ class StrongestChannels:
 
     Attributes:
         channels: Numbers of the c channels, in ascending order.
-        before: Their maps before ReLU, (c, h, w).
-        after: Their maps after ReLU, (c, h', w').
+        before: Their maps before the activation, (c, h, w).
+        after: Their maps after it, (c, h', w').
         total: Number of channels of the layer.
-        silent: How many channels of the layer are zero after ReLU everywhere in this picture.
+        silent: How many channels of the layer are nowhere above zero in this picture, after the activation.
+        activation: Name of the activation; empty if none follows the layer.
     """
 
     channels: tuple[int, ...]
@@ -76,10 +88,11 @@ class StrongestChannels:
     after: Tensor
     total: int
     silent: int
+    activation: str = "ReLU"
 
 
 def strongest_channels(maps: LayerActivations, picture: int, limit: int) -> StrongestChannels:
-    """Select the at most `limit` channels with the greatest mean after ReLU from the maps of one picture."""
+    """Select up to `limit` channels of a picture: those with the greatest means after the activation."""
     before, after = maps.before[picture], maps.after[picture]
     order = after.flatten(1).mean(1).argsort(descending=True, stable=True)[:limit]
     channels = order.sort().values
@@ -89,4 +102,5 @@ def strongest_channels(maps: LayerActivations, picture: int, limit: int) -> Stro
         after=after[channels].clone(),
         total=len(after),
         silent=len(dead_channels(after.flatten(1).amax(1))),
+        activation=maps.activation,
     )

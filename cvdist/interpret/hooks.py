@@ -1,22 +1,35 @@
-"""Context managers that observe the outputs of convolutions and ReLUs, or change how a model runs."""
+"""Context managers that observe convolutions and their activations, or change how a model runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from cvdist.interpret.layers import RELUS, ConvLayer
+from cvdist.interpret.layers import ConvLayer
 from cvdist.models.scratch_cnn import LogSoftmax
 
-Stage = Literal["before", "after"]
-"""`before`: output of a convolution. `after`: output of the ReLU that follows it."""
+Receive = Callable[[ConvLayer, "str | None", Tensor], None]
+"""Takes a layer, None with its output, and then the name of its activation with the output of that."""
 
-Receive = Callable[[ConvLayer, Stage, Tensor], None]
-"""Takes a layer, the stage of its output, and the output."""
+_ACTIVATIONS = {
+    name.lower(): name
+    for name in (
+        *("ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish"),
+        *("Hardswish", "Hardsigmoid", "Hardtanh", "Sigmoid", "Tanh", "Softplus", "Softsign"),
+    )
+}
+_ACTIVATIONS["leaky_relu"] = _ACTIVATIONS.pop("leakyrelu")
+# Functions between a convolution and its activation, by their names.
+_PASSED = {
+    *("batch_norm", "layer_norm", "group_norm", "instance_norm", "dropout", "dropout2d", "feature_dropout"),
+    *("max_pool2d", "avg_pool2d", "add", "iadd", "radd", "contiguous"),
+}
 
 Hook = Callable[[nn.Module, Any, Any], Any]
 """Takes a module, its inputs and its output. Unless it returns None, its result replaces the output."""
@@ -37,28 +50,25 @@ def forward_hooks(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
 
 @contextmanager
 def watch_activations(model: nn.Module, layers: Sequence[ConvLayer], receive: Receive) -> Iterator[None]:
-    """Pass the outputs of `layers` to `receive` during the context, before and after ReLU, in order.
+    """Pass the outputs of `layers` to `receive` during the context, before and after their activations.
 
-    The ReLU of a convolution is the first `nn.ReLU` or `nn.ReLU6` that runs after it and before another
-    convolution or linear layer; batch norm or pooling may run in between. If there is none, the network applies
-    ReLU as a function, and the output `after` is computed as the ReLU of the convolution's output.
+    The activation of a convolution is the first one that is applied to its output, as a module or a function.
+    Normalization, pooling, dropout and additions may lie in between. If there is none, as at the end of a block
+    of MobileNet or in front of a linear layer, `receive` gets the convolution's output again, and no name.
 
     Args:
         model: The model that contains the layers.
         layers: The layers to observe.
-        receive: Called with each output. The tensor is valid only during the call, since an in-place ReLU
+        receive: Called with each output. The tensor is valid only during the call, since an activation in place
             overwrites it: copy it to keep it.
     """
-    matcher = _ReluMatcher({id(layer.module): layer for layer in layers}, receive)
+    follower = _Follower(receive)
     hooks: list[tuple[nn.Module, Hook]] = []
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            hooks.append((module, matcher.weighted_layer))
-        elif isinstance(module, RELUS):
-            hooks.append((module, matcher.relu))
+    for layer in layers:
+        hooks.append((layer.module, functools.partial(follower.start, layer)))
     # Appended last: if the model itself is a layer, the hook of the layer runs first.
-    hooks.append((model, matcher.end))
-    with forward_hooks(hooks):
+    hooks.append((model, follower.end))
+    with forward_hooks(hooks), follower:
         yield
 
 
@@ -101,32 +111,50 @@ def without_softmax(model: nn.Module) -> Iterator[None]:
         yield
 
 
-class _ReluMatcher:
-    """Matches each observed convolution with the ReLU that runs after it."""
+class _Follower(TorchFunctionMode):
+    """Follows the outputs of convolutions through a forward pass, up to their activations."""
 
-    def __init__(self, layers: dict[int, ConvLayer], receive: Receive) -> None:
-        self._layers, self._receive = layers, receive
-        self._pending: tuple[ConvLayer, Tensor] | None = None
+    def __init__(self, receive: Receive) -> None:
+        super().__init__()
+        self._receive = receive
+        self._pending: dict[str, tuple[ConvLayer, Tensor]] = {}
+        # What became of outputs so far, by the identity of the tensor, which is kept so that it stays unique.
+        self._outputs: dict[int, tuple[Tensor, tuple[str, ...]]] = {}
 
-    def weighted_layer(self, module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        self._apply_missing_relu()
-        layer = self._layers.get(id(module))
-        if layer is not None:
-            self._receive(layer, "before", output.detach())
-            self._pending = (layer, output.detach())
-
-    def relu(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        if self._pending is not None:
-            layer, _ = self._pending
-            self._pending = None
-            self._receive(layer, "after", output.detach())
+    def start(self, layer: ConvLayer, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._receive(layer, None, output)
+        self._pending[layer.name] = (layer, output)
+        self._outputs[id(output)] = (output, (layer.name,))
 
     def end(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
-        self._apply_missing_relu()
+        for layer, output in self._pending.values():
+            self._receive(layer, "", output)
+        self._pending.clear()
+        self._outputs.clear()
 
-    def _apply_missing_relu(self) -> None:
-        if self._pending is not None:
-            layer, output = self._pending
-            self._pending = None
-            # Also correct if an in-place function has already applied ReLU: applying it twice changes nothing.
-            self._receive(layer, "after", torch.relu(output))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = [
+            name
+            for one in (args[:2] if self._outputs else ())
+            for name in self._outputs.get(id(one), (None, ()))[1]
+            if name in self._pending
+        ]
+        result = func(*args, **(kwargs or {}))
+        if names and isinstance(result, Tensor):
+            word = func.__name__.strip("_")
+            if activation := _activation(word, args, kwargs or {}):
+                for layer, _ in [self._pending.pop(name) for name in names if name in self._pending]:
+                    self._receive(layer, activation, result)
+                self._outputs = {
+                    key: one for key, one in self._outputs.items() if self._pending.keys() & one[1]
+                }
+            elif word in _PASSED:
+                self._outputs[id(result)] = (result, tuple(names))
+        return result
+
+
+def _activation(function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return the name of an activation by that of its function; empty if it is none."""
+    if function == "hardtanh" and (*args[1:3], *kwargs.values())[:2] == (0.0, 6.0):
+        return "ReLU6"
+    return _ACTIVATIONS.get(function, "")

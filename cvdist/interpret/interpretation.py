@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from cvdist.interpret.activations import (
     StrongestChannels,
+    can_be_dead,
     capture_activations,
     dead_channels,
     strongest_channels,
 )
-from cvdist.interpret.gradcam import grad_cam
-from cvdist.interpret.layers import ConvLayer, last_maps
+from cvdist.interpret.gradcam import grad_cam, last_maps
+from cvdist.interpret.layers import ConvLayer
 from cvdist.interpret.top_activations import TopActivationCollector, TopActivations
 from cvdist.seeding import generator
 
@@ -112,7 +113,8 @@ class Interpretation:
         seen: How many pictures were run through the network.
         available: How many pictures they were sampled from.
         top_activations: The pictures that activate each channel most, by the name of the layer.
-        dead: Channels that were zero after ReLU in all pictures, by the name of the layer.
+        dead: Channels that were zero after ReLU in all pictures, by the name of the layer; only of layers that
+            ReLU or ReLU6 follows.
         maps: A few predictions with the feature maps of their pictures, by the name of the layer.
         cam_layer: Name of the layer that the Grad-CAM maps are of; empty without any.
         correct: Correct predictions, one picture of each class in turn.
@@ -192,16 +194,16 @@ def interpret_model(
         size = max(1, min(_MOST_IN_BATCH, _BATCH_VALUES // pixels[0].numel()))
     top_activations = top.results()
 
-    layer = last_maps(model)
-    if has_classifier and layer is None:
-        logger.info("figures    without Grad-CAM: the network's only convolution cuts pictures into patches")
-
     def images(chosen: Sequence[Prediction]) -> Tensor:
         pixels, _ = source.read([one.row for one in chosen])
         return normalize(pixels.to(device).float())
 
+    layer = last_maps(model, images(predictions[:1])) if has_classifier and predictions else None
+    if has_classifier and layer is None:
+        logger.info("figures    without Grad-CAM: the answer rests on no maps of more than one place")
+
     def explained(chosen: Sequence[Prediction]) -> list[ExplainedPrediction]:
-        if not chosen or not has_classifier or layer is None:
+        if not chosen or layer is None:
             return []
         inputs, number = images(chosen), {name: i for i, name in enumerate(classes)}
         predicted_maps = grad_cam(model, layer, inputs, torch.tensor([number[one.predicted] for one in chosen]))
@@ -226,7 +228,11 @@ def interpret_model(
         seen=len(rows),
         available=source.available,
         top_activations=top_activations,
-        dead={name: dead_channels(found.values[:, 0]) for name, found in top_activations.items()},
+        dead={
+            name: dead_channels(found.values[:, 0])
+            for name, found in top_activations.items()
+            if can_be_dead(found.activation)
+        },
         maps=maps,
         cam_layer=layer.name if layer else "",
         correct=explained(_one_of_each_class(correct, limits.grad_cams)),

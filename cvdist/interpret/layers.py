@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from cvdist.errors import UserError
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_MAY_PRECEDE_RELU = (nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d)
-RELUS = (nn.ReLU, nn.ReLU6)
 _MOST_NAMED = 40  # layers listed in an error message
 
 
@@ -40,8 +38,7 @@ class ConvLayer:
 class ReceptiveField:
     """The part of the picture that one value of a feature map depends on, in pixels.
 
-    Computed as in Araujo, Norris and Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks",
-    for layers that run one after another.
+    Computed as in Araujo, Norris and Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks".
 
     Attributes:
         size: Height and width.
@@ -62,6 +59,18 @@ class ReceptiveField:
             offset + step * at for offset, step, at in zip(self.offset, self.step, (row, column), strict=True)
         )
         return top, left, top + self.size[0], left + self.size[1]
+
+    def __or__(self, other: ReceptiveField) -> ReceptiveField:
+        """Return the smallest field that covers both, of maps that are added or laid beside each other."""
+        ends = [
+            max(one.offset[i] + one.size[i] for one in (self, other)) - min(self.offset[i], other.offset[i])
+            for i in range(2)
+        ]
+        return ReceptiveField(
+            size=(ends[0], ends[1]),
+            offset=_two(min(pair) for pair in zip(self.offset, other.offset, strict=True)),
+            step=_two(max(pair) for pair in zip(self.step, other.step, strict=True)),
+        )
 
     def after(self, module: nn.Module) -> ReceptiveField:
         """Return the receptive field after one more layer."""
@@ -105,29 +114,6 @@ def select_layers(model: nn.Module, asked: str = "", flag: str = "--layers") -> 
     for word in words:
         chosen |= _numbers(word, layers, flag)
     return [layer for layer in layers if layer.number in chosen]
-
-
-def last_maps(model: nn.Module) -> ConvLayer | None:
-    """Return the last convolution, whose maps tell what the answer rests on.
-
-    Returns:
-        None for a network whose only convolution cuts the picture into patches, as in a vision transformer: its
-        maps are of single patches, and say nothing of the answer.
-    """
-    last = convolutions(model)[-1]
-    cuts = max(last.module.kernel_size) > 1 and last.module.kernel_size == last.module.stride
-    return None if last.number == 1 and cuts else last
-
-
-def following_relu(model: nn.Module, layer: ConvLayer) -> nn.Module:
-    """Return the ReLU that follows `layer` in the order of the modules, or the layer itself if none does.
-
-    Batch norm, pooling and dropout may lie between the two.
-    """
-    leaves = [module for module in model.modules() if not any(module.children())]
-    rest = leaves[leaves.index(layer.module) + 1 :]
-    following = next((module for module in rest if not isinstance(module, _MAY_PRECEDE_RELU)), None)
-    return following if isinstance(following, RELUS) else layer.module
 
 
 def _numbers(word: str, layers: Sequence[ConvLayer], flag: str) -> set[int]:

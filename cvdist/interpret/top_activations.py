@@ -6,13 +6,17 @@ the picture patches of the nine strongest activations of a channel.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from cvdist.interpret.hooks import Hook, Stage, evaluation_mode, forward_hooks, watch_activations
+from cvdist.interpret.hooks import Hook, evaluation_mode, forward_hooks, watch_activations
 from cvdist.interpret.layers import ConvLayer, ReceptiveField
 
 
@@ -24,17 +28,19 @@ class TopActivations:
     their number.
 
     Attributes:
-        values: Largest value after ReLU in the channel's map of each picture, float32 (C, k).
+        values: Largest value after the activation in the channel's map of each picture, float32 (C, k).
         pictures: Rows of the pictures in the data set, int64 (C, k).
         places: Row and column of that value in the map, int64 (C, k, 2). Among equal values, the upper left
             one.
         field: Receptive field of a value of the map.
+        activation: Name of the activation; empty if none follows the layer.
     """
 
     values: Tensor
     pictures: Tensor
     places: Tensor
     field: ReceptiveField
+    activation: str = "ReLU"
 
 
 class TopActivationCollector:
@@ -54,6 +60,7 @@ class TopActivationCollector:
         self._model, self._layers, self._count = model, layers, count
         self._best: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self._fields: dict[str, ReceptiveField] = {}
+        self._activations: dict[str, str] = {}
 
     def update(self, images: Tensor, rows: Tensor) -> Tensor:
         """Run a batch through the model and add its activations.
@@ -67,8 +74,9 @@ class TopActivationCollector:
         """
         rows = rows.to(images.device)
 
-        def receive(layer: ConvLayer, stage: Stage, maps: Tensor) -> None:
-            if stage == "after":
+        def receive(layer: ConvLayer, activation: str | None, maps: Tensor) -> None:
+            if activation is not None:
+                self._activations[layer.name] = activation
                 self._merge(layer.name, maps.float(), rows)
 
         with torch.inference_mode(), evaluation_mode(self._model):
@@ -82,7 +90,8 @@ class TopActivationCollector:
         """Return the top activations of all pictures so far, by the name of the layer."""
         found = {}
         for name, (values, pictures, places) in self._best.items():
-            found[name] = TopActivations(values.cpu(), pictures.cpu(), places.cpu(), self._fields[name])
+            field, activation = self._fields[name], self._activations[name]
+            found[name] = TopActivations(values.cpu(), pictures.cpu(), places.cpu(), field, activation)
         return found
 
     def _merge(self, name: str, maps: Tensor, rows: Tensor) -> None:
@@ -125,10 +134,9 @@ def find_top_activations(
 
 
 def receptive_fields(model: nn.Module, image: Tensor, layers: Sequence[ConvLayer]) -> dict[str, ReceptiveField]:
-    """Compute the receptive field of each layer's map after ReLU, from one forward pass.
+    """Compute the receptive field of each layer's map after its activation, from one forward pass.
 
-    The result is exact if layers run one after another. If they branch, the field is that of all layers that
-    ran before, and so may be too large.
+    Where branches meet, the field covers those of all branches.
 
     Args:
         model: The model.
@@ -138,16 +146,15 @@ def receptive_fields(model: nn.Module, image: Tensor, layers: Sequence[ConvLayer
     Returns:
         The receptive fields, by the name of the layer.
     """
-    now = ReceptiveField()
+    fields = _Fields()
     found: dict[str, ReceptiveField] = {}
 
-    def pass_through(module: nn.Module, _inputs: object, _output: object) -> None:
-        nonlocal now
-        now = now.after(module)
+    def pass_through(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        fields.set(output, fields.of(inputs).after(module))
 
-    def note(layer: ConvLayer, _stage: Stage, _maps: Tensor) -> None:
-        # Called before and after ReLU: the second call accounts for layers in between, such as pooling.
-        found[layer.name] = now
+    def note(layer: ConvLayer, _activation: str | None, maps: Tensor) -> None:
+        # Called before and after the activation: the second call knows of layers in between, such as pooling.
+        found[layer.name] = fields.of([maps])
 
     spatial: list[tuple[nn.Module, Hook]] = [
         (module, pass_through)
@@ -158,7 +165,36 @@ def receptive_fields(model: nn.Module, image: Tensor, layers: Sequence[ConvLayer
         torch.inference_mode(),
         evaluation_mode(model),
         forward_hooks(spatial),
+        fields,
         watch_activations(model, layers, note),
     ):
         model(image)
     return found
+
+
+class _Fields(TorchFunctionMode):
+    """Knows the receptive field of each tensor of a forward pass: that of what it was computed from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[int, tuple[Tensor, ReceptiveField]] = {}
+
+    def set(self, tensor: Tensor, field: ReceptiveField) -> None:
+        self._known[id(tensor)] = (tensor, field)  # the tensor is kept, so that its identity stays unique
+
+    def of(self, inputs: Iterable[object]) -> ReceptiveField:
+        fields = [self._known[id(one)][1] for one in inputs if id(one) in self._known]
+        return functools.reduce(operator.or_, fields, fields[0]) if fields else ReceptiveField()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        inputs, outputs = _flat(args), [one for one in _flat([result]) if isinstance(one, Tensor)]
+        if any(id(one) in self._known for one in inputs):
+            for one in outputs:
+                self.set(one, self.of(inputs))
+        return result
+
+
+def _flat(values: Iterable[Any]) -> list[Any]:
+    """Return the values, with those of tuples and lists among them, as of `cat` and `chunk`."""
+    return [one for value in values for one in (value if isinstance(value, (list, tuple)) else [value])]

@@ -321,7 +321,8 @@ def table(result: VisualizeResult) -> str:
         rows.append(("left out", f"{len(result.bad)} can't be decoded, e.g. {redact(result.bad[0])}"))
     if found is not None:
         dead = [f"{len(gone)}/{_channels(result, name)} in {name}" for name, gone in found.dead.items() if gone]
-        rows.append(("dead channels", f"{', '.join(dead) or 'none'}, over {found.seen} pictures"))
+        if found.dead:  # of no other activation than ReLU
+            rows.append(("dead channels", f"{', '.join(dead) or 'none'}, over {found.seen} pictures"))
         if found.has_classifier and found.num_correct + found.num_wrong:
             total = found.num_correct + found.num_wrong
             rows.append(("predictions", f"{log.percent(found.num_correct, total)} right"))

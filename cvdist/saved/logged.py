@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from cvdist.config import DataConfig, PrecisionName, SavedModelConfig
+from cvdist.config import DataConfig, SavedModelConfig
 from cvdist.errors import UserError, did_you_mean
 from cvdist.log import redact
 from cvdist.tracking.find import existing_store, look_up_run
@@ -33,11 +33,10 @@ class LoggedModel:
 
     Attributes:
         source: Where the model comes from, for messages.
-        metadata: Architecture, classes, mean and standard deviation, as `cvdist.tracking.model` writes them.
+        metadata: Architecture, classes and preprocessing, as `cvdist.tracking.model` writes them.
         state: The tensors, by their names in the architecture.
         run: The run that logged the model, if it is known.
         data: The data that the run was trained on, if it is known.
-        precision: The precision that the run was trained in; `auto` if it is not known.
         model_id: MLflow's id of the model; empty if it has none.
     """
 
@@ -46,7 +45,6 @@ class LoggedModel:
     state: Mapping[str, Tensor]
     run: RunRef | None
     data: DataConfig | None
-    precision: PrecisionName
     model_id: str
 
 
@@ -64,11 +62,11 @@ def read_logged_model(settings: SavedModelConfig) -> LoggedModel:
             word = settings.source.removeprefix("runs:/").strip("/").split("/")[0]
             run = look_up_run(client, settings.experiment, word)
             model_id, location, run_id = *_of_run(client, run), run.info.run_id
-        ref, data, precision, named = _origin(client, uri, run_id)
+        ref, data, named = _origin(client, uri, run_id)
     source = settings.source if settings.source.startswith("models:/") else f"runs:/{run_id}"
     named = f" ({named})" if named else ""
     metadata, state = _read(client, location, uri, f"the model {redact(source)}")
-    return LoggedModel(f"{redact(source)}{named}", metadata, state, ref, data, precision, model_id)
+    return LoggedModel(f"{redact(source)}{named}", metadata, state, ref, data, model_id)
 
 
 def _of_run(client: MlflowClient, run: Any) -> tuple[str, str]:
@@ -134,10 +132,8 @@ def _registered(client: MlflowClient, settings: SavedModelConfig) -> tuple[str, 
     return "", client.get_model_version_download_uri(name, found.version), found.run_id or ""
 
 
-def _origin(
-    client: MlflowClient, uri: str, run_id: str
-) -> tuple[RunRef | None, DataConfig | None, PrecisionName, str]:
-    """Return the run that logged a model, the data and the precision that it was trained with, and its name."""
+def _origin(client: MlflowClient, uri: str, run_id: str) -> tuple[RunRef | None, DataConfig | None, str]:
+    """Return the run that logged a model, the data that it was trained on, and its name."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -145,11 +141,9 @@ def _origin(
     except MlflowException:  # the run was deleted
         run = None
     if run is None:
-        return None, None, "auto", ""
+        return None, None, ""
     ref = RunRef(uri, run.info.experiment_id, run_id, system_metrics=False, log_model=False)
-    computed = run.data.params.get("run.precision", "")
-    precision = cast(PrecisionName, computed if computed in get_args(PrecisionName) else "auto")
-    return ref, _data(run.data.params, run.data.tags), precision, run.info.run_name
+    return ref, _data(run.data.params, run.data.tags), run.info.run_name
 
 
 def _data(params: Mapping[str, str], tags: Mapping[str, str]) -> DataConfig | None:
@@ -190,7 +184,7 @@ def _read(client: MlflowClient, location: str, uri: str, name: str) -> tuple[dic
         try:
             # MLflow refuses pickles, also those inside a .pt2 file, unless an environment variable allows them.
             with _no_pickle():
-                state = mlflow.pytorch.load_model(path).state_dict()
+                state = mlflow.pytorch.load_model(f"{path}/artifacts/network").state_dict()
         except Exception as error:
             raise UserError(f"{name} is damaged or not in PyTorch's pt2 format: {first_line(error)}") from error
     tensors = {

@@ -81,7 +81,8 @@ def _from_mlflow(settings: SavedModelConfig) -> SavedModel:
 
     found = read_logged_model(settings)
     values = dict(found.metadata)
-    mean, std = tuple(values.pop("mean")), tuple(values.pop("std"))
+    mean, std, resize = tuple(values.pop("mean")), tuple(values.pop("std")), values.pop("resize")
+    precision = values.pop("precision")
     identity = ModelIdentity.from_dict(values)
     model = rebuild(identity, found.state, found.source)
     return SavedModel(
@@ -93,8 +94,9 @@ def _from_mlflow(settings: SavedModelConfig) -> SavedModel:
         digest(model.state_dict()),
         run=found.run,
         data=found.data,
-        precision=found.precision,
+        precision=precision,
         model_id=found.model_id,
+        resize=resize,
     )
 
 

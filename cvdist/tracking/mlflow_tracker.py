@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
+    from cvdist.checkpoints.format import Normalization
     from cvdist.data.dataset import DatasetInfo
     from cvdist.results import ModelIdentity
 
@@ -106,7 +107,13 @@ class MlflowTracker:
         self._queue.put(lambda client: client.log_text(self._ref.run_id, content, name))
 
     def log_model(
-        self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
+        self,
+        model: nn.Module,
+        identity: ModelIdentity,
+        normalization: Normalization,
+        precision: str,
+        example: Tensor,
+        step: int,
     ) -> None:
         """Log the model if the run wants it, and wait until it is delivered or the drain timeout is over."""
         self._finished = True  # the model is logged when training is finished
@@ -118,7 +125,7 @@ class MlflowTracker:
         while True:
             try:
                 self._require_current()
-                log_model(self._ref, model, identity, info, example, step)
+                log_model(self._ref, model, identity, normalization, precision, example, step)
                 return
             except Exception as error:  # training is done, and an error here must not discard its result
                 logger.debug("", exc_info=True)

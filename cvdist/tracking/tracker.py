@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
+    from cvdist.checkpoints.format import Normalization
     from cvdist.data.dataset import DatasetInfo
     from cvdist.results import ModelIdentity
 
@@ -68,14 +69,21 @@ class Tracker(Protocol):
         ...
 
     def log_model(
-        self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
+        self,
+        model: nn.Module,
+        identity: ModelIdentity,
+        normalization: Normalization,
+        precision: str,
+        example: Tensor,
+        step: int,
     ) -> None:
         """Log the model in a form that can be served, and wait until it is delivered.
 
         Args:
             model: The model.
             identity: Architecture, classes and input shape of the model.
-            info: Description of the data set.
+            normalization: How pictures are normalized and resized.
+            precision: The precision that it was trained in.
             example: Input example, uint8 (n, C, H, W), n >= 2.
             step: The epoch that the model is from.
         """
@@ -108,7 +116,13 @@ class NoTracker:
         """Ignore the text."""
 
     def log_model(
-        self, model: nn.Module, identity: ModelIdentity, info: DatasetInfo, example: Tensor, step: int
+        self,
+        model: nn.Module,
+        identity: ModelIdentity,
+        normalization: Normalization,
+        precision: str,
+        example: Tensor,
+        step: int,
     ) -> None:
         """Ignore the model."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cvdist import storage
 from cvdist.checkpoints import format as ckpt
 from cvdist.checkpoints import shards as ckpt_shards
-from cvdist.checkpoints.format import UNSCORED, Checkpoint, DamagedCheckpoint, Normalization
+from cvdist.checkpoints.format import UNSCORED, Checkpoint, DamagedCheckpoint
 from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
 from cvdist.data.dataset import Shuffle
@@ -172,7 +172,7 @@ def save(run: Run, *, step: int = 0) -> None:
                 progress,
                 run.best,
                 state,
-                Normalization(run.info.mean, run.info.std, run.config.data.resize),
+                run.normalization,
                 parallel=run.mode.name,
                 workers=count if split else 0,
                 made_with=run.made_with,

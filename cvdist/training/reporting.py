@@ -171,7 +171,8 @@ def log_results(run: Run, model: nn.Module) -> None:
     if run.progress.logistic is not None and run.progress.logistic.path:
         run.tracker.log_figure("penalties", run_figures.penalties(run.progress.logistic))
     example, _ = run.loader.pictures("valid", range(min(4, run.info.valid_size)))
-    run.tracker.log_model(model, run.identity, run.info, example, step=best_epoch)
+    precision = run.precision.name
+    run.tracker.log_model(model, run.identity, run.normalization, precision, example, step=best_epoch)
     run.visualizer.finish(
         model,
         run.loader,

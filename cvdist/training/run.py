@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from cvdist import log, models
-from cvdist.checkpoints.format import OrderIdentity, Progress
+from cvdist.checkpoints.format import Normalization, OrderIdentity, Progress
 from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
 from cvdist.data.dataset import DatasetInfo, Loader
@@ -94,6 +94,11 @@ class Run:
     def info(self) -> DatasetInfo:
         """The description of the data set."""
         return self.loader.info
+
+    @property
+    def normalization(self) -> Normalization:
+        """How pictures are normalized and resized."""
+        return Normalization(self.info.mean, self.info.std, self.config.data.resize)
 
     @property
     def mode(self) -> Mode:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
-import torch
 
 from cvdist import config as configs
 from cvdist import recipes
@@ -44,12 +43,12 @@ class Trained:
         """Settings that look for `source` in this storage."""
         return SavedModelConfig(source=str(source), storage=str(self.storage), **changes)
 
-    def servable(self, run: TrainResult) -> torch.nn.Module:
-        """The logged model as MLflow loads it, without this package: uint8 pictures to probabilities."""
+    def served(self, run: TrainResult) -> mlflow.pyfunc.PyFuncModel:
+        """The logged model as it is served: files or uint8 pixels to class names and probabilities."""
         client = mlflow.MlflowClient(run.run.tracking_uri)
         best = max(client.get_run(run.run.run_id).outputs.model_outputs, key=lambda output: output.step)
         with mlflow_store(self.storage):
-            return mlflow.pytorch.load_model(f"models:/{best.model_id}")
+            return mlflow.pyfunc.load_model(f"models:/{best.model_id}")
 
 
 def train_all(storage: Path) -> Trained:

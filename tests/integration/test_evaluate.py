@@ -48,9 +48,8 @@ def test_what_training_has_counted_is_counted_again_and_logged(trained, tmp_path
     )
     # By class, against the logged model as MLflow loads it.
     pixels, names = open_loader(recipes.find("digits-cnn"), torch.device("cpu")).pictures("valid", range(1000))
-    with torch.inference_mode():
-        servable = trained.servable(trained.good)
-        predicted = torch.cat([servable(part).argmax(1) for part in pixels.split(100)]).numpy()
+    answers = trained.served(trained.good).predict(list(pixels.numpy()))
+    predicted = np.array([int(answer["class"]) for answer in answers])
     true = np.array([int(name) for name in names])
     for digit, one in enumerate(measured.by_class):
         assert one.correct == int(((true == digit) & (predicted == digit)).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -17,6 +18,7 @@ from cvdist.config import SavedModelConfig
 from cvdist.errors import UserError
 from cvdist.loaders import open_loader
 from cvdist.saved import open_model
+from tests.helpers import pictures
 from tests.helpers.jobs import mlflow_store
 from tests.helpers.trained import REGISTERED
 
@@ -60,8 +62,9 @@ def test_the_model_is_what_was_logged_with_its_layers_by_name(trained):
     images = (pixels / 255 - saved.mean[0]) / saved.std[0]
     with torch.inference_mode():
         ours = saved.model(images).softmax(1)
-        theirs = torch.cat([trained.servable(trained.good)(part) for part in pixels.split(10)])
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    answers = trained.served(trained.good).predict(list(pixels.numpy()))
+    theirs = [[answer["probabilities"][name] for name in saved.identity.classes] for answer in answers]
+    torch.testing.assert_close(ours, torch.tensor(theirs), atol=1e-5, rtol=1e-4)
     assert [name for name, _ in saved.model.named_children()][:3] == ["conv1", "conv1_pool", "conv1_relu"]
     assert not saved.model.training and not any(p.requires_grad for p in saved.model.parameters())
 
@@ -120,6 +123,32 @@ def test_a_damaged_or_foreign_checkpoint(trained, tmp_path):
     write_meta(copy, meta)
     text = open_error(SavedModelConfig(source=str(copy), weights_preprocessing="imagenet"))
     assert "does not fit the model scratch-cnn (2 classes" in text
+
+
+def test_a_logged_model_says_which_input_is_no_picture(trained):
+    served, good = trained.served(trained.good), pictures.jpeg(1)
+    blank = [[[255] * 28] * 28]
+    answers = served.predict([base64.b64encode(good).decode(), good, blank, served.input_example[0]])
+    assert (
+        answers[0] == answers[1]
+        and [sum(answer["probabilities"].values()) for answer in answers] == [pytest.approx(1, abs=1e-5)] * 4
+    )
+    assert all(max(answer["probabilities"].values()) == answer["confidence"] for answer in answers)
+    pixels = "neither base64 of a picture's file nor integer pixels of 1x28x28"
+    for bad, reason in (
+        ("photo.jpg", "a picture is sent as base64 of its file"),
+        (b"no picture", "no picture of a known kind (JPEG, PNG, WEBP, GIF, BMP)"),
+        (good[: len(good) // 2], "the picture can't be decoded: image file is truncated"),
+        ([[[0.5] * 28] * 28], pixels),
+        ([[255] * 28] * 28, pixels),
+        ([[[1], [2, 3]]], pixels),
+        (None, pixels),
+        ([[[256] * 28] * 28], "pixels are from 0 to 255"),
+    ):
+        with pytest.raises(mlflow.MlflowException) as refused:
+            served.predict([good] * 20 + [bad])
+        assert str(refused.value).startswith(f"inputs[20]: {reason}")
+    assert served.predict([]) == []
 
 
 def test_a_model_that_another_tool_has_logged(trained):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import importlib.util
+import io
 import json
 import re
 import shlex
@@ -24,6 +26,7 @@ import torch
 import uvicorn
 from mlflow import MlflowClient
 from mlflow.pyfunc import scoring_server
+from PIL import Image
 from pyarrow import fs as arrow
 
 from cvdist import recipes
@@ -211,18 +214,17 @@ def test_the_model_is_the_best_one_and_takes_pixels(logged_model, validation):
     uri, found = logged_model
     images, labels = validation
     best = max(m.value for m in MlflowClient().get_metric_history(found.info.run_id, "valid/correct"))
-    model = mlflow.pytorch.load_model(uri)
-    probabilities = model(torch.from_numpy(images)).detach().numpy()
-    assert (probabilities.argmax(1) == labels).sum() == best
-    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     served = mlflow.pyfunc.load_model(uri)
-    np.testing.assert_allclose(served.predict(images[:7]), probabilities[:7], atol=1e-5)
-    assert served.metadata.signature.inputs.inputs[0].type == np.dtype("uint8")
+    answers = served.predict(list(images))
+    assert sum(answer["class"] == str(label) for answer, label in zip(answers, labels, strict=True)) == best
+    network = mlflow.pytorch.load_model(f"{mlflow.artifacts.download_artifacts(uri)}/artifacts/network")
+    probabilities = network(torch.from_numpy(images[:7])).detach()
+    assert [int(answer["class"]) for answer in answers[:7]] == probabilities.argmax(1).tolist()
     assert served.metadata.metadata["cvdist"]["classes"] == [str(digit) for digit in range(10)]
 
 
 def test_the_model_serves_over_http(logged_model, validation):
-    """By MLflow's own server, here in a thread instead of as `mlflow models serve`."""
+    """Of pixels and of files, by MLflow's own server, here in a thread instead of as `mlflow models serve`."""
     uri, _ = logged_model
     images, labels = validation
     port = free_port()
@@ -232,13 +234,25 @@ def test_the_model_serves_over_http(logged_model, validation):
     serving.start()
     try:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/ping"), "the model server answers")
-        answer = requests.post(
-            f"http://127.0.0.1:{port}/invocations", json={"inputs": images[:20].tolist()}, timeout=60
-        )
-        assert answer.status_code == 200, answer.text
-        predictions = np.array(answer.json()["predictions"])
-        assert predictions.shape == (20, 10)
-        assert (predictions.argmax(1) == labels[:20]).sum() >= 18
+
+        def post(*inputs):
+            url = f"http://127.0.0.1:{port}/invocations"
+            return requests.post(url, json={"inputs": inputs}, timeout=60)
+
+        files = []
+        for image in images[:20]:
+            file = io.BytesIO()
+            Image.fromarray(image[0]).save(file, "PNG")
+            files.append(base64.b64encode(file.getvalue()).decode())
+        of_pixels, of_files = post(*images[:20].tolist()), post(*files)
+        assert of_pixels.status_code == 200, of_pixels.text
+        predictions = of_files.json()["predictions"]
+        assert predictions == of_pixels.json()["predictions"]
+        right = [one["class"] == str(label) for one, label in zip(predictions, labels[:20], strict=True)]
+        assert sum(right) >= 18 and set(predictions[0]) == {"class", "confidence", "probabilities"}
+        refused = post(*files[:2], files[2][:120])
+        assert refused.status_code == 400 and len(refused.text) < 300
+        assert refused.json()["message"].startswith("inputs[2]: the picture can't be decoded: ")
     finally:
         server.should_exit = True
         serving.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ from torch import nn
 
 from cvdist.errors import UserError
 from cvdist.interpret.activations import capture_activations, dead_channels, strongest_channels
-from cvdist.interpret.gradcam import grad_cam
+from cvdist.interpret.gradcam import grad_cam, last_maps
 from cvdist.interpret.hooks import watch_activations, without_softmax
 from cvdist.interpret.interpretation import Limits, interpret_model
-from cvdist.interpret.layers import convolutions, following_relu, select_layers
+from cvdist.interpret.layers import convolutions, select_layers
 from cvdist.interpret.top_activations import find_top_activations, receptive_fields
 from cvdist.models.registry import InputSpec
 from cvdist.models.scratch_cnn import scratch_cnn
@@ -266,7 +267,7 @@ def by_hand(features, head, images, classes):
 def test_grad_cam_is_the_papers_with_relus_in_place_and_all_frozen():
     model = vgg().requires_grad_(False)
     images, classes = pictures(model, 5, side=64), torch.tensor([0, 1, 2, 2, 1])
-    found = grad_cam(model, convolutions(model)[-1], images, classes)
+    found = grad_cam(model, last_maps(model, images[:1]), images, classes)
     plain = copy.deepcopy(model).eval()
     for module in plain.modules():
         if isinstance(module, nn.ReLU):
@@ -282,7 +283,7 @@ def test_grad_cam_is_the_papers_with_relus_in_place_and_all_frozen():
 def test_grad_cam_asks_for_scores_not_for_log_probabilities():
     model = scratch()
     images, classes = pictures(model, 3), torch.tensor([3, 1, 4])
-    found = grad_cam(model, convolutions(model)[-1], images, classes)
+    found = grad_cam(model, last_maps(model, images[:1]), images, classes)
     plain = copy.deepcopy(model).eval()
     expected = by_hand(plain[:7], plain[7:-1], images, classes)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-7) and found.max() > 0
@@ -342,16 +343,117 @@ def test_an_interpretation_is_deterministic_and_has_no_grad_cam_without_a_classi
     assert not silent.correct and not silent.wrong and silent.top_activations and silent.maps
 
 
-def test_a_network_of_patches_has_no_grad_cam_and_says_so(caplog):
-    """Of a vision transformer, Grad-CAM of its only convolution would be black, or about single patches."""
+def test_a_network_without_maps_has_no_grad_cam_and_says_so(caplog):
     caplog.set_level(logging.INFO, "cvdist")
-    patches = nn.Sequential(nn.Conv2d(1, 6, 7, stride=7), nn.Flatten(), nn.Linear(96, 10)).eval()
-    result = look(patches)
+    result = look(nn.Sequential(nn.Conv2d(1, 6, 28), nn.Flatten(), nn.Linear(6, 10)).eval())
     assert not result.cam_layer and not result.correct and not result.wrong
     assert result.top_activations and result.num_correct + result.num_wrong == 12
-    assert "without Grad-CAM: the network's only convolution cuts pictures into patches" in caplog.text
-    overlapping = nn.Sequential(nn.Conv2d(1, 6, 7, stride=3), nn.Flatten(), nn.Linear(384, 10)).eval()
-    assert look(overlapping).cam_layer == "0"
+    assert "without Grad-CAM: the answer rests on no maps of more than one place" in caplog.text
+
+
+# ------------------------------------------------------------------------------- networks of other families
+
+
+def family(name):
+    torch.manual_seed(0)
+    if name == "vit":
+        model = torchvision.models.VisionTransformer(64, 16, 2, 2, 32, 64)
+        nn.init.normal_(model.heads.head.weight)  # which begins at zero
+    else:
+        options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+        model = torchvision.models.get_model(name, weights=None, **options)
+    return model.eval(), torch.randn(2, 3, 64, 64)
+
+
+FAMILIES = {
+    "resnet18": ("layer4", (2, 2), {"ReLU": 20}),
+    "googlenet": ("inception5b", (2, 2), {"ReLU": 57}),
+    "mobilenet_v2": ("features", (2, 2), {"ReLU6": 35, "": 17}),
+    "mobilenet_v3_small": ("features", (2, 2), {"Hardswish": 18, "ReLU": 14, "Hardsigmoid": 9, "": 11}),
+    "efficientnet_b0": ("features", (2, 2), {"SiLU": 49, "Sigmoid": 16, "": 16}),
+    "swin_t": ("permute", (2, 2), {"": 1}),
+    "vit": ("encoder.layers.encoder_layer_1.ln_1", (4, 4), {"": 1}),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_activations_and_last_maps_of_each_family(name):
+    model, images = family(name)
+    layer, size, activations = FAMILIES[name]
+    found = capture_activations(model, images, convolutions(model))
+    assert Counter(one.activation for one in found.values()) == activations
+    assert all(torch.equal(one.before, one.after) for one in found.values() if not one.activation)
+    chosen = last_maps(model, images[:1])
+    assert chosen.name == layer
+    maps = grad_cam(model, chosen, images, torch.tensor([1, 2]))
+    assert maps.shape == (2, *size) and (maps >= 0).all() and maps.isfinite().all()
+    assert hooks_of(model) == 0
+
+
+def test_grad_cam_of_tokens_is_the_papers_over_the_grid():
+    model, images = family("vit")
+    block = model.encoder.layers[-1]
+    tokens = {}
+    handle = block.ln_1.register_forward_hook(lambda _module, _inputs, output: tokens.update(found=output))
+    score = model(images)[:, 5].sum()
+    handle.remove()
+    (slope,) = torch.autograd.grad(score, [tokens["found"]])
+    patches, slopes = tokens["found"][:, 1:], slope[:, 1:]  # without the class token
+    expected = (patches * slopes.mean(1, keepdim=True)).sum(2).relu().reshape(2, 4, 4)
+    found = grad_cam(model, last_maps(model, images[:1]), images, torch.tensor([5, 5]))
+    torch.testing.assert_close(found, expected.detach())
+
+
+class Block(nn.Module):
+    """Activations as functions, behind normalization and an addition; branches that meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.two, self.beside = nn.Conv2d(4, 4, 5, stride=2, padding=2), nn.Conv2d(4, 4, 1, stride=2)
+        self.gate, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        x = F.silu(self.norm(self.one(x)))
+        y = self.two(x)
+        y += self.beside(x)
+        y = torch.relu_(y)
+        gated = y * F.hardtanh(self.gate(y), 0, 6)
+        return self.last(torch.cat([y, gated], 1)).mean((2, 3))
+
+
+def test_an_activation_is_found_whatever_lies_before_it_and_however_it_is_called():
+    torch.manual_seed(0)
+    model = Block().eval()
+    nn.init.normal_(model.norm.bias)
+    images = torch.randn(2, 1, 16, 16)
+    found = capture_activations(model, images, convolutions(model))
+    kinds = {"one": "SiLU", "two": "ReLU", "beside": "ReLU", "gate": "ReLU6", "last": ""}
+    assert {name: one.activation for name, one in found.items()} == kinds
+    x = F.silu(model.norm(model.one(images)))
+    y = (model.two(x) + model.beside(x)).relu()
+    torch.testing.assert_close(found["one"].after, x)
+    torch.testing.assert_close(found["two"].before, model.two(x))
+    assert torch.equal(found["two"].after, found["beside"].after)
+    torch.testing.assert_close(found["two"].after, y)
+    torch.testing.assert_close(found["gate"].after, F.relu6(model.gate(y)))
+    # Branches side by side don't add up: the step is two pixels behind both.
+    fields = receptive_fields(model, images, convolutions(model))
+    assert [(fields[name].size, fields[name].step) for name in kinds] == [
+        ((3, 3), (1, 1)),
+        *[((7, 7), (2, 2))] * 4,
+    ]
+
+
+def test_dead_channels_are_spoken_of_only_where_a_channel_can_be_dead():
+    layers = nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3), nn.ReLU()
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 24 * 24, 10)).eval()
+    nn.init.constant_(layers[2].bias, -100)
+    result = look(model)
+    assert result.dead == {"2": [0, 1, 2, 3]}
+    drawn = result.maps[0][1]
+    assert [(name, one.activation) for name, one in drawn.items()] == [("0", "SiLU"), ("2", "ReLU")]
+    assert result.top_activations["0"].activation == "SiLU"
 
 
 def test_relu6_behind_a_batch_norm_is_the_relu_of_its_convolution():
@@ -362,4 +464,4 @@ def test_relu6_behind_a_batch_norm_is_the_relu_of_its_convolution():
     images = torch.randn(2, 1, 8, 8)
     found = capture_activations(model, images, convolutions(model))["0"]
     torch.testing.assert_close(found.after, model[:3](images))
-    assert found.after.max() <= 6 and following_relu(model, convolutions(model)[0]) is model[2]
+    assert found.after.max() <= 6 and found.activation == "ReLU6"

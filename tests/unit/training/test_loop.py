@@ -195,7 +195,7 @@ def test_best_model_is_the_best_epochs(tmp_path):
     logged = []
 
     class Keeper(Recorder):
-        def log_model(self, model, identity, info, example, step):
+        def log_model(self, model, *_, step):
             logged.append((step, {k: v.clone() for k, v in model.state_dict().items()}))
 
     # The third epoch's rate ruins the model: the second is the best.
