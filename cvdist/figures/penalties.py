@@ -1,4 +1,4 @@
-"""Draw the accuracy on held-out training pictures by the penalty of logistic regression."""
+"""Draw accuracy and loss on held-out training pictures by the penalty of logistic regression."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from cvdist.results import LogisticResult
 
 
 def penalty_curve(fitted: LogisticResult) -> Figure:
-    """Draw the accuracy by penalty, and mark the chosen one."""
+    """Draw accuracy and loss by penalty, and mark the chosen one, which has the lowest loss."""
     path = sorted(fitted.path, key=lambda held: held.penalty)
     chosen = next(held for held in path if held.penalty == fitted.penalty)
     figure = style.new_figure(
         f"Logistic regression: penalty {chosen.penalty:.2g}",
         f"{log.percent(chosen.correct, chosen.total)} of held-out training pictures right with it",
         width=8.0,
-        height=4.8,
+        height=6.0,
     )
-    axes = style.plain(figure.subplots(), grid="both")
-    axes.plot([held.penalty for held in path], [held.accuracy for held in path], "o-", color=style.BLUE, lw=2)
-    axes.plot([chosen.penalty], [chosen.accuracy], "o", ms=11, mfc="none", mec=style.VALID, mew=2)
-    axes.set(xscale="log", xlabel="L2 penalty", ylabel="accuracy on held-out training pictures")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda penalty, _: f"{penalty:g}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(style.percent_tick))
+    rows = figure.subplots(2, 1, sharex=True)
+    for axes, name in zip(rows, ("accuracy", "loss"), strict=True):
+        style.plain(axes, grid="both").set(xscale="log", ylabel=f"held-out {name}")
+        values = [getattr(held, name) for held in path]
+        axes.plot([held.penalty for held in path], values, "o-", color=style.BLUE, lw=2)
+        axes.plot([chosen.penalty], [getattr(chosen, name)], "o", ms=11, mfc="none", mec=style.VALID, mew=2)
+    rows[0].yaxis.set_major_formatter(FuncFormatter(style.percent_tick))
+    rows[1].xaxis.set_major_formatter(FuncFormatter(lambda penalty, _: f"{penalty:g}"))
+    rows[1].set_xlabel("L2 penalty")
     return figure

@@ -7,9 +7,10 @@ Radford et al. 2021, arXiv:2103.00020. For N samples, scikit-learn's `LogisticRe
 has the same optimum. For two classes, which it gives one weight vector in place of two, that is `C=2 / (penalty
 * N)`, and its vector is the difference of the two.
 
-The penalty is the one with which most training pictures are classified correctly while they are held out; among
-equals, the one with the lowest loss. Penalties are tried from the strongest one down, each solution being the
-start of the next. The features are standardized, and the result is expressed for the features as they are.
+The penalty is the one with the lowest loss on training pictures that are held out. Their number of mistakes
+would be decided by a picture or two, and by how processors round. Penalties are tried from the strongest one
+down, each solution being the start of the next. The features are standardized, and the result is expressed for
+the features as they are.
 
 Rank 0 runs PyTorch's L-BFGS with a strong Wolfe line search, and tells the other workers where to compute loss
 and gradient next. If each worker ran it, processors that round differently would disagree about the number of
@@ -21,7 +22,6 @@ classes and five folds at one penalty.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ FOLDS = 5  # each holds out a fifth of the pictures
 CROSS_VALIDATED = 10_000
 # Weights of all folds together, which are solved side by side: the optimizer takes 200 bytes for each.
 _MOST_WEIGHTS = 5_000_000
-# The path ends when held-out pictures had neither fewer mistakes nor a lower loss this often in a row.
+# The path ends when held-out pictures had no lower loss this often in a row.
 _PATIENCE = 2
 # Largest derivative of the solution, while penalties are compared and at the end. scikit-learn stops at 1e-4.
 _COARSE, _FINE = 3e-4, 1e-5
@@ -355,17 +355,15 @@ def fit(
     at = torch.zeros(inputs + 1, max(folds, 1), classes, dtype=torch.float64, device=device)
     path: list[HeldOut] = []
     best: HeldOut | None = None
-    best_at, least_loss, since = at.mean(1, keepdim=True), math.inf, 0
+    best_at, since = at.mean(1, keepdim=True), 0
     for number, penalty in enumerate(penalties if folds else ()):
         doing = f"penalty {penalty:.2g} ({number + 1} of {len(penalties)})"
         at = problems.solve(at, lambda part: ~held_out(part) / outside, penalty, _COARSE)
         held = HeldOut(penalty, *problems.count(at, held_out), problems.passes)
         path.append(held)
         since += 1
-        if best is None or (held.correct, -held.loss) > (best.correct, -best.loss):
+        if best is None or held.loss < best.loss:
             best, best_at, since = held, at.mean(1, keepdim=True), 0
-        if held.loss < least_loss:
-            least_loss, since = held.loss, 0
         if since == _PATIENCE:
             break
     penalty = best.penalty if best else penalties[len(penalties) // 2]

@@ -26,7 +26,7 @@ FIGURES = {
     "augmentation": "what augmentation makes of them, if there is any",
     "loss": "loss of both phases by epoch",
     "accuracy": "accuracy of both phases by epoch",
-    "penalties": "accuracy on held-out training pictures by penalty, for logistic regression",
+    "penalties": "accuracy and loss on held-out training pictures by penalty, for logistic regression",
     "confusion_matrix": "which class was taken for which, at the best epoch",
     "most_wrong": "the validation pictures that were wrong with most confidence",
 }
