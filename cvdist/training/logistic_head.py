@@ -1,4 +1,8 @@
-"""Fits a linear head on cached features by logistic regression, in place of epochs."""
+"""Fits a head on cached features by logistic regression: a linear one in place of epochs, others after them.
+
+A head with hidden layers can compute any linear function of its inputs: two of its hidden units for each class
+are the score and its negative, and ReLU(x) - ReLU(-x) = x.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cvdist import log
 from cvdist.distributed.collectives import annotate_collective_errors, set_group_timeout
@@ -37,9 +41,55 @@ def linear_layer(trained: nn.Module) -> nn.Linear | None:
     return layers[0] if len(layers) == 1 and isinstance(layers[0], nn.Linear) else None
 
 
-def can_fit(run: Run) -> bool:
-    """Return whether logistic regression can train what the run trains: one linear layer on cached features."""
-    return isinstance(run.loader, FeatureLoader) and linear_layer(run.trained) is not None
+def head_of(trained: nn.Module, classes: int) -> nn.Module | None:
+    """Return the part of `trained` that has all its parameters and can compute any linear function.
+
+    Returns:
+        A linear layer; or an `nn.Sequential` of linear layers, ReLU and dropout. None if there is no such part,
+        or its hidden layers have fewer than two units for each class.
+    """
+    if layer := linear_layer(trained):
+        return layer
+    owners = [
+        module for module in trained.modules() if next(module.parameters(recurse=False), None) is not None
+    ]
+    for module in trained.modules():
+        layers = _linear(module)
+        if layers and layers == owners and layers[-1].out_features == classes:
+            kinds = {type(child) for child in module.children()}
+            wide = all(layer.out_features >= 2 * classes for layer in layers[:-1])
+            return module if wide and kinds <= {nn.Linear, nn.ReLU, nn.Dropout} else None
+    return None
+
+
+def _linear(module: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in module.children() if isinstance(layer, nn.Linear)]
+
+
+def assign(head: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Have a head (`head_of`) compute the scores of a linear layer, up to rounding, when it is evaluated.
+
+    Args:
+        head: The head. Hidden units that are not needed keep their weights, and count for nothing.
+        weight: Weights of the linear layer, (classes, inputs).
+        bias: Its biases, (classes,).
+    """
+    layers = [head] if isinstance(head, nn.Linear) else _linear(head)
+    if len(layers) == 1:
+        layers[0].weight.copy_(weight)
+        layers[0].bias.copy_(bias)
+        return
+    classes, units = len(bias), 2 * len(bias)
+    first, *middle, last = layers
+    first.weight[:units].copy_(torch.cat([weight, -weight]))
+    first.bias[:units].copy_(torch.cat([bias, -bias]))
+    for layer in middle:  # of what is not negative, ReLU changes nothing
+        layer.weight[:units].zero_()[:, :units].fill_diagonal_(1)
+        layer.bias[:units].zero_()
+    last.weight.zero_()
+    last.weight[:, :classes].fill_diagonal_(1)
+    last.weight[:, classes:units].fill_diagonal_(-1)
+    last.bias.zero_()
 
 
 def require_linear(run: Run) -> None:
@@ -48,7 +98,8 @@ def require_linear(run: Run) -> None:
     Raises:
         UserError: On all workers.
     """
-    if run.config.loop.fit == "logistic" and not can_fit(run):
+    cached = isinstance(run.loader, FeatureLoader)
+    if run.config.loop.fit == "logistic" and not (cached and linear_layer(run.trained)):
         raise UserError(
             f"--fit logistic solves for one linear layer on cached features, and {run.identity} trains more: "
             "choose --head linear and train no stage of the backbone, or --fit epochs",
@@ -67,13 +118,13 @@ def solve(
     seed: int,
     after_pass: Callable[[str, int], None],
 ) -> logistic.Fit:
-    """Solve for the linear layer of `trained` on cached features, which it leaves as it is.
+    """Solve for a linear function of what the head of `trained` reads, which it leaves as it is.
 
     All workers must call this, and all get the same.
 
     Args:
         loader: The features.
-        trained: What reads them; all its parameters are those of one linear layer, which may have no values.
+        trained: What reads them, with a head that can compute the function (`head_of`) and may have no values.
         device: Where to compute.
         rank: This worker's rank.
         world_size: Number of workers.
@@ -81,9 +132,11 @@ def solve(
         seed: Seed of the choice of held-out pictures.
         after_pass: As in `logistic.fit`.
     """
-    layer = linear_layer(trained)
-    assert layer is not None
-    before = inputs_of(trained)
+    classes = len(loader.info.classes)
+    head = head_of(trained, classes)
+    assert head is not None
+    first = head if isinstance(head, nn.Linear) else _linear(head)[0]
+    before = inputs_of(trained, head)
     size = max(min(_PART // max(loader.feature_size, 1), _PART_ROWS), 1)
 
     def passes() -> Iterator[Part]:
@@ -94,8 +147,8 @@ def solve(
     return logistic.fit(
         passes,
         loader.labels("train"),
-        len(loader.info.classes),
-        layer.in_features,
+        classes,
+        first.in_features,
         rank=rank,
         device=device,
         seed=seed,
@@ -104,9 +157,9 @@ def solve(
     )
 
 
-def inputs_of(trained: nn.Module) -> nn.Module:
-    """Return a copy of `trained` that computes what its linear layer reads."""
-    return copy.deepcopy(trained, memo={id(linear_layer(trained)): nn.Identity()}).eval()
+def inputs_of(trained: nn.Module, head: nn.Module | None = None) -> nn.Module:
+    """Return a copy of `trained` that computes what its head, or its linear layer, reads."""
+    return copy.deepcopy(trained, memo={id(head or linear_layer(trained)): nn.Identity()}).eval()
 
 
 def fit(run: Run, epoch: int) -> TrainedEpoch:
@@ -150,10 +203,9 @@ def fit(run: Run, epoch: int) -> TrainedEpoch:
         )
         run.line.clear()
         for module in (run.trained, run.ema.module if run.ema is not None else None):
-            target = linear_layer(module) if module is not None else None
-            if target is not None:
-                target.weight.copy_(found.weight)
-                target.bias.copy_(found.bias)
+            head = head_of(module, len(found.bias)) if module is not None else None
+            if head is not None:
+                assign(head, found.weight, found.bias)
     run.optimizer.state.clear()  # momenta of other weights
     seconds = time.monotonic() - began
     run.progress.logistic = LogisticResult(epoch, found.penalty, found.folds, found.path, seconds)
@@ -165,11 +217,13 @@ def fit(run: Run, epoch: int) -> TrainedEpoch:
 
 def wanted(run: Run) -> bool:
     """Return whether the head is yet to be fitted: by `--fit`, or since epochs ended below the baseline."""
-    if run.progress.logistic is not None or not can_fit(run):
-        return False
     baseline, best = run.progress.ridge, run.best
-    if run.config.loop.fit == "logistic" or baseline is None or best is None:
-        return run.config.loop.fit == "logistic"
+    if run.progress.logistic is not None or run.config.loop.fit == "logistic":
+        return run.progress.logistic is None
+    if baseline is None or best is None or run.mode.name == "head":
+        return False  # there is no baseline for pictures, and each worker has a part of a split head
+    if head_of(run.trained, len(run.info.classes)) is None:
+        return False
     if best.correct < baseline.correct and run.main:
         shown = (log.percent(one.correct, one.total) for one in (baseline, best))
         logger.info("baseline   %s is above the best epoch, %s: the head is fitted as well", *shown)

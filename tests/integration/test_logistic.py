@@ -97,17 +97,21 @@ def test_all_views_are_samples(chosen, tmp_path):
 
 
 @pytest.mark.usefixtures("perfect_baseline")
-def test_epochs_that_end_below_the_baseline_are_followed_by_the_solution(chosen):
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_epochs_that_end_below_the_baseline_are_followed_by_the_solution(chosen, head):
     """The learning rate is too low for anything to be learned."""
-    done = train(configs.replace(chosen, name="low", fit="epochs", epochs=2, lr=0.0))
+    done = train(configs.replace(chosen, name=head, head=head, fit="epochs", epochs=2, lr=0.0))
     assert done.summary.logistic.epoch == done.summary.epochs == 3
-    history = ckpt.load(Path(checkpoint_of(chosen, "low"))).progress.history
+    history = ckpt.load(Path(checkpoint_of(chosen, head))).progress.history
+    assert history[2].train_correct > history[1].train_correct
     assert done.summary.best_correct == max(record.valid_correct for record in history)
 
 
 @pytest.mark.usefixtures("perfect_baseline")
-def test_another_head_below_the_baseline_says_what_may_be_better(chosen):
-    done = train(configs.replace(chosen, name="mlp", head="mlp", fit="epochs", epochs=1, lr=0.0))
+def test_a_head_that_cannot_be_solved_says_what_may_be_better(chosen):
+    """Three hidden units, where two classes need four."""
+    narrow = configs.replace(chosen, name="narrow", head="mlp", hidden_size=3, fit="epochs", epochs=1, lr=0.0)
+    done = train(narrow)
     more = 7 - done.summary.best_correct
     assert done.summary.logistic is None and more > 0
     assert f"the model has {more} more mistake" in table(done)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cvdist.training import logistic_head
 from cvdist.training.logistic import FOLDS, Part, assign_folds, fit, measure_scaling
 from tests.helpers.logistic_workers import CLASSES, CPU, INPUTS, fitted, made_up, parts
 
@@ -156,3 +157,34 @@ def test_nothing_to_hold_out():
         and found.correct == CLASSES
         and found.penalty == pytest.approx(0.01)
     )
+
+
+@pytest.mark.parametrize(("layers", "found"), [(0, True), (1, True), (2, True), (1, False), (2, False)])
+def test_a_head_with_hidden_layers_computes_what_a_linear_one_does(layers, found):
+    torch.manual_seed(0)
+    classes, inputs, width = 3, 5, 6 if found else 5  # two hidden units for each class
+    modules, size = [], inputs
+    for _ in range(layers):
+        modules += [torch.nn.Linear(size, width), torch.nn.ReLU(), torch.nn.Dropout(0.5)]
+        size = width
+    trained = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Sequential(*modules, torch.nn.Linear(size, classes))
+    )
+    head = logistic_head.head_of(trained, classes)
+    assert (head is not None) == found
+    if head is None:
+        return
+    weight, bias, x = torch.randn(classes, inputs), torch.randn(classes), torch.randn(7, inputs, 1)
+    with torch.no_grad():
+        logistic_head.assign(head, weight, bias)
+    torch.testing.assert_close(trained.eval()(x), torch.nn.functional.linear(x.flatten(1), weight, bias))
+    # What is not needed can still learn.
+    trained.train()(x).square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in trained.parameters())
+    assert torch.equal(logistic_head.inputs_of(trained, head)(x), x.flatten(1))
+
+
+def test_what_is_no_head_is_not_fitted():
+    convolutions = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Flatten(), torch.nn.Linear(2, 2))
+    other = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.GELU(), torch.nn.Linear(8, 2))
+    assert logistic_head.head_of(convolutions, 2) is None and logistic_head.head_of(other, 2) is None
