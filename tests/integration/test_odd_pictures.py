@@ -82,7 +82,7 @@ def assert_same(got, wanted):
 
 
 def test_nothing_else_decodes():
-    """Pictures are opened in the file with the rule alone; on GPUs, to shrink a report's, and for a server too."""
+    """Pictures are opened in the file with the rule alone; elsewhere only where it says."""
     package = Path(cvdist.__file__).parent
     calls = re.compile(r"Image\.open\(|simplejpeg\.|decode_jpeg\(|decode_image\(|read_image\(")
     found = {str(path.relative_to(package)) for path in package.rglob("*.py") if calls.search(path.read_text())}
