@@ -131,14 +131,22 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
     """Read a whole file.
 
     Raises:
-        OSError: If it does not exist or can't be read.
+        FileNotFoundError: If it does not exist, or not any more.
+        OSError: If it can't be read.
     """
     if isinstance(filesystem, arrow.LocalFileSystem):
         return Path(path).read_bytes()
     with slow_requests.measured(path) as sizes:
-        # Otherwise arrow would decompress files with names such as `*.gz`.
-        with filesystem.open_input_stream(path, compression=None) as stream:
-            content: bytes = stream.read()
+        try:
+            # Otherwise arrow would decompress files with names such as `*.gz`.
+            with filesystem.open_input_stream(path, compression=None) as stream:
+                content: bytes = stream.read()
+        except OSError as error:
+            # Deleted after it was opened. A small file has no room for the answer, which is what the SDK says.
+            gone = re.search("NO_SUCH_KEY|Failed to flush response stream", str(error))
+            if gone and filesystem.get_file_info(path).type == arrow.FileType.NotFound:
+                raise FileNotFoundError(path) from error
+            raise
         sizes.append(len(content))
         return content
 

@@ -23,12 +23,13 @@ def empty_store(folder: Path) -> Path:
     return folder
 
 
-def the_run(storage: Path) -> tuple[MlflowClient, Run]:
-    """The only run in the MLflow store in `storage`, and a client of that store."""
+def the_run(storage: Path, name: str = "") -> tuple[MlflowClient, Run]:
+    """The only run in the MLflow store in `storage`, or the only one with `name`, and a client of the store."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
-    (found,) = client.search_runs([client.get_experiment_by_name("cvdist").experiment_id])
+    experiment = client.get_experiment_by_name("cvdist").experiment_id
+    (found,) = client.search_runs([experiment], f"tags.`cvdist.name` = '{name}'" if name else "")
     return client, found
 
 

@@ -55,6 +55,22 @@ def test_listing_says_what_is_there_wherever_it_is(bucket, tmp_path):
     assert storage.read(filesystem, path) == (root / "a/b c/0001.jpg").read_bytes()
 
 
+@pytest.mark.parametrize("size", [7, 10_000])
+def test_what_is_deleted_while_it_is_read_is_not_there(bucket, size):
+    """pyarrow asks for an object's size first, and calls an object that is gone by then something else."""
+    filesystem, path = storage.locate(f"{bucket}/deleted")
+    storage.write(filesystem, path, bytes(size))
+
+    def open_and_delete(path, **options):
+        stream = filesystem.open_input_stream(path, **options)
+        filesystem.delete_file(path)
+        return stream
+
+    server = Mock(open_input_stream=open_and_delete, get_file_info=filesystem.get_file_info)
+    with pytest.raises(FileNotFoundError):
+        storage.read(server, path)
+
+
 def test_folders_mean_the_same_in_a_bucket(bucket, tmp_path, caplog):
     counts = {
         "Training/a": 3,

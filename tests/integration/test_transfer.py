@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from mlflow import MlflowClient
 
 from cvdist import models
 from cvdist.config import ModelConfig
 from cvdist.errors import UserError
 from tests.helpers import pictures
 from tests.helpers.jobs import call, the_error
-from tests.integration.test_torchrun import results
+from tests.helpers.stores import the_run
 
 FEATURES = 9_220_480  # parameters of VGG11's convolutions
 HIDDEN = 16  # units of the classifier's hidden layers, for a checkpoint of 40 MB instead of a gigabyte
@@ -81,14 +80,14 @@ def test_only_the_classifier_is_trained_and_the_checkpoint_is_an_ordinary_vgg(pl
 
 
 def test_the_run_says_what_it_came_from_and_what_was_left_out(place, alone):
-    run, losses = results(place, "one")
+    client, run = the_run(place, "one")
+    losses = [one.value for one in client.get_metric_history(run.info.run_id, "step/loss")]
     assert len(losses) == 4 and losses[-1] < losses[0]
     parameters = run.data.params
     digest = hashlib.sha256((place / "weights.pth").read_bytes()).hexdigest()
     assert parameters["weights.sha256"] == digest and parameters["weights.normalization"] == "imagenet"
     assert parameters["run.frozen_parameters"] == str(FEATURES)
     assert parameters["data.mean"] == "(0.485, 0.456, 0.406)"
-    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
     path = client.download_artifacts(run.info.run_id, "quarantine.csv", str(place))
     (bad,) = csv.DictReader(Path(path).read_text().splitlines())
     assert bad["path"] == "train/dog/damaged.jpg" and bad["reason"]
@@ -115,8 +114,7 @@ def test_fine_tuning_the_last_blocks_with_moving_averages(place):
         storage=place,
     )
     assert done.returncode == 0, done.stderr
-    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
-    run, _ = results(place, "fine")
+    client, run = the_run(place, "fine")
     shown = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "figures/filters")}
     # Those of the frozen first layer are as they were, and do not form.
     changed = {f"features.{n}-before-after.png" for n in (11, 18)}
