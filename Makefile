@@ -25,10 +25,10 @@ $(STAMP): requirements-dev.lock
 demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few minutes
 	$(PY) jobs/train.py digits-cnn
 
-test: $(STAMP)  ## all tests but those of test-faults: ten minutes on two cores
+test: $(STAMP)  ## all tests but those of test-faults: nine minutes on two idle cores
 	$(PY) -m pytest -n 3 $(IN_ORDER) tests/unit tests/integration
 
-test-unit: $(STAMP)  ## the tests that need no server and no cluster: four minutes
+test-unit: $(STAMP)  ## the tests that need no server and no cluster: about a minute
 	$(PY) -m pytest -n 2 $(IN_ORDER) tests/unit
 
 test-faults: $(STAMP)  ## all that can fail on a cluster: ten minutes, as root; ARGS='-m "not slow"' leaves out two cases

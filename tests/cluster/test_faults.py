@@ -98,10 +98,13 @@ def test_a_node_is_taken_back_and_storage_and_tracker_go_away(cluster: Cluster, 
         time.sleep(12)
         victim.power_off()
         cluster.remove(victim)
+    (pid, *_) = [pid for node in cluster.nodes for pid in node.workers()]
+    os.kill(pid, signal.SIGSTOP)  # or a fast machine might be done before the faults begin
     for node in cluster.nodes:
         node.set_clock(-3600)
     refused = cluster.proxy.refused
     cluster.proxy.begin_to_refuse()
+    os.kill(pid, signal.SIGCONT)
     job.wait(lambda: cluster.proxy.refused > refused, "a request to S3 is refused")
     time.sleep(3)
     cluster.proxy.slow_down = False
