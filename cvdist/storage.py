@@ -142,8 +142,8 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
             with filesystem.open_input_stream(path, compression=None) as stream:
                 content: bytes = stream.read()
         except OSError as error:
-            # Deleted after it was opened. A small file has no room for the answer, which is what the SDK says.
-            gone = re.search("NO_SUCH_KEY|Failed to flush response stream", str(error))
+            # Deleted after it was opened. A small file may have no room for the answer, which is said then.
+            gone = re.search("NO_SUCH_KEY|NOT_FOUND|Failed to flush response stream", str(error))
             if gone and filesystem.get_file_info(path).type == arrow.FileType.NotFound:
                 raise FileNotFoundError(path) from error
             raise

@@ -545,7 +545,9 @@ class Job:
 
         how = wait_until(ended, "the job ends", self.seen, detail=lambda: self._log[-6000:], poll_seconds=0.5)
         log = self.log()
-        assert how == status, f"the job has ended as {how}, not {status}:\n{log[-8000:]}"
+        if how != status:
+            reason = self._cluster.ask(f"/api/jobs/{self._identity}")["message"]
+            raise AssertionError(f"the job has ended as {how}, not {status} ({reason}):\n{log[-8000:]}")
         return log
 
     def stop(self) -> None:

@@ -20,8 +20,8 @@ from cvdist.data.images.loader import DecodingSource
 from cvdist.data.images.on_gpu import GpuDecoder
 from tests.helpers import pictures
 from tests.helpers.jobs import ROOT
-from tests.unit.data.odd_pictures import share, table
-from tests.unit.data.test_decoding import assert_quarters
+from tests.helpers.odd_pictures import share, table
+from tests.helpers.quarters import assert_quarters
 
 ODD = table()
 

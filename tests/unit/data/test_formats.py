@@ -15,7 +15,7 @@ from cvdist.data.images.ahead import Reader
 from cvdist.data.images.decode import UndecodableError, decode
 from cvdist.errors import UserError
 from tests.helpers import pictures
-from tests.unit.data.odd_pictures import HAS_HEIC, share, with_extras
+from tests.helpers.odd_pictures import HAS_HEIC, share, with_extras
 
 HEIC = b"\0\0\0\x18ftypheic" + bytes(99)
 

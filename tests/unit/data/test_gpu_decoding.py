@@ -11,7 +11,7 @@ from cvdist.data.images.ahead import DecodeAhead
 from cvdist.data.images.decode import is_gpu_decodable
 from cvdist.data.images.on_gpu import GpuDecoder
 from tests.helpers import pictures
-from tests.unit.data.test_decoding import ORIENTATION, encoded, quarters
+from tests.helpers.quarters import ORIENTATION, encoded, quarters
 
 CPU, SIZE = torch.device("cpu"), 32
 

@@ -14,8 +14,8 @@ from PIL import Image
 from cvdist.data.images.decode import decode, to_gray
 from cvdist.tracking import served
 from tests.helpers import pictures
-from tests.unit.data.odd_pictures import app1, oriented, with_segments
-from tests.unit.data.test_decoding import encoded, quarters
+from tests.helpers.odd_pictures import app1, oriented, with_segments
+from tests.helpers.quarters import encoded, quarters
 
 LEVELS = np.arange(96 * 64, dtype=np.uint16).reshape(64, 96) * 10
 FILES = {

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tests.helpers import pictures
-from tests.unit.data.test_decoding import BLUE, GREEN, ORIENTED, RED, WHITE, encoded, quarters
+from tests.helpers.quarters import BLUE, GREEN, ORIENTED, RED, WHITE, encoded, quarters
 
 CUT, DAMAGED = "truncated: ends within the picture", "damaged within the picture"
 NO_PICTURE = "not a picture of any known kind"
