@@ -15,6 +15,7 @@ from torch import Tensor
 from cvdist import loaders
 from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, cache_folder
 from cvdist.data.dataset import Loader
+from cvdist.data.forms import root_of
 from cvdist.data.images import store
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, split_rows
@@ -227,7 +228,7 @@ class PictureFolder:
     ) -> Iterator[Labeled]:
         """Yield the log-probabilities of all pictures, as `EvaluationPictures.log_probabilities` says."""
         threads = inference.decode_workers
-        predictor = Predictor(self._wanted.uri, inference, saved, device, decode_threads=threads)
+        predictor = Predictor(root_of(self._wanted), inference, saved, device, decode_threads=threads)
         row_of = {path: row for row, path in enumerate(self._paths)}
         bad: list[BadPicture] = []
         for start in range(0, len(self._paths), _CHUNK):
@@ -241,7 +242,7 @@ class PictureFolder:
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
         """Return some pictures for people to look at, as `EvaluationPictures.pixels` says."""
-        reader = Reader(self._wanted.uri, size, self._wanted.resize)
+        reader = Reader(root_of(self._wanted), size, self._wanted.resize)
         return reader.pixels([self._paths[row] for row in rows]).permute(0, 3, 1, 2)
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cvdist import models, resumable_map, storage
 from cvdist.config import PreprocessConfig, cache_folder
+from cvdist.data.forms import root_of
 from cvdist.data.images.listing import VALID_PART, Listing, list_pictures
 from cvdist.data.images.versions import with_versions
 from cvdist.data.quarantine import BadPicture
@@ -83,11 +84,11 @@ def make_plan(config: PreprocessConfig) -> ExtractionPlan:
     store = ResultStore.open(config.features.uri, "--features", "shards", shard.SUFFIX)
     storage.check_writable(store.folder.uri, "--features")
     listing = list_pictures(config.data)  # first: the fingerprint may download weights
-    listing = replace(listing, table=with_versions(listing.table, config.data.uri, cache_folder("")))
+    listing = replace(listing, table=with_versions(listing.table, root_of(config.data), cache_folder("")))
     asked = fingerprints.for_extraction(config)
     before = _existing(store.folder, asked, replace=config.features.replace)
     known = index.SCHEMA.empty_table() if before is None else read_index(store.folder, before)
-    changes = comparing.find_changes(listing.table, known, comparing.digests_of(config.data.uri))
+    changes = comparing.find_changes(listing.table, known, comparing.digests_of(root_of(config.data)))
     files = store.folder.sizes()
     if before is not None:
         rows = [s.rows if files.get(s.object) == s.stored_bytes else 0 for s in before.shards]

@@ -7,19 +7,15 @@ into a new shard. So an update costs only as much as it adds, wherever the pictu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cvdist import storage
-from cvdist.errors import UserError
+from cvdist.data.contents import Contents
 from cvdist.features import index
-from cvdist.log import redact
 
-_READERS = 16  # files at a time
 _LEAST_ALIVE = 0.5  # of a shard's rows; with fewer, those are computed again and the shard is dropped
 
 Digests = Callable[[Sequence[str]], Iterable[bytes]]
@@ -94,25 +90,14 @@ def find_changes(listing: pa.Table, known: pa.Table, digests: Digests) -> Change
     )
 
 
-def digests_of(uri: str) -> Digests:
-    """Return a function that reads files below `uri`, several at a time, and computes their digests.
+def digests_of(root: str) -> Digests:
+    """Return a function that reads pictures below `root`, several at a time, and computes their digests.
 
-    That function raises UserError if a file can't be read.
+    That function raises UserError if one can't be read.
     """
 
     def digests(paths: Sequence[str]) -> Iterator[bytes]:
-        filesystem, root = storage.locate(uri, "--data")
-
-        def one(path: str) -> bytes:
-            try:
-                return index.digest_of(storage.read(filesystem, f"{root}/{path}"))
-            except OSError as error:
-                raise UserError(
-                    f"--data {redact(uri)}: {path} can't be read ({storage.reason(error)})"
-                ) from error
-
-        with ThreadPoolExecutor(_READERS) as pool:
-            yield from pool.map(one, paths)
+        return map(index.digest_of, Contents(root).read_all(paths))
 
     return digests
 

@@ -13,8 +13,8 @@ from cvdist import models
 from cvdist.config import PreprocessConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import to_device
+from cvdist.data.forms import VALID_PART, root_of
 from cvdist.data.images.ahead import BATCH, DecodeAhead, Pictures, stacked
-from cvdist.data.images.listing import VALID_PART
 from cvdist.data.images.on_gpu import GpuDecoder
 from cvdist.data.normalize import Normalizer
 from cvdist.data.quarantine import BadPicture
@@ -73,7 +73,7 @@ class Extractor:
         self._shape = backbone.feature_shape(3, fingerprint.size, fingerprint.size)
         self._batch = BATCH[device.type]
         self._pictures = pictures or DecodeAhead(
-            config.data.uri,
+            root_of(config.data),
             config.data.image_size,
             config.data.resize,
             threads=decode_threads,

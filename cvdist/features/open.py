@@ -14,6 +14,7 @@ from torch import Tensor
 from cvdist.config import TrainConfig, cache_folder
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo, Split
+from cvdist.data.forms import root_of
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import list_pictures, split_rows
 from cvdist.data.images.versions import with_versions
@@ -161,8 +162,8 @@ def _require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest)
             f"--features {redact(folder.uri)} is of the classes {', '.join(cache.classes)}, --data "
             f"{redact(config.data.uri)} has {', '.join(listing.classes)}: run jobs/preprocess.py again"
         )
-    table = with_versions(listing.table, config.data.uri, cache_folder(config.data.cache))
-    found = changes.find_changes(table, known, changes.digests_of(config.data.uri))
+    table = with_versions(listing.table, root_of(config.data), cache_folder(config.data.cache))
+    found = changes.find_changes(table, known, changes.digests_of(root_of(config.data)))
     if found.any:
         raise UserError(
             f"--features {redact(folder.uri)} is out of date for --data {redact(config.data.uri)} "

@@ -19,9 +19,11 @@ from torch import Tensor
 from cvdist import config as configs
 from cvdist import loaders, log, storage, tracking
 from cvdist.config import DataConfig, LookConfig, VisualizeJobConfig
+from cvdist.data import forms
+from cvdist.data.forms.folders import split_folders
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.decode import to_gray
-from cvdist.data.images.listing import VALID_PART, list_pictures, list_unlabeled, split_folders, split_rows
+from cvdist.data.images.listing import VALID_PART, list_pictures, split_rows
 from cvdist.data.normalize import Normalizer
 from cvdist.distributed import device as devices
 from cvdist.errors import UserError
@@ -207,7 +209,7 @@ def _listed(uri: str, classes: Sequence[str] | None) -> list[tuple[str, str]]:
     filesystem, path = storage.locate(uri, "--data")
     if storage.is_file(filesystem, path):
         return [("", _class_of("", str(PurePosixPath(path).parent), classes))]
-    paths = list_unlabeled(uri).column("path").to_pylist()
+    paths = forms.look_unlabeled(uri).column("path").to_pylist()
     held_back = next((name for name, part in split_folders(paths).items() if part == VALID_PART), "")
     paths = [path for path in paths if path.startswith(f"{held_back}/")] if held_back else paths
     return [(path, _class_of(path, uri, classes)) for path in paths]

@@ -1,25 +1,21 @@
-"""Lists a data set's pictures with class and split, from file and folder names alone."""
+"""Pictures in folders, one for each class, also within folders for the splits: found by names alone."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-import numpy as np
 import pyarrow as pa
-import torch
 
 from cvdist import log, storage
-from cvdist.config import DataConfig, PicturesConfig
+from cvdist.data.forms.found import NO_PART, SPLIT_IN_NAME, TRAIN_PART, VALID_PART, Found, role
 from cvdist.data.images.formats import format_by_name, is_read, unread_formats
-from cvdist.data.split import stratified_split
 from cvdist.errors import UserError
-from cvdist.log import redact
+from cvdist.log import redact, some
 from cvdist.storage import Entry
 
 logger = logging.getLogger(__name__)
@@ -27,26 +23,7 @@ logger = logging.getLogger(__name__)
 # What systems and tools leave behind, besides hidden files.
 _LITTER = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 _LITTER_FILES = {"thumbs.db", "desktop.ini"}
-_WORDS = r"(?P<word>train|training|valid|val|validation|test|testing)"
-_SPLIT = re.compile(rf"{_WORDS}([ _.-]?(set|data|images?|imgs?|pictures?|photos?))?", re.IGNORECASE)
-_SPLIT_IN_NAME = re.compile(rf"(?<![a-z]){_WORDS}(?![a-z])", re.IGNORECASE)  # as in `cats_train`
 _RESULTS = "manifest.json"  # of a feature cache or of predictions
-TRAIN_PART, VALID_PART, NO_PART = 0, 1, -1
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The pictures below a folder, sorted by path.
-
-    Attributes:
-        classes: names of the classes, in natural order (2 before 10).
-        table: one row per picture, with the columns path (string, relative to the folder), label (int32), part
-            (int8: 0 for training, 1 for validation, -1 if the folder has no splits), size (int64, bytes) and
-            modified (int64, nanoseconds since 1970).
-    """
-
-    classes: tuple[str, ...]
-    table: pa.Table
 
 
 @dataclass
@@ -57,59 +34,72 @@ class _Folder:
     folders: set[str] = field(default_factory=set)
 
 
-def list_pictures(config: PicturesConfig, fewest_classes: int = 2) -> Listing:
-    """List the pictures of `--data`, which has one folder per class, either directly or in train/ and valid/.
-
-    Args:
-        config: configuration that names the pictures.
-        fewest_classes: smallest number of classes that is accepted.
+def look(uri: str) -> Found:
+    """Find the pictures below a folder that has one folder per class, either directly or in train/ and valid/.
 
     Raises:
         UserError: if the folder can't be read, or its folders are no classes or may be taken in two ways.
     """
-    root = redact(config.uri).rstrip("/")
-    files, folders, ignored = _look(config.uri)
+    root = redact(uri).rstrip("/")
+    files, folders, ignored = _look(uri)
     parts = _find_parts([file.path for file in files], folders, root)
-    counts: dict[str, dict[str, int]] = {prefix: {} for prefix in parts}
+    there: dict[str, dict[str, bool]] = {prefix: {} for prefix in parts}
     for folder in folders:
         prefix, names = _place(folder, parts)
         if len(names) == 1:
-            counts[prefix].setdefault(names[0], 0)
+            there[prefix].setdefault(names[0], False)
     rows = []
     for file in sorted(files, key=lambda file: file.path):
         prefix, names = _place(file.path, parts)
         if len(names) < 2:
             ignored.append(file.path)
             continue
-        counts[prefix][names[0]] = counts[prefix].get(names[0], 0) + 1
-        rows.append((file, names[0], parts[prefix]))
-    classes = _require_classes(counts, parts, root, fewest_classes, folders)
+        there[prefix][names[0]] = True
+        rows.append((file, names[0], prefix))
+    _require_filled(there, root)
     if ignored:
         logger.info(
             "data       %d files are left out: in no class folder, or no pictures by their names, e.g. %s",
             len(ignored),
             ignored[0],
         )
-    number = {name: i for i, name in enumerate(classes)}
-    return Listing(
-        classes,
-        pa.table(
-            {
-                "path": pa.array([file.path for file, _, _ in rows], pa.string()),
-                "label": pa.array([number[name] for _, name, _ in rows], pa.int32()),
-                "part": pa.array([part for _, _, part in rows], pa.int8()),
-                "size": pa.array([file.size for file, _, _ in rows], pa.int64()),
-                "modified": pa.array([file.modified for file, _, _ in rows], pa.int64()),
-            }
-        ),
-    )
+    table = unlabeled_table(file for file, _, _ in rows)
+    table = table.append_column("label", pa.array([name for _, name, _ in rows], pa.string()))
+    table = table.append_column("split", pa.array([prefix for _, _, prefix in rows], pa.string()))
+    return Found(table, parts, _hint(there, folders, root))
 
 
-def list_unlabeled(uri: str) -> pa.Table:
+def _require_filled(there: Mapping[str, Mapping[str, bool]], root: str) -> None:
+    """Check that each split has classes, and that none of them is empty.
+
+    Raises:
+        UserError: if not, in one line that names the folder.
+    """
+    for prefix, found in there.items():
+        where = f"{root}/{prefix}".rstrip("/")
+        if not found:
+            raise UserError(
+                f"--data {where} has no class folders: expected {where}/CLASS/*.jpg, a folder for each class"
+            )
+        if empty := [name for name, filled in found.items() if not filled]:
+            raise UserError(f"--data {where}: no pictures in {some(empty)}: fill or remove what is empty")
+
+
+def _hint(there: Mapping[str, Mapping[str, bool]], folders: set[str], root: str) -> str:
+    """What may have been meant where a folder has but one class, which has folders itself."""
+    prefix, classes = next(iter(there.items()))
+    if len(classes) > 1:
+        return ""
+    one = f"{prefix}/{next(iter(classes))}".lstrip("/")
+    within = [folder.rpartition("/")[2] for folder in folders if folder.rpartition("/")[0] == one]
+    return f"; if {some(within)} are the classes, name {root}/{one}" if len(within) > 1 else ""
+
+
+def look_unlabeled(uri: str) -> pa.Table:
     """List all pictures below `uri`, in any folders, sorted by path.
 
     Returns:
-        A table with the columns path, size and modified of `Listing.table`.
+        A table with the columns path, size and modified of `Found.table`.
 
     Raises:
         UserError: if the folder can't be read or has no pictures.
@@ -122,7 +112,7 @@ def list_unlabeled(uri: str) -> pa.Table:
 
 
 def unlabeled_table(files: Iterable[Entry]) -> pa.Table:
-    """The table of `list_unlabeled` with these pictures."""
+    """The table of `look_unlabeled` with these pictures."""
     files = sorted(files, key=lambda file: file.path)
     return pa.table(
         {
@@ -148,7 +138,7 @@ def split_folders(paths: Iterable[str]) -> dict[str, int]:
 
 
 def _splits_of(top: Mapping[str, _Folder]) -> dict[str, int]:
-    named = {role: [name for name in sorted(top) if _role(name) == role] for role in ("train", "valid", "test")}
+    named = {role: [name for name in sorted(top) if role(name) == role] for role in ("train", "valid", "test")}
     train, flat = named["train"], any(top[name].pictures for name in named["train"])
     unlabeled = [name for name in named["test"] if not top[name].folders and not flat]
     held_back = named["valid"] or [name for name in named["test"] if name not in unlabeled]
@@ -156,12 +146,6 @@ def _splits_of(top: Mapping[str, _Folder]) -> dict[str, int]:
         return {}  # `train` may be a class: of vehicles
     parts = dict.fromkeys(train, TRAIN_PART if held_back else NO_PART)
     return parts | dict.fromkeys(held_back, VALID_PART) if train else {}
-
-
-def _role(name: str) -> str:
-    """Which split a folder is by its name: train, valid, test or, empty, none."""
-    found = _SPLIT.fullmatch(name)
-    return {"tr": "train", "va": "valid", "te": "test"}[found["word"][:2].lower()] if found else ""
 
 
 def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
@@ -200,7 +184,7 @@ def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
         logger.warning("data       left out: %s", unread_formats(unread))
     results = _results_of_jobs(uri, manifests, files, folders)
     if passed_over or results:
-        logger.info("data       passed over: %s", _some({*passed_over, *results}))
+        logger.info("data       passed over: %s", some({*passed_over, *results}))
     return files, folders - results, [path for path in ignored if path.rpartition("/")[0] not in results]
 
 
@@ -248,7 +232,7 @@ def _find_parts(paths: list[str], folders: set[str], root: str) -> dict[str, int
     if not parts:
         _require_classes_at_top(top, root)
         return {"": NO_PART}
-    roles = {_role(name): name for name in parts}
+    roles = {role(name): name for name in parts}
     if len(roles) < len(parts):
         raise UserError(f"--data {root} has {' and '.join(parts)}: keep one folder for each split")
     if len(parts) == 1:
@@ -269,24 +253,24 @@ def _require_classes_at_top(top: Mapping[str, _Folder], root: str) -> None:
         UserError: if they look like splits.
     """
     names = sorted(top, key=log.natural)
-    splits = {_role(name): name for name in names if top[name].folders and not top[name].pictures}
+    splits = {role(name): name for name in names if top[name].folders and not top[name].pictures}
     splits.pop("", None)
     if "train" in splits:
         raise UserError(
             f"--data {root} has a folder {splits['train']} but none named valid or test beside it: add it, or "
             f"name {root}/{splits['train']} itself, which is then split by --valid-fraction"
         )
-    if splits and all(_role(name) for name in names):
+    if splits and all(role(name) for name in names):
         raise UserError(
-            f"--data {root} has {_some(names)} but no folder train: add it, or name {root}/{names[0]} itself"
+            f"--data {root} has {some(names)} but no folder train: add it, or name {root}/{names[0]} itself"
         )
     alike = len(names) > 1 and not any(one.pictures for one in top.values())
     classes = set.intersection(*(one.folders for one in top.values())) if alike else set()
-    rests = [_SPLIT_IN_NAME.sub("", name) for name in names if _SPLIT_IN_NAME.search(name)]
+    rests = [SPLIT_IN_NAME.sub("", name) for name in names if SPLIT_IN_NAME.search(name)]
     if len(classes) > 1 or len(set(rests)) < len(rests):
-        what = f"each with {_some(classes)} in it" if classes else "which look like splits"
+        what = f"each with {some(classes)} in it" if classes else "which look like splits"
         raise UserError(
-            f"--data {root} has the folders {_some(names)}, {what}: if they are splits, name them train and "
+            f"--data {root} has the folders {some(names)}, {what}: if they are splits, name them train and "
             f"valid, or give one of them, such as --data {root}/{names[0]}; if they are classes, move them "
             f"into {root}/train"
         )
@@ -298,86 +282,3 @@ def _place(path: str, parts: Mapping[str, int]) -> tuple[str, list[str]]:
         if not prefix or path.startswith(f"{prefix}/"):
             return prefix, path[len(prefix) :].lstrip("/").split("/")
     return "", []
-
-
-def _require_classes(
-    counts: Mapping[str, Mapping[str, int]], parts: Mapping[str, int], root: str, fewest: int, folders: set[str]
-) -> tuple[str, ...]:
-    """Check that there are at least `fewest` classes, none without pictures, and all to be learned.
-
-    Args:
-        counts: number of pictures by class, for each folder of `parts`.
-        parts: the part of each folder that holds classes.
-        root: the folder's name, for messages.
-        fewest: smallest number of classes that is accepted.
-        folders: paths of all folders.
-
-    Returns:
-        The names of the classes, in natural order.
-
-    Raises:
-        UserError: if the check fails, in one line that names the folder.
-    """
-    for prefix, found in counts.items():
-        where = f"{root}/{prefix}".rstrip("/")
-        if not found:
-            raise UserError(
-                f"--data {where} has no class folders: expected {where}/CLASS/*.jpg, a folder for each class"
-            )
-        if empty := [name for name, count in found.items() if not count]:
-            raise UserError(f"--data {where}: no pictures in {_some(empty)}: fill or remove what is empty")
-    prefix, train = next(iter(counts.items()))
-    classes = tuple(sorted(train, key=log.natural))
-    for other, found in list(counts.items())[1:]:
-        if unknown := [f"{name} ({count})" for name, count in found.items() if name not in train]:
-            raise UserError(
-                f"--data {root}: {other} has classes that {prefix} has no pictures of: {_some(unknown)}"
-            )
-        if missing := [f"{name} ({count})" for name, count in train.items() if name not in found]:
-            logger.warning("data       classes that %s has no pictures of: %s", other, _some(missing))
-    if len(classes) < fewest:
-        one = f"{prefix}/{classes[0]}".lstrip("/")
-        within = [folder.rpartition("/")[2] for folder in folders if folder.rpartition("/")[0] == one]
-        hint = f"; if {_some(within)} are the classes, name {root}/{one}" if len(within) > 1 else ""
-        raise UserError(
-            f"--data {root} has one class, {classes[0]} ({train[classes[0]]} pictures): a classifier needs two "
-            f"or more{hint}"
-        )
-    single = [name for name in classes if train[name] == 1]
-    if parts[prefix] == NO_PART and fewest > 1:
-        if len(single) == len(classes):
-            raise UserError(f"--data {root} has one picture of each class: none is left to validate on")
-        if single:
-            logger.warning(
-                "data       classes with a single picture, which is in training only: %s", _some(single)
-            )
-    return classes
-
-
-def split_rows(table: pa.Table, config: DataConfig, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `table` for training and for validation, int64 each, in order.
-
-    Raises:
-        UserError: if a class would be missing in training, or validation would have no picture.
-    """
-    part, label = (np.asarray(table.column(name)) for name in ("part", "label"))
-    if (part == NO_PART).all():
-        rows = stratified_split(
-            torch.from_numpy(label.astype(np.int64)), config.valid_fraction, config.split_seed
-        )
-        train, valid = (tensor.numpy() for tensor in rows)
-    else:
-        train, valid = (part == TRAIN_PART).nonzero()[0], (part == VALID_PART).nonzero()[0]
-    learned = set(np.unique(label[train]).tolist())
-    missing = [name for i, name in enumerate(classes) if i not in learned]
-    if missing or not len(valid):
-        what = f"training picture of {_some(missing)}" if missing else "validation picture"
-        raise UserError(f"--data {redact(config.uri)}: no {what} can be decoded")
-    return train, valid
-
-
-def _some(names: Iterable[str]) -> str:
-    """Up to five names."""
-    listed = sorted(names, key=log.natural)
-    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
-    return (", ".join(listed[:5]) or "none") + more

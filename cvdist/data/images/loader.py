@@ -22,6 +22,7 @@ from torch import Tensor
 from cvdist.config import DataConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import Batch, DatasetInfo, FullShuffle, Split, to_device
+from cvdist.data.forms import root_of
 from cvdist.data.images.ahead import DecodeAhead, Reader
 from cvdist.data.images.store import PictureStore
 from cvdist.data.normalize import Normalizer
@@ -100,7 +101,7 @@ class DecodingSource:
             timeout: seconds that a few pictures may take.
             pinned: whether batches are put into pinned memory, for copies to a GPU.
         """
-        where = (config.uri, config.image_size, config.resize)
+        where = (root_of(config), config.image_size, config.resize)
         self._size, self._paths, self._pinned = config.image_size, paths, pinned
         self._reader = Reader(*where)
         self._ahead = DecodeAhead(*where, threads=processes, timeout=timeout, processes=True)

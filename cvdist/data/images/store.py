@@ -32,6 +32,7 @@ import torch
 
 from cvdist import log, storage
 from cvdist.config import DataConfig
+from cvdist.data.forms import root_of
 from cvdist.data.images import versions
 from cvdist.data.images.ahead import DIGEST_BYTES, DecodeAhead, Reader
 from cvdist.data.images.decode import decode_settings
@@ -78,7 +79,7 @@ def prepare(config: DataConfig, cache: Path, *, timeout: float, data_timeout: fl
         UserError: if the pictures can't be listed or read, or too many can't be decoded.
     """
     listing = list_pictures(config)
-    pictures = versions.digest(versions.with_versions(listing.table, config.uri, cache))
+    pictures = versions.digest(versions.with_versions(listing.table, root_of(config), cache))
     identity = {"format": _FORMAT, "classes": listing.classes, "listing": pictures, **decode_settings(config)}
     folder = cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     try:
@@ -221,7 +222,7 @@ def check_all(
     starts = range(0, count, _CHUNK)
     processes = min(config.decode_workers or usable_cores(), len(starts))
     ahead = DecodeAhead(
-        config.uri,
+        root_of(config),
         config.image_size,
         config.resize,
         threads=processes,
