@@ -15,8 +15,8 @@ import pyarrow as pa
 from pyarrow import fs as arrow
 
 from cvdist import storage
+from cvdist.data.formats import is_read
 from cvdist.data.forms import look_unlabeled, unlabeled_table
-from cvdist.data.images.formats import is_read
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.storage import Entry, Folder

@@ -15,8 +15,14 @@ from cvdist.data.forms.folders import unlabeled_table
 from cvdist.data.forms.found import NO_PART, TRAIN_PART, VALID_PART, Found
 
 __all__ = [
-    *("NO_PART", "TRAIN_PART", "VALID_PART", "Found"),
-    *("look", "look_unlabeled", "root_of", "unlabeled_table"),
+    "NO_PART",
+    "TRAIN_PART",
+    "VALID_PART",
+    "Found",
+    "look",
+    "look_unlabeled",
+    "root_of",
+    "unlabeled_table",
 ]
 
 

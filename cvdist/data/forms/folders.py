@@ -12,8 +12,8 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 
 from cvdist import log, storage
+from cvdist.data.formats import format_by_name, is_read, unread_formats
 from cvdist.data.forms.found import NO_PART, SPLIT_IN_NAME, TRAIN_PART, VALID_PART, Found, role
-from cvdist.data.images.formats import format_by_name, is_read, unread_formats
 from cvdist.errors import UserError
 from cvdist.log import redact, some
 from cvdist.storage import Entry

@@ -10,8 +10,9 @@ import torch
 from cvdist import config as configs
 from cvdist import loaders
 from cvdist.config import TrainConfig
+from cvdist.data import formats
 from cvdist.data.forms import look_unlabeled
-from cvdist.data.images import formats, listing
+from cvdist.data.images import listing
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.decode import UndecodableError, decode
 from cvdist.errors import UserError
