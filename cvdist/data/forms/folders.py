@@ -138,7 +138,7 @@ def split_folders(paths: Iterable[str]) -> dict[str, int]:
 
 
 def _splits_of(top: Mapping[str, _Folder]) -> dict[str, int]:
-    named = {role: [name for name in sorted(top) if role(name) == role] for role in ("train", "valid", "test")}
+    named = {one: [name for name in sorted(top) if role(name) == one] for one in ("train", "valid", "test")}
     train, flat = named["train"], any(top[name].pictures for name in named["train"])
     unlabeled = [name for name in named["test"] if not top[name].folders and not flat]
     held_back = named["valid"] or [name for name in named["test"] if name not in unlabeled]
