@@ -62,7 +62,7 @@ def test_the_format_needs_nothing_of_ours(chosen):
 
     root = Path(chosen.features.uri)
     about = json.loads((root / "manifest.json").read_text())
-    assert (about["format"], about["version"], about["classes"]) == ("cvdist-features", 1, ["cat", "dog"])
+    assert (about["format"], about["version"], about["classes"]) == ("cvdist-features", 2, ["cat", "dog"])
     seen = []
     for entry in about["shards"]:
         stored = (root / entry["object"]).read_bytes()
@@ -184,6 +184,25 @@ def test_a_copy_of_the_pictures_elsewhere_goes_on_with_what_is_there(chosen, pho
     one.write_bytes(one.read_bytes()[:-1] + b"x")  # of the same size
     _, computed = extract(configs.replace(chosen, data=str(tmp_path / "copy"), max_bad_fraction=0.1))
     assert computed == [f"train/cat/000{i}.jpg" for i in range(4)]  # its shard
+
+
+@pytest.mark.usefixtures("cached")
+def test_pictures_with_other_names_keep_their_features_and_their_order(chosen, photos):
+    before, digest = epoch(opened(chosen), 13), opened(chosen).digest()
+    for part in ("train", "valid"):
+        for number, path in enumerate(sorted((photos / part / "cat").iterdir(), reverse=True)):
+            path.rename(path.with_name(f"new {number}.jpg"))
+    loaders.prepare(chosen)  # the cache is still that of the pictures
+    made, computed = extract(chosen)
+    assert computed == []
+    assert made.manifest.shards == manifest_of(chosen).shards
+    assert "new 0.jpg" in " ".join(opened(chosen).names("valid", range(6)))
+    assert opened(chosen).digest() == digest
+    for ours, theirs in zip(epoch(opened(chosen), 13), before, strict=True):
+        assert torch.equal(ours.images, theirs.images) and torch.equal(ours.labels, theirs.labels)
+    inspect.check(chosen.features.uri)
+    (photos / "train" / "cat" / "new 0.jpg").rename(photos / "train" / "dog" / "new 0.jpg")  # another class
+    assert "1 added, e.g. train/dog/new 0.jpg; 1 removed, e.g. train/cat/new 0.jpg" in refusal(chosen)
 
 
 @pytest.mark.usefixtures("cached")
