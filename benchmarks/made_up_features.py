@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from cvdist.data.forms import TRAIN_PART, VALID_PART
 from cvdist.data.images.decode import FORMAT
-from cvdist.data.images.listing import TRAIN_PART, VALID_PART
 from cvdist.data.images.versions import by_content
 from cvdist.features import index, manifest, shard
 from cvdist.features.fingerprint import Fingerprint

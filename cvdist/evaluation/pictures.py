@@ -15,10 +15,10 @@ from torch import Tensor
 from cvdist import loaders
 from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig
 from cvdist.data.dataset import Loader
-from cvdist.data.forms import root_of
+from cvdist.data.forms import NO_PART, TRAIN_PART, VALID_PART, root_of
 from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
-from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures
+from cvdist.data.images.listing import list_pictures
 from cvdist.data.quarantine import BadPicture, require_few_bad
 from cvdist.data.sampler import EpochOrder
 from cvdist.distributed.precision import Precision, choose_precision
