@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterable
 
 _DEBUG = "CVDIST_DEBUG"  # set while --debug is, for the processes that this one starts
 
@@ -88,3 +89,10 @@ class ProgressLine:
         if self._enabled and self._terminal:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
+
+
+def some(names: Iterable[str]) -> str:
+    """Up to five names, in natural order, and how many more there are."""
+    listed = sorted(names, key=natural)
+    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+    return (", ".join(listed[:5]) or "none") + more

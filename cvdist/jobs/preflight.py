@@ -226,13 +226,14 @@ def _samples(config: TrainConfig) -> str:
         return str(inspect.describe(config.features.uri)).strip().splitlines()[0]
     if config.data.dataset != "images":
         return f"{config.data.dataset}: comes with the package, or is downloaded"
+    from cvdist.data.forms import root_of
     from cvdist.data.images import listing
     from cvdist.data.images.ahead import Reader
 
     listed = listing.list_pictures(config.data)
     paths = listed.table.column("path").to_pylist()
     chosen = random.Random(0).sample(paths, min(_SAMPLES, len(paths)))
-    reader = Reader(config.data.uri, config.data.image_size, config.data.resize)
+    reader = Reader(root_of(config.data), config.data.image_size, config.data.resize)
     began = time.monotonic()
     found = zip(chosen, reader.decode(chosen), strict=True)
     bad = [f"{path} ({one.reason})" for path, one in found if one.pixels is None]

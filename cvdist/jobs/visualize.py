@@ -13,15 +13,20 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from cvdist import config as configs
 from cvdist import loaders, log, storage, tracking
-from cvdist.config import DataConfig, LookConfig, VisualizeJobConfig
+from cvdist.config import DataConfig, LookConfig, RuntimeConfig, VisualizeJobConfig
+from cvdist.data import forms
+from cvdist.data.forms import NO_PART, VALID_PART, root_of
+from cvdist.data.forms.folders import split_folders
+from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.decode import to_gray
-from cvdist.data.images.listing import VALID_PART, list_pictures, list_unlabeled, split_folders, split_rows
+from cvdist.data.images.listing import list_pictures
 from cvdist.data.normalize import Normalizer
 from cvdist.distributed import device as devices
 from cvdist.errors import UserError
@@ -184,13 +189,17 @@ def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None
 
 def _of_the_run(saved: SavedModel, data: DataConfig, config: VisualizeJobConfig) -> _Pictures:
     if data.dataset == "images":
-        # Listed again instead of decoded whole: a few hundred pictures are enough.
         listing = list_pictures(data)
-        _, rows = split_rows(listing.table, data, listing.classes)
-        names = np.array(listing.classes)[np.asarray(listing.table.column("label"))[rows]]
-        paths = listing.table.column("path").take(rows).to_pylist()
-        found = list(zip(paths, names.tolist(), strict=True))
-        return _decoded(data.uri, found, config.look.most_pictures, saved, data.image_size, data.resize)
+        part = np.asarray(listing.table.column("part"))
+        if (part == NO_PART).all():
+            waits = RuntimeConfig()
+            both = as_split_in_training(data, timeout=waits.prepare_timeout, data_timeout=waits.data_timeout)
+            table = both["valid"]
+        else:  # listed instead of decoded whole: a few hundred pictures are enough
+            table = listing.table.filter(pa.array(part == VALID_PART))
+        names = np.array(listing.classes)[np.asarray(table.column("label"))]
+        found = list(zip(table.column("path").to_pylist(), names.tolist(), strict=True))
+        return _decoded(root_of(data), found, config.look.most_pictures, saved, data.image_size, data.resize)
     loader = loaders.open_in_memory(data, config.saved.storage, torch.device("cpu"))
     source = ValidationPictures(loader)
     return _Pictures(source, f"{loader.info.name}, the {source.size:,} validation pictures of the run", [])
@@ -207,7 +216,7 @@ def _listed(uri: str, classes: Sequence[str] | None) -> list[tuple[str, str]]:
     filesystem, path = storage.locate(uri, "--data")
     if storage.is_file(filesystem, path):
         return [("", _class_of("", str(PurePosixPath(path).parent), classes))]
-    paths = list_unlabeled(uri).column("path").to_pylist()
+    paths = forms.look_unlabeled(uri).column("path").to_pylist()
     held_back = next((name for name, part in split_folders(paths).items() if part == VALID_PART), "")
     paths = [path for path in paths if path.startswith(f"{held_back}/")] if held_back else paths
     return [(path, _class_of(path, uri, classes)) for path in paths]

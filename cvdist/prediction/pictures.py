@@ -15,8 +15,8 @@ import pyarrow as pa
 from pyarrow import fs as arrow
 
 from cvdist import storage
-from cvdist.data.images.formats import is_read
-from cvdist.data.images.listing import list_unlabeled, unlabeled_table
+from cvdist.data.formats import is_read
+from cvdist.data.forms import look_unlabeled, unlabeled_table
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.storage import Entry, Folder
@@ -33,7 +33,7 @@ class NamedPictures:
 
     Attributes:
         root: Folder or URI that their paths are relative to.
-        table: One row per picture, sorted by path, as `list_unlabeled` makes it.
+        table: One row per picture, sorted by path, as `forms.look_unlabeled` makes it.
         whole: Whether they are all pictures of one folder, which the user named.
         words: What the user named, in one line, without credentials.
     """
@@ -72,7 +72,7 @@ def find_pictures(named: str | Sequence[str]) -> NamedPictures:
             keys = [key for _, key, _ in split]
             infos = list(pool.map(filesystem.get_file_info, [f"{top.rstrip('/')}{key}" for key in keys]))
         if len(words) == 1 and infos[0].type == arrow.FileType.Directory:
-            return NamedPictures(words[0], list_unlabeled(words[0]), True, _in_one_line(given))
+            return NamedPictures(words[0], look_unlabeled(words[0]), True, _in_one_line(given))
         for word, key, info in zip(words, keys, infos, strict=True):
             matches = [info]
             if info.type == arrow.FileType.NotFound:
@@ -84,7 +84,7 @@ def find_pictures(named: str | Sequence[str]) -> NamedPictures:
             for one in matches:
                 path = one.path.removeprefix(top)
                 if one.type == arrow.FileType.Directory:
-                    below = list_unlabeled(f"{head}{path}{tail}").to_pylist()
+                    below = look_unlabeled(f"{head}{path}{tail}").to_pylist()
                     found |= {
                         f"{path}/{row['path']}": Entry("", False, row["size"], row["modified"]) for row in below
                     }

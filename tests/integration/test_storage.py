@@ -17,8 +17,9 @@ from cvdist import config as configs
 from cvdist import loaders, log, models, slow_requests, storage
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.config import ModelConfig, PicturesConfig, TrainConfig
+from cvdist.data.forms import look_unlabeled
 from cvdist.data.images import versions
-from cvdist.data.images.listing import list_pictures, list_unlabeled
+from cvdist.data.images.listing import list_pictures
 from cvdist.errors import UserError
 from cvdist.models import weights
 from cvdist.prediction.pictures import find_pictures
@@ -96,7 +97,7 @@ def test_objects_are_known_by_their_etags(bucket, tmp_path, monkeypatch):
 
     def version(uri):
         monkeypatch.setattr(storage, "read", None)  # contents are not asked for
-        return versions.digest(versions.with_versions(list_unlabeled(uri), uri, tmp_path / "cache"))
+        return versions.digest(versions.with_versions(look_unlabeled(uri), uri, tmp_path / "cache"))
 
     before = version(first)
     assert version(copy) == before

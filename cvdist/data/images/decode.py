@@ -23,8 +23,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize as resize_pixels
 
 from cvdist.config import PicturesConfig
+from cvdist.data import formats
 from cvdist.data.augment import luma
-from cvdist.data.images import formats
 from cvdist.data.images.containers import Jpeg, orientation, png_data, split, split_jpeg
 from cvdist.data.images.resizing import crop_middle
 

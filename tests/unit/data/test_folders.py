@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from cvdist import config as configs
 from cvdist.config import PicturesConfig
+from cvdist.data.forms import NO_PART, TRAIN_PART, VALID_PART, look_unlabeled
 from cvdist.data.images import versions
-from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, list_unlabeled
+from cvdist.data.images.listing import list_pictures
 from cvdist.data.split import held_back_counts
 from cvdist.errors import UserError
 
@@ -184,7 +185,7 @@ def test_results_of_jobs_among_the_pictures_are_passed_over(tmp_path, caplog, pl
     caplog.set_level("INFO", "cvdist")
     assert listed(root) == (CATS_DOGS, [6, 4, 0])
     assert "predictions" in caplog.text and "passed over" in caplog.text
-    assert len(list_unlabeled(str(root))) == 10
+    assert len(look_unlabeled(str(root))) == 10
     (output / "manifest.json").write_text("{}")
     if place == "valid":
         with pytest.raises(UserError, match="no pictures in predictions, receipts"):
@@ -233,7 +234,7 @@ def test_balanced_classes_are_split_in_proportion():
 
 
 def version_of(root, cache):
-    return versions.digest(versions.with_versions(list_unlabeled(str(root)), str(root), cache))
+    return versions.digest(versions.with_versions(look_unlabeled(str(root)), str(root), cache))
 
 
 def test_a_fresh_copy_is_the_same_and_another_picture_of_the_same_size_is_not(tmp_path):
