@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -226,7 +227,7 @@ def _augmentation(cache: Manifest) -> Augmentation | None:
 
 def _originals(config: TrainConfig, cache: Manifest) -> Callable[[Sequence[str]], Tensor]:
     """Return a function that reads original pictures for figures, from `--data` or the cache's source."""
-    uri = config.data.uri or cache.source
+    uri = root_of(replace(config.data, uri=config.data.uri or cache.source))
     size, resize = cache.fingerprint.size, cache.fingerprint.resize
 
     def pictures(paths: Sequence[str]) -> Tensor:

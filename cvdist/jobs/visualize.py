@@ -13,14 +13,16 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from cvdist import config as configs
 from cvdist import loaders, log, storage, tracking
-from cvdist.config import DataConfig, LookConfig, VisualizeJobConfig
+from cvdist.config import DataConfig, LookConfig, PicturesConfig, TableConfig, VisualizeJobConfig
 from cvdist.data import forms
 from cvdist.data.forms.folders import split_folders
+from cvdist.data.forms.table import is_table, require_unused
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.decode import to_gray
 from cvdist.data.images.listing import VALID_PART, list_pictures, split_rows
@@ -84,7 +86,7 @@ def visualize(config: VisualizeJobConfig) -> VisualizeResult:
     started = time.monotonic()
     look = config.look
     configs.check_groups(config)
-    configs.require_outside(look.data, output=look.output)
+    configs.require_outside(look.root or look.data, output=look.output)
     saved = open_model(config.saved)
     layers = select_layers(saved.model, look.layers)
     output = look.output or ("" if saved.run else "figures")
@@ -170,8 +172,11 @@ def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None
     look = config.look
     if look.data:
         size, resize = saved.identity.height, saved.learned_resize()
-        found = _listed(look.data, saved.identity.classes if saved.has_classifier else None)
-        return _decoded(look.data, found, look.most_pictures, saved, size, resize)
+        data = PicturesConfig(
+            uri=look.data, image_size=size, resize=resize, **vars(configs.part_of(TableConfig, look))
+        )
+        found = _listed(data, saved.identity.classes if saved.has_classifier else None)
+        return _decoded(data, found, look.most_pictures, saved)
     if saved.data is None:
         return None
     if saved.data.dataset == "images" and not saved.data.uri:  # trained from a cache of features alone
@@ -192,27 +197,34 @@ def _of_the_run(saved: SavedModel, data: DataConfig, config: VisualizeJobConfig)
         names = np.array(listing.classes)[np.asarray(listing.table.column("label"))[rows]]
         paths = listing.table.column("path").take(rows).to_pylist()
         found = list(zip(paths, names.tolist(), strict=True))
-        return _decoded(data.uri, found, config.look.most_pictures, saved, data.image_size, data.resize)
+        return _decoded(data, found, config.look.most_pictures, saved)
     loader = loaders.open_in_memory(data, config.saved.storage, torch.device("cpu"))
     source = ValidationPictures(loader)
     return _Pictures(source, f"{loader.info.name}, the {source.size:,} validation pictures of the run", [])
 
 
-def _listed(uri: str, classes: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Path below `uri` (empty: `uri` itself is the file) and class of each picture, empty where unknown.
+def _listed(data: PicturesConfig, classes: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Path below the root (empty: `--data` itself is the file) and class of each picture, empty where unknown.
 
     classes: what the model knows; None: it knows none, and the folders' names say what is shown.
 
     Raises:
         UserError: if there is nothing, or nothing by the name of a picture.
     """
-    filesystem, path = storage.locate(uri, "--data")
+    if is_table(data.uri):
+        table = forms.look(data)
+        held_back = next((name for name, part in table.parts.items() if part == VALID_PART), "")
+        rows = table.table.filter(pc.equal(table.table["split"], held_back)) if held_back else table.table
+        named = zip(rows["path"].to_pylist(), rows["label"].to_pylist(), strict=True)
+        return [(path, name if classes is None or name in classes else "") for path, name in named]
+    require_unused(data.uri, data)
+    filesystem, path = storage.locate(data.uri, "--data")
     if storage.is_file(filesystem, path):
         return [("", _class_of("", str(PurePosixPath(path).parent), classes))]
-    paths = forms.look_unlabeled(uri).column("path").to_pylist()
-    held_back = next((name for name, part in split_folders(paths).items() if part == VALID_PART), "")
-    paths = [path for path in paths if path.startswith(f"{held_back}/")] if held_back else paths
-    return [(path, _class_of(path, uri, classes)) for path in paths]
+    found = forms.look_unlabeled(data.uri)["path"]
+    held_back = next((name for name, part in split_folders(found).items() if part == VALID_PART), "")
+    paths = found.filter(pc.starts_with(found, f"{held_back}/" if held_back else "")).to_pylist()
+    return [(path, _class_of(path, data.uri, classes)) for path in paths]
 
 
 def _class_of(path: str, uri: str, classes: Sequence[str] | None) -> str:
@@ -223,9 +235,7 @@ def _class_of(path: str, uri: str, classes: Sequence[str] | None) -> str:
     return next((part for part in reversed(parts) if part in classes), "")
 
 
-def _decoded(
-    uri: str, found: list[tuple[str, str]], limit: int, saved: SavedModel, size: int, resize: str
-) -> _Pictures:
+def _decoded(data: PicturesConfig, found: list[tuple[str, str]], limit: int, saved: SavedModel) -> _Pictures:
     """Up to `limit` of the pictures, by a fixed seed, in memory: 150 kB each at 224 pixels.
 
     Raises:
@@ -233,7 +243,7 @@ def _decoded(
     """
     order = torch.randperm(len(found), generator=generator("pictures of a folder")).tolist()[:limit]
     chosen = [found[row] for row in sorted(order)]
-    reader = Reader(uri, size, resize)
+    uri, reader = data.uri, Reader(forms.root_of(data), data.image_size, data.resize)
 
     def load(path: str) -> Tensor | str:
         try:
