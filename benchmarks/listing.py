@@ -1,4 +1,4 @@
-"""A million pictures in a bucket: seconds until they are listed with their classes, and the memory that it takes.
+"""A million pictures in a bucket: seconds and memory until they are listed with their classes.
 
 A stand-in for S3 answers requests for lists in pages of 1,000 names, each after a tenth of a second. The other
 side is pyarrow's recursive listing alone, which most readers of buckets use, without any look at the names.
@@ -71,7 +71,9 @@ def _run(work: str, classes: int) -> tuple[float, float]:
         keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1"}
         place = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.stdout.readline().strip()}"}
         command = [sys.executable, "-c", f"import os\n{work}{_MEASURE}"]
-        done = subprocess.run(command, env=os.environ | keys | place, stdout=subprocess.PIPE, timeout=900, check=True)
+        done = subprocess.run(
+            command, env=os.environ | keys | place, stdout=subprocess.PIPE, timeout=900, check=True
+        )
     finally:
         server.kill()
         server.wait()
@@ -121,7 +123,7 @@ def _object(number: int, each: int) -> str:
     return (
         f"<Contents><Key>pictures/class-{number // each:04}/{number:07}.jpg</Key>"
         "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
-        f'<ETag>&quot;{number:032x}&quot;</ETag><Size>{20_000 + number % 1000}</Size>'
+        f"<ETag>&quot;{number:032x}&quot;</ETag><Size>{20_000 + number % 1000}</Size>"
         "<StorageClass>STANDARD</StorageClass></Contents>"
     )
 

@@ -260,8 +260,8 @@ def _with_files(uri: str, root: str, rows: pa.Table) -> tuple[pa.Table, pa.Table
     if number.unclear:
         one, *several = number.example
         raise UserError(
-            f"--data {name}: {number.unclear:,} rows may name several files below {redact(below)}, e.g. {one}: "
-            f"{' and '.join(several)}. Name the folder that is meant with --data-root"
+            f"--data {name}: rows that may name several files below {redact(below)}: {number.unclear:,}, e.g. "
+            f"{one} ({' and '.join(several)}): name the folder that is meant with --data-root"
         )
     there = pc.is_valid(number.files)
     missing = total - pc.sum(there).as_py() if total else 0
@@ -269,8 +269,8 @@ def _with_files(uri: str, root: str, rows: pa.Table) -> tuple[pa.Table, pa.Table
         example = next(iter(names.drop_null()[:1].to_pylist()), "(empty)")
         others = f"{len(files):,} pictures" if len(files) else "no pictures"
         raise UserError(
-            f"--data {name}: none of {total:,} rows names a file, e.g. {example}; {redact(below)} has {others}: "
-            "name the pictures' folder with --data-root, or the column with --path-column"
+            f"--data {name}: none of {total:,} rows names a file, e.g. {example}; {redact(below)} has "
+            f"{others}: name the pictures' folder with --data-root, or the column with --path-column"
         )
     if missing:
         lost = names.filter(pc.invert(there)).fill_null("(empty)")[:3].to_pylist()
@@ -282,7 +282,11 @@ def _with_files(uri: str, root: str, rows: pa.Table) -> tuple[pa.Table, pa.Table
     unnamed[number.files.drop_null()] = False
     if unnamed.any():
         example = files["path"][int(unnamed.argmax())].as_py()
-        say(f"pictures below {redact(below)} that no row names", int(unnamed.sum()), example)
+        say(
+            f"pictures below {redact(storage.joined(below, common))} that no row names",
+            int(unnamed.sum()),
+            example,
+        )
     return rows.append_column("file", number.files).filter(there), files
 
 
@@ -362,7 +366,7 @@ def _once_each(name: str, rows: pa.Table, files: pa.Table, fraction: float) -> p
         crossing = pc.greater(groups["split_count_distinct"], 1)
         if number := pc.sum(crossing).as_py():
             raise UserError(
-                f"--data {name}: {number:,} pictures are in several splits, e.g. {shown(crossing, 'split')}: each "
+                f"--data {name}: pictures in several splits: {number:,}, e.g. {shown(crossing, 'split')}: each "
                 "belongs in one"
             )
     unclear = pc.greater(groups["label_count_distinct"], 1)

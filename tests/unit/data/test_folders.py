@@ -61,7 +61,11 @@ LAYOUTS = {
     "Training and Testing": (both("Training", "Testing"), [6, 4, 0], "validated on Testing"),
     "images": (both("train_images", "val_images"), [6, 4, 0], ""),
     "no separator": (both("TrainData", "testset"), [6, 4, 0], "validated on testset"),
-    "all three": ({**both("train", "val"), "test/cat": 5, "test/dog": 5}, [6, 4, 0], "10 pictures are left out: in no class folder"),
+    "all three": (
+        {**both("train", "val"), "test/cat": 5, "test/dog": 5},
+        [6, 4, 0],
+        "10 pictures are left out: in no class folder, e.g. test/cat/0.jpg",
+    ),
     "unlabeled test pictures": (
         {"train/cat": 5, "train/dog": 5, "test": 3},
         [0, 0, 10],

@@ -134,25 +134,90 @@ def test_pictures_without_labels(root):
 
 
 REFUSED = {
-    "no column of paths": ("a,b\n1,2\n", "DIR/l.csv has the columns a, b: name the one with the pictures' paths with --path-column"),
-    "two columns of paths": ("file,url,label\na.jpg,b.jpg,c\n", "DIR/l.csv: file or url may hold the pictures' paths: name one with --path-column"),
-    "two columns of labels": ("file,class,label\na.jpg,1,c\n", "DIR/l.csv: class or label may hold the classes: name one with --label-column"),
-    "no column of labels": ("file,x,z\na.jpg,1,c\n", "DIR/l.csv has the columns file, x, z: name the one with the classes with --label-column"),
-    "no labels": ("file,label\na.jpg,\n", "DIR/l.csv: column label is empty: name another one with --label-column"),
-    "folds": ("file,label,split\na.jpg,c,1\nb.jpg,d,\n", "DIR/l.csv: column split has 1, (empty), and splits are train, valid and test: name another one with --split-column, or none"),
-    "no train": ("file,label,split\na.jpg,c,val\nb.jpg,d,test\n", "DIR/l.csv: column split has no train: test, valid"),
-    "no file": ("id,label\n1,c\n", "DIR/l.csv: none of 1 rows names a file, e.g. 1; DIR has 5 pictures: name the pictures' folder with --data-root, or the column with --path-column"),
-    "elsewhere": ("file,label\n/x/y/a.jpg,c\n/x/z/b.jpg,d\na.jpg,c\n", "DIR/l.csv: rows that name pictures outside of DIR: 2, e.g. /x/y/a.jpg: --data-root /x would do"),
-    "in another bucket": ("uri,label\ns3://b/p/a.jpg,c\n", "DIR/l.csv: rows that name pictures outside of DIR: 1, e.g. s3://b/p/a.jpg: --data-root s3://b/p would do"),
-    "above": ("file,label\n../a.jpg,c\n", "DIR/l.csv: rows that name pictures outside of DIR: 1, e.g. UP/a.jpg: --data-root UP would do"),
-    "in the web": ("url,label\nhttps://x/a.jpg,c\n", "DIR/l.csv: rows that name pictures outside of DIR: 1, e.g. https://x/a.jpg: addresses in the web are not read: download the pictures, and give their paths"),
-    "Windows": ("file,label\nC:\\p\\a.jpg,c\n", "DIR/l.csv: rows that name pictures outside of DIR: 1, e.g. C:\\p\\a.jpg: paths of another system: give paths relative to DIR"),
-    "several files": ("id,label\n1,c\n2,d\n", "DIR/l.csv: 1 rows may name several files below DIR, e.g. 1: x/1.jpg and y/1.jpg. Name the folder that is meant with --data-root"),
-    "several labels": ("id,label\na,c\na,d\n", "DIR/l.csv: 1 of 1 pictures have rows with different labels, e.g. train/a.jpg (c, d): keep one label for each, or raise --max-bad-fraction 0.001, and they are left out"),
-    "a leak": ("id,label,split\na,c,train\na,c,valid\n", "DIR/l.csv: 1 pictures are in several splits, e.g. train/a.jpg (train, valid): each belongs in one"),
-    "no rows": ("id,label\n", "DIR/l.csv has no rows"),
-    "one column twice": ("id,label,label\na,c,c\n", "DIR/l.csv has several columns named label: rename them"),
-    "another encoding": ("id,label\na,caf\xe9\n".encode("latin-1"), "DIR/l.csv can't be read: it is not text in UTF-8: save it with that encoding, in Excel as CSV UTF-8"),
+    "no column of paths": (
+        "a,b\n1,2\n",
+        "DIR/l.csv has the columns a, b: name the one with the pictures' paths with --path-column",
+    ),
+    "two columns of paths": (
+        "file,url,label\na.jpg,b.jpg,c\n",
+        "DIR/l.csv: file or url may hold the pictures' paths: name one with --path-column",
+    ),
+    "two columns of labels": (
+        "file,class,label\na.jpg,1,c\n",
+        "DIR/l.csv: class or label may hold the classes: name one with --label-column",
+    ),
+    "no column of labels": (
+        "file,x,z\na.jpg,1,c\n",
+        "DIR/l.csv has the columns file, x, z: name the one with the classes with --label-column",
+    ),
+    "no labels": (
+        "file,label\na.jpg,\n",
+        "DIR/l.csv: column label is empty: name another one with --label-column",
+    ),
+    "folds": (
+        "file,label,split\na.jpg,c,1\nb.jpg,d,\n",
+        "DIR/l.csv: column split has 1, (empty), and splits are train, valid and test: name another one "
+        "with --split-column, or none",
+    ),
+    "no train": (
+        "file,label,split\na.jpg,c,val\nb.jpg,d,test\n",
+        "DIR/l.csv: column split has no train: test, valid",
+    ),
+    "no file": (
+        "id,label\n1,c\n",
+        "DIR/l.csv: none of 1 rows names a file, e.g. 1; DIR has 5 pictures: name the pictures' folder with"
+        " --data-root, or the column with --path-column",
+    ),
+    "elsewhere": (
+        "file,label\n/x/y/a.jpg,c\n/x/z/b.jpg,d\na.jpg,c\n",
+        "DIR/l.csv: rows that name pictures outside of DIR: 2, e.g. /x/y/a.jpg: --data-root /x would do",
+    ),
+    "in another bucket": (
+        "uri,label\ns3://b/p/a.jpg,c\n",
+        "DIR/l.csv: rows that name pictures outside of DIR: 1, e.g. s3://b/p/a.jpg: --data-root s3://b/p "
+        "would do",
+    ),
+    "above": (
+        "file,label\n../a.jpg,c\n",
+        "DIR/l.csv: rows that name pictures outside of DIR: 1, e.g. UP/a.jpg: --data-root UP would do",
+    ),
+    "in the web": (
+        "url,label\nhttps://x/a.jpg,c\n",
+        "DIR/l.csv: rows that name pictures outside of DIR: 1, e.g. https://x/a.jpg: addresses in the web "
+        "are not read: download the pictures, and give their paths",
+    ),
+    "Windows": (
+        "file,label\nC:\\p\\a.jpg,c\n",
+        "DIR/l.csv: rows that name pictures outside of DIR: 1, e.g. C:\\p\\a.jpg: paths of another system: "
+        "give paths relative to DIR",
+    ),
+    "several files": (
+        "id,label\n1,c\n2,d\n",
+        "DIR/l.csv: rows that may name several files below DIR: 1, e.g. 1 (x/1.jpg and y/1.jpg): name the "
+        "folder that is meant with --data-root",
+    ),
+    "several labels": (
+        "id,label\na,c\na,d\n",
+        "DIR/l.csv: 1 of 1 pictures have rows with different labels, e.g. train/a.jpg (c, d): keep one "
+        "label for each, or raise --max-bad-fraction 0.001, and they are left out",
+    ),
+    "a leak": (
+        "id,label,split\na,c,train\na,c,valid\n",
+        "DIR/l.csv: pictures in several splits: 1, e.g. train/a.jpg (train, valid): each belongs in one",
+    ),
+    "no rows": (
+        "id,label\n",
+        "DIR/l.csv has no rows",
+    ),
+    "one column twice": (
+        "id,label,label\na,c,c\n",
+        "DIR/l.csv has several columns named label: rename them",
+    ),
+    "another encoding": (
+        "id,label\na,caf\xe9\n".encode("latin-1"),
+        "DIR/l.csv can't be read: it is not text in UTF-8: save it with that encoding, in Excel as CSV "
+        "UTF-8",
+    ),
 }  # fmt: skip
 
 
@@ -172,10 +237,10 @@ def test_other_mistakes(root):
     ):
         with pytest.raises(UserError, match=text):
             look(root / "l.csv", "id,label\na,c\n", **settings)
-    for given in ({"uri": str(root), "label_column": "x"}, {"uri": str(root), "root": "x"}):
+    for named in ({"uri": str(root), "label_column": "x"}, {"uri": str(root), "root": "x"}):
         with pytest.raises(UserError, match=r"--(label-column|data-root) is for tables, and --data .* is none"):
-            forms.look(PicturesConfig(**given))
-    with pytest.raises(UserError, match="tables are read from .csv, .tsv, .jsonl"):
+            forms.look(PicturesConfig(**named))
+    with pytest.raises(UserError, match=r"tables are read from \.csv, \.tsv, \.jsonl"):
         look(root / "l.xlsx", "")
     parquet.write_table(
         pa.table({"image": [{"bytes": b"x", "path": "a.jpg"}], "label": [1]}), root / "l.parquet"
@@ -204,7 +269,7 @@ path = st.builds(
 
 @given(st.lists(path, min_size=1, max_size=8, unique=True), st.lists(part, max_size=2), st.integers(0, 2))
 def test_a_name_means_the_file_of_that_path_or_the_only_one_that_ends_so(paths, above, cut):
-    """Names are paths without folders above, or without a suffix, or with others: never a file of another name."""
+    """Names are paths, whole, without folders above, or without a suffix: never a file of another name."""
     paths = sorted(paths)
     names = ["/".join(one.split("/")[cut:]) or one for one in paths]
     bare = [name.rpartition(".")[0] for name in names]
