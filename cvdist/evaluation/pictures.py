@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from cvdist import loaders
-from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, TableConfig, cache_folder, part_of
+from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, TableConfig, part_of
 from cvdist.data.dataset import Loader
-from cvdist.data.forms import root_of
-from cvdist.data.images import store
+from cvdist.data.forms import NO_PART, TRAIN_PART, VALID_PART, root_of
+from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
-from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, split_rows
+from cvdist.data.images.listing import list_pictures
 from cvdist.data.quarantine import BadPicture, require_few_bad
 from cvdist.data.sampler import EpochOrder
 from cvdist.distributed.precision import Precision, choose_precision
@@ -224,7 +224,9 @@ class PictureFolder:
             value = VALID_PART if part == "valid" else TRAIN_PART
             table = table.filter(pa.array(np.asarray(table.column("part")) == value))
         elif part != "all":
-            table = _as_split_in_training(config, wanted, listing.classes, part)
+            timeout = config.evaluation.prepare_timeout
+            split = as_split_in_training(wanted, timeout=timeout, data_timeout=config.inference.data_timeout)
+            table = split["valid" if part == "valid" else "train"]
         where = redact(wanted.uri)
         return cls(wanted, listing.classes, table, f"{where} ({_PARTS[part]})", config.inference.data_timeout)
 
@@ -252,20 +254,6 @@ class PictureFolder:
 
 
 _PARTS = {"valid": "validation part", "train": "training part", "all": "all pictures"}
-
-
-def _as_split_in_training(
-    config: EvaluateConfig, wanted: DataConfig, classes: tuple[str, ...], part: str
-) -> pa.Table:
-    """Return the pictures that training would have in a split.
-
-    Training splits the pictures that can be decoded, so all pictures are decoded here too.
-    """
-    cache, evaluation = cache_folder(wanted.cache), config.evaluation
-    store.prepare(wanted, cache, timeout=evaluation.prepare_timeout, data_timeout=config.inference.data_timeout)
-    there = store.open_picture_store(wanted, cache)
-    learned, validated = split_rows(there.table, wanted, classes)
-    return there.table.take(pa.array(validated if part == "valid" else learned))
 
 
 def _log_softmax(model: torch.nn.Module, images: Tensor, precision: Precision) -> Tensor:

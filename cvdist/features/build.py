@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from cvdist import models, resumable_map, storage
 from cvdist.config import PreprocessConfig, cache_folder
-from cvdist.data.forms import root_of
-from cvdist.data.images.listing import VALID_PART, Listing, list_pictures
-from cvdist.data.images.versions import with_versions
+from cvdist.data.forms import VALID_PART, root_of
+from cvdist.data.images.listing import Listing, list_pictures
+from cvdist.data.images.versions import by_content, with_versions
 from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.features import changes as comparing
@@ -203,9 +203,10 @@ def _known_bad(todo: ExtractionPlan) -> list[BadPicture]:
     """The pictures that could not be decoded when the cache was written, and have not changed."""
     if todo.before is None:
         return []
-    known = todo.known.take(pa.array(todo.changes.of))
-    kept = set(known.column("path").filter(pa.array(np.asarray(known.column("shard")) < 0)).to_pylist())
-    return [picture for picture in todo.before.bad if picture.path in kept]
+    now = todo.listing.table.column("path").take(pa.array(todo.changes.kept)).to_pylist()
+    then = todo.known.column("path").take(pa.array(todo.changes.of)).to_pylist()
+    path = dict(zip(then, now, strict=True))
+    return [BadPicture(path[one.path], one.reason) for one in todo.before.bad if one.path in path]
 
 
 def _finish(
@@ -223,6 +224,7 @@ def _finish(
         feature_shape=backbone.feature_shape(3, size, size),
         fingerprint=todo.fingerprint,
         source=redact(config.data.uri),
+        root=redact(root_of(config.data)),
         weights=backbone.source,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         index=entry,
@@ -240,6 +242,7 @@ def _finish(
 def _table(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> tuple[pa.Table, list[ShardEntry]]:
     """Build the new index and the list of shards that it refers to."""
     kept = todo.known.take(pa.array(todo.changes.of)).to_pydict()
+    kept["path"] = todo.listing.table.column("path").take(pa.array(todo.changes.kept)).to_pylist()
     used = sorted(set(kept["shard"]) - {-1})
     shards = [todo.before.shards[number] for number in used] if todo.before else []
     renumbered = {number: i for i, number in enumerate(used)} | {-1: -1}
@@ -259,7 +262,7 @@ def _table(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> tuple[pa.Table,
     columns = zip(*(found[path] for path in table.column("path").to_pylist()), strict=True)
     for name, column in zip(_PLACE, columns, strict=True):
         table = table.append_column(name, pa.array(column, index.SCHEMA.field(name).type))
-    return table.cast(index.SCHEMA), shards
+    return by_content(table.cast(index.SCHEMA)), shards
 
 
 def _same(before: Manifest, made: Manifest) -> bool:

@@ -139,10 +139,11 @@ class Extractor:
             if not pixels:
                 continue
             names = [path for path, one in named if one.pixels is not None]
+            digests_here = [one.digest.hex() for one in decoded if one.pixels is not None]
             images = stacked(pixels, self._device)
             # Held while a GPU's work is handed over, not until it is done: another thread's comes next.
             with self._computing:
-                stored = self._compute(images, names, views)
+                stored = self._compute(images, digests_here, views)
                 finite.append((names[0], stored.isfinite().all().to("cpu", non_blocking=True)))
                 features[good : good + len(pixels)].copy_(stored, non_blocking=True)
                 done = torch.cuda.Event() if pinned else None
@@ -159,14 +160,14 @@ class Extractor:
                 )
         return features, digests, bad
 
-    def _compute(self, pixels: Tensor, names: list[str], views: int) -> Tensor:
+    def _compute(self, pixels: Tensor, digests: list[str], views: int) -> Tensor:
         """uint8 (n, H, W, C) to features (n, views, ...) on the device, in the stored dtype."""
         plain = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float()
         computed = []
         for view in range(views):
             images = plain.clone() if views > 1 else plain
             if view and self._augmentation is not None:
-                draws = torch.stack([self._augmentation.draw_view(name, view) for name in names])
+                draws = torch.stack([self._augmentation.draw_view(digest, view) for digest in digests])
                 images = self._augmentation.apply(images, to_device(draws, self._device))
             with torch.inference_mode(), self.precision.autocast():
                 computed.append(self.module(self._normalize(images)))

@@ -63,7 +63,7 @@ class FeatureLoader:
             views: number of views of each training sample to choose from.
             seed: seed of the choice of views.
             window: number of shards that are shuffled together; 0 means that all samples are shuffled.
-            digest: SHA-256 of the cache's index.
+            digest: SHA-256 of the contents and labels of all pictures, and of the shuffle's shards.
             quarantine: pictures that can't be decoded.
             augmentation: augmentation of the views, or None.
             pictures: reads original pictures, for figures.
@@ -158,7 +158,7 @@ class FeatureLoader:
         return self._paths(split, [int(index) for index in indices])
 
     def digest(self) -> str:
-        """Return the SHA-256 of the cache's index, which contains every picture's digest (`Loader.digest`)."""
+        """Return the SHA-256 of all pictures' contents and labels (`Loader.digest`)."""
         return self._digest
 
     def _draw_views(self, epoch: int) -> np.ndarray | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -18,7 +17,7 @@ from cvdist.data.dataset import DatasetInfo, Split
 from cvdist.data.forms import root_of
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import list_pictures, split_rows
-from cvdist.data.images.versions import with_versions
+from cvdist.data.images.versions import digest_of_rows, with_versions
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.errors import UserError
 from cvdist.features import changes, fingerprint, local, manifest
@@ -106,7 +105,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
         views=views,
         seed=config.run.seed,
         window=window,
-        digest=cache.index.sha256,
+        digest=digest_of_rows(table, rows.values(), ("digest", "label", *(("shard", "row") if window else ()))),
         quarantine=cache.bad,
         augmentation=_augmentation(cache) if views > 1 else None,
         pictures=_originals(config, cache),
@@ -226,16 +225,17 @@ def _augmentation(cache: Manifest) -> Augmentation | None:
 
 
 def _originals(config: TrainConfig, cache: Manifest) -> Callable[[Sequence[str]], Tensor]:
-    """Return a function that reads original pictures for figures, from `--data` or the cache's source."""
-    uri = root_of(replace(config.data, uri=config.data.uri or cache.source))
+    """Return a function that reads original pictures for figures, from `--data` or where the cache is from."""
+    roots = dict.fromkeys([*([root_of(config.data)] if config.data.uri else []), cache.root])
     size, resize = cache.fingerprint.size, cache.fingerprint.resize
 
     def pictures(paths: Sequence[str]) -> Tensor:
-        try:
-            found = Reader(uri, size, resize).pixels(paths)
-        except UserError as error:
-            logger.warning("pictures   %s can't be read for figures: %s", redact(uri), error)
-            found = torch.full((len(paths), size, size, 3), 128, dtype=torch.uint8)
-        return found.permute(0, 3, 1, 2).contiguous()
+        for root in roots:  # the paths in the index are those of the form that the cache was made from
+            try:
+                return Reader(root, size, resize).pixels(paths).permute(0, 3, 1, 2).contiguous()
+            except UserError as error:
+                why = error
+        logger.warning("pictures   %s can't be read for figures: %s", redact(cache.root), why)
+        return torch.full((len(paths), 3, size, size), 128, dtype=torch.uint8)
 
     return pictures

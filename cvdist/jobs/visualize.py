@@ -13,19 +13,22 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from cvdist import config as configs
 from cvdist import loaders, log, storage, tracking
-from cvdist.config import DataConfig, LookConfig, PicturesConfig, TableConfig, VisualizeJobConfig
+from cvdist.config import DataConfig, LookConfig, PicturesConfig, RuntimeConfig, TableConfig, VisualizeJobConfig
 from cvdist.data import forms
+from cvdist.data.forms import NO_PART, VALID_PART, root_of
 from cvdist.data.forms.folders import split_folders
 from cvdist.data.forms.table import is_table, require_unused
+from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.decode import to_gray
-from cvdist.data.images.listing import VALID_PART, list_pictures, split_rows
+from cvdist.data.images.listing import list_pictures
 from cvdist.data.normalize import Normalizer
 from cvdist.distributed import device as devices
 from cvdist.errors import UserError
@@ -172,11 +175,9 @@ def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None
     look = config.look
     if look.data:
         size, resize = saved.identity.height, saved.learned_resize()
-        data = PicturesConfig(
-            uri=look.data, image_size=size, resize=resize, **vars(configs.part_of(TableConfig, look))
-        )
+        data = PicturesConfig(uri=look.data, **vars(configs.part_of(TableConfig, look)))
         found = _listed(data, saved.identity.classes if saved.has_classifier else None)
-        return _decoded(data, found, look.most_pictures, saved)
+        return _decoded(root_of(data), found, look.most_pictures, saved, size, resize)
     if saved.data is None:
         return None
     if saved.data.dataset == "images" and not saved.data.uri:  # trained from a cache of features alone
@@ -191,13 +192,17 @@ def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None
 
 def _of_the_run(saved: SavedModel, data: DataConfig, config: VisualizeJobConfig) -> _Pictures:
     if data.dataset == "images":
-        # Listed again instead of decoded whole: a few hundred pictures are enough.
         listing = list_pictures(data)
-        _, rows = split_rows(listing.table, data, listing.classes)
-        names = np.array(listing.classes)[np.asarray(listing.table.column("label"))[rows]]
-        paths = listing.table.column("path").take(rows).to_pylist()
-        found = list(zip(paths, names.tolist(), strict=True))
-        return _decoded(data, found, config.look.most_pictures, saved)
+        part = np.asarray(listing.table.column("part"))
+        if (part == NO_PART).all():
+            waits = RuntimeConfig()
+            both = as_split_in_training(data, timeout=waits.prepare_timeout, data_timeout=waits.data_timeout)
+            table = both["valid"]
+        else:  # listed instead of decoded whole: a few hundred pictures are enough
+            table = listing.table.filter(pa.array(part == VALID_PART))
+        names = np.array(listing.classes)[np.asarray(table.column("label"))]
+        found = list(zip(table.column("path").to_pylist(), names.tolist(), strict=True))
+        return _decoded(root_of(data), found, config.look.most_pictures, saved, data.image_size, data.resize)
     loader = loaders.open_in_memory(data, config.saved.storage, torch.device("cpu"))
     source = ValidationPictures(loader)
     return _Pictures(source, f"{loader.info.name}, the {source.size:,} validation pictures of the run", [])
@@ -235,7 +240,9 @@ def _class_of(path: str, uri: str, classes: Sequence[str] | None) -> str:
     return next((part for part in reversed(parts) if part in classes), "")
 
 
-def _decoded(data: PicturesConfig, found: list[tuple[str, str]], limit: int, saved: SavedModel) -> _Pictures:
+def _decoded(
+    uri: str, found: list[tuple[str, str]], limit: int, saved: SavedModel, size: int, resize: str
+) -> _Pictures:
     """Up to `limit` of the pictures, by a fixed seed, in memory: 150 kB each at 224 pixels.
 
     Raises:
@@ -243,7 +250,7 @@ def _decoded(data: PicturesConfig, found: list[tuple[str, str]], limit: int, sav
     """
     order = torch.randperm(len(found), generator=generator("pictures of a folder")).tolist()[:limit]
     chosen = [found[row] for row in sorted(order)]
-    uri, reader = data.uri, Reader(forms.root_of(data), data.image_size, data.resize)
+    reader = Reader(uri, size, resize)
 
     def load(path: str) -> Tensor | str:
         try:

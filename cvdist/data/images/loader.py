@@ -6,7 +6,6 @@ the training device.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from cvdist.data.dataset import Batch, DatasetInfo, FullShuffle, Split, to_devic
 from cvdist.data.forms import root_of
 from cvdist.data.images.ahead import DecodeAhead, Reader
 from cvdist.data.images.store import PictureStore
+from cvdist.data.images.versions import digest_of_rows
 from cvdist.data.normalize import Normalizer
 from cvdist.data.quarantine import BadPicture
 from cvdist.data.sampler import EpochOrder, LocalBatch, partition
@@ -185,13 +185,7 @@ class ImageLoader(FullShuffle):
     def digest(self) -> str:
         """Return the SHA-256 of the files' digests and labels, split by split (`Loader.digest`)."""
         if not self._digest:
-            sha = hashlib.sha256()
-            for rows in self._rows.values():
-                for column in ("digest", "label"):
-                    values = self._store.table.column(column).take(pa.array(rows))
-                    for chunk in values.chunks:
-                        sha.update(chunk.buffers()[1])
-            self._digest = sha.hexdigest()
+            self._digest = digest_of_rows(self._store.table, self._rows.values(), ("digest", "label"))
         return self._digest
 
     def _batches(self, split: Split, local_batches: Iterator[LocalBatch], epoch: int | None) -> Iterator[Batch]:

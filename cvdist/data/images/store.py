@@ -4,7 +4,7 @@
 digests and channel means of the others. If the disk has room, the pixels are written to one file, from which
 each epoch reads them. In the cache folder, `KEY/` holds
 
-    index.arrow     the good pictures: path, label, part, row in the pixel file, digest, moments
+    index.arrow     the good pictures by content: path, label, part, row in the pixel file, digest, moments
     quarantine.csv  the bad pictures, with reasons
     pixels.u8       uint8 (rows, size, size, 3), absent if the disk has no room for it
     meta.json       written last
@@ -46,7 +46,7 @@ from cvdist.log import redact
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 32  # pictures that a process decodes at a time
 _INDEX, _PIXELS, _META = "index.arrow", "pixels.u8", "meta.json"
 
@@ -161,7 +161,7 @@ def _build(folder: Path, listing: Listing, config: DataConfig, data_timeout: flo
     table = table.append_column("row", pa.array(kept))
     table = table.append_column("digest", _fixed(digests.view(np.uint8).reshape(len(kept), 16)))
     table = table.append_column("moments", pa.FixedSizeListArray.from_arrays(pa.array(moments.ravel()), 6))
-    write_table(building / _INDEX, table)
+    write_table(building / _INDEX, versions.by_content(table))
     paths = listing.table.column("path")
     table_of_bad = quarantine_csv([BadPicture(paths[row].as_py(), why) for row, why in bad])
     (building / QUARANTINE).write_bytes(table_of_bad.encode())

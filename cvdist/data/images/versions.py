@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import feather
@@ -84,6 +85,27 @@ def _warn_of_twins(listing: pa.Table) -> None:
         paths = dict(zip(one.column("label").to_pylist(), one.column("path").to_pylist(), strict=True)).values()
         example = " and ".join(paths)
         logger.warning("data       pictures in more than one class: %d, e.g. %s", len(several), example)
+
+
+def by_content(table: pa.Table) -> pa.Table:
+    """Sort pictures by their contents, so that neither names nor the form of the data decide their order.
+
+    Args:
+        table: pictures, with the columns digest, part, label and path. Copies of one picture go by the others.
+    """
+    return table.sort_by([(name, "ascending") for name in ("digest", "part", "label", "path")])
+
+
+def digest_of_rows(table: pa.Table, rows: Iterable[np.ndarray], columns: Sequence[str]) -> str:
+    """Return a hexadecimal SHA-256 of some columns, of fixed size, of several lists of rows."""
+    sha = hashlib.sha256()
+    for mine in rows:
+        for name in columns:
+            column = table.column(name).take(pa.array(mine)).combine_chunks()
+            for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+                sha.update(chunk.buffers()[1])
+        sha.update(b"/")
+    return sha.hexdigest()
 
 
 def digest(listing: pa.Table) -> str:
