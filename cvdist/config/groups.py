@@ -51,8 +51,8 @@ class PathsConfig:
     """Where a table in `--data` names its pictures."""
 
     root: Annotated[str, Flag("data_root")] = ""
-    """Of a table: folder or URI with its pictures, at any depth, which relative paths are relative to.
-    Empty: the table's own folder."""
+    """Of a table: folder or URI that relative paths in it begin at, with its pictures at any depth. Empty: the
+    table's own folder."""
     path_column: str = ""
     """Of a table: column with the pictures' paths, URIs or ids. Empty: the one that holds names of pictures'
     files, or has a usual name such as `path`, `image` or `id`."""

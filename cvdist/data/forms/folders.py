@@ -37,11 +37,6 @@ def look(uri: str) -> Found:
     files = list_files(uri)
     counts = _counts(files.pictures["path"])
     parts = _find_parts(counts, files.folders, root)
-    table = (
-        f"; if {files.tables[0]} names the classes, give --data {root}/{files.tables[0]}"
-        if files.tables
-        else ""
-    )
     there: dict[str, dict[str, bool]] = {prefix: {} for prefix in parts}
     for folder in files.folders:
         prefix, names = _place(folder, parts)
@@ -50,10 +45,11 @@ def look(uri: str) -> Found:
     for prefix, names in (_place(folder, parts) for folder in counts):
         if names:
             there[prefix][names[0]] = True
-    _require_filled(there, root, table)
+    hint = _table_hint(files.tables, root)
+    _require_filled(there, root, hint)
     if files.others:
         logger.info("data       %d files are no pictures by their names, e.g. %s", files.others, files.example)
-    hint = _hint(there, files.folders, root) or (table if len(next(iter(there.values()))) == 1 else "")
+    hint = _hint(there, files.folders, root) or hint
     return Found(_with_classes(files.pictures, parts), parts, hint)
 
 
@@ -87,6 +83,12 @@ def _require_filled(there: Mapping[str, Mapping[str, bool]], root: str, hint: st
             )
         if empty := [name for name, filled in found.items() if not filled]:
             raise UserError(f"--data {where}: no pictures in {some(empty)}: fill or remove what is empty")
+
+
+def _table_hint(tables: list[str], root: str) -> str:
+    """What may have been meant where pictures lie in no folders of classes, but beside tables."""
+    first = sorted(tables, key=lambda path: (path.count("/"), path))[:3]
+    return f"; if {' or '.join(first)} names the classes, give --data {root}/{first[0]}" if first else ""
 
 
 def _hint(there: Mapping[str, Mapping[str, bool]], folders: set[str], root: str) -> str:
