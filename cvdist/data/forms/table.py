@@ -25,9 +25,9 @@ from pyarrow import parquet
 from cvdist import storage
 from cvdist.config import PathsConfig, PicturesConfig, TableConfig, dashed, fields_of
 from cvdist.data.formats import format_by_name
-from cvdist.data.forms.columns import label_column, path_column, roles_of, say, split_column, text_of
+from cvdist.data.forms.columns import label_column, path_column, roles_of, split_column, text_of
 from cvdist.data.forms.files import TABLES, list_files, parents_of
-from cvdist.data.forms.found import NO_PART, Found, parts_of, role
+from cvdist.data.forms.found import NO_PART, Found, parts_of, role, say
 from cvdist.data.forms.matching import match
 from cvdist.errors import UserError
 from cvdist.log import redact, some
