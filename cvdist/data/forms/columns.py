@@ -100,7 +100,7 @@ def _quoted(values: pa.ChunkedArray) -> str:
     return ", ".join(repr(one) for one in values.unique()[:3].to_pylist())
 
 
-def roles_of(name: str, column: str, values: pa.ChunkedArray) -> pa.DictionaryArray:
+def roles_of(name: str, column: str, values: pa.ChunkedArray) -> pa.Array:
     """The splits that a column names.
 
     Raises:
@@ -113,5 +113,4 @@ def roles_of(name: str, column: str, values: pa.ChunkedArray) -> pa.DictionaryAr
             f"--data {name}: column {column} has {some(unknown)}, and splits are train, valid and test: name "
             "another one with --split-column, or none"
         )
-    roles = pa.array([role(one) for one in there], pa.string()).take(encoded.indices)
-    return roles.dictionary_encode()
+    return pa.array([role(one) for one in there], pa.string()).take(encoded.indices)
