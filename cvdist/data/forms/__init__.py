@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from cvdist.config import PicturesConfig
-from cvdist.data.forms import folders
-from cvdist.data.forms.folders import unlabeled_table
+from cvdist.config import PathsConfig, PicturesConfig
+from cvdist.data.forms import files, folders, table
+from cvdist.data.forms.files import unlabeled_table
 from cvdist.data.forms.found import NO_PART, TRAIN_PART, VALID_PART, Found
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
 
 def root_of(config: PicturesConfig) -> str:
     """The folder or URI that the paths of the pictures of `--data` are relative to."""
-    return config.uri
+    return table.root_of(config.uri, config.root) if table.is_table(config.uri) else config.uri
 
 
 def look(config: PicturesConfig) -> Found:
@@ -37,11 +37,18 @@ def look(config: PicturesConfig) -> Found:
     Raises:
         UserError: if it can't be read, or may be taken in two ways.
     """
+    if table.is_table(config.uri):
+        return table.look(config)
+    table.require_unused(config.uri, config)
     return folders.look(config.uri)
 
 
-def look_unlabeled(uri: str) -> pa.Table:
+def look_unlabeled(uri: str, given: PathsConfig | None = None) -> pa.Table:
     """Find all pictures of `--data`, whatever their classes, in any folders.
+
+    Args:
+        uri: of the data.
+        given: how a table is read, where it isn't found out.
 
     Returns:
         The columns path, size and modified (and version) of `Found.table`.
@@ -49,4 +56,8 @@ def look_unlabeled(uri: str) -> pa.Table:
     Raises:
         UserError: if it can't be read or has no pictures.
     """
-    return folders.look_unlabeled(uri)
+    given = given or PathsConfig()
+    if table.is_table(uri):
+        return table.look_unlabeled(uri, given)
+    table.require_unused(uri, given)
+    return files.look_unlabeled(uri)

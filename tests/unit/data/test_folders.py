@@ -61,7 +61,11 @@ LAYOUTS = {
     "Training and Testing": (both("Training", "Testing"), [6, 4, 0], "validated on Testing"),
     "images": (both("train_images", "val_images"), [6, 4, 0], ""),
     "no separator": (both("TrainData", "testset"), [6, 4, 0], "validated on testset"),
-    "all three": ({**both("train", "val"), "test/cat": 5, "test/dog": 5}, [6, 4, 0], "10 files are left out"),
+    "all three": (
+        {**both("train", "val"), "test/cat": 5, "test/dog": 5},
+        [6, 4, 0],
+        "pictures in no class folder, left out: 10, e.g. test/cat/0.jpg",
+    ),
     "unlabeled test pictures": (
         {"train/cat": 5, "train/dog": 5, "test": 3},
         [0, 0, 10],
@@ -76,7 +80,7 @@ LAYOUTS = {
         {**both("train", "valid"), "train/__MACOSX": 1, "valid/cat/@eaDir": 1, "train/.ipynb_checkpoints": 1,
          "train/cat/Thumbs.db": 1, "train/.DS_Store": 0},
         [6, 4, 0],
-        "passed over: train/.DS_Store, train/.ipynb_checkpoints, train/__MACOSX, valid/cat/@eaDir",
+        "",
     ),
 }  # fmt: skip
 
