@@ -14,15 +14,17 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote, unquote
 
+import pyarrow as pa
 from pyarrow import fs as arrow
 
 from cvdist import slow_requests
@@ -35,6 +37,7 @@ _ATTEMPTS = 4  # per request, with growing pauses
 _PATIENT_ATTEMPTS = 10  # per request in the middle of a long job: about a minute
 # Options of pyarrow at the end of an S3 URI. Any other question mark belongs to the object's name.
 _S3_OPTIONS = re.compile(r"\?((scheme|region|endpoint_override|allow_\w+|\w*timeout|tls_\w+)=[^&]*&?)+$")
+_SIGNS = "*?["  # of patterns
 _REFUSED = r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|InvalidAccessKeyId|HTTP response code 403"
 _LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
@@ -127,6 +130,58 @@ def walk(
             yield from walk(filesystem, info.path, above)
 
 
+def match(
+    filesystem: arrow.FileSystem, folder: str, parts: Sequence[str], wanted: Callable[[str], bool]
+) -> Iterator[arrow.FileInfo]:
+    """Find what a pattern with `*`, `?`, `[...]` and `**` matches; nothing hidden.
+
+    Args:
+        filesystem: Has the folder.
+        folder: Its path.
+        parts: The pattern below it, cut at slashes.
+        wanted: Whether a file of this name counts, if it is not named in full. Folders do count.
+
+    Raises:
+        OSError: If a folder can't be read.
+    """
+    first, *rest = parts
+    if not any(sign in part for part in parts for sign in _SIGNS):
+        info = filesystem.get_file_info("/".join([folder, *parts]))
+        yield from [info] if info.type != arrow.FileType.NotFound else []
+        return
+    if not any(sign in first for sign in _SIGNS):
+        yield from match(filesystem, f"{folder}/{first}", rest, wanted)
+        return
+    if first == "**":
+        if filesystem.get_file_info(folder).type == arrow.FileType.Directory:
+            for info in walk(filesystem, folder):
+                path = info.path.removeprefix(folder).strip("/").split("/")
+                hidden = any(part.startswith(".") for part in path)
+                if info.is_file and wanted(path[-1]) and not hidden and _lies_in(path, [*parts]):
+                    yield info
+        return
+    selector = arrow.FileSelector(folder, allow_not_found=True)
+    listed = [info for info in filesystem.get_file_info(selector) if not info.base_name.startswith(".")]
+    for info in listed:
+        if info.type != arrow.FileType.Directory:
+            continue
+        if fnmatchcase(info.base_name, first):
+            yield from match(filesystem, info.path, rest, wanted) if rest else [info]
+    for info in listed if not rest else ():
+        if info.is_file and fnmatchcase(info.base_name, first) and wanted(info.base_name):
+            yield info
+
+
+def _lies_in(path: list[str], pattern: list[str]) -> bool:
+    """Whether a pattern with `**`, which is any number of folders, matches `path` or a folder above it."""
+    if not pattern:
+        return True
+    first, rest = pattern[0], pattern[1:]
+    if first == "**":
+        return any(_lies_in(path[start:], rest) for start in range(len(path)))
+    return bool(path) and fnmatchcase(path[0], first) and _lies_in(path[1:], rest)
+
+
 def read(filesystem: arrow.FileSystem, path: str) -> bytes:
     """Read a whole file.
 
@@ -158,8 +213,13 @@ def etag(filesystem: arrow.FileSystem, path: str) -> str:
         OSError: If it does not exist or can't be read.
     """
     with filesystem.open_input_file(path) as file:
-        found = file.metadata() or {}
-    return found.get(b"ETag", found.get("ETag", b"")).decode().strip('"')
+        return etag_of(file)
+
+
+def etag_of(file: pa.NativeFile) -> str:
+    """Return the ETag of an object that is open, empty where the storage has none."""
+    found = file.metadata() or {}
+    return str(found.get(b"ETag", found.get("ETag", b"")).decode().strip('"'))
 
 
 def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:

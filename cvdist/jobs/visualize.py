@@ -174,7 +174,7 @@ def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None
     if look.data:
         size, resize = saved.identity.height, saved.learned_resize()
         found = _listed(look.data, saved.identity.classes if saved.has_classifier else None)
-        return _decoded(look.data, found, look.most_pictures, saved, size, resize)
+        return _decoded(forms.root_of_unlabeled(look.data), found, look.most_pictures, saved, size, resize)
     if saved.data is None:
         return None
     if saved.data.dataset == "images" and not saved.data.uri:  # trained from a cache of features alone
@@ -214,7 +214,7 @@ def _listed(uri: str, classes: Sequence[str] | None) -> list[tuple[str, str]]:
         UserError: if there is nothing, or nothing by the name of a picture.
     """
     filesystem, path = storage.locate(uri, "--data")
-    if storage.is_file(filesystem, path):
+    if storage.is_file(filesystem, path) and not forms.archives.are_named(uri):
         return [("", _class_of("", str(PurePosixPath(path).parent), classes))]
     paths = forms.look_unlabeled(uri).column("path").to_pylist()
     held_back = next((name for name, part in split_folders(paths).items() if part == VALID_PART), "")

@@ -8,21 +8,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 from pyarrow import fs as arrow
 
 from cvdist import storage
+from cvdist.data.contents import file_of
 from cvdist.data.formats import is_read
-from cvdist.data.forms import look_unlabeled, unlabeled_table
+from cvdist.data.forms import archives, look_unlabeled, root_of_unlabeled, unlabeled_table
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.storage import Entry, Folder
 
 _LISTS = (".txt", ".lst")  # files that name pictures, one a line
-_SIGNS = "*?["  # of patterns
 _REQUESTS = 32  # at a time
 _NAMED = 3  # words that are repeated in full
 
@@ -71,12 +70,17 @@ def find_pictures(named: str | Sequence[str]) -> NamedPictures:
         with ThreadPoolExecutor(_REQUESTS) as pool:
             keys = [key for _, key, _ in split]
             infos = list(pool.map(filesystem.get_file_info, [f"{top.rstrip('/')}{key}" for key in keys]))
-        if len(words) == 1 and infos[0].type == arrow.FileType.Directory:
-            return NamedPictures(words[0], look_unlabeled(words[0]), True, _in_one_line(given))
+        if len(words) == 1 and (infos[0].type == arrow.FileType.Directory or archives.are_named(words[0])):
+            return NamedPictures(
+                root_of_unlabeled(words[0]), look_unlabeled(words[0]), True, _in_one_line(given)
+            )
         for word, key, info in zip(words, keys, infos, strict=True):
+            if archives.are_named(word):
+                found |= _below(root_of_unlabeled(word), word)
+                continue
             matches = [info]
             if info.type == arrow.FileType.NotFound:
-                matches = list(_matches(filesystem, top, PurePosixPath(key).parts[1:]))
+                matches = list(storage.match(filesystem, top, PurePosixPath(key).parts[1:], is_read))
             if not matches:
                 raise UserError(
                     f"--data {redact(word)} can't be read (there is no such file, folder or bucket)"
@@ -84,17 +88,21 @@ def find_pictures(named: str | Sequence[str]) -> NamedPictures:
             for one in matches:
                 path = one.path.removeprefix(top)
                 if one.type == arrow.FileType.Directory:
-                    below = look_unlabeled(f"{head}{path}{tail}").to_pylist()
-                    found |= {
-                        f"{path}/{row['path']}": Entry("", False, row["size"], row["modified"]) for row in below
-                    }
+                    found |= _below(f"{head}{path}{tail}", f"{head}{path}{tail}")
                 else:
                     found[path] = Entry("", False, one.size or 0, one.mtime_ns or 0)
     except OSError as error:
         raise UserError(f"--data {redact(words[0])} can't be read ({storage.reason(error)})") from error
-    root = os.path.commonpath([str(PurePosixPath(path).parent) for path in found])
+    root = os.path.commonpath([str(PurePosixPath(file_of(path)).parent) for path in found])
     entries = [replace(one, path=str(PurePosixPath(path).relative_to(root))) for path, one in found.items()]
     return NamedPictures(f"{head}{root}{tail}", unlabeled_table(entries), False, _in_one_line(given))
+
+
+def _below(root: str, uri: str) -> dict[str, Entry]:
+    """The pictures that a folder or an archive holds, by their absolute paths."""
+    path = storage.split(root)[1].rstrip("/")
+    rows = look_unlabeled(uri).to_pylist()
+    return {f"{path}/{row['path']}": Entry("", False, row["size"], row["modified"]) for row in rows}
 
 
 def _lines(word: str) -> Iterator[str]:
@@ -112,46 +120,6 @@ def _lines(word: str) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"--data {redact(word)} is no list of pictures: its lines are not text") from error
     yield from (storage.absolute(line.strip()) for line in lines if line.strip())
-
-
-def _matches(filesystem: arrow.FileSystem, folder: str, parts: Sequence[str]) -> Iterator[arrow.FileInfo]:
-    """The folders, and the files with names of pictures, below `folder` that the parts of a pattern match."""
-    first, *rest = parts
-    if not any(sign in part for part in parts for sign in _SIGNS):
-        info = filesystem.get_file_info("/".join([folder, *parts]))
-        yield from [info] if info.type != arrow.FileType.NotFound else []
-        return
-    if not any(sign in first for sign in _SIGNS):
-        yield from _matches(filesystem, f"{folder}/{first}", rest)
-        return
-    if first == "**":
-        if filesystem.get_file_info(folder).type == arrow.FileType.Directory:
-            for info in storage.walk(filesystem, folder):
-                path = info.path.removeprefix(folder).strip("/").split("/")
-                hidden = any(part.startswith(".") for part in path)
-                if info.is_file and is_read(path[-1]) and not hidden and _lies_in(path, [*parts]):
-                    yield info
-        return
-    selector = arrow.FileSelector(folder, allow_not_found=True)
-    listed = [info for info in filesystem.get_file_info(selector) if not info.base_name.startswith(".")]
-    for info in listed:
-        if info.type != arrow.FileType.Directory:
-            continue
-        if fnmatchcase(info.base_name, first):
-            yield from _matches(filesystem, info.path, rest) if rest else [info]
-    for info in listed if not rest else ():
-        if fnmatchcase(info.base_name, first) and is_read(info.base_name):
-            yield info
-
-
-def _lies_in(path: list[str], pattern: list[str]) -> bool:
-    """Whether a pattern with `**`, which is any number of folders, matches `path` or a folder above it."""
-    if not pattern:
-        return True
-    first, rest = pattern[0], pattern[1:]
-    if first == "**":
-        return any(_lies_in(path[start:], rest) for start in range(len(path)))
-    return bool(path) and fnmatchcase(path[0], first) and _lies_in(path[1:], rest)
 
 
 def _in_one_line(words: Sequence[str]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cvdist import log, storage
 from cvdist.data.formats import format_by_name, is_read, unread_formats
@@ -34,39 +35,56 @@ class _Folder:
     folders: set[str] = field(default_factory=set)
 
 
-def look(uri: str) -> Found:
+def look(files: Files, uri: str) -> Found:
     """Find the pictures below a folder that has one folder per class, either directly or in train/ and valid/.
 
     Raises:
-        UserError: if the folder can't be read, or its folders are no classes or may be taken in two ways.
+        UserError: if its folders are no classes or may be taken in two ways.
     """
-    root = redact(uri).rstrip("/")
-    files, folders, ignored = _look(uri)
-    parts = _find_parts([file.path for file in files], folders, root)
+    if files.ignored:
+        logger.info(
+            "data       %d files are no pictures by their names, e.g. %s", len(files.ignored), files.ignored[0]
+        )
+    return by_folders(unlabeled_table(files.pictures), files.folders, redact(uri).rstrip("/"))
+
+
+def by_folders(pictures: pa.Table, folders: set[str], root: str) -> Found:
+    """Find the class and the split of each picture by the folders in its path.
+
+    Args:
+        pictures: with a column path; pictures in no class folder are left out, and other columns stay.
+        folders: all that there are, with those in which no picture lies.
+        root: what the user named, for messages.
+
+    Raises:
+        UserError: if the folders are no classes or may be taken in two ways.
+    """
+    paths = pictures.column("path").to_pylist()
+    parts = _find_parts(paths, folders, root)
     there: dict[str, dict[str, bool]] = {prefix: {} for prefix in parts}
     for folder in folders:
         prefix, names = _place(folder, parts)
         if len(names) == 1:
             there[prefix].setdefault(names[0], False)
-    rows = []
-    for file in sorted(files, key=lambda file: file.path):
-        prefix, names = _place(file.path, parts)
+    placed: list[tuple[str | None, str]] = []
+    outside = []
+    for path in paths:
+        prefix, names = _place(path, parts)
         if len(names) < 2:
-            ignored.append(file.path)
+            outside.append(path)
+            placed.append((None, ""))
             continue
         there[prefix][names[0]] = True
-        rows.append((file, names[0], prefix))
+        placed.append((names[0], prefix))
     _require_filled(there, root)
-    if ignored:
+    if outside:
         logger.info(
-            "data       %d files are left out: in no class folder, or no pictures by their names, e.g. %s",
-            len(ignored),
-            ignored[0],
+            "data       %d pictures are left out: in no class folder, e.g. %s", len(outside), outside[0]
         )
-    table = unlabeled_table(file for file, _, _ in rows)
-    table = table.append_column("label", pa.array([name for _, name, _ in rows], pa.string()))
-    table = table.append_column("split", pa.array([prefix for _, _, prefix in rows], pa.string()))
-    return Found(table, parts, _hint(there, folders, root))
+    label = pa.array([name for name, _ in placed], pa.string())
+    table = pictures.append_column("label", label)
+    table = table.append_column("split", pa.array([prefix for _, prefix in placed], pa.string()))
+    return Found(table.filter(pc.is_valid(label)), parts, _hint(there, folders, root))
 
 
 def _require_filled(there: Mapping[str, Mapping[str, bool]], root: str) -> None:
@@ -95,20 +113,19 @@ def _hint(there: Mapping[str, Mapping[str, bool]], folders: set[str], root: str)
     return f"; if {some(within)} are the classes, name {root}/{one}" if len(within) > 1 else ""
 
 
-def look_unlabeled(uri: str) -> pa.Table:
-    """List all pictures below `uri`, in any folders, sorted by path.
+def look_unlabeled(files: Files, uri: str) -> pa.Table:
+    """All pictures below a folder, in any folders, sorted by path.
 
     Returns:
         A table with the columns path, size and modified of `Found.table`.
 
     Raises:
-        UserError: if the folder can't be read or has no pictures.
+        UserError: if there are none.
     """
-    files, _, ignored = _look(uri)
-    if not files:
-        others = f", only other files, e.g. {ignored[0]}" if ignored else ""
+    if not files.pictures:
+        others = f", only other files, e.g. {files.ignored[0]}" if files.ignored else ""
         raise UserError(f"--data {redact(uri)} has no pictures{others}")
-    return unlabeled_table(files)
+    return unlabeled_table(files.pictures)
 
 
 def unlabeled_table(files: Iterable[Entry]) -> pa.Table:
@@ -148,8 +165,33 @@ def _splits_of(top: Mapping[str, _Folder]) -> dict[str, int]:
     return parts | dict.fromkeys(held_back, VALID_PART) if train else {}
 
 
-def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
-    """Pictures, folders, and paths of other files; without litter and results of this program.
+@dataclass(frozen=True)
+class Files:
+    """What is below a folder, without litter and results of this program.
+
+    Attributes:
+        pictures: files with names of pictures.
+        folders: paths.
+        ignored: paths of other files.
+    """
+
+    pictures: list[Entry]
+    folders: set[str]
+    ignored: list[str]
+
+
+def is_litter(path: str) -> bool:
+    """Return whether a file is what systems and tools leave behind, or hidden, or lies in such a folder."""
+    *above, name = path.split("/")
+    return _litter_of(above) is not None or name.startswith(".") or name.lower() in _LITTER_FILES
+
+
+def _litter_of(folders: list[str]) -> int | None:
+    return next((i for i, one in enumerate(folders) if one in _LITTER or one.startswith(".")), None)
+
+
+def list_files(uri: str) -> Files:
+    """List what is below a folder.
 
     Raises:
         UserError: if the folder can't be read, or all pictures have formats that are not read here.
@@ -159,11 +201,11 @@ def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
     ignored: list[str] = []
     passed_over: set[str] = set()
     manifests: list[str] = []
-    unread: list[str] = []
+    unread = Counter[str]()
     for entry in storage.list_entries(uri, "--data"):
         *above, name = entry.path.split("/")
         within = [*above, name] if entry.is_folder else above
-        litter = next((i for i, part in enumerate(within) if part in _LITTER or part.startswith(".")), None)
+        litter = _litter_of(within)
         if litter is not None:
             passed_over.add("/".join(within[: litter + 1]))
         elif entry.is_folder:
@@ -173,7 +215,7 @@ def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
         elif is_read(name):
             files.append(entry)
         elif format_by_name(name):
-            unread.append(name)
+            unread[format_by_name(name)] += 1
         else:
             ignored.append(entry.path)
             if name == _RESULTS:
@@ -185,7 +227,8 @@ def _look(uri: str) -> tuple[list[Entry], set[str], list[str]]:
     results = _results_of_jobs(uri, manifests, files, folders)
     if passed_over or results:
         logger.info("data       passed over: %s", some({*passed_over, *results}))
-    return files, folders - results, [path for path in ignored if path.rpartition("/")[0] not in results]
+    ignored = [path for path in ignored if path.rpartition("/")[0] not in results]
+    return Files(files, folders - results, ignored)
 
 
 def _results_of_jobs(uri: str, manifests: list[str], files: list[Entry], folders: set[str]) -> set[str]:
