@@ -19,7 +19,7 @@ from pyarrow import fs as arrow
 
 from cvdist import log, storage
 from cvdist.data import kept
-from cvdist.data.contents import Contents, archive_kind, file_of
+from cvdist.data.contents import Contents, archive_kind
 from cvdist.data.forms.found import NO_PART, Found, parts_of, role_in
 from cvdist.errors import UserError
 from cvdist.hardware import usable_cores
@@ -144,7 +144,7 @@ def one_kind(paths: Sequence[str], uri: str) -> str:
     """
     if compressed := [path for path in paths if is_compressed(path)]:
         raise UserError(
-            f"--data {redact(uri)}: {compressed[0]} is compressed, and can't be read in parts: {REPACK}"
+            f"--data {redact(uri)}: {compressed[0]} is compressed, which can't be read in parts: {REPACK}"
         )
     kinds = {archive_kind(path): path for path in paths}
     if len(kinds) > 1:
@@ -226,39 +226,54 @@ def scanned(paths: Sequence[str], root: str, uri: str, cache: Path, scan: Scan) 
             line.clear()
 
 
-def role_of(path: str) -> str:
-    """Which split an archive is of by its name or, if that says nothing, by its folders'; empty for none."""
-    return next((role for part in reversed(path.split("/")) if (role := role_in(part))), "")
+def roles_of(paths: Sequence[str], uri: str) -> dict[str, str]:
+    """Which split each archive is of by its name or, if that says nothing, by its folders'.
+
+    Args:
+        paths: of the archives.
+        uri: what the user named, for messages.
+
+    Returns:
+        The roles, as of `found.role`, by path; all empty if no two of them differ.
+
+    Raises:
+        UserError: if the names of some say nothing.
+    """
+    roles = {
+        path: next((role for part in reversed(path.split("/")) if (role := role_in(part))), "")
+        for path in paths
+    }
+    examples = {role: path for path, role in reversed(roles.items())}
+    if len(examples) < 2:
+        return dict.fromkeys(paths, "")
+    if "" in examples:
+        (role, other), *_ = ((role, path) for role, path in examples.items() if role)
+        raise UserError(
+            f"--data {redact(uri)}: {other} is of the split {role} by its name, and {examples['']} of none: "
+            "name those that you mean"
+        )
+    return roles
 
 
 def by_splits(table: pa.Table, uri: str) -> Found:
     """The labeled pictures of archives whose names say of which split they are, or don't.
 
     Args:
-        table: the columns of `Found.table`; split is the role of the archive, empty for none.
+        table: the columns of `Found.table`; split is of `roles_of`.
         uri: what the user named, for messages.
 
     Raises:
-        UserError: if the names of some archives say nothing, or there are several splits and none to train on.
+        UserError: if there are several splits and none to train on.
     """
-    names = {
-        row["split"]: row["path_min"]
-        for row in table.group_by("split").aggregate([("path", "min")]).to_pylist()
-    }
-    if len(names) < 2:
-        return Found(table, dict.fromkeys(names, NO_PART) or {"": NO_PART})
-    if "" in names:
-        (role, other), *_ = ((role, path) for role, path in names.items() if role)
-        raise UserError(
-            f"--data {redact(uri)}: {file_of(other)} is of the split {role} by its name, and "
-            f"{file_of(names[''])} of none: name those that you mean"
-        )
-    if "train" not in names:
-        raise UserError(f"--data {redact(uri)} has {some(names)} but no train: name the files of one of them")
-    parts = parts_of(names)
+    roles = table.column("split").unique().to_pylist()
+    if len(roles) < 2:
+        return Found(table, dict.fromkeys(roles, NO_PART) or {"": NO_PART})
+    if "train" not in roles:
+        raise UserError(f"--data {redact(uri)} has {some(roles)} but no train: name the files of one of them")
+    parts = parts_of(roles)
     if "test" in parts:
         logger.info("data       no split valid: validated on test")
     inside = pc.is_in(table.column("split"), value_set=pa.array(list(parts)))
     if left := len(table) - pc.sum(inside).as_py():
-        logger.info("data       %s pictures of %s are left out", f"{left:,}", some(set(names) - set(parts)))
+        logger.info("data       %s pictures of %s are left out", f"{left:,}", some(set(roles) - set(parts)))
     return Found(table.filter(inside), parts)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from cvdist import storage
 from cvdist.data.contents import Contents, digest_of
-from cvdist.data.forms.archives import Archive, by_splits, role_of, scanned
+from cvdist.data.forms.archives import Archive, by_splits, roles_of, scanned
 from cvdist.data.forms.found import Found
 from cvdist.data.parquet_rows import batch_rows, features_of, field_of, open_file, picture_column
 from cvdist.errors import UserError
@@ -63,14 +63,14 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, label_column: s
         UserError: if one can't be read, or has no column with pictures or with classes.
     """
     archives, contents = _read(paths, root, uri, cache), Contents(root)
-    tables, unlabeled = [], 0
+    tables, unlabeled, roles = [], 0, roles_of(paths, uri)
     for archive in archives:
-        table = _joined(archive)
+        table = _joined(archive, roles[archive.path])
         label = _labels(contents, archive, label_column, uri).take(table.column("row"))
         unlabeled += label.null_count
         tables.append(table.append_column("label", label).filter(pc.is_valid(label)))
     if unlabeled:
-        logger.warning("data       left out: %s pictures without a label", f"{unlabeled:,}")
+        logger.warning("data       left out: pictures without a label: %s", f"{unlabeled:,}")
     columns = ["path", "size", "modified", "version", "label", "split"]
     return by_splits(pa.concat_tables(tables).select(columns), uri)
 
@@ -81,7 +81,7 @@ def look_unlabeled(paths: Sequence[str], root: str, uri: str, cache: Path) -> pa
     Returns:
         The columns path, size, modified and version of `Found.table`.
     """
-    tables = [_joined(archive) for archive in _read(paths, root, uri, cache)]
+    tables = [_joined(archive, "") for archive in _read(paths, root, uri, cache)]
     return pa.concat_tables(tables).select(["path", "size", "modified", "version"])
 
 
@@ -95,17 +95,17 @@ def _read(paths: Sequence[str], root: str, uri: str, cache: Path) -> list[Archiv
     if not any(len(archive.pictures) for archive in archives):
         raise UserError(f"--data {redact(uri)} has no pictures: its rows are empty")
     if empty := sum(archive.facts["empty"] for archive in archives):
-        logger.warning("data       left out: %s rows without a picture", f"{empty:,}")
+        logger.warning("data       left out: rows without a picture: %s", f"{empty:,}")
     return archives
 
 
-def _joined(archive: Archive) -> pa.Table:
+def _joined(archive: Archive, role: str) -> pa.Table:
     """The pictures of one file, with paths below the root, and the columns modified, split and row."""
     table, count = archive.pictures, len(archive.pictures)
     path = pc.binary_join_element_wise(archive.path, table.column("path"), "")
     table = table.set_column(0, "path", path).replace_schema_metadata()
     table = table.append_column("modified", pa.array([archive.modified] * count, pa.int64()))
-    return table.append_column("split", pa.array([role_of(archive.path)] * count, pa.string()))
+    return table.append_column("split", pa.array([role] * count, pa.string()))
 
 
 def _scan(source: pa.NativeFile, advance: Callable[[int], None]) -> tuple[pa.Table, dict[str, Any]]:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from cvdist.data.contents import archive_kind, digest_of
 from cvdist.data.formats import format_by_name, is_read, unread_formats
 from cvdist.data.forms import folders
-from cvdist.data.forms.archives import REPACK, Archive, by_splits, role_of, scanned
+from cvdist.data.forms.archives import REPACK, Archive, by_splits, roles_of, scanned
 from cvdist.data.forms.found import Found
 from cvdist.errors import UserError
 from cvdist.log import redact, some
@@ -65,7 +65,7 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, max_bad_fractio
         UserError: if one can't be read or has no whole picture, or the labels can't be found.
     """
     archives = _read(paths, root, uri, cache, refuse_damage=max_bad_fraction == 0)
-    pictures = _joined(archives)
+    pictures = _joined(archives, uri)
     source = next((one for one in _SOURCES if pictures.column(one).null_count < len(pictures)), "")
     if not source:
         return _by_folders(pictures, uri)
@@ -79,7 +79,7 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, max_bad_fractio
     logger.info("data       labels from .%s files%s", source, f" ({keys})" if source == "json" else "")
     if any(left.values()):
         logger.warning(
-            "data       left out: %s", ", ".join(f"{count:,} {what}" for what, count in left.items() if count)
+            "data       left out: %s", ", ".join(f"{what}: {count:,}" for what, count in left.items() if count)
         )
     table = pictures.append_column("label", label).filter(pc.and_(alone, pc.is_valid(label)))
     return by_splits(table.select(["path", "size", "modified", "version", "label", "split"]), uri)
@@ -91,7 +91,7 @@ def look_unlabeled(paths: Sequence[str], root: str, uri: str, cache: Path) -> pa
     Returns:
         The columns path, size, modified and version of `Found.table`.
     """
-    pictures = _joined(_read(paths, root, uri, cache, refuse_damage=False))
+    pictures = _joined(_read(paths, root, uri, cache, refuse_damage=False), uri)
     return pictures.select(["path", "size", "modified", "version"])
 
 
@@ -134,15 +134,15 @@ def _read(paths: Sequence[str], root: str, uri: str, cache: Path, *, refuse_dama
     return archives
 
 
-def _joined(archives: Sequence[Archive]) -> pa.Table:
+def _joined(archives: Sequence[Archive], uri: str) -> pa.Table:
     """All pictures, with paths below the root, and the columns modified and split (the role of the tar)."""
-    tables = []
+    tables, roles = [], roles_of([archive.path for archive in archives], uri)
     for archive in archives:
         table, count = archive.pictures, len(archive.pictures)
         path = pc.binary_join_element_wise(archive.path, table.column("path"), "")
         table = table.set_column(0, "path", path)
         table = table.append_column("modified", pa.array([archive.modified] * count, pa.int64()))
-        tables.append(table.append_column("split", pa.array([role_of(archive.path)] * count, pa.string())))
+        tables.append(table.append_column("split", pa.array([roles[archive.path]] * count, pa.string())))
     return pa.concat_tables([table.replace_schema_metadata() for table in tables])
 
 
