@@ -47,11 +47,36 @@ class HeadSize(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PicturesConfig:
+class PathsConfig:
+    """Where a table in `--data` names its pictures."""
+
+    root: Annotated[str, Flag("data_root")] = ""
+    """Of a table: folder or URI that relative paths in it begin at, with its pictures at any depth. Empty: the
+    table's own folder."""
+    path_column: str = ""
+    """Of a table: column with the pictures' paths, URIs or ids. Empty: the one that holds names of pictures'
+    files, or has a usual name such as `path`, `image` or `id`."""
+
+
+@dataclass(frozen=True)
+class TableConfig(PathsConfig):
+    """What the columns of a table in `--data` are."""
+
+    label_column: str = ""
+    """Of a table: column with the classes. Empty: the one with a usual name such as `label`, `class` or
+    `breed`, or the only one that is left."""
+    split_column: str = ""
+    """Of a table: column whose values are `train`, `valid`, `test` or the like. Empty: the one with a usual
+    name such as `split`, if there is one. `none`: no column."""
+
+
+@dataclass(frozen=True)
+class PicturesConfig(TableConfig):
     """The pictures that features are computed from."""
 
     uri: Annotated[str, Flag("data")] = ""
-    """Folder or URI (s3://, gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`."""
+    """Folder or URI (s3://, gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`;
+    or a table of paths and labels: .csv, .tsv, .jsonl or .parquet (docs/data.md)."""
     image_size: Annotated[int, Bounds(8, or_zero=True)] = 224
     """Height and width, in pixels, that photographs are resized to. 0: as `--weights` were evaluated."""
     resize: Resize = "squash"
@@ -59,7 +84,8 @@ class PicturesConfig:
     them, in proportion. `crop:256:bilinear`: the middle after the shorter side was resized to 256 pixels, or by
     `bicubic`. `weights`: as `--weights` were evaluated."""
     max_bad_fraction: Fraction = 0.001
-    """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`."""
+    """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`. Of a
+    table also: share that may have rows with different labels, which are left out."""
     decode_workers: CountOrZero = 0
     """Processes on each node that decode pictures. 0: one for each CPU core."""
     horizontal_flip: Fraction = 0.0
@@ -85,7 +111,7 @@ class DataConfig(PicturesConfig):
     uri: Annotated[str, Flag("data")] = PicturesConfig.uri
     """Folder of the data set; `mnist` is downloaded into it when absent. For `images` a folder or URI (s3://,
     gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`, which is split by
-    `--valid-fraction`. Empty: `<storage>/data`."""
+    `--valid-fraction`; or a table of paths and labels (docs/data.md). Empty: `<storage>/data`."""
     cache: str = ""
     """Folder on each node for its decoded pictures, best on a fast local disk. Empty: $CVDIST_CACHE, else
     ~/.cache/cvdist."""

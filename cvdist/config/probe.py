@@ -57,7 +57,7 @@ class SamePicturesConfig(DataConfig):
     """`images`, whatever else there is."""
     uri: Annotated[str, Flag("data")] = ""
     """Folder or URI (s3://, gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`,
-    which is split by `--valid-fraction`."""
+    which is split by `--valid-fraction`; or a table of paths and labels."""
     image_size: Annotated[int, Bounds(8, or_zero=True)] = 0
     """Height and width, in pixels, that photographs are resized to. 0: as each network's weights were
     evaluated."""
@@ -101,7 +101,7 @@ def check_probe(config: ProbeConfig) -> None:
             "--models is needed: networks separated by commas, such as mobilenet_v2,resnet50,vit_b_16"
         )
     require_outside(
-        config.data.uri,
+        config.data.root or config.data.uri,
         features=config.caches,
         storage=storage_root(config.lookup.storage),
         cache=str(cache_folder(config.data.cache)),

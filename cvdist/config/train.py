@@ -63,7 +63,7 @@ def check(config: TrainConfig) -> None:
         )
     if config.data.dataset == "images":
         require_outside(
-            config.data.uri,
+            config.data.root or config.data.uri,
             storage=storage_root(config.run.storage),
             cache=str(cache_folder(config.data.cache)),
         )

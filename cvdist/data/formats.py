@@ -109,7 +109,7 @@ def is_read(path: str) -> bool:
 
 
 def unread_formats(counts: Mapping[str, int]) -> str:
-    """Say in one line what to do about files of formats that are not read here; counts: by `format_by_name`."""
+    """Say in one line what to do about files of formats that are not read; counts: by `format_by_name`."""
     return "; ".join(
         f"{counts[format]:,} {'files are' if counts[format] > 1 else 'file is'} {format}, "
         + (EXTRAS[format].hint if format in EXTRAS else "which is not supported: convert to JPEG or TIFF")

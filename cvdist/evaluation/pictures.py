@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from cvdist import loaders
-from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig
+from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, TableConfig, part_of
 from cvdist.data.dataset import Loader
-from cvdist.data.forms import root_of
+from cvdist.data.forms import NO_PART, TRAIN_PART, VALID_PART, root_of
 from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
-from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures
+from cvdist.data.images.listing import list_pictures
 from cvdist.data.quarantine import BadPicture, require_few_bad
 from cvdist.data.sampler import EpochOrder
 from cvdist.distributed.precision import Precision, choose_precision
@@ -90,16 +90,21 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
                 f"{saved.source} does not say what it was trained on: name pictures with --data, or --dataset "
                 "digits or mnist"
             )
-        if "***" in learned.uri:
+        if masked := [uri for uri in (learned.uri, learned.root) if "***" in uri]:
             raise UserError(
-                f"{saved.source} was trained on {learned.uri}, whose credentials were not noted: name it with "
+                f"{saved.source} was trained on {masked[0]}, whose credentials were not noted: name it with "
                 "--data"
             )
         chosen = learned
     else:
         chosen = DataConfig(dataset=asked.dataset or "images", uri=asked.data, resize=saved.learned_resize())
         if learned is not None and learned.dataset == chosen.dataset:
-            chosen = dataclasses.replace(learned, uri=asked.data or learned.uri)
+            other = (
+                {} if asked.data in ("", learned.uri) else vars(TableConfig())
+            )  # what another table may lack
+            chosen = dataclasses.replace(learned, **other, uri=asked.data or learned.uri)
+    table = {name: value for name, value in vars(part_of(TableConfig, asked)).items() if value}
+    chosen = dataclasses.replace(chosen, **table)
     if chosen.dataset == "images" and not chosen.uri:
         raise UserError(
             f"--data is needed: {saved.source} was trained without naming its pictures, or on something else"

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from cvdist import models, resumable_map, storage
 from cvdist.config import PreprocessConfig, cache_folder
-from cvdist.data.forms import root_of
-from cvdist.data.images.listing import VALID_PART, Listing, list_pictures
+from cvdist.data.forms import VALID_PART, root_of
+from cvdist.data.images.listing import Listing, list_pictures
 from cvdist.data.images.versions import by_content, with_versions
 from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError

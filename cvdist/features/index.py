@@ -1,9 +1,9 @@
 """The index of a cache: a Parquet table of all pictures that says where their features are.
 
 The rows are sorted by content (`cvdist.data.images.versions.by_content`). The columns are path (string), label
-(int32), part (int8, the split, as in `cvdist.data.images.listing.Listing`), size (int64, bytes), version (string,
-of the content, as in `cvdist.data.images.versions`), digest (first 16 bytes of the file's SHA-256), shard (int32,
-its number in the manifest, -1 for a picture that can't be decoded) and row (int32, in that shard).
+(int32), part (int8, the split, as in `cvdist.data.images.listing.Listing`), size (int64, bytes), version
+(string, of the content, as in `cvdist.data.images.versions`), digest (first 16 bytes of the file's SHA-256),
+shard (int32, its number in the manifest, -1 for a picture that can't be decoded) and row (int32, in the shard).
 """
 
 from __future__ import annotations

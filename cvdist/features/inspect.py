@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load
 
 from cvdist import log
-from cvdist.data.images.listing import TRAIN_PART, VALID_PART
+from cvdist.data.forms import TRAIN_PART, VALID_PART
 from cvdist.errors import UserError
 from cvdist.features import build, manifest, shard
 from cvdist.features.manifest import Manifest, ShardEntry

@@ -129,6 +129,7 @@ def parse(content: bytes, uri: str, flag: str = "--features") -> Manifest:
             feature_shape=tuple(values["feature_shape"]),
             fingerprint=Fingerprint.from_dict(values["fingerprint"]),
             source=values["source"],
+            root=values["root"],
             weights=values["weights"],
             created=values["created"],
             index=IndexEntry(**values["index"]),

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from cvdist import config as configs
 from cvdist import loaders, log, storage, tracking
-from cvdist.config import DataConfig, LookConfig, RuntimeConfig, VisualizeJobConfig
+from cvdist.config import DataConfig, LookConfig, PicturesConfig, RuntimeConfig, TableConfig, VisualizeJobConfig
 from cvdist.data import forms
-from cvdist.data.forms import NO_PART, VALID_PART, root_of
+from cvdist.data.forms import NO_PART, VALID_PART, archives, root_of
 from cvdist.data.forms.folders import split_folders
+from cvdist.data.forms.table import is_table, require_unused
 from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.decode import to_gray
@@ -87,7 +89,7 @@ def visualize(config: VisualizeJobConfig) -> VisualizeResult:
     started = time.monotonic()
     look = config.look
     configs.check_groups(config)
-    configs.require_outside(look.data, output=look.output)
+    configs.require_outside(look.root or look.data, output=look.output)
     saved = open_model(config.saved)
     layers = select_layers(saved.model, look.layers)
     output = look.output or ("" if saved.run else "figures")
@@ -173,8 +175,9 @@ def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None
     look = config.look
     if look.data:
         size, resize = saved.identity.height, saved.learned_resize()
-        found = _listed(look.data, saved.identity.classes if saved.has_classifier else None)
-        return _decoded(forms.root_of_unlabeled(look.data), found, look.most_pictures, saved, size, resize)
+        data = PicturesConfig(uri=look.data, **vars(configs.part_of(TableConfig, look)))
+        found = _listed(data, saved.identity.classes if saved.has_classifier else None)
+        return _decoded(root_of(data), found, look.most_pictures, saved, size, resize)
     if saved.data is None:
         return None
     if saved.data.dataset == "images" and not saved.data.uri:  # trained from a cache of features alone
@@ -205,21 +208,28 @@ def _of_the_run(saved: SavedModel, data: DataConfig, config: VisualizeJobConfig)
     return _Pictures(source, f"{loader.info.name}, the {source.size:,} validation pictures of the run", [])
 
 
-def _listed(uri: str, classes: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Path below `uri` (empty: `uri` itself is the file) and class of each picture, empty where unknown.
+def _listed(data: PicturesConfig, classes: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Path below the root (empty: `--data` itself is the file) and class of each picture, empty where unknown.
 
     classes: what the model knows; None: it knows none, and the folders' names say what is shown.
 
     Raises:
         UserError: if there is nothing, or nothing by the name of a picture.
     """
-    filesystem, path = storage.locate(uri, "--data")
-    if storage.is_file(filesystem, path) and not forms.archives.are_named(uri):
+    if is_table(data.uri) or archives.are_named(data.uri):
+        table = forms.look(data)
+        held_back = next((name for name, part in table.parts.items() if part == VALID_PART), "")
+        rows = table.table.filter(pc.equal(table.table["split"], held_back)) if held_back else table.table
+        named = zip(rows["path"].to_pylist(), rows["label"].to_pylist(), strict=True)
+        return [(path, name if classes is None or name in classes else "") for path, name in named]
+    require_unused(data.uri, data)
+    filesystem, path = storage.locate(data.uri, "--data")
+    if storage.is_file(filesystem, path):
         return [("", _class_of("", str(PurePosixPath(path).parent), classes))]
-    paths = forms.look_unlabeled(uri).column("path").to_pylist()
-    held_back = next((name for name, part in split_folders(paths).items() if part == VALID_PART), "")
-    paths = [path for path in paths if path.startswith(f"{held_back}/")] if held_back else paths
-    return [(path, _class_of(path, uri, classes)) for path in paths]
+    found = forms.look_unlabeled(data.uri)["path"]
+    held_back = next((name for name, part in split_folders(found).items() if part == VALID_PART), "")
+    paths = found.filter(pc.starts_with(found, f"{held_back}/" if held_back else "")).to_pylist()
+    return [(path, _class_of(path, data.uri, classes)) for path in paths]
 
 
 def _class_of(path: str, uri: str, classes: Sequence[str] | None) -> str:

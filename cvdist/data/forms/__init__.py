@@ -7,13 +7,15 @@ all that is needed to read it (`cvdist.data.contents`), so nothing but this fold
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 
 from cvdist import log
-from cvdist.config import DataConfig, PicturesConfig, cache_folder
+from cvdist.config import DataConfig, PathsConfig, PicturesConfig, cache_folder
 from cvdist.data.contents import PARQUET, TAR, archive_kind
-from cvdist.data.forms import archives, folders, parquet, tars
-from cvdist.data.forms.folders import unlabeled_table
+from cvdist.data.forms import archives, files, folders, parquet, table, tars
+from cvdist.data.forms.files import Files, list_files, unlabeled_table
 from cvdist.data.forms.found import NO_PART, TRAIN_PART, VALID_PART, Found
 from cvdist.errors import UserError
 from cvdist.log import redact
@@ -26,19 +28,15 @@ __all__ = [
     "look",
     "look_unlabeled",
     "root_of",
-    "root_of_unlabeled",
     "unlabeled_table",
 ]
 
 
 def root_of(config: PicturesConfig) -> str:
     """The folder or URI that the paths of the pictures of `--data` are relative to."""
-    return root_of_unlabeled(config.uri)
-
-
-def root_of_unlabeled(uri: str) -> str:
-    """The folder or URI that the paths in `look_unlabeled(uri)` are relative to."""
-    return archives.root_of(uri) if archives.are_named(uri) else uri
+    if archives.are_named(config.uri):
+        return config.root or archives.root_of(config.uri)
+    return table.root_of(config.uri, config.root) if table.is_table(config.uri) else config.uri
 
 
 def look(config: PicturesConfig) -> Found:
@@ -47,19 +45,26 @@ def look(config: PicturesConfig) -> Found:
     Raises:
         UserError: if it can't be read, or may be taken in two ways.
     """
-    uri, root = config.uri, root_of(config)
-    files = None if archives.are_named(uri) else folders.list_files(uri)
-    paths = archives.find(uri) if files is None else _archives_in(files, uri)
-    if files is not None and not paths:
-        return folders.look(files, uri)
-    cache = cache_folder(config.cache if isinstance(config, DataConfig) else "")
-    if archives.one_kind(paths, uri) == TAR:
-        return tars.look(paths, root, uri, cache, config.max_bad_fraction)
-    return parquet.look(paths, root, uri, cache)
+    uri, cache = config.uri, cache_folder(config.cache if isinstance(config, DataConfig) else "")
+    there = _what_is_there(uri)
+    if there is None:
+        return table.look(config)
+    kind = archives.one_kind(there, uri) if isinstance(there, list) else ""
+    if kind == PARQUET:
+        table.require_unused(uri, replace(config, label_column=""))
+        return parquet.look(there, root_of(config), uri, cache, config.label_column)
+    table.require_unused(uri, config)
+    if kind == TAR:
+        return tars.look(there, root_of(config), uri, cache, config.max_bad_fraction)
+    return folders.look(there, uri)
 
 
-def look_unlabeled(uri: str) -> pa.Table:
+def look_unlabeled(uri: str, given: PathsConfig | None = None) -> pa.Table:
     """Find all pictures of `--data`, whatever their classes, in any folders.
+
+    Args:
+        uri: of the data.
+        given: how a table is read, where it isn't found out.
 
     Returns:
         The columns path, size and modified (and version) of `Found.table`.
@@ -67,30 +72,39 @@ def look_unlabeled(uri: str) -> pa.Table:
     Raises:
         UserError: if it can't be read or has no pictures.
     """
-    files = None if archives.are_named(uri) else folders.list_files(uri)
-    paths = archives.find(uri) if files is None else _archives_in(files, uri)
-    if files is not None and not paths:
-        return folders.look_unlabeled(files, uri)
-    form = tars if archives.one_kind(paths, uri) == TAR else parquet
-    return form.look_unlabeled(paths, root_of_unlabeled(uri), uri, cache_folder(""))
+    there, given = _what_is_there(uri), given or PathsConfig()
+    if there is None:
+        return table.look_unlabeled(uri, given)
+    table.require_unused(uri, given)
+    if isinstance(there, Files):
+        return files.look_unlabeled(there, uri)
+    form = tars if archives.one_kind(there, uri) == TAR else parquet
+    return form.look_unlabeled(there, root_of(PicturesConfig(uri=uri)), uri, cache_folder(""))
 
 
-def _archives_in(files: folders.Files, uri: str) -> list[str]:
-    """The tars or Parquet files that a folder is made of; none if it holds pictures.
+def _what_is_there(uri: str) -> list[str] | Files | None:
+    """The archives that `--data` names or holds, else the files of its folder; None if it is a table.
 
     Raises:
-        UserError: if it holds both.
+        UserError: if it can't be read, or holds several forms.
     """
-    found = sorted((path for path in files.ignored if archive_kind(path)), key=log.natural)
-    tables = [path for path in found if archive_kind(path) == PARQUET]
-    if tables and not parquet.has_pictures(tables[0], uri):
-        found = [path for path in found if path not in tables]
-    if found and files.pictures:
+    if archives.are_named(uri):
+        found = archives.find(uri)
+        if len(found) > 1 or archive_kind(found[0]) != PARQUET:
+            return found
+        return found if parquet.has_pictures(found[0], archives.root_of(uri)) else None
+    if table.is_table(uri):
+        return None
+    there = list_files(uri)
+    found = sorted((path for path in there.archives if archive_kind(path)), key=log.natural)
+    named = [path for path in found if archive_kind(path) == PARQUET]
+    if named and not parquet.has_pictures(named[0], uri):  # tables, or something else
+        found = [path for path in found if path not in named]
+    if not len(there.pictures):
+        return found or [path for path in there.archives if not archive_kind(path)] or there
+    if found:
         raise UserError(
-            f"--data {redact(uri)} holds pictures as files, such as {files.pictures[0].path}, and others in "
+            f"--data {redact(uri)} holds pictures as files, such as {there.pictures['path'][0]}, and others in "
             f"{found[0]}: keep those of one form there, or name the others"
         )
-    compressed = [path for path in files.ignored if archives.is_compressed(path)]
-    if compressed and not found and not files.pictures:
-        archives.one_kind(compressed, uri)
-    return found
+    return there

@@ -20,6 +20,7 @@ from pyarrow import fs as arrow
 from cvdist import log, storage
 from cvdist.data import kept
 from cvdist.data.contents import Contents, archive_kind
+from cvdist.data.forms.files import ARCHIVES, list_files
 from cvdist.data.forms.found import NO_PART, Found, parts_of, role_in
 from cvdist.errors import UserError
 from cvdist.hardware import usable_cores
@@ -27,7 +28,6 @@ from cvdist.log import redact, some
 
 logger = logging.getLogger(__name__)
 
-_COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|zstd|lz4|lzma))", re.IGNORECASE)
 _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 _SIGN = re.compile(rf"[*?]|{_BRACES.pattern}")
@@ -44,18 +44,13 @@ PICTURES = pa.schema([("path", pa.string()), ("size", pa.int64()), ("version", p
 """What a form says of each picture of an archive: how its path goes on, its size, its digest in hexadecimal."""
 
 
-def is_compressed(name: str) -> bool:
-    """Return whether a name is that of a compressed tar, which can't be read in parts."""
-    return any(found.end() == len(name) for found in _COMPRESSED.finditer(name))
-
-
 def are_named(uri: str) -> bool:
     """Return whether `uri` names tars or Parquet files, one or by a pattern, rather than a folder."""
     return _is_one(storage.split(uri)[1])
 
 
 def _is_one(name: str) -> bool:
-    return bool(archive_kind(name)) or is_compressed(name)
+    return bool(re.search(ARCHIVES, name))
 
 
 def root_of(uri: str) -> str:
@@ -73,32 +68,32 @@ def find(uri: str) -> list[str]:
     Raises:
         UserError: if one that is named, or of a range, is missing or can't be read.
     """
-    within = _cut(uri)[2]
-    filesystem, top = storage.locate(root_of(uri), "--data")
+    root, names = root_of(uri), expand(_cut(uri)[2])
+    filesystem, top = storage.locate(root, "--data")
     top = top.rstrip("/")
-    names = expand(within)
 
-    def look(name: str) -> list[arrow.FileInfo]:
+    def look(name: str) -> list[str]:
         if "*" in name or "?" in name:
-            return list(storage.match(filesystem, top, name.split("/"), _is_one))
+            return [path for path, _ in storage.match(filesystem, top, name.split("/"), _is_one)]
         info = filesystem.get_file_info(f"{top}/{name}")
         if info.type == arrow.FileType.Directory:  # as Spark writes `pictures.parquet/part-00000.parquet`
-            return [one for one in storage.walk(filesystem, info.path) if _is_one(one.path)]
-        return [info] if info.type == arrow.FileType.File else []
+            below = list_files(storage.joined(root, name)).archives
+            return [f"{info.path}/{path}" for path in below]
+        return [info.path] if info.type == arrow.FileType.File else []
 
     try:
         with ThreadPoolExecutor(_REQUESTS) as pool:
             found = list(pool.map(look, names))
     except OSError as error:
         raise UserError(f"--data {redact(uri)} can't be read ({storage.reason(error)})") from error
-    missing = [name for name, infos in zip(names, found, strict=True) if not infos]
+    missing = [name for name, paths in zip(names, found, strict=True) if not paths]
     if len(missing) == len(names):
         raise UserError(f"--data {redact(uri)} can't be read (there is no such file)")
     if missing:
         raise UserError(
             f"--data {redact(uri)}: {len(missing):,} of {len(names):,} files are missing: {some(missing)}"
         )
-    return sorted({info.path.removeprefix(f"{top}/") for infos in found for info in infos}, key=log.natural)
+    return sorted({path.removeprefix(f"{top}/") for paths in found for path in paths}, key=log.natural)
 
 
 def expand(text: str) -> list[str]:
@@ -142,7 +137,7 @@ def one_kind(paths: Sequence[str], uri: str) -> str:
     Raises:
         UserError: if they are of several kinds, or compressed.
     """
-    if compressed := [path for path in paths if is_compressed(path)]:
+    if compressed := [path for path in paths if not archive_kind(path)]:
         raise UserError(
             f"--data {redact(uri)}: {compressed[0]} is compressed, which can't be read in parts: {REPACK}"
         )

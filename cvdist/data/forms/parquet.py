@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cvdist import storage
+from cvdist.config import TableConfig
 from cvdist.data.contents import Contents, digest_of
+from cvdist.data.forms import columns
 from cvdist.data.forms.archives import Archive, by_splits, roles_of, scanned
 from cvdist.data.forms.found import Found
 from cvdist.data.parquet_rows import batch_rows, features_of, field_of, open_file, picture_column
@@ -20,20 +22,6 @@ from cvdist.errors import UserError
 from cvdist.log import redact
 
 logger = logging.getLogger(__name__)
-
-# Usual names of a column with classes, the likeliest first.
-_LABELS = (
-    "label",
-    "labels",
-    "class",
-    "class_name",
-    "fine_label",
-    "cls",
-    "category",
-    "target",
-    "species",
-    "breed",
-)
 
 
 def has_pictures(path: str, root: str) -> bool:
@@ -45,7 +33,9 @@ def has_pictures(path: str, root: str) -> bool:
     try:
         with Contents(root).open(path) as source:
             return bool(picture_column(pq.read_schema(source)))
-    except (OSError, pa.ArrowException) as error:
+    except pa.ArrowException:
+        return False
+    except OSError as error:
         raise UserError(f"--data {redact(root)}: {path} can't be read ({storage.reason(error)})") from error
 
 
@@ -71,8 +61,8 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, label_column: s
         tables.append(table.append_column("label", label).filter(pc.is_valid(label)))
     if unlabeled:
         logger.warning("data       left out: pictures without a label: %s", f"{unlabeled:,}")
-    columns = ["path", "size", "modified", "version", "label", "split"]
-    return by_splits(pa.concat_tables(tables).select(columns), uri)
+    table = pa.concat_tables(tables)
+    return by_splits(table.select(["path", "size", "modified", "version", "label", "split"]), uri)
 
 
 def look_unlabeled(paths: Sequence[str], root: str, uri: str, cache: Path) -> pa.Table:
@@ -117,7 +107,7 @@ def _scan(source: pa.NativeFile, advance: Callable[[int], None]) -> tuple[pa.Tab
     file = open_file(source)
     column = picture_column(file.schema_arrow)
     if not column:
-        raise UserError(f"has no column with pictures, only {_names(file.schema_arrow)}")
+        raise UserError(f"has no column with pictures, only {', '.join(file.schema_arrow.names)}")
     whole, _, within = column.rpartition(".")
     tables, row, empty, done = [], 0, 0, 0
     for number in range(file.num_row_groups):
@@ -152,52 +142,37 @@ _SCHEMA = pa.schema(
 )
 
 
-def _labels(contents: Contents, archive: Archive, column: str, uri: str) -> pa.Array:
+def _labels(contents: Contents, archive: Archive, label_column: str, uri: str) -> pa.ChunkedArray:
     """The class of each row of a file, null where it has none: string (rows).
 
     Raises:
-        UserError: if there is no such column, or its values are no classes.
+        UserError: if it is not clear which column has the classes, or its values are none.
     """
-    where = f"--data {redact(uri)}: {archive.path}"
+    where = f"{redact(uri)}: {archive.path}"
     try:
         with contents.open(archive.path) as source:
             schema = pq.read_schema(source)
-            column = column or _label_column(schema)
-            if column not in schema.names:
-                named = f"no column {column}" if column else "no column with classes that is known by its name"
-                raise UserError(f"{where} has {named}, only {_names(schema)}")
-            values = pq.read_table(source, columns=[column]).column(0).combine_chunks()
+            column = _label_column(where, schema, label_column)
+            table = pq.read_table(source, columns=[column])
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{where} can't be read ({storage.reason(error)})") from error
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        text = pc.utf8_trim_whitespace(values.cast(pa.string()))
-        return pc.if_else(pc.equal(text, ""), None, text)
-    if pa.types.is_boolean(values.type):
-        return values.cast(pa.string())
-    if pa.types.is_floating(values.type):  # as pandas writes whole numbers if some are missing
-        whole = pc.all(pc.equal(pc.floor(values), values)).as_py()
-        values = values.cast(pa.int64()) if whole else values
-    if not pa.types.is_integer(values.type):
-        raise UserError(f"{where}: column {column} is of {values.type}, not of numbers or names of classes")
-    numbers = values.cast(pa.int64())
-    numbers = pc.if_else(pc.less(numbers, 0), None, numbers)  # -1 marks pictures to be classified
-    names = features_of(schema).get(column, {}).get("names")
-    if not isinstance(names, list):
-        return numbers.cast(pa.string())
-    if (largest := pc.max(numbers).as_py()) is not None and largest >= len(names):
-        raise UserError(f"{where}: column {column} has the class {largest}, and names of {len(names)} classes")
-    return pa.array(names, pa.string()).take(numbers)
+        raise UserError(f"--data {where} can't be read ({storage.reason(error)})") from error
+    values = table.column(0)
+    if pa.types.is_integer(values.type):  # -1 marks pictures that are to be classified
+        values = pc.if_else(pc.less(values, 0), pa.scalar(None, values.type), values)
+        names = features_of(schema).get(column, {}).get("names")
+        if isinstance(names, list):
+            if (largest := pc.max(values).as_py()) is not None and largest >= len(names):
+                raise UserError(
+                    f"--data {where}: column {column} has class {largest}, and names of {len(names)} classes"
+                )
+            return pa.chunked_array([pa.array(names, pa.string())]).take(values)
+    return columns.text_of(where, pa.table({column: values}), column)
 
 
-def _label_column(schema: pa.Schema) -> str:
-    """The column of classes: one that is marked as such, or of a usual name; empty without any."""
+def _label_column(where: str, schema: pa.Schema, given: str) -> str:
+    """The column of classes: what the user says, or the one that is marked as such, or has a usual name."""
     marked = [name for name, one in features_of(schema).items() if one.get("_type") == "ClassLabel"]
-    if len(marked) == 1:
+    if len(marked) == 1 and not given:
         return marked[0]
-    return next((name for name in _LABELS if name in (marked or schema.names)), "")
-
-
-def _names(schema: pa.Schema) -> str:
-    return ", ".join(f"{one.name} ({one.type})" for one in schema)
+    plain = [one for one in schema if not pa.types.is_nested(one.type) and not pa.types.is_binary(one.type)]
+    return columns.label_column(where, pa.schema(plain).empty_table(), TableConfig(label_column=given), set())

@@ -25,6 +25,7 @@ from cvdist.data.contents import archive_kind, digest_of
 from cvdist.data.formats import format_by_name, is_read, unread_formats
 from cvdist.data.forms import folders
 from cvdist.data.forms.archives import REPACK, Archive, by_splits, roles_of, scanned
+from cvdist.data.forms.files import is_litter
 from cvdist.data.forms.found import Found
 from cvdist.errors import UserError
 from cvdist.log import redact, some
@@ -206,7 +207,7 @@ def _scan(source: pa.NativeFile, advance: Callable[[int], None]) -> tuple[pa.Tab
         # A picture is found by its place, so a name that is no UTF-8 need not be exact.
         name = member.name.encode(errors="surrogateescape").decode(errors="replace")
         name = re.sub(r"^(\.\./|/)+", "", posixpath.normpath(name))
-        if folders.is_litter(name) or member.isdir():
+        if is_litter(name) or member.isdir():
             continue
         facts["links"] += is_read(name) and (member.issym() or member.islnk())
         facts["example"] = facts["example"] or name

@@ -31,7 +31,7 @@ import pyarrow as pa
 import torch
 
 from cvdist import log, storage
-from cvdist.config import DataConfig
+from cvdist.config import DataConfig, TableConfig, part_of
 from cvdist.data.contents import DIGEST_BYTES
 from cvdist.data.formats import became_readable
 from cvdist.data.forms import root_of
@@ -117,7 +117,8 @@ def open_picture_store(config: DataConfig, cache: Path) -> PictureStore:
 
 def _pointer(config: DataConfig, cache: Path) -> Path:
     """Return the path of the file that names the folder of the newest copy, so that workers need no listing."""
-    identity = json.dumps({"data": config.uri, **decode_settings(config)})
+    named = {"data": config.uri, **vars(part_of(TableConfig, config))}
+    identity = json.dumps(named | decode_settings(config))
     return cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.current"
 
 

@@ -140,7 +140,7 @@ FOLDERS = {
         {("cat", 0): 1, ("dog", 0): 1, ("cat", 1): 1, ("dog", 1): 1},
     ),
     "splits in the tars' names": (
-        {"train-0.tar": ["cat/1", "dog/2"], "train-1.tar": ["cat/3"], "val.tar": ["cat/4"], "test.tar": ["b/5"]},
+        {"train-0.tar": ["cat/1", "dog/2"], "train-1.tar": ["cat/3"], "val.tar": ["cat/4"], "test.tar": ["b/"]},
         {("cat", 0): 2, ("dog", 0): 1, ("cat", 1): 1},
     ),
     "both": (
@@ -199,14 +199,15 @@ REFUSED = {
         "train-0.tar is of the split train by its name, and more.tar of none: name those that you mean",
     ),
     "no column with classes": (
-        lambda at: pq.write_table(pa.table({"image": [b"a"], "breed_id": [1.5]}), at / "some.parquet"),
-        "some.parquet has no column with classes that is known by its name, only image (binary), breed_id",
+        lambda at: pq.write_table(
+            pa.table({"image": [b"a"], "key": [1], "breed_id": [1]}), at / "some.parquet"
+        ),
+        "some.parquet has the columns key, breed_id: name the one with the classes with --label-column",
     ),
-    "no classes": (
-        lambda at: pq.write_table(pa.table({"image": [b"a"], "label": [1.5]}), at / "some.parquet"),
-        "some.parquet: column label is of double, not of numbers or names of classes",
+    "a file that is no Parquet": (
+        lambda at: (made.parquet(at / "a.parquet", [b"1"], ["a"]), (at / "b.parquet").write_bytes(b"x" * 100)),
+        "b.parquet can't be read (Parquet magic bytes not found",
     ),
-    "no Parquet": (lambda at: (at / "some.parquet").write_bytes(b"x" * 100), "some.parquet can't be read ("),
 }
 
 
@@ -304,7 +305,7 @@ def test_classes_are_named_by_the_metadata_and_what_has_none_is_left_out(tmp_pat
     assert "left out: rows without a picture: 1" in caplog.text
     assert "left out: pictures without a label: 2" in caplog.text
     made.parquet(tmp_path / "data" / "train-0.parquet", content[:2], [0, 2], names=names)
-    assert "column label has the class 2, and names of 2 classes" in refused(tmp_path)
+    assert "column label has class 2, and names of 2 classes" in refused(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +314,7 @@ def test_classes_are_named_by_the_metadata_and_what_has_none_is_left_out(tmp_pat
         ({"image": [b"1", b"2"], "label": [10, 2]}, ("10", "2")),
         ({"jpg": [b"1", b"2"], "target": [1.0, 2.0]}, ("1", "2")),
         ({"key": [b"k", b"l"], "img": [{"bytes": b"1"}, {"bytes": b"2"}], "class": ["a ", "b"]}, ("a", "b")),
-        ({"photo": [b"1", b"2"], "fine_label": [True, False]}, ("false", "true")),
+        ({"photo": [b"1", b"2"], "is_cat": [True, False]}, ("false", "true")),
     ],
 )
 def test_usual_columns_are_found(tmp_path, columns, classes):
