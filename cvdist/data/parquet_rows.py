@@ -59,9 +59,14 @@ def open_file(source: pa.NativeFile, metadata: pq.FileMetaData | None = None) ->
     return pq.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False, metadata=metadata)
 
 
+def bytes_of(pictures: pa.Array) -> pa.Array:
+    """The bytes of a column of pictures, which may be a field of its structs."""
+    return field_of(pictures, "bytes") if pa.types.is_struct(pictures.type) else pictures
+
+
 def field_of(column: pa.Array, name: str) -> pa.Array | None:
     """A field of a column of structs, null where the struct is; None if there is no such field."""
-    index = column.type.get_field_index(name)
+    index = column.type.get_field_index(name) if pa.types.is_struct(column.type) else -1
     return column.flatten()[index] if index >= 0 else None
 
 
@@ -146,9 +151,7 @@ class _RowGroup:
                 batch = next(self._batches, None)
                 if batch is None:
                     raise OSError("the row group ends early")
-                column = batch.column(0)
-                pictures = field_of(column, "bytes") if pa.types.is_struct(column.type) else column
-                self._kept.append((self._next, pictures))
+                self._kept.append((self._next, bytes_of(batch.column(0))))
                 self._next += len(batch)
 
     def _begin(self) -> None:

@@ -49,12 +49,11 @@ def look(config: PicturesConfig) -> Found:
     there = _what_is_there(uri)
     if there is None:
         return table.look(config)
-    kind = archives.one_kind(there, uri) if isinstance(there, list) else ""
-    if kind == PARQUET:
+    if isinstance(there, list) and archives.one_kind(there, uri) == PARQUET:
         table.require_unused(uri, replace(config, label_column=""))
         return parquet.look(there, root_of(config), uri, cache, config.label_column)
     table.require_unused(uri, config)
-    if kind == TAR:
+    if isinstance(there, list):
         return tars.look(there, root_of(config), uri, cache, config.max_bad_fraction)
     return folders.look(there, uri)
 
@@ -78,8 +77,8 @@ def look_unlabeled(uri: str, given: PathsConfig | None = None) -> pa.Table:
     table.require_unused(uri, given)
     if isinstance(there, Files):
         return files.look_unlabeled(there, uri)
-    form = tars if archives.one_kind(there, uri) == TAR else parquet
-    return form.look_unlabeled(there, root_of(PicturesConfig(uri=uri)), uri, cache_folder(""))
+    look_into = tars.look_unlabeled if archives.one_kind(there, uri) == TAR else parquet.look_unlabeled
+    return look_into(there, root_of(PicturesConfig(uri=uri)), uri, cache_folder(""))
 
 
 def _what_is_there(uri: str) -> list[str] | Files | None:

@@ -17,7 +17,7 @@ from cvdist.data.contents import Contents, digest_of
 from cvdist.data.forms import columns
 from cvdist.data.forms.archives import Archive, by_splits, roles_of, scanned
 from cvdist.data.forms.found import Found
-from cvdist.data.parquet_rows import batch_rows, features_of, field_of, open_file, picture_column
+from cvdist.data.parquet_rows import batch_rows, bytes_of, features_of, field_of, open_file, picture_column
 from cvdist.errors import UserError
 from cvdist.log import redact
 
@@ -108,15 +108,15 @@ def _scan(source: pa.NativeFile, advance: Callable[[int], None]) -> tuple[pa.Tab
     column = picture_column(file.schema_arrow)
     if not column:
         raise UserError(f"has no column with pictures, only {', '.join(file.schema_arrow.names)}")
-    whole, _, within = column.rpartition(".")
+    whole = column.rpartition(".")[0]
     tables, row, empty, done = [], 0, 0, 0
     for number in range(file.num_row_groups):
         size = batch_rows(file.metadata, column, number)
         wanted = [column, f"{whole}.path"] if whole else [column]
         for batch in file.iter_batches(size, row_groups=[number], columns=wanted, use_threads=False):
             pictures = batch.column(0)
-            names = field_of(pictures, "path") if whole else None
-            values = (field_of(pictures, within) if whole else pictures).cast(pa.large_binary())
+            names = field_of(pictures, "path")
+            values = bytes_of(pictures).cast(pa.large_binary())
             rows = [i for i in range(len(values)) if values[i].is_valid]
             sizes = pc.binary_length(values).drop_null().cast(pa.int64())
             own = names.to_pylist() if names is not None else [None] * len(values)

@@ -202,7 +202,7 @@ def _scan(source: pa.NativeFile, advance: Callable[[int], None]) -> tuple[pa.Tab
     samples: defaultdict[str, _Sample] = defaultdict(_Sample)
     facts: dict[str, Any] = {"damage": "", "cut": 0, "links": 0, "example": ""}
     unread, json_keys = Counter[str](), set[str]()
-    file = BufferedReader(source, _BUFFER)  # type: ignore[type-var]
+    file = BufferedReader(source, _BUFFER)
     for member in _members(file, facts):
         # A picture is found by its place, so a name that is no UTF-8 need not be exact.
         name = member.name.encode(errors="surrogateescape").decode(errors="replace")
@@ -267,7 +267,7 @@ def _members(file: BufferedReader, facts: dict[str, Any]) -> Iterator[tarfile.Ta
                     facts["damage"] = f"is damaged at byte {end:,}"
                 yield member
                 end = tar.offset
-                tar.members.clear()
+                tar.members.clear()  # type: ignore[attr-defined]  # or they would all stay in memory
     except (tarfile.TarError, ValueError, OverflowError):
         broken = True
     ending = _at(file, end)
