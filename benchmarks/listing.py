@@ -63,7 +63,7 @@ def measure() -> Iterator[Comparison]:
 def _run(work: str, classes: int) -> tuple[float, float]:
     """Seconds and MiB of a listing in a process of its own, from a server in another one."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.listing", str(classes)],
+        [sys.executable, "-m", "benchmarks.listing", str(classes), str(OBJECTS)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).resolve().parent.parent,
@@ -88,20 +88,20 @@ class _Bucket(BaseHTTPRequestHandler):
     """Answers ListObjectsV2 for `pictures/CLASS/NUMBER.jpg`, which it makes up from their numbers."""
 
     protocol_version = "HTTP/1.1"
-    classes = 0
+    classes, objects = 0, 0
 
     def do_GET(self) -> None:
         asked = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
         start = int(asked.get("continuation-token", 0))
         prefix, by_folder = asked.get("prefix", ""), "delimiter" in asked
-        each = OBJECTS // self.classes
+        each = self.objects // self.classes
         if prefix == "pictures/" and by_folder:
             total = self.classes
             names = (f"{prefix}class-{number:04}/" for number in range(start, min(start + PAGE, total)))
             rows = [f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>" for name in names]
         else:
             first = 0 if prefix == "pictures/" else int(prefix.split("-")[1].strip("/")) * each
-            total = OBJECTS if prefix == "pictures/" else each
+            total = self.objects if prefix == "pictures/" else each
             rows = [_object(first + number, each) for number in range(start, min(start + PAGE, total))]
         more = start + PAGE < total
         token = f"<NextContinuationToken>{start + PAGE}</NextContinuationToken>" if more else ""
@@ -131,7 +131,7 @@ def _object(number: int, each: int) -> str:
 
 
 def _serve() -> None:
-    _Bucket.classes = int(sys.argv[1])
+    _Bucket.classes, _Bucket.objects = map(int, sys.argv[1:])
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Bucket)
     print(server.server_address[1], flush=True)
     server.serve_forever()

@@ -120,9 +120,8 @@ def walk(filesystem: arrow.FileSystem, folder: str) -> Iterator[pa.RecordBatch]:
     for infos in _walk_disk(filesystem, folder, frozenset()):
         found += infos
         if len(found) >= _BATCH:
-            yield _batch(found, start)
-            found = []
-    yield _batch(found, start)
+            yield from _batches(found, start)
+    yield from _batches(found, start)
 
 
 def _walk_disk(
@@ -143,8 +142,9 @@ def _walk_disk(
 def _walk_bucket(filesystem: arrow.FileSystem, folder: str, start: int) -> Iterator[pa.RecordBatch]:
     """The same, level by level down to where there are enough folders, then all that is below these at once."""
 
-    def listed(path: str, recursive: bool) -> pa.RecordBatch:
-        return _batch(filesystem.get_file_info(arrow.FileSelector(path, recursive=recursive)), start)
+    def listed(path: str, recursive: bool) -> list[pa.RecordBatch]:
+        found = filesystem.get_file_info(arrow.FileSelector(path, recursive=recursive))
+        return list(_batches(found, start))
 
     with ThreadPoolExecutor(_LISTINGS) as pool:
         level = [folder]
@@ -163,16 +163,23 @@ def _walk_bucket(filesystem: arrow.FileSystem, folder: str, start: int) -> Itera
         yield from _arriving(pool.submit(listed, path, True) for path in level)
 
 
-def _arriving(futures: Iterable[Future[pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
-    """The results in order, and an empty one for each second of waiting."""
+def _arriving(futures: Iterable[Future[list[pa.RecordBatch]]]) -> Iterator[pa.RecordBatch]:
+    """The results in order, and an empty batch for each second of waiting."""
     left = deque(futures)
     try:
         while left:
             wait([left[0]], timeout=1)
-            yield left.popleft().result() if left[0].done() else _batch([], 0)
+            yield from left.popleft().result() if left[0].done() else [_batch([], 0)]
     finally:
         for future in left:
             future.cancel()
+
+
+def _batches(infos: list[arrow.FileInfo], start: int) -> Iterator[pa.RecordBatch]:
+    """The same as columns; takes them out of the list, for they need several times as much memory."""
+    while infos:
+        yield _batch(infos[-_BATCH:], start)
+        del infos[-_BATCH:]
 
 
 def _batch(infos: Sequence[arrow.FileInfo], start: int) -> pa.RecordBatch:

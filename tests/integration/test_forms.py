@@ -1,4 +1,4 @@
-"""The same pictures as folders, tars and Parquet files, on disk and in a bucket, are one data set for all jobs."""
+"""Pictures as folders, tars and Parquet files, on a disk and in a bucket, are one data set for all jobs."""
 
 from __future__ import annotations
 

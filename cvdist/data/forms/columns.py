@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable
 
@@ -11,11 +10,9 @@ import pyarrow.compute as pc
 
 from cvdist.config import PathsConfig, TableConfig
 from cvdist.data.formats import format_by_name
-from cvdist.data.forms.found import role
+from cvdist.data.forms.found import role, say
 from cvdist.errors import UserError
 from cvdist.log import some
-
-logger = logging.getLogger(__name__)
 
 # Usual names of columns, in lower case and without anything but letters.
 _PATHS = re.compile("path|(file|image|img)(name|path|id|file)?|fname|picture|photo|id|ur[il]")
@@ -103,7 +100,7 @@ def _quoted(values: pa.ChunkedArray) -> str:
     return ", ".join(repr(one) for one in values.unique()[:3].to_pylist())
 
 
-def roles_of(name: str, column: str, values: pa.ChunkedArray) -> pa.DictionaryArray:
+def roles_of(name: str, column: str, values: pa.ChunkedArray) -> pa.Array:
     """The splits that a column names.
 
     Raises:
@@ -116,11 +113,4 @@ def roles_of(name: str, column: str, values: pa.ChunkedArray) -> pa.DictionaryAr
             f"--data {name}: column {column} has {some(unknown)}, and splits are train, valid and test: name "
             "another one with --split-column, or none"
         )
-    roles = pa.array([role(one) for one in there], pa.string()).take(encoded.indices)
-    return roles.dictionary_encode()
-
-
-def say(what: str, count: int, example: str = "") -> None:
-    """Log how many rows or pictures there are of a kind that a user may not expect, if there are any."""
-    if count:
-        logger.info("data       %s: %s%s", what, f"{count:,}", f", e.g. {example}" if example else "")
+    return pa.array([role(one) for one in there], pa.string()).take(encoded.indices)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
+
+logger = logging.getLogger(__name__)
 
 TRAIN_PART, VALID_PART, NO_PART = 0, 1, -1
 
@@ -64,3 +67,9 @@ def parts_of(splits: Iterable[str]) -> dict[str, int]:
     if held_back:
         return {"train": TRAIN_PART, held_back: VALID_PART}
     return {"train": NO_PART}
+
+
+def say(what: str, count: int, example: str = "") -> None:
+    """Log how many rows or pictures there are of a kind that a user may not expect, if there are any."""
+    if count:
+        logger.info("data       %s: %s%s", what, f"{count:,}", f", e.g. {example}" if example else "")

@@ -25,9 +25,9 @@ from pyarrow import parquet
 from cvdist import storage
 from cvdist.config import PathsConfig, PicturesConfig, TableConfig, dashed, fields_of
 from cvdist.data.formats import format_by_name
-from cvdist.data.forms.columns import label_column, path_column, roles_of, say, split_column, text_of
+from cvdist.data.forms.columns import label_column, path_column, roles_of, split_column, text_of
 from cvdist.data.forms.files import TABLES, list_files, parents_of
-from cvdist.data.forms.found import NO_PART, Found, parts_of, role
+from cvdist.data.forms.found import NO_PART, Found, parts_of, role, say
 from cvdist.data.forms.matching import match
 from cvdist.errors import UserError
 from cvdist.log import redact, some
@@ -73,23 +73,20 @@ def look(config: PicturesConfig) -> Found:
     parts = {"": NO_PART}
     if split:
         roles = roles_of(name, split, text_of(name, table, split))
-        parts = parts_of(roles.dictionary.to_pylist())
-        rows = rows.append_column("split", roles.cast(pa.string()))
-        if "train" not in roles.dictionary.to_pylist():
-            raise UserError(
-                f"--data {name}: column {split} has no train: {some(set(roles.dictionary.to_pylist()))}"
-            )
+        there = roles.unique().to_pylist()
+        if "train" not in there:
+            raise UserError(f"--data {name}: column {split} has no train: {some(there)}")
+        parts, rows = parts_of(there), rows.append_column("split", roles)
         used = pc.is_in(rows["split"], value_set=pa.array(list(parts)))
         say(f"rows of other splits in column {split}, left out", len(rows) - pc.sum(used).as_py())
         rows = rows.filter(used)
     rows = _with_labels(name, label, rows)
     rows, files = _with_files(config.uri, config.root, rows)
     rows = _once_each(name, rows, files, config.max_bad_fraction)
-    found = files.take(rows["file"])
-    for column in ("label", "split"):
-        if column in rows.column_names:
-            found = found.append_column(column, rows[column])
-    if not split:
+    found = files.take(rows["file"]).append_column("label", rows["label"])
+    if split:
+        found = found.append_column("split", rows["split"])
+    else:
         roles = _roles_of_folders(found["path"])
         if roles is not None:
             parts = parts_of(roles.unique().to_pylist())
@@ -131,15 +128,14 @@ def _read(uri: str) -> pa.Table:
         raise UserError(
             f"--data {redact(uri)}: tables are read from {', '.join(TABLES)}: save it as one of these"
         )
-    content = storage.Folder.open(storage.parent(uri), "--data").read(PurePosixPath(path).name)
     try:
         if suffix == ".parquet":
-            table = _parquet(redact(uri), content)
-        elif suffix in (".jsonl", ".ndjson"):
-            table = _json(content)
+            table = _parquet(uri)
         else:
-            table = _csv(content, "\t" if suffix == ".tsv" else "")
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+            content = storage.Folder.open(storage.parent(uri), "--data").read(PurePosixPath(path).name)
+            text = _json if suffix in (".jsonl", ".ndjson") else _csv
+            table = text(content)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         why = storage.reason(error)
         if isinstance(error, UnicodeDecodeError) or "UTF8" in why:
             why = "it is not text in UTF-8: save it with that encoding, in Excel as CSV UTF-8"
@@ -152,16 +148,16 @@ def _read(uri: str) -> pa.Table:
     return table
 
 
-def _csv(content: bytes, separator: str) -> pa.Table:
-    """All values as text, as they are. Without a separator, that which divides the first line most is taken."""
-    encoding = "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    if encoding == "utf-16":
-        content = content.decode(encoding).encode()
-    first, _, rest = content.removeprefix(codecs.BOM_UTF8).partition(b"\n")
+def _csv(content: bytes) -> pa.Table:
+    """All values as text, as they are. Between them is what divides the first line into most cells."""
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        content = content.decode("utf-16").encode()
+    content, separators = content.removeprefix(codecs.BOM_UTF8).lstrip(b"\r\n"), _SEPARATORS
+    first, _, rest = content.partition(b"\n")
     if named := re.fullmatch(rb"sep=(.)\r?", first):  # Excel's way
-        separator, content = named[1].decode(), rest
-    line = next(iter(content[: 1 << 20].decode("utf-8-sig", "ignore").splitlines()), "")
-    cells = {one: next(csv.reader([line], delimiter=one), []) for one in separator or _SEPARATORS}
+        separators, content = named[1].decode(), rest
+    line = next(iter(content[: 1 << 20].decode(errors="ignore").splitlines()), "")
+    cells = {one: next(csv.reader([line], delimiter=one), []) for one in separators}
     separator = max(cells, key=lambda one: len(cells[one]))
     names = [cell.strip() for cell in cells[separator]]
     if any(format_by_name(cell) for cell in names):  # without a line of names
@@ -187,12 +183,14 @@ def _json(content: bytes) -> pa.Table:
     return table
 
 
-def _parquet(name: str, content: bytes) -> pa.Table:
-    table = parquet.read_table(pa.BufferReader(content))
-    held = [one.name for one in table.schema if _holds_bytes(one.type)]
-    if held:
-        raise UserError(f"--data {name}: column {held[0]} holds pictures, not paths")
-    return table
+def _parquet(uri: str) -> pa.Table:
+    filesystem, path = storage.locate(uri, "--data")
+    with filesystem.open_input_file(path) as source:
+        file = parquet.ParquetFile(source)
+        held = [one.name for one in file.schema_arrow if _holds_bytes(one.type)]
+        if held:
+            raise UserError(f"--data {redact(uri)}: column {held[0]} holds pictures, not paths")
+        return file.read()
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

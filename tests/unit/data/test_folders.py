@@ -66,7 +66,7 @@ LAYOUTS = {
     "all three": (
         {**both("train", "val"), "test/cat": 5, "test/dog": 5},
         [6, 4, 0],
-        "10 pictures are left out: in no class folder, e.g. test/cat/0.jpg",
+        "pictures in no class folder, left out: 10, e.g. test/cat/0.jpg",
     ),
     "unlabeled test pictures": (
         {"train/cat": 5, "train/dog": 5, "test": 3},
