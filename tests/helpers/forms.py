@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,8 +54,8 @@ def of_folder(folder: Path) -> dict[str, list[tuple[str, str, bytes]]]:
     return found
 
 
-def write_all(folder: Path, target: Path) -> Mapping[str, str]:
-    """Write the pictures of a folder as tars and as Parquet files, two of each split; `--data` by form."""
+def write_all(folder: Path, target: Path, row_group: int = 3) -> dict[str, str]:
+    """Write the pictures of a folder as tars and as Parquet files, two of each split: `--data` by form."""
     for split, pictures in of_folder(folder).items():
         classes = sorted({label for label, _, _ in pictures})
         for number in range(2):
@@ -75,6 +75,7 @@ def write_all(folder: Path, target: Path) -> Mapping[str, str]:
                 [classes.index(label) for label, _, _ in mine],
                 names=classes,
                 paths=[name for _, name, _ in mine],
+                row_group=row_group,
             )
     splits = ",".join(sorted(of_folder(folder)))
     return {
