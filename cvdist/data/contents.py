@@ -36,7 +36,7 @@ _WITHIN = re.compile(
 )
 _GAP = 1 << 18  # bytes between two members that are read and dropped rather than asked for apart
 _PIECE_BYTES, _PIECE_ROWS = 1 << 23, 64  # of neighbors that are read together
-_OPEN = 16  # files that stay open
+_OPEN = 64  # files that stay open
 
 TAR, PARQUET = ".tar", ".parquet"
 

@@ -12,7 +12,7 @@ import posixpath
 import re
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
@@ -66,7 +66,7 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, max_bad_fractio
         UserError: if one can't be read or has no whole picture, or the labels can't be found.
     """
     archives = _read(paths, root, uri, cache, refuse_damage=max_bad_fraction == 0)
-    pictures = _joined(archives, uri)
+    pictures = _joined(archives, roles_of(paths, uri))
     source = next((one for one in _SOURCES if pictures.column(one).null_count < len(pictures)), "")
     if not source:
         return _by_folders(pictures, uri)
@@ -92,7 +92,7 @@ def look_unlabeled(paths: Sequence[str], root: str, uri: str, cache: Path) -> pa
     Returns:
         The columns path, size, modified and version of `Found.table`.
     """
-    pictures = _joined(_read(paths, root, uri, cache, refuse_damage=False), uri)
+    pictures = _joined(_read(paths, root, uri, cache, refuse_damage=False), dict.fromkeys(paths, ""))
     return pictures.select(["path", "size", "modified", "version"])
 
 
@@ -135,9 +135,9 @@ def _read(paths: Sequence[str], root: str, uri: str, cache: Path, *, refuse_dama
     return archives
 
 
-def _joined(archives: Sequence[Archive], uri: str) -> pa.Table:
+def _joined(archives: Sequence[Archive], roles: Mapping[str, str]) -> pa.Table:
     """All pictures, with paths below the root, and the columns modified and split (the role of the tar)."""
-    tables, roles = [], roles_of([archive.path for archive in archives], uri)
+    tables = []
     for archive in archives:
         table, count = archive.pictures, len(archive.pictures)
         path = pc.binary_join_element_wise(archive.path, table.column("path"), "")
@@ -202,7 +202,7 @@ def _scan(source: pa.NativeFile, advance: Callable[[int], None]) -> tuple[pa.Tab
     samples: defaultdict[str, _Sample] = defaultdict(_Sample)
     facts: dict[str, Any] = {"damage": "", "cut": 0, "links": 0, "example": ""}
     unread, json_keys = Counter[str](), set[str]()
-    file = BufferedReader(source, _BUFFER)
+    file, size = BufferedReader(source, _BUFFER), source.size()
     for member in _members(file, facts):
         # A picture is found by its place, so a name that is no UTF-8 need not be exact.
         name = member.name.encode(errors="surrogateescape").decode(errors="replace")
@@ -215,7 +215,7 @@ def _scan(source: pa.NativeFile, advance: Callable[[int], None]) -> tuple[pa.Tab
             continue
         key, extension = _key(name)
         if is_read(name):
-            content = _at(file, member.offset_data, member.size)
+            content = _at(file, member.offset_data, min(member.size, size - member.offset_data))
             facts["cut"] += len(content) < member.size
             samples[key].rows.append(len(columns["name"]))
             columns["path"].append(f"@{member.offset_data}+{member.size}/{name}")
@@ -263,6 +263,8 @@ def _members(file: BufferedReader, facts: dict[str, Any]) -> Iterator[tarfile.Ta
         # It goes on behind blocks that are no headers: after damage, or where tars were put behind one another.
         with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
             while (member := tar.next()) is not None:
+                if member.offset < end or member.size < 0:
+                    raise ValueError("a member that begins or ends before its place")
                 if member.offset > end and not facts["damage"] and not _is_padding(_at(file, end)):
                     facts["damage"] = f"is damaged at byte {end:,}"
                 yield member
@@ -292,7 +294,7 @@ def _is_header(block: bytes) -> bool:
 
 def _at(file: BufferedReader, start: int, size: int = _BLOCK) -> bytes:
     file.seek(start)
-    return file.read(size)
+    return file.read(max(0, size))
 
 
 def _key(name: str) -> tuple[str, str]:
@@ -312,7 +314,7 @@ def _label(content: bytes, source: str, json_keys: set[str]) -> str:
             named = next((key for key in _JSON_KEYS if _is_label(values.get(key))), "")
             found = values[named] if named else ""
             json_keys |= {named} if named else set()
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return ""
     label = str(found).strip()
     return label if len(label) <= _LONGEST_NAME and len(label.splitlines()) == 1 else ""

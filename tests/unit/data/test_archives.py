@@ -393,7 +393,8 @@ def test_predictions_take_archives_too(tmp_path):
     assert all(found(uri) == wanted for uri in uris.values())
     words = [str(path) for path in sorted((tmp_path / "tars").iterdir())]
     assert found(*words) == wanted
-    single = made.tar(tmp_path / "single.tar", jpegs("deep/er/1"))
+    single = made.tar(tmp_path / "tars" / "single.tar", jpegs("deep/er/1"))  # of no split
+    assert len(found(str(tmp_path / "tars"))) == len(wanted) + 1
     assert found(str(single), str(root / "train/cat/0000.jpg")) == sorted(
         [digest_of(pictures.jpeg(0)), digest_of((root / "train/cat/0000.jpg").read_bytes())]
     )
