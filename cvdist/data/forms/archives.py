@@ -40,9 +40,6 @@ _PROGRESS_SECONDS = 0.2
 REPACK = "unpack it, or pack it again without compression"
 """What to do about a compressed tar."""
 
-PICTURES = pa.schema([("path", pa.string()), ("size", pa.int64()), ("version", pa.string())])
-"""What a form says of each picture of an archive: how its path goes on, its size, its digest in hexadecimal."""
-
 
 def are_named(uri: str) -> bool:
     """Return whether `uri` names tars or Parquet files, one or by a pattern, rather than a folder."""
@@ -74,12 +71,15 @@ def find(uri: str) -> list[str]:
 
     def look(name: str) -> list[str]:
         if "*" in name or "?" in name:
-            return [path for path, _ in storage.match(filesystem, top, name.split("/"), _is_one)]
-        info = filesystem.get_file_info(f"{top}/{name}")
-        if info.type == arrow.FileType.Directory:  # as Spark writes `pictures.parquet/part-00000.parquet`
-            below = list_files(storage.joined(root, name)).archives
-            return [f"{info.path}/{path}" for path in below]
-        return [info.path] if info.type == arrow.FileType.File else []
+            there = list(storage.match(filesystem, top, name.split("/"), _is_one))
+        else:
+            info = filesystem.get_file_info(f"{top}/{name}")
+            there = [(info.path, storage.state_of(info))] if info.type != arrow.FileType.NotFound else []
+        found = [path.removeprefix(f"{top}/") for path, state in there if state is not None]
+        for folder in (path.removeprefix(f"{top}/") for path, state in there if state is None):
+            # as Spark writes `pictures.parquet/part-00000.parquet`
+            found += [f"{folder}/{path}" for path in list_files(storage.joined(root, folder)).archives]
+        return found
 
     try:
         with ThreadPoolExecutor(_REQUESTS) as pool:
@@ -93,7 +93,7 @@ def find(uri: str) -> list[str]:
         raise UserError(
             f"--data {redact(uri)}: {len(missing):,} of {len(names):,} files are missing: {some(missing)}"
         )
-    return sorted({path.removeprefix(f"{top}/") for paths in found for path in paths}, key=log.natural)
+    return sorted({path for paths in found for path in paths}, key=log.natural)
 
 
 def expand(text: str) -> list[str]:
@@ -155,7 +155,8 @@ class Archive:
 
     Attributes:
         path: of the file, below the root.
-        pictures: one row each, with the columns of `PICTURES` and others of the form.
+        pictures: one row each, with the columns path (how it goes on behind the file's), size (bytes), version
+            (digest in hexadecimal), and others of the form.
         modified: when it was written, in ns since 1970.
         facts: what else the form has found, as values of JSON.
     """

@@ -359,6 +359,11 @@ def test_patterns_name_archives_and_what_is_missing_is_said(tmp_path):
             assert listed(f"{tmp_path}/{pattern}") == everything
     assert len(listed(f"file://{tmp_path}/set-{{03,05}}.tar")) == 4
     assert "there is no such file" in refused(f"{tmp_path}/other-*.tar")
+    for i in range(2):  # folders, as Spark writes them
+        content = [pictures.jpeg(10 * i + j) for j in range(2)]
+        made.parquet(tmp_path / f"{i}.parquet" / "part-0.snappy.parquet", content, ["a", "b"])
+    assert [len(listed(f"{tmp_path}/{name}.parquet")) for name in ("1", "*", "{0,1}")] == [2, 4, 4]
+    assert len(listed(made.tar(tmp_path / "set [2].tar", jpegs("a/1", "b/1")))) == 2
     assert "means more than 1,000,000 names" in refused(f"{tmp_path}/{{0..99999999}}.tar")
 
 
