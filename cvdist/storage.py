@@ -502,8 +502,13 @@ def absolute(uri: str) -> str:
 
 
 def absolute_if_there(name: str) -> str:
-    """As `absolute`, of what may be a path or another name: unchanged where there is no such file."""
-    return absolute(name) if "://" not in name and name and Path(name).expanduser().exists() else name
+    """As `absolute`, of what may be a path, a pattern or another name: unchanged where there is no such file.
+
+    Of a pattern, the folder counts that is named before its signs.
+    """
+    start = re.split(r"[*?{]", name, maxsplit=1)[0]
+    there = name if start == name else start.rpartition("/")[0] or "."
+    return absolute(name) if "://" not in name and name and Path(there).expanduser().exists() else name
 
 
 def exists(uri: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cvdist import storage
 from cvdist.config import PicturesConfig
 from cvdist.data import forms, kept, parquet_rows
 from cvdist.data.contents import Contents, digest_of
@@ -344,6 +345,15 @@ def test_padded_ranges_name_all_their_numbers(first, count, width):
     names = archives.expand(f"x-{{{first:0{width}}..{first + count:0{width}}}}.tar")
     assert [int(name[2:-4]) for name in names] == list(range(first, first + count + 1))
     assert all(len(name) >= width + 6 for name in names)
+
+
+def test_relative_patterns_become_absolute_for_other_processes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for pattern in ("train-{0..9}.tar", "in/*.parquet", "*/x-?.tar"):
+        assert storage.absolute_if_there(pattern) == f"{tmp_path}/{pattern}"
+    for other in ("nowhere/*.tar", "s3://b/{0..9}.tar", "DEFAULT"):
+        assert storage.absolute_if_there(other) == other
 
 
 def test_patterns_name_archives_and_what_is_missing_is_said(tmp_path):
