@@ -57,14 +57,14 @@ def test_a_training_has_the_same_result_and_all_jobs_take_all_forms(uris, tmp_pa
             visualize=False,
         )  # fmt: skip
         finished = train(config)
-        model = open_model(SavedModelConfig(name, storage=str(tmp_path))).model.state_dict()
+        model = open_model(SavedModelConfig(str(tmp_path / name))).model.state_dict()
         trained[name] = finished.summary.best_correct, model
 
     correct, model = trained["one"]
     for other, state in trained.values():
         assert other == correct and all(torch.equal(state[key], model[key]) for key in model)
     for form in ("tars", "Parquet, in a bucket"):
-        flags = ["three", "--storage", str(tmp_path), "--data", uris[form]]
+        flags = [str(tmp_path / "three"), "--data", uris[form]]
         done = evaluate(cli.parse("evaluate", [*flags, "--tracking", "none"])).evaluation.first.metrics
         assert (done.correct, done.total) == (correct, 7)
         words = [*flags, "--output", str(tmp_path / form), "--runtime", "inline"]
