@@ -15,17 +15,19 @@ import re
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import fs as arrow
 
 from cvdist import slow_requests
@@ -41,6 +43,7 @@ _MOST_FOLDERS = 10_000  # that are listed each by itself
 _BATCH = 10_000  # files and folders in a piece of a listing, about
 # Options of pyarrow at the end of an S3 URI. Any other question mark belongs to the object's name.
 _S3_OPTIONS = re.compile(r"\?((scheme|region|endpoint_override|allow_\w+|\w*timeout|tls_\w+)=[^&]*&?)+$")
+_SIGNS = "*?["  # of patterns
 _REFUSED = r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|InvalidAccessKeyId|HTTP response code 403"
 _LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
@@ -191,6 +194,68 @@ def _batch(infos: Sequence[arrow.FileInfo], start: int) -> pa.RecordBatch:
     )
 
 
+State = tuple[int, int] | None
+"""Of a file its size in bytes and the time of its last change in ns since 1970; None of a folder."""
+
+
+def state_of(info: arrow.FileInfo) -> State:
+    """Return what tells whether a file has changed."""
+    return None if info.type == arrow.FileType.Directory else (info.size or 0, info.mtime_ns or 0)
+
+
+def match(
+    filesystem: arrow.FileSystem, folder: str, parts: Sequence[str], wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, State]]:
+    """Find the folders and files that a pattern with `*`, `?`, `[...]` and `**` matches; nothing hidden.
+
+    Args:
+        filesystem: Has the folder.
+        folder: Its path.
+        parts: The pattern below it, cut at slashes.
+        wanted: Whether a file of this name counts that isn't named in full.
+
+    Raises:
+        OSError: If a folder can't be read.
+    """
+    first, *rest = parts
+    if not any(sign in part for part in parts for sign in _SIGNS):
+        info = filesystem.get_file_info("/".join([folder, *parts]))
+        yield from [(info.path, state_of(info))] if info.type != arrow.FileType.NotFound else []
+        return
+    if not any(sign in first for sign in _SIGNS):
+        yield from match(filesystem, f"{folder}/{first}", rest, wanted)
+        return
+    if first == "**":
+        if filesystem.get_file_info(folder).type == arrow.FileType.Directory:
+            for batch in walk(filesystem, folder):
+                for one in batch.filter(pc.invert(batch["is_folder"])).to_pylist():
+                    path = one["path"].split("/")
+                    hidden = any(part.startswith(".") for part in path)
+                    if wanted(path[-1]) and not hidden and _lies_in(path, [*parts]):
+                        yield f"{folder}/{one['path']}", (one["size"], one["modified"])
+        return
+    selector = arrow.FileSelector(folder, allow_not_found=True)
+    listed = [info for info in filesystem.get_file_info(selector) if not info.base_name.startswith(".")]
+    for info in listed:
+        if info.type != arrow.FileType.Directory:
+            continue
+        if fnmatchcase(info.base_name, first):
+            yield from match(filesystem, info.path, rest, wanted) if rest else [(info.path, None)]
+    for info in listed if not rest else ():
+        if fnmatchcase(info.base_name, first) and wanted(info.base_name):
+            yield info.path, state_of(info)
+
+
+def _lies_in(path: list[str], pattern: list[str]) -> bool:
+    """Whether a pattern with `**`, which is any number of folders, matches `path` or a folder above it."""
+    if not pattern:
+        return True
+    first, rest = pattern[0], pattern[1:]
+    if first == "**":
+        return any(_lies_in(path[start:], rest) for start in range(len(path)))
+    return bool(path) and fnmatchcase(path[0], first) and _lies_in(path[1:], rest)
+
+
 def read(filesystem: arrow.FileSystem, path: str) -> bytes:
     """Read a whole file.
 
@@ -222,8 +287,13 @@ def etag(filesystem: arrow.FileSystem, path: str) -> str:
         OSError: If it does not exist or can't be read.
     """
     with filesystem.open_input_file(path) as file:
-        found = file.metadata() or {}
-    return found.get(b"ETag", found.get("ETag", b"")).decode().strip('"')
+        return etag_of(file)
+
+
+def etag_of(file: pa.NativeFile) -> str:
+    """Return the ETag of an object that is open, empty where the storage has none."""
+    found = file.metadata() or {}
+    return str(found.get(b"ETag", found.get("ETag", b"")).decode().strip('"'))
 
 
 def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
@@ -432,8 +502,13 @@ def absolute(uri: str) -> str:
 
 
 def absolute_if_there(name: str) -> str:
-    """As `absolute`, of what may be a path or another name: unchanged where there is no such file."""
-    return absolute(name) if "://" not in name and name and Path(name).expanduser().exists() else name
+    """As `absolute`, of what may be a path, a pattern or another name: unchanged where there is no such file.
+
+    Of a pattern, the folder counts that is named before its signs.
+    """
+    start = re.split(r"[*?{]", name, maxsplit=1)[0]
+    there = name if start == name else start.rpartition("/")[0] or "."
+    return absolute(name) if "://" not in name and name and Path(there).expanduser().exists() else name
 
 
 def exists(uri: str) -> bool:

@@ -76,7 +76,8 @@ class PicturesConfig(TableConfig):
 
     uri: Annotated[str, Flag("data")] = ""
     """Folder or URI (s3://, gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`;
-    or a table of paths and labels: .csv, .tsv, .jsonl or .parquet (docs/data.md)."""
+    a table of paths and labels: .csv, .tsv, .jsonl or .parquet; or tars or Parquet files with pictures inside,
+    as `'train-{000..099}.tar'` (docs/data.md)."""
     image_size: Annotated[int, Bounds(8, or_zero=True)] = 224
     """Height and width, in pixels, that photographs are resized to. 0: as `--weights` were evaluated."""
     resize: Resize = "squash"
@@ -111,7 +112,8 @@ class DataConfig(PicturesConfig):
     uri: Annotated[str, Flag("data")] = PicturesConfig.uri
     """Folder of the data set; `mnist` is downloaded into it when absent. For `images` a folder or URI (s3://,
     gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`, which is split by
-    `--valid-fraction`; or a table of paths and labels (docs/data.md). Empty: `<storage>/data`."""
+    `--valid-fraction`; a table of paths and labels; or tars or Parquet files with pictures inside
+    (docs/data.md). Empty: `<storage>/data`."""
     cache: str = ""
     """Folder on each node for its decoded pictures, best on a fast local disk. Empty: $CVDIST_CACHE, else
     ~/.cache/cvdist."""

@@ -16,7 +16,7 @@ class PredictionConfig(PathsConfig):
     data: tuple[str, ...] = ()
     """Pictures: a folder, with any folders below it; files; patterns such as `'scans/**/*.png'`; a list of
     these, one a line, in a `.txt` file or, as `-`, from standard input; or a table that names them (.csv, .tsv,
-    .jsonl, .parquet). Paths or URIs (s3://, gs://, file://).
+    .jsonl, .parquet); or tars or Parquet files with pictures inside. Paths or URIs (s3://, gs://, file://).
     The predictions of up to 20 pictures are printed."""
     output: str = ""
     """Folder or URI for the results. The same command again computes only what is missing or has changed.

@@ -13,8 +13,8 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvdist.data.images.ahead import DIGEST_BYTES as DIGEST_BYTES
-from cvdist.data.images.ahead import digest_of as digest_of
+from cvdist.data.contents import DIGEST_BYTES as DIGEST_BYTES
+from cvdist.data.contents import digest_of as digest_of
 
 SUFFIX = ".parquet"
 LISTED = ("path", "label", "part", "size", "version")

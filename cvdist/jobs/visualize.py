@@ -22,7 +22,7 @@ from cvdist import config as configs
 from cvdist import loaders, log, storage, tracking
 from cvdist.config import DataConfig, LookConfig, PicturesConfig, RuntimeConfig, TableConfig, VisualizeJobConfig
 from cvdist.data import forms
-from cvdist.data.forms import NO_PART, VALID_PART, root_of
+from cvdist.data.forms import NO_PART, VALID_PART, archives, root_of
 from cvdist.data.forms.folders import split_folders
 from cvdist.data.forms.table import is_table, require_unused
 from cvdist.data.images import as_split_in_training
@@ -216,7 +216,7 @@ def _listed(data: PicturesConfig, classes: Sequence[str] | None) -> list[tuple[s
     Raises:
         UserError: if there is nothing, or nothing by the name of a picture.
     """
-    if is_table(data.uri):
+    if is_table(data.uri) or archives.are_named(data.uri):
         table = forms.look(data)
         held_back = next((name for name, part in table.parts.items() if part == VALID_PART), "")
         rows = table.table.filter(pc.equal(table.table["split"], held_back)) if held_back else table.table

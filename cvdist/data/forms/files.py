@@ -24,6 +24,8 @@ from cvdist.log import redact, some
 logger = logging.getLogger(__name__)
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")  # suffixes of files that may name pictures
+ARCHIVES = r"(?i)\.(tar|parquet|tar\.\w+|tgz|tbz2?|txz|tzst)$"
+"""Names of tars, compressed or not, and Parquet files, which may hold pictures."""
 # What systems and tools leave behind, besides hidden files.
 _LITTER = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 _LITTER_FILES = ["thumbs.db", "desktop.ini"]
@@ -41,6 +43,7 @@ class Files:
         others: how many files are no pictures by their names.
         example: one of these.
         tables: those of them that may name pictures.
+        archives: those of them that may hold pictures, or are compressed tars.
     """
 
     pictures: pa.Table
@@ -48,6 +51,7 @@ class Files:
     others: int = 0
     example: str = ""
     tables: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
 
 
 def parents_of(paths: pa.Array | pa.ChunkedArray) -> pa.DictionaryArray:
@@ -93,6 +97,12 @@ def list_files(uri: str) -> Files:
     return found
 
 
+def is_litter(path: str) -> bool:
+    """Return whether a file is hidden, or what systems and tools leave behind, or lies in such a folder."""
+    folder, _, name = path.rpartition("/")
+    return _is_litter(folder) or name.startswith(".") or name.lower() in _LITTER_FILES
+
+
 def _is_litter(folder: str) -> bool:
     return any(part in _LITTER or part.startswith(".") for part in folder.split("/")) if folder else False
 
@@ -118,6 +128,7 @@ def _sort_out(uri: str, found: Files, others: pa.ChunkedArray) -> None:
         others = others.filter(pc.invert(inside.take(parents.indices)))
     found.others, found.example = len(others), others[0].as_py() if len(others) else ""
     suffixes = "|".join(TABLES).replace(".", r"\.")
+    found.archives = others.filter(pc.match_substring_regex(others, ARCHIVES)).to_pylist()
     found.tables = others.filter(pc.match_substring_regex(others, f"(?i)({suffixes})$")).to_pylist()
 
 
@@ -142,16 +153,15 @@ def _results_of_jobs(uri: str, manifests: list[str], found: Files) -> set[str]:
     return results
 
 
-def look_unlabeled(uri: str) -> pa.Table:
-    """List all pictures below the folder `uri`, sorted by path.
+def look_unlabeled(found: Files, uri: str) -> pa.Table:
+    """All pictures that lie below the folder `uri`, sorted by path.
 
     Returns:
         A table with the columns path, size and modified of `Found.table`.
 
     Raises:
-        UserError: if the folder can't be read or has no pictures.
+        UserError: if there are none.
     """
-    found = list_files(uri)
     if not len(found.pictures):
         others = f", only other files, e.g. {found.example}" if found.others else ""
         raise UserError(f"--data {redact(uri)} has no pictures{others}")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cvdist import log
-from cvdist.data.forms.files import list_files, parents_of
+from cvdist.data.forms.files import Files, parents_of
 from cvdist.data.forms.found import NO_PART, SPLIT_IN_NAME, TRAIN_PART, VALID_PART, Found, role, say
 from cvdist.errors import UserError
 from cvdist.log import redact, some
@@ -27,29 +27,41 @@ class _Folder:
     folders: set[str] = field(default_factory=set)
 
 
-def look(uri: str) -> Found:
+def look(files: Files, uri: str) -> Found:
     """Find the pictures below a folder that has one folder per class, either directly or in train/ and valid/.
 
     Raises:
-        UserError: if the folder can't be read, or its folders are no classes or may be taken in two ways.
+        UserError: if its folders are no classes or may be taken in two ways.
     """
     root = redact(uri).rstrip("/")
-    files = list_files(uri)
-    counts = _counts(files.pictures["path"])
-    parts = _find_parts(counts, files.folders, root)
+    say("files that are no pictures by their names", files.others, files.example)
+    return by_folders(files.pictures, files.folders, root, _table_hint(files.tables, root))
+
+
+def by_folders(pictures: pa.Table, folders: set[str], root: str, hint: str = "") -> Found:
+    """Find the class and the split of each picture by the folders in its path.
+
+    Args:
+        pictures: with a column path; pictures in no class folder are left out, other columns stay.
+        folders: all that there are, with those in which no picture lies.
+        root: what the user named, for messages.
+        hint: the end of an error that there are no folders for classes, or but one.
+
+    Raises:
+        UserError: if the folders are no classes or may be taken in two ways.
+    """
+    counts = _counts(pictures["path"])
+    parts = _find_parts(counts, folders, root)
     there: dict[str, dict[str, bool]] = {prefix: {} for prefix in parts}
-    for folder in files.folders:
+    for folder in folders:
         prefix, names = _place(folder, parts)
         if len(names) == 1:
             there[prefix].setdefault(names[0], False)
     for prefix, names in (_place(folder, parts) for folder in counts):
         if names:
             there[prefix][names[0]] = True
-    hint = _table_hint(files.tables, root)
     _require_filled(there, root, hint)
-    say("files that are no pictures by their names", files.others, files.example)
-    hint = _hint(there, files.folders, root) or hint
-    return Found(_with_classes(files.pictures, parts), parts, hint)
+    return Found(_with_classes(pictures, parts), parts, _hint(there, folders, root) or hint)
 
 
 def _with_classes(pictures: pa.Table, parts: Mapping[str, int]) -> pa.Table:

@@ -189,7 +189,10 @@ def _parquet(uri: str) -> pa.Table:
         file = parquet.ParquetFile(source)
         held = [one.name for one in file.schema_arrow if _holds_bytes(one.type)]
         if held:
-            raise UserError(f"--data {redact(uri)}: column {held[0]} holds pictures, not paths")
+            raise UserError(
+                f"--data {redact(uri)}: column {held[0]} holds bytes, not paths: if they are pictures, rename "
+                "it to image"
+            )
         return file.read()
 
 

@@ -8,7 +8,6 @@ threads decoded twice as many pictures as one.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import multiprocessing
 import os
@@ -27,7 +26,7 @@ import torch.multiprocessing  # tensors reach another process by shared memory
 from torch import Tensor
 
 from cvdist import log
-from cvdist.data.contents import Contents
+from cvdist.data.contents import READERS, Contents, digest_of
 from cvdist.data.images.decode import UndecodableError, decode, is_gpu_decodable
 from cvdist.errors import UserError
 from cvdist.hardware import usable_cores
@@ -38,10 +37,8 @@ logger = logging.getLogger(__name__)
 # Pictures a forward pass: enough for the device, few enough that memory is no question.
 BATCH = {"cpu": 16, "cuda": 128}
 _BATCHES_AHEAD = 2
-_READERS = 16  # requests at a time and process, where the files are not on a disk
 # Pictures that a thread or process decodes at a time: a process' answer costs as much for one as for several.
 _TASK = {"thread": 1, "process": 16}
-DIGEST_BYTES = 16
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,11 +57,6 @@ class Decoded:
     reason: str = ""
     detail: str = ""
     encoded: bytes | None = None
-
-
-def digest_of(content: bytes) -> bytes:
-    """Return the first 16 bytes of a file's SHA-256, which identify its content."""
-    return hashlib.sha256(content).digest()[:DIGEST_BYTES]
 
 
 def stacked(pixels: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -100,7 +92,7 @@ class Reader:
         """
         self._root, self._size, self._resize, self._for_gpu = root, size, resize, for_gpu
         self._contents = Contents(root, patient=True)
-        self._readers = None if self._contents.local else ThreadPoolExecutor(_READERS)
+        self._threads = 1 if self._contents.local else READERS
 
     def decode(self, paths: Sequence[str]) -> list[Decoded]:
         """Decode pictures.
@@ -111,8 +103,7 @@ class Reader:
         Raises:
             UserError: if a file can't be read.
         """
-        read = map if self._readers is None else self._readers.map
-        found = [self._decode(content) for content in read(self._contents.read, paths)]
+        found = [self._decode(content) for content in self._contents.read_all(paths, self._threads)]
         for path, one in zip(paths, found, strict=True):
             if one.detail:
                 logger.debug("data       %s: %s (%s)", path, one.reason, one.detail)

@@ -32,10 +32,11 @@ import torch
 
 from cvdist import log, storage
 from cvdist.config import DataConfig, TableConfig, part_of
+from cvdist.data.contents import DIGEST_BYTES
 from cvdist.data.formats import became_readable
 from cvdist.data.forms import root_of
 from cvdist.data.images import versions
-from cvdist.data.images.ahead import DIGEST_BYTES, DecodeAhead, Reader
+from cvdist.data.images.ahead import DecodeAhead, Reader
 from cvdist.data.images.decode import decode_settings
 from cvdist.data.images.listing import Listing, list_pictures
 from cvdist.data.quarantine import QUARANTINE, BadPicture, parse_quarantine, quarantine_csv, require_few_bad

@@ -11,23 +11,20 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import feather
 
-from cvdist import log, storage
-from cvdist.data.contents import Contents
-from cvdist.data.images.ahead import digest_of
+from cvdist import log
+from cvdist.data import kept
+from cvdist.data.contents import Contents, digest_of
 
 logger = logging.getLogger(__name__)
 
 _READERS = 16  # files at a time
 _REQUESTS = 64  # objects at a time
-_UNSETTLED = 2_000_000_000  # nanoseconds in which a file may change again without another time
 
 
 def with_versions(listing: pa.Table, root: str, cache: Path) -> pa.Table:
@@ -45,7 +42,7 @@ def with_versions(listing: pa.Table, root: str, cache: Path) -> pa.Table:
         UserError: if a picture can't be read.
     """
     if "version" in listing.column_names:
-        return listing.drop_columns("modified")
+        return _without_times(listing)
     contents, paths, now = Contents(root), listing.column("path"), time.time_ns()
     local = contents.local
 
@@ -54,14 +51,14 @@ def with_versions(listing: pa.Table, root: str, cache: Path) -> pa.Table:
 
     times = listing.column("modified")
     if local:  # a file's modification time may be set to an old one
-        changed = [_changed(Path(contents.folder, path)) for path in paths.to_pylist()]
+        changed = [kept.changed(Path(contents.folder, path)) for path in paths.to_pylist()]
         times = pa.chunked_array([changed], pa.int64())
     sizes = listing.column("size")
     keys = pc.binary_join_element_wise(paths, sizes.cast(pa.string()), times.cast(pa.string()), "\n")
-    kept = cache / "versions" / f"{hashlib.sha256(storage.absolute(root).encode()).hexdigest()[:32]}.arrow"
-    known = _read(kept)
-    old = pc.index_in(keys, value_set=known.column("key"))
-    versions = known.column("version").take(old).to_pylist()
+    known = kept.load(cache, root)
+    versions: list[str | None] = [None] * len(keys)
+    if known is not None:
+        versions = known.column("version").take(pc.index_in(keys, value_set=known.column("key"))).to_pylist()
     unknown = [row for row, version in enumerate(versions) if version is None]
     with ThreadPoolExecutor(_READERS if local else _REQUESTS) as pool:
         looked = pool.map(look, paths.take(pa.array(unknown, pa.int64())).to_pylist())
@@ -69,11 +66,15 @@ def with_versions(listing: pa.Table, root: str, cache: Path) -> pa.Table:
             versions[row] = version or f"time {times[row].as_py()}"
     found = pa.array(versions, pa.string())
     if unknown:
-        _write(kept, pa.table({"key": keys, "version": found}).filter(pc.less(times, now - _UNSETTLED)))
-    versioned = listing.drop_columns("modified").append_column("version", found)
-    if "label" in versioned.column_names:
-        _warn_of_twins(versioned)
-    return versioned
+        settled = pc.less(times, now - kept.UNSETTLED)
+        kept.keep(cache, root, pa.table({"key": keys, "version": found}).filter(settled))
+    return _without_times(listing.append_column("version", found))
+
+
+def _without_times(listing: pa.Table) -> pa.Table:
+    if "label" in listing.column_names:
+        _warn_of_twins(listing)
+    return listing.drop_columns("modified")
 
 
 def _warn_of_twins(listing: pa.Table) -> None:
@@ -117,13 +118,6 @@ def digest(listing: pa.Table) -> str:
     return sha.hexdigest()
 
 
-def _changed(path: Path) -> int:
-    try:
-        return path.stat().st_ctime_ns
-    except OSError:
-        return 0  # reading it will say why
-
-
 def _shown(versions: Iterator[str], count: int) -> Iterator[str]:
     """The same versions, with a line of progress if they take long."""
     line = log.ProgressLine(logger, enabled=True)
@@ -132,22 +126,3 @@ def _shown(versions: Iterator[str], count: int) -> Iterator[str]:
         if line.due():
             line.show(f"looking at {i:,}/{count:,} pictures that are new here")
     line.clear()
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        return feather.read_table(path)
-    except (OSError, pa.ArrowException):
-        return pa.table({"key": pa.array([], pa.string()), "version": pa.array([], pa.string())})
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    arriving = path.with_name(f".{path.name}.{time.monotonic_ns()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        feather.write_feather(table, str(arriving))
-        arriving.replace(path)
-    except OSError as error:
-        logger.debug("versions of pictures can't be kept in %s: %s", path.parent, storage.reason(error))
-        with suppress(OSError):
-            arriving.unlink(missing_ok=True)

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvdist import config as configs
+from cvdist import storage
 from cvdist.config import PicturesConfig
+from cvdist.data import kept
 from cvdist.data.forms import NO_PART, TRAIN_PART, VALID_PART, look_unlabeled
 from cvdist.data.images import versions
 from cvdist.data.images.listing import list_pictures
@@ -259,10 +261,10 @@ def test_a_fresh_copy_is_the_same_and_another_picture_of_the_same_size_is_not(tm
 
 def test_a_file_is_read_once(tmp_path, monkeypatch):
     root, cache = write(tmp_path / "some", {"cat": 3, "dog": 3}), tmp_path / "cache"
-    monkeypatch.setattr(versions, "_UNSETTLED", -(10**15))  # as if time had passed since the files were written
+    monkeypatch.setattr(kept, "UNSETTLED", -(10**15))  # as if time had passed since the files were written
     before, read = version_of(root, cache), []
-    real = versions.storage.read
-    monkeypatch.setattr(versions.storage, "read", lambda _, path: read.append(path) or real(_, path))
+    real = storage.read
+    monkeypatch.setattr(storage, "read", lambda _, path: read.append(path) or real(_, path))
     assert version_of(root, cache) == before and not read
     (root / "cat" / "1.jpg").write_text("new")
     assert version_of(root, cache) != before and [path[-9:] for path in read] == ["cat/1.jpg"]
@@ -274,7 +276,7 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
 def test_a_file_that_was_just_written_is_read_again(tmp_path):
     root, cache = write(tmp_path / "some", {"cat": 1}), tmp_path / "cache"
     version_of(root, cache)
-    assert len(versions._read(next((cache / "versions").glob("*.arrow")))) == 0
+    assert len(kept.load(cache, str(root))) == 0
 
 
 def test_a_picture_in_two_classes_is_named(tmp_path, caplog):

@@ -242,10 +242,8 @@ def test_other_mistakes(root):
             forms.look(PicturesConfig(**named))
     with pytest.raises(UserError, match=r"tables are read from \.csv, \.tsv, \.jsonl"):
         look(root / "l.xlsx", "")
-    parquet.write_table(
-        pa.table({"image": [{"bytes": b"x", "path": "a.jpg"}], "label": [1]}), root / "l.parquet"
-    )
-    with pytest.raises(UserError, match="column image holds pictures, not paths"):
+    parquet.write_table(pa.table({"blob": [b"x"], "label": [1]}), root / "l.parquet")
+    with pytest.raises(UserError, match="column blob holds bytes, not paths: if they are pictures, rename"):
         forms.look_unlabeled(str(root / "l.parquet"), PathsConfig())
 
 
