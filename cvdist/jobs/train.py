@@ -289,7 +289,7 @@ def _start(
     if store is None:
         return None, job
     run = tracking.start_run(config, store, continued=continued, job=job.name, tags=tags)
-    logger.info("tracking   %s, %s", redact(run.tracking_uri), run.page)
+    logger.info("tracking   %s, %s", redact(run.tracking_uri), run.page())
     return run, job
 
 
@@ -374,5 +374,5 @@ def table(result: TrainResult) -> str:
     if run is None:
         lines.append("next: the same with MLflow, to see curves, mistakes and the model: --tracking required")
     else:
-        lines.append(f"next: {console.open_run(run)}")
+        lines += [f"next: {console.open_run(run)}", f"all runs: {console.all_runs(run)}"]
     return "\n".join(lines)

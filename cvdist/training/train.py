@@ -113,7 +113,8 @@ def train_epoch(run: Run, epoch: int) -> TrainedEpoch:
             if request is StopRequest.EXIT:
                 checkpointing.exit_when_stored(run)
         if run.line.due():
-            show_progress(run, epoch, step, steps, (progress.position - began_at) / (time.monotonic() - began))
+            speed = (progress.position - began_at) / (time.monotonic() - began)
+            show_progress(run, epoch, step, steps, speed, meter)
     run.line.clear()
     speed = (progress.position - began_at) / max(time.monotonic() - began, 1e-9)
     return TrainedEpoch(progress.loss_sum / run.info.train_size, progress.correct, rate, speed)
