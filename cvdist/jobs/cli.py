@@ -25,6 +25,7 @@ from cvdist import log, proxy, recipes
 from cvdist.config import Setting, TrainConfig
 from cvdist.errors import EXIT_USER_ERROR, UserError, did_you_mean
 from cvdist.jobs import quiet
+from cvdist.jobs.temporary import temporary_folder
 
 _GENERAL = {
     "--help": "this text; after a recipe's name, all its settings",
@@ -238,7 +239,8 @@ def main(
     debug = "--debug" in words
     messages: quiet.LibraryMessages | None = None
     try:
-        with quiet.console(name, verbose=debug or "--verbose" in words) as messages:
+        verbose = debug or "--verbose" in words
+        with temporary_folder(), quiet.console(name, verbose=verbose) as messages:
             log.setup(debug=debug)
             proxy.ask_directly()
             return job(words) or 0

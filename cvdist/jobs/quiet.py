@@ -127,15 +127,15 @@ def console(name: str, *, verbose: bool) -> Iterator[LibraryMessages]:
     """
     began = time.strftime("%Y%m%d-%H%M%S")
     messages = LibraryMessages(cache_folder("") / "logs" / f"{name}-{began}-{os.getpid()}.log")
-    if verbose:
-        yield messages
-        return
+    global _joined_before
+    _joined_before = _in_cluster()
     before = sys.stdout, sys.stderr
     # Read by Ray when it is imported: otherwise it holds back lines that two workers have in common.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    if sys.stderr.isatty():
-        os.environ[log.RELAYED] = "1"
-    sys.stdout, sys.stderr = Console(sys.stdout, messages), Console(sys.stderr, messages)
+    if not verbose:
+        if sys.stderr.isatty():
+            os.environ[log.RELAYED] = "1"
+        sys.stdout, sys.stderr = Console(sys.stdout, messages), Console(sys.stderr, messages)
     try:
         yield messages
     finally:
@@ -144,7 +144,14 @@ def console(name: str, *, verbose: bool) -> Iterator[LibraryMessages]:
 
 
 def disconnect() -> None:
-    """Leave Ray, so that no line of it comes after the job's result."""
+    """Leave the cluster that the job has joined, so that no line of Ray's comes after the job's result."""
+    if _in_cluster() and not _joined_before:
+        sys.modules["ray"].shutdown()
+
+
+_joined_before = False  # by a process that this job is a part of
+
+
+def _in_cluster() -> bool:
     ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        ray.shutdown()
+    return ray is not None and bool(ray.is_initialized())
