@@ -74,7 +74,7 @@ def run(*command: str | Path, storage: Path, timeout: float | None = None, **env
             kill_with_children(process)
             raise
         # torchrun keeps the folder of its log.
-        left = [name for name in os.listdir(temporary) if not name.startswith("torchelastic_")]
+        left = [one.name for one in Path(temporary).iterdir() if not one.name.startswith("torchelastic_")]
         assert not left or env["TMPDIR"] != temporary, f"{shlex.join(words)} left {left}"
         return subprocess.CompletedProcess(words, process.returncode, _text(output), _text(errors))
 
