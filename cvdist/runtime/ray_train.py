@@ -125,7 +125,7 @@ def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:
 
 
 class FailureLines(UserCallback):
-    """Says in one line which worker failed and why, in Ray's controller, which then starts all of them again."""
+    """Says in one line which worker failed and why, in Ray's controller, which then starts all again."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Log the failure that is not that of another worker's loss."""
