@@ -19,6 +19,7 @@ CHATTER = [
     "\x1b[36m(TrainController pid=163)\x1b[0m [2026-11-28 18:14:52,628 E 16305 1639] core_worker.cc:2465: A\n",
     f"{WORKER}/site-packages/torch/x.py:3: FutureWarning: old\n",
     f"{WORKER}  warnings.warn(\n",
+    "\x1b[33m(raylet)\x1b[0m A worker died or was killed\n",
     "2026-11-28 18:13:57,031\tWARNING token.py:85 -- Token authentication is enabled\n",
     "2026/11/28 18:13:57 INFO mlflow.store.db.utils: Creating initial MLflow database tables...\n",
     "[2026-11-28 18:14:52,628 E 16305 16391] (python) metrics_agent_client.cc:54: Failed to connect\n",
