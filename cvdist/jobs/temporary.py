@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_PREFIX, _LOCK = "cvdist-job-", "lock"
-_LONGEST = 32  # characters: sockets of Ray lie 70 deeper, and their paths may have 107
+_PREFIX, _LOCK = "cvdist-", "lock"
+_LONGEST = 36  # characters: sockets of Ray lie 70 deeper, and their paths may have 107
 
 
 @contextmanager
