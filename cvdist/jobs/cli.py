@@ -24,11 +24,14 @@ from cvdist import config as configs
 from cvdist import log, proxy, recipes
 from cvdist.config import Setting, TrainConfig
 from cvdist.errors import EXIT_USER_ERROR, UserError, did_you_mean
+from cvdist.jobs import quiet
+from cvdist.jobs.temporary import temporary_folder
 
 _GENERAL = {
     "--help": "this text; after a recipe's name, all its settings",
     "--show-config": "print the configuration as JSON and stop",
-    "--debug": "more log, and a traceback with every error",
+    "--verbose": "also show what Ray and MLflow say, which else goes to a file",
+    "--debug": "more log, and a traceback with every error; includes --verbose",
 }
 _CACHE_COMMANDS = {
     "--check": "URI: read a whole cache and compare it with what was written",
@@ -214,22 +217,33 @@ def run_job(name: str, words: Sequence[str] | None = None) -> int:
             show(module.inspect_cache(settings.how, settings.uri))
             return 0
         result = getattr(module, name)(settings)
+        quiet.disconnect()
         return module.present(result) if result is not None else 0
 
-    return main(act, words)
+    return main(act, words, name)
 
 
-def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
+def main(
+    job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None, name: str = "job"
+) -> int:
     """Call `job` with its arguments, and return the exit code.
 
     An error that the user can correct is one line on stderr.
+
+    Args:
+        job: gets the arguments.
+        arguments: None: those of this process.
+        name: the job's, for the file of what libraries say.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    log.setup(debug=debug)
-    proxy.ask_directly()
+    messages: quiet.LibraryMessages | None = None
     try:
-        return job(words) or 0
+        verbose = debug or "--verbose" in words
+        with temporary_folder(), quiet.console(name, verbose=verbose) as messages:
+            log.setup(debug=debug)
+            proxy.ask_directly()
+            return job(words) or 0
     except UserError as error:
         logging.getLogger("cvdist").debug("", exc_info=True)
         if not error.told_by_another:
@@ -244,6 +258,8 @@ def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | 
     except Exception as error:
         if debug:
             traceback.print_exc()
+        elif messages is not None and messages.last:
+            sys.stderr.writelines(["the last of what Ray and MLflow said:\n", *messages.last])
         first = next(iter(str(error).strip().splitlines()), "")
         print(f"error: {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
         return 1
@@ -278,7 +294,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
             the wrong type.
         SystemExit: after `--help` with a subject.
     """
-    words = _with_values([word for word in arguments if word not in ("--debug", "--show-config")])
+    words = _with_values([word for word in arguments if word not in ("--debug", "--verbose", "--show-config")])
     if name == "preprocess" and (found := _cache_command(words)) is not None:
         return found
     job, program = JOBS[name], _program(name)

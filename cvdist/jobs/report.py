@@ -15,7 +15,7 @@ from cvdist import log, recipes
 from cvdist.config import ReportConfig
 from cvdist.data.quarantine import QUARANTINE
 from cvdist.errors import UserError
-from cvdist.jobs import cli
+from cvdist.jobs import cli, console
 from cvdist.report_html import figures
 from cvdist.report_html.content import FigureFile, Report, Setting
 from cvdist.report_html.embed import TYPES
@@ -101,7 +101,7 @@ def present(result: ReportResult) -> int:
     if result.path is None:
         cli.show(
             f"{NAME} is among the artifacts of the run {result.run.run_id}\n"
-            f"next: open {result.run.page}/artifacts/{NAME}"
+            f"next: open {console.page_after(result.run, f'/artifacts/{NAME}')}"
         )
     else:
         cli.show(

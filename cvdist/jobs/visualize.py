@@ -357,9 +357,7 @@ def _next(result: VisualizeResult) -> str:
     if result.interpretation is None:
         return "the same with --data PICTURES, to see activations, top activations and Grad-CAM"
     if result.run is not None:
-        page = f"http://localhost:5000/{result.run.page}"
-        at = result.run.page if result.run.tracking_uri.startswith("http") else f"{page} (after make ui)"
-        return f"open {at}, whose report.html has the new figures"
+        return f"open {console.page_after(result.run)}, whose report.html has the new figures"
     first = next((name for name in result.files if name.startswith("gradcam/")), result.files[0])
     return f"open {result.output.rstrip('/')}/{first}; docs/seeing.md tells how to read them"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from cvdist import proxy
+from cvdist import log, proxy
 from cvdist.config import ClusterConfig, Device, RuntimeConfig
 from cvdist.errors import UserError
 
@@ -91,6 +91,7 @@ def _join(timeout: float) -> None:
     address = os.environ.get("RAY_ADDRESS")
     direct = proxy.ask_directly([address.rpartition("://")[2].rpartition(":")[0]] if address else [])
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
+    passed = direct | ({log.RELAYED: "1"} if os.environ.get(log.RELAYED) else {})
     options: dict[str, Any] = {
         "log_to_driver": True,
         "logging_level": logging.WARNING,
@@ -99,7 +100,7 @@ def _join(timeout: float) -> None:
         "runtime_env": {
             "worker_process_setup_hook": know_own_cluster,
             # Workers ask the head before their hook runs. Ray refuses what `ray job submit` has set as well.
-            "env_vars": {k: v for k, v in direct.items() if k not in submitted.get("env_vars", {})},
+            "env_vars": {k: v for k, v in passed.items() if k not in submitted.get("env_vars", {})},
         },
     }
     # By its content, for the same reason.

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from cvdist import log
-from cvdist.distributed.collectives import annotate_collective_errors, set_group_timeout
+from cvdist.distributed.collectives import annotate_collective_errors
 from cvdist.distributed.consensus import StopRequest
 from cvdist.errors import UserError
 from cvdist.features.loader import FeatureLoader
 from cvdist.hardware import available_memory
 from cvdist.results import LogisticResult
-from cvdist.training import logistic
+from cvdist.training import logistic, reporting
 from cvdist.training.logistic import Part
 from cvdist.training.progress import TrainedEpoch
 from cvdist.training.run import Run
@@ -180,8 +180,7 @@ def fit(run: Run, epoch: int) -> TrainedEpoch:
 
     def after_pass(doing: str, count: int) -> None:
         if not run.first_step_at:
-            run.first_step_at = time.time()
-            set_group_timeout(run.config.runtime.step_timeout)
+            reporting.first_step_done(run)
         if worker.poll_stop_request() is StopRequest.EXIT:
             worker.wait_for_uploads()
             if run.main:

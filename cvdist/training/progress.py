@@ -8,6 +8,7 @@ from cvdist import log, slow_requests
 from cvdist.distributed.collectives import gather
 from cvdist.distributed.device import peak_memory
 from cvdist.results import EpochRecord, Evaluation
+from cvdist.training.meter import Meter
 from cvdist.training.run import Run
 
 
@@ -66,7 +67,7 @@ def record_epoch(
     return record
 
 
-def show_progress(run: Run, epoch: int, step: int, steps: int, rate: float) -> None:
+def show_progress(run: Run, epoch: int, step: int, steps: int, rate: float, meter: Meter) -> None:
     """Show on the progress line how far the epoch has come, and how long the run will take.
 
     Args:
@@ -75,10 +76,12 @@ def show_progress(run: Run, epoch: int, step: int, steps: int, rate: float) -> N
         step: The number of steps done in this epoch.
         steps: The number of steps in an epoch.
         rate: Samples a second.
+        meter: Knows the epoch's loss and accuracy so far. The device is read, a few times a second at most.
     """
-    loop = run.config.loop
+    loop, (loss, accuracy) = run.config.loop, meter.so_far()
     left = (steps - step) * loop.batch_size + (loop.epochs - epoch) * run.info.train_size
     run.line.show(
-        f"epoch {epoch}/{loop.epochs}  step {step}/{steps}  "
-        f"{rate:,.0f} samples/s  about {log.duration(left / rate)} left"
+        f"epoch {epoch}/{loop.epochs}  step {step}/{steps}  loss {loss:.4f}  accuracy {accuracy:.1%}  "
+        f"{rate:,.0f} samples/s  about {log.duration(left / rate)} left",
+        done=step / steps,
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from torch import nn
 
-from cvdist import log, models, slow_requests
+from cvdist import log, models, slow_requests, startup
 from cvdist.data.quarantine import QUARANTINE, quarantine_csv
 from cvdist.data.sampler import EpochOrder, partition
+from cvdist.distributed.collectives import gather, set_group_timeout
 from cvdist.distributed.device import describe
 from cvdist.results import EpochRecord, RidgeResult, Summary
 from cvdist.training import run_figures
@@ -18,6 +20,20 @@ from cvdist.training.run import Run
 logger = logging.getLogger(__name__)
 
 _REMEMBERED = 500  # step metrics that a checkpoint keeps, to be logged again after a crash
+
+
+def first_step_done(run: Run) -> None:
+    """Tell how long each phase of the start took. All workers must call this, after their first step."""
+    run.first_step_at = time.time()
+    set_group_timeout(run.config.runtime.step_timeout)  # the slow work of the first step is done
+    run.start.end("first step")
+    workers = gather(run.start.phases)
+    if run.main:
+        again = f", after restart {run.start.attempt - 1}" if run.start.attempt > 1 else ""
+        logger.info("start      %s%s", startup.describe(workers), again)
+    slowest = {phase: max(one.get(phase, 0.0) for one in workers) for phase in run.start.phases}
+    names = {f"start/{phase.replace(' ', '_')}_seconds": seconds for phase, seconds in slowest.items()}
+    run.tracker.log_metrics(names, run.start.attempt)
 
 
 def announce(run: Run) -> None:

@@ -19,6 +19,7 @@ from cvdist.distributed.precision import Precision
 from cvdist.parallel import Mode, ParallelPlan
 from cvdist.results import Evaluation, ModelIdentity
 from cvdist.seeding import derive_seed
+from cvdist.startup import Waterfall
 from cvdist.tracking.tracker import Tracker
 from cvdist.training.finite import LossWatch
 from cvdist.training.visualize import Visualizer
@@ -48,6 +49,7 @@ class Run:
         ema: The exponential moving average of the trained modules. None without `--model-ema-decay`.
         losses: The losses of the last steps, to be checked for values that are not finite.
         visualizer: Draws what the network learns.
+        start: The phases of the start.
         line: The line on the terminal that shows how far an epoch has come.
         progress: How far the run has come.
         best: The evaluation of the best epoch so far. None before the first one.
@@ -77,6 +79,7 @@ class Run:
     losses: LossWatch
     visualizer: Visualizer
     line: log.ProgressLine
+    start: Waterfall = field(default_factory=Waterfall)
     progress: Progress = field(default_factory=Progress)
     best: Evaluation | None = None
     resumed_at: str = ""

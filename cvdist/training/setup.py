@@ -19,6 +19,7 @@ from cvdist.distributed.precision import choose_precision
 from cvdist.errors import UserError
 from cvdist.results import ModelIdentity
 from cvdist.seeding import derive_seed
+from cvdist.startup import Waterfall
 from cvdist.tracking.tracker import Tracker
 from cvdist.training import checkpointing, compiling, ema, logistic_head, memory
 from cvdist.training.finite import LossWatch
@@ -30,20 +31,23 @@ from cvdist.training.visualize import Visualizer
 logger = logging.getLogger(__name__)
 
 
-def build_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
+def build_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Waterfall | None = None) -> Run:
     """Prepare this node and build the run, restored from its newest checkpoint. All workers must call this.
 
     Args:
         config: All settings.
         worker: This process among the workers.
         tracker: Where the run is logged.
+        start: The phases of the start so far.
 
     Raises:
         UserError: On all workers, if the data, the model or the checkpoint are not what the settings say.
     """
+    start = start or Waterfall()
     prepare_node(config, worker)
+    start.end("prepare")
     with memory.explain_full_memory(worker.device, memory.SETUP_ADVICE):
-        return open_run(config, worker, tracker)
+        return open_run(config, worker, tracker, start)
 
 
 def prepare_node(config: TrainConfig, worker: Worker) -> None:
@@ -58,17 +62,20 @@ def prepare_node(config: TrainConfig, worker: Worker) -> None:
             models.prepare(config.model)
 
 
-def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
+def open_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Waterfall | None = None) -> Run:
     """Build the run on a node that is prepared. All workers must call this.
 
     Args:
         config: All settings.
         worker: This process among the workers.
         tracker: Where the run is logged.
+        start: The phases of the start.
 
     Raises:
         UserError: On all workers, if the data, the model or the checkpoint are not what the settings say.
     """
+    start = start or Waterfall()
+    start = start or Waterfall()
     device, main = worker.device, worker.rank == 0
     precision = choose_precision(config.loop.precision, device)
     if config.loop.deterministic:
@@ -81,6 +88,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             workers_on_node=worker.local_world_size,
             normalization=(expected.mean, expected.std) if expected else None,
         )
+        start.end("loader")
         model = initial_model(config, loader.info)
         visualizer = Visualizer(config, model, tracker, enabled=main)
     digest = _require_same_data(loader)
@@ -138,6 +146,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             losses=LossWatch(functools.partial(loader.names, "train")),
             visualizer=visualizer,
             line=log.ProgressLine(logger, enabled=main),
+            start=start,
         )
         # The weights were drawn from a stream that all workers share. Dropout is drawn from one of each
         # worker's.
@@ -146,6 +155,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             with raise_on_all_ranks():
                 checkpointing.restore(run, found)
     logistic_head.require_linear(run)
+    start.end("model")
     return run
 
 

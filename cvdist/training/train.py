@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cvdist.data.dataset import Batch
-from cvdist.distributed.collectives import annotate_collective_errors, set_group_timeout
+from cvdist.distributed.collectives import annotate_collective_errors
 from cvdist.distributed.consensus import StopRequest
 from cvdist.results import Summary
 from cvdist.training import checkpointing, compiling, ema, logistic_head, memory, reporting, ridge
@@ -97,8 +97,7 @@ def train_epoch(run: Run, epoch: int) -> TrainedEpoch:
             step += 1
             progress.position += batch.global_size
             if not run.first_step_at:
-                run.first_step_at = time.time()
-                set_group_timeout(config.runtime.step_timeout)  # the slow work of the first step is done
+                reporting.first_step_done(run)
             request = worker.poll_stop_request()
         save_now = bool(request) or (save_every > 0 and step % save_every == 0)
         if save_now or step % log_every == 0 or step == steps:
@@ -113,7 +112,8 @@ def train_epoch(run: Run, epoch: int) -> TrainedEpoch:
             if request is StopRequest.EXIT:
                 checkpointing.exit_when_stored(run)
         if run.line.due():
-            show_progress(run, epoch, step, steps, (progress.position - began_at) / (time.monotonic() - began))
+            speed = (progress.position - began_at) / (time.monotonic() - began)
+            show_progress(run, epoch, step, steps, speed, meter)
     run.line.clear()
     speed = (progress.position - began_at) / max(time.monotonic() - began, 1e-9)
     return TrainedEpoch(progress.loss_sum / run.info.train_size, progress.correct, rate, speed)

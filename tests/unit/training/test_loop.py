@@ -91,7 +91,8 @@ class Recorder(NoTracker):
         self.steps, self.epochs = [], []
 
     def log_metrics(self, values, step):
-        (self.steps if "step/loss" in values else self.epochs).append((step, dict(values)))
+        if "start/first_step_seconds" not in values:
+            (self.steps if "step/loss" in values else self.epochs).append((step, dict(values)))
 
 
 def make_run(folder, recorder=None, **changes):
