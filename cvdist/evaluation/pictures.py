@@ -17,6 +17,7 @@ from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, cache_fol
 from cvdist.data.dataset import Loader
 from cvdist.data.images import store
 from cvdist.data.images.ahead import Reader
+from cvdist.data.images.exclusion import find_excluded
 from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, split_rows
 from cvdist.data.quarantine import BadPicture, require_few_bad
 from cvdist.data.sampler import EpochOrder
@@ -98,7 +99,10 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
     else:
         chosen = DataConfig(dataset=asked.dataset or "images", uri=asked.data, resize=saved.learned_resize())
         if learned is not None and learned.dataset == chosen.dataset:
-            chosen = dataclasses.replace(learned, uri=asked.data or learned.uri)
+            uri = asked.data or learned.uri
+            # What training left out is left out here as well; of other pictures, nothing is.
+            exclude = learned.exclude if uri.rstrip("/") == learned.uri.rstrip("/") else ""
+            chosen = dataclasses.replace(learned, uri=uri, exclude=exclude)
     if chosen.dataset == "images" and not chosen.uri:
         raise UserError(
             f"--data is needed: {saved.source} was trained without naming its pictures, or on something else"
@@ -219,6 +223,7 @@ class PictureFolder:
             table = table.filter(pa.array(np.asarray(table.column("part")) == value))
         elif part != "all":
             table = _as_split_in_training(config, wanted, listing.classes, part)
+        table = table.filter(pa.array(find_excluded(table, wanted).kept))
         where = redact(wanted.uri)
         return cls(wanted, listing.classes, table, f"{where} ({_PARTS[part]})", config.inference.data_timeout)
 

@@ -16,7 +16,7 @@ from cvdist.resumable_map import MANIFEST, checksum, with_checksum
 from cvdist.storage import Folder
 
 NAME = MANIFEST
-FORMAT, VERSION = "cvdist-features", 1
+FORMAT, VERSION = "cvdist-features", 2
 
 
 @dataclass(frozen=True)

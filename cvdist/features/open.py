@@ -14,6 +14,7 @@ from torch import Tensor
 from cvdist.config import TrainConfig, cache_folder
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo, Split
+from cvdist.data.images import exclusion
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import list_pictures, split_rows
 from cvdist.data.images.versions import with_versions
@@ -52,7 +53,7 @@ def prepare(config: TrainConfig) -> None:
         )
     _used_views(config, cache)
     if config.data.uri:
-        _require_same_pictures(config, folder, cache)
+        require_same_pictures(config, folder, cache)
 
 
 def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> FeatureLoader:
@@ -73,6 +74,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
         table = parse_index(content, folder, cache)
         table = table.filter(pa.array(np.asarray(table.column("shard")) >= 0))
         train, valid = split_rows(table, config.data, cache.classes)
+        excluded = exclusion.find_excluded(table, config.data)
         views = _used_views(config, cache)
     copy, window, note = _copy(config, folder, cache, device, workers_on_node)
     columns = {name: np.asarray(table.column(name)).astype(np.int64) for name in ("shard", "row", "label")}
@@ -86,7 +88,8 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
     return FeatureLoader(
         DatasetInfo(
             name=PurePosixPath((config.data.uri or cache.source).rstrip("/")).name,
-            source=f"{redact(config.data.uri or cache.source)}, features from {redact(folder.uri)}",
+            source=f"{redact(config.data.uri or cache.source)}, features from {redact(folder.uri)}"
+            + exclusion.describe(excluded, config.data),
             classes=cache.classes,
             channels=3,
             height=mark.size,
@@ -104,7 +107,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
         views=views,
         seed=config.run.seed,
         window=window,
-        digest=cache.index.sha256,
+        digest=exclusion.digest(cache.index.sha256, excluded),
         quarantine=cache.bad,
         augmentation=_augmentation(cache) if views > 1 else None,
         pictures=_originals(config, cache),
@@ -144,7 +147,7 @@ def _used_views(config: TrainConfig, cache: Manifest) -> int:
     return asked or mark.views
 
 
-def _require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest) -> None:
+def require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest) -> None:
     """Check that the pictures of `--data` are those that the features were computed from.
 
     Raises:

@@ -236,6 +236,7 @@ def absolute(config: TrainConfig) -> TrainConfig:
     return configs.replace(
         config,
         data=storage.absolute_if_there(config.data.uri),
+        exclude=storage.absolute(config.data.exclude),
         weights=storage.absolute_if_there(config.model.weights),
         features=storage.absolute(config.features.uri),
     )

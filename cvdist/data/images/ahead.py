@@ -28,7 +28,7 @@ import torch.multiprocessing  # tensors reach another process by shared memory
 from torch import Tensor
 
 from cvdist import log, storage
-from cvdist.data.images.decode import UndecodableError, decode, is_gpu_decodable
+from cvdist.data.images.decode import UndecodableError, decode_with_size, is_gpu_decodable
 from cvdist.errors import UserError
 from cvdist.hardware import usable_cores
 from cvdist.log import redact
@@ -53,6 +53,7 @@ class Decoded:
 
     detail: the reason in the words of the decoder, for `--debug`.
     encoded: the file's content instead, where a GPU is to decode it (`cvdist.data.images.on_gpu`).
+    width, height: of the whole picture, upright, in pixels; 0 if it is not decoded.
     """
 
     digest: bytes
@@ -60,6 +61,8 @@ class Decoded:
     reason: str = ""
     detail: str = ""
     encoded: bytes | None = None
+    width: int = 0
+    height: int = 0
 
 
 def digest_of(content: bytes) -> bytes:
@@ -252,7 +255,8 @@ class DecodeAhead:
 def decoded(content: bytes, digest: bytes, size: int, resize: str) -> Decoded:
     """Decode a file, or say why it can't be decoded."""
     try:
-        return Decoded(digest, decode(content, size, resize))
+        pixels, (width, height) = decode_with_size(content, size, resize)
+        return Decoded(digest, pixels, width=width, height=height)
     except UndecodableError as error:
         return Decoded(digest, None, str(error), error.detail)
 

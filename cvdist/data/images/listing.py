@@ -16,6 +16,7 @@ import torch
 
 from cvdist import log, storage
 from cvdist.config import DataConfig, PicturesConfig
+from cvdist.data.images.exclusion import find_excluded
 from cvdist.data.images.formats import format_by_name, is_read, unread_formats
 from cvdist.data.split import stratified_split
 from cvdist.errors import UserError
@@ -355,7 +356,9 @@ def _require_classes(
 
 
 def split_rows(table: pa.Table, config: DataConfig, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `table` for training and for validation, int64 each, in order.
+    """Rows of `table` for training and for validation, int64 each, in order, without those of `--exclude`.
+
+    Leaving pictures out moves no other one to the other side.
 
     Raises:
         UserError: if a class would be missing in training, or validation would have no picture.
@@ -368,11 +371,14 @@ def split_rows(table: pa.Table, config: DataConfig, classes: tuple[str, ...]) ->
         train, valid = (tensor.numpy() for tensor in rows)
     else:
         train, valid = (part == TRAIN_PART).nonzero()[0], (part == VALID_PART).nonzero()[0]
+    kept = find_excluded(table, config).kept
+    train, valid = train[kept[train]], valid[kept[valid]]
     learned = set(np.unique(label[train]).tolist())
     missing = [name for i, name in enumerate(classes) if i not in learned]
     if missing or not len(valid):
         what = f"training picture of {_some(missing)}" if missing else "validation picture"
-        raise UserError(f"--data {redact(config.uri)}: no {what} can be decoded")
+        left = "is left by --exclude" if config.exclude else "can be decoded"
+        raise UserError(f"--data {redact(config.uri)}: no {what} {left}")
     return train, valid
 
 
