@@ -83,12 +83,7 @@ def measured(measures: Mapping[str, np.ndarray]) -> tuple[list[Oddity], list[str
         ("blank", blank, 1 - contrast, lambda row: f"contrast {contrast[row]:.3f}"),
         ("dark", (bright < 0.06) & ~blank, 1 - bright, lambda row: f"brightness {bright[row]:.2f}"),
         ("bright", (bright > 0.96) & ~blank, bright, lambda row: f"brightness {bright[row]:.2f}"),
-        (
-            "tiny",
-            shorter < np.median(shorter) / 4,
-            1 / np.maximum(shorter, 1),
-            lambda row: _size(row, measures),
-        ),
+        ("tiny", shorter < np.median(shorter) / 4, 1 / np.maximum(shorter, 1), size),
         ("aspect", aspect > max(3.0, 2 * float(np.median(aspect))), aspect, size),
         ("border", (border > 0.4) & ~blank, border, lambda row: f"{100 * border[row]:.0f}% of it is border"),
     ]

@@ -1,0 +1,164 @@
+"""An inspection, from pictures to a training without those that it has found."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from PIL import Image, ImageOps
+
+from tests.helpers.jobs import call, the_error
+from tests.integration.test_any_network import write_weights
+
+NETWORK = "resnet18"
+
+
+def photograph(seed, tint, width=90, height=60):
+    """Blots in the colors of a class."""
+    random = np.random.default_rng(seed)
+    blots = random.integers(0, 150, (5, 7, 3))
+    blots[..., tint] += 100
+    small = Image.fromarray(blots.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    noise = random.normal(0, 5, (height, width, 3))
+    return Image.fromarray((np.asarray(small) + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Pictures of two classes, with copies, a wrong label and odd ones; and the weights of a network."""
+    root = tmp_path_factory.mktemp("inspect")
+    photos = root / "pictures"
+    for part, count in (("train", 40), ("valid", 12)):
+        for tint, name in ((0, "red"), (2, "blue")):
+            (photos / part / name).mkdir(parents=True)
+            for i in range(count):
+                photograph(1000 * tint + 100 * len(part) + i, tint).save(photos / part / name / f"{i:02}.jpg")
+    train, valid = photos / "train", photos / "valid"
+    shutil.copy(valid / "red" / "01.jpg", train / "red" / "again.jpg")
+    with Image.open(valid / "blue" / "02.jpg") as one:
+        ImageOps.mirror(one).save(train / "blue" / "mirrored.png")
+    with Image.open(train / "blue" / "05.jpg") as one:
+        one.resize((45, 30)).save(train / "blue" / "smaller.jpg", quality=70)
+    shutil.move(train / "red" / "07.jpg", train / "blue" / "wrong.jpg")
+    Image.new("RGB", (90, 60), (9, 9, 9)).save(train / "red" / "blank.png")
+    (root / "weights").mkdir()
+    write_weights(root / "weights" / f"{NETWORK}.pth", NETWORK)
+    return root
+
+
+def words(root, *more):
+    return (
+        *("--data", root / "pictures", "--model", NETWORK, "--weights", root / "weights" / f"{NETWORK}.pth"),
+        *("--image-size", "64", "--runtime", "inline", "--device", "cpu", "--precision", "float32", *more),
+    )
+
+
+def inspect(root, *more):
+    variables = {"CVDIST_CACHE": str(root / "cache")}
+    return call("inspect", *words(root, *more), storage=root / "runs", **variables)
+
+
+def test_what_is_wrong_is_found_and_left_out_of_a_training(place):
+    done = inspect(place, "--output", place / "found")
+    assert done.returncode == 0, done.stderr
+    text = (place / "found" / "issues.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert list(rows[0]) == ["path", "kind", "score", "class", "suggested", "twin", "note"]
+    found = {(row["path"], row["kind"]): row for row in rows}
+    # Copies across the splits come first.
+    assert [row["kind"] for row in rows[:3]] == ["leak", "leak", "copy"]
+    assert found["train/red/again.jpg", "leak"]["twin"] == "valid/red/01.jpg"
+    assert found["train/red/again.jpg", "leak"]["note"] == "same bytes"
+    assert found["train/blue/mirrored.png", "leak"]["twin"] == "valid/blue/02.jpg"
+    assert found["train/blue/mirrored.png", "leak"]["note"] == "mirrored"
+    assert found["train/blue/smaller.jpg", "copy"]["twin"] == "train/blue/05.jpg"
+    wrong = found["train/blue/wrong.jpg", "label"]
+    assert wrong["suggested"] == "red" and wrong["class"] == "blue" and float(wrong["score"]) > 0.5
+    assert ("train/red/blank.png", "blank") in found
+    assert "2 across the splits, 1 others" in done.stdout
+    assert re.search(r"without the 2 that training has copies of, \d", done.stdout)
+    assert done.stdout.rstrip().endswith(f"--exclude {place}/found/issues.csv")
+
+    # The page shows them, and loads nothing.
+    page = (place / "found" / "inspection.html").read_text()
+    assert "train/blue/mirrored.png" in page and "valid/blue/02.jpg" in page and "red rather than blue" in page
+    assert all(source.startswith("data:image/jpeg") for source in re.findall(r'src="([^"]*)"', page))
+
+    # Logged: one run with the counts and the files.
+    client = MlflowClient(f"sqlite:///{place}/runs/mlflow.db")
+    run = client.search_runs([client.get_experiment_by_name("cvdist").experiment_id])[0]
+    assert run.info.status == "FINISHED" and run.data.tags["cvdist.kind"] == "inspection"
+    assert run.data.metrics["issues/leak"] == 2 and 0 < run.data.metrics["wrong_labels/estimate"] < 20
+    logged = download_artifacts(
+        run_id=run.info.run_id, artifact_path="issues.csv", tracking_uri=client.tracking_uri
+    )
+    assert Path(logged).read_text() == text
+    assert {"issues.parquet", "inspection.html"} <= {
+        file.path for file in client.list_artifacts(run.info.run_id)
+    }
+
+    # Again, from the cache that is named: it is used as it is.
+    (cache,) = (place / "runs" / "features").glob(f"*/{NETWORK}")
+    again = call(
+        *("inspect", "--data", place / "pictures", "--features", cache, "--tracking", "none"),
+        *("--output", place / "again", "--runtime", "inline"),
+        storage=place / "runs",
+        CVDIST_CACHE=str(place / "cache"),
+    )
+    assert again.returncode == 0 and "to compute" not in again.stderr, again.stderr
+    assert (place / "again" / "issues.csv").read_text() == text
+    # What was left out is not found again.
+    cleaned = inspect(
+        place, "--tracking", "none", "--output", place / "clean", "--exclude", place / "found" / "issues.csv"
+    )
+    left = {row["path"] for row in csv.DictReader((place / "clean" / "issues.csv").open())}
+    assert cleaned.returncode == 0 and not left & {row["path"] for row in rows}
+
+
+def test_training_leaves_pictures_out_from_pictures_and_from_a_cache(place, tmp_path):
+    listed = tmp_path / "some.csv"
+    listed.write_text(
+        "path,kind\ntrain/red/00.jpg,copy\ntrain/blue/wrong.jpg,label\nvalid/red/00.jpg,x\nnone.jpg,x\n"
+    )
+    variables = {"storage": tmp_path / "runs", "CVDIST_CACHE": str(place / "cache")}
+    shared = ("--data", place / "pictures", "--image-size", "64", "--runtime", "inline", "--tracking", "none")
+    shared += ("--model", NETWORK, "--weights", place / "weights" / f"{NETWORK}.pth", "--precision", "float32")
+    cache = tmp_path / "features"
+    made = call("preprocess", "transfer-features", *shared[:-2], "--features", cache, **variables)
+    assert made.returncode == 2  # it knows no --tracking
+    made = call("preprocess", "transfer-features", *shared[:6], *shared[8:], "--features", cache, **variables)
+    assert made.returncode == 0, made.stderr
+    ways = {"transfer": ("--epochs", "1", "--num-workers", "1"), "transfer-features": ("--features", cache)}
+    for recipe, more in ways.items():
+        done = call("train", recipe, *shared, *more, "--exclude", listed, **variables)
+        assert done.returncode == 0, done.stderr
+        assert "82 training and 23 validation pictures" in done.stderr
+        assert (
+            f"without the 3 pictures of --exclude {listed} (1 of its rows name no picture here)" in done.stderr
+        )
+
+    # A run goes on only with what it began with.
+    name = ("--name", "once", "--epochs", "1", "--num-workers", "1")
+    assert call("train", "transfer", *shared, *name, "--exclude", listed, **variables).returncode == 0
+    resumed = call("train", "transfer", *shared, *name[:2], "--epochs", "2", "--resume", **variables)
+    assert "--exclude" in resumed.stderr
+    assert "--exclude is for folders of pictures" in the_error(
+        call("train", "digits-cnn", "--exclude", listed, "--tracking", "none", **variables)
+    )
+
+
+def test_what_can_not_be_inspected(place, tmp_path):
+    def error(*more):
+        return the_error(call("inspect", *more, "--tracking", "none", storage=tmp_path / "runs"))
+
+    assert "--data is needed" in error("--runtime", "inline")
+    among = ("--data", place / "pictures", "--output", place / "pictures" / "found")
+    assert "is among the pictures" in error(*among)
+    assert "--lr is a setting of" in error("--lr", "1")
