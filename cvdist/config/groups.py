@@ -99,7 +99,8 @@ class DataConfig(PicturesConfig):
     """Seed of that split: apart from `--seed`, so that repeats with other seeds validate on the same data."""
     exclude: str = ""
     """CSV or Parquet file, or its URI, whose column `path` names pictures below `--data` that are left out of
-    training and validation, such as `issues.csv` of `jobs/inspect.py`. Nothing is deleted."""
+    training and validation, such as `issues.csv` of `jobs/inspect.py`. Rows with `false` in a column
+    `leave_out` do not count. Nothing is deleted."""
 
 
 @dataclass(frozen=True)

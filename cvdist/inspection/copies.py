@@ -18,10 +18,10 @@ from cvdist.inspection.alignment import correlation
 from cvdist.inspection.neighbors import Neighbors
 
 SAME_BYTES, SAME_PIXELS, NEAR, MIRRORED = "same bytes", "same pixels", "nearly the same", "mirrored"
-_ALIKE = 0.95  # correlation from which on two pictures are one
+_ALIKE = 0.85  # correlation of details from which on two pictures are one
 _BATCH = 128  # pairs that are compared at a time
 # Candidates are looked at from the most similar one on, until so many in a row are no copies.
-_PATIENCE, _PATIENCE_SHARE = 512, 0.05  # pairs, or as a share of the pictures
+_PATIENCE, _PATIENCE_SHARE = 256, 0.02  # pairs, or as a share of the pictures
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cvdist.inspection import copies, labels, neighbors, odd
-from cvdist.inspection.issues import COPY, KINDS, LABEL, LEAK, Issue
+from cvdist.inspection.issues import BLANK, COPY, KINDS, LABEL, LEAK, OUTLIER, Issue
 from cvdist.inspection.odd import Shortcut
-from cvdist.inspection.pictures import InspectedPictures, Originals
+from cvdist.inspection.pictures import InspectedPictures
 from cvdist.training import ridge
 
 _NEIGHBORS = 8
@@ -52,7 +52,7 @@ class Findings:
 
 def find(
     pictures: InspectedPictures,
-    originals: Originals,
+    originals: Callable[[Sequence[int]], Tensor],
     first: int,
     device: torch.device,
     progress: Callable[[str], None],
@@ -61,7 +61,7 @@ def find(
 
     Args:
         pictures: The pictures with their features.
-        originals: Decodes candidates for copies.
+        originals: Decodes candidates for copies, as `Originals` of `cvdist.inspection.alignment.SIDE`.
         first: How many likely wrong labels are listed at most.
         device: Where neighbors are computed.
         progress: Called now and then with what is being done.
@@ -89,10 +89,18 @@ def find(
     far = odd.far_from_class(own, pictures.labels[distinct])
     found = [*_copies(pictures, twins), *wrong]
     found += [
-        Issue(pictures.paths[row], one.kind, score, pictures.class_of(row), note=note, row=row)
+        Issue(
+            path=pictures.paths[row],
+            kind=one.kind,
+            score=score,
+            label=pictures.class_of(row),
+            note=note,
+            leave_out=one.kind == BLANK,
+            row=row,
+        )
         for one in (far.of_rows(distinct.tolist()), *oddities)
         for row, score, note in zip(one.rows, one.scores, one.notes, strict=True)
-        if one.kind != "outlier" or row not in listed
+        if one.kind != OUTLIER or row not in listed
     ]
     order = list(KINDS)
     return Findings(
@@ -120,6 +128,7 @@ def _copies(pictures: InspectedPictures, twins: list[copies.Copy]) -> list[Issue
                 suggested=other if other != label else "",
                 twin=pictures.paths[one.twin],
                 note=one.how if other == label else f"{one.how}, in two classes",
+                leave_out=True,
                 row=one.row,
                 twin_row=one.twin,
             )
@@ -138,6 +147,7 @@ def _wrong_labels(pictures: InspectedPictures, checked: labels.CheckedLabels, fi
             score=round(float(wrong[row]), 4),
             label=pictures.class_of(row),
             suggested=pictures.classes[int(checked.suggested[row])],
+            leave_out=bool(wrong[row] > 0.5),
             row=row,
         )
         for row in rows[order][:first].tolist()

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-LEAK, COPY, LABEL = "leak", "copy", "label"
+LEAK, COPY, LABEL, OUTLIER, BLANK = "leak", "copy", "label", "outlier", "blank"
 KINDS = {
     LEAK: "Copies across the splits",
     COPY: "Copies",
     LABEL: "Likely wrong labels",
-    "outlier": "Far from their class",
-    "blank": "Of one color",
+    OUTLIER: "Far from their class",
+    BLANK: "Of one color",
     "dark": "Nearly black",
     "bright": "Nearly white",
     "tiny": "Much smaller than the others",
@@ -34,6 +34,7 @@ _SCHEMA = pa.schema(
         ("suggested", pa.string()),
         ("twin", pa.string()),
         ("note", pa.string()),
+        ("leave_out", pa.bool_()),
     ]
 )
 
@@ -50,6 +51,7 @@ class Issue:
         suggested: Another class, or empty.
         twin: Path of the picture that it is a copy of, or empty.
         note: A few words on it.
+        leave_out: Whether it is so sure that `--exclude` leaves the picture out.
         row: Of the picture in the inspection.
         twin_row: Of the twin; -1 if there is none.
     """
@@ -61,12 +63,13 @@ class Issue:
     suggested: str = ""
     twin: str = ""
     note: str = ""
+    leave_out: bool = False
     row: int = -1
     twin_row: int = -1
 
 
 def table(issues: Sequence[Issue]) -> pa.Table:
-    """The issues as a table with the columns path, kind, score, class, suggested, twin and note."""
+    """The issues as a table with the columns path, kind, score, class, suggested, twin, note and leave_out."""
     columns = list(zip(*(astuple(one)[: len(_SCHEMA)] for one in issues), strict=True)) or [()] * len(_SCHEMA)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
     return pa.table(arrays, schema=_SCHEMA)

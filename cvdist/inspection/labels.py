@@ -19,7 +19,7 @@ from cvdist.training.ridge import Equations, Sums, pooled
 
 _BLOCK = 4096
 _FITTED = 10_000  # pictures, at most, that the two numbers are fitted to
-_GRID, _ROUNDS = 13, 4
+_GRID, _ROUNDS = 29, 3  # points for each number, and how often the grid is made finer
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def measured(measures: Mapping[str, np.ndarray]) -> tuple[list[Oddity], list[str
     for kind, which, scores, note in kinds:
         if which.mean() > _FEW:
             usual.append(
-                f"{100 * which.mean():.0f}% of the pictures are {_WORDS[kind]}: usual here, not listed"
+                f"{100 * which.mean():.0f}% of the pictures are {_WORDS[kind]}: usual here, and not listed"
             )
         elif which.any():
             found.append(_oddity(kind, which, scores, note))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cvdist import log
 from cvdist.inspection.findings import Findings
-from cvdist.inspection.issues import COPY, KINDS, LABEL, LEAK, Issue
+from cvdist.inspection.issues import COPY, KINDS, LABEL, LEAK, OUTLIER, Issue
 from cvdist.inspection.pictures import InspectedPictures, Originals
 from cvdist.report_html.inspection import Finding, InspectionPage, Section, Thumbnail, thumbnail
 
@@ -18,7 +18,7 @@ _INTRODUCTIONS = {
     COPY: "Pictures that are there more than once. Leave out the left one of each pair.",
     LABEL: "Pictures that all others take for another class, the surest first: by a ridge classifier of all "
     "pictures but the one that is judged.",
-    "outlier": "Pictures whose nearest neighbors in their class are farther away than is usual there.",
+    OUTLIER: "Pictures whose nearest neighbors in their class are farther away than is usual there.",
 }
 
 

@@ -256,7 +256,7 @@ def table(result: InspectResult) -> str:
         following = "nothing to leave out: train"
     else:
         following = (
-            f"open {output}/{PAGE}, delete from {CSV} the rows of pictures that are fine, and train with\n"
+            f"open {output}/{PAGE}, correct the column leave_out of {CSV}, and train with\n"
             f"      --exclude {output}/{CSV}"
         )
     return "\n".join([*console.aligned(rows), f"next: {following}"])
@@ -270,7 +270,7 @@ def _rows(result: InspectResult) -> list[tuple[str, str]]:
     leaks, wrong = found.of(LEAK), found.of(LABEL)
     odd = {kind: len(found.of(kind)) for kind in KINDS if kind not in (LEAK, COPY, LABEL)}
     listed = ", ".join(f"{count} {kind}" for kind, count in odd.items() if count)
-    labels = f"{len(wrong)} may be wrong, and about {found.wrong_labels:.1f} of them are, by estimate"
+    labels = f"{len(wrong)} may be wrong; of these, about {found.wrong_labels:.1f} are, by estimate"
     return [
         ("data", f"{log.redact(result.config.data.uri)}: {len(pictures) - valid:,} pictures for training, "
                  f"{valid:,} for validation{bad}"),

@@ -70,7 +70,7 @@ def test_what_is_wrong_is_found_and_left_out_of_a_training(place):
     assert done.returncode == 0, done.stderr
     text = (place / "found" / "issues.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert list(rows[0]) == ["path", "kind", "score", "class", "suggested", "twin", "note"]
+    assert list(rows[0]) == ["path", "kind", "score", "class", "suggested", "twin", "note", "leave_out"]
     found = {(row["path"], row["kind"]): row for row in rows}
     # Copies across the splits come first.
     assert [row["kind"] for row in rows[:3]] == ["leak", "leak", "copy"]

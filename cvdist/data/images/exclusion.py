@@ -17,6 +17,9 @@ from cvdist.config import DataConfig
 from cvdist.errors import UserError
 from cvdist.log import redact
 
+_LEAVE_OUT = "leave_out"
+_KEEP = pa.array(["false", "no", "0", ""])
+
 
 @dataclass(frozen=True)
 class Exclusion:
@@ -52,6 +55,8 @@ def find_excluded(table: pa.Table, config: DataConfig) -> Exclusion:
 def read_paths(uri: str) -> pa.Array:
     """Read the paths, each once, in the column path of a CSV or Parquet file.
 
+    If there is a column leave_out, rows where it is false, no, 0 or empty are passed over.
+
     Raises:
         UserError: If the file can't be read or has no such column.
     """
@@ -60,21 +65,20 @@ def read_paths(uri: str) -> pa.Array:
     try:
         content = pa.BufferReader(storage.read(filesystem, path))
         if PurePosixPath(path).suffix.lower() == ".parquet":
-            found = pa.parquet.read_table(content, columns=["path"])
+            found = pa.parquet.read_table(content)
         else:
-            found = pa.csv.read_csv(
-                content,
-                convert_options=pa.csv.ConvertOptions(
-                    include_columns=["path"], column_types={"path": pa.string()}, strings_can_be_null=False
-                ),
-            )
+            words = pa.csv.ConvertOptions(column_types={"path": pa.string(), _LEAVE_OUT: pa.string()})
+            found = pa.csv.read_csv(content, convert_options=words)
+        if _LEAVE_OUT in found.column_names:
+            wanted = pc.utf8_lower(pc.fill_null(found.column(_LEAVE_OUT).cast(pa.string()), ""))
+            found = found.filter(pc.invert(pc.is_in(wanted, value_set=_KEEP)))
+        return found.column("path").combine_chunks().unique()
     except OSError as error:
         raise UserError(f"{where} can't be read ({storage.reason(error)})") from error
     except (pa.ArrowException, KeyError) as error:
         raise UserError(
             f"{where} is no .csv or .parquet file with a column path, as jobs/inspect.py writes them"
         ) from error
-    return found.column("path").combine_chunks().unique()
 
 
 def digest(whole: str, exclusion: Exclusion) -> str:

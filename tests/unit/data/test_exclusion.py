@@ -30,7 +30,7 @@ def named(tmp_path):
     def write(rows, name="issues.csv"):
         found = pa.table({"kind": ["copy"] * len(rows), "path": rows})
         path = tmp_path / name
-        (pa.parquet.write_table if name.endswith("parquet") else pa.csv.write_csv)(found, path)
+        (pa.parquet.write_table if name.lower().endswith("parquet") else pa.csv.write_csv)(found, path)
         return DataConfig(uri="pictures", exclude=str(path))
 
     return write
@@ -50,6 +50,16 @@ def test_rows_are_left_out_and_the_others_stay_where_they_were(named, name):
         f", without the 2 pictures of --exclude {config.exclude} (1 of its rows name no picture here)"
     )
     assert exclusion.digest("0" * 64, found) not in ("0" * 64, exclusion.digest("1" * 64, found))
+
+
+def test_rows_may_say_that_a_picture_stays(tmp_path):
+    path = tmp_path / "issues.csv"
+    values = ["true", "TRUE", "yes", "1", "false", "False", "no", "0", ""]
+    path.write_text("path,leave_out\n" + "".join(f"{n},{value}\n" for n, value in enumerate(values)))
+    assert exclusion.read_paths(str(path)).to_pylist() == ["0", "1", "2", "3"]
+    found = pa.table({"path": ["a", "b"], "leave_out": [True, False]})
+    pa.parquet.write_table(found, tmp_path / "issues.parquet")
+    assert exclusion.read_paths(str(tmp_path / "issues.parquet")).to_pylist() == ["a"]
 
 
 def test_nothing_is_left_out_without_it():
