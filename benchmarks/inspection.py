@@ -21,7 +21,7 @@ from cvdist.inspection.findings import find
 from cvdist.inspection.neighbors import BLOCK, nearest
 from cvdist.inspection.pictures import InspectedPictures
 
-PICTURES, FEATURES, NEIGHBORS, CLASSES = 16_384, 1_280, 8, 10
+PICTURES, FEATURES, NEIGHBORS, CLASSES = 16_384, 1_280, 16, 10
 
 
 def made_up(count: int) -> tuple[Tensor, Tensor]:

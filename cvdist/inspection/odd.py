@@ -10,8 +10,7 @@ from torch import Tensor
 
 from cvdist.inspection.neighbors import Neighbors
 
-_NEAREST = 5  # neighbors of the own class that count
-_FAR = 6.0  # deviations from the usual distance
+_FAR = 3.0  # deviations from the usual distance
 _FEW = 0.05  # share of all pictures from which on something is usual and not odd
 _TELLS = 0.9  # area under the curve from which on a measure alone tells a class from the others
 _LEAST = 10  # pictures of a class
@@ -42,23 +41,31 @@ class Shortcut:
 
 
 def far_from_class(own: Neighbors, labels: Tensor) -> Oddity:
-    """Find pictures whose nearest neighbors in their class are farther away than is usual there.
+    """Find pictures that are farther than usual from the k-th nearest one of their class.
+
+    Not from the nearest one: a few strange pictures may be like each other. k is the number of neighbors that
+    are known or, in small classes, half of their pictures.
 
     Args:
         own: Neighbors of the same class.
         labels: int64 (n,).
     """
-    there = own.index[:, :_NEAREST] >= 0
-    similarity = own.similarity[:, :_NEAREST].where(there, own.similarity.new_zeros(()))
-    distance = (1 - similarity.sum(1) / there.sum(1).clamp(min=1)).double().numpy()
-    deviations = np.zeros(len(distance))
-    for label in np.unique(labels.numpy()):
-        rows = (labels.numpy() == label) & there.all(1).numpy()
-        if rows.sum() >= _LEAST:
-            median = np.median(distance[rows])
-            spread = 1.4826 * np.median(np.abs(distance[rows] - median))
-            deviations[rows] = (distance[rows] - median) / max(spread, 1e-6)
-    return _oddity("outlier", deviations > _FAR, deviations, lambda row: f"{deviations[row]:.1f} deviations")
+    similarity, classes = own.similarity.double().numpy(), labels.numpy()
+    deviations = np.zeros(len(classes))
+    for label in np.unique(classes):
+        rows = np.flatnonzero(classes == label)
+        if len(rows) < _LEAST:
+            continue
+        distance = 1 - similarity[rows, min(similarity.shape[1], len(rows) // 2) - 1]
+        median = np.median(distance)
+        spread = 1.4826 * np.median(np.abs(distance - median))  # of a normal distribution, its deviation
+        deviations[rows] = (distance - median) / max(spread, 1e-6)
+    return _oddity(
+        "outlier",
+        deviations > _FAR,
+        deviations,
+        lambda row: f"{deviations[row]:.1f} deviations from the median",
+    )
 
 
 def measured(measures: Mapping[str, np.ndarray]) -> tuple[list[Oddity], list[str]]:

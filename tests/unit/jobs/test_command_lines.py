@@ -35,7 +35,7 @@ def refusal(job, *words):
         ("probe", "--lr", "--lr is a setting of train, sweep and preflight, not of probe"),
         ("probe", "--dataset", "--dataset is a setting of train, sweep, evaluate and preflight, not of probe"),
         ("train", "--trials", "--trials is a setting of sweep, not of train"),
-        ("sweep", "--runtime", "--runtime is a setting of train, preprocess, probe, inspect, predict and preflight"),
+        ("sweep", "--runtime", "--runtime is a setting of train, preprocess, probe, inspect, predict and"),
         ("sweep", "--resume", "--resume is a setting of train and preflight, not of sweep"),
         ("evaluate", "--predictors", "--predictors is a setting of predict, not of evaluate"),
         ("predict", "--compare", "--compare is a setting of evaluate, not of predict"),
