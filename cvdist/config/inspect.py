@@ -25,7 +25,7 @@ class InspectionConfig:
     """What is listed, and where the results go."""
 
     first: Count = 100
-    """How many likely wrong labels are listed at most, the likeliest first."""
+    """How many doubtful labels are listed at most, those that are likeliest wrong first."""
     output: str = ""
     """Folder or URI that `issues.csv`, `issues.parquet` and `inspection.html` are written to. Empty: a folder
     for `--data` in `<storage>/inspections`."""

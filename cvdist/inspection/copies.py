@@ -78,14 +78,13 @@ def verify(
     """
     rows = {row for pair in pairs for row in pair}
     patience = max(_PATIENCE, int(_PATIENCE_SHARE * len(rows)))
-    seen: dict[int, Tensor] = {}
     found: list[Pair] = []
     in_vain = 0
     for start in range(0, len(pairs), _BATCH):
         batch = pairs[start : start + _BATCH]
-        new = sorted({row for pair in batch for row in pair} - seen.keys())
-        seen |= dict(zip(new, pictures(new), strict=True))
-        first, second = (torch.stack([seen[pair[side]] for pair in batch]) for side in (0, 1))
+        needed = sorted({row for pair in batch for row in pair})
+        place, pixels = {row: i for i, row in enumerate(needed)}, pictures(needed)
+        first, second = (pixels[[place[pair[side]] for pair in batch]] for side in (0, 1))
         copies = compare(batch, first, second)
         found += copies
         in_vain = 0 if copies else in_vain + len(batch)

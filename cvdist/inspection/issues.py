@@ -14,7 +14,7 @@ LEAK, COPY, LABEL, OUTLIER, BLANK = "leak", "copy", "label", "outlier", "blank"
 KINDS = {
     LEAK: "Copies across the splits",
     COPY: "Copies",
-    LABEL: "Likely wrong labels",
+    LABEL: "Doubtful labels",
     OUTLIER: "Far from their class",
     BLANK: "Of one color",
     "dark": "Nearly black",

@@ -54,8 +54,8 @@ def page_of(
         "pictures": f"{len(pictures):,}",
         "copies across the splits": f"{len(by_kind[LEAK]):,}",
         "more copies": f"{len(by_kind[COPY]):,}",
-        "likely wrong labels": f"{len(by_kind[LABEL]):,}",
-        "of which are wrong, by estimate": f"{findings.wrong_labels:.1f}",
+        "doubtful labels": f"{len(by_kind[LABEL]):,}",
+        "of them wrong, by estimate": f"{findings.wrong_labels:.1f}",
         "odd pictures": f"{sum(len(by_kind[kind]) for kind in KINDS) - len(findings.of(LEAK, COPY, LABEL)):,}",
     }
     return InspectionPage(name, subject, tiles, tuple(sentences(pictures, findings)), command, sections)
@@ -83,7 +83,8 @@ def sentences(pictures: InspectedPictures, findings: Findings) -> list[str]:
 def text_of(issue: Issue) -> str:
     """What is wrong with a picture, in a few words."""
     if issue.kind == LABEL:
-        return f"{issue.suggested} rather than {issue.label}, {100 * issue.score:.0f}% sure"
+        chance = f"{100 * issue.score:.0f}%" if issue.score >= 0.01 else "below 1%"
+        return f"{issue.suggested} rather than {issue.label}? Probability {chance}"
     if issue.kind in (LEAK, COPY):
         return issue.note if issue.score == 1 else f"{issue.note}, correlation {issue.score:.3f}"
     return issue.note

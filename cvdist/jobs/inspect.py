@@ -270,13 +270,13 @@ def _rows(result: InspectResult) -> list[tuple[str, str]]:
     leaks, wrong = found.of(LEAK), found.of(LABEL)
     odd = {kind: len(found.of(kind)) for kind in KINDS if kind not in (LEAK, COPY, LABEL)}
     listed = ", ".join(f"{count} {kind}" for kind, count in odd.items() if count)
-    labels = f"{len(wrong)} may be wrong; of these, about {found.wrong_labels:.1f} are, by estimate"
+    labels = f"{len(wrong)} doubtful; of these, about {found.wrong_labels:.1f} are wrong, by estimate"
     return [
         ("data", f"{log.redact(result.config.data.uri)}: {len(pictures) - valid:,} pictures for training, "
                  f"{valid:,} for validation{bad}"),
         ("features", f"{log.redact(result.config.cache)}, of {cache.fingerprint.model}"),
         ("copies", f"{len(leaks)} across the splits, {len(found.of(COPY))} others"),
-        ("labels", labels if wrong else "none is likely to be wrong"),
+        ("labels", labels if wrong else "none doubtful"),
         ("odd", listed or "none"),
         *(("note", line) for line in page.sentences(pictures, found)),
     ]  # fmt: skip

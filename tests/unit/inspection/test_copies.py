@@ -91,7 +91,7 @@ def test_candidates_are_looked_at_until_many_in_a_row_are_none():
     pairs = [(0, 4), *((0, 5 + 4 * i) for i in range(2000)), (1, 5)]
     found = copies.verify(pairs, look)
     assert [(pair.first, pair.second, pair.how) for pair in found] == [(0, 4, SAME_PIXELS)]
-    assert len(seen) == len(set(seen)) < 1000
+    assert len(seen) < 1000
 
 
 def test_candidates_come_once_and_the_most_similar_first():
