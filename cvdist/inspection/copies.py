@@ -51,41 +51,39 @@ def same_bytes(digests: Sequence[bytes]) -> list[Pair]:
     return [Pair(one, row, SAME_BYTES, 1.0) for one, row in found if one != row]
 
 
-def candidates(neighbors: Neighbors) -> list[tuple[int, int]]:
-    """Pairs of neighbors, each pair once, the most similar first."""
+def candidates(neighbors: Neighbors) -> np.ndarray:
+    """Pairs of neighbors, int64 (m, 2), each pair once, the most similar first."""
     count, k = neighbors.index.shape
-    rows = np.repeat(np.arange(count), k)
-    others, similarity = neighbors.index.flatten().numpy(), neighbors.similarity.flatten().numpy()
+    rows, others = np.repeat(np.arange(count), k), neighbors.index.flatten().numpy()
+    similarity = neighbors.similarity.flatten().numpy()
     there = others >= 0
-    pairs = np.sort(np.stack([rows[there], others[there]], 1), axis=1)
-    pairs, where = np.unique(pairs, axis=0, return_index=True)
-    order = np.argsort(-similarity[there][where], kind="stable")
-    return [(int(one), int(other)) for one, other in pairs[order]]
+    rows, others, similarity = rows[there], others[there], similarity[there]
+    _, where = np.unique(np.minimum(rows, others) * count + np.maximum(rows, others), return_index=True)
+    where = where[np.argsort(-similarity[where], kind="stable")]
+    return np.sort(np.stack([rows[where], others[where]], 1), axis=1)
 
 
 def verify(
-    pairs: Sequence[tuple[int, int]],
+    pairs: np.ndarray,
     pictures: Callable[[Sequence[int]], Tensor],
     after_batch: Callable[[int, int], None] = lambda looked, found: None,
 ) -> list[Pair]:
     """Find out which candidates are copies, by looking at the pictures.
 
     Args:
-        pairs: Rows of two pictures each, the likeliest first. What follows many that are no copies is not
-            looked at.
+        pairs: Rows of two pictures each, int64 (m, 2), the likeliest first. What follows many that are no
+            copies is not looked at.
         pictures: Decodes rows to uint8 (n, SIDE, SIDE, 3), with `cvdist.inspection.alignment.SIDE`.
         after_batch: Called with the number of pairs that were looked at, and of the copies among them.
     """
-    rows = {row for pair in pairs for row in pair}
-    patience = max(_PATIENCE, int(_PATIENCE_SHARE * len(rows)))
+    patience = max(_PATIENCE, int(_PATIENCE_SHARE * len(np.unique(pairs))))
     found: list[Pair] = []
     in_vain = 0
     for start in range(0, len(pairs), _BATCH):
         batch = pairs[start : start + _BATCH]
-        needed = sorted({row for pair in batch for row in pair})
-        place, pixels = {row: i for i, row in enumerate(needed)}, pictures(needed)
-        first, second = (pixels[[place[pair[side]] for pair in batch]] for side in (0, 1))
-        copies = compare(batch, first, second)
+        rows, places = np.unique(batch, return_inverse=True)
+        first, second = pictures(rows.tolist())[torch.from_numpy(places.reshape(batch.shape))].unbind(1)
+        copies = compare(batch.tolist(), first, second)
         found += copies
         in_vain = 0 if copies else in_vain + len(batch)
         after_batch(start + len(batch), len(found))
@@ -94,7 +92,7 @@ def verify(
     return found
 
 
-def compare(pairs: Sequence[tuple[int, int]], first: Tensor, second: Tensor) -> list[Pair]:
+def compare(pairs: Sequence[Sequence[int]], first: Tensor, second: Tensor) -> list[Pair]:
     """Return the pairs whose pictures, uint8 (n, SIDE, SIDE, 3), match as they are or mirrored."""
     equal = (first == second).flatten(1).all(1).tolist()
     one, other = (pixels.float().mean(3) / 255 for pixels in (first, second))

@@ -77,7 +77,7 @@ def find(
         _NEIGHBORS,
         after_block=lambda done, of: progress(f"neighbors: {100 * done // of}%"),
     )
-    candidates = [(int(distinct[a]), int(distinct[b])) for a, b in copies.candidates(anywhere)]
+    candidates = distinct.numpy()[copies.candidates(anywhere)]
     same += copies.verify(
         candidates, originals, lambda looked, found: progress(f"copies: {found} of {looked:,} pairs compared")
     )
