@@ -156,7 +156,8 @@ def _find(config: InspectConfig) -> tuple[InspectedPictures, Findings, dict[str,
     with torch.no_grad():
         pictures = read(loader, index, lambda done: progress(f"{done:,} pictures' features read"))
         loader.copy.close()
-        device = devices.here(config.runtime.device)
+        # On a cluster, this process need not have the device of the extractors.
+        device = devices.here(config.runtime.device if config.runtime.launcher == "inline" else "auto")
         workers, timeout = config.data.decode_workers, config.runtime.data_timeout
         small, shown = (
             Originals(config.data.uri, pictures, side, workers=workers, timeout=timeout)
@@ -223,6 +224,7 @@ def metrics(result: InspectResult) -> dict[str, float]:
     """What was counted, by its names in MLflow."""
     found, total = result.findings, len(result.pictures)
     right, leaked = found.right, found.leaked
+    rest = {"valid_accuracy_without_leaks": float(right[~leaked].mean())} if not leaked.all() else {}
     return {
         "pictures": total,
         **{f"issues/{kind}": len(found.of(kind)) for kind in KINDS},
@@ -230,7 +232,7 @@ def metrics(result: InspectResult) -> dict[str, float]:
         "wrong_labels/rate": found.wrong_rate,
         "left_out_accuracy": found.left_out_correct / total,
         "valid_accuracy": float(right.mean()),
-        "valid_accuracy_without_leaks": float(right[~leaked].mean()) if (~leaked).any() else float("nan"),
+        **rest,
     }
 
 

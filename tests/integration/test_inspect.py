@@ -128,27 +128,27 @@ def test_training_leaves_pictures_out_from_pictures_and_from_a_cache(place, tmp_
         "path,kind\ntrain/red/00.jpg,copy\ntrain/blue/wrong.jpg,label\nvalid/red/00.jpg,x\nnone.jpg,x\n"
     )
     variables = {"storage": tmp_path / "runs", "CVDIST_CACHE": str(place / "cache")}
-    shared = ("--data", place / "pictures", "--image-size", "64", "--runtime", "inline", "--tracking", "none")
-    shared += ("--model", NETWORK, "--weights", place / "weights" / f"{NETWORK}.pth", "--precision", "float32")
     cache = tmp_path / "features"
-    made = call("preprocess", "transfer-features", *shared[:-2], "--features", cache, **variables)
-    assert made.returncode == 2  # it knows no --tracking
-    made = call("preprocess", "transfer-features", *shared[:6], *shared[8:], "--features", cache, **variables)
+    made = call("preprocess", "transfer-features", *words(place, "--features", cache), **variables)
     assert made.returncode == 0, made.stderr
+    shared = words(place, "--no-visualize")
     ways = {"transfer": ("--epochs", "1", "--num-workers", "1"), "transfer-features": ("--features", cache)}
     for recipe, more in ways.items():
-        done = call("train", recipe, *shared, *more, "--exclude", listed, **variables)
+        done = call("train", recipe, *shared, *more, "--tracking", "none", "--exclude", listed, **variables)
         assert done.returncode == 0, done.stderr
         assert "82 training and 23 validation pictures" in done.stderr
         assert (
             f"without the 3 pictures of --exclude {listed} (1 of its rows name no picture here)" in done.stderr
         )
 
-    # A run goes on only with what it began with.
-    name = ("--name", "once", "--epochs", "1", "--num-workers", "1")
-    assert call("train", "transfer", *shared, *name, "--exclude", listed, **variables).returncode == 0
-    resumed = call("train", "transfer", *shared, *name[:2], "--epochs", "2", "--resume", **variables)
-    assert "--exclude" in resumed.stderr
+    # A run is measured on what it was validated on, and says if it goes on with something else.
+    name = ("--name", "once", "--num-workers", "1")
+    done = call("train", "transfer", *shared, *name, "--epochs", "1", "--exclude", listed, **variables)
+    assert done.returncode == 0, done.stderr
+    measured = call("evaluate", "once", "--tracking", "none", "--device", "cpu", **variables)
+    assert "23 pictures, 0 more can't be decoded" in measured.stdout, measured.stderr
+    resumed = call("train", "transfer", *shared, *name, "--epochs", "2", "--resume", **variables)
+    assert "other than in the checkpoint: --exclude" in resumed.stderr, resumed.stderr
     assert "--exclude is for folders of pictures" in the_error(
         call("train", "digits-cnn", "--exclude", listed, "--tracking", "none", **variables)
     )
