@@ -39,7 +39,8 @@ def place(tmp_path_factory):
         for tint, name in ((0, "red"), (2, "blue")):
             (photos / part / name).mkdir(parents=True)
             for i in range(count):
-                photograph(1000 * tint + 100 * len(part) + i, tint).save(photos / part / name / f"{i:02}.jpg")
+                seed = 1000 * tint + 100 * (part == "valid") + i
+                photograph(seed, tint).save(photos / part / name / f"{i:02}.jpg")
     train, valid = photos / "train", photos / "valid"
     shutil.copy(valid / "red" / "01.jpg", train / "red" / "again.jpg")
     with Image.open(valid / "blue" / "02.jpg") as one:
