@@ -15,7 +15,7 @@ from cvdist.inspection.odd import Shortcut
 from cvdist.inspection.pictures import InspectedPictures
 from cvdist.training import ridge
 
-_NEIGHBORS = 16
+_NEIGHBORS = 8
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,14 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from cvdist.data.images.decode import decode
 from cvdist.inspection import copies
 from cvdist.inspection.alignment import SIDE, correlation
 from cvdist.inspection.copies import MIRRORED, NEAR, SAME_BYTES, SAME_PIXELS, Pair
 from cvdist.inspection.neighbors import Neighbors
-
-
-def scene(seed, width=300, height=220):
-    """A picture with large and small parts, and noise, as photographs have them."""
-    random = np.random.default_rng(seed)
-    layers = [
-        Image.fromarray(random.integers(0, 255, (n, n + 2, 3), np.uint8)).resize((width, height), 3)
-        for n in (3, 8, 24)
-    ]
-    values = sum(np.asarray(layer, float) * share for layer, share in zip(layers, (0.5, 0.3, 0.2), strict=True))
-    return Image.fromarray((values + random.normal(0, 4, values.shape)).clip(0, 255).astype(np.uint8))
+from tests.helpers.pictures import scene
 
 
 def shown(picture, quality=92):
