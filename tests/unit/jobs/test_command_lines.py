@@ -159,7 +159,7 @@ def test_all_jobs_are_exported():
 
 
 def test_a_command_line_is_read_without_torch_ray_and_mlflow():
-    words = {name: SUBJECT[job.subject] or ["--models", "a"] for name, job in cli.JOBS.items()}
+    words = {name: SUBJECT[job.subject] or ["--data", "a"] for name, job in cli.JOBS.items()}
     calls = [f"cli.parse({name!r}, {mine!r})" for name, mine in words.items()]
     done = python(
         f"import sys\nfrom cvdist.jobs import cli\n{chr(10).join(calls)}\n"
