@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cvdist.data.forms import TRAIN_PART, VALID_PART
 from cvdist.data.images.decode import FORMAT
+from cvdist.data.images.measures import MEASURES
 from cvdist.data.images.versions import by_content
 from cvdist.features import index, manifest, shard
 from cvdist.features.fingerprint import Fingerprint
@@ -66,6 +67,8 @@ def write(
             columns["digest"] += [hashlib.sha256(path.encode()).digest()[:16] for path in paths]
             columns["shard"] += [len(shards) - 1] * len(numbers)
             columns["row"] += list(range(len(numbers)))
+            for measure in MEASURES:
+                columns[measure] += [0.5] * len(numbers)
     table = pa.table(columns, schema=index.SCHEMA)
     content = index.dump(by_content(table))
     sha = hashlib.sha256(content).hexdigest()

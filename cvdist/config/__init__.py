@@ -42,6 +42,11 @@ from cvdist.config.groups import (
     TrackingConfig,
     VisualizeConfig,
 )
+from cvdist.config.inspect import (
+    InspectConfig,
+    InspectionConfig,
+    check_inspect,
+)
 from cvdist.config.places import (
     cache_folder,
     require_outside,
@@ -126,6 +131,8 @@ __all__ = [
     "Head",
     "HeadSize",
     "InferenceConfig",
+    "InspectConfig",
+    "InspectionConfig",
     "JournalConfig",
     "Launcher",
     "LookConfig",
@@ -160,6 +167,7 @@ __all__ = [
     "cache_folder",
     "check",
     "check_groups",
+    "check_inspect",
     "check_preprocess",
     "check_probe",
     "check_registration",

@@ -125,6 +125,10 @@ class DataConfig(PicturesConfig):
     picture to learn from, and each of two or more has one to validate on."""
     split_seed: int = 0
     """Seed of that split: apart from `--seed`, so that repeats with other seeds validate on the same data."""
+    exclude: str = ""
+    """CSV or Parquet file, or its URI, whose column `path` names pictures below `--data` that are left out of
+    training and validation, such as `issues.csv` of `jobs/inspect.py`. Rows with `false` in a column
+    `leave_out` do not count. Nothing is deleted."""
 
 
 @dataclass(frozen=True)

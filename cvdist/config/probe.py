@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from cvdist.config.bounds import Bounds, CountOrZero, Resize
@@ -16,7 +14,7 @@ from cvdist.config.groups import (
     ModelPreprocessing,
     TrackingConfig,
 )
-from cvdist.config.places import cache_folder, require_outside, storage_root
+from cvdist.config.places import cache_folder, folder_for, require_outside, storage_root
 from cvdist.config.saved import LookupConfig
 from cvdist.config.settings import Flag, check_groups
 from cvdist.errors import UserError
@@ -79,10 +77,7 @@ class ProbeConfig:
     @property
     def caches(self) -> str:
         """The folder or URI with the caches, by default one for the pictures of `--data`."""
-        uri = self.data.uri.rstrip("/")
-        mark = hashlib.sha256(uri.encode()).hexdigest()[:8]  # of two folders with one name
-        usual = f"{storage_root(self.lookup.storage)}/features/{PurePosixPath(uri).name}-{mark}"
-        return self.features.uri.rstrip("/") or usual
+        return self.features.uri.rstrip("/") or folder_for(self.data.uri, "features", self.lookup.storage)
 
 
 def check_probe(config: ProbeConfig) -> None:

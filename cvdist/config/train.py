@@ -69,6 +69,8 @@ def check(config: TrainConfig) -> None:
         )
     if config.features.uri and config.data.dataset != "images":
         raise UserError(f"--features is for folders of pictures, not for --dataset {config.data.dataset}")
+    if config.data.exclude and config.data.dataset != "images":
+        raise UserError(f"--exclude is for folders of pictures, not for --dataset {config.data.dataset}")
     if config.runtime.step_timeout < config.runtime.data_timeout:
         raise UserError(
             f"--step-timeout {config.runtime.step_timeout:g} is below --data-timeout "

@@ -18,6 +18,7 @@ from cvdist.data.dataset import Loader
 from cvdist.data.forms import NO_PART, TRAIN_PART, VALID_PART, root_of
 from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
+from cvdist.data.images.exclusion import find_excluded
 from cvdist.data.images.listing import list_pictures
 from cvdist.data.quarantine import BadPicture, require_few_bad
 from cvdist.data.sampler import EpochOrder
@@ -99,10 +100,11 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
     else:
         chosen = DataConfig(dataset=asked.dataset or "images", uri=asked.data, resize=saved.learned_resize())
         if learned is not None and learned.dataset == chosen.dataset:
-            other = (
-                {} if asked.data in ("", learned.uri) else vars(TableConfig())
-            )  # what another table may lack
-            chosen = dataclasses.replace(learned, **other, uri=asked.data or learned.uri)
+            uri = asked.data or learned.uri
+            # Another data set may lack what a table or --exclude names.
+            same = uri.rstrip("/") == learned.uri.rstrip("/")
+            other = {} if same else {**vars(TableConfig()), "exclude": ""}
+            chosen = dataclasses.replace(learned, **other, uri=uri)
     table = {name: value for name, value in vars(part_of(TableConfig, asked)).items() if value}
     chosen = dataclasses.replace(chosen, **table)
     if chosen.dataset == "images" and not chosen.uri:
@@ -227,6 +229,7 @@ class PictureFolder:
             timeout = config.evaluation.prepare_timeout
             split = as_split_in_training(wanted, timeout=timeout, data_timeout=config.inference.data_timeout)
             table = split["valid" if part == "valid" else "train"]
+        table = table.filter(pa.array(find_excluded(table, wanted).kept))
         where = redact(wanted.uri)
         return cls(wanted, listing.classes, table, f"{where} ({_PARTS[part]})", config.inference.data_timeout)
 

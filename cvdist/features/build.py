@@ -15,6 +15,7 @@ from cvdist import models, resumable_map, storage
 from cvdist.config import PreprocessConfig, cache_folder
 from cvdist.data.forms import VALID_PART, root_of
 from cvdist.data.images.listing import Listing, list_pictures
+from cvdist.data.images.measures import MEASURES
 from cvdist.data.images.versions import by_content, with_versions
 from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
@@ -30,7 +31,7 @@ from cvdist.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-_PLACE = ("digest", "shard", "row")  # columns of the index that the listing does not have
+_PLACE = ("digest", "shard", "row", *MEASURES)  # columns of the index that the listing does not have
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _work_units(
     units = []
     for mine, views in ((rows[~valid], fingerprint.views), (rows[valid], 1)):
         table = listing.select(index.LISTED).take(pa.array(mine))
-        identity = {"fingerprint": fingerprint.to_dict(), "views": views}
+        identity = {"format": manifest.VERSION, "fingerprint": fingerprint.to_dict(), "views": views}
         units += resumable_map.work_units(table, identity, resumable_map.equal_bounds(len(mine), shard_size))
     return units
 
@@ -246,14 +247,15 @@ def _table(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> tuple[pa.Table,
     used = sorted(set(kept["shard"]) - {-1})
     shards = [todo.before.shards[number] for number in used] if todo.before else []
     renumbered = {number: i for i, number in enumerate(used)} | {-1: -1}
-    found: dict[str, tuple[bytes, int, int]] = {}  # digest, shard and row, by path
-    for path, digest, number, row in zip(*(kept[name] for name in ("path", *_PLACE)), strict=True):
-        found[path] = digest, renumbered[number], row
+    found: dict[str, tuple[object, ...]] = {}  # what `_PLACE` names, by path
+    for path, digest, number, *rest in zip(*(kept[name] for name in ("path", *_PLACE)), strict=True):
+        found[path] = digest, renumbered[number], *rest
+    nothing = [0.0] * len(MEASURES)
     for unit, receipt in zip(todo.shards.units, receipts, strict=True):
         bad = {picture.path for picture in receipt.bad}
         row = 0
         for path, digest in zip(unit.paths, receipt.values["digests"], strict=True):
-            place = (-1, -1) if path in bad else (len(shards), row)
+            place = (-1, -1, *nothing) if path in bad else (len(shards), row, *receipt.values["measures"][row])
             found[path] = bytes.fromhex(digest), *place
             row += path not in bad
         if receipt.object:

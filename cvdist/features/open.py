@@ -15,6 +15,7 @@ from cvdist.config import TrainConfig, cache_folder
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo, Split
 from cvdist.data.forms import root_of
+from cvdist.data.images import exclusion
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import list_pictures, split_rows
 from cvdist.data.images.versions import digest_of_rows, with_versions
@@ -53,7 +54,7 @@ def prepare(config: TrainConfig) -> None:
         )
     _used_views(config, cache)
     if config.data.uri:
-        _require_same_pictures(config, folder, cache)
+        require_same_pictures(config, folder, cache)
 
 
 def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> FeatureLoader:
@@ -74,6 +75,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
         table = parse_index(content, folder, cache)
         table = table.filter(pa.array(np.asarray(table.column("shard")) >= 0))
         train, valid = split_rows(table, config.data, cache.classes)
+        excluded = exclusion.find_excluded(table, config.data)
         views = _used_views(config, cache)
     copy, window, note = _copy(config, folder, cache, device, workers_on_node)
     columns = {name: np.asarray(table.column(name)).astype(np.int64) for name in ("shard", "row", "label")}
@@ -87,7 +89,8 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
     return FeatureLoader(
         DatasetInfo(
             name=PurePosixPath((config.data.uri or cache.source).rstrip("/")).name,
-            source=f"{redact(config.data.uri or cache.source)}, features from {redact(folder.uri)}",
+            source=f"{redact(config.data.uri or cache.source)}, features from {redact(folder.uri)}"
+            + exclusion.describe(excluded, config.data),
             classes=cache.classes,
             channels=3,
             height=mark.size,
@@ -145,7 +148,7 @@ def _used_views(config: TrainConfig, cache: Manifest) -> int:
     return asked or mark.views
 
 
-def _require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest) -> None:
+def require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest) -> None:
     """Check that the pictures of `--data` are those that the features were computed from.
 
     Raises:

@@ -89,6 +89,13 @@ class Job:
 
 
 _MODEL = "a run's name or id, models:/NAME/VERSION, a checkpoint, or a file of weights (--help)"
+# Of the settings of a training, what changes nothing of the pictures as they are.
+_NOT_INSPECTED = frozenset(
+    {
+        *("dataset", "views", "trainable_stages", "horizontal_flip", "rotation", "translation"),
+        *("random_resized_crop", "color_jitter"),
+    }
+)
 JOBS = {
     "train": Job(TrainConfig, "Train an image classifier."),
     "preprocess": Job(
@@ -102,6 +109,12 @@ JOBS = {
         "Compare pretrained networks on your pictures, before one of them is trained.",
         subject="",
         without=frozenset({"dataset"}),
+    ),
+    "inspect": Job(
+        configs.InspectConfig,
+        "Find what is wrong with labeled pictures: copies, leaks, wrong labels, odd ones.",
+        subject="",
+        without=_NOT_INSPECTED,
     ),
     "sweep": Job(
         configs.SweepJobConfig,
@@ -214,7 +227,7 @@ def run_job(name: str, words: Sequence[str] | None = None) -> int:
             return 0
         module = importlib.import_module(f"cvdist.jobs.{name}")
         if isinstance(settings, CacheCommand):
-            show(module.inspect_cache(settings.how, settings.uri))
+            show(module.look_at_cache(settings.how, settings.uri))
             return 0
         result = getattr(module, name)(settings)
         quiet.disconnect()

@@ -221,9 +221,9 @@ def _mlflow(config: TrainConfig) -> str:
 def _samples(config: TrainConfig) -> str:
     """Decode some pictures, or what else the data set needs."""
     if config.features.uri:
-        from cvdist.features import inspect
+        from cvdist.features import maintenance
 
-        return str(inspect.describe(config.features.uri)).strip().splitlines()[0]
+        return str(maintenance.describe(config.features.uri)).strip().splitlines()[0]
     if config.data.dataset != "images":
         return f"{config.data.dataset}: comes with the package, or is downloaded"
     from cvdist.data.forms import root_of

@@ -10,7 +10,7 @@ from functools import partial
 from cvdist import config as configs
 from cvdist import log, models, recipes, storage
 from cvdist.config import PreprocessConfig, TableConfig
-from cvdist.features import build, inspect
+from cvdist.features import build, maintenance
 from cvdist.features.build import BuiltCache
 from cvdist.features.extract import Extractor
 from cvdist.jobs import cli, console
@@ -70,7 +70,7 @@ def preprocess(config: PreprocessConfig) -> PreprocessResult:
     return PreprocessResult(config, built, time.monotonic() - began)
 
 
-def inspect_cache(how: str, uri: str) -> str:
+def look_at_cache(how: str, uri: str) -> str:
     """Look at the feature cache at `uri`, and say what was found.
 
     Args:
@@ -81,10 +81,10 @@ def inspect_cache(how: str, uri: str) -> str:
         UserError: if it is damaged, or can't be read.
     """
     if how == "check":
-        return str(inspect.check(uri))
+        return str(maintenance.check(uri))
     if how == "describe":
-        return str(inspect.describe(uri))
-    pruned = inspect.prune(uri)
+        return str(maintenance.describe(uri))
+    pruned = maintenance.prune(uri)
     return f"deleted {pruned.files} files, {pruned.bytes / 1e6:,.1f} MB"
 
 

@@ -243,6 +243,7 @@ def absolute(config: TrainConfig) -> TrainConfig:
         config,
         data=storage.absolute_if_there(config.data.uri),
         data_root=storage.absolute(config.data.root),
+        exclude=storage.absolute(config.data.exclude),
         weights=storage.absolute_if_there(config.model.weights),
         features=storage.absolute(config.features.uri),
     )

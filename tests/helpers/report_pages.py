@@ -10,6 +10,9 @@ from PIL import Image
 
 from cvdist.results import EpochRecord
 
+HOSTILE = "<script>alert(1)</script>\" onerror='x' & ]]> <!-- \x00 \udcff"
+"""A name that a page must show as text."""
+
 
 class Parsed(HTMLParser):
     """Elements with their attributes, and the text without that of styles and scripts."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cvdist import config as configs
 from cvdist import loaders, models
 from cvdist.errors import UserError
-from cvdist.features import build, inspect, manifest, shard
+from cvdist.features import build, maintenance, manifest, shard
 from tests.helpers import feature_caches, pictures
 from tests.helpers.feature_caches import (
     CPU,
@@ -201,7 +201,7 @@ def test_pictures_with_other_names_keep_their_features_and_their_order(chosen, p
     assert opened(chosen).digest() == digest
     for ours, theirs in zip(epoch(opened(chosen), 13), before, strict=True):
         assert torch.equal(ours.images, theirs.images) and torch.equal(ours.labels, theirs.labels)
-    inspect.check(chosen.features.uri)
+    maintenance.check(chosen.features.uri)
     (photos / "train" / "cat" / "new 0.jpg").rename(photos / "train" / "dog" / "new 0.jpg")  # another class
     assert "1 added, e.g. train/dog/new 0.jpg; 1 removed, e.g. train/cat/new 0.jpg" in refusal(chosen)
 
@@ -231,8 +231,8 @@ def test_an_update_computes_what_has_changed(chosen, photos):
     extract(fresh)
     for ours, theirs in zip(updated, epoch(opened(fresh), 13), strict=True):
         assert torch.equal(ours.images, theirs.images) and torch.equal(ours.labels, theirs.labels)
-    assert "2 rows of pictures that are gone" in inspect.describe(chosen.features.uri)
-    inspect.check(chosen.features.uri)
+    assert "2 rows of pictures that are gone" in maintenance.describe(chosen.features.uri)
+    maintenance.check(chosen.features.uri)
 
 
 def test_adding_one_percent_computes_one_percent(weights, tmp_path):
@@ -252,10 +252,10 @@ def test_a_shard_of_mostly_removed_pictures_goes(chosen, photos):
     after, computed = extract(chosen)
     assert computed == ["train/cat/0003.jpg"]  # the last one alive of the first shard
     assert len(after.manifest.shards) == len(before.shards)
-    pruned = inspect.prune(chosen.features.uri)
+    pruned = maintenance.prune(chosen.features.uri)
     assert pruned.files == 3  # the shard, its receipt, the old index
-    inspect.check(chosen.features.uri)
-    assert inspect.prune(chosen.features.uri).files == 0
+    maintenance.check(chosen.features.uri)
+    assert maintenance.prune(chosen.features.uri).files == 0
 
 
 @pytest.mark.usefixtures("cached")
@@ -301,13 +301,13 @@ def test_check_finds_damaged_shards_and_the_job_mends_them(chosen, damage):
     else:
         first.unlink()
     with pytest.raises(UserError, match=r"1 of 6 shards are damaged: shards/\w+-\w+.safetensors.zst"):
-        inspect.check(str(root))
+        maintenance.check(str(root))
     with pytest.raises(UserError, match=r"is damaged|can't be read"):
         epoch(opened(chosen), 13)
     first.unlink(missing_ok=True)
     _, computed = extract(chosen)
     assert computed == [f"train/cat/000{i}.jpg" for i in range(4)]
-    inspect.check(str(root))
+    maintenance.check(str(root))
     epoch(opened(chosen), 13)
 
 
@@ -356,7 +356,7 @@ def test_too_many_bad_pictures_end_the_job(chosen, photos):
 
 @pytest.mark.usefixtures("cached")
 def test_describe_tells_what_a_cache_holds(chosen):
-    text = inspect.describe(chosen.features.uri)
+    text = maintenance.describe(chosen.features.uri)
     for line in (
         r"pictures             18: 13 training, 5 validation",
         r"classes              2: cat 10, dog 8",

@@ -11,7 +11,7 @@ import torch
 from cvdist.config import DataConfig, TrainConfig, cache_folder
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo, Split
-from cvdist.data.images import store
+from cvdist.data.images import exclusion, store
 from cvdist.data.images.listing import split_rows
 from cvdist.data.images.loader import DecodingSource, ImageLoader, PixelFile, PixelSource
 from cvdist.hardware import usable_cores
@@ -79,7 +79,7 @@ def load(
     mean, std = normalization or _statistics(pictures, train)
     info = DatasetInfo(
         name=PurePosixPath(data.uri.rstrip("/")).name,
-        source=redact(data.uri),
+        source=redact(data.uri) + exclusion.describe(exclusion.find_excluded(pictures.table, data), data),
         classes=pictures.classes,
         channels=3,
         height=data.image_size,

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from cvdist import log
 from cvdist.data.contents import READERS, Contents, digest_of
-from cvdist.data.images.decode import UndecodableError, decode, is_gpu_decodable
+from cvdist.data.images.decode import UndecodableError, decode_with_size, is_gpu_decodable
 from cvdist.errors import UserError
 from cvdist.hardware import usable_cores
 from cvdist.log import redact
@@ -50,6 +50,7 @@ class Decoded:
 
     detail: the reason in the words of the decoder, for `--debug`.
     encoded: the file's content instead, where a GPU is to decode it (`cvdist.data.images.on_gpu`).
+    width, height: of the whole picture, upright, in pixels; 0 if it is not decoded.
     """
 
     digest: bytes
@@ -57,6 +58,8 @@ class Decoded:
     reason: str = ""
     detail: str = ""
     encoded: bytes | None = None
+    width: int = 0
+    height: int = 0
 
 
 def stacked(pixels: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -234,7 +237,8 @@ class DecodeAhead:
 def decoded(content: bytes, digest: bytes, size: int, resize: str) -> Decoded:
     """Decode a file, or say why it can't be decoded."""
     try:
-        return Decoded(digest, decode(content, size, resize))
+        pixels, (width, height) = decode_with_size(content, size, resize)
+        return Decoded(digest, pixels, width=width, height=height)
     except UndecodableError as error:
         return Decoded(digest, None, str(error), error.detail)
 

@@ -15,6 +15,7 @@ from cvdist import log
 from cvdist.config import DataConfig, PicturesConfig
 from cvdist.data import forms
 from cvdist.data.forms.found import NO_PART, TRAIN_PART, VALID_PART
+from cvdist.data.images.exclusion import find_excluded
 from cvdist.data.split import stratified_split
 from cvdist.errors import UserError
 from cvdist.log import redact, some
@@ -103,7 +104,9 @@ def _require_classes(
 
 
 def split_rows(table: pa.Table, config: DataConfig, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `table` for training and for validation, int64 each, in order.
+    """Rows of `table` for training and for validation, int64 each, in order, without those of `--exclude`.
+
+    Leaving pictures out moves no other one to the other side.
 
     Raises:
         UserError: if a class would be missing in training, or validation would have no picture.
@@ -116,9 +119,12 @@ def split_rows(table: pa.Table, config: DataConfig, classes: tuple[str, ...]) ->
         train, valid = (tensor.numpy() for tensor in rows)
     else:
         train, valid = (part == TRAIN_PART).nonzero()[0], (part == VALID_PART).nonzero()[0]
+    kept = find_excluded(table, config).kept
+    train, valid = train[kept[train]], valid[kept[valid]]
     learned = set(np.unique(label[train]).tolist())
     missing = [name for i, name in enumerate(classes) if i not in learned]
     if missing or not len(valid):
         what = f"training picture of {some(missing)}" if missing else "validation picture"
-        raise UserError(f"--data {redact(config.uri)}: no {what} can be decoded")
+        left = "is left by --exclude" if config.exclude else "can be decoded"
+        raise UserError(f"--data {redact(config.uri)}: no {what} {left}")
     return train, valid

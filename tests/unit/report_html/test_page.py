@@ -15,9 +15,7 @@ from PIL import Image
 from cvdist.report_html import figures
 from cvdist.report_html.content import FigureFile, Report, Setting
 from cvdist.report_html.page import MAX_BYTES, render
-from tests.helpers.report_pages import Parsed, png, record
-
-HOSTILE = "<script>alert(1)</script>\" onerror='x' & ]]> <!-- \x00 \udcff"
+from tests.helpers.report_pages import HOSTILE, Parsed, png, record
 
 
 def gif(frames, side):
