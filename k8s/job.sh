@@ -6,18 +6,20 @@
 # `nightly` is a RayCronJob, of which there is one.
 set -euo pipefail
 cd "$(dirname "$0")"
-usage="usage: k8s/job.sh OVERLAY JOB [RUN]"
-overlay=${1:?$usage}
-job=${2:?$usage}
-[ -d "jobs/$overlay" ] || { echo "error: no overlay $overlay: there are" jobs/*/ >&2; exit 2; }
-[ -f "components/jobs/$job.yaml" ] || { echo "error: no job $job: there are" components/jobs/*.yaml >&2; exit 2; }
+fail() { echo "error: $*" >&2; exit 2; }
 
-edits=()
+if [ $# -lt 2 ] || [ $# -gt 3 ]; then fail "usage: k8s/job.sh OVERLAY JOB [RUN]"; fi
+overlay=$1 job=$2
+[ -f "jobs/$overlay/kustomization.yaml" ] || fail "no overlay $overlay: there are" $(ls jobs)
+jobs=$(sed -n 's/^    cvdist\/job: //p' components/jobs/*.yaml)
+grep -qx -e "$job" <<<"$jobs" || fail "no job $job: there are" $jobs
+
+edits=(-e '')
 # kustomize knows no `generateName`.
 if [ "$job" != nightly ]; then edits+=(-e 's/^  name: \(.*\)$/  generateName: \1-/'); fi
-if [ $# -gt 2 ]; then
-  [[ $3 =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || { echo "error: '$3' is no name: letters, digits, - _ ." >&2; exit 2; }
-  grep -q 'run=.*;' "components/jobs/$job.yaml" || { echo "error: $job has no run to name" >&2; exit 2; }
+if [ $# = 3 ]; then
+  [[ $3 =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || fail "'$3' is no name of a run: it takes letters, digits and - _ ."
+  grep -q 'run=.*;' "components/jobs/$job.yaml" || fail "$job has no run to name"
   edits+=(-e "s/run=[^;]*;/run=$3;/")
 fi
-kubectl kustomize "jobs/$overlay" | sed "${edits[@]:--n;p}" | kubectl create -o name -f - --selector "cvdist/job=$job"
+kubectl kustomize "jobs/$overlay" | sed "${edits[@]}" | kubectl create -o name -f - --selector "cvdist/job=$job"

@@ -143,8 +143,8 @@ def require_resources(request: ResourceRequest) -> bool:
             if time.monotonic() >= deadline:
                 raise UserError(lacking)
             logger.info("waiting for nodes: %s", lacking)
-            # Ray's own `request_resources` would stay asked for when this job is over, however it ends; a placement
-            # group ends with its job. Where nothing scales, nobody notices it.
+            # Ray's `request_resources` would remain when this job is over; a placement group ends with its job,
+            # however that ends. Where nothing scales, nobody notices it.
             bundle = {"CPU": float(each), **({"GPU": 1.0} if use_gpu else {})}
             demand = demand or placement_group([bundle] * request.count)
             time.sleep(min(5.0, max(0.1, deadline - time.monotonic())))
