@@ -134,7 +134,7 @@ class Node:
         return self.processes("RayTrainWorker")
 
     def processes(self, actor: str, program: str = "ray::") -> dict[int, str]:
-        """Its processes whose program is called so, by default Ray's actors, and whose command line has `actor`.
+        """Its processes with `actor` in the command line of a program that is called so: an actor of Ray's.
 
         Returns:
             Command lines by process id.
@@ -338,7 +338,7 @@ class Cluster:
         self.nodes.remove(node)
 
     def restart_head(self) -> None:
-        """Lose the head with all its processes, and start another one of the same address, which knows nothing."""
+        """Lose the head with all its processes; start another one of the same address, which knows nothing."""
         head = self.nodes[0]
         head.power_off()
         head.lost, self._head_was_up = False, False
