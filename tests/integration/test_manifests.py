@@ -604,7 +604,10 @@ BROKEN = {
         type="LoadBalancer"
     ),
     "PGHOST=postgres:5432: the network policies are in the way": lambda o: _drop(o, "NetworkPolicy", "mlflow"),
-    "KubeRay (kustomize) can't submit jobs": lambda o: _drop(o, "NetworkPolicy", "ray-dashboard"),
+    "KubeRay (helm) can't submit jobs": lambda o: _drop(o, "NetworkPolicy", "ray-dashboard"),
+    "KubeRay (kustomize) can't submit jobs": lambda o: find(o, "NetworkPolicy", "ray-dashboard")["spec"][
+        "ingress"
+    ][0]["from"][0].update(podSelector={"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}),
     "can't scale: the network policies": lambda o: _drop(o, "NetworkPolicy", "ray-autoscaler"),
     "PodDisruptionBudget mlflow: selects no pod": lambda o: find(o, "PodDisruptionBudget", "mlflow")["spec"][
         "selector"
