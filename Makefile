@@ -42,7 +42,7 @@ test: $(STAMP)  ## all tests but those of test-faults: nine minutes on two idle 
 test-unit: $(STAMP)  ## the tests that need no server and no cluster: about a minute
 	$(PY) -m pytest -n 2 $(IN_ORDER) tests/unit
 
-test-faults: $(STAMP)  ## all that can fail on a cluster: ten minutes, as root; ARGS='-m "not slow"' leaves out two cases
+test-faults: $(STAMP)  ## all that can fail on a cluster: ten minutes, as root; ARGS='-m "not slow"' leaves out three cases
 	$(PY) -m pytest -n 2 $(IN_ORDER) tests/cluster $(ARGS)
 
 lint: $(STAMP)  ## style and types

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from cvdist import log, proxy
 from cvdist.config import ClusterConfig, Device, RuntimeConfig
@@ -131,20 +132,26 @@ def require_resources(request: ResourceRequest) -> bool:
     """
     each = request.cluster.cpus_per_worker
     deadline = time.monotonic() + request.cluster.resource_timeout
-    while True:
-        have = ray.cluster_resources()
-        cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
-        use_gpu = request.device == "cuda" or (request.device == "auto" and gpus >= request.count)
-        lacking = _lacking(request, cpus, gpus, use_gpu)
-        if not lacking:
-            return use_gpu
-        if time.monotonic() >= deadline:
-            raise UserError(lacking)
-        logger.info("waiting for nodes: %s", lacking)
-        ray.autoscaler.sdk.request_resources(  # a no-op where nothing scales
-            bundles=[{"CPU": each, **({"GPU": 1} if use_gpu else {})}] * request.count
-        )
-        time.sleep(min(5.0, max(0.1, deadline - time.monotonic())))
+    demand = None
+    try:
+        while True:
+            have = ray.cluster_resources()
+            cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
+            use_gpu = request.device == "cuda" or (request.device == "auto" and gpus >= request.count)
+            lacking = _lacking(request, cpus, gpus, use_gpu)
+            if not lacking:
+                return use_gpu
+            if time.monotonic() >= deadline:
+                raise UserError(lacking)
+            logger.info("waiting for nodes: %s", lacking)
+            # Ray's `request_resources` would remain when this job is over; a placement group ends with its job,
+            # however that ends. Where nothing scales, nobody notices it.
+            bundle = {"CPU": float(each), **({"GPU": 1.0} if use_gpu else {})}
+            demand = demand or placement_group([bundle] * request.count)
+            time.sleep(min(5.0, max(0.1, deadline - time.monotonic())))
+    finally:
+        if demand is not None:
+            remove_placement_group(demand)
 
 
 def _require_listener(address: str, timeout: float) -> None:
