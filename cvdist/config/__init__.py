@@ -37,6 +37,7 @@ from cvdist.config.groups import (
     PrecisionName,
     RunConfig,
     RuntimeConfig,
+    SelectBy,
     TrackingConfig,
     VisualizeConfig,
 )
@@ -146,6 +147,7 @@ __all__ = [
     "RunConfig",
     "RuntimeConfig",
     "SavedModelConfig",
+    "SelectBy",
     "Setting",
     "SweepConfig",
     "SweepJobConfig",

@@ -16,6 +16,7 @@ from cvdist.config.bounds import (
     Count,
     CountOrZero,
     Fraction,
+    Pattern,
     Resize,
     Seconds,
     WaitSeconds,
@@ -32,8 +33,13 @@ ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
 Head = Literal["vgg", "mlp", "linear"]
 FeaturesAt = Literal["", "pooled", "maps"]
 Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
+SelectBy = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
 _HIDDEN_SIZES: dict[Head, int] = {"vgg": 4096, "mlp": 256, "linear": 0}  # of each head where none is given
 CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes that replay kernels on a GPU
+
+
+_WEIGHT = r"[^=]+=(\d+\.?\d*|\.\d+)"  # of a class
+_WEIGHTS = rf"none|balanced|{_WEIGHT}(,{_WEIGHT})*"
 
 
 class HeadSize(NamedTuple):
@@ -248,6 +254,18 @@ class LoopConfig(ComputeConfig):
     """Pictures a step, over all workers together: the learning rate need not change with their number."""
     accumulate_steps: Count = 1
     """Each worker computes its share of a batch in this many portions. Saves memory, same gradients."""
+    class_weights: Annotated[str, Pattern(_WEIGHTS, "none, balanced, or such as cat=1,dog=3.5")] = "none"
+    """Weights of the classes in the training loss, and in `--fit logistic`. `balanced`: inversely proportional
+    to the number of pictures. `cat=1,dog=3.5`: as listed, and 1 for all others."""
+    balanced_sampling: bool = False
+    """Draw the pictures of an epoch with replacement, so that each class is drawn about equally often."""
+    select_by: SelectBy = "accuracy"
+    """What decides on validation pictures which checkpoint is the best. `balanced_accuracy`: the mean of the
+    classes' recalls. `macro_f1`: the mean of their F1 scores."""
+    patience: CountOrZero = 0
+    """End the training after so many epochs without a better value of what `--select-by` names. 0: never."""
+    min_delta: Annotated[float, at_least(0)] = 0.0
+    """By how much a value has to be better to count for `--patience`. An accuracy of 1% is 0.01."""
     valid_batch_size: Count = 1000
     """Pictures a forward pass in validation, on each worker."""
     compile: Compile = "none"

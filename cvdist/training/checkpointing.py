@@ -98,10 +98,16 @@ def restore(run: Run, found: FoundCheckpoint) -> None:
     """Continue `run` from a checkpoint: weights, optimizer, random streams, progress and results.
 
     Raises:
-        UserError: If the checkpoint is of another model or optimizer.
+        UserError: If the checkpoint is of another model, optimizer or `--select-by`.
     """
     saved, device = found.checkpoint, run.worker.device
     ckpt.require_fit(saved, run.identity, found.name)
+    history, select_by = saved.progress.history, run.config.loop.select_by
+    if history and history[-1].select_by != select_by:
+        raise UserError(
+            f"checkpoint {found.name} chose the best epoch by {history[-1].select_by}: set --select-by as it "
+            "was, or start under another --name"
+        )
     state = ckpt_shards.take_shards(saved.state, _shard_of(run), device)
     run.model.load_state_dict(state["model"])
     restore_optimizer(run.optimizer, state["optimizer"], found.name)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cvdist import log, models
@@ -46,6 +47,8 @@ class Run:
         optimizer: The optimizer of the trained parameters.
         schedule: The learning rate as a function of the epochs done, with fractions within an epoch.
         ema: The exponential moving average of the trained modules. None without `--model-ema-decay`.
+        labels: The labels of all training samples by row, int64 (n,) on the CPU.
+        class_weights: The weight of each class in the loss, float64 (classes,) on the CPU. None: all are 1.
         losses: The losses of the last steps, to be checked for values that are not finite.
         visualizer: Draws what the network learns.
         line: The line on the terminal that shows how far an epoch has come.
@@ -74,6 +77,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     schedule: Callable[[float], float]
     ema: AveragedModel | None
+    labels: Tensor
+    class_weights: Tensor | None
     losses: LossWatch
     visualizer: Visualizer
     line: log.ProgressLine
@@ -84,6 +89,16 @@ class Run:
     changed: str = ""
     adopted: bool = False
     first_step_at: float = 0.0
+
+    @functools.cached_property
+    def loss_weights(self) -> Tensor | None:
+        """The class weights in float32 on the device."""
+        return None if self.class_weights is None else self.class_weights.float().to(self.worker.device)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """How many training pictures each class has, int64 (classes,)."""
+        return self.labels.bincount(minlength=len(self.info.classes))
 
     @property
     def main(self) -> bool:

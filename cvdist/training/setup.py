@@ -20,7 +20,7 @@ from cvdist.errors import UserError
 from cvdist.results import ModelIdentity
 from cvdist.seeding import derive_seed
 from cvdist.tracking.tracker import Tracker
-from cvdist.training import checkpointing, compiling, ema, logistic_head, memory
+from cvdist.training import checkpointing, compiling, ema, imbalance, logistic_head, memory
 from cvdist.training.finite import LossWatch
 from cvdist.training.optimizer import build_optimizer
 from cvdist.training.run import Run, initial_model
@@ -81,6 +81,8 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             workers_on_node=worker.local_world_size,
             normalization=(expected.mean, expected.std) if expected else None,
         )
+        labels, classes = loader.labels("train"), loader.info.classes
+        weights = imbalance.class_weights(config.loop, classes, labels.bincount(minlength=len(classes)))
         model = initial_model(config, loader.info)
         visualizer = Visualizer(config, model, tracker, enabled=main)
     digest = _require_same_data(loader)
@@ -135,6 +137,8 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             ),
             schedule=functools.partial(learning_rate, config.optimizer, config.loop.epochs),
             ema=ema.build(modules.trained, decay) if decay else None,
+            labels=labels,
+            class_weights=weights,
             losses=LossWatch(functools.partial(loader.names, "train")),
             visualizer=visualizer,
             line=log.ProgressLine(logger, enabled=main),
