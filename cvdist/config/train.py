@@ -83,6 +83,9 @@ def check(config: TrainConfig) -> None:
             f"--compile {config.loop.compile} replays each forward pass on the same memory, so that gradients "
             "can't be summed over --accumulate-steps: set that to 1, or --compile default"
         )
+    if config.loop.compile != "none" and (config.loop.sync_bn or config.loop.grad_checkpointing):
+        flag = "--sync-bn" if config.loop.sync_bn else "--grad-checkpointing"
+        raise UserError(f"{flag} can't be combined with --compile: leave one of them out")
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")
     if config.tracking.register:

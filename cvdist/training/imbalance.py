@@ -56,8 +56,8 @@ def batch_weights(weights: Tensor | None, labels: Tensor, order: EpochOrder, pos
         order: The epoch's order.
         position: Samples of the epoch that are done.
     """
-    rows = order.order[position:].split(order.batch_size)
-    return (float(len(some) if weights is None else weights[labels[some]].sum()) for some in rows)
+    for local in order.local_batches(0, 1, position):
+        yield float(local.global_size if weights is None else weights[labels[local.indices]].sum())
 
 
 def describe(classes: Sequence[str], counts: Tensor) -> str:

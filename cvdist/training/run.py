@@ -38,6 +38,7 @@ class Run:
         frozen: The frozen modules that each step has to run first. None if nothing is frozen, or if the batches
             are cached features.
         trained: The trained modules.
+        backbone: The trained stages of a pretrained model, which are in `trained`. None if there are none.
         identity: What the model is, for checkpoints and messages.
         order: What has to agree for a position within an epoch to mean the same samples.
         trained_parameters: Number of trained parameters, over all workers.
@@ -45,6 +46,7 @@ class Run:
         precision: The number format of forward passes.
         plan: How a step is divided over the workers.
         optimizer: The optimizer of the trained parameters.
+        scaler: Scales losses, so that gradients fit float16. In other precisions it does nothing.
         schedule: The learning rate as a function of the epochs done, with fractions within an epoch.
         ema: The exponential moving average of the trained modules. None without `--model-ema-decay`.
         labels: The labels of all training samples by row, int64 (n,) on the CPU.
@@ -68,6 +70,7 @@ class Run:
     model: nn.Module
     frozen: nn.Module | None
     trained: nn.Module
+    backbone: nn.Module | None
     identity: ModelIdentity
     order: OrderIdentity
     trained_parameters: int
@@ -75,6 +78,7 @@ class Run:
     precision: Precision
     plan: ParallelPlan
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     schedule: Callable[[float], float]
     ema: AveragedModel | None
     labels: Tensor

@@ -16,7 +16,9 @@ from cvdist.data.dataset import Loader
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.distributed.device import be_deterministic
 from cvdist.distributed.precision import choose_precision
+from cvdist.distributed.sync_batch_norm import synchronize
 from cvdist.errors import UserError
+from cvdist.models import FrozenAndTrained
 from cvdist.results import ModelIdentity
 from cvdist.seeding import derive_seed
 from cvdist.tracking.tracker import Tracker
@@ -70,7 +72,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
         UserError: On all workers, if the data, the model or the checkpoint are not what the settings say.
     """
     device, main = worker.device, worker.rank == 0
-    precision = choose_precision(config.loop.precision, device)
+    precision = choose_precision(config.loop.precision, device, training=True)
     if config.loop.deterministic:
         be_deterministic(device)
     with raise_on_all_ranks():
@@ -87,6 +89,9 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
         visualizer = Visualizer(config, model, tracker, enabled=main)
     digest = _require_same_data(loader)
     modules = models.frozen_and_trained(model)
+    _require_stages(config, modules)
+    if config.loop.grad_checkpointing:
+        modules.recompute_stages()
     # A cache has the features that the frozen modules compute, so they are not run and stay on the CPU.
     frozen = None if loader.features else modules.frozen
     modules.trained.to(device)
@@ -105,6 +110,9 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             precision,
             recorded=found.checkpoint.parallel if found else "",
         )
+        if config.loop.sync_bn:
+            with raise_on_all_ranks():
+                synchronize(modules.trained, plan.mode.traffic, plan.mode.world_size)
         # Split layers are not compiled: they contain exchanges with other workers.
         compiled = [frozen, modules.trained if plan.mode.name == "data" else None]
         compiling.compile_modules(config.loop.compile, *compiled)
@@ -117,6 +125,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             model=model,
             frozen=frozen,
             trained=modules.trained,
+            backbone=modules.backbone,
             identity=_identity(config, loader),
             made_with={
                 **configs.learning_settings(config),
@@ -129,12 +138,8 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             frozen_parameters=all_parameters - trained_parameters,
             precision=precision,
             plan=plan,
-            optimizer=build_optimizer(
-                modules.trained,
-                config.optimizer,
-                backbone=modules.backbone,
-                backbone_lr_scale=config.optimizer.backbone_lr_scale,
-            ),
+            optimizer=build_optimizer(modules.trained, config.optimizer, stages=modules.stages),
+            scaler=precision.scaler(),
             schedule=functools.partial(learning_rate, config.optimizer, config.loop.epochs),
             ema=ema.build(modules.trained, decay) if decay else None,
             labels=labels,
@@ -151,6 +156,26 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
                 checkpointing.restore(run, found)
     logistic_head.require_linear(run)
     return run
+
+
+def _require_stages(config: TrainConfig, modules: FrozenAndTrained) -> None:
+    """Refuse settings of the trained stages where there are none.
+
+    Raises:
+        UserError: On all workers, naming the flag.
+    """
+    given = {
+        "--layer-decay": config.optimizer.layer_decay != 1,
+        "--freeze-epochs": config.optimizer.freeze_epochs > 0,
+        "--grad-checkpointing": config.loop.grad_checkpointing,
+    }
+    flag = next((flag for flag, chosen in given.items() if chosen), "")
+    if flag and not modules.stages:
+        raise UserError(
+            f"{flag} is for the trained stages of a pretrained model, and this run has none: set "
+            "--trainable-stages, or leave it out",
+            on_all_workers=True,
+        )
 
 
 def _identity(config: TrainConfig, loader: Loader) -> ModelIdentity:

@@ -23,6 +23,7 @@ from cvdist.training import (
     compiling,
     early_stopping,
     ema,
+    freezing,
     imbalance,
     logistic_head,
     memory,
@@ -98,7 +99,7 @@ def train_epoch(run: Run, epoch: int) -> TrainedEpoch:
     step = steps - order.steps(progress.position)
     save_every, log_every = config.checkpoint.every, config.loop.log_every_steps
     mode.align()
-    mode.replica.train()
+    freezing.begin_epoch(run, epoch)
     meter = Meter(worker.device, mode.traffic)
     began, began_at, rate = time.monotonic(), progress.position, 0.0
     batches = run.loader.train_batches(order, mode.rank, mode.world_size, progress.position)
@@ -155,14 +156,16 @@ def train_step(run: Run, batch: Batch, rate: float, meter: Meter, weight: float)
             )
             # The gradient has to be that of the weighted mean over the global batch. Local batches may differ
             # in size, and the exchange divides by the number of workers, not by the samples' weights.
-            (loss * (mode.world_size / weight)).backward()
+            run.scaler.scale(loss * (mode.world_size / weight)).backward()
         if mode.counts:
             meter.add(loss.detach(), scores.detach(), labels)
         losses.append(loss.detach())
     if settings.clip_grad_norm:
+        run.scaler.unscale_(run.optimizer)
         mode.clip(dict(run.trained.named_parameters()), settings.clip_grad_norm)
     run.losses.add(sum(losses[1:], losses[0]), batch.indices)
-    run.optimizer.step()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     if run.ema is not None:
         ema.update(run.ema, run.trained, settings.model_ema_decay)

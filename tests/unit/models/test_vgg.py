@@ -221,8 +221,8 @@ def test_exports_with_any_number_of_pictures():
 def test_backbone_has_a_learning_rate_of_its_own():
     model = small(trainable_stages=1)
     modules = models.frozen_and_trained(model)
-    config = OptimizerConfig(weight_decay=0.5)
-    optimizer = build_optimizer(modules.trained, config, backbone=modules.backbone, backbone_lr_scale=0.1)
+    config = OptimizerConfig(weight_decay=0.5, backbone_lr_scale=0.1)
+    optimizer = build_optimizer(modules.trained, config, stages=modules.stages)
     set_learning_rate(optimizer, 0.02)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
