@@ -26,6 +26,7 @@ from cvdist.config import CUDA_GRAPHS, TrainConfig
 from cvdist.errors import UserError
 from cvdist.models.frozen import FrozenAndTrained
 from cvdist.storage import Folder
+from cvdist.training import backbone
 
 _CLASSES = 2  # of pictures that nobody has listed yet: the last layer is a small part of a model
 _DIGITS = {"mnist": 70_000, "digits": 5_000}  # as bytes, all on the GPU
@@ -126,8 +127,7 @@ def _built(config: TrainConfig, classes: int) -> FrozenAndTrained:
     if config.data.dataset != "images":
         input = models.InputSpec(1, 28, 28)
     parts = models.frozen_and_trained(models.skeleton(config.model, classes, input))
-    if config.loop.grad_checkpointing:
-        parts.recompute_stages()
+    backbone.prepare(config, parts)
     return parts
 
 
@@ -164,7 +164,7 @@ def advice(config: TrainConfig) -> str:
         return smaller
     more = 2 * config.loop.accumulate_steps
     smaller += f", or compute it in portions, for the same gradients, with --accumulate-steps {more}"
-    if config.model.trainable_stages and not config.loop.grad_checkpointing:
+    if config.model.trained_of(1) and not config.loop.grad_checkpointing:
         smaller += ", or keep less of it with --grad-checkpointing"
     return smaller
 

@@ -18,11 +18,10 @@ from cvdist.distributed.device import be_deterministic
 from cvdist.distributed.precision import choose_precision
 from cvdist.distributed.sync_batch_norm import synchronize
 from cvdist.errors import UserError
-from cvdist.models import FrozenAndTrained
 from cvdist.results import ModelIdentity
 from cvdist.seeding import derive_seed
 from cvdist.tracking.tracker import Tracker
-from cvdist.training import checkpointing, compiling, ema, imbalance, logistic_head, memory
+from cvdist.training import backbone, checkpointing, compiling, ema, imbalance, logistic_head, memory
 from cvdist.training.finite import LossWatch
 from cvdist.training.optimizer import build_optimizer
 from cvdist.training.run import Run, initial_model
@@ -87,11 +86,9 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
         weights = imbalance.class_weights(config.loop, classes, labels.bincount(minlength=len(classes)))
         model = initial_model(config, loader.info)
         visualizer = Visualizer(config, model, tracker, enabled=main)
+        modules = models.frozen_and_trained(model)
+        backbone.prepare(config, modules)
     digest = _require_same_data(loader)
-    modules = models.frozen_and_trained(model)
-    _require_stages(config, modules)
-    if config.loop.grad_checkpointing:
-        modules.recompute_stages()
     # A cache has the features that the frozen modules compute, so they are not run and stay on the CPU.
     frozen = None if loader.features else modules.frozen
     modules.trained.to(device)
@@ -156,26 +153,6 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
                 checkpointing.restore(run, found)
     logistic_head.require_linear(run)
     return run
-
-
-def _require_stages(config: TrainConfig, modules: FrozenAndTrained) -> None:
-    """Refuse settings of the trained stages where there are none.
-
-    Raises:
-        UserError: On all workers, naming the flag.
-    """
-    given = {
-        "--layer-decay": config.optimizer.layer_decay != 1,
-        "--freeze-epochs": config.optimizer.freeze_epochs > 0,
-        "--grad-checkpointing": config.loop.grad_checkpointing,
-    }
-    flag = next((flag for flag, chosen in given.items() if chosen), "")
-    if flag and not modules.stages:
-        raise UserError(
-            f"{flag} is for the trained stages of a pretrained model, and this run has none: set "
-            "--trainable-stages, or leave it out",
-            on_all_workers=True,
-        )
 
 
 def _identity(config: TrainConfig, loader: Loader) -> ModelIdentity:

@@ -19,11 +19,11 @@ from cvdist.distributed.collectives import annotate_collective_errors, set_group
 from cvdist.distributed.consensus import StopRequest
 from cvdist.results import Summary
 from cvdist.training import (
+    backbone,
     checkpointing,
     compiling,
     early_stopping,
     ema,
-    freezing,
     imbalance,
     logistic_head,
     memory,
@@ -99,7 +99,7 @@ def train_epoch(run: Run, epoch: int) -> TrainedEpoch:
     step = steps - order.steps(progress.position)
     save_every, log_every = config.checkpoint.every, config.loop.log_every_steps
     mode.align()
-    freezing.begin_epoch(run, epoch)
+    backbone.begin_epoch(run, epoch)
     meter = Meter(worker.device, mode.traffic)
     began, began_at, rate = time.monotonic(), progress.position, 0.0
     batches = run.loader.train_batches(order, mode.rank, mode.world_size, progress.position)
