@@ -76,19 +76,19 @@ class _Normalize(torch.autograd.Function):
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, layer: SyncBatchNorm
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the output, and of all workers' batches the mean and variance, float64 (C,), and the count."""
-        dims, channels = _dims(input), input.shape[1]
+        dims, channels, kind = _dims(input), input.shape[1], torch.promote_types(input.dtype, torch.float32)
         count = input.numel() // channels
         sums = torch.zeros(2 * channels + 1, dtype=torch.float64, device=input.device)
         if count:
-            variance, mean = (one.double() for one in torch.var_mean(input.float(), dims, correction=0))
+            variance, mean = (one.double() for one in torch.var_mean(input.to(kind), dims, correction=0))
             sums[:channels], sums[channels:-1] = count * mean, count * (variance + mean.square())
             sums[-1] = count
         total, squares, counted = layer.add_up(sums).split([channels, channels, 1])
         mean = total / counted
         variance = (squares / counted - mean.square()).clamp(min=0)
-        output = F.batch_norm(input, mean.float(), variance.float(), weight, bias, False, 0.0, layer.eps)
-        scale = (variance + layer.eps).rsqrt().float()
-        ctx.save_for_backward(input, weight, mean.float(), scale, counted.float())
+        output = F.batch_norm(input, mean.to(kind), variance.to(kind), weight, bias, False, 0.0, layer.eps)
+        scale = (variance + layer.eps).rsqrt().to(kind)
+        ctx.save_for_backward(input, weight, mean.to(kind), scale, counted.to(kind))
         ctx.layer = layer
         ctx.mark_non_differentiable(mean, variance, counted)
         return output, mean, variance, counted
@@ -98,12 +98,12 @@ class _Normalize(torch.autograd.Function):
         """Return the derivatives by input, weight and bias: the last two of this worker's batch alone."""
         input, weight, mean, scale, counted = ctx.saved_tensors
         shape = [1, -1] + [1] * (input.ndim - 2)
-        gradient = gradients[0].float()
-        normalized = (input.float() - mean.view(shape)) * scale.view(shape)
+        gradient = gradients[0].to(mean.dtype)
+        normalized = (input.to(mean.dtype) - mean.view(shape)) * scale.view(shape)
         sums = torch.stack([gradient.sum(_dims(input)), (gradient * normalized).sum(_dims(input))])
         by_bias, by_weight = sums.clone()
         first, second = (one.view(shape) for one in ctx.layer.add_up(sums) / counted)
-        factor = scale if weight is None else scale * weight.float()
+        factor = scale if weight is None else scale * weight.to(scale.dtype)
         by_input = (gradient - first - normalized * second) * factor.view(shape)
         if weight is None:
             return by_input.to(input.dtype), None, None, None
