@@ -63,7 +63,7 @@ def runs(place):
         "head": "linear",
         "hidden_size": 0,
         "image_size": 64,
-        "lr": 0.005,
+        "lr": 0.0005,
         "epochs": 3,
         "patience": 1,
         "sync_bn": True,
