@@ -51,7 +51,14 @@ def runs(place):
         "cached": {**cached, **head},
         "more": {**cached, **head, **more},
         "pictures": {**head},
-        "blocks": {**head, **plain, "trainable_stages": 1, "backbone_lr_scale": 0.5, "accumulate_steps": 2},
+        "blocks": {
+            **head,
+            **plain,
+            "trainable_stages": 1,
+            "freeze_epochs": 1,
+            "backbone_lr_scale": 0.5,
+            "accumulate_steps": 2,
+        },
     }
     # All that makes workers depend on each other: with it, they learn what one learns.
     whole = {
@@ -84,7 +91,14 @@ def runs(place):
         "half": {**cached, **head, "epochs": 1},
         "half-plain": {**cached, **head, **plain, "epochs": 1},
         "whole-plain": {**cached, **head, **plain},
-        "averaged": {**data, **plain, "trainable_stages": 1, "backbone_lr_scale": 0.5, "accumulate_steps": 2},
+        "averaged": {
+            **data,
+            **plain,
+            "trainable_stages": 1,
+            "freeze_epochs": 1,
+            "backbone_lr_scale": 0.5,
+            "accumulate_steps": 2,
+        },
         "compressed": {**cached, **data, **plain, "gradient_compression": "bf16"},
         "low-rank": {**cached, **data, **plain, "gradient_compression": "powersgd", "epochs": 6},
         "long-plain": {**cached, **head, **plain, "epochs": 6},
