@@ -259,6 +259,7 @@ def _figures(models: Sequence[ModelEvaluation]) -> list[list[str]]:
     return [
         *rows,
         ["loss", *(f"{one.loss:.4f}" for one in found)],
+        ["balanced accuracy", *(f"{one.balanced_accuracy:.2%}" for one in found)],
         ["macro F1", *(f"{one.macro_f1:.4f}" for one in found)],
         ["calibration error", *(f"{100 * one.calibration_error:.2f}%" for one in found)],
         ["Brier score", *(f"{one.brier:.4f}" for one in found)],

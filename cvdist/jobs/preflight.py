@@ -177,8 +177,8 @@ def _gpu_memory(config: TrainConfig, total: int) -> str:
     from cvdist.distributed.precision import choose_precision
     from cvdist.training import memory
 
-    bfloat16 = choose_precision(config.loop.precision, torch.device("cuda", 0)).bfloat16
-    needed = memory.estimate_for_config(config, bfloat16=bfloat16)
+    half = choose_precision(config.loop.precision, torch.device("cuda", 0), training=True).half
+    needed = memory.estimate_for_config(config, bfloat16=half is not None)
     found = f"a worker needs about {needed}, of {total / 1e9:,.1f} GB"
     if needed.peak > total:
         raise UserError(f"{found}: {memory.advice(config)}")

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 from cvdist import config as configs
 from cvdist import log, recipes
-from cvdist.config import ReportConfig
+from cvdist.config import ReportConfig, SelectBy
 from cvdist.data.quarantine import QUARANTINE
 from cvdist.errors import UserError
 from cvdist.jobs import cli, console
@@ -233,6 +234,7 @@ def _epochs(run: StoredRun) -> tuple[EpochRecord, ...]:
         )
     }
     memory = run.history("memory/peak_mb")
+    balanced, f1 = run.history("valid/balanced_accuracy"), run.history("valid/macro_f1")
     complete = sorted(set.intersection(*(set(points) for points in needed.values())))
     return tuple(
         EpochRecord(
@@ -247,6 +249,9 @@ def _epochs(run: StoredRun) -> tuple[EpochRecord, ...]:
             seconds=needed["speed/epoch_seconds"][epoch],
             samples_per_second=needed["speed/samples_per_second"][epoch],
             peak_memory=int(memory.get(epoch, 0.0) * 2**20),
+            valid_balanced_accuracy=balanced.get(epoch, 0.0),
+            valid_macro_f1=f1.get(epoch, 0.0),
+            select_by=cast(SelectBy, run.params.get("loop.select_by", "accuracy")),
         )
         for epoch in complete
     )

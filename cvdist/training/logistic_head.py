@@ -116,6 +116,7 @@ def solve(
     world_size: int = 1,
     workers_on_node: int = 1,
     seed: int,
+    class_weights: Tensor | None = None,
     after_pass: Callable[[str, int], None],
 ) -> logistic.Fit:
     """Solve for a linear function of what the head of `trained` reads, which it leaves as it is.
@@ -130,6 +131,7 @@ def solve(
         world_size: Number of workers.
         workers_on_node: Number of workers that share this node's memory.
         seed: Seed of the choice of held-out pictures.
+        class_weights: As in `logistic.fit`.
         after_pass: As in `logistic.fit`.
     """
     classes = len(loader.info.classes)
@@ -153,6 +155,7 @@ def solve(
         device=device,
         seed=seed,
         memory=_MEMORY_SHARE * available_memory(device) / workers_on_node,
+        class_weights=class_weights,
         after_pass=after_pass,
     )
 
@@ -198,6 +201,7 @@ def fit(run: Run, epoch: int) -> TrainedEpoch:
             world_size=worker.world_size,
             workers_on_node=worker.local_world_size,
             seed=run.config.run.seed,
+            class_weights=run.class_weights,
             after_pass=after_pass,
         )
         run.line.clear()
@@ -221,6 +225,8 @@ def wanted(run: Run) -> bool:
         return run.progress.logistic is None
     if baseline is None or best is None or run.mode.name == "head":
         return False  # there is no baseline for pictures, and each worker has a part of a split head
+    if run.config.loop.select_by != "accuracy":
+        return False  # the baseline says how many pictures are right, and nothing else
     if head_of(run.trained, len(run.info.classes)) is None:
         return False
     if best.correct < baseline.correct and run.main:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cvdist import log, slow_requests
 from cvdist.distributed.collectives import gather
 from cvdist.distributed.device import peak_memory
-from cvdist.results import EpochRecord, Evaluation
+from cvdist.results import EpochRecord, Evaluation, balanced_accuracy, macro_f1
 from cvdist.training.meter import Meter
 from cvdist.training.run import Run
 
@@ -56,9 +56,12 @@ def record_epoch(
         peak_memory=peak_memory(run.worker.device),
         slow_requests=len(lost),
         seconds_lost=sum(lost),
+        valid_balanced_accuracy=balanced_accuracy(evaluation.confusion),
+        valid_macro_f1=macro_f1(evaluation.confusion),
+        select_by=run.config.loop.select_by,
     )
     progress = run.progress
-    if run.best is None or evaluation.correct > run.best.correct:
+    if progress.best is None or record.score > progress.best.score:
         progress.best_epoch, run.best = epoch, evaluation
     progress.history.append(record)
     progress.epoch, progress.position = epoch, 0

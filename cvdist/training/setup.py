@@ -16,12 +16,13 @@ from cvdist.data.dataset import Loader
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.distributed.device import be_deterministic
 from cvdist.distributed.precision import choose_precision
+from cvdist.distributed.sync_batch_norm import synchronize
 from cvdist.errors import UserError
 from cvdist.results import ModelIdentity
 from cvdist.seeding import derive_seed
 from cvdist.startup import Waterfall
 from cvdist.tracking.tracker import Tracker
-from cvdist.training import checkpointing, compiling, ema, logistic_head, memory
+from cvdist.training import backbone, checkpointing, compiling, ema, imbalance, logistic_head, memory
 from cvdist.training.finite import LossWatch
 from cvdist.training.optimizer import build_optimizer
 from cvdist.training.run import Run, initial_model
@@ -75,9 +76,8 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Water
         UserError: On all workers, if the data, the model or the checkpoint are not what the settings say.
     """
     start = start or Waterfall()
-    start = start or Waterfall()
     device, main = worker.device, worker.rank == 0
-    precision = choose_precision(config.loop.precision, device)
+    precision = choose_precision(config.loop.precision, device, training=True)
     if config.loop.deterministic:
         be_deterministic(device)
     with raise_on_all_ranks():
@@ -89,10 +89,13 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Water
             normalization=(expected.mean, expected.std) if expected else None,
         )
         start.end("loader")
+        labels, classes = loader.labels("train"), loader.info.classes
+        weights = imbalance.class_weights(config.loop, classes, labels.bincount(minlength=len(classes)))
         model = initial_model(config, loader.info)
         visualizer = Visualizer(config, model, tracker, enabled=main)
+        modules = models.frozen_and_trained(model)
+        backbone.prepare(config, modules)
     digest = _require_same_data(loader)
-    modules = models.frozen_and_trained(model)
     # A cache has the features that the frozen modules compute, so they are not run and stay on the CPU.
     frozen = None if loader.features else modules.frozen
     modules.trained.to(device)
@@ -111,6 +114,9 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Water
             precision,
             recorded=found.checkpoint.parallel if found else "",
         )
+        if config.loop.sync_bn:
+            with raise_on_all_ranks():
+                synchronize(modules.trained, plan.mode.traffic, plan.mode.world_size)
         # Split layers are not compiled: they contain exchanges with other workers.
         compiled = [frozen, modules.trained if plan.mode.name == "data" else None]
         compiling.compile_modules(config.loop.compile, *compiled)
@@ -123,6 +129,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Water
             model=model,
             frozen=frozen,
             trained=modules.trained,
+            backbone=modules.backbone,
             identity=_identity(config, loader),
             made_with={
                 **configs.learning_settings(config),
@@ -135,14 +142,12 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Water
             frozen_parameters=all_parameters - trained_parameters,
             precision=precision,
             plan=plan,
-            optimizer=build_optimizer(
-                modules.trained,
-                config.optimizer,
-                backbone=modules.backbone,
-                backbone_lr_scale=config.optimizer.backbone_lr_scale,
-            ),
+            optimizer=build_optimizer(modules.trained, config.optimizer, stages=modules.stages),
+            scaler=precision.scaler(),
             schedule=functools.partial(learning_rate, config.optimizer, config.loop.epochs),
             ema=ema.build(modules.trained, decay) if decay else None,
+            labels=labels,
+            class_weights=weights,
             losses=LossWatch(functools.partial(loader.names, "train")),
             visualizer=visualizer,
             line=log.ProgressLine(logger, enabled=main),

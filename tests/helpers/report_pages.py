@@ -57,6 +57,8 @@ def record(epoch, correct, **changes):
         "seconds": 2.0,
         "samples_per_second": 1234.0,
         "peak_memory": 2**20,
+        "valid_balanced_accuracy": 0.975,
+        "valid_macro_f1": 0.9876,
     }
     return EpochRecord(**{**values, **changes})
 

@@ -156,6 +156,10 @@ class ImageLoader(FullShuffle):
         self._digest = ""
         self._normalize = Normalizer(info.mean, info.std, device, channels_last=channels_last)
 
+    def labels(self, split: Split) -> Tensor:
+        """Return the labels of a split (`Loader.labels`)."""
+        return self._labels[self._rows[split]]
+
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
     ) -> Iterator[Batch]:
