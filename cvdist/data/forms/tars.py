@@ -71,8 +71,8 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, max_bad_fractio
     shared = pictures.filter(pc.invert(pictures.column("alone"))).column("name")
     if not source and len(shared) and any(archive.facts["labels"] for archive in archives):
         raise UserError(
-            f"--data {redact(uri)}: no picture has a label of its own: files are of one sample whose names are the "
-            f"same up to the first dot, as {' and '.join(shared[:2].to_pylist())}: pack them with other names"
+            f"--data {redact(uri)}: no picture has a label of its own: files are of one sample whose names are "
+            f"the same up to the first dot, as {' and '.join(shared[:2].to_pylist())}: pack them with other names"
         )
     if not source:
         return _by_folders(pictures, uri)
