@@ -70,9 +70,10 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, max_bad_fractio
     source = next((one for one in _SOURCES if pictures.column(one).null_count < len(pictures)), "")
     shared = pictures.filter(pc.invert(pictures.column("alone"))).column("name")
     if not source and len(shared) and any(archive.facts["labels"] for archive in archives):
+        one, other = shared[:2].to_pylist()
         raise UserError(
             f"--data {redact(uri)}: no picture has a label of its own: files are of one sample whose names are "
-            f"the same up to the first dot, as {' and '.join(shared[:2].to_pylist())}: pack them with other names"
+            f"the same up to the first dot, as {one} and {other}: pack them with other names"
         )
     if not source:
         return _by_folders(pictures, uri)
