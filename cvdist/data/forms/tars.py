@@ -69,7 +69,7 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, max_bad_fractio
     pictures = _joined(archives, roles_of(paths, uri))
     source = next((one for one in _SOURCES if pictures.column(one).null_count < len(pictures)), "")
     shared = pictures.filter(pc.invert(pictures.column("alone"))).column("name")
-    if not source and len(shared) and any(archive.facts["labels"] for archive in archives):
+    if len(shared) == len(pictures) and any(archive.facts["labels"] for archive in archives):
         one, other = shared[:2].to_pylist()
         raise UserError(
             f"--data {redact(uri)}: no picture has a label of its own: files are of one sample whose names are "
