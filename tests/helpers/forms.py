@@ -49,8 +49,10 @@ def of_folder(folder: Path) -> dict[str, list[tuple[str, str, bytes]]]:
     """Class, name and content of each picture of `SPLIT/CLASS/picture.jpg`, by split."""
     found: dict[str, list[tuple[str, str, bytes]]] = {}
     for path in sorted(folder.glob("*/*/*.jpg")):
-        split, label, name = path.relative_to(folder).parts
-        found.setdefault(split, []).append((label, f"{label}-{name}", path.read_bytes()))
+        split, label = path.relative_to(folder).parts[:2]
+        found.setdefault(split, []).append(
+            (label, f"{label}-{path.stem.replace('.', '-')}.jpg", path.read_bytes())
+        )
     return found
 
 

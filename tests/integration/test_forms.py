@@ -57,7 +57,7 @@ def test_a_training_has_the_same_result_and_all_jobs_take_all_forms(uris, tmp_pa
             visualize=False,
         )  # fmt: skip
         finished = train(config)
-        model = open_model(SavedModelConfig(str(tmp_path / name))).model.state_dict()
+        model = open_model(SavedModelConfig(source=str(tmp_path / name))).model.state_dict()
         trained[name] = finished.summary.best_correct, model
 
     correct, model = trained["one"]

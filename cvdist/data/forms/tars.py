@@ -68,6 +68,13 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, max_bad_fractio
     archives = _read(paths, root, uri, cache, refuse_damage=max_bad_fraction == 0)
     pictures = _joined(archives, roles_of(paths, uri))
     source = next((one for one in _SOURCES if pictures.column(one).null_count < len(pictures)), "")
+    shared = pictures.filter(pc.invert(pictures.column("alone"))).column("name")
+    if len(shared) == len(pictures) and any(archive.facts["labels"] for archive in archives):
+        one, other = shared[:2].to_pylist()
+        raise UserError(
+            f"--data {redact(uri)}: no picture has a label of its own: files are of one sample whose names are "
+            f"the same up to the first dot, as {one} and {other}: pack them with other names"
+        )
     if not source:
         return _by_folders(pictures, uri)
     left = Counter[str]()
@@ -242,7 +249,8 @@ def _scan(source: pa.NativeFile, advance: Callable[[int], None]) -> tuple[pa.Tab
             columns["alone"][row] = len(rows) == 1
             for source_of_label, label in sample.labels.items():
                 columns[source_of_label][row] = label
-    facts |= {"unread": unread, "json_keys": sorted(json_keys), "orphans": orphans}
+    labels = sum(len(sample.labels) for sample in samples.values())
+    facts |= {"unread": unread, "json_keys": sorted(json_keys), "orphans": orphans, "labels": labels}
     return pa.table(columns, _SCHEMA), facts
 
 

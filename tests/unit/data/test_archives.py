@@ -186,6 +186,13 @@ REFUSED = {
         "has no labels: no .cls, .json or .txt file beside a picture such as 1.jpg, and no folders for the "
         "classes within the tars",
     ),
+    "names with dots": (
+        lambda at: made.tar(
+            at / "some.tar", [*jpegs("cat.1", "cat.2"), ("cat.1.cls", b"c"), ("cat.cls", b"c")]
+        ),
+        "no picture has a label of its own: files are of one sample whose names are the same up to the first "
+        "dot, as cat.1.jpg and cat.2.jpg: pack them with other names",
+    ),
     "tars and pictures": (
         lambda at: (made.tar(at / "some.tar", jpegs("a/1", "b/2")), pictures.write(at, {"cat": 1})),
         "holds pictures as files, such as cat/0000.jpg, and others in some.tar: keep those of one form there, "
