@@ -30,8 +30,8 @@ def reason(progress: Progress, settings: LoopConfig) -> str:
     if not settings.patience or since < settings.patience or len(history) >= settings.epochs:
         return ""
     more = f" by more than {settings.min_delta:g}" if settings.min_delta else ""
-    what = spoken(settings.select_by)
-    return f"stopped early after epoch {history[-1].epoch}: no better {what}{more} in {since} epochs"
+    what, plural = spoken(settings.select_by), "s" * (since > 1)
+    return f"stopped early after epoch {history[-1].epoch}: no better {what}{more} in {since} epoch{plural}"
 
 
 def due(run: Run) -> bool:

@@ -62,10 +62,12 @@ def batch_weights(weights: Tensor | None, labels: Tensor, order: EpochOrder, pos
 
 def describe(classes: Sequence[str], counts: Tensor) -> str:
     """Return how many training pictures the classes have, in one line."""
-    named = sorted(zip(counts.tolist(), classes, strict=True), reverse=True)
+    named = sorted(zip(counts.tolist(), classes, strict=True), key=lambda one: -one[0])
     if len(named) <= _LISTED:
         return ", ".join(f"{name} {count:,}" for count, name in named)
     (most, largest), (least, smallest) = named[0], named[-1]
+    if most == least:
+        return f"{len(named):,} classes of {most:,} pictures each"
     return f"{len(named):,} classes, from {largest} with {most:,} pictures to {smallest} with {least:,}"
 
 

@@ -87,7 +87,7 @@ def runs(place):
         **compared,
         "whole": whole,
         "weighed": {**weighed, **head},
-        "weighed, averaged": {**weighed, **data},
+        "weighed-averaged": {**weighed, **data},
         "half": {**cached, **head, "epochs": 1},
         "half-plain": {**cached, **head, **plain, "epochs": 1},
         "whole-plain": {**cached, **head, **plain},
@@ -176,7 +176,7 @@ def test_workers_that_share_batch_norms_and_class_weights_learn_what_one_learns(
             for name in ("valid/total", "valid/correct", "valid/balanced_accuracy", "valid/macro_f1"):
                 assert step[name] == expected[name]
             assert step["valid/loss"] == pytest.approx(expected["valid/loss"], rel=1e-3)
-    for name in ("weighed", "weighed, averaged"):
+    for name in ("weighed", "weighed-averaged"):
         assert losses(found[name]) == pytest.approx(losses(found["weighed alone"]), rel=2e-5)
         assert found[name]["correct"] == found["weighed alone"]["correct"]
 

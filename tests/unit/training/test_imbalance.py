@@ -57,6 +57,7 @@ def test_the_weights_of_global_batches_are_known_without_asking_other_workers(si
 def test_counts_are_short_and_imbalance_is_said():
     plain = LoopConfig()
     assert imbalance.describe(NAMES, torch.tensor([3, 1200, 7])) == "dog 1,200, eel 7, cat 3"
+    assert imbalance.describe(range(100), torch.full((100,), 1500)) == "100 classes of 1,500 pictures each"
     many = imbalance.describe([f"c{i}" for i in range(1000)], torch.arange(1, 1001))
     assert many == "1,000 classes, from c999 with 1,000 pictures to c0 with 1"
     assert imbalance.warning(plain, NAMES, torch.tensor([3, 29, 7])) == ""
