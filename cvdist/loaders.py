@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from cvdist.config import DataConfig, TrainConfig, storage_root
+from cvdist.config import DataConfig, LoopConfig, TrainConfig, storage_root
 from cvdist.data import digits, images, mnist
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import Loader
 from cvdist.data.images.exclusion import read_paths
 from cvdist.data.images.listing import list_pictures
 from cvdist.data.in_memory import InMemoryLoader
+from cvdist.data.mixing import Mixing
 from cvdist.errors import UserError
 from cvdist.features import open as features
 
@@ -83,6 +84,7 @@ def open_loader(
         config.run.storage,
         device,
         seed=config.run.seed,
+        loop=config.loop,
         channels_last=config.loop.channels_last,
         normalization=normalization,
     )
@@ -94,6 +96,7 @@ def open_in_memory(
     device: torch.device,
     *,
     seed: int = 0,
+    loop: LoopConfig | None = None,
     channels_last: bool = True,
     normalization: images.Normalization | None = None,
 ) -> InMemoryLoader:
@@ -103,7 +106,8 @@ def open_in_memory(
         data: names the data set, its split and the augmentation.
         storage: as `RunConfig.storage`.
         device: that the batches are on.
-        seed: of the augmentation.
+        seed: of the augmentation and of mixtures.
+        loop: names the mixtures of training pictures; None: none.
         channels_last: memory layout NHWC for the batches.
         normalization: mean and standard deviation by channel, for pixels in [0, 1], instead of the data's own.
 
@@ -122,6 +126,7 @@ def open_in_memory(
         valid,
         device=device,
         augmentation=Augmentation.from_config(data, seed),
+        mixing=Mixing.from_config(loop, len(info.classes), seed) if loop is not None else None,
         channels_last=channels_last,
     )
 

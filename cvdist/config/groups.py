@@ -339,6 +339,12 @@ class LoopConfig(ComputeConfig):
     """Steps between two points of the `step/` metrics."""
     label_smoothing: Annotated[float, between(0, 1, "[)")] = 0.0
     """Share of each target spread evenly over all classes, in training only."""
+    mixup_alpha: Annotated[float, at_least(0)] = 0.0
+    """Blend each training picture and its label with another one of its batch, by a share from Beta(A, A).
+    Training accuracy is then that of the label with the larger share. 0: none."""
+    cutmix_alpha: Annotated[float, at_least(0)] = 0.0
+    """Put a rectangle of another picture of its batch into each training picture, of a size from Beta(A, A),
+    and share the label by area. 0: none. With --mixup-alpha, each batch takes one of both by chance."""
     clip_grad_norm: Annotated[float, at_least(0)] = 0.0
     """Largest L2 norm of all gradients together. 0: no clipping."""
     model_ema_decay: Annotated[float, between(0, 1, "[)")] = 0.0

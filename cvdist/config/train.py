@@ -61,6 +61,15 @@ def check(config: TrainConfig) -> None:
         raise UserError("--balanced-sampling is for batches, and --fit logistic has none: use --class-weights")
     if config.loop.balanced_sampling and config.loop.class_weights == "balanced":
         raise UserError("--balanced-sampling and --class-weights balanced do the same twice: choose one")
+    if config.loop.mixup_alpha or config.loop.cutmix_alpha:
+        flag = "--mixup-alpha" if config.loop.mixup_alpha else "--cutmix-alpha"
+        if config.features.uri:
+            raise UserError(
+                f"{flag} mixes pictures, and --features has what the network makes of each one alone: train "
+                "from pictures, or leave it out"
+            )
+        if config.loop.batch_size == 1:
+            raise UserError(f"{flag} mixes the pictures of a batch with each other, and --batch-size 1 has one")
     if config.data.dataset == "images" and not config.data.uri and not config.features.uri:
         raise UserError(
             "--data is needed: the folder or URI of the pictures, with a folder for each class in it"

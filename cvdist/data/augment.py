@@ -67,14 +67,14 @@ class Augmentation:
 
     def draw(self, local: LocalBatch, epoch: int) -> Tensor:
         """Uniform numbers in [0, 1) for the pictures of a local batch, float32 (n, 11), on the CPU."""
-        # Drawn for the whole global batch and cut, so that the draws do not depend on the number of workers;
+        # Drawn for the whole global batch, so that the draws do not depend on the number of workers;
         # each kind from its own stream, so that one more kind leaves the others as they are.
         kinds = {"augment": _PLACE, "crop": _CROP, "color": _COLOR}
         draws = [
             torch.rand(local.global_size, count, generator=generator(kind, self.seed, epoch, local.start))
             for kind, count in kinds.items()
         ]
-        return torch.cat(draws, dim=1)[local.offset : local.offset + len(local.indices)]
+        return torch.cat(draws, dim=1)[local.places]
 
     def draw_view(self, digest: str, view: int) -> Tensor:
         """Draw the random numbers for one stored view of a picture, float32 (11,) on the CPU.

@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from cvdist.data.augment import Augmentation
 from cvdist.data.quarantine import BadPicture
 from cvdist.data.sampler import EpochOrder, draw_balanced
+
+if TYPE_CHECKING:  # both import this module
+    from cvdist.data.augment import Augmentation
+    from cvdist.data.mixing import Mixing
 
 Split = Literal["train", "valid"]
 
@@ -60,7 +63,7 @@ class Batch:
     Attributes:
         images: float32 (n, C, H, W), normalized and, in training, augmented; n may be 0. A loader of cached
             features puts features here instead.
-        labels: int64 (n,).
+        labels: int64 (n,). Of mixed samples the shares of the classes, float32 (n, classes).
         indices: int64 (n,) on the CPU, the samples' row numbers in the split.
         global_size: number of samples in this step over all workers.
     """
@@ -130,6 +133,7 @@ class Loader(Protocol):
         info: description of the data set.
         quarantine: pictures that were left out because they can't be decoded.
         augmentation: how training pictures are augmented, or None.
+        mixing: how training pictures are mixed with each other, or None.
         features: whether batches hold cached outputs of the model's frozen layers instead of pictures.
         note: one line for the log, or empty.
     """
@@ -137,6 +141,7 @@ class Loader(Protocol):
     info: DatasetInfo
     quarantine: Sequence[BadPicture]
     augmentation: Augmentation | None
+    mixing: Mixing | None
     features: bool
     note: str
 

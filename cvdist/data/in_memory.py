@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import Batch, DatasetInfo, FullShuffle, Split, to_device
+from cvdist.data.mixing import Mixing
 from cvdist.data.normalize import Normalizer
 from cvdist.data.quarantine import BadPicture
 from cvdist.data.sampler import EpochOrder, LocalBatch, partition
@@ -44,6 +45,7 @@ class InMemoryLoader(FullShuffle):
         *,
         device: torch.device,
         augmentation: Augmentation | None = None,
+        mixing: Mixing | None = None,
         channels_last: bool = False,
     ) -> None:
         """Move the whole data set to `device`.
@@ -54,12 +56,13 @@ class InMemoryLoader(FullShuffle):
             valid: validation samples.
             device: where batches are made.
             augmentation: applied to training pictures, or None.
+            mixing: mixes training pictures with each other, or None.
             channels_last: whether batches get the channels_last memory format.
         """
         self.info = info
         self.quarantine: Sequence[BadPicture] = ()
         self.device = device
-        self.augmentation = augmentation
+        self.augmentation, self.mixing = augmentation, mixing
         self.splits: dict[Split, LabeledImages] = {
             "train": LabeledImages(train.images.to(device), train.labels.to(device)),
             "valid": LabeledImages(valid.images.to(device), valid.labels.to(device)),
@@ -76,9 +79,14 @@ class InMemoryLoader(FullShuffle):
         """Yield worker `rank`'s part of each global batch of an epoch (`Loader.train_batches`)."""
         picture_bytes = 4 * self.info.channels * self.info.height * self.info.width
         steps = max(1, _CHUNK_BYTES * world_size // (order.batch_size * picture_bytes))
-        local_batches = order.local_batches(rank, world_size, position)
+        local_batches = order.local_batches(rank, world_size, position, partner=self.mixing is not None)
         while chunk := list(itertools.islice(local_batches, steps)):
-            yield from self._gather("train", chunk, self._draws(chunk, order.epoch))
+            batches = self._gather("train", chunk, self._draws(chunk, order.epoch))
+            if self.mixing is None:
+                yield from batches
+                continue
+            for local, batch in zip(chunk, batches, strict=True):
+                yield self.mixing.mix(batch, self.mixing.draw(order.epoch, local.start))
 
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """Yield worker `rank`'s part of the validation data (`Loader.valid_batches`)."""

@@ -31,7 +31,7 @@ class LocalBatch:
         indices: int64 (n,), rows of the data set. n may be 0 if the global batch is smaller than the number of
             workers.
         start: Position of the global batch in the epoch's order, in samples.
-        offset: Position of this local batch in the global batch, in samples.
+        offset: Position of this local batch in the global batch, in samples. -1: it begins with the last one.
         global_size: Samples in the global batch, over all workers.
     """
 
@@ -39,6 +39,11 @@ class LocalBatch:
     start: int
     offset: int
     global_size: int
+
+    @property
+    def places(self) -> Tensor:
+        """The samples' positions in the global batch, int64 (n,)."""
+        return torch.arange(self.offset, self.offset + len(self.indices)) % max(self.global_size, 1)
 
 
 class EpochOrder:
@@ -65,13 +70,23 @@ class EpochOrder:
         """Return the number of optimizer steps from `position`, in samples, to the end of the epoch."""
         return -(-(self.size - position) // self.batch_size)
 
-    def local_batches(self, rank: int, world_size: int, position: int = 0) -> Iterator[LocalBatch]:
-        """Yield what worker `rank` of `world_size` computes in each step, from `position`, in samples, on."""
+    def local_batches(
+        self, rank: int, world_size: int, position: int = 0, *, partner: bool = False
+    ) -> Iterator[LocalBatch]:
+        """Yield what worker `rank` of `world_size` computes in each step, from `position`, in samples, on.
+
+        With `partner`, a local batch that is not empty begins with one more sample: the one before the worker's
+        own in the global batch, of which the last one precedes the first.
+        """
         for start in range(position, self.size, self.batch_size):
             stop = min(start + self.batch_size, self.size)
             mine = partition(stop - start, rank, world_size)
             indices = self.order[start + mine.start : start + mine.stop]
-            yield LocalBatch(indices, start=start, offset=mine.start, global_size=stop - start)
+            first = mine.start
+            if partner and mine:
+                first -= 1
+                indices = torch.cat([self.order[start:stop][first].view(1), indices])
+            yield LocalBatch(indices, start=start, offset=first, global_size=stop - start)
 
 
 def draw_balanced(labels: Tensor, *, seed: int, epoch: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import Batch, DatasetInfo, Shuffle, Split, to_device
+from cvdist.data.mixing import Mixing
 from cvdist.data.quarantine import BadPicture
 from cvdist.data.sampler import EpochOrder, LocalBatch, draw_balanced, partition
 from cvdist.features.copies import Copy, DeviceCopy, FeatureRows
@@ -32,6 +33,7 @@ class FeatureLoader:
     """
 
     features = True
+    mixing: Mixing | None = None
 
     def __init__(
         self,

@@ -18,18 +18,18 @@ _MOST_COLUMNS_WRONG = 6
 
 
 def picture_grid(images: Tensor, titles: Sequence[str], *, title: str, columns: int | None = None) -> Figure:
-    """Draw pictures in rows, each with its title below it. Titles wider than their pictures are cut.
+    """Draw pictures in rows, each with its title below it. Lines wider than their pictures are cut.
 
     Args:
         images: Pictures, uint8 (N, C, H, W), where C is 1 (gray) or 3 (RGB).
-        titles: The titles of the N pictures.
+        titles: The titles of the N pictures, of one line or more.
         title: Title of the figure.
         columns: Pictures per row. None: 8, or fewer if that makes rows of more equal length.
 
     Raises:
         ValueError: If the images have another type or shape, or there are more or fewer titles than images.
     """
-    captions = [[[Piece(text, style.INK)]] for text in titles]
+    captions = [[[Piece(line, style.INK)] for line in text.split("\n")] for text in titles]
     return _grid(images, captions, title, columns or tiles.columns_for(len(titles), _MOST_COLUMNS))
 
 

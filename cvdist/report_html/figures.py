@@ -73,7 +73,8 @@ _CAPTIONS = {
         CURVES,
         "Line chart of the training and the validation accuracy by epoch.",
         "Fraction of correctly classified pictures by epoch. Training accuracy is measured while the weights "
-        "change, with dropout and augmentation, so it may lie below validation accuracy.",
+        "change, with dropout and augmentation, so it may lie below validation accuracy. Of mixed pictures the "
+        "label with the larger share counts.",
     ),
     "penalties": Caption(
         CURVES,
@@ -98,8 +99,9 @@ _CAPTIONS = {
     ),
     "augmentation": Caption(
         DATA,
-        "Grid of training pictures, the original in the first row and augmented versions below.",
-        "The first row shows the original pictures; each row below shows the augmented pictures of one epoch.",
+        "Grid of training pictures, the original in the first row and what the network sees of it below.",
+        "The first row shows the original pictures; each row below shows what the network sees in one epoch. "
+        "Below mixtures are the shares of their labels.",
         "As the network sees them",
     ),
     "filters/forming": Caption(

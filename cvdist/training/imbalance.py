@@ -50,6 +50,8 @@ def class_weights(settings: LoopConfig, classes: Sequence[str], counts: Tensor) 
 def batch_weights(weights: Tensor | None, labels: Tensor, order: EpochOrder, position: int) -> Iterator[float]:
     """Yield the sum of the samples' weights in each global batch, which every worker can compute by itself.
 
+    Mixtures leave it as it is: what a sample does not keep of its weight belongs to its partner.
+
     Args:
         weights: The weight of each class; None if each is 1.
         labels: The labels of all training samples, int64 (n,).

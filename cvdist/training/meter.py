@@ -71,11 +71,13 @@ class Meter:
         Args:
             loss_sum: Sum of the samples' losses, a scalar.
             scores: float (m, classes).
-            labels: int64 (m,).
+            labels: int64 (m,). Of mixed samples the shares of the classes, float32 (m, classes), of which the
+                largest counts as the label.
         """
         if len(labels):
             self._loss.add_(loss_sum)
-            self._correct.add_((scores.argmax(1) == labels).sum())
+            classes = labels.argmax(1) if labels.ndim == 2 else labels
+            self._correct.add_((scores.argmax(1) == classes).sum())
             self._count += len(labels)
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:

@@ -103,8 +103,8 @@ def log_data(run: Run) -> None:
     if loader.quarantine:
         tracker.log_text(QUARANTINE, quarantine_csv(loader.quarantine))
     tracker.log_figure("samples", run_figures.samples(loader))
-    if loader.augmentation is not None:
-        tracker.log_figure("augmentation", run_figures.augmentation(loader, loader.augmentation))
+    if loader.augmentation is not None or loader.mixing is not None:
+        tracker.log_figure("augmentation", run_figures.augmentation(loader))
 
 
 def log_history(run: Run) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import Loader
+from cvdist.data.dataset import Batch, Loader
 from cvdist.data.sampler import LocalBatch
 from cvdist.results import EpochRecord, Evaluation, LogisticResult
 from cvdist.seeding import generator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FIGURES = {
     "samples": "training pictures with their labels",
-    "augmentation": "what augmentation makes of them, if there is any",
+    "augmentation": "what augmentation and mixtures make of them, if there are any",
     "loss": "loss of both phases by epoch",
     "accuracy": "accuracy of both phases by epoch",
     "penalties": "accuracy and loss on held-out training pictures by penalty, for logistic regression",
@@ -51,21 +51,35 @@ def samples(loader: Loader) -> Callable[[], Figure]:
     return draw
 
 
-def augmentation(loader: Loader, augmentation: Augmentation) -> Callable[[], Figure]:
-    """Return a function that draws eight training pictures, and below each what three epochs make of it."""
+def augmentation(loader: Loader) -> Callable[[], Figure]:
+    """Return a function that draws eight training pictures, and below each what three epochs make of it.
+
+    Below mixtures are the shares of both labels.
+    """
 
     def draw() -> Figure:
         from cvdist.figures.pictures import picture_grid
 
         rows, epochs = _sampled_rows(loader, 8), 3
         images, labels = loader.pictures("train", rows)
-        local = LocalBatch(torch.tensor(rows), start=0, offset=0, global_size=len(rows))
+        everyone = torch.tensor([*rows[-1:], *rows])  # mixtures take the one before, and the last precedes
+        local = LocalBatch(everyone, start=0, offset=-1, global_size=len(rows))
+        known = loader.labels("train")[everyone]
         shown, titles = [images], list(labels)
         for epoch in range(1, epochs + 1):
-            changed = augmentation.apply(images.float(), augmentation.draw(local, epoch))
+            changed = torch.cat([images[-1:], images]).float()
+            if loader.augmentation is not None:
+                changed = loader.augmentation.apply(changed, loader.augmentation.draw(local, epoch))
+            names = [f"epoch {epoch}"] * len(rows)
+            if loader.mixing is None:
+                changed = changed[1:]
+            else:
+                mixture = loader.mixing.draw(epoch, local.start)
+                mixed = loader.mixing.mix(Batch(changed, known, everyone, len(rows)), mixture)
+                changed, names = mixed.images, [_shares(one, loader.info.classes) for one in mixed.labels]
             shown.append(changed.round().clamp(0, 255).to(torch.uint8))
-            titles += [f"epoch {epoch}"] * len(rows)
-        title = f"{loader.info.name}: as it is, and augmented"
+            titles += names
+        title = f"{loader.info.name}: as it is, and as the network sees it in three epochs"
         return picture_grid(torch.cat(shown), titles, title=title, columns=len(rows))
 
     return draw
@@ -123,6 +137,13 @@ def penalties(fitted: LogisticResult) -> Callable[[], Figure]:
         return penalty_curve(fitted)
 
     return draw
+
+
+def _shares(label: Tensor, classes: Sequence[str]) -> str:
+    """Return the classes with a share in a mixture, the larger one first, one in a line."""
+    shares, order = label.sort(descending=True)
+    pairs = zip(shares.tolist(), order.tolist(), strict=True)
+    return "\n".join(f"{share:.0%} {classes[label]}" for share, label in pairs if share > 0)
 
 
 def _sampled_rows(loader: Loader, most: int) -> list[int]:

@@ -187,7 +187,7 @@ def micro_batches(batch: Batch, count: int, world_size: int) -> Iterator[tuple[b
     All workers get the same number of micro-batches, and at least one, which may be empty.
 
     Yields:
-        Whether it is the last one, images (m, ...), and labels int64 (m,).
+        Whether it is the last one, images (m, ...), and labels int64 (m,), or shares of the classes.
     """
     count = max(1, min(count, batch.global_size // world_size))
     if count == 1:

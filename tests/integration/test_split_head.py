@@ -50,7 +50,7 @@ def runs(place):
     compared = {
         "cached": {**cached, **head},
         "more": {**cached, **head, **more},
-        "pictures": {**head},
+        "pictures": {**head, "mixup_alpha": 0.4},
         "blocks": {
             **head,
             **plain,
@@ -58,6 +58,7 @@ def runs(place):
             "freeze_epochs": 1,
             "backbone_lr_scale": 0.5,
             "accumulate_steps": 2,
+            "cutmix_alpha": 1.0,
         },
     }
     # All that makes workers depend on each other: with it, they learn what one learns.
@@ -79,6 +80,9 @@ def runs(place):
         "layer_decay": 0.7,
         "min_delta": 1.0,
         "class_weights": "cat=3",
+        "label_smoothing": 0.1,
+        "mixup_alpha": 0.4,
+        "cutmix_alpha": 1.0,
         "balanced_sampling": True,
         "select_by": "macro_f1",
     }
@@ -98,6 +102,7 @@ def runs(place):
             "freeze_epochs": 1,
             "backbone_lr_scale": 0.5,
             "accumulate_steps": 2,
+            "cutmix_alpha": 1.0,
         },
         "compressed": {**cached, **data, **plain, "gradient_compression": "bf16"},
         "low-rank": {**cached, **data, **plain, "gradient_compression": "powersgd", "epochs": 6},

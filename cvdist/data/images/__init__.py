@@ -14,6 +14,7 @@ from cvdist.data.dataset import DatasetInfo, Split
 from cvdist.data.images import exclusion, store
 from cvdist.data.images.listing import split_rows
 from cvdist.data.images.loader import DecodingSource, ImageLoader, PixelFile, PixelSource
+from cvdist.data.mixing import Mixing
 from cvdist.hardware import usable_cores
 from cvdist.log import redact
 
@@ -96,6 +97,7 @@ def load(
         info,
         device=device,
         augmentation=Augmentation.from_config(data, config.run.seed),
+        mixing=Mixing.from_config(config.loop, len(pictures.classes), config.run.seed),
         channels_last=config.loop.channels_last,
     )
 

@@ -25,6 +25,7 @@ from cvdist.data.forms import root_of
 from cvdist.data.images.ahead import DecodeAhead, Reader
 from cvdist.data.images.store import PictureStore
 from cvdist.data.images.versions import digest_of_rows
+from cvdist.data.mixing import Mixing
 from cvdist.data.normalize import Normalizer
 from cvdist.data.quarantine import BadPicture
 from cvdist.data.sampler import EpochOrder, LocalBatch, partition
@@ -135,6 +136,7 @@ class ImageLoader(FullShuffle):
         *,
         device: torch.device,
         augmentation: Augmentation | None,
+        mixing: Mixing | None,
         channels_last: bool,
     ) -> None:
         """Set up the loader.
@@ -146,11 +148,12 @@ class ImageLoader(FullShuffle):
             info: description of the data set.
             device: device of the batches.
             augmentation: applied to training pictures, or None.
+            mixing: mixes training pictures with each other, or None.
             channels_last: whether batches get the channels_last memory format.
         """
         self.info = info
         self.quarantine: Sequence[BadPicture] = store.bad
-        self.device, self.augmentation = device, augmentation
+        self.device, self.augmentation, self.mixing = device, augmentation, mixing
         self._store, self._source, self._rows = store, source, rows
         self._labels = torch.from_numpy(np.array(store.table.column("label"), dtype=np.int64))
         self._digest = ""
@@ -164,7 +167,8 @@ class ImageLoader(FullShuffle):
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
     ) -> Iterator[Batch]:
         """Yield worker `rank`'s part of each global batch of an epoch (`Loader.train_batches`)."""
-        return self._batches("train", order.local_batches(rank, world_size, position), order.epoch)
+        mine = order.local_batches(rank, world_size, position, partner=self.mixing is not None)
+        return self._batches("train", mine, order.epoch)
 
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """Yield worker `rank`'s part of the validation data (`Loader.valid_batches`)."""
@@ -193,7 +197,7 @@ class ImageLoader(FullShuffle):
         return self._digest
 
     def _batches(self, split: Split, local_batches: Iterator[LocalBatch], epoch: int | None) -> Iterator[Batch]:
-        """Yield a batch for each share. Pictures are augmented by `epoch`; None turns augmentation off."""
+        """Yield a batch for each share, augmented and mixed as in `epoch`; None turns both off."""
         rows, ahead = self._rows[split], deque[LocalBatch]()
 
         def wanted() -> Iterator[np.ndarray]:
@@ -204,12 +208,15 @@ class ImageLoader(FullShuffle):
         for pixels in self._source.batches(wanted()):
             local = ahead.popleft()
             labels = self._labels[rows[local.indices.numpy()]]
-            yield Batch(
+            batch = Batch(
                 self._prepare(pixels, local, epoch),
                 to_device(labels, self.device),
                 local.indices,
                 local.global_size,
             )
+            if self.mixing is not None and epoch is not None:
+                batch = self.mixing.mix(batch, self.mixing.draw(epoch, local.start))
+            yield batch
 
     def _prepare(self, pixels: Tensor, local: LocalBatch, epoch: int | None) -> Tensor:
         """Augment and normalize on the device: uint8 (n, H, W, C) on the CPU to float32 (n, C, H, W) there."""

@@ -369,8 +369,35 @@ def test_memory_does_not_hold_the_pictures(tmp_path):
 
 def test_the_figure_of_the_augmentation(folder, tmp_path):
     loader = opened(folder, tmp_path, horizontal_flip=0.5, rotation=10.0)
-    figure = run_figures.augmentation(loader, loader.augmentation)()
+    figure = run_figures.augmentation(loader)()
     shown = [image.get_array() for image in figure.axes[0].images]
     assert len(shown) == 4 * 8  # eight pictures, and three epochs of each
     assert any((shown[i] != shown[8 + i]).any() for i in range(8))
     assert opened(folder, tmp_path).augmentation is None
+
+
+def test_the_figure_of_mixtures_has_the_shares_of_both_labels(folder, tmp_path):
+    loader = opened(folder, tmp_path, mixup_alpha=1.0)
+    figure = run_figures.augmentation(loader)()
+    shares = [loader.mixing.draw(number, 0).share for number in (1, 2, 3)]
+    captions = {text.get_text() for text in figure.axes[0].texts}
+    assert {f"{share:.0%} cat" for share in (*shares, *(1 - share for share in shares))} <= captions
+    assert {f"{share:.0%} dog" for share in (*shares, *(1 - share for share in shares))} <= captions
+    assert {"cat", "dog"} <= captions
+
+
+def test_mixed_photographs_are_the_same_on_any_number_of_workers(folder, tmp_path):
+    loader = opened(
+        folder, tmp_path, mixup_alpha=0.4, cutmix_alpha=1.0, random_resized_crop=0.3, horizontal_flip=0.5
+    )
+    alone = epoch(loader)
+    parts = [epoch(loader, rank, 3) for rank in range(3)]
+    rest = epoch(loader, position=4)
+    for number, batch in enumerate(alone):
+        images = torch.cat([part[number].images for part in parts])
+        torch.testing.assert_close(images, batch.images)
+        assert torch.equal(torch.cat([part[number].labels for part in parts]), batch.labels)
+        if number:
+            assert torch.equal(rest[number - 1].images, batch.images)
+    plain = epoch(opened(folder, tmp_path))
+    assert not torch.equal(plain[0].images, alone[0].images)

@@ -88,6 +88,24 @@ def test_impossible_values_name_the_flag(field, value, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"mixup_alpha": 0.2, "dataset": "images", "features": "f"},
+            r"--mixup-alpha mixes .* train from pictures",
+        ),
+        (
+            {"cutmix_alpha": 1.0, "batch_size": 1},
+            "--cutmix-alpha mixes the pictures of a batch .* --batch-size 1",
+        ),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused(changes, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        configs.check(configs.replace(recipes.find("mnist-cnn"), **changes))
+
+
 def test_without_arguments_a_job_lists_the_recipes(capsys):
     for name in ("train", "preprocess", "sweep", "preflight"):
         assert cli.parse(name, []) is None

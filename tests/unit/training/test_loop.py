@@ -10,9 +10,11 @@ import logging
 import math
 import shutil
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from cvdist import config as configs
 from cvdist import recipes
@@ -156,8 +158,10 @@ def test_accumulation_gives_the_same_gradients(tmp_path):
 
 
 def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path):
-    """Dropout, momentum, average, augmentation, schedule, balance on; stopped between two checkpoints."""
+    """Dropout, momentum, average, augmentation, mixtures, schedule, balance; stopped between checkpoints."""
     changes = {
+        "mixup_alpha": 0.4,
+        "cutmix_alpha": 1.0,
         "balanced_sampling": True,
         "class_weights": "3=2",
         "epochs": 2,
@@ -453,22 +457,30 @@ def test_memory_that_is_full_before_the_first_step_is_one_line(tmp_path, monkeyp
     assert "\n" not in str(error.value)
 
 
-def test_class_weights_are_those_of_cross_entropy(tmp_path):
-    """One step of a run on two batches' halves is a step of PyTorch's weighted loss on all of them."""
+@pytest.mark.parametrize("mixed", [False, True])
+def test_class_weights_are_those_of_cross_entropy(tmp_path, mixed):
+    """One step of a run in three portions is a step of PyTorch's weighted loss on all of them, mixed or not."""
     changes = {"dropout": 0.0, "class_weights": "0=3,7=0.5", "label_smoothing": 0.1, "batch_size": 800}
+    changes |= {"mixup_alpha": 1.0} if mixed else {}
     run = make_run(tmp_path / "a", accumulate_steps=3, momentum=0.0, lr=1.0, **changes)
     model = copy.deepcopy(run.model).train()
     images, labels = run.loader.splits["train"].images, run.loader.splits["train"].labels
     order = run.loader.epoch_order(800, 0, 1, run.loader.shuffle(1)).order
     weight = torch.ones(10)
     weight[0], weight[7] = 3, 0.5
-    criterion = torch.nn.CrossEntropyLoss(weight, label_smoothing=0.1)
-    criterion(model(run.loader._normalize(images[order].float())), labels[order]).backward()
+    total, images, labels = weight[labels].sum(), images[order].float(), labels[order]
+    if mixed:
+        mixup = v2.MixUp(num_classes=10)
+        mixup._dist = SimpleNamespace(sample=lambda _: run.loader.mixing.draw(1, 0).share)
+        images, labels = mixup(images, labels)
+    images = run.loader._normalize(images)
+    criterion = torch.nn.CrossEntropyLoss(weight, label_smoothing=0.1, reduction="sum")
+    loss = criterion(model(images), labels) / total
+    loss.backward()
     train(run)
     for (name, before), after in zip(model.named_parameters(), run.trained.parameters(), strict=True):
         torch.testing.assert_close(before - before.grad, after, rtol=1e-4, atol=1e-5, msg=name)
-    loss = criterion(model(run.loader._normalize(images[order].float())), labels[order]).item()
-    assert run.progress.history[0].train_loss == pytest.approx(loss, rel=1e-4)
+    assert run.progress.history[0].train_loss == pytest.approx(loss.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("select_by", ["accuracy", "balanced_accuracy", "macro_f1", "loss"])
