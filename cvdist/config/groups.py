@@ -103,10 +103,14 @@ class PicturesConfig(TableConfig):
     translation: Fraction = 0.0
     """Training only: each picture is moved by up to this fraction of its width and height."""
     random_resized_crop: Annotated[float, between(0, 1, "(]")] = 1.0
-    """Training only: a random part of each picture, with at least this share of its area and sides of 3:4 to
-    4:3, is enlarged to the whole. 1: no crops."""
+    """Training only: a random part of each picture, with at least this share of its area, is enlarged to the
+    whole. 1: no crops."""
+    crop_ratio: Annotated[float, at_least(1)] = 4 / 3
+    """Of such a part: how many times as long as the shorter side the longer one is at most."""
     color_jitter: Fraction = 0.0
     """Training only: brightness, contrast and saturation each change by up to this factor."""
+    random_erase: Fraction = 0.0
+    """Training only: probability that a rectangle of a picture, 2% to 33% of it, gets the mean color."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ epoch's order. They do not depend on the number of workers or on where a run was
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cvdist.config import PicturesConfig
+from cvdist.data.dataset import to_device
 from cvdist.data.sampler import LocalBatch
 from cvdist.seeding import generator
 
 _PLACE = 4  # flip, angle, shift in x, shift in y
 _CROP = 4  # area, proportions, place in x, place in y
 _COLOR = 3  # brightness, contrast, saturation
-_PROPORTIONS = 4 / 3  # of a crop's sides, at most
+_ERASE = 5  # whether, area, proportions, place in y, place in x
+_ERASED_AREA = (0.02, 0.33)  # as a share of the picture's (Zhong et al. 2017, arXiv:1708.04896)
+_ERASED_PROPORTIONS = (0.3, 3.3)  # height by width
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 
@@ -31,7 +35,7 @@ def luma(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random horizontal flips, rotations, translations, crops and color jitter.
+    """Random horizontal flips, rotations, translations, crops, color jitter and erased rectangles.
 
     Attributes:
         horizontal_flip: probability in [0, 1] of mirroring a picture.
@@ -43,6 +47,8 @@ class Augmentation:
             arXiv:1409.4842); 1 turns cropping off.
         color_jitter: in [0, 1]. Brightness, contrast and saturation are each multiplied by a random factor
             between 1 minus and 1 plus this value.
+        crop_ratio: of a crop's sides, the longer by the shorter, at most.
+        random_erase: probability in [0, 1] of erasing a rectangle.
     """
 
     horizontal_flip: float
@@ -51,6 +57,8 @@ class Augmentation:
     seed: int
     smallest_crop: float = 1.0
     color_jitter: float = 0.0
+    crop_ratio: float = PicturesConfig.crop_ratio
+    random_erase: float = 0.0
 
     @classmethod
     def from_config(cls, config: PicturesConfig, seed: int) -> Augmentation | None:
@@ -62,14 +70,16 @@ class Augmentation:
             seed,
             config.random_resized_crop,
             config.color_jitter,
+            config.crop_ratio,
+            config.random_erase,
         )
-        return None if chosen == cls(0.0, 0.0, 0.0, seed) else chosen
+        return None if chosen == cls(0.0, 0.0, 0.0, seed, crop_ratio=config.crop_ratio) else chosen
 
     def draw(self, local: LocalBatch, epoch: int) -> Tensor:
-        """Uniform numbers in [0, 1) for the pictures of a local batch, float32 (n, 11), on the CPU."""
+        """Uniform numbers in [0, 1) for the pictures of a local batch, float32 (n, 16), on the CPU."""
         # Drawn for the whole global batch, so that the draws do not depend on the number of workers;
         # each kind from its own stream, so that one more kind leaves the others as they are.
-        kinds = {"augment": _PLACE, "crop": _CROP, "color": _COLOR}
+        kinds = {"augment": _PLACE, "crop": _CROP, "color": _COLOR, "erase": _ERASE}
         draws = [
             torch.rand(local.global_size, count, generator=generator(kind, self.seed, epoch, local.start))
             for kind, count in kinds.items()
@@ -77,26 +87,31 @@ class Augmentation:
         return torch.cat(draws, dim=1)[local.places]
 
     def draw_view(self, digest: str, view: int) -> Tensor:
-        """Draw the random numbers for one stored view of a picture, float32 (11,) on the CPU.
+        """Draw the random numbers for one stored view of a picture, float32 (16,) on the CPU.
 
         They depend only on the seed, the picture's content and the number of the view.
         """
-        return torch.rand(_PLACE + _CROP + _COLOR, generator=generator("view", self.seed, digest, view))
+        count = _PLACE + _CROP + _COLOR + _ERASE
+        return torch.rand(count, generator=generator("view", self.seed, digest, view))
 
-    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+    def apply(self, images: Tensor, draws: Tensor, mean: Sequence[float] = (0.0,)) -> Tensor:
         """Augment a batch.
 
         Args:
             images: float (n, C, H, W), from 0 (black) to 255 (white). May be overwritten.
-            draws: random numbers from `draw` or `draw_view`, float32 (n, 11) on the same device.
+            draws: random numbers from `draw` or `draw_view`, float32 (n, 16), on the CPU.
+            mean: color of what is erased, for pixels in [0, 1]: the mean, which is 0 after normalization.
         """
-        place, crop, color = draws.split([_PLACE, _CROP, _COLOR], dim=1)
+        kinds = to_device(draws, images.device).split([_PLACE, _CROP, _COLOR, _ERASE], dim=1)
+        place, crop, color, erase = kinds
         if self.rotation or self.translation or self.smallest_crop < 1:
             images = self._move(images, place, crop)
         elif self.horizontal_flip:
             mirrored = place[:, 0] < self.horizontal_flip
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        return self._recolor(images, color) if self.color_jitter else images
+        if self.color_jitter:
+            images = self._recolor(images, color)
+        return self._erase(images, erase, mean) if self.random_erase else images
 
     def _move(self, images: Tensor, place: Tensor, crop: Tensor) -> Tensor:
         # One resampling does it all: each output pixel looks up its source by the inverse transform, in
@@ -125,7 +140,7 @@ class Augmentation:
         kept = self.smallest_crop + (1 - self.smallest_crop) * area
         side = kept.sqrt()
         # Where the area leaves no room for the proportions drawn, the crop is as long as the picture.
-        stretch = torch.exp((2 * proportions - 1) * math.log(_PROPORTIONS) / 2).clamp(side, 1 / side)
+        stretch = torch.exp((2 * proportions - 1) * math.log(self.crop_ratio) / 2).clamp(side, 1 / side)
         width, height = side * stretch, side / stretch
         return width, height, (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
 
@@ -139,3 +154,29 @@ class Augmentation:
             return images
         gray = luma(images)
         return (gray + saturation * (images - gray)).clamp(0, 255)
+
+    def _erase(self, images: Tensor, erase: Tensor, mean: Sequence[float]) -> Tensor:
+        chosen, area, proportions, y, x = erase.unbind(1)
+        height, width = images.shape[-2:]
+        (small, large), (flat, tall) = _ERASED_AREA, map(math.log, _ERASED_PROPORTIONS)
+        area = (small + (large - small) * area) * height * width
+        ratio = (flat + (tall - flat) * proportions).exp()
+        rows = _span((area * ratio).sqrt(), y, height)
+        columns = _span((area / ratio).sqrt(), x, width)
+        erased = rows[:, :, None] & columns[:, None, :] & (chosen < self.random_erase)[:, None, None]
+        color = 255 * torch.tensor(mean, device=images.device).view(-1, 1, 1)
+        return torch.where(erased[:, None], color, images)
+
+
+def _span(length: Tensor, place: Tensor, size: int) -> Tensor:
+    """Mark which of `size` positions are in a stretch, bool (n, size); some are always left.
+
+    Args:
+        length: of the stretch, float (n,).
+        place: where it lies, from 0 (at the beginning) to 1 (at the end), float (n,).
+        size: number of positions.
+    """
+    length = length.round().clamp(max=size - 1)
+    first = torch.minimum((place * (size - length + 1)).floor(), size - length)
+    positions = torch.arange(size, device=length.device)
+    return (positions >= first[:, None]) & (positions < (first + length)[:, None])

@@ -114,8 +114,7 @@ class InMemoryLoader(FullShuffle):
     def _draws(self, chunk: list[LocalBatch], epoch: int) -> Tensor | None:
         if self.augmentation is None:
             return None
-        draws = [self.augmentation.draw(local, epoch) for local in chunk]
-        return to_device(torch.cat(draws), self.device)
+        return torch.cat([self.augmentation.draw(local, epoch) for local in chunk])
 
     def _gather(self, split: Split, chunk: list[LocalBatch], draws: Tensor | None) -> Iterator[Batch]:
         data = self.splits[split]
@@ -123,7 +122,7 @@ class InMemoryLoader(FullShuffle):
         rows = to_device(indices, self.device)
         images = data.images.index_select(0, rows).float()
         if self.augmentation is not None and draws is not None:
-            images = self.augmentation.apply(images, draws)
+            images = self.augmentation.apply(images, draws, self.info.mean)
         images = self._normalize(images)
         labels = data.labels.index_select(0, rows)
         sizes = [len(local.indices) for local in chunk]

@@ -124,7 +124,9 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
         rotation=plain.rotation,
         translation=plain.translation,
         random_resized_crop=plain.random_resized_crop,
+        crop_ratio=plain.crop_ratio,
         color_jitter=plain.color_jitter,
+        random_erase=plain.random_erase,
     )
     return chosen, learned is not None and (chosen.dataset, chosen.uri.rstrip("/")) == (
         learned.dataset,

@@ -12,7 +12,6 @@ from torch import Tensor
 from cvdist import models
 from cvdist.config import PreprocessConfig
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import to_device
 from cvdist.data.forms import VALID_PART, root_of
 from cvdist.data.images.ahead import BATCH, DecodeAhead, Pictures, stacked
 from cvdist.data.images.measures import measure
@@ -68,7 +67,7 @@ class Extractor:
         self._normalize = Normalizer(
             fingerprint.mean, fingerprint.std, device, channels_last=config.compute.channels_last
         )
-        augmented = fingerprint.augmentation
+        self._mean, augmented = fingerprint.mean, fingerprint.augmentation
         self._augmentation = Augmentation(**augmented) if augmented else None  # type: ignore[arg-type]
         self._dtype = shard.DTYPES[fingerprint.dtype]
         self._shape = backbone.feature_shape(3, fingerprint.size, fingerprint.size)
@@ -178,7 +177,7 @@ class Extractor:
             images = plain.clone() if views > 1 else plain
             if view and self._augmentation is not None:
                 draws = torch.stack([self._augmentation.draw_view(digest, view) for digest in digests])
-                images = self._augmentation.apply(images, to_device(draws, self._device))
+                images = self._augmentation.apply(images, draws, self._mean)
             with torch.inference_mode(), self.precision.autocast():
                 computed.append(self.module(self._normalize(images)))
         return torch.stack(computed, dim=1).to(self._dtype)

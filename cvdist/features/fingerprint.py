@@ -171,9 +171,12 @@ def _augmentation_of_views(data: PicturesConfig) -> dict[str, float] | None:
 
 
 def augmentation_of(data: PicturesConfig) -> dict[str, float] | None:
-    """Return the settings of the configured augmentation, or None if there is none."""
+    """Return the settings of the configured augmentation, other than defaults, or None if there is none."""
     augmentation = Augmentation.from_config(data, seed=0)
-    return None if augmentation is None else dataclasses.asdict(augmentation)
+    if augmentation is None:
+        return None
+    fields = dataclasses.fields(augmentation)
+    return {one.name: value for one in fields if (value := getattr(augmentation, one.name)) != one.default}
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -17,6 +17,7 @@ from cvdist import log
 from cvdist.data.forms import TRAIN_PART, VALID_PART
 from cvdist.errors import UserError
 from cvdist.features import build, manifest, shard
+from cvdist.features.fingerprint import format_value
 from cvdist.features.manifest import Manifest, ShardEntry
 from cvdist.log import redact
 from cvdist.storage import Folder
@@ -177,7 +178,7 @@ def _fingerprint(cache: Manifest) -> list[tuple[str, str]]:
     mark = cache.fingerprint
     views = ""
     if mark.augmentation:
-        views = "; views by " + " ".join(f"{n} {v:g}" for n, v in mark.augmentation.items() if v)
+        views = "; views by " + format_value(mark.augmentation)
     return [
         ("model", f"{mark.model} up to {mark.cut}, precision {mark.precision}"),
         ("weights", f"{cache.weights}, frozen layers sha256 {mark.weights[:16]}"),

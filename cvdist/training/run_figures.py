@@ -69,7 +69,8 @@ def augmentation(loader: Loader) -> Callable[[], Figure]:
         for epoch in range(1, epochs + 1):
             changed = torch.cat([images[-1:], images]).float()
             if loader.augmentation is not None:
-                changed = loader.augmentation.apply(changed, loader.augmentation.draw(local, epoch))
+                draws = loader.augmentation.draw(local, epoch)
+                changed = loader.augmentation.apply(changed, draws, loader.info.mean)
             names = [f"epoch {epoch}"] * len(rows)
             if loader.mixing is None:
                 changed = changed[1:]
@@ -143,7 +144,7 @@ def _shares(label: Tensor, classes: Sequence[str]) -> str:
     """Return the classes with a share in a mixture, the larger one first, one in a line."""
     shares, order = label.sort(descending=True)
     pairs = zip(shares.tolist(), order.tolist(), strict=True)
-    return "\n".join(f"{share:.0%} {classes[label]}" for share, label in pairs if share > 0)
+    return "\n".join(f"{share:.0%} {classes[label]}" for share, label in pairs if share >= 0.005)
 
 
 def _sampled_rows(loader: Loader, most: int) -> list[int]:

@@ -223,6 +223,5 @@ class ImageLoader(FullShuffle):
         # Seen as (n, C, H, W), these pixels lie in memory as channels_last wants them.
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
         if self.augmentation is not None and epoch is not None:
-            draws = self.augmentation.draw(local, epoch)
-            images = self.augmentation.apply(images, to_device(draws, self.device))
+            images = self.augmentation.apply(images, self.augmentation.draw(local, epoch), self.info.mean)
         return self._normalize(images)

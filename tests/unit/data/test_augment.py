@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torchvision.transforms import v2
@@ -39,6 +42,40 @@ def test_crops_show_a_part_of_the_asked_size():
     assert inside.min() >= -1 and inside.max() <= 1  # never beyond the border, so nothing is black
 
 
+@pytest.mark.parametrize("ratio", [1.0, 1.2, 2.0])
+def test_crops_are_of_the_asked_proportions(ratio):
+    augmentation = Augmentation(0, 0, 0, seed=0, smallest_crop=0.1, crop_ratio=ratio)
+    width, height, *_ = augmentation._crops(torch.rand(2000, 4, generator=torch.Generator().manual_seed(0)))
+    sides = width / height
+    assert 1 / ratio - 1e-5 < sides.min() < 1 / ratio + 0.02 and ratio - 0.02 < sides.max() < ratio + 1e-5
+
+
+@pytest.mark.parametrize("size", [(24, 30), (224, 224)])
+def test_erasing_is_torchvisions(monkeypatch, size):
+    """Given the numbers that it draws; torchvision draws again where ours is cut by the border."""
+    augmentation = Augmentation(0, 0, 0, seed=0, random_erase=0.7)
+    images, draws, compared = torch.rand(40, 3, *size) * 255, draws_of(augmentation, 40), 0
+    erased = augmentation.apply(images.clone(), draws, (0.2, 0.4, 0.6))
+    for image, mine, (chosen, *numbers) in zip(images, erased, draws[:, -5:].double().tolist(), strict=True):
+        if chosen >= 0.7:
+            assert torch.equal(image, mine)
+            continue
+        drawn = iter(numbers)
+
+        def uniform(low, high, drawn=drawn):
+            return torch.tensor(float(low + (high - low) * next(drawn)))
+
+        transform = v2.RandomErasing(p=1, value=(51.0, 102.0, 153.0))
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", lambda _, uniform=uniform: SimpleNamespace(uniform_=uniform))
+            patch.setattr(torch, "randint", lambda _, n, d=drawn, **__: torch.tensor(int(n * next(d))))
+            with suppress(StopIteration):  # it would draw again
+                params = transform.make_params([image])
+                compared += 1
+                torch.testing.assert_close(transform.transform(image, params), mine)
+    assert compared > 20
+
+
 def test_one_more_kind_of_augmentation_leaves_the_others_as_they_are():
     plain, more = Augmentation(0.5, 10, 0.1, seed=0), Augmentation(0.5, 10, 0.1, seed=0, color_jitter=1e-6)
     expected = plain.apply(photo(), draws_of(plain))
@@ -66,7 +103,7 @@ def test_color_changes_by_up_to_the_factor():
 def augment(images, draws, **settings):
     options = {"horizontal_flip": 0.0, "rotation": 0.0, "translation": 0.0, **settings}
     # The others, of crops and colors, must not matter.
-    return Augmentation(**options, seed=0).apply(images.clone(), torch.tensor([[*draws, *torch.rand(7)]]))
+    return Augmentation(**options, seed=0).apply(images.clone(), torch.tensor([[*draws, *torch.rand(12)]]))
 
 
 def test_flip_mirrors_exactly_with_and_without_resampling():
