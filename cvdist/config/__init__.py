@@ -13,6 +13,7 @@ from cvdist.config.evaluate import (
 from cvdist.config.groups import (
     CUDA_GRAPHS,
     ActorsConfig,
+    AutoAugment,
     BackboneConfig,
     CheckpointConfig,
     ClusterConfig,
@@ -114,6 +115,7 @@ from cvdist.config.visualize import (
 __all__ = [
     "CUDA_GRAPHS",
     "ActorsConfig",
+    "AutoAugment",
     "BackboneConfig",
     "CheckpointConfig",
     "ClusterConfig",

@@ -34,6 +34,7 @@ ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
 Head = Literal["vgg", "mlp", "linear"]
 FeaturesAt = Literal["", "pooled", "maps"]
 Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
+AutoAugment = Literal["none", "ra", "ta_wide", "augmix", "imagenet"]
 SelectBy = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
 _HIDDEN_SIZES: dict[Head, int] = {"vgg": 4096, "mlp": 256, "linear": 0}  # of each head where none is given
 CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes that replay kernels on a GPU
@@ -109,6 +110,9 @@ class PicturesConfig(TableConfig):
     """Of such a part: how many times as long as the shorter side the longer one is at most."""
     color_jitter: Fraction = 0.0
     """Training only: brightness, contrast and saturation each change by up to this factor."""
+    auto_augment: AutoAugment = "none"
+    """Training only: torchvision's RandAugment (`ra`), TrivialAugmentWide, AugMix, or AutoAugment's policy for
+    ImageNet, as its reference script sets them. They are applied picture by picture."""
     random_erase: Fraction = 0.0
     """Training only: probability that a rectangle of a picture, 2% to 33% of it, gets the mean color."""
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cvdist.config import PicturesConfig
+from cvdist.config import AutoAugment, PicturesConfig
+from cvdist.data import policies
 from cvdist.data.dataset import to_device
 from cvdist.data.sampler import LocalBatch
 from cvdist.seeding import generator
@@ -23,6 +24,8 @@ _PLACE = 4  # flip, angle, shift in x, shift in y
 _CROP = 4  # area, proportions, place in x, place in y
 _COLOR = 3  # brightness, contrast, saturation
 _ERASE = 5  # whether, area, proportions, place in y, place in x
+_AUTO = 1  # the seed of what torchvision draws
+_AUTO_SEEDS = 1 << 24  # as many as float32 tells apart in [0, 1)
 _ERASED_AREA = (0.02, 0.33)  # as a share of the picture's (Zhong et al. 2017, arXiv:1708.04896)
 _ERASED_PROPORTIONS = (0.3, 3.3)  # height by width
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
@@ -35,7 +38,7 @@ def luma(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random horizontal flips, rotations, translations, crops, color jitter and erased rectangles.
+    """Random flips, rotations, translations, crops, colors and erased rectangles, and torchvision's policies.
 
     Attributes:
         horizontal_flip: probability in [0, 1] of mirroring a picture.
@@ -49,6 +52,7 @@ class Augmentation:
             between 1 minus and 1 plus this value.
         crop_ratio: of a crop's sides, the longer by the shorter, at most.
         random_erase: probability in [0, 1] of erasing a rectangle.
+        auto_augment: torchvision's policy.
     """
 
     horizontal_flip: float
@@ -59,6 +63,7 @@ class Augmentation:
     color_jitter: float = 0.0
     crop_ratio: float = PicturesConfig.crop_ratio
     random_erase: float = 0.0
+    auto_augment: AutoAugment = "none"
 
     @classmethod
     def from_config(cls, config: PicturesConfig, seed: int) -> Augmentation | None:
@@ -72,14 +77,15 @@ class Augmentation:
             config.color_jitter,
             config.crop_ratio,
             config.random_erase,
+            config.auto_augment,
         )
         return None if chosen == cls(0.0, 0.0, 0.0, seed, crop_ratio=config.crop_ratio) else chosen
 
     def draw(self, local: LocalBatch, epoch: int) -> Tensor:
-        """Uniform numbers in [0, 1) for the pictures of a local batch, float32 (n, 16), on the CPU."""
+        """Uniform numbers in [0, 1) for the pictures of a local batch, float32 (n, 17), on the CPU."""
         # Drawn for the whole global batch, so that the draws do not depend on the number of workers;
         # each kind from its own stream, so that one more kind leaves the others as they are.
-        kinds = {"augment": _PLACE, "crop": _CROP, "color": _COLOR, "erase": _ERASE}
+        kinds = {"augment": _PLACE, "crop": _CROP, "color": _COLOR, "erase": _ERASE, "auto": _AUTO}
         draws = [
             torch.rand(local.global_size, count, generator=generator(kind, self.seed, epoch, local.start))
             for kind, count in kinds.items()
@@ -87,11 +93,11 @@ class Augmentation:
         return torch.cat(draws, dim=1)[local.places]
 
     def draw_view(self, digest: str, view: int) -> Tensor:
-        """Draw the random numbers for one stored view of a picture, float32 (16,) on the CPU.
+        """Draw the random numbers for one stored view of a picture, float32 (17,) on the CPU.
 
         They depend only on the seed, the picture's content and the number of the view.
         """
-        count = _PLACE + _CROP + _COLOR + _ERASE
+        count = _PLACE + _CROP + _COLOR + _ERASE + _AUTO
         return torch.rand(count, generator=generator("view", self.seed, digest, view))
 
     def apply(self, images: Tensor, draws: Tensor, mean: Sequence[float] = (0.0,)) -> Tensor:
@@ -99,11 +105,11 @@ class Augmentation:
 
         Args:
             images: float (n, C, H, W), from 0 (black) to 255 (white). May be overwritten.
-            draws: random numbers from `draw` or `draw_view`, float32 (n, 16), on the CPU.
+            draws: random numbers from `draw` or `draw_view`, float32 (n, 17), on the CPU.
             mean: color of what is erased, for pixels in [0, 1]: the mean, which is 0 after normalization.
         """
-        kinds = to_device(draws, images.device).split([_PLACE, _CROP, _COLOR, _ERASE], dim=1)
-        place, crop, color, erase = kinds
+        kinds = to_device(draws, images.device).split([_PLACE, _CROP, _COLOR, _ERASE, _AUTO], dim=1)
+        place, crop, color, erase, _ = kinds
         if self.rotation or self.translation or self.smallest_crop < 1:
             images = self._move(images, place, crop)
         elif self.horizontal_flip:
@@ -111,6 +117,8 @@ class Augmentation:
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         if self.color_jitter:
             images = self._recolor(images, color)
+        if self.auto_augment != "none":
+            images = policies.apply(self.auto_augment, images, (draws[:, -1] * _AUTO_SEEDS).long().tolist())
         return self._erase(images, erase, mean) if self.random_erase else images
 
     def _move(self, images: Tensor, place: Tensor, crop: Tensor) -> Tensor:

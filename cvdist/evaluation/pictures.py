@@ -127,6 +127,7 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
         crop_ratio=plain.crop_ratio,
         color_jitter=plain.color_jitter,
         random_erase=plain.random_erase,
+        auto_augment=plain.auto_augment,
     )
     return chosen, learned is not None and (chosen.dataset, chosen.uri.rstrip("/")) == (
         learned.dataset,

@@ -58,7 +58,7 @@ class Fingerprint:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     views: int
-    augmentation: dict[str, float] | None
+    augmentation: dict[str, float | str] | None
     dtype: str
     precision: str
     decoder: str = "cpu"
@@ -162,7 +162,7 @@ def stored_views(features: FeatureCacheConfig, data: PicturesConfig) -> int:
     return features.views or (1 if augmentation_of(data) is None else DEFAULT_VIEWS)
 
 
-def _augmentation_of_views(data: PicturesConfig) -> dict[str, float] | None:
+def _augmentation_of_views(data: PicturesConfig) -> dict[str, float | str] | None:
     """The configured augmentation; without one, for views that are alike would be of no use, a usual one."""
     # What photographs of most things may undergo.
     return augmentation_of(data) or augmentation_of(
@@ -170,7 +170,7 @@ def _augmentation_of_views(data: PicturesConfig) -> dict[str, float] | None:
     )
 
 
-def augmentation_of(data: PicturesConfig) -> dict[str, float] | None:
+def augmentation_of(data: PicturesConfig) -> dict[str, float | str] | None:
     """Return the settings of the configured augmentation, other than defaults, or None if there is none."""
     augmentation = Augmentation.from_config(data, seed=0)
     if augmentation is None:
@@ -191,6 +191,6 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def format_value(value: object) -> str:
     """Format a value of a fingerprint for a message."""
     if isinstance(value, dict):
-        return " ".join(f"{name} {number:g}" for name, number in value.items() if number)
+        return " ".join(f"{name} {v if isinstance(v, str) else f'{v:g}'}" for name, v in value.items() if v)
     text = str(value) if value is not None else "none"
     return f"{text[:12]}..." if len(text) == 64 else text

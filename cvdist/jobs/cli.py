@@ -93,7 +93,7 @@ _MODEL = "a run's name or id, models:/NAME/VERSION, a checkpoint, or a file of w
 _NOT_INSPECTED = frozenset(
     {
         *("dataset", "views", "trainable_stages", "horizontal_flip", "rotation", "translation"),
-        *("random_resized_crop", "crop_ratio", "color_jitter", "random_erase"),
+        *("random_resized_crop", "crop_ratio", "color_jitter", "random_erase", "auto_augment"),
     }
 )
 JOBS = {

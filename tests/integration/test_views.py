@@ -38,6 +38,9 @@ def test_views_and_recipes_have_to_agree(chosen):
     built, _ = extract(flips)
     assert built.manifest.fingerprint.views == 4  # the default of a recipe that augments
     assert "another augmentation (horizontal_flip 0.5 rotation 10)" in refusal(flips, rotation=5.0)
+    assert "than this run asks for (horizontal_flip 0.5 rotation 10 auto_augment ra)" in refusal(
+        flips, auto_augment="ra"
+    )
     assert "4 views of each training picture" in opened(flips).note
     assert "4 views of each training picture" in opened(chosen).note  # a recipe without takes what there is
     assert "views of each" not in opened(configs.replace(chosen, views=1)).note  # the pictures as they are
@@ -54,7 +57,8 @@ def test_views_differ_without_naming_an_augmentation(chosen):
 
 def test_views_do_not_depend_on_how_the_data_is_cut(chosen):
     """The same picture in another shard of another extraction has the same views."""
-    flips = configs.replace(chosen, rotation=10.0, views=3, features_dtype="float32")
+    kinds = {"rotation": 10.0, "auto_augment": "ta_wide", "random_erase": 0.5}
+    flips = configs.replace(chosen, **kinds, views=3, features_dtype="float32")
     one = extract(flips)[0].manifest
     other = configs.replace(flips, shard_size=7, features=flips.features.uri + "2")
     two = extract(other)[0].manifest

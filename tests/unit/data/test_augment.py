@@ -56,7 +56,7 @@ def test_erasing_is_torchvisions(monkeypatch, size):
     augmentation = Augmentation(0, 0, 0, seed=0, random_erase=0.7)
     images, draws, compared = torch.rand(40, 3, *size) * 255, draws_of(augmentation, 40), 0
     erased = augmentation.apply(images.clone(), draws, (0.2, 0.4, 0.6))
-    for image, mine, (chosen, *numbers) in zip(images, erased, draws[:, -5:].double().tolist(), strict=True):
+    for image, mine, (chosen, *numbers) in zip(images, erased, draws[:, -6:-1].double().tolist(), strict=True):
         if chosen >= 0.7:
             assert torch.equal(image, mine)
             continue
@@ -74,6 +74,35 @@ def test_erasing_is_torchvisions(monkeypatch, size):
                 compared += 1
                 torch.testing.assert_close(transform.transform(image, params), mine)
     assert compared > 20
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        ("ra", v2.RandAugment),
+        ("ta_wide", v2.TrivialAugmentWide),
+        ("augmix", v2.AugMix),
+        ("imagenet", v2.AutoAugment),
+    ],
+)
+def test_policies_are_torchvisions(name, policy, channels):
+    """Given the numbers that a seed of each picture gives; what is drawn afterwards, as by dropout, stays."""
+    augmentation = Augmentation(0, 0, 0, seed=0, auto_augment=name)
+    images, draws = photo().round()[:, :channels], draws_of(augmentation)
+    torch.manual_seed(5)
+    found, after = augmentation.apply(images.clone(), draws), torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), after)
+    transform = policy(interpolation=v2.InterpolationMode.BILINEAR)
+    for image, seed, mine in zip(images, draws[:, -1], found, strict=True):
+        torch.manual_seed(int(seed * 2**24))
+        assert (
+            torch.equal(transform(image.to(torch.uint8)), mine.to(torch.uint8)) and mine.dtype == images.dtype
+        )
+    assert not torch.equal(found, images)
+    part = augmentation.apply(images[2:4].clone(), draws[2:4])
+    assert torch.equal(part, found[2:4])
 
 
 def test_one_more_kind_of_augmentation_leaves_the_others_as_they_are():
@@ -103,7 +132,7 @@ def test_color_changes_by_up_to_the_factor():
 def augment(images, draws, **settings):
     options = {"horizontal_flip": 0.0, "rotation": 0.0, "translation": 0.0, **settings}
     # The others, of crops and colors, must not matter.
-    return Augmentation(**options, seed=0).apply(images.clone(), torch.tensor([[*draws, *torch.rand(12)]]))
+    return Augmentation(**options, seed=0).apply(images.clone(), torch.tensor([[*draws, *torch.rand(13)]]))
 
 
 def test_flip_mirrors_exactly_with_and_without_resampling():

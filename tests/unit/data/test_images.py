@@ -387,9 +387,8 @@ def test_the_figure_of_mixtures_has_the_shares_of_both_labels(folder, tmp_path):
 
 
 def test_mixed_photographs_are_the_same_on_any_number_of_workers(folder, tmp_path):
-    loader = opened(
-        folder, tmp_path, mixup_alpha=0.4, cutmix_alpha=1.0, random_resized_crop=0.3, horizontal_flip=0.5
-    )
+    kinds = {"random_resized_crop": 0.3, "horizontal_flip": 0.5, "auto_augment": "ra", "random_erase": 0.5}
+    loader = opened(folder, tmp_path, mixup_alpha=0.4, cutmix_alpha=1.0, **kinds)
     alone = epoch(loader)
     parts = [epoch(loader, rank, 3) for rank in range(3)]
     rest = epoch(loader, position=4)

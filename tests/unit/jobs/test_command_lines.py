@@ -73,7 +73,7 @@ def test_preprocess_takes_what_an_extraction_depends_on_and_where_it_runs():
         *("data", "data_root", "path_column", "label_column", "split_column"),
         *("image_size", "resize", "max_bad_fraction", "decode_workers"),
         *("horizontal_flip", "rotation", "translation", "random_resized_crop", "color_jitter"),
-        *("crop_ratio", "random_erase"),
+        *("crop_ratio", "random_erase", "auto_augment"),
         *("features", "views", "features_dtype", "decoder", "shard_size", "extractors", "replace"),
         *(
             "model",
