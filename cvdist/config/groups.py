@@ -107,7 +107,7 @@ class PicturesConfig(TableConfig):
     """Training only: a random part of each picture, with at least this share of its area, is enlarged to the
     whole. 1: no crops."""
     crop_ratio: Annotated[float, at_least(1)] = 4 / 3
-    """Of such a part: how many times as long as the shorter side the longer one is at most."""
+    """Of --random-resized-crop: how many times as long as the shorter side the longer one may be."""
     color_jitter: Fraction = 0.0
     """Training only: brightness, contrast and saturation each change by up to this factor."""
     auto_augment: AutoAugment = "none"
