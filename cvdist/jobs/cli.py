@@ -233,7 +233,8 @@ def run_job(name: str, words: Sequence[str] | None = None) -> int:
         quiet.disconnect()
         return module.present(result) if result is not None else 0
 
-    return main(act, words, name)
+    with temporary_folder():
+        return main(act, words, name)
 
 
 def main(
@@ -253,7 +254,7 @@ def main(
     messages: quiet.LibraryMessages | None = None
     try:
         verbose = debug or "--verbose" in words
-        with temporary_folder(), quiet.console(name, verbose=verbose) as messages:
+        with quiet.console(name, verbose=verbose) as messages:
             log.setup(debug=debug)
             proxy.ask_directly()
             return job(words) or 0
