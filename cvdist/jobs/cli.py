@@ -210,7 +210,8 @@ def run(words: Sequence[str] | None = None) -> int:
         hint = did_you_mean(words[0], JOBS, f"there are: {', '.join(JOBS)}")
         print(f"error: unknown job {words[0]!r}: {hint}", file=sys.stderr)
         return EXIT_USER_ERROR
-    return run_job(words[0], words[1:])
+    with temporary_folder():
+        return run_job(words[0], words[1:])
 
 
 def run_job(name: str, words: Sequence[str] | None = None) -> int:
@@ -233,7 +234,8 @@ def run_job(name: str, words: Sequence[str] | None = None) -> int:
         quiet.disconnect()
         return module.present(result) if result is not None else 0
 
-    with temporary_folder():
+    # With words, the job is a part of a process that goes on, and so do the servers that libraries have started.
+    with temporary_folder() if words is None else contextlib.nullcontext():
         return main(act, words, name)
 
 
