@@ -234,7 +234,7 @@ def run_job(name: str, words: Sequence[str] | None = None) -> int:
         quiet.disconnect()
         return module.present(result) if result is not None else 0
 
-    # With words, the job is a part of a process that goes on, and so do the servers that libraries have started.
+    # With words, the job is a part of a process that goes on, as do the servers that libraries have started.
     with temporary_folder() if words is None else contextlib.nullcontext():
         return main(act, words, name)
 
