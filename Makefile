@@ -8,6 +8,17 @@ export CVDIST_STORAGE ?= $(CURDIR)/runs
 # The order in which groups of tests begin is that of tests/conftest.py.
 IN_ORDER := --no-loadscope-reorder
 
+# $(call install,ENVIRONMENT,LOCK): with uv where it is there and finds all that pip would, else with pip. Both show on
+# a terminal how far they are.
+define install
+@index=$$($(1)/bin/python -m pip config get :env:.index-url 2> /dev/null || \
+  $(1)/bin/python -m pip config get global.index-url 2> /dev/null || true); \
+quiet=$$([ -t 1 ] || echo --quiet); \
+{ command -v uv > /dev/null && env $${index:+UV_DEFAULT_INDEX="$$index"} uv pip install $$quiet \
+  --python $(1)/bin/python --require-hashes --no-deps -r $(2); } || \
+$(1)/bin/python -m pip install $$quiet --disable-pip-version-check --require-hashes --no-deps -r $(2)
+endef
+
 .PHONY: help demo test test-unit test-faults lint bench bench-readers soak ui screenshots stack stack-env stack-down image clean lock
 
 help:  ## this list
@@ -16,10 +27,10 @@ help:  ## this list
 $(STAMP): requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.11: make PYTHON=python3.12 ..." >&2; exit 2; }
-	@echo "installing into $(VENV): a few minutes and 7 GB, once"
+	@echo "installing into $(VENV), once: 7 GB on Linux, where torch brings CUDA along; two to five minutes"
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.lock
+	$(call install,$(VENV),requirements-dev.lock)
 	touch $@
 
 demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few minutes
@@ -31,7 +42,7 @@ test: $(STAMP)  ## all tests but those of test-faults: nine minutes on two idle 
 test-unit: $(STAMP)  ## the tests that need no server and no cluster: about a minute
 	$(PY) -m pytest -n 2 $(IN_ORDER) tests/unit
 
-test-faults: $(STAMP)  ## all that can fail on a cluster: ten minutes, as root; ARGS='-m "not slow"' leaves out two cases
+test-faults: $(STAMP)  ## all that can fail on a cluster: ten minutes, as root; ARGS='-m "not slow"' leaves out three cases
 	$(PY) -m pytest -n 2 $(IN_ORDER) tests/cluster $(ARGS)
 
 lint: $(STAMP)  ## style and types
@@ -57,7 +68,9 @@ soak: $(STAMP)  ## MINUTES=30 of faults from a list with SEED=0 on a cluster in 
 	$(PY) tests/cluster/soak.py $(MINUTES) $(SEED)
 
 ui: $(STAMP)  ## the MLflow UI on the runs in ./runs, on port 5000 of this machine
-	$(VENV)/bin/mlflow ui --backend-store-uri 'sqlite:///$(CVDIST_STORAGE)/mlflow.db' --port 5000
+	@echo "open http://localhost:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=cvdist"
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui \
+	  --backend-store-uri 'sqlite:///$(subst %,%25,$(CVDIST_STORAGE))/mlflow.db' --port 5000
 
 screenshots: $(STAMP)  ## the documents' pictures anew, from the newest run in ./runs (make demo); needs Chromium
 	$(PY) docs/screenshots.py
@@ -67,7 +80,7 @@ SERVER := .venv-mlflow
 $(SERVER)/.installed: requirements-mlflow.lock
 	rm -rf $(SERVER)
 	$(PYTHON) -m venv $(SERVER)
-	$(SERVER)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	$(call install,$(SERVER),$<)
 	touch $@
 
 stack-env: $(STAMP) $(SERVER)/.installed

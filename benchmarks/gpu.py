@@ -51,7 +51,8 @@ from benchmarks.photographs import write_folder  # noqa: E402
 from cvdist import config as configs  # noqa: E402
 from cvdist import models, recipes  # noqa: E402
 from cvdist.config import ModelConfig, PreprocessConfig, TrainConfig  # noqa: E402
-from cvdist.data.images.ahead import BATCH, DIGEST_BYTES, DecodeAhead, Decoded  # noqa: E402
+from cvdist.data.contents import DIGEST_BYTES  # noqa: E402
+from cvdist.data.images.ahead import BATCH, DecodeAhead, Decoded  # noqa: E402
 from cvdist.errors import UserError  # noqa: E402
 from cvdist.features import build  # noqa: E402
 from cvdist.features.extract import Extractor  # noqa: E402

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from cvdist.data.forms import TRAIN_PART, VALID_PART
 from cvdist.data.images.decode import FORMAT
-from cvdist.data.images.listing import TRAIN_PART, VALID_PART
+from cvdist.data.images.measures import MEASURES
+from cvdist.data.images.versions import by_content
 from cvdist.features import index, manifest, shard
 from cvdist.features.fingerprint import Fingerprint
 from cvdist.features.manifest import IndexEntry, Manifest, ShardEntry
@@ -65,8 +67,10 @@ def write(
             columns["digest"] += [hashlib.sha256(path.encode()).digest()[:16] for path in paths]
             columns["shard"] += [len(shards) - 1] * len(numbers)
             columns["row"] += list(range(len(numbers)))
+            for measure in MEASURES:
+                columns[measure] += [0.5] * len(numbers)
     table = pa.table(columns, schema=index.SCHEMA)
-    content = index.dump(table.sort_by("path"))
+    content = index.dump(by_content(table))
     sha = hashlib.sha256(content).hexdigest()
     entry = IndexEntry(f"index/{sha[:16]}{index.SUFFIX}", len(table), len(content), sha)
     folder.write(entry.object, content)
@@ -76,8 +80,8 @@ def write(
         dtype=dtype, precision="auto",
     )  # fmt: skip
     made = Manifest(
-        classes=("cat", "dog"), feature_shape=shape, fingerprint=mark, source="made up", weights="made up",
-        created="2026-01-01T00:00:00+00:00", index=entry, shards=tuple(shards), bad=(),
+        classes=("cat", "dog"), feature_shape=shape, fingerprint=mark, source="made up", root="made up",
+        weights="made up", created="2026-01-01T00:00:00+00:00", index=entry, shards=tuple(shards), bad=(),
     )  # fmt: skip
     folder.write(manifest.NAME, manifest.dump(made))
     return made

@@ -11,6 +11,7 @@ from cvdist.config import DataConfig, TrainConfig, storage_root
 from cvdist.data import digits, images, mnist
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import Loader
+from cvdist.data.images.exclusion import read_paths
 from cvdist.data.images.listing import list_pictures
 from cvdist.data.in_memory import InMemoryLoader
 from cvdist.errors import UserError
@@ -37,6 +38,8 @@ def check(config: TrainConfig) -> None:
     Raises:
         UserError: if the data is missing or can't be used.
     """
+    if config.data.exclude:
+        read_paths(config.data.exclude)
     if config.data.dataset == "images" and not config.features.uri:
         list_pictures(config.data)
     else:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import sys
 import time
+from collections.abc import Iterable
+from typing import TextIO
 
 _DEBUG = "CVDIST_DEBUG"  # set while --debug is, for the processes that this one starts
+RELAYED = "CVDIST_RELAYED"  # set where a process that this one works for shows its lines on a terminal
+LIVE = "\x1e"  # begins a line of progress for such a process
+_BAR = 24  # characters
 
 
 def setup(*, debug: bool | None = None) -> None:
@@ -53,10 +59,20 @@ def redact(text: str) -> str:
     return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
-class ProgressLine:
-    """Shows progress: one line that is overwritten on a terminal, or a new line every few seconds in a file."""
+def overwrite(stream: TextIO, text: str) -> None:
+    """Replace the current line of a terminal by `text`, cut to the terminal's width."""
+    width = shutil.get_terminal_size().columns - 1
+    stream.write(f"\r\x1b[K{text[:width]}")
+    stream.flush()
 
-    def __init__(self, logger: logging.Logger, *, enabled: bool, every: float = 5.0) -> None:
+
+class ProgressLine:
+    """Shows progress: one line that is overwritten on a terminal, or a new line every few seconds in a file.
+
+    A process whose lines another one shows on a terminal (`RELAYED`) marks them with `LIVE` instead.
+    """
+
+    def __init__(self, logger: logging.Logger, *, enabled: bool, every: float = 10.0) -> None:
         """Prepare the line.
 
         Args:
@@ -67,24 +83,38 @@ class ProgressLine:
         self._logger = logger
         self._enabled = enabled
         self._terminal = sys.stderr.isatty()
-        self._every = 0.2 if self._terminal else every
+        self._relayed = not self._terminal and bool(os.environ.get(RELAYED))
+        self._every = 0.2 if self._terminal else 0.5 if self._relayed else every
         self._last = time.monotonic()
 
     def due(self) -> bool:
         """Return whether enough time has passed since the last line."""
         return self._enabled and time.monotonic() - self._last >= self._every
 
-    def show(self, text: str) -> None:
-        """Show `text` as the current progress."""
+    def show(self, text: str, done: float | None = None) -> None:
+        """Show `text` as the current progress, on a terminal behind a bar that is filled to `done`, 0 to 1."""
         self._last = time.monotonic()
-        if self._terminal:
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
-        else:
+        if not (self._terminal or self._relayed):
             self._logger.info("%s", text)
+            return
+        if done is not None:
+            filled = round(_BAR * min(max(done, 0.0), 1.0))
+            text = "━" * filled + "·" * (_BAR - filled) + f"  {text}"
+        if self._terminal:
+            overwrite(sys.stderr, text)
+        else:
+            sys.stderr.write(f"{LIVE}{text}\n")
+            sys.stderr.flush()
 
     def clear(self) -> None:
         """Clear the line on a terminal, so that an ordinary line can be printed."""
         if self._enabled and self._terminal:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
+
+
+def some(names: Iterable[str]) -> str:
+    """Up to five names, in natural order, and how many more there are."""
+    listed = sorted(names, key=natural)
+    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+    return (", ".join(listed[:5]) or "none") + more

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cvdist import log
-from cvdist.config import HeadSize
+from cvdist.config import HeadSize, SelectBy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,9 @@ class EpochRecord:
         slow_requests: Slow and failed storage requests since the previous epoch, over all workers
             (`cvdist.slow_requests`).
         seconds_lost: Seconds that these requests cost, over all workers.
+        valid_balanced_accuracy: `balanced_accuracy` of the validation pictures.
+        valid_macro_f1: `macro_f1` of the validation pictures.
+        select_by: What the best epoch is chosen by (`--select-by`).
     """
 
     epoch: int
@@ -47,6 +51,9 @@ class EpochRecord:
     peak_memory: int = 0
     slow_requests: int = 0
     seconds_lost: float = 0.0
+    valid_balanced_accuracy: float = 0.0
+    valid_macro_f1: float = 0.0
+    select_by: SelectBy = "accuracy"
 
     @property
     def train_accuracy(self) -> float:
@@ -59,12 +66,54 @@ class EpochRecord:
         return self.valid_correct / self.valid_total
 
     @property
-    def score(self) -> float:
-        """Validation accuracy, minus a tiny penalty for later epochs.
+    def selected(self) -> float:
+        """The value that the best epoch is chosen by: the higher, the better, so a loss is negative."""
+        values = {
+            "accuracy": self.valid_accuracy,
+            "balanced_accuracy": self.valid_balanced_accuracy,
+            "macro_f1": self.valid_macro_f1,
+            "loss": -self.valid_loss,
+        }
+        return values[self.select_by]
 
-        The checkpoint with the highest score is the best.
-        """
-        return self.valid_accuracy - 1e-9 * self.epoch
+    @property
+    def score(self) -> float:
+        """What checkpoints are compared by, from 0 to 1: highest is best, and the first of equals."""
+        value = 1 / (1 + self.valid_loss) if self.select_by == "loss" else self.selected
+        return (value if math.isfinite(value) else 0.0) - 1e-9 * self.epoch
+
+
+def spoken(select_by: SelectBy) -> str:
+    """Return what `--select-by` names, in words."""
+    return select_by.replace("_", " ").replace("f1", "F1")
+
+
+def by_class(balanced: float, f1: float) -> str:
+    """Format both values in which all classes count alike, as `balanced accuracy 81.12%, macro F1 0.8034`."""
+    return f"balanced accuracy {balanced:.2%}, macro F1 {f1:.4f}"
+
+
+def balanced_accuracy(confusion: Tensor) -> float:
+    """Return the mean recall of the classes that have pictures, as scikit-learn's `balanced_accuracy_score`.
+
+    Args:
+        confusion: Counts (classes, classes). Rows are true classes.
+    """
+    right, totals = confusion.diagonal().tolist(), confusion.sum(1).tolist()
+    recalls = [one / total for one, total in zip(right, totals, strict=True) if total]
+    return sum(recalls) / max(len(recalls), 1)
+
+
+def macro_f1(confusion: Tensor) -> float:
+    """Return the mean F1 score of the classes that have pictures.
+
+    Args:
+        confusion: Counts (classes, classes). Rows are true classes.
+    """
+    right, totals = confusion.diagonal().tolist(), confusion.sum(1).tolist()
+    columns = zip(right, totals, confusion.sum(0).tolist(), strict=True)
+    scores = [2 * one / (total + taken) for one, total, taken in columns if total]
+    return sum(scores) / max(len(scores), 1)
 
 
 @dataclass(frozen=True)
@@ -255,7 +304,7 @@ class Summary:
         workers: Number of workers.
         hardware: Hardware of a worker.
         epochs: Number of epochs.
-        best_epoch: The epoch with the best validation accuracy.
+        best_epoch: The best epoch, by `select_by`.
         best_correct: How many validation pictures were classified correctly after that epoch.
         valid_total: How many validation pictures there are.
         samples_per_second: Training samples per second.
@@ -266,6 +315,10 @@ class Summary:
         seconds_lost: Seconds that these requests cost, over all workers.
         ridge: Result of the ridge probe, if one was computed.
         logistic: How the head was fitted by logistic regression, if it was.
+        best_balanced_accuracy: Balanced accuracy after the best epoch.
+        best_macro_f1: Macro F1 after the best epoch.
+        select_by: What the best epoch is chosen by.
+        stopped: Why the run ended before its last epoch. Empty if it did not.
     """
 
     data: str
@@ -284,18 +337,28 @@ class Summary:
     seconds_lost: float = 0.0
     ridge: RidgeResult | None = None
     logistic: LogisticResult | None = None
+    best_balanced_accuracy: float = 0.0
+    best_macro_f1: float = 0.0
+    select_by: SelectBy = "accuracy"
+    stopped: str = ""
 
     @property
     def best(self) -> str:
-        """The best accuracy and what reached it, as `98.94% (9894/10000) at epoch 3`."""
+        """The accuracy of the best epoch, as `98.94% (9894/10000) at epoch 3`."""
         fitted = self.logistic is not None and self.best_epoch == self.logistic.epoch
         by = "by logistic regression" if fitted else f"at epoch {self.best_epoch}"
-        return f"{log.percent(self.best_correct, self.valid_total)} {by}"
+        chosen = "" if self.select_by == "accuracy" else f", the best {spoken(self.select_by)}"
+        return f"{log.percent(self.best_correct, self.valid_total)} {by}{chosen}"
+
+    @property
+    def by_class(self) -> str:
+        """What the best epoch reached where all classes count alike."""
+        return by_class(self.best_balanced_accuracy, self.best_macro_f1)
 
     @property
     def below_baseline(self) -> str:
         """What to try if the model is worse than its baseline; empty if it is not."""
-        if self.ridge is None or self.best_correct >= self.ridge.correct:
+        if self.ridge is None or self.best_correct >= self.ridge.correct or self.select_by != "accuracy":
             return ""
         more = self.ridge.correct - self.best_correct
         worse = f"the model has {more} more mistake{'s' * (more > 1)} than the ridge probe"

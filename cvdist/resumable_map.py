@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from cvdist import log
-from cvdist.data.images.formats import became_readable
+from cvdist.data.formats import became_readable
 from cvdist.data.quarantine import QUARANTINE, BadPicture, quarantine_csv, require_few_bad
 from cvdist.errors import UserError
 from cvdist.log import redact

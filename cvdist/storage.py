@@ -14,15 +14,20 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote, unquote
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import fs as arrow
 
 from cvdist import slow_requests
@@ -33,27 +38,21 @@ _CONNECT_TIMEOUT = 10.0  # seconds
 _REQUEST_TIMEOUT = 60.0  # seconds without a byte
 _ATTEMPTS = 4  # per request, with growing pauses
 _PATIENT_ATTEMPTS = 10  # per request in the middle of a long job: about a minute
+_LISTINGS = 16  # folders of a bucket at a time
+_MOST_FOLDERS = 10_000  # that are listed each by itself
+_BATCH = 10_000  # files and folders in a piece of a listing, about
 # Options of pyarrow at the end of an S3 URI. Any other question mark belongs to the object's name.
 _S3_OPTIONS = re.compile(r"\?((scheme|region|endpoint_override|allow_\w+|\w*timeout|tls_\w+)=[^&]*&?)+$")
+_SIGNS = "*?["  # of patterns
 _REFUSED = r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|InvalidAccessKeyId|HTTP response code 403"
 _LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A file or folder in a listing.
-
-    Attributes:
-        path: Path relative to the listed folder.
-        is_folder: Whether it is a folder.
-        size: Size in bytes.
-        modified: Time of the last change, in ns since 1970; 0 if unknown.
-    """
-
-    path: str
-    is_folder: bool
-    size: int
-    modified: int
+ENTRIES = pa.schema(
+    [("path", pa.string()), ("is_folder", pa.bool_()), ("size", pa.int64()), ("modified", pa.int64())]
+)
+"""Of a listing: path below the listed folder, whether it is a folder, size in bytes, and time of the last
+change in ns since 1970, 0 if unknown."""
 
 
 def locate(uri: str, flag: str = "--storage", *, patient: bool = False) -> tuple[arrow.FileSystem, str]:
@@ -83,48 +82,178 @@ def locate(uri: str, flag: str = "--storage", *, patient: bool = False) -> tuple
     return filesystem, path
 
 
-def list_entries(uri: str, flag: str) -> Iterator[Entry]:
-    """List all files and folders below `uri`, at any depth, in no particular order.
-
-    Links count as what they lead to, but for those that lead nowhere or back to a folder above them.
+def list_entries(uri: str, flag: str) -> Iterator[pa.RecordBatch]:
+    """List all files and folders below `uri`, at any depth, in no particular order, as `walk` does.
 
     Raises:
         UserError: If the folder does not exist or can't be read.
     """
     filesystem, root = locate(uri, flag)
     try:
-        for info in walk(filesystem, root):
-            yield Entry(
-                path=info.path[len(root) :].lstrip("/"),
-                is_folder=info.type == arrow.FileType.Directory,
-                size=info.size or 0,
-                modified=info.mtime_ns or 0,
-            )
+        yield from walk(filesystem, root)
     except OSError as error:
         raise _unreadable(uri, flag, error) from error
 
 
-def walk(
-    filesystem: arrow.FileSystem, folder: str, above: frozenset[str] = frozenset()
-) -> Iterator[arrow.FileInfo]:
-    """List all files and folders below a folder that exists, without links that lead back to a folder above.
+def walk(filesystem: arrow.FileSystem, folder: str) -> Iterator[pa.RecordBatch]:
+    """List all files and folders below a folder that exists, in memory that grows little with their number.
+
+    Links count as what they lead to, but for those that lead nowhere or back to a folder above them. In object
+    storage, folders are listed side by side.
 
     Args:
         filesystem: Has the folder.
         folder: Its path.
-        above: Real paths of the folders that have been walked through to it.
+
+    Yields:
+        Many at a time (`ENTRIES`), with paths below `folder`. There is an empty batch for each second in which
+        nothing has arrived, so that the caller can show progress.
 
     Raises:
         OSError: If it can't be read.
     """
-    local = isinstance(filesystem, arrow.LocalFileSystem)  # the only one with links
-    above |= {os.path.realpath(folder)} if local else set()
-    for info in filesystem.get_file_info(arrow.FileSelector(folder, recursive=not local)):
-        if not local or info.type != arrow.FileType.Directory:
-            yield info
-        elif os.path.realpath(info.path) not in above:
-            yield info
-            yield from walk(filesystem, info.path, above)
+    start = len(folder.rstrip("/")) + 1
+    if not isinstance(filesystem, arrow.LocalFileSystem):  # the only one with links
+        yield from _walk_bucket(filesystem, folder, start)
+        return
+    found: list[arrow.FileInfo] = []
+    for infos in _walk_disk(filesystem, folder, frozenset()):
+        found += infos
+        if len(found) >= _BATCH:
+            yield from _batches(found, start)
+    yield from _batches(found, start)
+
+
+def _walk_disk(
+    filesystem: arrow.FileSystem, folder: str, above: frozenset[str]
+) -> Iterator[list[arrow.FileInfo]]:
+    """The same, one folder at a time; above: real paths of the folders that have been walked through."""
+    above |= {os.path.realpath(folder)}
+    found = filesystem.get_file_info(arrow.FileSelector(folder))
+    folders = [info.path for info in found if info.type == arrow.FileType.Directory]
+    circles = {path for path in folders if os.path.realpath(path) in above}
+    yield [info for info in found if info.path not in circles] if circles else found
+    del found
+    for path in folders:
+        if path not in circles:
+            yield from _walk_disk(filesystem, path, above)
+
+
+def _walk_bucket(filesystem: arrow.FileSystem, folder: str, start: int) -> Iterator[pa.RecordBatch]:
+    """The same, level by level down to where there are enough folders, then all that is below these at once."""
+
+    def listed(path: str, recursive: bool) -> list[pa.RecordBatch]:
+        found = filesystem.get_file_info(arrow.FileSelector(path, recursive=recursive))
+        return list(_batches(found, start))
+
+    with ThreadPoolExecutor(_LISTINGS) as pool:
+        level = [folder]
+        while 0 < len(level) < _LISTINGS:
+            batches = []
+            for batch in _arriving(pool.submit(listed, path, False) for path in level):
+                if len(batch):
+                    batches.append(batch)
+                else:
+                    yield batch
+            below = [path for batch in batches for path in batch.filter(batch["is_folder"])["path"].to_pylist()]
+            if len(below) > _MOST_FOLDERS:  # fewer requests, one after the other
+                break
+            yield from batches
+            level = [f"{folder.rstrip('/')}/{path}" for path in below]
+        yield from _arriving(pool.submit(listed, path, True) for path in level)
+
+
+def _arriving(futures: Iterable[Future[list[pa.RecordBatch]]]) -> Iterator[pa.RecordBatch]:
+    """The results in order, and an empty batch for each second of waiting."""
+    left = deque(futures)
+    try:
+        while left:
+            wait([left[0]], timeout=1)
+            yield from left.popleft().result() if left[0].done() else [_batch([], 0)]
+    finally:
+        for future in left:
+            future.cancel()
+
+
+def _batches(infos: list[arrow.FileInfo], start: int) -> Iterator[pa.RecordBatch]:
+    """The same as columns; takes them out of the list, for they need several times as much memory."""
+    while infos:
+        yield _batch(infos[-_BATCH:], start)
+        del infos[-_BATCH:]
+
+
+def _batch(infos: Sequence[arrow.FileInfo], start: int) -> pa.RecordBatch:
+    return pa.record_batch(
+        [
+            pa.array([info.path[start:] for info in infos], pa.string()),
+            pa.array([info.type == arrow.FileType.Directory for info in infos], pa.bool_()),
+            pa.array([info.size or 0 for info in infos], pa.int64()),
+            pa.array([info.mtime_ns or 0 for info in infos], pa.int64()),
+        ],
+        schema=ENTRIES,
+    )
+
+
+State = tuple[int, int] | None
+"""Of a file its size in bytes and the time of its last change in ns since 1970; None of a folder."""
+
+
+def state_of(info: arrow.FileInfo) -> State:
+    """Return what tells whether a file has changed."""
+    return None if info.type == arrow.FileType.Directory else (info.size or 0, info.mtime_ns or 0)
+
+
+def match(
+    filesystem: arrow.FileSystem, folder: str, parts: Sequence[str], wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, State]]:
+    """Find the folders and files that a pattern with `*`, `?`, `[...]` and `**` matches; nothing hidden.
+
+    Args:
+        filesystem: Has the folder.
+        folder: Its path.
+        parts: The pattern below it, cut at slashes.
+        wanted: Whether a file of this name counts that isn't named in full.
+
+    Raises:
+        OSError: If a folder can't be read.
+    """
+    first, *rest = parts
+    if not any(sign in part for part in parts for sign in _SIGNS):
+        info = filesystem.get_file_info("/".join([folder, *parts]))
+        yield from [(info.path, state_of(info))] if info.type != arrow.FileType.NotFound else []
+        return
+    if not any(sign in first for sign in _SIGNS):
+        yield from match(filesystem, f"{folder}/{first}", rest, wanted)
+        return
+    if first == "**":
+        if filesystem.get_file_info(folder).type == arrow.FileType.Directory:
+            for batch in walk(filesystem, folder):
+                for one in batch.filter(pc.invert(batch["is_folder"])).to_pylist():
+                    path = one["path"].split("/")
+                    hidden = any(part.startswith(".") for part in path)
+                    if wanted(path[-1]) and not hidden and _lies_in(path, [*parts]):
+                        yield f"{folder}/{one['path']}", (one["size"], one["modified"])
+        return
+    selector = arrow.FileSelector(folder, allow_not_found=True)
+    listed = [info for info in filesystem.get_file_info(selector) if not info.base_name.startswith(".")]
+    for info in listed:
+        if info.type != arrow.FileType.Directory:
+            continue
+        if fnmatchcase(info.base_name, first):
+            yield from match(filesystem, info.path, rest, wanted) if rest else [(info.path, None)]
+    for info in listed if not rest else ():
+        if fnmatchcase(info.base_name, first) and wanted(info.base_name):
+            yield info.path, state_of(info)
+
+
+def _lies_in(path: list[str], pattern: list[str]) -> bool:
+    """Whether a pattern with `**`, which is any number of folders, matches `path` or a folder above it."""
+    if not pattern:
+        return True
+    first, rest = pattern[0], pattern[1:]
+    if first == "**":
+        return any(_lies_in(path[start:], rest) for start in range(len(path)))
+    return bool(path) and fnmatchcase(path[0], first) and _lies_in(path[1:], rest)
 
 
 def read(filesystem: arrow.FileSystem, path: str) -> bytes:
@@ -158,8 +287,13 @@ def etag(filesystem: arrow.FileSystem, path: str) -> str:
         OSError: If it does not exist or can't be read.
     """
     with filesystem.open_input_file(path) as file:
-        found = file.metadata() or {}
-    return found.get(b"ETag", found.get("ETag", b"")).decode().strip('"')
+        return etag_of(file)
+
+
+def etag_of(file: pa.NativeFile) -> str:
+    """Return the ETag of an object that is open, empty where the storage has none."""
+    found = file.metadata() or {}
+    return str(found.get(b"ETag", found.get("ETag", b"")).decode().strip('"'))
 
 
 def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
@@ -298,8 +432,8 @@ class Folder:
         return {info.path[prefix:]: info.size for info in found if info.type == arrow.FileType.File}
 
 
-def file_state(uri: str, flag: str) -> Entry:
-    """Return size and modification time of a file, which tell whether it has changed. The path stays empty.
+def file_state(uri: str, flag: str) -> arrow.FileInfo:
+    """Return size and modification time of a file, which tell whether it has changed.
 
     Raises:
         UserError: If it does not exist or can't be read.
@@ -311,7 +445,7 @@ def file_state(uri: str, flag: str) -> Entry:
             raise FileNotFoundError("there is no such file")
     except OSError as error:
         raise _unreadable(uri, flag, error) from error
-    return Entry("", False, info.size, info.mtime_ns or 0)
+    return info
 
 
 def download(uri: str, target: Path, flag: str) -> None:
@@ -350,14 +484,31 @@ def split(uri: str) -> tuple[str, str, str]:
     return f"{uri.partition('://')[0]}://{user}{bucket}", path, options[0] if options else ""
 
 
+def parent(uri: str) -> str:
+    """The folder that a file lies in, by path or URI."""
+    place, path, options = split(uri)
+    return f"{place}{PurePosixPath(path).parent}{options}"
+
+
+def joined(uri: str, path: str) -> str:
+    """`path` below the folder `uri`, whose options it keeps."""
+    place, root, options = split(uri)
+    return f"{place}{root.rstrip('/')}/{path}{options}" if path else uri
+
+
 def absolute(uri: str) -> str:
     """`uri` for processes that run in another folder than the one that a relative path was meant for."""
     return uri if not uri or "://" in uri else str(Path(uri).expanduser().absolute())
 
 
 def absolute_if_there(name: str) -> str:
-    """As `absolute`, of what may be a path or another name: unchanged where there is no such file."""
-    return absolute(name) if "://" not in name and name and Path(name).expanduser().exists() else name
+    """As `absolute`, of what may be a path, a pattern or another name: unchanged where there is no such file.
+
+    Of a pattern, the folder counts that is named before its signs.
+    """
+    start = re.split(r"[*?{]", name, maxsplit=1)[0]
+    there = name if start == name else start.rpartition("/")[0] or "."
+    return absolute(name) if "://" not in name and name and Path(there).expanduser().exists() else name
 
 
 def exists(uri: str) -> bool:

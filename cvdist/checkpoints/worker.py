@@ -20,7 +20,11 @@ _AGREE_SECONDS = 2.0  # between two exchanges of stop requests
 
 
 class Worker(RankInfo):
-    """One process of a run: its rank, the run's checkpoints, and what the run is asked to do."""
+    """One process of a run: its rank, the run's checkpoints, and what the run is asked to do.
+
+    Attributes:
+        attempt: Which start of the job's workers this is, from 1.
+    """
 
     def __init__(
         self,
@@ -48,7 +52,7 @@ class Worker(RankInfo):
         self._poll = poll
         self._min_interval = min_interval
         self._best, self._saved_at = float("-inf"), float("-inf")
-        self._suffix = gather(store.suffix)[0]
+        self._suffix, self.attempt = gather((store.suffix, store.fence.attempt[1] if store.fence else 1))[0]
         self._uploads = Uploads(self._settings.timeout)
         self._consensus = StopConsensus(_AGREE_SECONDS, step_timeout)
         self._watch = FenceWatch(store.fence) if store.fence is not None else None

@@ -48,9 +48,9 @@ class Pattern:
     expression: str
     words: str
 
-    def __contains__(self, value: str) -> bool:
+    def __contains__(self, value: str | int) -> bool:
         """Whether all of `value` matches."""
-        return re.fullmatch(self.expression, value) is not None
+        return re.fullmatch(self.expression, str(value)) is not None
 
     def __str__(self) -> str:
         """The texts in words that follow `it takes`."""

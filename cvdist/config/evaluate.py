@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cvdist.config.bounds import Count, Seconds
-from cvdist.config.groups import DataConfig, RuntimeConfig, TrackingConfig
+from cvdist.config.groups import DataConfig, RuntimeConfig, TableConfig, TrackingConfig
 from cvdist.config.saved import InferenceConfig, SavedModelConfig
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(TableConfig):
     """What a trained model is measured on, against what, and where the results go."""
 
     data: str = ""
-    """Folder or URI of pictures, `CLASS/picture.jpg` or `{train,valid}/CLASS/picture.jpg`. Empty: what the
-    model's run was trained on."""
+    """Folder or URI of pictures, `CLASS/picture.jpg` or `{train,valid}/CLASS/picture.jpg`, or a table of them.
+    Empty: what the model's run was trained on."""
     dataset: Literal["", "digits", "mnist", "images"] = ""
     """As in training. Empty: `images` with --data, else that of the model's run."""
     part: Literal["", "valid", "train", "all"] = ""

@@ -16,24 +16,31 @@ from cvdist.config.bounds import (
     Count,
     CountOrZero,
     Fraction,
+    Pattern,
     Resize,
     Seconds,
     WaitSeconds,
+    above,
     at_least,
     between,
 )
 from cvdist.config.settings import Flag
 from cvdist.errors import UserError
 
-PrecisionName = Literal["auto", "float32", "tf32", "bfloat16"]
+PrecisionName = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 Launcher = Literal["auto", "ray", "torchrun", "inline"]
 ModelPreprocessing = Literal["", "imagenet", "vgg-features"]
 Head = Literal["vgg", "mlp", "linear"]
 FeaturesAt = Literal["", "pooled", "maps"]
 Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
+SelectBy = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
 _HIDDEN_SIZES: dict[Head, int] = {"vgg": 4096, "mlp": 256, "linear": 0}  # of each head where none is given
 CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes that replay kernels on a GPU
+
+
+_WEIGHT = r"[^=]+=(\d+\.?\d*|\.\d+)"  # of a class
+_WEIGHTS = rf"none|balanced|{_WEIGHT}(,{_WEIGHT})*"
 
 
 class HeadSize(NamedTuple):
@@ -47,11 +54,37 @@ class HeadSize(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PicturesConfig:
+class PathsConfig:
+    """Where a table in `--data` names its pictures."""
+
+    root: Annotated[str, Flag("data_root")] = ""
+    """Of a table: folder or URI that relative paths in it begin at, with its pictures at any depth. Empty: the
+    table's own folder."""
+    path_column: str = ""
+    """Of a table: column with the pictures' paths, URIs or ids. Empty: the one that holds names of pictures'
+    files, or has a usual name such as `path`, `image` or `id`."""
+
+
+@dataclass(frozen=True)
+class TableConfig(PathsConfig):
+    """What the columns of a table in `--data` are."""
+
+    label_column: str = ""
+    """Of a table: column with the classes. Empty: the one with a usual name such as `label`, `class` or
+    `breed`, or the only one that is left."""
+    split_column: str = ""
+    """Of a table: column whose values are `train`, `valid`, `test` or the like. Empty: the one with a usual
+    name such as `split`, if there is one. `none`: no column."""
+
+
+@dataclass(frozen=True)
+class PicturesConfig(TableConfig):
     """The pictures that features are computed from."""
 
     uri: Annotated[str, Flag("data")] = ""
-    """Folder or URI (s3://, gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`."""
+    """Folder or URI (s3://, gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`;
+    a table of paths and labels: .csv, .tsv, .jsonl or .parquet; or tars or Parquet files with pictures inside,
+    as `'train-{000..099}.tar'` (docs/data.md)."""
     image_size: Annotated[int, Bounds(8, or_zero=True)] = 224
     """Height and width, in pixels, that photographs are resized to. 0: as `--weights` were evaluated."""
     resize: Resize = "squash"
@@ -59,7 +92,8 @@ class PicturesConfig:
     them, in proportion. `crop:256:bilinear`: the middle after the shorter side was resized to 256 pixels, or by
     `bicubic`. `weights`: as `--weights` were evaluated."""
     max_bad_fraction: Fraction = 0.001
-    """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`."""
+    """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`. Of a
+    table also: share that may have rows with different labels, which are left out."""
     decode_workers: CountOrZero = 0
     """Processes on each node that decode pictures. 0: one for each CPU core."""
     horizontal_flip: Fraction = 0.0
@@ -85,7 +119,8 @@ class DataConfig(PicturesConfig):
     uri: Annotated[str, Flag("data")] = PicturesConfig.uri
     """Folder of the data set; `mnist` is downloaded into it when absent. For `images` a folder or URI (s3://,
     gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`, which is split by
-    `--valid-fraction`. Empty: `<storage>/data`."""
+    `--valid-fraction`; a table of paths and labels; or tars or Parquet files with pictures inside
+    (docs/data.md). Empty: `<storage>/data`."""
     cache: str = ""
     """Folder on each node for its decoded pictures, best on a fast local disk. Empty: $CVDIST_CACHE, else
     ~/.cache/cvdist."""
@@ -97,6 +132,10 @@ class DataConfig(PicturesConfig):
     picture to learn from, and each of two or more has one to validate on."""
     split_seed: int = 0
     """Seed of that split: apart from `--seed`, so that repeats with other seeds validate on the same data."""
+    exclude: str = ""
+    """CSV or Parquet file, or its URI, whose column `path` names pictures below `--data` that are left out of
+    training and validation, such as `issues.csv` of `jobs/inspect.py`. Rows with `false` in a column
+    `leave_out` do not count. Nothing is deleted."""
 
 
 @dataclass(frozen=True)
@@ -156,21 +195,28 @@ class BackboneConfig:
     `vit_b_16`."""
     weights: str = ""
     """Pretrained weights to go on from: torchvision's name (`DEFAULT`, `IMAGENET1K_V1`; for vgg16 also
-    `IMAGENET1K_FEATURES`, convolutions only), or a state dict's file or URI. Empty or `none`: random ones."""
+    `IMAGENET1K_FEATURES`, convolutions only), or a state dict's file or URI. `none`: random ones,
+    and all stages are trained, from scratch. Empty: for a model that has no pretrained weights."""
     weights_preprocessing: ModelPreprocessing = ""
     """Normalization that the file in `--weights` was trained with: that of torchvision's `IMAGENET1K_V1` or of
     its `IMAGENET1K_FEATURES`. Needed for vgg16 only, which has weights with either."""
     features_at: FeaturesAt = ""
     """What the head reads of a pretrained model. `pooled`: the vector that its last layer reads. `maps`: the
     last maps of its convolutions. Empty: `maps` for `--head vgg`, else `pooled`."""
-    trainable_stages: CountOrZero = 0
-    """How many of a pretrained model's stages are trained, counted from the last; the others stay as they are.
-    Stages differ in the size of their maps; of a transformer each block is one, and what precedes them."""
+    trainable_stages: Annotated[int | str, Pattern(r"all|\d+", "all, or 0 or more")] = 0
+    """How many of a pretrained model's stages are trained, counted from the last, or `all`; the others stay as
+    they are. Stages differ in the size of their maps; of a transformer each block is one, and what precedes
+    them."""
 
     @property
     def cut(self) -> Literal["pooled", "maps"]:
         """What the head reads, with the default where none is given."""
         return self.features_at or "pooled"
+
+    def trained_of(self, stages: int) -> int:
+        """Return how many of a model's `stages` are trained."""
+        everything = self.trainable_stages == "all" or self.weights == "none"
+        return stages if everything else int(self.trainable_stages)
 
     @property
     def has_weights(self) -> bool:
@@ -214,13 +260,28 @@ class OptimizerConfig:
     nesterov: bool = False
     """Nesterov's form of SGD's momentum."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
-    """L2 penalty for `sgd`, decoupled decay for `adamw`; biases and norms are left out."""
-    lr_scheduler: Literal["constant", "cosine"] = "constant"
-    """What the learning rate does after warm-up."""
+    """L2 penalty for `sgd`, decoupled decay for `adamw`, of matrices and kernels."""
+    norm_weight_decay: Annotated[float, at_least(0)] = 0.0
+    """The same for the weights and biases of norms."""
+    bias_weight_decay: Annotated[float, at_least(0)] = 0.0
+    """The same for all other biases and vectors."""
+    lr_scheduler: Literal["constant", "cosine", "step", "exponential", "polynomial"] = "constant"
+    """What the learning rate does after warm-up. `cosine` and `polynomial` end at 0. `step`: it is multiplied
+    by `--lr-gamma` every `--lr-step-size` epochs. `exponential`: by `--lr-gamma` in each epoch, bit by bit."""
+    lr_step_size: Count = 30
+    """Epochs between two steps of `--lr-scheduler step`."""
+    lr_gamma: Annotated[float, above(0)] = 0.1
+    """Factor of `--lr-scheduler step` and `exponential`."""
+    lr_power: Annotated[float, above(0)] = 1.0
+    """Power of `--lr-scheduler polynomial`. 1: a straight line."""
     lr_warmup_epochs: Annotated[float, at_least(0)] = 0.0
     """Epochs (fractions allowed) in which the learning rate grows linearly to its peak."""
     backbone_lr_scale: Annotated[float, at_least(0)] = 1.0
     """Learning rate of a pretrained model's trained stages as a multiple of `--lr`."""
+    layer_decay: Annotated[float, between(0, 1, "(]")] = 1.0
+    """Factor by which the learning rate of each trained stage is below that of the next one, or of the head."""
+    freeze_epochs: CountOrZero = 0
+    """Number of first epochs in which the stages that `--trainable-stages` names stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +290,8 @@ class ComputeConfig:
 
     precision: PrecisionName = "auto"
     """`auto`: bfloat16 autocast where the processor computes it natively, else float32. `tf32`: float32 whose
-    products GPUs compute from 19 bits: weights are read as they are, not cast in each step. CPUs: float32."""
+    products GPUs compute from 19 bits: weights are read as they are, not cast in each step. CPUs: float32.
+    `float16`: autocast, with scaled gradients; `auto` trains so on GPUs without bfloat16."""
     channels_last: bool = True
     """Memory layout NHWC, which convolutions are fastest with."""
 
@@ -246,8 +308,26 @@ class LoopConfig(ComputeConfig):
     """Passes over the training data."""
     batch_size: Count = 32
     """Pictures a step, over all workers together: the learning rate need not change with their number."""
+    sync_bn: bool = False
+    """Batch norms that are trained use the mean and variance of all workers' pictures, as one worker would.
+    With --accumulate-steps, each portion has its own."""
+    grad_checkpointing: bool = False
+    """Keep only the input of each trained stage, and compute the stage again in the backward pass: less memory,
+    about a third more time, the same gradients."""
     accumulate_steps: Count = 1
     """Each worker computes its share of a batch in this many portions. Saves memory, same gradients."""
+    class_weights: Annotated[str, Pattern(_WEIGHTS, "none, balanced, or such as cat=1,dog=3.5")] = "none"
+    """Weights of the classes in the training loss, and in `--fit logistic`. `balanced`: inversely proportional
+    to the number of pictures. `cat=1,dog=3.5`: as listed, and 1 for all others."""
+    balanced_sampling: bool = False
+    """Draw the pictures of an epoch with replacement, so that each class is drawn about equally often."""
+    select_by: SelectBy = "accuracy"
+    """What decides on validation pictures which checkpoint is the best. `balanced_accuracy`: the mean of the
+    classes' recalls. `macro_f1`: the mean of their F1 scores."""
+    patience: CountOrZero = 0
+    """End the training after so many epochs without a better value of what `--select-by` names. 0: never."""
+    min_delta: Annotated[float, at_least(0)] = 0.0
+    """By how much a value has to be better to count for `--patience`. An accuracy of 1% is 0.01."""
     valid_batch_size: Count = 1000
     """Pictures a forward pass in validation, on each worker."""
     compile: Compile = "none"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cvdist.errors import UserError
 from cvdist.log import redact
@@ -23,6 +24,19 @@ def storage_root(storage: str) -> str:
     if "://" in root:
         return root.rstrip("/")
     return str(Path(root).expanduser().resolve())
+
+
+def folder_for(data: str, kind: str, storage: str) -> str:
+    """Folder or URI in which what is made of the pictures at `data` is kept by default.
+
+    Args:
+        data: Folder or URI of the pictures.
+        kind: What is made, such as `features`.
+        storage: As `RunConfig.storage`.
+    """
+    uri = data.rstrip("/")
+    mark = hashlib.sha256(uri.encode()).hexdigest()[:8]  # of two folders with one name
+    return f"{storage_root(storage)}/{kind}/{PurePosixPath(uri).name}-{mark}"
 
 
 def cache_folder(cache: str) -> Path:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cvdist.config.bounds import Count, CountOrZero
-from cvdist.config.groups import ActorsConfig
+from cvdist.config.groups import ActorsConfig, PathsConfig
 from cvdist.config.saved import InferenceConfig, SavedModelConfig
 
 
 @dataclass(frozen=True)
-class PredictionConfig:
+class PredictionConfig(PathsConfig):
     """Which pictures are classified, and where the results go."""
 
     data: tuple[str, ...] = ()
     """Pictures: a folder, with any folders below it; files; patterns such as `'scans/**/*.png'`; a list of
-    these, one a line, in a `.txt` file or, as `-`, from standard input. Paths or URIs (s3://, gs://, file://).
+    these, one a line, in a `.txt` file or, as `-`, from standard input; or a table that names them (.csv, .tsv,
+    .jsonl, .parquet); or tars or Parquet files with pictures inside. Paths or URIs (s3://, gs://, file://).
     The predictions of up to 20 pictures are printed."""
     output: str = ""
     """Folder or URI for the results. The same command again computes only what is missing or has changed.

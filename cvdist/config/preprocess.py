@@ -51,4 +51,4 @@ def check_preprocess(config: PreprocessConfig) -> None:
         raise UserError("--data is needed: the folder or URI of the pictures")
     if not config.features.uri:
         raise UserError("--features is needed: the folder or URI that the features are written to")
-    require_outside(config.data.uri, features=config.features.uri)
+    require_outside(config.data.root or config.data.uri, features=config.features.uri)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from cvdist.config.bounds import Bounds, CountOrZero, Resize
@@ -16,7 +14,7 @@ from cvdist.config.groups import (
     ModelPreprocessing,
     TrackingConfig,
 )
-from cvdist.config.places import cache_folder, require_outside, storage_root
+from cvdist.config.places import cache_folder, folder_for, require_outside, storage_root
 from cvdist.config.saved import LookupConfig
 from cvdist.config.settings import Flag, check_groups
 from cvdist.errors import UserError
@@ -57,7 +55,7 @@ class SamePicturesConfig(DataConfig):
     """`images`, whatever else there is."""
     uri: Annotated[str, Flag("data")] = ""
     """Folder or URI (s3://, gs://, file://) of `{train,valid}/CLASS/picture.jpg`, or of `CLASS/picture.jpg`,
-    which is split by `--valid-fraction`."""
+    which is split by `--valid-fraction`; or a table of paths and labels."""
     image_size: Annotated[int, Bounds(8, or_zero=True)] = 0
     """Height and width, in pixels, that photographs are resized to. 0: as each network's weights were
     evaluated."""
@@ -79,10 +77,7 @@ class ProbeConfig:
     @property
     def caches(self) -> str:
         """The folder or URI with the caches, by default one for the pictures of `--data`."""
-        uri = self.data.uri.rstrip("/")
-        mark = hashlib.sha256(uri.encode()).hexdigest()[:8]  # of two folders with one name
-        usual = f"{storage_root(self.lookup.storage)}/features/{PurePosixPath(uri).name}-{mark}"
-        return self.features.uri.rstrip("/") or usual
+        return self.features.uri.rstrip("/") or folder_for(self.data.uri, "features", self.lookup.storage)
 
 
 def check_probe(config: ProbeConfig) -> None:
@@ -101,7 +96,7 @@ def check_probe(config: ProbeConfig) -> None:
             "--models is needed: networks separated by commas, such as mobilenet_v2,resnet50,vit_b_16"
         )
     require_outside(
-        config.data.uri,
+        config.data.root or config.data.uri,
         features=config.caches,
         storage=storage_root(config.lookup.storage),
         cache=str(cache_folder(config.data.cache)),

@@ -57,18 +57,24 @@ def check(config: TrainConfig) -> None:
             "--features is needed: the cache for --fit logistic, as jobs/preprocess.py writes it; or train "
             "from pictures, with --fit epochs or the recipe transfer"
         )
+    if config.loop.balanced_sampling and config.loop.fit == "logistic":
+        raise UserError("--balanced-sampling is for batches, and --fit logistic has none: use --class-weights")
+    if config.loop.balanced_sampling and config.loop.class_weights == "balanced":
+        raise UserError("--balanced-sampling and --class-weights balanced do the same twice: choose one")
     if config.data.dataset == "images" and not config.data.uri and not config.features.uri:
         raise UserError(
             "--data is needed: the folder or URI of the pictures, with a folder for each class in it"
         )
     if config.data.dataset == "images":
         require_outside(
-            config.data.uri,
+            config.data.root or config.data.uri,
             storage=storage_root(config.run.storage),
             cache=str(cache_folder(config.data.cache)),
         )
     if config.features.uri and config.data.dataset != "images":
         raise UserError(f"--features is for folders of pictures, not for --dataset {config.data.dataset}")
+    if config.data.exclude and config.data.dataset != "images":
+        raise UserError(f"--exclude is for folders of pictures, not for --dataset {config.data.dataset}")
     if config.runtime.step_timeout < config.runtime.data_timeout:
         raise UserError(
             f"--step-timeout {config.runtime.step_timeout:g} is below --data-timeout "
@@ -79,6 +85,9 @@ def check(config: TrainConfig) -> None:
             f"--compile {config.loop.compile} replays each forward pass on the same memory, so that gradients "
             "can't be summed over --accumulate-steps: set that to 1, or --compile default"
         )
+    if config.loop.compile != "none" and (config.loop.sync_bn or config.loop.grad_checkpointing):
+        flag = "--sync-bn" if config.loop.sync_bn else "--grad-checkpointing"
+        raise UserError(f"{flag} can't be combined with --compile: leave one of them out")
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")
     if config.tracking.register:

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cvdist.config.bounds import Count, CountOrZero
-from cvdist.config.groups import Device, RuntimeConfig
+from cvdist.config.groups import Device, RuntimeConfig, TableConfig
 from cvdist.config.saved import SavedModelConfig
 
 
 @dataclass(frozen=True)
-class LookConfig:
+class LookConfig(TableConfig):
     """Which pictures and layers are visualized, and where the figures are written."""
 
     data: str = ""
-    """A picture, or a folder or URI of pictures; of `{train,valid}/CLASS/picture.jpg` the validation part.
-    Empty: what the model's run was validated with, where that can be reached."""
+    """A picture, or a folder or URI of pictures, or a table of them, as in training; where they are split, the
+    validation part. Empty: what the model's run was validated with, where that can be reached."""
     layers: str = ""
     """As `--visualize-layers`: convolutions by name or number, or `first`, `fifth`, `last`, `all`."""
     pictures: CountOrZero = 1

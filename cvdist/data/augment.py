@@ -76,12 +76,12 @@ class Augmentation:
         ]
         return torch.cat(draws, dim=1)[local.offset : local.offset + len(local.indices)]
 
-    def draw_view(self, name: str, view: int) -> Tensor:
+    def draw_view(self, digest: str, view: int) -> Tensor:
         """Draw the random numbers for one stored view of a picture, float32 (11,) on the CPU.
 
-        They depend only on the seed, the picture's name and the number of the view.
+        They depend only on the seed, the picture's content and the number of the view.
         """
-        return torch.rand(_PLACE + _CROP + _COLOR, generator=generator("view", self.seed, name, view))
+        return torch.rand(_PLACE + _CROP + _COLOR, generator=generator("view", self.seed, digest, view))
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         """Augment a batch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from cvdist.data.augment import Augmentation
 from cvdist.data.quarantine import BadPicture
-from cvdist.data.sampler import EpochOrder
+from cvdist.data.sampler import EpochOrder, draw_balanced
 
 Split = Literal["train", "valid"]
 
@@ -88,13 +89,15 @@ class Shuffle:
         streams: 0 if all samples are shuffled together. Otherwise the number of workers that the shards were
             divided among when the epoch began, because not all shards fit on a node.
         window: number of shards that each of these streams shuffles together; 0 if `streams` is 0.
+        balanced: whether samples are drawn with replacement, each class about equally often.
     """
 
     streams: int = 0
     window: int = 0
+    balanced: bool = False
 
 
-class FullShuffle:
+class FullShuffle(ABC):
     """Base class of loaders that can read any sample at any time, and so shuffle all samples together."""
 
     features = False
@@ -102,9 +105,13 @@ class FullShuffle:
 
     info: DatasetInfo
 
-    def shuffle(self, world_size: int) -> Shuffle:
+    @abstractmethod
+    def labels(self, split: Split) -> Tensor:
+        """Return the labels of a split (`Loader.labels`)."""
+
+    def shuffle(self, world_size: int, *, balanced: bool = False) -> Shuffle:
         """Return the shuffle of all samples together (`Loader.shuffle`)."""
-        return Shuffle()
+        return Shuffle(balanced=balanced)
 
     def names(self, split: Split, indices: Sequence[int]) -> list[str]:
         """Name samples by their row numbers (`Loader.names`)."""
@@ -112,7 +119,8 @@ class FullShuffle:
 
     def epoch_order(self, batch_size: int, seed: int, epoch: int, shuffle: Shuffle) -> EpochOrder:
         """Return the order of an epoch, which depends on the seed and the epoch only (`Loader.epoch_order`)."""
-        return EpochOrder(self.info.train_size, batch_size, seed=seed, epoch=epoch)
+        order = draw_balanced(self.labels("train"), seed=seed, epoch=epoch) if shuffle.balanced else None
+        return EpochOrder(self.info.train_size, batch_size, seed=seed, epoch=epoch, order=order)
 
 
 class Loader(Protocol):
@@ -132,8 +140,12 @@ class Loader(Protocol):
     features: bool
     note: str
 
-    def shuffle(self, world_size: int) -> Shuffle:
-        """Return how an epoch that begins now is shuffled, with `world_size` workers."""
+    def labels(self, split: Split) -> Tensor:
+        """Return the labels of a split by row, int64 (n,) on the CPU."""
+        ...
+
+    def shuffle(self, world_size: int, *, balanced: bool = False) -> Shuffle:
+        """Return how an epoch that begins now is shuffled, with `world_size` workers (`Shuffle.balanced`)."""
         ...
 
     def epoch_order(self, batch_size: int, seed: int, epoch: int, shuffle: Shuffle) -> EpochOrder:

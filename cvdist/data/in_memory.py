@@ -66,6 +66,10 @@ class InMemoryLoader(FullShuffle):
         }
         self._normalize = Normalizer(info.mean, info.std, device, channels_last=channels_last)
 
+    def labels(self, split: Split) -> Tensor:
+        """Return the labels of a split (`Loader.labels`)."""
+        return self.splits[split].labels.cpu()
+
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
     ) -> Iterator[Batch]:

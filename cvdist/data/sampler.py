@@ -5,7 +5,8 @@ batches, and each global batch is partitioned over the workers into contiguous l
 by one at most. For any number of workers and any sizes this gives three properties, which
 `tests/unit/data/test_sampler.py` checks:
 
-- Every sample belongs to exactly one worker exactly once an epoch.
+- Every sample belongs to exactly one worker exactly once an epoch. With balanced sampling the same holds for
+  the samples that are drawn, some of which are drawn more than once.
 - All workers take the same number of steps, so collective operations can't hang. A local batch may be empty.
 - The position in an epoch is a count of samples, which means the same for any number of workers, so a run can
   be continued with more or fewer of them in the middle of an epoch.
@@ -71,6 +72,25 @@ class EpochOrder:
             mine = partition(stop - start, rank, world_size)
             indices = self.order[start + mine.start : start + mine.stop]
             yield LocalBatch(indices, start=start, offset=mine.start, global_size=stop - start)
+
+
+def draw_balanced(labels: Tensor, *, seed: int, epoch: int) -> Tensor:
+    """Draw as many samples as there are, with replacement: a class, all of which are as likely, and one of it.
+
+    Args:
+        labels: int64 (n,), the samples' classes.
+        seed: Seed of the draw.
+        epoch: The epoch, counted from 1; each epoch has another draw.
+
+    Returns:
+        int64 (n,), rows in random order.
+    """
+    random = generator("balanced order", seed, epoch)
+    by_class, counts = labels.argsort(stable=True), labels.bincount()
+    first, present = counts.cumsum(0) - counts, counts.nonzero().flatten()
+    drawn = present[torch.randint(len(present), (len(labels),), generator=random)]
+    within = torch.rand(len(labels), generator=random, dtype=torch.float64) * counts[drawn]
+    return by_class[first[drawn] + within.long()]
 
 
 def partition(count: int, rank: int, world_size: int) -> range:

@@ -9,6 +9,8 @@ import torch
 
 from cvdist.config import PrecisionName
 
+_HALF: dict[PrecisionName, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -16,48 +18,57 @@ class Precision:
 
     Attributes:
         device_type: `cpu` or `cuda`.
-        bfloat16: whether forward passes run under bfloat16 autocast.
+        half: the dtype of 16 bits that forward passes are cast to; None if they stay float32.
         reason: why this precision was chosen, for the log.
         tf32: whether float32 matrix products use TF32, which has 10 bits of mantissa.
     """
 
     device_type: str
-    bfloat16: bool
+    half: torch.dtype | None
     reason: str
     tf32: bool = False
 
     @property
     def name(self) -> str:
         """The value of `--precision` that stands for this precision."""
-        return "bfloat16" if self.bfloat16 else "tf32" if self.tf32 else "float32"
+        if self.half is not None:
+            return str(self.half).removeprefix("torch.")
+        return "tf32" if self.tf32 else "float32"
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context for a forward pass. Weights, gradients and optimizer state stay float32."""
-        return torch.autocast(self.device_type, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
+        return torch.autocast(self.device_type, dtype=self.half) if self.half is not None else nullcontext()
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Return what scales the losses so that gradients fit float16; otherwise it does nothing."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.half is torch.float16)
 
 
-def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
+def choose_precision(name: PrecisionName, device: torch.device, *, training: bool = False) -> Precision:
     """Choose the precision that `--precision` asks for, as far as the device has it.
 
-    `auto` means bfloat16 where the device computes it natively, and float32 elsewhere. TF32 is set for the
+    `auto` means bfloat16 where the device computes it natively. Elsewhere it means float16 to train on a GPU,
+    where gradients are scaled and losses watched, and float32 otherwise. TF32 is set for the
     whole process, because the backward pass has to use it as well.
 
     Args:
         name: The value of `--precision`.
         device: The device that computes.
+        training: Whether it is to train.
     """
     tf32 = name == "tf32" and device.type == "cuda"
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
     if tf32:
-        return Precision(device.type, False, "as set by --precision", tf32=True)
+        return Precision(device.type, None, "as set by --precision", tf32=True)
     if name == "tf32":
-        return Precision(device.type, False, "TF32 is for GPUs only")
+        return Precision(device.type, None, "TF32 is for GPUs only")
     if name != "auto":
-        return Precision(device.type, name == "bfloat16", "as set by --precision")
+        return Precision(device.type, _HALF.get(name), "as set by --precision")
     if _native_bfloat16(device):
-        return Precision(device.type, True, f"this {device.type.upper()} computes bfloat16 natively")
-    return Precision(device.type, False, f"this {device.type.upper()} has no native bfloat16")
+        return Precision(device.type, torch.bfloat16, f"this {device.type.upper()} computes bfloat16 natively")
+    half = torch.float16 if training and device.type == "cuda" else None
+    return Precision(device.type, half, f"this {device.type.upper()} has no native bfloat16")
 
 
 def _native_bfloat16(device: torch.device) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cvdist.results import CalibrationBin
+from cvdist.results import CalibrationBin, balanced_accuracy, macro_f1
 
 TOP = 5
 
@@ -120,10 +120,14 @@ class Metrics:
     confusion: Tensor
 
     @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall of the classes that have pictures."""
+        return balanced_accuracy(self.confusion)
+
+    @property
     def macro_f1(self) -> float:
         """Mean F1 score of the classes that have pictures."""
-        scores = [one.f1 or 0.0 for one in self.by_class if one.total]
-        return sum(scores) / max(len(scores), 1)
+        return macro_f1(self.confusion)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dictionary for JSON."""
@@ -135,6 +139,7 @@ class Metrics:
             "loss": self.loss,
             "brier_score": self.brier,
             "expected_calibration_error": self.calibration_error,
+            "balanced_accuracy": self.balanced_accuracy,
             "macro_f1": self.macro_f1,
             "classes": [
                 {**asdict(one), "precision": one.precision, "recall": one.recall, "f1": one.f1}

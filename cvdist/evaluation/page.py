@@ -25,6 +25,7 @@ def mlflow_metrics(measured: Metrics) -> dict[str, float]:
         "evaluation/loss": measured.loss,
         "evaluation/brier_score": measured.brier,
         "evaluation/expected_calibration_error": measured.calibration_error,
+        "evaluation/balanced_accuracy": measured.balanced_accuracy,
         "evaluation/macro_f1": measured.macro_f1,
     }
     if measured.top_correct is not None:

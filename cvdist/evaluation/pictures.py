@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from cvdist import loaders
-from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, cache_folder
+from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, TableConfig, part_of
 from cvdist.data.dataset import Loader
-from cvdist.data.images import store
+from cvdist.data.forms import NO_PART, TRAIN_PART, VALID_PART, root_of
+from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
-from cvdist.data.images.listing import NO_PART, TRAIN_PART, VALID_PART, list_pictures, split_rows
+from cvdist.data.images.exclusion import find_excluded
+from cvdist.data.images.listing import list_pictures
 from cvdist.data.quarantine import BadPicture, require_few_bad
 from cvdist.data.sampler import EpochOrder
 from cvdist.distributed.precision import Precision, choose_precision
@@ -89,16 +91,22 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
                 f"{saved.source} does not say what it was trained on: name pictures with --data, or --dataset "
                 "digits or mnist"
             )
-        if "***" in learned.uri:
+        if masked := [uri for uri in (learned.uri, learned.root) if "***" in uri]:
             raise UserError(
-                f"{saved.source} was trained on {learned.uri}, whose credentials were not noted: name it with "
+                f"{saved.source} was trained on {masked[0]}, whose credentials were not noted: name it with "
                 "--data"
             )
         chosen = learned
     else:
         chosen = DataConfig(dataset=asked.dataset or "images", uri=asked.data, resize=saved.learned_resize())
         if learned is not None and learned.dataset == chosen.dataset:
-            chosen = dataclasses.replace(learned, uri=asked.data or learned.uri)
+            uri = asked.data or learned.uri
+            # Another data set may lack what a table or --exclude names.
+            same = uri.rstrip("/") == learned.uri.rstrip("/")
+            other = {} if same else {**vars(TableConfig()), "exclude": ""}
+            chosen = dataclasses.replace(learned, **other, uri=uri)
+    table = {name: value for name, value in vars(part_of(TableConfig, asked)).items() if value}
+    chosen = dataclasses.replace(chosen, **table)
     if chosen.dataset == "images" and not chosen.uri:
         raise UserError(
             f"--data is needed: {saved.source} was trained without naming its pictures, or on something else"
@@ -218,7 +226,10 @@ class PictureFolder:
             value = VALID_PART if part == "valid" else TRAIN_PART
             table = table.filter(pa.array(np.asarray(table.column("part")) == value))
         elif part != "all":
-            table = _as_split_in_training(config, wanted, listing.classes, part)
+            timeout = config.evaluation.prepare_timeout
+            split = as_split_in_training(wanted, timeout=timeout, data_timeout=config.inference.data_timeout)
+            table = split["valid" if part == "valid" else "train"]
+        table = table.filter(pa.array(find_excluded(table, wanted).kept))
         where = redact(wanted.uri)
         return cls(wanted, listing.classes, table, f"{where} ({_PARTS[part]})", config.inference.data_timeout)
 
@@ -227,7 +238,7 @@ class PictureFolder:
     ) -> Iterator[Labeled]:
         """Yield the log-probabilities of all pictures, as `EvaluationPictures.log_probabilities` says."""
         threads = inference.decode_workers
-        predictor = Predictor(self._wanted.uri, inference, saved, device, decode_threads=threads)
+        predictor = Predictor(root_of(self._wanted), inference, saved, device, decode_threads=threads)
         row_of = {path: row for row, path in enumerate(self._paths)}
         bad: list[BadPicture] = []
         for start in range(0, len(self._paths), _CHUNK):
@@ -241,25 +252,11 @@ class PictureFolder:
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
         """Return some pictures for people to look at, as `EvaluationPictures.pixels` says."""
-        reader = Reader(self._wanted.uri, size, self._wanted.resize)
+        reader = Reader(root_of(self._wanted), size, self._wanted.resize)
         return reader.pixels([self._paths[row] for row in rows]).permute(0, 3, 1, 2)
 
 
 _PARTS = {"valid": "validation part", "train": "training part", "all": "all pictures"}
-
-
-def _as_split_in_training(
-    config: EvaluateConfig, wanted: DataConfig, classes: tuple[str, ...], part: str
-) -> pa.Table:
-    """Return the pictures that training would have in a split.
-
-    Training splits the pictures that can be decoded, so all pictures are decoded here too.
-    """
-    cache, evaluation = cache_folder(wanted.cache), config.evaluation
-    store.prepare(wanted, cache, timeout=evaluation.prepare_timeout, data_timeout=config.inference.data_timeout)
-    there = store.open_picture_store(wanted, cache)
-    learned, validated = split_rows(there.table, wanted, classes)
-    return there.table.take(pa.array(validated if part == "valid" else learned))
 
 
 def _log_softmax(model: torch.nn.Module, images: Tensor, precision: Precision) -> Tensor:

@@ -13,8 +13,10 @@ import pyarrow as pa
 
 from cvdist import models, resumable_map, storage
 from cvdist.config import PreprocessConfig, cache_folder
-from cvdist.data.images.listing import VALID_PART, Listing, list_pictures
-from cvdist.data.images.versions import with_versions
+from cvdist.data.forms import VALID_PART, root_of
+from cvdist.data.images.listing import Listing, list_pictures
+from cvdist.data.images.measures import MEASURES
+from cvdist.data.images.versions import by_content, with_versions
 from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.features import changes as comparing
@@ -29,7 +31,7 @@ from cvdist.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-_PLACE = ("digest", "shard", "row")  # columns of the index that the listing does not have
+_PLACE = ("digest", "shard", "row", *MEASURES)  # columns of the index that the listing does not have
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,11 @@ def make_plan(config: PreprocessConfig) -> ExtractionPlan:
     store = ResultStore.open(config.features.uri, "--features", "shards", shard.SUFFIX)
     storage.check_writable(store.folder.uri, "--features")
     listing = list_pictures(config.data)  # first: the fingerprint may download weights
-    listing = replace(listing, table=with_versions(listing.table, config.data.uri, cache_folder("")))
+    listing = replace(listing, table=with_versions(listing.table, root_of(config.data), cache_folder("")))
     asked = fingerprints.for_extraction(config)
     before = _existing(store.folder, asked, replace=config.features.replace)
     known = index.SCHEMA.empty_table() if before is None else read_index(store.folder, before)
-    changes = comparing.find_changes(listing.table, known, comparing.digests_of(config.data.uri))
+    changes = comparing.find_changes(listing.table, known, comparing.digests_of(root_of(config.data)))
     files = store.folder.sizes()
     if before is not None:
         rows = [s.rows if files.get(s.object) == s.stored_bytes else 0 for s in before.shards]
@@ -104,7 +106,7 @@ def _work_units(
     units = []
     for mine, views in ((rows[~valid], fingerprint.views), (rows[valid], 1)):
         table = listing.select(index.LISTED).take(pa.array(mine))
-        identity = {"fingerprint": fingerprint.to_dict(), "views": views}
+        identity = {"format": manifest.VERSION, "fingerprint": fingerprint.to_dict(), "views": views}
         units += resumable_map.work_units(table, identity, resumable_map.equal_bounds(len(mine), shard_size))
     return units
 
@@ -202,9 +204,10 @@ def _known_bad(todo: ExtractionPlan) -> list[BadPicture]:
     """The pictures that could not be decoded when the cache was written, and have not changed."""
     if todo.before is None:
         return []
-    known = todo.known.take(pa.array(todo.changes.of))
-    kept = set(known.column("path").filter(pa.array(np.asarray(known.column("shard")) < 0)).to_pylist())
-    return [picture for picture in todo.before.bad if picture.path in kept]
+    now = todo.listing.table.column("path").take(pa.array(todo.changes.kept)).to_pylist()
+    then = todo.known.column("path").take(pa.array(todo.changes.of)).to_pylist()
+    path = dict(zip(then, now, strict=True))
+    return [BadPicture(path[one.path], one.reason) for one in todo.before.bad if one.path in path]
 
 
 def _finish(
@@ -222,6 +225,7 @@ def _finish(
         feature_shape=backbone.feature_shape(3, size, size),
         fingerprint=todo.fingerprint,
         source=redact(config.data.uri),
+        root=redact(root_of(config.data)),
         weights=backbone.source,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         index=entry,
@@ -239,17 +243,19 @@ def _finish(
 def _table(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> tuple[pa.Table, list[ShardEntry]]:
     """Build the new index and the list of shards that it refers to."""
     kept = todo.known.take(pa.array(todo.changes.of)).to_pydict()
+    kept["path"] = todo.listing.table.column("path").take(pa.array(todo.changes.kept)).to_pylist()
     used = sorted(set(kept["shard"]) - {-1})
     shards = [todo.before.shards[number] for number in used] if todo.before else []
     renumbered = {number: i for i, number in enumerate(used)} | {-1: -1}
-    found: dict[str, tuple[bytes, int, int]] = {}  # digest, shard and row, by path
-    for path, digest, number, row in zip(*(kept[name] for name in ("path", *_PLACE)), strict=True):
-        found[path] = digest, renumbered[number], row
+    found: dict[str, tuple[object, ...]] = {}  # what `_PLACE` names, by path
+    for path, digest, number, *rest in zip(*(kept[name] for name in ("path", *_PLACE)), strict=True):
+        found[path] = digest, renumbered[number], *rest
+    nothing = [0.0] * len(MEASURES)
     for unit, receipt in zip(todo.shards.units, receipts, strict=True):
         bad = {picture.path for picture in receipt.bad}
         row = 0
         for path, digest in zip(unit.paths, receipt.values["digests"], strict=True):
-            place = (-1, -1) if path in bad else (len(shards), row)
+            place = (-1, -1, *nothing) if path in bad else (len(shards), row, *receipt.values["measures"][row])
             found[path] = bytes.fromhex(digest), *place
             row += path not in bad
         if receipt.object:
@@ -258,7 +264,7 @@ def _table(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> tuple[pa.Table,
     columns = zip(*(found[path] for path in table.column("path").to_pylist()), strict=True)
     for name, column in zip(_PLACE, columns, strict=True):
         table = table.append_column(name, pa.array(column, index.SCHEMA.field(name).type))
-    return table.cast(index.SCHEMA), shards
+    return by_content(table.cast(index.SCHEMA)), shards
 
 
 def _same(before: Manifest, made: Manifest) -> bool:

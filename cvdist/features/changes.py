@@ -6,21 +6,21 @@ into a new shard. So an update costs only as much as it adds, wherever the pictu
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cvdist import storage
-from cvdist.errors import UserError
+from cvdist.data.contents import Contents
 from cvdist.features import index
-from cvdist.log import redact
 
-_READERS = 16  # files at a time
 _LEAST_ALIVE = 0.5  # of a shard's rows; with fewer, those are computed again and the shard is dropped
+
+_DIGEST = re.compile(f"[0-9a-f]{{{2 * index.DIGEST_BYTES}}}")
 
 Digests = Callable[[Sequence[str]], Iterable[bytes]]
 """The digest of each picture's file, by paths below `--data`, in order."""
@@ -71,48 +71,68 @@ def find_changes(listing: pa.Table, known: pa.Table, digests: Digests) -> Change
     version than the files that they were copied from.
     """
     where = pc.index_in(listing.column("path"), value_set=known.column("path"))
-    found = np.asarray(pc.fill_null(where, -1).combine_chunks(), dtype=np.int64)
+    found = np.array(pc.fill_null(where, -1).combine_chunks(), dtype=np.int64)
+    paths = listing.column("path")
+    gone = np.asarray(pc.is_null(pc.index_in(known.column("path"), value_set=paths)).combine_chunks())
+    _find_moved(listing, known, digests, found, gone.nonzero()[0])
     there = (found >= 0).nonzero()[0]
     same = np.ones(len(there), dtype=bool)
     for name in ("label", "part", "size"):
         mine, theirs = (np.asarray(table.column(name)) for table in (listing, known))
         same &= mine[there] == theirs[found[there]]
     mine, theirs = (np.asarray(table.column("version")) for table in (listing, known))
-    doubtful = (same & (mine[there] != theirs[found[there]])).nonzero()[0]
-    paths = listing.column("path")
-    now = digests([paths[int(row)].as_py() for row in there[doubtful]])
     before = known.column("digest")
+    moved = gone[found[there]]
+    doubtful = (same & ~moved & (mine[there] != theirs[found[there]])).nonzero()[0]
+    now = digests([paths[int(row)].as_py() for row in there[doubtful]])
     for position, digest in zip(doubtful, now, strict=True):
         same[position] = digest == before[int(found[there[position]])].as_py()
-    gone = pc.is_null(pc.index_in(known.column("path"), value_set=paths))
+    gone[found[there[moved]]] = False
     return Changes(
         kept=there[same],
         of=found[there[same]],
         added=(found < 0).nonzero()[0],
         changed=there[~same],
-        removed=known.column("path").filter(gone).to_pylist(),
+        removed=known.column("path").filter(pa.array(gone)).to_pylist(),
     )
 
 
-def digests_of(uri: str) -> Digests:
-    """Return a function that reads files below `uri`, several at a time, and computes their digests.
+def _find_moved(
+    listing: pa.Table, known: pa.Table, digests: Digests, found: np.ndarray, gone: np.ndarray
+) -> None:
+    """Find pictures that are there under another path, or in another form of the data, by their contents.
 
-    That function raises UserError if a file can't be read.
+    Args:
+        listing: as in `find_changes`.
+        known: as in `find_changes`.
+        digests: as in `find_changes`.
+        found: int64, the row of each listed picture in `known`, or -1. What is found is put there.
+        gone: int64, the rows of `known` whose paths are not listed.
+    """
+    fields = ("label", "part", "size")
+    lost: defaultdict[tuple[int, ...], dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row, one in zip(gone.tolist(), known.take(pa.array(gone)).to_pylist(), strict=True):
+        lost[tuple(one[name] for name in fields)][one["digest"]].append(row)
+    new = (found < 0).nonzero()[0]
+    rows = zip(new.tolist(), listing.take(pa.array(new)).to_pylist(), strict=True) if lost else ()
+    candidates = [(row, one) for row, one in rows if tuple(one[name] for name in fields) in lost]
+    # A picture's version is its digest, unless it is an object with an ETag.
+    unread = [one["path"] for _, one in candidates if not _DIGEST.fullmatch(one["version"])]
+    read = iter(digests(unread))
+    for row, one in candidates:
+        digest = bytes.fromhex(one["version"]) if _DIGEST.fullmatch(one["version"]) else next(read)
+        if there := lost[tuple(one[name] for name in fields)].get(digest):
+            found[row] = there.pop()
+
+
+def digests_of(root: str) -> Digests:
+    """Return a function that reads pictures below `root`, several at a time, and computes their digests.
+
+    That function raises UserError if one can't be read.
     """
 
     def digests(paths: Sequence[str]) -> Iterator[bytes]:
-        filesystem, root = storage.locate(uri, "--data")
-
-        def one(path: str) -> bytes:
-            try:
-                return index.digest_of(storage.read(filesystem, f"{root}/{path}"))
-            except OSError as error:
-                raise UserError(
-                    f"--data {redact(uri)}: {path} can't be read ({storage.reason(error)})"
-                ) from error
-
-        with ThreadPoolExecutor(_READERS) as pool:
-            yield from pool.map(one, paths)
+        return map(index.digest_of, Contents(root).read_all(paths))
 
     return digests
 

@@ -13,8 +13,9 @@ from cvdist import models
 from cvdist.config import PreprocessConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import to_device
+from cvdist.data.forms import VALID_PART, root_of
 from cvdist.data.images.ahead import BATCH, DecodeAhead, Pictures, stacked
-from cvdist.data.images.listing import VALID_PART
+from cvdist.data.images.measures import measure
 from cvdist.data.images.on_gpu import GpuDecoder
 from cvdist.data.normalize import Normalizer
 from cvdist.data.quarantine import BadPicture
@@ -73,7 +74,7 @@ class Extractor:
         self._shape = backbone.feature_shape(3, fingerprint.size, fingerprint.size)
         self._batch = BATCH[device.type]
         self._pictures = pictures or DecodeAhead(
-            config.data.uri,
+            root_of(config.data),
             config.data.image_size,
             config.data.resize,
             threads=decode_threads,
@@ -94,10 +95,10 @@ class Extractor:
             UserError: if a file can't be read, or a value overflows its dtype.
         """
         valid = unit.pictures["part"][0] == VALID_PART
-        features, digests, bad = self.compute(unit.paths, 1 if valid else self._views)
+        features, digests, bad, measured = self.compute(unit.paths, 1 if valid else self._views)
         excluded = {picture.path for picture in bad}
         good = [row for row, path in enumerate(unit.paths) if path not in excluded]
-        values: dict[str, Any] = {"digests": [digest.hex() for digest in digests]}
+        values: dict[str, Any] = {"digests": [digest.hex() for digest in digests], "measures": measured}
         if not good:
             return UnitResult(None, bad, values)
         packed = shard.pack(
@@ -108,7 +109,9 @@ class Extractor:
         values["shard"] = {name: value for name, value in vars(packed).items() if name != "content"}
         return UnitResult(packed.content, bad, values)
 
-    def compute(self, paths: Sequence[str], views: int) -> tuple[Tensor, list[bytes], list[BadPicture]]:
+    def compute(
+        self, paths: Sequence[str], views: int
+    ) -> tuple[Tensor, list[bytes], list[BadPicture], list[list[float]]]:
         """Read, decode and compute pictures.
 
         Args:
@@ -116,8 +119,8 @@ class Extractor:
             views: number of views of each.
 
         Returns:
-            Features (n, views, ...), in which the good pictures come first; the digest of each picture; and the
-            pictures that can't be decoded.
+            Features (n, views, ...), in which the good pictures come first; the digest of each picture; the
+            pictures that can't be decoded; and the `MEASURES` of each good picture.
 
         Raises:
             UserError: if a file can't be read, or a value overflows its dtype.
@@ -127,6 +130,8 @@ class Extractor:
         digests: list[bytes] = []
         bad: list[BadPicture] = []
         finite: list[tuple[str, Tensor]] = []
+        sizes: list[tuple[float, float]] = []
+        looks: list[Tensor] = []
         good = 0
         for first, decoded in self._pictures.batches(paths, self._batch):
             if self._decoder is not None:
@@ -139,10 +144,13 @@ class Extractor:
             if not pixels:
                 continue
             names = [path for path, one in named if one.pixels is not None]
-            images = stacked(pixels, self._device)
+            contents = [one.digest.hex() for one in decoded if one.pixels is not None]
+            sizes += [(one.width, one.height) for one in decoded if one.pixels is not None]
+            images = stacked(pixels, self._device).to(self._device, non_blocking=True)
             # Held while a GPU's work is handed over, not until it is done: another thread's comes next.
             with self._computing:
-                stored = self._compute(images, names, views)
+                stored = self._compute(images, contents, views)
+                looks.append(measure(images).to("cpu", non_blocking=True))
                 finite.append((names[0], stored.isfinite().all().to("cpu", non_blocking=True)))
                 features[good : good + len(pixels)].copy_(stored, non_blocking=True)
                 done = torch.cuda.Event() if pinned else None
@@ -157,16 +165,19 @@ class Extractor:
                     f"--features-dtype {str(self._dtype).removeprefix('torch.')} can't hold the features of "
                     f"{name} and others: choose bfloat16 or float32"
                 )
-        return features, digests, bad
+        shown = (row for part in looks for row in part.tolist())
+        measures = zip(sizes, shown, strict=True)
+        measured = [[*size, *(round(value, 4) for value in look)] for size, look in measures]
+        return features, digests, bad, measured
 
-    def _compute(self, pixels: Tensor, names: list[str], views: int) -> Tensor:
-        """uint8 (n, H, W, C) to features (n, views, ...) on the device, in the stored dtype."""
-        plain = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float()
+    def _compute(self, pixels: Tensor, digests: list[str], views: int) -> Tensor:
+        """uint8 (n, H, W, C) to features (n, views, ...), on the device, in the stored dtype."""
+        plain = pixels.permute(0, 3, 1, 2).float()
         computed = []
         for view in range(views):
             images = plain.clone() if views > 1 else plain
             if view and self._augmentation is not None:
-                draws = torch.stack([self._augmentation.draw_view(name, view) for name in names])
+                draws = torch.stack([self._augmentation.draw_view(digest, view) for digest in digests])
                 images = self._augmentation.apply(images, to_device(draws, self._device))
             with torch.inference_mode(), self.precision.autocast():
                 computed.append(self.module(self._normalize(images)))

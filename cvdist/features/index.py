@@ -1,9 +1,10 @@
 """The index of a cache: a Parquet table of all pictures that says where their features are.
 
-The rows are sorted by path. The columns are path (string), label (int32), part (int8, the split, as in
-`cvdist.data.images.listing.Listing`), size (int64, bytes), version (string, of the content, as in
-`cvdist.data.images.versions`), digest (first 16 bytes of the file's SHA-256), shard (int32, its number in the
-manifest, -1 for a picture that can't be decoded) and row (int32, in that shard).
+The rows are sorted by content (`cvdist.data.images.versions.by_content`). The columns are path (string), label
+(int32), part (int8, the split, as in `cvdist.data.images.listing.Listing`), size (int64, bytes), version
+(string, of the content, as in `cvdist.data.images.versions`), digest (first 16 bytes of the file's SHA-256),
+shard (int32, its number in the manifest, -1 for a picture that can't be decoded), row (int32, in the shard),
+and what was measured while the picture was decoded (`cvdist.data.images.measures`; 0 if it can't be decoded).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvdist.data.images.ahead import DIGEST_BYTES as DIGEST_BYTES
-from cvdist.data.images.ahead import digest_of as digest_of
+from cvdist.data.contents import DIGEST_BYTES as DIGEST_BYTES
+from cvdist.data.contents import digest_of as digest_of
+from cvdist.data.images.measures import MEASURES
 
 SUFFIX = ".parquet"
 LISTED = ("path", "label", "part", "size", "version")
@@ -28,6 +30,7 @@ SCHEMA = pa.schema(
         ("digest", pa.binary(DIGEST_BYTES)),
         ("shard", pa.int32()),
         ("row", pa.int32()),
+        *((name, pa.float32()) for name in MEASURES),
     ]
 )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import Batch, DatasetInfo, Shuffle, Split, to_device
 from cvdist.data.quarantine import BadPicture
-from cvdist.data.sampler import EpochOrder, LocalBatch, partition
+from cvdist.data.sampler import EpochOrder, LocalBatch, draw_balanced, partition
 from cvdist.features.copies import Copy, DeviceCopy, FeatureRows
 from cvdist.features.order import windowed
 from cvdist.seeding import generator
@@ -63,7 +63,7 @@ class FeatureLoader:
             views: number of views of each training sample to choose from.
             seed: seed of the choice of views.
             window: number of shards that are shuffled together; 0 means that all samples are shuffled.
-            digest: SHA-256 of the cache's index.
+            digest: SHA-256 of the contents and labels of all pictures, and of the shuffle's shards.
             quarantine: pictures that can't be decoded.
             augmentation: augmentation of the views, or None.
             pictures: reads original pictures, for figures.
@@ -77,22 +77,27 @@ class FeatureLoader:
         # By shard: validation then reads each of them once, whatever has become of the listing since.
         self._by_shard = {split: np.lexsort((rows.row, rows.shard)) for split, rows in splits.items()}
 
-    def shuffle(self, world_size: int) -> Shuffle:
+    def shuffle(self, world_size: int, *, balanced: bool = False) -> Shuffle:
         """Return how an epoch that begins now is shuffled (`Loader.shuffle`)."""
-        return Shuffle(world_size, self._window) if self._window else Shuffle()
+        return Shuffle(world_size if self._window else 0, self._window, balanced)
 
     def epoch_order(self, batch_size: int, seed: int, epoch: int, shuffle: Shuffle) -> EpochOrder:
         """Return the order of an epoch that began with `shuffle` (`Loader.epoch_order`)."""
+        drawn = draw_balanced(self._labels["train"], seed=seed, epoch=epoch) if shuffle.balanced else None
         if not shuffle.streams:
-            return EpochOrder(self.info.train_size, batch_size, seed=seed, epoch=epoch)
-        return windowed(
-            self._splits["train"].shard,
+            return EpochOrder(self.info.train_size, batch_size, seed=seed, epoch=epoch, order=drawn)
+        shard = self._splits["train"].shard
+        order = windowed(
+            shard if drawn is None else shard[drawn.numpy()],
             batch_size,
             seed=seed,
             epoch=epoch,
             streams=shuffle.streams,
             window=shuffle.window,
         )
+        if drawn is not None:
+            order.order = drawn[order.order]
+        return order
 
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
@@ -131,7 +136,7 @@ class FeatureLoader:
         return self._views
 
     def labels(self, split: Split) -> Tensor:
-        """Return the labels of a split by row, int64 (n,) on the CPU."""
+        """Return the labels of a split (`Loader.labels`)."""
         return self._labels[split]
 
     @property
@@ -158,7 +163,7 @@ class FeatureLoader:
         return self._paths(split, [int(index) for index in indices])
 
     def digest(self) -> str:
-        """Return the SHA-256 of the cache's index, which contains every picture's digest (`Loader.digest`)."""
+        """Return the SHA-256 of all pictures' contents and labels (`Loader.digest`)."""
         return self._digest
 
     def _draw_views(self, epoch: int) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from cvdist.resumable_map import MANIFEST, checksum, with_checksum
 from cvdist.storage import Folder
 
 NAME = MANIFEST
-FORMAT, VERSION = "cvdist-features", 1
+FORMAT, VERSION = "cvdist-features", 2
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Manifest:
         classes: names of the classes, in the order of their labels.
         feature_shape: shape of one view of one picture.
         fingerprint: everything that features depend on besides the pictures.
-        source: where the pictures came from, for records.
+        source: where the pictures came from, as the user named it.
+        root: folder or URI that the paths in the index are relative to.
         weights: where the weights came from, for records.
         created: time in UTC, ISO 8601.
         index: the index file.
@@ -74,6 +75,7 @@ class Manifest:
     feature_shape: tuple[int, ...]
     fingerprint: Fingerprint
     source: str
+    root: str
     weights: str
     created: str
     index: IndexEntry
@@ -127,6 +129,7 @@ def parse(content: bytes, uri: str, flag: str = "--features") -> Manifest:
             feature_shape=tuple(values["feature_shape"]),
             fingerprint=Fingerprint.from_dict(values["fingerprint"]),
             source=values["source"],
+            root=values["root"],
             weights=values["weights"],
             created=values["created"],
             index=IndexEntry(**values["index"]),

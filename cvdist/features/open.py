@@ -14,9 +14,11 @@ from torch import Tensor
 from cvdist.config import TrainConfig, cache_folder
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo, Split
+from cvdist.data.forms import root_of
+from cvdist.data.images import exclusion
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import list_pictures, split_rows
-from cvdist.data.images.versions import with_versions
+from cvdist.data.images.versions import digest_of_rows, with_versions
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.errors import UserError
 from cvdist.features import changes, fingerprint, local, manifest
@@ -52,7 +54,7 @@ def prepare(config: TrainConfig) -> None:
         )
     _used_views(config, cache)
     if config.data.uri:
-        _require_same_pictures(config, folder, cache)
+        require_same_pictures(config, folder, cache)
 
 
 def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> FeatureLoader:
@@ -73,6 +75,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
         table = parse_index(content, folder, cache)
         table = table.filter(pa.array(np.asarray(table.column("shard")) >= 0))
         train, valid = split_rows(table, config.data, cache.classes)
+        excluded = exclusion.find_excluded(table, config.data)
         views = _used_views(config, cache)
     copy, window, note = _copy(config, folder, cache, device, workers_on_node)
     columns = {name: np.asarray(table.column(name)).astype(np.int64) for name in ("shard", "row", "label")}
@@ -86,7 +89,8 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
     return FeatureLoader(
         DatasetInfo(
             name=PurePosixPath((config.data.uri or cache.source).rstrip("/")).name,
-            source=f"{redact(config.data.uri or cache.source)}, features from {redact(folder.uri)}",
+            source=f"{redact(config.data.uri or cache.source)}, features from {redact(folder.uri)}"
+            + exclusion.describe(excluded, config.data),
             classes=cache.classes,
             channels=3,
             height=mark.size,
@@ -104,7 +108,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
         views=views,
         seed=config.run.seed,
         window=window,
-        digest=cache.index.sha256,
+        digest=digest_of_rows(table, rows.values(), ("digest", "label", *(("shard", "row") if window else ()))),
         quarantine=cache.bad,
         augmentation=_augmentation(cache) if views > 1 else None,
         pictures=_originals(config, cache),
@@ -144,7 +148,7 @@ def _used_views(config: TrainConfig, cache: Manifest) -> int:
     return asked or mark.views
 
 
-def _require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest) -> None:
+def require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest) -> None:
     """Check that the pictures of `--data` are those that the features were computed from.
 
     Raises:
@@ -161,8 +165,8 @@ def _require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest)
             f"--features {redact(folder.uri)} is of the classes {', '.join(cache.classes)}, --data "
             f"{redact(config.data.uri)} has {', '.join(listing.classes)}: run jobs/preprocess.py again"
         )
-    table = with_versions(listing.table, config.data.uri, cache_folder(config.data.cache))
-    found = changes.find_changes(table, known, changes.digests_of(config.data.uri))
+    table = with_versions(listing.table, root_of(config.data), cache_folder(config.data.cache))
+    found = changes.find_changes(table, known, changes.digests_of(root_of(config.data)))
     if found.any:
         raise UserError(
             f"--features {redact(folder.uri)} is out of date for --data {redact(config.data.uri)} "
@@ -224,16 +228,17 @@ def _augmentation(cache: Manifest) -> Augmentation | None:
 
 
 def _originals(config: TrainConfig, cache: Manifest) -> Callable[[Sequence[str]], Tensor]:
-    """Return a function that reads original pictures for figures, from `--data` or the cache's source."""
-    uri = config.data.uri or cache.source
+    """Return a function that reads original pictures for figures, from `--data` or where the cache is from."""
+    roots = dict.fromkeys([*([root_of(config.data)] if config.data.uri else []), cache.root])
     size, resize = cache.fingerprint.size, cache.fingerprint.resize
 
     def pictures(paths: Sequence[str]) -> Tensor:
-        try:
-            found = Reader(uri, size, resize).pixels(paths)
-        except UserError as error:
-            logger.warning("pictures   %s can't be read for figures: %s", redact(uri), error)
-            found = torch.full((len(paths), size, size, 3), 128, dtype=torch.uint8)
-        return found.permute(0, 3, 1, 2).contiguous()
+        for root in roots:  # the paths in the index are those of the form that the cache was made from
+            try:
+                return Reader(root, size, resize).pixels(paths).permute(0, 3, 1, 2).contiguous()
+            except UserError as error:
+                why = error
+        logger.warning("pictures   %s can't be read for figures: %s", redact(cache.root), why)
+        return torch.full((len(paths), 3, size, size), 128, dtype=torch.uint8)
 
     return pictures

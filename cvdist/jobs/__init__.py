@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cvdist.jobs.evaluate import EvaluateResult, evaluate
+    from cvdist.jobs.inspect import InspectResult, inspect
     from cvdist.jobs.predict import PredictResult, predict
     from cvdist.jobs.preflight import PreflightResult, preflight
     from cvdist.jobs.preprocess import PreprocessResult, preprocess
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EvaluateResult",
+    "InspectResult",
     "PredictResult",
     "PreflightResult",
     "PreprocessResult",
@@ -40,6 +42,7 @@ __all__ = [
     "TrainResult",
     "VisualizeResult",
     "evaluate",
+    "inspect",
     "predict",
     "preflight",
     "preprocess",

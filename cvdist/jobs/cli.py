@@ -24,11 +24,14 @@ from cvdist import config as configs
 from cvdist import log, proxy, recipes
 from cvdist.config import Setting, TrainConfig
 from cvdist.errors import EXIT_USER_ERROR, UserError, did_you_mean
+from cvdist.jobs import quiet
+from cvdist.jobs.temporary import temporary_folder
 
 _GENERAL = {
     "--help": "this text; after a recipe's name, all its settings",
     "--show-config": "print the configuration as JSON and stop",
-    "--debug": "more log, and a traceback with every error",
+    "--verbose": "also show what Ray and MLflow say, which else goes to a file",
+    "--debug": "more log, and a traceback with every error; includes --verbose",
 }
 _CACHE_COMMANDS = {
     "--check": "URI: read a whole cache and compare it with what was written",
@@ -86,6 +89,13 @@ class Job:
 
 
 _MODEL = "a run's name or id, models:/NAME/VERSION, a checkpoint, or a file of weights (--help)"
+# Of the settings of a training, what changes nothing of the pictures as they are.
+_NOT_INSPECTED = frozenset(
+    {
+        *("dataset", "views", "trainable_stages", "horizontal_flip", "rotation", "translation"),
+        *("random_resized_crop", "color_jitter"),
+    }
+)
 JOBS = {
     "train": Job(TrainConfig, "Train an image classifier."),
     "preprocess": Job(
@@ -99,6 +109,12 @@ JOBS = {
         "Compare pretrained networks on your pictures, before one of them is trained.",
         subject="",
         without=frozenset({"dataset"}),
+    ),
+    "inspect": Job(
+        configs.InspectConfig,
+        "Find what is wrong with labeled pictures: copies, leaks, wrong labels, odd ones.",
+        subject="",
+        without=_NOT_INSPECTED,
     ),
     "sweep": Job(
         configs.SweepJobConfig,
@@ -194,7 +210,8 @@ def run(words: Sequence[str] | None = None) -> int:
         hint = did_you_mean(words[0], JOBS, f"there are: {', '.join(JOBS)}")
         print(f"error: unknown job {words[0]!r}: {hint}", file=sys.stderr)
         return EXIT_USER_ERROR
-    return run_job(words[0], words[1:])
+    with temporary_folder():
+        return run_job(words[0], words[1:])
 
 
 def run_job(name: str, words: Sequence[str] | None = None) -> int:
@@ -211,25 +228,38 @@ def run_job(name: str, words: Sequence[str] | None = None) -> int:
             return 0
         module = importlib.import_module(f"cvdist.jobs.{name}")
         if isinstance(settings, CacheCommand):
-            show(module.inspect_cache(settings.how, settings.uri))
+            show(module.look_at_cache(settings.how, settings.uri))
             return 0
         result = getattr(module, name)(settings)
+        quiet.disconnect()
         return module.present(result) if result is not None else 0
 
-    return main(act, words)
+    # With words, the job is a part of a process that goes on, as do the servers that libraries have started.
+    with temporary_folder() if words is None else contextlib.nullcontext():
+        return main(act, words, name)
 
 
-def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
+def main(
+    job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None, name: str = "job"
+) -> int:
     """Call `job` with its arguments, and return the exit code.
 
     An error that the user can correct is one line on stderr.
+
+    Args:
+        job: gets the arguments.
+        arguments: None: those of this process.
+        name: the job's, for the file of what libraries say.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    log.setup(debug=debug)
-    proxy.ask_directly()
+    messages: quiet.LibraryMessages | None = None
     try:
-        return job(words) or 0
+        verbose = debug or "--verbose" in words
+        with quiet.console(name, verbose=verbose) as messages:
+            log.setup(debug=debug)
+            proxy.ask_directly()
+            return job(words) or 0
     except UserError as error:
         logging.getLogger("cvdist").debug("", exc_info=True)
         if not error.told_by_another:
@@ -244,6 +274,8 @@ def main(job: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | 
     except Exception as error:
         if debug:
             traceback.print_exc()
+        elif messages is not None and messages.last:
+            sys.stderr.writelines(["the last of what Ray and MLflow said:\n", *messages.last])
         first = next(iter(str(error).strip().splitlines()), "")
         print(f"error: {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
         return 1
@@ -278,7 +310,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
             the wrong type.
         SystemExit: after `--help` with a subject.
     """
-    words = _with_values([word for word in arguments if word not in ("--debug", "--show-config")])
+    words = _with_values([word for word in arguments if word not in ("--debug", "--verbose", "--show-config")])
     if name == "preprocess" and (found := _cache_command(words)) is not None:
         return found
     job, program = JOBS[name], _program(name)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cvdist import log
+from cvdist.log import redact
 from cvdist.tracking import RunRef
+
+_LOCAL = "http://localhost:5000/"
+_OF_A_CLONE = ("Makefile", "jobs/train.py")
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -32,14 +41,33 @@ def mlflow_row(run: RunRef | None) -> list[tuple[str, str]]:
     """The row that says where the run is in MLflow; none without a run."""
     if run is None:
         return []
-    return [("MLflow", run.page if _has_server(run) else run.tracking_uri)]
+    return [("MLflow", run.page() if _has_server(run) else redact(run.tracking_uri))]
 
 
 def open_run(run: RunRef) -> str:
     """The line that tells how to see the run in MLflow."""
-    if _has_server(run):
-        return f"open {run.page}"
-    return f"make ui   then open http://localhost:5000/{run.page}"
+    return f"open {run.page()}" if _has_server(run) else f"{_ui(run)}   then open {_LOCAL}{run.page()}"
+
+
+def all_runs(run: RunRef) -> str:
+    """The address of the table of all runs."""
+    return run.runs_page() if _has_server(run) else f"{_LOCAL}{run.runs_page()}"
+
+
+def page_after(run: RunRef, tab: str = "") -> str:
+    """The address of a tab of the run, and what starts a server where there is none."""
+    return run.page(tab) if _has_server(run) else f"{_LOCAL}{run.page(tab)} (after {_ui(run)})"
+
+
+def _ui(run: RunRef) -> str:
+    """The command that starts MLflow's UI on the run's store."""
+    here = Path.cwd()
+    usual = f"{os.environ.get('CVDIST_STORAGE') or here / 'runs'}/mlflow.db"
+    if run.tracking_uri == f"sqlite:///{usual}" and all((here / name).is_file() for name in _OF_A_CLONE):
+        return "make ui"
+    beside = Path(sys.executable).with_name("mlflow")
+    program = "mlflow" if shutil.which("mlflow") or not beside.exists() else str(beside)
+    return f"{program} ui --backend-store-uri {shlex.quote(redact(run.tracking_uri))} --port 5000"
 
 
 def _has_server(run: RunRef) -> bool:

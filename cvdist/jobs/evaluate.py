@@ -61,10 +61,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     began = time.monotonic()
     configs.check_groups(config)
     asked = config.evaluation
-    configs.require_outside(asked.data, cache=str(configs.cache_folder(asked.cache)))
+    configs.require_outside(asked.root or asked.data, cache=str(configs.cache_folder(asked.cache)))
     if asked.register:
         configs.check_registration(asked.register, asked.alias)
-    config = configs.replace(config, data=storage.absolute(asked.data))
+    config = configs.replace(config, data=storage.absolute(asked.data), data_root=storage.absolute(asked.root))
     with sigterm_raises():
         device = devices.here(config.inference.device)
         saved = open_model(config.saved)
@@ -259,6 +259,7 @@ def _figures(models: Sequence[ModelEvaluation]) -> list[list[str]]:
     return [
         *rows,
         ["loss", *(f"{one.loss:.4f}" for one in found)],
+        ["balanced accuracy", *(f"{one.balanced_accuracy:.2%}" for one in found)],
         ["macro F1", *(f"{one.macro_f1:.4f}" for one in found)],
         ["calibration error", *(f"{100 * one.calibration_error:.2f}%" for one in found)],
         ["Brier score", *(f"{one.brier:.4f}" for one in found)],

@@ -62,7 +62,8 @@ def predict(config: PredictConfig) -> PredictResult:
         config = configs.replace(config, data=(config.prediction.data,))
     if not config.prediction.data:
         raise UserError("--data is needed: the pictures, as a folder, files, a pattern or a list")
-    pictures = find_pictures(config.prediction.data)
+    config = configs.replace(config, data_root=storage.absolute(config.prediction.root))
+    pictures = find_pictures(config.prediction.data, config.prediction)
     few, output = len(pictures.table) <= _FEW, storage.absolute(config.prediction.output)
     if not output and not few:
         raise UserError(

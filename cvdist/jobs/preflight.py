@@ -177,8 +177,8 @@ def _gpu_memory(config: TrainConfig, total: int) -> str:
     from cvdist.distributed.precision import choose_precision
     from cvdist.training import memory
 
-    bfloat16 = choose_precision(config.loop.precision, torch.device("cuda", 0)).bfloat16
-    needed = memory.estimate_for_config(config, bfloat16=bfloat16)
+    half = choose_precision(config.loop.precision, torch.device("cuda", 0), training=True).half
+    needed = memory.estimate_for_config(config, bfloat16=half is not None)
     found = f"a worker needs about {needed}, of {total / 1e9:,.1f} GB"
     if needed.peak > total:
         raise UserError(f"{found}: {memory.advice(config)}")
@@ -221,18 +221,19 @@ def _mlflow(config: TrainConfig) -> str:
 def _samples(config: TrainConfig) -> str:
     """Decode some pictures, or what else the data set needs."""
     if config.features.uri:
-        from cvdist.features import inspect
+        from cvdist.features import maintenance
 
-        return str(inspect.describe(config.features.uri)).strip().splitlines()[0]
+        return str(maintenance.describe(config.features.uri)).strip().splitlines()[0]
     if config.data.dataset != "images":
         return f"{config.data.dataset}: comes with the package, or is downloaded"
+    from cvdist.data.forms import root_of
     from cvdist.data.images import listing
     from cvdist.data.images.ahead import Reader
 
     listed = listing.list_pictures(config.data)
     paths = listed.table.column("path").to_pylist()
     chosen = random.Random(0).sample(paths, min(_SAMPLES, len(paths)))
-    reader = Reader(config.data.uri, config.data.image_size, config.data.resize)
+    reader = Reader(root_of(config.data), config.data.image_size, config.data.resize)
     began = time.monotonic()
     found = zip(chosen, reader.decode(chosen), strict=True)
     bad = [f"{path} ({one.reason})" for path, one in found if one.pixels is None]

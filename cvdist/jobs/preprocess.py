@@ -9,8 +9,8 @@ from functools import partial
 
 from cvdist import config as configs
 from cvdist import log, models, recipes, storage
-from cvdist.config import PreprocessConfig
-from cvdist.features import build, inspect
+from cvdist.config import PreprocessConfig, TableConfig
+from cvdist.features import build, maintenance
 from cvdist.features.build import BuiltCache
 from cvdist.features.extract import Extractor
 from cvdist.jobs import cli, console
@@ -18,7 +18,13 @@ from cvdist.runtime.environment import require_ray
 from cvdist.runtime.map_workers import open_workers
 from cvdist.runtime.signals import sigterm_raises
 
-_OF_THE_NODE = ("uri", "decode_workers", "max_bad_fraction")  # of the data: no part of the features
+# Of the data: no part of the features.
+OF_THE_NODE = (
+    *(field.name for field in dataclasses.fields(TableConfig)),
+    "uri",
+    "decode_workers",
+    "max_bad_fraction",
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ def preprocess(config: PreprocessConfig) -> PreprocessResult:
     config = configs.replace(
         models.with_preprocessing(config),
         data=storage.absolute_if_there(config.data.uri),
+        data_root=storage.absolute(config.data.root),
         weights=storage.absolute_if_there(config.model.weights),
         features=storage.absolute(config.features.uri),
     )
@@ -63,7 +70,7 @@ def preprocess(config: PreprocessConfig) -> PreprocessResult:
     return PreprocessResult(config, built, time.monotonic() - began)
 
 
-def inspect_cache(how: str, uri: str) -> str:
+def look_at_cache(how: str, uri: str) -> str:
     """Look at the feature cache at `uri`, and say what was found.
 
     Args:
@@ -74,10 +81,10 @@ def inspect_cache(how: str, uri: str) -> str:
         UserError: if it is damaged, or can't be read.
     """
     if how == "check":
-        return str(inspect.check(uri))
+        return str(maintenance.check(uri))
     if how == "describe":
-        return str(inspect.describe(uri))
-    pruned = inspect.prune(uri)
+        return str(maintenance.describe(uri))
+    pruned = maintenance.prune(uri)
     return f"deleted {pruned.files} files, {pruned.bytes / 1e6:,.1f} MB"
 
 
@@ -112,5 +119,5 @@ def _flags(config: PreprocessConfig) -> str:
     # As this model's weights expect pictures, where the recipe leaves that to them.
     prepared = models.with_preprocessing(dataclasses.replace(usual, model=config.model))
     flags = "" if recipe.data.dataset == "images" else " --dataset images"
-    flags += cli.flags(config.data, prepared.data, leave_out=_OF_THE_NODE)
+    flags += cli.flags(config.data, prepared.data, leave_out=OF_THE_NODE)
     return flags + cli.flags(config.model, usual.model)

@@ -43,7 +43,7 @@ from cvdist.features.extract import Extractor
 from cvdist.features.loader import FeatureLoader
 from cvdist.figures.cost import NetworkCost, accuracy_by_cost
 from cvdist.jobs import cli, console
-from cvdist.jobs.preprocess import PreprocessResult, preprocess
+from cvdist.jobs.preprocess import OF_THE_NODE, PreprocessResult, preprocess
 from cvdist.jobs.train import absolute
 from cvdist.models import InputSpec
 from cvdist.parallel.measure import flops
@@ -173,6 +173,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
     config = configs.replace(
         config,
         data=storage.absolute(config.data.uri) if config.data.uri else "",
+        data_root=storage.absolute(config.data.root),
         features=storage.absolute(config.features.uri) if config.features.uri else "",
     )
     configs.check_probe(config)
@@ -610,7 +611,7 @@ def next_command(result: ProbeResult) -> str:
     mine, usual = result.chosen.network.training, recipes.find(RECIPE)
     flags = f" --model {mine.model.name}" + cli.flags(mine.model, usual.model, leave_out=("name",))
     flags += cli.flags(mine.features, usual.features)
-    flags += cli.flags(mine.data, usual.data, leave_out=("uri", "decode_workers", "max_bad_fraction"))
+    flags += cli.flags(mine.data, usual.data, leave_out=OF_THE_NODE)
     for group in ("runtime", "run", "tracking"):
         flags += cli.flags(getattr(mine, group), getattr(usual, group))
     return f"{cli.command('train')} {RECIPE}{flags}"

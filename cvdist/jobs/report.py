@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 from cvdist import config as configs
 from cvdist import log, recipes
-from cvdist.config import ReportConfig
+from cvdist.config import ReportConfig, SelectBy
 from cvdist.data.quarantine import QUARANTINE
 from cvdist.errors import UserError
-from cvdist.jobs import cli
+from cvdist.jobs import cli, console
 from cvdist.report_html import figures
 from cvdist.report_html.content import FigureFile, Report, Setting
 from cvdist.report_html.embed import TYPES
@@ -101,7 +102,7 @@ def present(result: ReportResult) -> int:
     if result.path is None:
         cli.show(
             f"{NAME} is among the artifacts of the run {result.run.run_id}\n"
-            f"next: open {result.run.page}/artifacts/{NAME}"
+            f"next: open {console.page_after(result.run, f'/artifacts/{NAME}')}"
         )
     else:
         cli.show(
@@ -233,6 +234,7 @@ def _epochs(run: StoredRun) -> tuple[EpochRecord, ...]:
         )
     }
     memory = run.history("memory/peak_mb")
+    balanced, f1 = run.history("valid/balanced_accuracy"), run.history("valid/macro_f1")
     complete = sorted(set.intersection(*(set(points) for points in needed.values())))
     return tuple(
         EpochRecord(
@@ -247,6 +249,9 @@ def _epochs(run: StoredRun) -> tuple[EpochRecord, ...]:
             seconds=needed["speed/epoch_seconds"][epoch],
             samples_per_second=needed["speed/samples_per_second"][epoch],
             peak_memory=int(memory.get(epoch, 0.0) * 2**20),
+            valid_balanced_accuracy=balanced.get(epoch, 0.0),
+            valid_macro_f1=f1.get(epoch, 0.0),
+            select_by=cast(SelectBy, run.params.get("loop.select_by", "accuracy")),
         )
         for epoch in complete
     )

@@ -131,7 +131,7 @@ def _run(
     parent, runs = None, {}
     if store is not None:
         parent = sweep_runs.start_sweep(job, search, store, continued=continued, owner=fence.name)
-        logger.info("tracking   %s, %s", redact(parent.tracking_uri), parent.page)
+        logger.info("tracking   %s, %s", redact(parent.tracking_uri), parent.page())
     with tracking.end_run_on_exit(parent):
         if parent is not None:
             parent.require_reachable_from(nodes)

@@ -14,10 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import psutil
-
 from cvdist import config as configs
-from cvdist import log, storage, tracking
+from cvdist import log, startup, storage, tracking
 from cvdist.checkpoints.fence import Fence
 from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
@@ -25,6 +23,7 @@ from cvdist.jobs import cli, console
 from cvdist.log import redact
 from cvdist.runtime.environment import choose_launcher, require_ray
 from cvdist.runtime.signals import sigterm_raises
+from cvdist.startup import Waterfall
 from cvdist.tracking import Attempt, RunRef, Tracker, environment, open_tracker
 
 if TYPE_CHECKING:
@@ -34,11 +33,6 @@ if TYPE_CHECKING:
     from cvdist.results import Summary
 
 logger = logging.getLogger(__name__)
-
-# When this process began: importing torch is a part of what its user waits for. Seconds since 1970, and by the
-# clock that nobody sets.
-_BEGAN_AT = float(psutil.Process().create_time())
-_BEGAN = time.monotonic() - (time.time() - _BEGAN_AT)
 
 
 @dataclass(frozen=True)
@@ -86,8 +80,8 @@ def train(config: TrainConfig, part: ParentJob | None = None) -> TrainResult | N
     configs.check(config)
     config = absolute(config)
     runtime = choose_launcher(config.runtime.launcher)
-    began = time.monotonic() - (time.time() - part.began) if part else _BEGAN
-    part = part or ParentJob({}, _BEGAN_AT)
+    began = time.monotonic() - (time.time() - part.began) if part else startup.BEGAN
+    part = part or ParentJob({}, startup.BEGAN_AT)
     with sigterm_raises():
         finished = _on_ray(config, part) if runtime == "ray" else _in_processes(config, part)
     if finished is None:
@@ -106,7 +100,8 @@ def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef 
     from cvdist.runtime import ray_cluster
     from cvdist.runtime.ray_cluster import ResourceRequest
 
-    config = named(config)
+    config, start = named(config), Waterfall()
+    start.end("imports")
     here = "RAY_ADDRESS" not in os.environ
     check_here(config, data_is_here=here)
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -117,11 +112,13 @@ def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef 
         store = opening.result()
     from cvdist.runtime import ray_train
 
+    start.end("ray and data" if here else "ray")
     run, job = _start(config, store, tags=part.tags)
     with tracking.end_run_on_exit(run):
         if run is not None:
             run.require_reachable_from(nodes)
-        summary = ray_train.fit(config, functools.partial(_train, config, job, run))
+        start.end("run")
+        summary = ray_train.fit(config, functools.partial(_train, config, job, run, start))
         _describe(run, summary, part)
     return config.run.name, summary, run
 
@@ -146,21 +143,30 @@ def _in_processes(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, R
             tracking.end_run_on_exit(run if ranks.rank == 0 else None),
             SigtermRequest(config.checkpoint.grace_period) as sigterm,
         ):
-            summary = _train(config, job, run, ranks, sigterm.poll)
+            start = Waterfall()
+            summary = _train(config, job, run, start, ranks, sigterm.poll)
             if ranks.rank == 0:
                 _describe(run, summary, part)
     return (config.run.name, summary, run) if ranks.rank == 0 else None
 
 
 def _train(
-    config: TrainConfig, job: Fence, run: RunRef | None, ranks: RankInfo, poll: Callable[[], StopRequest]
+    config: TrainConfig,
+    job: Fence,
+    run: RunRef | None,
+    start: Waterfall,
+    ranks: RankInfo,
+    poll: Callable[[], StopRequest],
 ) -> Summary:
     """What each worker of a training does, whichever runtime has started it."""
     from cvdist.training.setup import build_run
     from cvdist.training.train import train
 
     with open_worker(config, job, run, ranks, poll) as (worker, tracker):
-        return train(build_run(config, worker, tracker))
+        if worker.attempt > 1:  # what the job did before is not part of a restart
+            start = Waterfall(worker.attempt)
+        start.end("workers")
+        return train(build_run(config, worker, tracker, start))
 
 
 @contextmanager
@@ -236,6 +242,8 @@ def absolute(config: TrainConfig) -> TrainConfig:
     return configs.replace(
         config,
         data=storage.absolute_if_there(config.data.uri),
+        data_root=storage.absolute(config.data.root),
+        exclude=storage.absolute(config.data.exclude),
         weights=storage.absolute_if_there(config.model.weights),
         features=storage.absolute(config.features.uri),
     )
@@ -289,7 +297,7 @@ def _start(
     if store is None:
         return None, job
     run = tracking.start_run(config, store, continued=continued, job=job.name, tags=tags)
-    logger.info("tracking   %s, %s", redact(run.tracking_uri), run.page)
+    logger.info("tracking   %s, %s", redact(run.tracking_uri), run.page())
     return run, job
 
 
@@ -352,7 +360,9 @@ def table(result: TrainResult) -> str:
         ("model", summary.model),
         ("workers", f"{summary.workers} on {summary.hardware}"),
         ("epochs", str(summary.epochs)),
-        ("best accuracy", summary.best),
+        ("best accuracy" if summary.select_by == "accuracy" else "accuracy", summary.best),
+        ("", summary.by_class),
+        *([("", summary.stopped)] if summary.stopped else []),
         *([("logistic", str(summary.logistic))] if summary.logistic else []),
         *([("ridge probe", f"{summary.ridge}, without an epoch")] if summary.ridge else []),
         *([("note", summary.below_baseline)] if summary.below_baseline else []),
@@ -374,5 +384,5 @@ def table(result: TrainResult) -> str:
     if run is None:
         lines.append("next: the same with MLflow, to see curves, mistakes and the model: --tracking required")
     else:
-        lines.append(f"next: {console.open_run(run)}")
+        lines += [f"next: {console.open_run(run)}", f"all runs: {console.all_runs(run)}"]
     return "\n".join(lines)

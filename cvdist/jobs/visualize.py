@@ -13,15 +13,22 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from cvdist import config as configs
 from cvdist import loaders, log, storage, tracking
-from cvdist.config import DataConfig, LookConfig, VisualizeJobConfig
+from cvdist.config import DataConfig, LookConfig, PicturesConfig, RuntimeConfig, TableConfig, VisualizeJobConfig
+from cvdist.data import forms
+from cvdist.data.forms import NO_PART, VALID_PART, archives, root_of
+from cvdist.data.forms.folders import split_folders
+from cvdist.data.forms.table import is_table, require_unused
+from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.decode import to_gray
-from cvdist.data.images.listing import VALID_PART, list_pictures, list_unlabeled, split_folders, split_rows
+from cvdist.data.images.listing import list_pictures
 from cvdist.data.normalize import Normalizer
 from cvdist.distributed import device as devices
 from cvdist.errors import UserError
@@ -82,7 +89,7 @@ def visualize(config: VisualizeJobConfig) -> VisualizeResult:
     started = time.monotonic()
     look = config.look
     configs.check_groups(config)
-    configs.require_outside(look.data, output=look.output)
+    configs.require_outside(look.root or look.data, output=look.output)
     saved = open_model(config.saved)
     layers = select_layers(saved.model, look.layers)
     output = look.output or ("" if saved.run else "figures")
@@ -168,8 +175,9 @@ def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None
     look = config.look
     if look.data:
         size, resize = saved.identity.height, saved.learned_resize()
-        found = _listed(look.data, saved.identity.classes if saved.has_classifier else None)
-        return _decoded(look.data, found, look.most_pictures, saved, size, resize)
+        data = PicturesConfig(uri=look.data, **vars(configs.part_of(TableConfig, look)))
+        found = _listed(data, saved.identity.classes if saved.has_classifier else None)
+        return _decoded(root_of(data), found, look.most_pictures, saved, size, resize)
     if saved.data is None:
         return None
     if saved.data.dataset == "images" and not saved.data.uri:  # trained from a cache of features alone
@@ -184,33 +192,44 @@ def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None
 
 def _of_the_run(saved: SavedModel, data: DataConfig, config: VisualizeJobConfig) -> _Pictures:
     if data.dataset == "images":
-        # Listed again instead of decoded whole: a few hundred pictures are enough.
         listing = list_pictures(data)
-        _, rows = split_rows(listing.table, data, listing.classes)
-        names = np.array(listing.classes)[np.asarray(listing.table.column("label"))[rows]]
-        paths = listing.table.column("path").take(rows).to_pylist()
-        found = list(zip(paths, names.tolist(), strict=True))
-        return _decoded(data.uri, found, config.look.most_pictures, saved, data.image_size, data.resize)
+        part = np.asarray(listing.table.column("part"))
+        if (part == NO_PART).all():
+            waits = RuntimeConfig()
+            both = as_split_in_training(data, timeout=waits.prepare_timeout, data_timeout=waits.data_timeout)
+            table = both["valid"]
+        else:  # listed instead of decoded whole: a few hundred pictures are enough
+            table = listing.table.filter(pa.array(part == VALID_PART))
+        names = np.array(listing.classes)[np.asarray(table.column("label"))]
+        found = list(zip(table.column("path").to_pylist(), names.tolist(), strict=True))
+        return _decoded(root_of(data), found, config.look.most_pictures, saved, data.image_size, data.resize)
     loader = loaders.open_in_memory(data, config.saved.storage, torch.device("cpu"))
     source = ValidationPictures(loader)
     return _Pictures(source, f"{loader.info.name}, the {source.size:,} validation pictures of the run", [])
 
 
-def _listed(uri: str, classes: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Path below `uri` (empty: `uri` itself is the file) and class of each picture, empty where unknown.
+def _listed(data: PicturesConfig, classes: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Path below the root (empty: `--data` itself is the file) and class of each picture, empty where unknown.
 
     classes: what the model knows; None: it knows none, and the folders' names say what is shown.
 
     Raises:
         UserError: if there is nothing, or nothing by the name of a picture.
     """
-    filesystem, path = storage.locate(uri, "--data")
+    if is_table(data.uri) or archives.are_named(data.uri):
+        table = forms.look(data)
+        held_back = next((name for name, part in table.parts.items() if part == VALID_PART), "")
+        rows = table.table.filter(pc.equal(table.table["split"], held_back)) if held_back else table.table
+        named = zip(rows["path"].to_pylist(), rows["label"].to_pylist(), strict=True)
+        return [(path, name if classes is None or name in classes else "") for path, name in named]
+    require_unused(data.uri, data)
+    filesystem, path = storage.locate(data.uri, "--data")
     if storage.is_file(filesystem, path):
         return [("", _class_of("", str(PurePosixPath(path).parent), classes))]
-    paths = list_unlabeled(uri).column("path").to_pylist()
-    held_back = next((name for name, part in split_folders(paths).items() if part == VALID_PART), "")
-    paths = [path for path in paths if path.startswith(f"{held_back}/")] if held_back else paths
-    return [(path, _class_of(path, uri, classes)) for path in paths]
+    found = forms.look_unlabeled(data.uri)["path"]
+    held_back = next((name for name, part in split_folders(found).items() if part == VALID_PART), "")
+    paths = found.filter(pc.starts_with(found, f"{held_back}/" if held_back else "")).to_pylist()
+    return [(path, _class_of(path, data.uri, classes)) for path in paths]
 
 
 def _class_of(path: str, uri: str, classes: Sequence[str] | None) -> str:
@@ -338,9 +357,7 @@ def _next(result: VisualizeResult) -> str:
     if result.interpretation is None:
         return "the same with --data PICTURES, to see activations, top activations and Grad-CAM"
     if result.run is not None:
-        page = f"http://localhost:5000/{result.run.page}"
-        at = result.run.page if result.run.tracking_uri.startswith("http") else f"{page} (after make ui)"
-        return f"open {at}, whose report.html has the new figures"
+        return f"open {console.page_after(result.run)}, whose report.html has the new figures"
     first = next((name for name in result.files if name.startswith("gradcam/")), result.files[0])
     return f"open {result.output.rstrip('/')}/{first}; docs/seeing.md tells how to read them"
 

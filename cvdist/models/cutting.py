@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 # Pictures that a CPU runs through frozen layers at a time. The activations between two layers then mostly stay
 # in its caches, and 64 photographs need 50 MB for them instead of 400.
@@ -25,6 +29,9 @@ _MICRO_BATCH = 8
 _SHRUNK = 0.75
 _TRUNK = 0.8  # share of all parameters that the blocks of a network without stages of different sizes have
 _POOLINGS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout)
+
+
+_Compute = Callable[[nn.Module, Tensor], Tensor]
 
 
 class Layers(nn.Module):
@@ -41,14 +48,50 @@ class Layers(nn.Module):
         built = fx.GraphModule(network, graph)
         # A plain function, so that copies of this module share it.
         self._compute = type(built).forward
+        self._again: tuple[_Compute, ...] = ()
+        self._then: _Compute | None = None
         self._modules.update(built._modules)
         self._parameters.update(built._parameters)
         self._buffers.update(built._buffers)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the graph's output."""
-        computed: Tensor = self._compute(self, images)
-        return computed
+        if not (self._again and self.training):
+            return self._compute(self, images)
+        for compute in self._again:
+            # Without what they compute in between; of random numbers, the second time draws the same.
+            images = checkpoint(
+                compute,
+                self,
+                images,
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), _keep_statistics(self)),
+            )
+        return self._then(self, images) if self._then is not None else images
+
+    def recompute(self, *parts: Layers, then: Layers | None = None) -> None:
+        """Keep only the inputs of `parts` for the backward pass, which computes each part again.
+
+        Args:
+            parts: Layers of this module that follow each other.
+            then: What follows them, if they are not all of it.
+        """
+        self._again = tuple(part._compute for part in parts)
+        self._then = then._compute if then is not None else None
+
+
+@contextmanager
+def _keep_statistics(module: nn.Module) -> Iterator[None]:
+    """Let batch norms use the statistics of a batch, but not collect them a second time."""
+    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in norms]
+    for layer in norms:
+        layer.momentum, layer.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for layer, values in zip(norms, before, strict=True):
+            layer.momentum, layer.num_batches_tracked = values
 
 
 class Frozen(Layers):

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from cvdist.models.cutting import Frozen
+from cvdist.models.cutting import Frozen, Layers
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,22 @@ class FrozenAndTrained:
             learning rate of their own (`--backbone-lr-scale`). None if they have no weights.
         head: Name of the head in `trained`, the module that reads what the pretrained network computes. Empty
             for models without one.
+        stages: The stages of the backbone, which follow each other. Empty if there is no backbone.
+        rest: What follows the backbone, the head among it. None if there is no backbone.
     """
 
     frozen: nn.Module | None
     trained: nn.Module
     backbone: nn.Module | None = None
     head: str = ""
+    stages: tuple[Layers, ...] = ()
+    rest: Layers | None = None
+
+    def recompute_stages(self) -> None:
+        """Let the backward pass of a training step compute each stage again, from its input."""
+        assert self.rest is not None and isinstance(self.trained, Layers) and isinstance(self.backbone, Layers)
+        self.trained.recompute(*self.stages, then=self.rest)
+        self.backbone.recompute(*self.stages)
 
 
 @dataclass(frozen=True)

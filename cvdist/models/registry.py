@@ -76,10 +76,13 @@ class ModelSpec:
             UserError: if not, in one line that names the flag.
         """
         if self.stages is not None:
-            if not settings.has_weights and settings.trainable_stages < self.stages():
+            stages, given = self.stages(), settings.trainable_stages
+            if given == "all" or (settings.weights == "none" and given == 0):
+                given = stages
+            if not settings.has_weights and int(given) < stages:
                 raise UserError(
                     f"--model {self.name} without --weights would freeze layers that are random: name "
-                    f"--weights, or train all of them with --trainable-stages {self.stages()}"
+                    "--weights, or train all of them with --weights none"
                 )
             if settings.head == "linear" and settings.hidden_size:
                 raise UserError(
@@ -89,7 +92,7 @@ class ModelSpec:
             return
         pretraining = {
             "weights": settings.has_weights,
-            "trainable-stages": settings.trainable_stages > 0,
+            "trainable-stages": settings.trainable_stages not in (0, "all"),
             "features-at": bool(settings.features_at),
             "head": settings.head != ModelConfig.head,
             "hidden-size": settings.hidden_size > 0,
@@ -183,14 +186,14 @@ def settings_of(identity: ModelIdentity) -> ModelConfig:
         head=cast(Head, identity.head),
         hidden_size=identity.hidden_size,
         features_at=cast(FeaturesAt, identity.features_at),
-        trainable_stages=stages(),
+        weights="none",
     )
 
 
 def skeleton(settings: ModelConfig, num_classes: int = 1000, input: InputSpec | None = None) -> nn.Module:
     """Build a model without values: all layers have their shapes, and nothing is loaded."""
     spec = find(settings.name)
-    bare = dataclasses.replace(settings, weights="")
+    bare = dataclasses.replace(settings, weights="" if settings.has_weights else settings.weights)
     with WithoutValues():
         return spec.build(input or spec.default_input, num_classes, bare)
 

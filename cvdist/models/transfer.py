@@ -7,6 +7,7 @@ network is the library's own with another number of classes.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +30,13 @@ class _Plan:
         graph: From the pictures to the scores.
         begin: Name of the operation whose output the trained layers read; empty if they read the pictures.
         head: Name of the module that is the head.
+        stages: For each trained stage but the first, the name of the operation that its input comes from.
     """
 
     graph: fx.Graph
     begin: str
     head: str
+    stages: tuple[str, ...]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Plan:
         """Return this same object."""
@@ -43,7 +46,9 @@ class _Plan:
 class TransferModel(Layers):
     """A network whose first stages are frozen. It takes float (n, 3, H, W) and returns scores (n, classes)."""
 
-    def __init__(self, network: nn.Module, graph: fx.Graph, begin: str, head: str) -> None:
+    def __init__(
+        self, network: nn.Module, graph: fx.Graph, begin: str, head: str, stages: tuple[str, ...]
+    ) -> None:
         """Share the layers of `network`, and freeze those before the operation `begin`.
 
         Args:
@@ -51,6 +56,7 @@ class TransferModel(Layers):
             graph: From images (n, 3, H, W) to scores (n, classes).
             begin: Name of the operation whose output the trained layers read; empty if they read the pictures.
             head: Name of the module that is the head.
+            stages: For each trained stage but the first, the name of the operation that its input comes from.
         """
         super().__init__(network, graph)
         # The library's own containers, so that `model.features[28]` is what it is there.
@@ -60,7 +66,7 @@ class TransferModel(Layers):
         self._modules.update({name: child for name, child in network.named_children() if name in used})
         self.origin: weights.Origin | None = None
         self._version = network._version  # of the names in its state dict, which MNASNet looks at
-        self._plan = _Plan(graph, begin, head)
+        self._plan = _Plan(graph, begin, head, stages)
         self._frozen_names: list[str] = []
         if begin:
             frozen = part(graph, "", begin)
@@ -87,13 +93,15 @@ class TransferModel(Layers):
     def frozen_and_trained(self) -> FrozenAndTrained:
         """Return the frozen layers and the rest, both with the model's own names."""
         graph, begin, head = self._plan.graph, self._plan.begin, self._plan.head
-        before = Layers(self, part(graph, begin, operation_before(graph, head)))
-        backbone = before if next(before.parameters(), None) is not None else None
-        if not begin:
-            return FrozenAndTrained(None, self, backbone, head)
-        return FrozenAndTrained(
-            Frozen(self, part(graph, "", begin)), Layers(self, part(graph, begin)), backbone, head
-        )
+        end = operation_before(graph, head)
+        before = Layers(self, part(graph, begin, end))
+        frozen = Frozen(self, part(graph, "", begin)) if begin else None
+        trained = Layers(self, part(graph, begin)) if begin else self
+        if next(before.parameters(), None) is None:
+            return FrozenAndTrained(frozen, trained, None, head)
+        cut = itertools.pairwise((begin, *self._plan.stages, end))
+        stages = tuple(Layers(self, part(graph, *ends)) for ends in cut)
+        return FrozenAndTrained(frozen, trained, before, head, stages, Layers(self, part(graph, end)))
 
     def train(self, mode: bool = True) -> TransferModel:
         """Set training mode, except for the frozen layers: their batch norms must keep their statistics."""
@@ -119,7 +127,9 @@ def _new(name: str, input: InputSpec, num_classes: int, settings: ModelConfig) -
         network.set_submodule(head, classifier)
         if not settings.has_weights and settings.head == "vgg":
             heads.init_like_torchvision(classifier)
-    return TransferModel(network, graph, cuts.begin(at, settings.trainable_stages), head)
+    trained = settings.trained_of(len(cuts.stages) + 1)
+    stages = cuts.stages[len(cuts.stages) + 1 - trained :] if trained else ()
+    return TransferModel(network, graph, cuts.begin(at, trained), head, stages)
 
 
 def _cut(name: str, settings: BackboneConfig) -> str:
@@ -135,7 +145,7 @@ def _cut(name: str, settings: BackboneConfig) -> str:
             "and --head linear or mlp"
         )
     stages = len(cuts.stages) + 1
-    if settings.trainable_stages > stages:
+    if settings.trained_of(stages) > stages:
         raise UserError(
             f"--trainable-stages is {settings.trainable_stages}: --model {name} has {stages}, of which the "
             f"last begins after {label(cuts.graph, cuts.stages[-1])}"
@@ -193,7 +203,7 @@ def _build_frozen(name: str, side: int, settings: ModelConfig) -> FrozenBackbone
     )
     frozen.requires_grad_(False)
     cuts = library.cuts(name)
-    cut = cuts.begin(settings.cut, settings.trainable_stages)
+    cut = cuts.begin(settings.cut, settings.trained_of(len(cuts.stages) + 1))
     return FrozenBackbone(frozen, label(cuts.graph, cut), pretrained.origin.source)
 
 

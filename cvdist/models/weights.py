@@ -268,7 +268,7 @@ def _brought(uri: str) -> Path:
     """The file behind `uri` in the cache, under a name that changes when the file does."""
     found = storage.file_state(uri, "--weights")
     folder = _cache()
-    identity = hashlib.sha256(f"{uri} {found.size} {found.modified}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{uri} {found.size} {found.mtime_ns or 0}".encode()).hexdigest()
     path = folder / f"cvdist-{identity[:32]}.pth"
     if not path.is_file():
         try:

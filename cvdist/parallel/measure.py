@@ -32,7 +32,7 @@ def rates(device: torch.device, precision: Precision) -> tuple[float, float]:
     """
     cuda = device.type == "cuda"
     side, size = (_GPU_SIDE, _GPU_COPIED) if cuda else (_SIDE, _COPIED)
-    dtype = torch.bfloat16 if precision.bfloat16 else torch.float32
+    dtype = precision.half or torch.float32
     a, b = (
         torch.ones(side, side, dtype=dtype, device=device),
         torch.ones(side, side, dtype=dtype, device=device),

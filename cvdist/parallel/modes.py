@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -64,6 +66,10 @@ class Mode(Protocol):
         """Scale all gradients to an L2 norm, over the shards of all workers together, of `max_norm` at most."""
         ...
 
+    def wrap(self) -> None:
+        """Make the replica anew, after parameters were frozen or released. All workers must call this."""
+        ...
+
     def align(self) -> None:
         """Make the parameters equal on all workers that are meant to be equal. All workers must call this."""
         ...
@@ -83,8 +89,17 @@ class DataParallel:
         self.rank, self.world_size, self.random_rank = worker.rank, worker.world_size, worker.rank
         self.counts, self.traffic = True, Traffic(worker.device)
         self.shards: Mapping[str, TensorShard] = {}
-        alone = worker.world_size == 1
-        self.replica = trained if alone else averaging(trained, worker, settings, self.traffic)
+        self._averaging = functools.partial(averaging, trained, worker, settings, self.traffic)
+        self.replica = trained
+        self.wrap()
+
+    def wrap(self) -> None:
+        """Average the gradients of what is trained now, if there are other workers."""
+        if isinstance(self.replica, DistributedDataParallel):
+            self.replica = self.replica.module
+            gc.collect()  # which takes the old exchange's hooks from the parameters
+        if self.world_size > 1:
+            self.replica = self._averaging()
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
@@ -142,10 +157,19 @@ class SplitHead:
             f"{modules.head}.{name}": shard for name, shard in shards.items()
         }
         self._averaged: DistributedDataParallel | None = None
+        self._backbone, self._classifier, self._settings = modules.backbone, classifier, settings
         self.replica: nn.Module = modules.trained
-        if modules.backbone is not None:
-            self._averaged = averaging(modules.backbone, worker, settings, self.traffic)
-            self.replica = nn.Sequential(self._averaged, classifier)
+        self.wrap()
+
+    def wrap(self) -> None:
+        """Average the gradients in front of the classifier, where anything is trained there now."""
+        if self._backbone is None:
+            return
+        self._averaged, self.replica = None, nn.Sequential(self._backbone, self._classifier)
+        gc.collect()  # which takes the old exchange's hooks from the parameters
+        if any(p.requires_grad for p in self._backbone.parameters()):
+            self._averaged = averaging(self._backbone, self._worker, self._settings, self.traffic)
+            self.replica = nn.Sequential(self._averaged, self._classifier)
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:

@@ -79,8 +79,11 @@ def choose_plan(
     """
     workers = worker.world_size
     work, frozen_flops = step_work(batch_size, modules, loader, precision, workers)
+    scaled = precision.half is torch.float16 and workers > 1
     with raise_on_all_ranks():
         _require_use(settings, modules, workers)
+        if scaled and settings.mode == "head":
+            raise UserError("--parallel head can't scale gradients for float16: set another --precision")
     machine = Machine(*measure.rates(worker.device, precision))
     name, reason = choose_mode(
         settings,
@@ -89,7 +92,7 @@ def choose_plan(
         lambda: _measure_classifier(work, machine, worker, modules, precision),
         recorded,
     )
-    name = gather(name)[0]
+    name = "data" if scaled else gather(name)[0]
     if worker.device.type == "cuda":  # the memory that the measurements took is no part of the run's
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(worker.device)
@@ -177,7 +180,7 @@ def step_work(
         data_parameters=trained - in_classifier,
         columns=second.out_features,
         gathered=0 if loader.features else first.in_features,
-        activation_bytes=2 if precision.bfloat16 else 4,
+        activation_bytes=2 if precision.half is not None else 4,
         early_parameters=early,
     )
     return work, frozen_flops

@@ -94,7 +94,7 @@ def make_plan(config: PredictConfig, saved: SavedModel, pictures: NamedPictures)
     Raises:
         UserError: if either can't be read or written, or there are results of something else.
     """
-    for word in config.prediction.data:
+    for word in (*config.prediction.data, config.prediction.root):
         require_outside(word, output=config.prediction.output)
     store = ResultStore.open(config.prediction.output, "--output", "predictions", ".parquet")
     storage.check_writable(store.folder.uri, "--output")

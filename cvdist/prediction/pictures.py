@@ -7,22 +7,23 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 from pyarrow import fs as arrow
 
 from cvdist import storage
-from cvdist.data.images.formats import is_read
-from cvdist.data.images.listing import list_unlabeled, unlabeled_table
+from cvdist.config import PathsConfig, PicturesConfig
+from cvdist.data.contents import file_of
+from cvdist.data.formats import is_read
+from cvdist.data.forms import archives, look_unlabeled, root_of, unlabeled_table
+from cvdist.data.forms.table import is_table, require_unused
 from cvdist.errors import UserError
 from cvdist.log import redact
-from cvdist.storage import Entry, Folder
+from cvdist.storage import Folder
 
 _LISTS = (".txt", ".lst")  # files that name pictures, one a line
-_SIGNS = "*?["  # of patterns
 _REQUESTS = 32  # at a time
 _NAMED = 3  # words that are repeated in full
 
@@ -33,8 +34,8 @@ class NamedPictures:
 
     Attributes:
         root: Folder or URI that their paths are relative to.
-        table: One row per picture, sorted by path, as `list_unlabeled` makes it.
-        whole: Whether they are all pictures of one folder, which the user named.
+        table: One row per picture, sorted by path, as `forms.look_unlabeled` makes it.
+        whole: Whether they are all pictures of one folder or table, which the user named.
         words: What the user named, in one line, without credentials.
     """
 
@@ -44,57 +45,72 @@ class NamedPictures:
     words: str
 
 
-def find_pictures(named: str | Sequence[str]) -> NamedPictures:
+def find_pictures(named: str | Sequence[str], given: PathsConfig | None = None) -> NamedPictures:
     """Find the pictures that the user names.
 
     Args:
         named: Folders, of which all pictures are taken; files; patterns with `*`, `?`, `[...]` and `**`; lists
-            of these, one a line, in a `.txt` file or, as `-`, from standard input. Paths or URIs of one place.
+            of these, one a line, in a `.txt` file or, as `-`, from standard input; or one table. Paths or
+            URIs of one place.
+        given: How the table is read, where it isn't found out.
 
     Raises:
         UserError: If one of them does not exist or can't be read, or they are in several places.
     """
-    named = [named] if isinstance(named, str) else named
-    given = [word if word == "-" else storage.absolute(word) for word in named]
-    words = list(dict.fromkeys(one for word in given for one in _lines(word)))
+    named, given = [named] if isinstance(named, str) else named, given or PathsConfig()
+    typed = [word if word == "-" else storage.absolute(word) for word in named]
+    words = list(dict.fromkeys(one for word in typed for one in _lines(word)))
+    if len(words) == 1 and (is_table(words[0]) or archives.are_named(words[0])):
+        root = root_of(PicturesConfig(uri=words[0], root=given.root))
+        return NamedPictures(root, look_unlabeled(words[0], given), True, _in_one_line(typed))
+    if tables := [word for word in words if is_table(word) and not archives.are_named(word)]:
+        raise UserError(f"--data {redact(tables[0])} is a table of pictures: name it alone")
+    require_unused(typed[0], given)
     split = [storage.split(word) for word in words]
     places = {(head, tail): redact(head) or "this machine" for head, _, tail in split}
     if not places:
-        raise UserError(f"--data {_in_one_line(given)}: the list is empty")
+        raise UserError(f"--data {_in_one_line(typed)}: the list is empty")
     if len(places) > 1:
         raise UserError(f"--data: name the pictures of one place, not of {' and '.join(places.values())}")
     head, _, tail = split[0]
     filesystem, top = storage.locate(f"{head}/{tail}", "--data")
     top = top.rstrip("/")
-    found: dict[str, Entry] = {}
+    found: dict[str, tuple[int, int]] = {}  # size and time of the last change
     try:
         with ThreadPoolExecutor(_REQUESTS) as pool:
             keys = [key for _, key, _ in split]
             infos = list(pool.map(filesystem.get_file_info, [f"{top.rstrip('/')}{key}" for key in keys]))
         if len(words) == 1 and infos[0].type == arrow.FileType.Directory:
-            return NamedPictures(words[0], list_unlabeled(words[0]), True, _in_one_line(given))
+            return NamedPictures(words[0], look_unlabeled(words[0]), True, _in_one_line(typed))
         for word, key, info in zip(words, keys, infos, strict=True):
-            matches = [info]
+            if archives.are_named(word):
+                found |= _below(word, root_of(PicturesConfig(uri=word)))
+                continue
+            matches = {info.path: storage.state_of(info)}
             if info.type == arrow.FileType.NotFound:
-                matches = list(_matches(filesystem, top, PurePosixPath(key).parts[1:]))
+                matches = dict(storage.match(filesystem, top, PurePosixPath(key).parts[1:], is_read))
             if not matches:
                 raise UserError(
                     f"--data {redact(word)} can't be read (there is no such file, folder or bucket)"
                 )
-            for one in matches:
-                path = one.path.removeprefix(top)
-                if one.type == arrow.FileType.Directory:
-                    below = list_unlabeled(f"{head}{path}{tail}").to_pylist()
-                    found |= {
-                        f"{path}/{row['path']}": Entry("", False, row["size"], row["modified"]) for row in below
-                    }
-                else:
-                    found[path] = Entry("", False, one.size or 0, one.mtime_ns or 0)
+            for whole, state in matches.items():
+                path = whole.removeprefix(top)
+                if state is not None:
+                    found[path] = state
+                    continue
+                found |= _below(f"{head}{path}{tail}", f"{head}{path}{tail}")
     except OSError as error:
         raise UserError(f"--data {redact(words[0])} can't be read ({storage.reason(error)})") from error
-    root = os.path.commonpath([str(PurePosixPath(path).parent) for path in found])
-    entries = [replace(one, path=str(PurePosixPath(path).relative_to(root))) for path, one in found.items()]
-    return NamedPictures(f"{head}{root}{tail}", unlabeled_table(entries), False, _in_one_line(given))
+    root = os.path.commonpath([str(PurePosixPath(file_of(path)).parent) for path in found])
+    files = {str(PurePosixPath(path).relative_to(root)): state for path, state in found.items()}
+    return NamedPictures(f"{head}{root}{tail}", unlabeled_table(files), False, _in_one_line(typed))
+
+
+def _below(uri: str, root: str) -> dict[str, tuple[int, int]]:
+    """The pictures that a folder or an archive holds: size and time of the last change by absolute path."""
+    path, below = storage.split(root)[1].rstrip("/"), look_unlabeled(uri)
+    states = zip(*(below[name].to_pylist() for name in ("path", "size", "modified")), strict=True)
+    return {f"{path}/{name}": (size, modified) for name, size, modified in states}
 
 
 def _lines(word: str) -> Iterator[str]:
@@ -112,46 +128,6 @@ def _lines(word: str) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"--data {redact(word)} is no list of pictures: its lines are not text") from error
     yield from (storage.absolute(line.strip()) for line in lines if line.strip())
-
-
-def _matches(filesystem: arrow.FileSystem, folder: str, parts: Sequence[str]) -> Iterator[arrow.FileInfo]:
-    """The folders, and the files with names of pictures, below `folder` that the parts of a pattern match."""
-    first, *rest = parts
-    if not any(sign in part for part in parts for sign in _SIGNS):
-        info = filesystem.get_file_info("/".join([folder, *parts]))
-        yield from [info] if info.type != arrow.FileType.NotFound else []
-        return
-    if not any(sign in first for sign in _SIGNS):
-        yield from _matches(filesystem, f"{folder}/{first}", rest)
-        return
-    if first == "**":
-        if filesystem.get_file_info(folder).type == arrow.FileType.Directory:
-            for info in storage.walk(filesystem, folder):
-                path = info.path.removeprefix(folder).strip("/").split("/")
-                hidden = any(part.startswith(".") for part in path)
-                if info.is_file and is_read(path[-1]) and not hidden and _lies_in(path, [*parts]):
-                    yield info
-        return
-    selector = arrow.FileSelector(folder, allow_not_found=True)
-    listed = [info for info in filesystem.get_file_info(selector) if not info.base_name.startswith(".")]
-    for info in listed:
-        if info.type != arrow.FileType.Directory:
-            continue
-        if fnmatchcase(info.base_name, first):
-            yield from _matches(filesystem, info.path, rest) if rest else [info]
-    for info in listed if not rest else ():
-        if fnmatchcase(info.base_name, first) and is_read(info.base_name):
-            yield info
-
-
-def _lies_in(path: list[str], pattern: list[str]) -> bool:
-    """Whether a pattern with `**`, which is any number of folders, matches `path` or a folder above it."""
-    if not pattern:
-        return True
-    first, rest = pattern[0], pattern[1:]
-    if first == "**":
-        return any(_lies_in(path[start:], rest) for start in range(len(path)))
-    return bool(path) and fnmatchcase(path[0], first) and _lies_in(path[1:], rest)
 
 
 def _in_one_line(words: Sequence[str]) -> str:

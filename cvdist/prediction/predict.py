@@ -48,7 +48,7 @@ class Predictor:
         self._device, self._grey = device, saved.identity.channels == 1
         self.precision = choose_precision(inference.precision, device)
         layout = torch.channels_last if inference.channels_last else torch.contiguous_format
-        self.module = _prepared(saved.model, device, layout, bfloat16=self.precision.bfloat16)
+        self.module = _prepared(saved.model, device, layout, bfloat16=self.precision.half is torch.bfloat16)
         self._normalize = Normalizer(saved.mean, saved.std, device, channels_last=inference.channels_last)
         self._batch = BATCH[device.type]
         self._ahead = DecodeAhead(

@@ -87,5 +87,5 @@ class Report:
 
     @property
     def best(self) -> EpochRecord | None:
-        """The epoch with the most correct validation pictures, and among equals the first one."""
-        return max(self.epochs, key=lambda record: (record.valid_correct, -record.epoch), default=None)
+        """The best epoch by what the run selects by, and among equals the first one."""
+        return max(self.epochs, key=lambda record: record.score, default=None)

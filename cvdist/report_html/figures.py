@@ -67,7 +67,7 @@ _CAPTIONS = {
         CURVES,
         "Line chart of the training and the validation loss by epoch.",
         "Cross-entropy by epoch; lower is better. The marked point is the least validation loss, which is not "
-        "always at the epoch with the best accuracy.",
+        "always at the best epoch.",
     ),
     "accuracy": Caption(
         CURVES,

@@ -39,7 +39,7 @@ def _page(report: Report, embedded: Sequence[EmbeddedFigure], lines: Sequence[st
     shown: dict[str, list[tuple[EmbeddedFigure, figures.Caption]]] = {}
     for path, caption in figures.order_figures(by_path):
         shown.setdefault(caption.section, []).append((by_path[path], caption))
-    page = _environment().get_template("report.html.j2").render(
+    page = environment().get_template("report.html.j2").render(
         report=report,
         rows=_thinned(report.epochs, report.best),
         other_figures=shown.pop(figures.OTHER, ()),
@@ -51,12 +51,12 @@ def _page(report: Report, embedded: Sequence[EmbeddedFigure], lines: Sequence[st
         percent=log.percent,
         version=cvdist.__version__,
     )  # fmt: skip
-    # File names may contain control characters, and bytes that are not UTF-8 (lone surrogates in Python).
-    return re.sub(r"[^\n\t -~]", lambda found: _printable(found[0]), page)
+    return printable(page)
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The templates of all pages."""
+    found = Environment(
         loader=PackageLoader("cvdist.report_html"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -64,11 +64,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         extensions=["jinja2.ext.do"],
     )
-    environment.filters["median"] = statistics.median
-    environment.filters["sha256"] = lambda text: base64.b64encode(
-        hashlib.sha256(text.encode()).digest()
-    ).decode()
-    return environment
+    found.filters["median"] = statistics.median
+    found.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return found
+
+
+def printable(page: str) -> str:
+    """Replace what can't be shown: control characters, and bytes of file names that are not UTF-8."""
+    return re.sub(r"[^\n\t -~]", lambda found: _printable(found[0]), page)
 
 
 def _printable(character: str) -> str:

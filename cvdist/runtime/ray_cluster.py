@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
-from cvdist import proxy
+from cvdist import log, proxy
 from cvdist.config import ClusterConfig, Device, RuntimeConfig
 from cvdist.errors import UserError
 
@@ -91,6 +92,7 @@ def _join(timeout: float) -> None:
     address = os.environ.get("RAY_ADDRESS")
     direct = proxy.ask_directly([address.rpartition("://")[2].rpartition(":")[0]] if address else [])
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
+    passed = direct | ({log.RELAYED: "1"} if os.environ.get(log.RELAYED) else {})
     options: dict[str, Any] = {
         "log_to_driver": True,
         "logging_level": logging.WARNING,
@@ -99,7 +101,7 @@ def _join(timeout: float) -> None:
         "runtime_env": {
             "worker_process_setup_hook": know_own_cluster,
             # Workers ask the head before their hook runs. Ray refuses what `ray job submit` has set as well.
-            "env_vars": {k: v for k, v in direct.items() if k not in submitted.get("env_vars", {})},
+            "env_vars": {k: v for k, v in passed.items() if k not in submitted.get("env_vars", {})},
         },
     }
     # By its content, for the same reason.
@@ -130,20 +132,26 @@ def require_resources(request: ResourceRequest) -> bool:
     """
     each = request.cluster.cpus_per_worker
     deadline = time.monotonic() + request.cluster.resource_timeout
-    while True:
-        have = ray.cluster_resources()
-        cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
-        use_gpu = request.device == "cuda" or (request.device == "auto" and gpus >= request.count)
-        lacking = _lacking(request, cpus, gpus, use_gpu)
-        if not lacking:
-            return use_gpu
-        if time.monotonic() >= deadline:
-            raise UserError(lacking)
-        logger.info("waiting for nodes: %s", lacking)
-        ray.autoscaler.sdk.request_resources(  # a no-op where nothing scales
-            bundles=[{"CPU": each, **({"GPU": 1} if use_gpu else {})}] * request.count
-        )
-        time.sleep(min(5.0, max(0.1, deadline - time.monotonic())))
+    demand = None
+    try:
+        while True:
+            have = ray.cluster_resources()
+            cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
+            use_gpu = request.device == "cuda" or (request.device == "auto" and gpus >= request.count)
+            lacking = _lacking(request, cpus, gpus, use_gpu)
+            if not lacking:
+                return use_gpu
+            if time.monotonic() >= deadline:
+                raise UserError(lacking)
+            logger.info("waiting for nodes: %s", lacking)
+            # Ray's `request_resources` would remain when this job is over; a placement group ends with its job,
+            # however that ends. Where nothing scales, nobody notices it.
+            bundle = {"CPU": float(each), **({"GPU": 1.0} if use_gpu else {})}
+            demand = demand or placement_group([bundle] * request.count)
+            time.sleep(min(5.0, max(0.1, deadline - time.monotonic())))
+    finally:
+        if demand is not None:
+            remove_placement_group(demand)
 
 
 def _require_listener(address: str, timeout: float) -> None:

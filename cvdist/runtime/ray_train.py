@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import ray
 import ray.train
 from ray.exceptions import RayActorError
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from cvdist import log, storage
@@ -77,6 +77,7 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
             storage_path=root,  # for what Ray notes of the run
             storage_filesystem=filesystem,  # with this project's bounds and retries
             logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=[FailureLines()],
             failure_config=FailureConfig(
                 max_failures=runtime.max_failures,
                 controller_failure_limit=0,  # see `_fit`
@@ -121,6 +122,21 @@ def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:
         )
         reconnect(config.runtime.connect_timeout)
     raise AssertionError
+
+
+class FailureLines(UserCallback):
+    """Says in one line which worker failed and why, in Ray's controller, which then starts all again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Log the failure that is not that of another worker's loss."""
+        log.setup()
+        rank, error = min(
+            worker_exceptions.items(), key=lambda item: (bool(re.search(_LOST_PEER, str(item[1]))), item[0])
+        )
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        # Of a traceback, the last line is the error.
+        why = lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
+        logger.warning("failure    of worker %d: %s", rank, why[:300])
 
 
 def cause_of(error: ray.train.TrainingFailedError) -> Exception:

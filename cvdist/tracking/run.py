@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import shlex
@@ -38,6 +39,17 @@ _SQLITE = "sqlite:///"
 _UPLOAD_SECONDS = 60.0
 RETRY_SECONDS = 1.0  # between two attempts to reach a server
 _PARAMS_PER_CALL = 100  # limit of MLflow
+_TRAINING_VIEW = "?workflowType=machine_learning"  # of the UI; otherwise it may stand on that of chats
+_VIEW = "cvdist"
+# As the UI notes a view of the table of runs that somebody shares.
+_RUNS_VIEW = {
+    "orderByKey": "metrics.`valid/accuracy`",
+    "orderByAsc": False,
+    "selectedColumns": [
+        *("attributes.`Dataset`", "attributes.`Models`", "metrics.`valid/accuracy`", "metrics.`valid/loss`"),
+        *("params.`model.name`", "params.`loop.epochs`"),
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -70,11 +82,20 @@ class RunRef:
         """Return the fields as a dictionary for another process, which calls `RunRef(**values)`."""
         return dataclasses.asdict(self)
 
-    @property
-    def page(self) -> str:
-        """The address of the run in the MLflow UI. Without a server, only the part from `#` on."""
-        path = f"#/experiments/{self.experiment_id}/runs/{self.run_id}"
-        return f"{redact(self.tracking_uri)}/{path}" if self.tracking_uri.startswith("http") else path
+    def page(self, tab: str = "") -> str:
+        """The address of the run in the MLflow UI, such as its tab `/artifacts`.
+
+        Without a server, only the part from `#` on.
+        """
+        return self._address(f"/{self.run_id}{tab}")
+
+    def runs_page(self) -> str:
+        """The address of the table of all runs in the MLflow UI, the most accurate first."""
+        return self._address("", f"&viewStateShareKey={_VIEW}")
+
+    def _address(self, path: str, more: str = "") -> str:
+        at = f"#/experiments/{self.experiment_id}/runs{path}{_TRAINING_VIEW}{more}"
+        return f"{redact(self.tracking_uri)}/{at}" if self.tracking_uri.startswith("http") else at
 
     def require_reachable_from(self, nodes: int) -> None:
         """Check that all nodes of a cluster can reach the store.
@@ -518,7 +539,11 @@ def _experiment(client: MlflowClient, uri: str, name: str, artifacts: str | None
             return client.create_experiment(
                 name,
                 artifact_location=artifacts and f"{artifacts}/{quote(name, safe='')}",
-                tags={"mlflow.experimentKind": "custom_model_development"},  # the UI shows charts, not chats
+                # The UI shows charts, not chats, and the runs as somebody who shares a view of them would.
+                tags={
+                    "mlflow.experimentKind": "custom_model_development",
+                    f"mlflow.sharedViewState.{_VIEW}": json.dumps(_RUNS_VIEW),
+                },
             )
         except MlflowException:
             # Another job that starts at the same time has created it.

@@ -98,13 +98,21 @@ def restore(run: Run, found: FoundCheckpoint) -> None:
     """Continue `run` from a checkpoint: weights, optimizer, random streams, progress and results.
 
     Raises:
-        UserError: If the checkpoint is of another model or optimizer.
+        UserError: If the checkpoint is of another model, optimizer or `--select-by`.
     """
     saved, device = found.checkpoint, run.worker.device
     ckpt.require_fit(saved, run.identity, found.name)
+    history, select_by = saved.progress.history, run.config.loop.select_by
+    if history and history[-1].select_by != select_by:
+        raise UserError(
+            f"checkpoint {found.name} chose the best epoch by {history[-1].select_by}: set --select-by as it "
+            "was, or start under another --name"
+        )
     state = ckpt_shards.take_shards(saved.state, _shard_of(run), device)
     run.model.load_state_dict(state["model"])
     restore_optimizer(run.optimizer, state["optimizer"], found.name)
+    if state.get("scaler") and run.scaler.is_enabled():  # neither if another --precision was used
+        run.scaler.load_state_dict(state["scaler"])
     if run.ema is not None:
         run.ema.load_state_dict(state.get("ema") or run.ema.state_dict())
     _restore_random_state(run, saved, state["rng"])
@@ -152,6 +160,7 @@ def save(run: Run, *, step: int = 0) -> None:
         "model": ckpt.model_state(run.model),
         "optimizer": run.optimizer.state_dict(),
         "ema": run.ema.state_dict() if run.ema is not None else None,
+        "scaler": run.scaler.state_dict(),
         "rng": gather(random_state(worker.device)),
         "visualizer": run.visualizer.state(),
     }

@@ -249,19 +249,21 @@ class Problems:
         All workers must call this.
 
         Returns:
-            The mean loss, the number of correct predictions, and the number of predictions.
+            The weighted mean loss, the number of correct predictions, and the number of predictions.
         """
-        sums = torch.zeros(3, dtype=torch.float64, device=at.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=at.device)
         for part, coefficients, bias in self._portions(at):
             if part.first:
-                counted = weigh(part) > 0
+                weights = weigh(part)
+                counted = weights > 0
                 scores = torch.addmm(bias, part.inputs, coefficients).view(*counted.shape, -1)[counted]
                 labels = part.labels[:, None].expand(counted.shape)[counted]
-                loss = torch.nn.functional.cross_entropy(scores.double(), labels, reduction="sum")
+                losses = torch.nn.functional.cross_entropy(scores.double(), labels, reduction="none")
+                loss = (losses * weights[counted]).sum()
                 correct = (scores.argmax(1) == labels).sum()
-                sums += torch.stack([loss, correct.double(), counted.sum().double()])
-        loss_sum, right, total = sum_over_workers(sums).tolist()
-        return loss_sum / max(total, 1), int(right), int(total)
+                sums += torch.stack([loss, correct.double(), counted.sum().double(), weights.sum().double()])
+        loss_sum, right, total, weight = sum_over_workers(sums).tolist()
+        return loss_sum / (weight or 1), int(right), int(total)
 
     def _portions(self, at: Tensor) -> Iterable[tuple[Part, Tensor, Tensor]]:
         """Yield samples, and the solution (coefficients and bias) in the dtype of their inputs."""
@@ -312,6 +314,7 @@ def fit(
     memory: float = 0.0,
     penalties: Sequence[float] = PENALTIES,
     tolerance: float = _FINE,
+    class_weights: Tensor | None = None,
     after_pass: Callable[[str, int], None] = lambda what, passes: None,
 ) -> Fit:
     """Choose the penalty and solve for the classifier. All workers must call this, and all get the same.
@@ -326,6 +329,7 @@ def fit(
         seed: Seed of the choice of held-out pictures.
         penalties: Penalties to choose from, in the order in which they are tried. A single one is just used.
         tolerance: The largest derivative of the objective that the solution may have.
+        class_weights: The weight of each class's samples, float64 (classes,). None: all weigh the same.
         memory: Bytes that this worker may take to keep its samples. If they need more, each pass reads them
             again.
         after_pass: Called on all workers after each pass, with what is being computed and how many passes were
@@ -345,12 +349,19 @@ def fit(
     if len(penalties) == 1 or bool((assigned < 0).all()):
         folds = 0
 
+    of_class = torch.ones(classes, dtype=torch.float64) if class_weights is None else class_weights
+    of_class = of_class.to(device)
+
     def held_out(part: Part) -> Tensor:
         return assigned[part.rows, None] == torch.arange(folds, device=device)
 
-    # Views are as many for each picture, so these are the samples outside each fold.
-    outside = torch.stack([(assigned != fold).sum() for fold in range(folds)] or [assigned.sum()])
-    outside = outside * (scaling.count // len(labels))
+    def weigh(part: Part) -> Tensor:
+        return of_class[part.labels, None]
+
+    # Views are as many for each picture, so this is what the samples outside each fold weigh, and what all do.
+    views, weights = scaling.count // len(labels), of_class[labels.to(device)]
+    outside = views * torch.stack([weights[assigned != fold].sum() for fold in range(max(folds, 1))])
+    whole = views * weights.sum()
 
     at = torch.zeros(inputs + 1, max(folds, 1), classes, dtype=torch.float64, device=device)
     path: list[HeldOut] = []
@@ -358,8 +369,8 @@ def fit(
     best_at, since = at.mean(1, keepdim=True), 0
     for number, penalty in enumerate(penalties if folds else ()):
         doing = f"penalty {penalty:.2g} ({number + 1} of {len(penalties)})"
-        at = problems.solve(at, lambda part: ~held_out(part) / outside, penalty, _COARSE)
-        held = HeldOut(penalty, *problems.count(at, held_out), problems.passes)
+        at = problems.solve(at, lambda part: ~held_out(part) * weigh(part) / outside, penalty, _COARSE)
+        held = HeldOut(penalty, *problems.count(at, lambda part: held_out(part) * weigh(part)), problems.passes)
         path.append(held)
         since += 1
         if best is None or held.loss < best.loss:
@@ -368,9 +379,8 @@ def fit(
             break
     penalty = best.penalty if best else penalties[len(penalties) // 2]
     doing = f"penalty {penalty:.2g}, all pictures"
-    weight = torch.full((1, 1), 1 / scaling.count, device=device)
-    solution = problems.solve(best_at, lambda part: weight.expand(len(part.labels), 1), penalty, tolerance)
-    loss, correct, _ = problems.count(solution, lambda part: weight.expand(len(part.labels), 1))
+    solution = problems.solve(best_at, lambda part: weigh(part) / whole, penalty, tolerance)
+    loss, correct, _ = problems.count(solution, weigh)
     folded = scaling.fold(solution[:-1, 0], solution[-1, 0])
     return Fit(*folded, penalty, tuple(path), folds, loss, correct, problems.passes)
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from cvdist import log
-from cvdist.distributed.collectives import annotate_collective_errors, set_group_timeout
+from cvdist.distributed.collectives import annotate_collective_errors
 from cvdist.distributed.consensus import StopRequest
 from cvdist.errors import UserError
 from cvdist.features.loader import FeatureLoader
 from cvdist.hardware import available_memory
 from cvdist.results import LogisticResult
-from cvdist.training import logistic
+from cvdist.training import logistic, reporting
 from cvdist.training.logistic import Part
 from cvdist.training.progress import TrainedEpoch
 from cvdist.training.run import Run
@@ -116,6 +116,7 @@ def solve(
     world_size: int = 1,
     workers_on_node: int = 1,
     seed: int,
+    class_weights: Tensor | None = None,
     after_pass: Callable[[str, int], None],
 ) -> logistic.Fit:
     """Solve for a linear function of what the head of `trained` reads, which it leaves as it is.
@@ -130,6 +131,7 @@ def solve(
         world_size: Number of workers.
         workers_on_node: Number of workers that share this node's memory.
         seed: Seed of the choice of held-out pictures.
+        class_weights: As in `logistic.fit`.
         after_pass: As in `logistic.fit`.
     """
     classes = len(loader.info.classes)
@@ -153,6 +155,7 @@ def solve(
         device=device,
         seed=seed,
         memory=_MEMORY_SHARE * available_memory(device) / workers_on_node,
+        class_weights=class_weights,
         after_pass=after_pass,
     )
 
@@ -180,8 +183,7 @@ def fit(run: Run, epoch: int) -> TrainedEpoch:
 
     def after_pass(doing: str, count: int) -> None:
         if not run.first_step_at:
-            run.first_step_at = time.time()
-            set_group_timeout(run.config.runtime.step_timeout)
+            reporting.first_step_done(run)
         if worker.poll_stop_request() is StopRequest.EXIT:
             worker.wait_for_uploads()
             if run.main:
@@ -199,6 +201,7 @@ def fit(run: Run, epoch: int) -> TrainedEpoch:
             world_size=worker.world_size,
             workers_on_node=worker.local_world_size,
             seed=run.config.run.seed,
+            class_weights=run.class_weights,
             after_pass=after_pass,
         )
         run.line.clear()
@@ -222,6 +225,8 @@ def wanted(run: Run) -> bool:
         return run.progress.logistic is None
     if baseline is None or best is None or run.mode.name == "head":
         return False  # there is no baseline for pictures, and each worker has a part of a split head
+    if run.config.loop.select_by != "accuracy":
+        return False  # the baseline says how many pictures are right, and nothing else
     if head_of(run.trained, len(run.info.classes)) is None:
         return False
     if best.correct < baseline.correct and run.main:

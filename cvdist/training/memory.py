@@ -9,7 +9,7 @@ needs to compute.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from cvdist.config import CUDA_GRAPHS, TrainConfig
 from cvdist.errors import UserError
 from cvdist.models.frozen import FrozenAndTrained
 from cvdist.storage import Folder
+from cvdist.training import backbone
 
 _CLASSES = 2  # of pictures that nobody has listed yet: the last layer is a small part of a model
 _DIGITS = {"mnist": 70_000, "digits": 5_000}  # as bytes, all on the GPU
@@ -78,7 +79,7 @@ def estimate(
         config: of the job.
         parts: of the model, on any device; the meta device will do.
         shape: of one picture, or of one picture's features.
-        bfloat16: whether forward passes are cast to it.
+        bfloat16: whether forward passes are cast to it, or to float16, which is as large.
         workers: that share a batch.
         features: whether batches are what the frozen layers have made of the pictures.
         data: bytes of the data that stays on the GPU.
@@ -125,7 +126,9 @@ def _built(config: TrainConfig, classes: int) -> FrozenAndTrained:
     input = models.InputSpec(3, config.data.image_size, config.data.image_size)
     if config.data.dataset != "images":
         input = models.InputSpec(1, 28, 28)
-    return models.frozen_and_trained(models.skeleton(config.model, classes, input))
+    parts = models.frozen_and_trained(models.skeleton(config.model, classes, input))
+    backbone.prepare(config, parts)
+    return parts
 
 
 def _weights_and_state(config: TrainConfig, trained: nn.Module) -> tuple[int, int]:
@@ -160,7 +163,10 @@ def advice(config: TrainConfig) -> str:
     if config.loop.compile in CUDA_GRAPHS:
         return smaller
     more = 2 * config.loop.accumulate_steps
-    return f"{smaller}, or compute it in portions, for the same gradients, with --accumulate-steps {more}"
+    smaller += f", or compute it in portions, for the same gradients, with --accumulate-steps {more}"
+    if config.model.trained_of(1) and not config.loop.grad_checkpointing:
+        smaller += ", or keep less of it with --grad-checkpointing"
+    return smaller
 
 
 SETUP_ADVICE = (
@@ -193,16 +199,19 @@ def _step(
         images = torch.empty(batch, *shape)
         labels = torch.zeros(batch, dtype=torch.int64)
         (before, _), (after, parameters) = imitate(frozen), imitate(trained)
-        with counter:
-            counter.add(images)
+
+        def gradients(model: nn.Module) -> tuple[Tensor, ...]:
             with autocast():
                 with torch.no_grad():
-                    images = before(images)
-                scores = after(images)
+                    features = before(lambda frozen: frozen(images))
+                scores = model(features)
             loss = F.cross_entropy(scores.float(), labels, reduction="sum")
             # Not `backward`, which copies gradients that it can't be sure to own: here more are than on a GPU.
-            gradients = torch.autograd.grad(loss, parameters)
-            return counter.most if gradients else 0
+            return torch.autograd.grad(loss, parameters)
+
+        with counter:
+            counter.add(images)
+            return counter.most if after(gradients) else 0
 
 
 def _validation(
@@ -213,20 +222,23 @@ def _validation(
         (before, _), (after, _) = imitate(frozen), imitate(trained)
         with counter, torch.no_grad(), autocast():
             counter.add(images)
-            after(before(images)).float().softmax(1)
+            features = before(lambda frozen: frozen(images))
+            after(lambda trained: trained(features)).float().softmax(1)
             return counter.most
 
 
 @contextmanager
 def _without_values(bfloat16: bool) -> Iterator[tuple[_Counter, Any, Any]]:
-    """A counter, the context of a forward pass, and what makes a function without values of a module."""
+    """A counter, the context of a forward pass, and what takes the values from a module.
+
+    The last returns a function, which calls another one with the module, and the module's parameters.
+    """
 
     def autocast() -> AbstractContextManager[object]:
         return torch.autocast("cpu", dtype=torch.bfloat16) if bfloat16 else nullcontext()
 
     def imitate(module: nn.Module | None) -> tuple[Any, list[Tensor]]:
-        if module is None:
-            return (lambda images: images), []
+        module = _Holder(module if module is not None else nn.Identity())
         tensors = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
             for name, tensor in [*module.named_parameters(), *module.named_buffers()]
@@ -234,11 +246,23 @@ def _without_values(bfloat16: bool) -> Iterator[tuple[_Counter, Any, Any]]:
         for tensor in tensors.values():
             counter.leave_out(tensor)
         parameters = [tensor for tensor in tensors.values() if tensor.requires_grad]
-        return (lambda images: torch.func.functional_call(module, tensors, (images,))), parameters
+        return (lambda use: torch.func.functional_call(module, tensors, (use,))), parameters
 
     counter = _Counter()
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield counter, autocast, imitate
+
+
+class _Holder(nn.Module):
+    """Has a module, and calls functions with it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, use: Callable[[nn.Module], Any]) -> Any:
+        """What `use` makes of the module."""
+        return use(self.module)
 
 
 class _Counter(TorchDispatchMode):

@@ -62,6 +62,7 @@ class Meter:
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self._count, self._steps, self._data_seconds = 0, 0, 0.0
         self._started = time.monotonic()
+        self._taken, self._taken_loss, self._taken_correct = 0, 0.0, 0
         traffic.take()
 
     def add(self, loss_sum: Tensor, scores: Tensor, labels: Tensor) -> None:
@@ -89,6 +90,12 @@ class Meter:
             self._steps += 1
             yield batch
 
+    def so_far(self) -> tuple[float, float]:
+        """Return the mean loss and the accuracy of this epoch, of what is not taken yet only this worker's."""
+        loss, correct = self._taken_loss + float(self._loss), self._taken_correct + int(self._correct)
+        count = max(self._taken + self._count, 1)
+        return loss / count, correct / count
+
     def take(self) -> StepStats:
         """Return what all workers counted since the last call. All of them must call it equally often."""
         sent, waited = self._traffic.take()
@@ -102,4 +109,6 @@ class Meter:
         seconds, steps = max(now - self._started, 1e-9), self._steps
         data, communication, size = (value / workers / max(steps, 1) for value in means)
         self._count, self._steps, self._data_seconds, self._started = 0, 0, 0.0, now
+        self._taken, self._taken_loss = self._taken + int(total), self._taken_loss + loss
+        self._taken_correct += int(correct)
         return StepStats(loss, int(correct), int(total), steps, seconds, data, communication, size)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from cvdist import log, slow_requests
 from cvdist.distributed.collectives import gather
 from cvdist.distributed.device import peak_memory
-from cvdist.results import EpochRecord, Evaluation
+from cvdist.results import EpochRecord, Evaluation, balanced_accuracy, macro_f1
+from cvdist.training.meter import Meter
 from cvdist.training.run import Run
 
 
@@ -55,9 +56,12 @@ def record_epoch(
         peak_memory=peak_memory(run.worker.device),
         slow_requests=len(lost),
         seconds_lost=sum(lost),
+        valid_balanced_accuracy=balanced_accuracy(evaluation.confusion),
+        valid_macro_f1=macro_f1(evaluation.confusion),
+        select_by=run.config.loop.select_by,
     )
     progress = run.progress
-    if run.best is None or evaluation.correct > run.best.correct:
+    if progress.best is None or record.score > progress.best.score:
         progress.best_epoch, run.best = epoch, evaluation
     progress.history.append(record)
     progress.epoch, progress.position = epoch, 0
@@ -66,7 +70,7 @@ def record_epoch(
     return record
 
 
-def show_progress(run: Run, epoch: int, step: int, steps: int, rate: float) -> None:
+def show_progress(run: Run, epoch: int, step: int, steps: int, rate: float, meter: Meter) -> None:
     """Show on the progress line how far the epoch has come, and how long the run will take.
 
     Args:
@@ -75,10 +79,12 @@ def show_progress(run: Run, epoch: int, step: int, steps: int, rate: float) -> N
         step: The number of steps done in this epoch.
         steps: The number of steps in an epoch.
         rate: Samples a second.
+        meter: Knows the epoch's loss and accuracy so far. The device is read, a few times a second at most.
     """
-    loop = run.config.loop
+    loop, (loss, accuracy) = run.config.loop, meter.so_far()
     left = (steps - step) * loop.batch_size + (loop.epochs - epoch) * run.info.train_size
     run.line.show(
-        f"epoch {epoch}/{loop.epochs}  step {step}/{steps}  "
-        f"{rate:,.0f} samples/s  about {log.duration(left / rate)} left"
+        f"epoch {epoch}/{loop.epochs}  step {step}/{steps}  loss {loss:.4f}  accuracy {accuracy:.1%}  "
+        f"{rate:,.0f} samples/s  about {log.duration(left / rate)} left",
+        done=step / steps,
     )

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from torch import nn
 
-from cvdist import log, models, slow_requests
+from cvdist import log, models, slow_requests, startup
 from cvdist.data.quarantine import QUARANTINE, quarantine_csv
 from cvdist.data.sampler import EpochOrder, partition
+from cvdist.distributed.collectives import gather, set_group_timeout
 from cvdist.distributed.device import describe
-from cvdist.results import EpochRecord, RidgeResult, Summary
-from cvdist.training import run_figures
+from cvdist.results import EpochRecord, RidgeResult, Summary, by_class
+from cvdist.training import early_stopping, imbalance, run_figures
 from cvdist.training.meter import StepStats
 from cvdist.training.run import Run
 
 logger = logging.getLogger(__name__)
 
 _REMEMBERED = 500  # step metrics that a checkpoint keeps, to be logged again after a crash
+
+
+def first_step_done(run: Run) -> None:
+    """Tell how long each phase of the start took. All workers must call this, after their first step."""
+    run.first_step_at = time.time()
+    set_group_timeout(run.config.runtime.step_timeout)  # the slow work of the first step is done
+    run.start.end("first step")
+    workers = gather(run.start.phases)
+    if run.main:
+        again = f", after restart {run.start.attempt - 1}" if run.start.attempt > 1 else ""
+        logger.info("start      %s%s", startup.describe(workers), again)
+    slowest = {phase: max(one.get(phase, 0.0) for one in workers) for phase in run.start.phases}
+    names = {f"start/{phase.replace(' ', '_')}_seconds": seconds for phase, seconds in slowest.items()}
+    run.tracker.log_metrics(names, run.start.attempt)
 
 
 def announce(run: Run) -> None:
@@ -32,6 +48,12 @@ def announce(run: Run) -> None:
     each = str(sizes[0]) if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
     steps = EpochOrder(run.info.train_size, batch, seed=0, epoch=0).steps()
     logger.info("data       %s", run.info)
+    logger.info("classes    %s", imbalance.describe(run.info.classes, run.class_counts))
+    if warning := imbalance.warning(config.loop, run.info.classes, run.class_counts):
+        logger.warning("imbalance  %s", warning)
+    if run.class_weights is not None:
+        least, most = run.class_weights.aminmax()
+        logger.info("           weigh %.3g to %.3g in the loss (--class-weights)", least, most)
     if run.loader.note:
         logger.info("features   %s", run.loader.note)
     frozen = f", {run.frozen_parameters:,} frozen" if run.frozen_parameters else ""
@@ -150,12 +172,13 @@ def show_epoch(run: Run, record: EpochRecord) -> None:
     if run.main:
         fitted = run.progress.logistic is not None and run.progress.logistic.epoch == record.epoch
         logger.info(
-            "%s  train loss %.4f, %s  valid loss %.4f, %s%s  %s, %s samples/s",
+            "%s  train loss %.4f, %s  valid loss %.4f, %s, %s%s  %s, %s samples/s",
             "fitted   " if fitted else f"epoch {record.epoch}/{run.config.loop.epochs}",
             record.train_loss,
             log.percent(record.train_correct, record.train_total),
             record.valid_loss,
             log.percent(record.valid_correct, record.valid_total),
+            by_class(record.valid_balanced_accuracy, record.valid_macro_f1),
             " (best)" if run.progress.best_epoch == record.epoch else "",
             log.duration(record.seconds),
             f"{record.samples_per_second:,.0f}",
@@ -197,6 +220,10 @@ def summarize(run: Run) -> Summary:
         epochs=run.progress.epoch,
         best_epoch=best.epoch,
         best_correct=best.valid_correct,
+        best_balanced_accuracy=best.valid_balanced_accuracy,
+        best_macro_f1=best.valid_macro_f1,
+        select_by=best.select_by,
+        stopped=early_stopping.reason(run.progress, run.config.loop),
         valid_total=best.valid_total,
         samples_per_second=sum(record.samples_per_second for record in history) / len(history),
         train_seconds=run.progress.seconds,
@@ -219,6 +246,8 @@ def epoch_metrics(record: EpochRecord) -> dict[str, float]:
         "train/learning_rate": record.learning_rate,
         "valid/loss": record.valid_loss,
         "valid/accuracy": record.valid_accuracy,
+        "valid/balanced_accuracy": record.valid_balanced_accuracy,
+        "valid/macro_f1": record.valid_macro_f1,
         "valid/correct": record.valid_correct,
         "valid/total": record.valid_total,
         "speed/epoch_seconds": record.seconds,
@@ -253,6 +282,8 @@ def description(summary: Summary, command: str) -> str:
     baseline = f"\nBaseline, a ridge probe on the same features: {summary.ridge}.\n" if summary.ridge else ""
     if summary.logistic:
         baseline += f"\nLogistic regression: {summary.logistic}.\n"
+    if summary.stopped:
+        baseline += f"\nThe training {summary.stopped}.\n"
     if summary.below_baseline:
         baseline += f"\nNote: {summary.below_baseline}.\n"
     return f"""### {summary.best}
@@ -261,6 +292,8 @@ def description(summary: Summary, command: str) -> str:
 
 {summary.model} on {summary.data}; {summary.epochs} epochs on {summary.workers} workers \
 ({summary.hardware}), {summary.samples_per_second:,.0f} samples/s, {log.duration(summary.train_seconds)}.
+
+{summary.by_class[:1].upper()}{summary.by_class[1:]}.
 {baseline}
 Artifacts:
 - `report.html`: all of this on one page, to send to others

@@ -280,21 +280,32 @@ class Equations:
         Args:
             parts: Inputs float64 (n, d) and labels int64 (n,) of this worker's part of the pictures.
         """
-        inverse = 1 / (self.values + self.penalties[:, None])  # (penalties, d)
-        least = torch.finfo(inverse.dtype).eps
-        sums = torch.zeros(2, len(inverse), dtype=torch.float64, device=inverse.device)
+        sums = torch.zeros(2, len(self.penalties), dtype=torch.float64, device=self.penalties.device)
         for inputs, labels in parts:
             targets = torch.nn.functional.one_hot(labels, len(self.base)).double()
-            rotated = (inputs - self.mean) @ self.vectors
-            leverage = 1 / self.count + rotated.square() @ inverse.T  # (n, penalties)
-            for number, mine in enumerate(inverse):
-                errors = targets - torch.addmm(self.base, rotated * mine, self.along)
-                errors /= (1 - leverage[:, number]).clamp(min=least)[:, None]
-                sums[0, number] += ((targets - errors).argmax(1) == labels).sum()
-                sums[1, number] += errors.square().sum()
+            for number, scores in enumerate(self.left_out_scores(inputs, labels, self.penalties)):
+                sums[0, number] += (scores.argmax(1) == labels).sum()
+                sums[1, number] += (targets - scores).square().sum()
         right, error = sum_over_workers(sums).tolist()
         best = min(range(len(right)), key=lambda number: (-right[number], error[number]))
         return LeftOut(float(self.penalties[best]), int(right[best]), int(self.count), error[best])
+
+    def left_out_scores(self, inputs: Tensor, labels: Tensor, penalties: Tensor) -> Iterator[Tensor]:
+        """Yield, for each penalty, the scores (n, classes) of pictures by what is learned from all others.
+
+        Args:
+            inputs: float64 (n, d), of pictures that the sums are of.
+            labels: Their labels, int64 (n,).
+            penalties: float64 (p,).
+        """
+        inverse = 1 / (self.values + penalties[:, None])  # (p, d)
+        least = torch.finfo(inverse.dtype).eps
+        targets = torch.nn.functional.one_hot(labels, len(self.base)).double()
+        rotated = (inputs - self.mean) @ self.vectors
+        leverage = 1 / self.count + rotated.square() @ inverse.T  # (n, p)
+        for number, mine in enumerate(inverse):
+            errors = targets - torch.addmm(self.base, rotated * mine, self.along)
+            yield targets - errors / (1 - leverage[:, number]).clamp(min=least)[:, None]
 
 
 def solve(sums: Sums) -> Fit:

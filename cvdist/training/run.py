@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cvdist import log, models
@@ -19,6 +20,7 @@ from cvdist.distributed.precision import Precision
 from cvdist.parallel import Mode, ParallelPlan
 from cvdist.results import Evaluation, ModelIdentity
 from cvdist.seeding import derive_seed
+from cvdist.startup import Waterfall
 from cvdist.tracking.tracker import Tracker
 from cvdist.training.finite import LossWatch
 from cvdist.training.visualize import Visualizer
@@ -37,6 +39,7 @@ class Run:
         frozen: The frozen modules that each step has to run first. None if nothing is frozen, or if the batches
             are cached features.
         trained: The trained modules.
+        backbone: The trained stages of a pretrained model, which are in `trained`. None if there are none.
         identity: What the model is, for checkpoints and messages.
         order: What has to agree for a position within an epoch to mean the same samples.
         trained_parameters: Number of trained parameters, over all workers.
@@ -44,10 +47,14 @@ class Run:
         precision: The number format of forward passes.
         plan: How a step is divided over the workers.
         optimizer: The optimizer of the trained parameters.
+        scaler: Scales losses, so that gradients fit float16. In other precisions it does nothing.
         schedule: The learning rate as a function of the epochs done, with fractions within an epoch.
         ema: The exponential moving average of the trained modules. None without `--model-ema-decay`.
+        labels: The labels of all training samples by row, int64 (n,) on the CPU.
+        class_weights: The weight of each class in the loss, float64 (classes,) on the CPU. None: all are 1.
         losses: The losses of the last steps, to be checked for values that are not finite.
         visualizer: Draws what the network learns.
+        start: The phases of the start.
         line: The line on the terminal that shows how far an epoch has come.
         progress: How far the run has come.
         best: The evaluation of the best epoch so far. None before the first one.
@@ -65,6 +72,7 @@ class Run:
     model: nn.Module
     frozen: nn.Module | None
     trained: nn.Module
+    backbone: nn.Module | None
     identity: ModelIdentity
     order: OrderIdentity
     trained_parameters: int
@@ -72,11 +80,15 @@ class Run:
     precision: Precision
     plan: ParallelPlan
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     schedule: Callable[[float], float]
     ema: AveragedModel | None
+    labels: Tensor
+    class_weights: Tensor | None
     losses: LossWatch
     visualizer: Visualizer
     line: log.ProgressLine
+    start: Waterfall = field(default_factory=Waterfall)
     progress: Progress = field(default_factory=Progress)
     best: Evaluation | None = None
     resumed_at: str = ""
@@ -84,6 +96,16 @@ class Run:
     changed: str = ""
     adopted: bool = False
     first_step_at: float = 0.0
+
+    @functools.cached_property
+    def loss_weights(self) -> Tensor | None:
+        """The class weights in float32 on the device."""
+        return None if self.class_weights is None else self.class_weights.float().to(self.worker.device)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """How many training pictures each class has, int64 (classes,)."""
+        return self.labels.bincount(minlength=len(self.info.classes))
 
     @property
     def main(self) -> bool:

@@ -16,11 +16,13 @@ from cvdist.data.dataset import Loader
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.distributed.device import be_deterministic
 from cvdist.distributed.precision import choose_precision
+from cvdist.distributed.sync_batch_norm import synchronize
 from cvdist.errors import UserError
 from cvdist.results import ModelIdentity
 from cvdist.seeding import derive_seed
+from cvdist.startup import Waterfall
 from cvdist.tracking.tracker import Tracker
-from cvdist.training import checkpointing, compiling, ema, logistic_head, memory
+from cvdist.training import backbone, checkpointing, compiling, ema, imbalance, logistic_head, memory
 from cvdist.training.finite import LossWatch
 from cvdist.training.optimizer import build_optimizer
 from cvdist.training.run import Run, initial_model
@@ -30,20 +32,23 @@ from cvdist.training.visualize import Visualizer
 logger = logging.getLogger(__name__)
 
 
-def build_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
+def build_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Waterfall | None = None) -> Run:
     """Prepare this node and build the run, restored from its newest checkpoint. All workers must call this.
 
     Args:
         config: All settings.
         worker: This process among the workers.
         tracker: Where the run is logged.
+        start: The phases of the start so far.
 
     Raises:
         UserError: On all workers, if the data, the model or the checkpoint are not what the settings say.
     """
+    start = start or Waterfall()
     prepare_node(config, worker)
+    start.end("prepare")
     with memory.explain_full_memory(worker.device, memory.SETUP_ADVICE):
-        return open_run(config, worker, tracker)
+        return open_run(config, worker, tracker, start)
 
 
 def prepare_node(config: TrainConfig, worker: Worker) -> None:
@@ -58,19 +63,21 @@ def prepare_node(config: TrainConfig, worker: Worker) -> None:
             models.prepare(config.model)
 
 
-def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
+def open_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Waterfall | None = None) -> Run:
     """Build the run on a node that is prepared. All workers must call this.
 
     Args:
         config: All settings.
         worker: This process among the workers.
         tracker: Where the run is logged.
+        start: The phases of the start.
 
     Raises:
         UserError: On all workers, if the data, the model or the checkpoint are not what the settings say.
     """
+    start = start or Waterfall()
     device, main = worker.device, worker.rank == 0
-    precision = choose_precision(config.loop.precision, device)
+    precision = choose_precision(config.loop.precision, device, training=True)
     if config.loop.deterministic:
         be_deterministic(device)
     with raise_on_all_ranks():
@@ -81,10 +88,14 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             workers_on_node=worker.local_world_size,
             normalization=(expected.mean, expected.std) if expected else None,
         )
+        start.end("loader")
+        labels, classes = loader.labels("train"), loader.info.classes
+        weights = imbalance.class_weights(config.loop, classes, labels.bincount(minlength=len(classes)))
         model = initial_model(config, loader.info)
         visualizer = Visualizer(config, model, tracker, enabled=main)
+        modules = models.frozen_and_trained(model)
+        backbone.prepare(config, modules)
     digest = _require_same_data(loader)
-    modules = models.frozen_and_trained(model)
     # A cache has the features that the frozen modules compute, so they are not run and stay on the CPU.
     frozen = None if loader.features else modules.frozen
     modules.trained.to(device)
@@ -103,6 +114,9 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             precision,
             recorded=found.checkpoint.parallel if found else "",
         )
+        if config.loop.sync_bn:
+            with raise_on_all_ranks():
+                synchronize(modules.trained, plan.mode.traffic, plan.mode.world_size)
         # Split layers are not compiled: they contain exchanges with other workers.
         compiled = [frozen, modules.trained if plan.mode.name == "data" else None]
         compiling.compile_modules(config.loop.compile, *compiled)
@@ -115,6 +129,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             model=model,
             frozen=frozen,
             trained=modules.trained,
+            backbone=modules.backbone,
             identity=_identity(config, loader),
             made_with={
                 **configs.learning_settings(config),
@@ -127,17 +142,16 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             frozen_parameters=all_parameters - trained_parameters,
             precision=precision,
             plan=plan,
-            optimizer=build_optimizer(
-                modules.trained,
-                config.optimizer,
-                backbone=modules.backbone,
-                backbone_lr_scale=config.optimizer.backbone_lr_scale,
-            ),
+            optimizer=build_optimizer(modules.trained, config.optimizer, stages=modules.stages),
+            scaler=precision.scaler(),
             schedule=functools.partial(learning_rate, config.optimizer, config.loop.epochs),
             ema=ema.build(modules.trained, decay) if decay else None,
+            labels=labels,
+            class_weights=weights,
             losses=LossWatch(functools.partial(loader.names, "train")),
             visualizer=visualizer,
             line=log.ProgressLine(logger, enabled=main),
+            start=start,
         )
         # The weights were drawn from a stream that all workers share. Dropout is drawn from one of each
         # worker's.
@@ -146,6 +160,7 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker) -> Run:
             with raise_on_all_ranks():
                 checkpointing.restore(run, found)
     logistic_head.require_linear(run)
+    start.end("model")
     return run
 
 

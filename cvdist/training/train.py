@@ -15,10 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cvdist.data.dataset import Batch
-from cvdist.distributed.collectives import annotate_collective_errors, set_group_timeout
+from cvdist.distributed.collectives import annotate_collective_errors
 from cvdist.distributed.consensus import StopRequest
 from cvdist.results import Summary
-from cvdist.training import checkpointing, compiling, ema, logistic_head, memory, reporting, ridge
+from cvdist.training import (
+    backbone,
+    checkpointing,
+    compiling,
+    early_stopping,
+    ema,
+    imbalance,
+    logistic_head,
+    memory,
+    reporting,
+    ridge,
+)
 from cvdist.training.meter import Meter
 from cvdist.training.optimizer import set_learning_rate
 from cvdist.training.progress import TrainedEpoch, record_epoch, show_progress
@@ -27,7 +38,9 @@ from cvdist.training.validation import validate
 
 
 def train(run: Run) -> Summary:
-    """Train until all epochs are done, then log the best model. All workers must call this.
+    """Train until all epochs are done or none is better any more, then log the best model.
+
+    All workers must call this.
 
     A restored run continues at the sample where its checkpoint was saved.
 
@@ -45,8 +58,8 @@ def train(run: Run) -> Summary:
     ridge.fit_baseline(run)
     reporting.log_history(run)
     if run.config.loop.fit == "epochs":
-        for epoch in range(run.progress.epoch + 1, run.config.loop.epochs + 1):
-            run_epoch(run, epoch, train_epoch)
+        while run.progress.epoch < run.config.loop.epochs and not early_stopping.due(run):
+            run_epoch(run, run.progress.epoch + 1, train_epoch)
     if logistic_head.wanted(run):
         run_epoch(run, run.progress.epoch + 1, logistic_head.fit)
     run.worker.wait_for_uploads()
@@ -77,28 +90,28 @@ def run_epoch(run: Run, epoch: int, train: Callable[[Run, int], TrainedEpoch]) -
 
 
 def train_epoch(run: Run, epoch: int) -> TrainedEpoch:
-    """Train on each sample once, or on those that the restored epoch still lacks. `epoch` counts from 1."""
+    """Train on the samples of one epoch, or on those that a restored one still lacks. `epoch` counts from 1."""
     config, worker, progress, mode = run.config, run.worker, run.progress, run.mode
     if not progress.position:
-        progress.shuffle = run.loader.shuffle(mode.world_size)
+        progress.shuffle = run.loader.shuffle(mode.world_size, balanced=config.loop.balanced_sampling)
     order = run.loader.epoch_order(config.loop.batch_size, config.run.seed, epoch, progress.shuffle)
     steps = order.steps()
     step = steps - order.steps(progress.position)
     save_every, log_every = config.checkpoint.every, config.loop.log_every_steps
     mode.align()
-    mode.replica.train()
+    backbone.begin_epoch(run, epoch)
     meter = Meter(worker.device, mode.traffic)
     began, began_at, rate = time.monotonic(), progress.position, 0.0
     batches = run.loader.train_batches(order, mode.rank, mode.world_size, progress.position)
-    for batch in meter.timed(batches):
+    weights = imbalance.batch_weights(run.class_weights, run.labels, order, progress.position)
+    for batch, weight in zip(meter.timed(batches), weights, strict=True):
         rate = run.schedule(epoch - 1 + progress.position / run.info.train_size)
         with annotate_collective_errors(worker.rank, epoch, step + 1):
-            train_step(run, batch, rate, meter)
+            train_step(run, batch, rate, meter, weight)
             step += 1
             progress.position += batch.global_size
             if not run.first_step_at:
-                run.first_step_at = time.time()
-                set_group_timeout(config.runtime.step_timeout)  # the slow work of the first step is done
+                reporting.first_step_done(run)
             request = worker.poll_stop_request()
         save_now = bool(request) or (save_every > 0 and step % save_every == 0)
         if save_now or step % log_every == 0 or step == steps:
@@ -113,13 +126,14 @@ def train_epoch(run: Run, epoch: int) -> TrainedEpoch:
             if request is StopRequest.EXIT:
                 checkpointing.exit_when_stored(run)
         if run.line.due():
-            show_progress(run, epoch, step, steps, (progress.position - began_at) / (time.monotonic() - began))
+            speed = (progress.position - began_at) / (time.monotonic() - began)
+            show_progress(run, epoch, step, steps, speed, meter)
     run.line.clear()
     speed = (progress.position - began_at) / max(time.monotonic() - began, 1e-9)
     return TrainedEpoch(progress.loss_sum / run.info.train_size, progress.correct, rate, speed)
 
 
-def train_step(run: Run, batch: Batch, rate: float, meter: Meter) -> None:
+def train_step(run: Run, batch: Batch, rate: float, meter: Meter, weight: float) -> None:
     """Take one optimizer step. Nothing here waits for the device.
 
     Args:
@@ -128,6 +142,7 @@ def train_step(run: Run, batch: Batch, rate: float, meter: Meter) -> None:
             exchanges with the others.
         rate: The learning rate.
         meter: Counts losses and correct predictions.
+        weight: The sum of the samples' weights in the global batch; their number if all classes weigh the same.
     """
     mode, settings = run.mode, run.config.loop
     compiling.begin_step(run.config.loop.compile)
@@ -136,17 +151,21 @@ def train_step(run: Run, batch: Batch, rate: float, meter: Meter) -> None:
     for last, images, labels in micro_batches(batch, run.config.loop.accumulate_steps, mode.world_size):
         with mode.micro_batch(last=last):  # the last one exchanges the gradients
             scores = forward(run, images).float()  # (m, classes)
-            loss = F.cross_entropy(scores, labels, reduction="sum", label_smoothing=settings.label_smoothing)
-            # The gradient has to be that of the mean over the global batch. Local batches may differ in size,
-            # and the exchange divides by the number of workers, not by the number of samples.
-            (loss * (mode.world_size / batch.global_size)).backward()
+            loss = F.cross_entropy(
+                scores, labels, run.loss_weights, reduction="sum", label_smoothing=settings.label_smoothing
+            )
+            # The gradient has to be that of the weighted mean over the global batch. Local batches may differ
+            # in size, and the exchange divides by the number of workers, not by the samples' weights.
+            run.scaler.scale(loss * (mode.world_size / weight)).backward()
         if mode.counts:
             meter.add(loss.detach(), scores.detach(), labels)
         losses.append(loss.detach())
     if settings.clip_grad_norm:
+        run.scaler.unscale_(run.optimizer)
         mode.clip(dict(run.trained.named_parameters()), settings.clip_grad_norm)
     run.losses.add(sum(losses[1:], losses[0]), batch.indices)
-    run.optimizer.step()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     if run.ema is not None:
         ema.update(run.ema, run.trained, settings.model_ema_decay)

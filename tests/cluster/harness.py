@@ -133,13 +133,17 @@ class Node:
         """Its Ray Train workers: command lines by process id, as this machine counts processes."""
         return self.processes("RayTrainWorker")
 
-    def processes(self, actor: str) -> dict[int, str]:
-        """Its processes of one class of Ray actors: command lines by process id."""
+    def processes(self, actor: str, program: str = "ray::") -> dict[int, str]:
+        """Its processes with `actor` in the command line of a program that is called so: an actor of Ray's.
+
+        Returns:
+            Command lines by process id.
+        """
         found = {}
         for pid in self.machine.processes():
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if words.startswith("ray::") and actor in words:
+                if words.partition(" ")[0].rpartition("/")[2].startswith(program) and actor in words:
                     found[pid] = words
         return found
 
@@ -332,6 +336,16 @@ class Cluster:
         """End a node, which won't come back."""
         node.close()
         self.nodes.remove(node)
+
+    def restart_head(self) -> None:
+        """Lose the head with all its processes; start another one of the same address, which knows nothing."""
+        head = self.nodes[0]
+        head.power_off()
+        head.lost, self._head_was_up = False, False
+        head.start()
+        url = f"{self.environment['RAY_API_SERVER_ADDRESS']}/api/version"
+        self._wait(lambda: answers(url), "Ray's new head answers")
+        self._head_was_up = True
 
     def ready(self, nodes: int) -> None:
         """Wait until exactly `nodes` nodes besides the head belong to the cluster."""

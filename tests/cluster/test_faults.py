@@ -21,6 +21,7 @@ from tests.cluster.outcome import (
     require_complete_run,
     require_same_weights,
 )
+from tests.helpers.waiting import wait_until
 
 ALL = ("--epochs", str(EPOCHS))
 
@@ -155,6 +156,39 @@ def test_two_jobs_of_one_name_and_a_damaged_checkpoint(cluster: Cluster, referen
     assert f"checkpoint {newest} of this run is damaged" in log and "trying the one before" in log
     require_same_weights(cluster, "twice", reference)
     require_complete_run(cluster, "twice")
+
+
+@pytest.mark.slow
+def test_a_job_that_is_submitted_again_after_its_head_was_lost(cluster: Cluster, reference: Weights) -> None:
+    """What KubeRay does with a lost head; the workers of the first submission are cut off, and go on later."""
+    first = cluster.submit(*TRAINING, "--name", "headless", "--epochs", "500")
+    first.wait_for(r"epoch 2/\d+  train")
+    old = cluster.nodes[1:]
+    raylets = [pid for node in old for pid in node.processes("raylet", program="raylet")]
+    workers = [pid for node in old for pid in node.workers()]
+    assert len(raylets) == len(workers) == 2
+    for pid in (*raylets, *workers):
+        os.kill(pid, signal.SIGSTOP)
+    for node in old:
+        node.lost = True
+    cluster.restart_head()
+    cluster.add_node(), cluster.add_node()
+    cluster.ready(2)
+    second = cluster.submit(*TRAINING, *ALL, "--name", "headless")
+    second.wait_for(r"(?s)run        headless \(continued\).*resuming   at epoch \d+, sample \d+")
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
+
+    def fenced_off() -> bool:
+        logs = [file.read_text(errors="replace") for node in old for file in node.folder.rglob("worker-*")]
+        return any("another job of this --name has begun" in log for log in logs)
+
+    wait_until(fenced_off, "a worker of the first submission says why it stops", second.seen)
+    second.end()
+    for node in old:
+        cluster.remove(node)
+    require_same_weights(cluster, "headless", reference)
+    require_complete_run(cluster, "headless")
 
 
 @pytest.mark.slow

@@ -32,6 +32,8 @@ Done = subprocess.CompletedProcess[str]
 def run(*command: str | Path, storage: Path, timeout: float | None = None, **environment: str) -> Done:
     """Run `command` in the repository's root, with its files under `storage`, until it ends.
 
+    A job has a folder for temporary files to itself, and must leave nothing there.
+
     Args:
         command: The program and its arguments.
         storage: Becomes CVDIST_STORAGE.
@@ -42,12 +44,18 @@ def run(*command: str | Path, storage: Path, timeout: float | None = None, **env
         Stalled: If it was killed.
     """
     env = {
-        **{k: v for k, v in os.environ.items() if k not in _UNSET},
+        **{k: v for k, v in os.environ.items() if k not in (*_UNSET, "TMPDIR")},
         "CVDIST_STORAGE": str(storage),
         **environment,
     }
     words = list(map(str, command))
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+    with (
+        tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temporary,  # short: sockets lie in it
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryFile() as errors,
+    ):
+        if any(word.startswith("jobs/") for word in words):
+            env = {"TMPDIR": temporary} | env
 
         def sizes() -> str:
             return f"{_size(output)} bytes of output, {_size(errors)} bytes of errors"
@@ -66,6 +74,9 @@ def run(*command: str | Path, storage: Path, timeout: float | None = None, **env
         except BaseException:
             kill_with_children(process)
             raise
+        # torchrun keeps the folder of its log.
+        left = [one.name for one in Path(temporary).iterdir() if not one.name.startswith("torchelastic_")]
+        assert not left or env.get("TMPDIR") != temporary, f"{shlex.join(words)} left {left}"
         return subprocess.CompletedProcess(words, process.returncode, _text(output), _text(errors))
 
 

@@ -36,11 +36,11 @@ _RAY = {"RayCluster": (), "RayJob": ("rayClusterSpec",), "RayCronJob": ("jobTemp
 
 
 @functools.cache
-def _rendered(overlay: str) -> str:
+def _kustomize(folder: Path) -> str:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed: nothing renders the manifests")
     done = subprocess.run(
-        ["kubectl", "kustomize", ROOT / "k8s" / "overlays" / overlay],
+        ["kubectl", "kustomize", folder],
         capture_output=True,
         text=True,
         timeout=60,
@@ -50,9 +50,20 @@ def _rendered(overlay: str) -> str:
     return done.stdout
 
 
-def render(overlay: str) -> list[Object]:
-    """All objects of an overlay."""
-    return list(yaml.load_all(_rendered(overlay), yaml.CSafeLoader))
+def build(folder: Path) -> list[Object]:
+    """The objects that kustomize makes of a folder."""
+    return list(yaml.load_all(_kustomize(folder), yaml.CSafeLoader))
+
+
+def applied(overlay: str, root: Path = ROOT / "k8s") -> list[Object]:
+    """The objects of an overlay, which stand."""
+    return build(root / "overlays" / overlay)
+
+
+def render(overlay: str, root: Path = ROOT / "k8s") -> list[Object]:
+    """The objects of an overlay, and its jobs."""
+    made = [o for o in build(root / "jobs" / overlay) if o["kind"] in ("RayJob", "RayCronJob")]
+    return applied(overlay, root) + made
 
 
 def name_of(thing: Object) -> str:
@@ -399,6 +410,16 @@ def environment(objects: list[Object], container: Object) -> dict[str, str]:
     return values
 
 
+def token_path(pod: Object, container: Object) -> str:
+    """Where a volume gives a container a token for the API server; empty: nowhere."""
+    tokens = {
+        volume["name"]
+        for volume in pod["spec"].get("volumes", [])
+        if any("serviceAccountToken" in source for source in volume.get("projected", {}).get("sources", []))
+    }
+    return next((m["mountPath"] for m in container.get("volumeMounts", []) if m["name"] in tokens), "")
+
+
 def _reference_problems(objects: list[Object]) -> Iterator[str]:
     secrets = documented_secrets()
     maps = {o["metadata"]["name"]: set(o["data"]) for o in objects if o["kind"] == "ConfigMap"}
@@ -415,9 +436,12 @@ def _reference_problems(objects: list[Object]) -> Iterator[str]:
             yield f"{where}: there is no service account {account}"
         elif accounts[account].get("automountServiceAccountToken") is not False:
             yield f"{where}: the account {account} gives each of its pods a token"
-        scales = any(container["name"] == "autoscaler" for container in spec["containers"])
-        if spec.get("automountServiceAccountToken") is not scales:
-            yield f"{where}: {'needs' if scales else 'gets'} a token for the API server"
+        if spec.get("automountServiceAccountToken") is not False:
+            yield f"{where}: each of its containers gets a token for the API server"
+        for container in made.containers:
+            scales, path = container["name"] == "autoscaler", token_path(made.pod, container)
+            if path != (WHERE_RAY_READS_ITS_TOKEN if scales else ""):
+                yield f"{where}: {container['name']} {'needs' if scales else 'gets'} a token for the API server"
         if spec.get("enableServiceLinks") is not False:
             yield f"{where}: gets an environment variable for each port of each service"
         for container in made.containers:
@@ -453,7 +477,15 @@ def _maps_of(container: Object) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------- network
 
-OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
+# The labels of KubeRay's operator, 1.7.0, by the way of installing it.
+OPERATORS = {
+    "helm": {"app.kubernetes.io/name": "kuberay-operator", "app.kubernetes.io/component": "kuberay-operator"},
+    "kustomize": {"app.kubernetes.io/name": "kuberay", "app.kubernetes.io/component": "kuberay-operator"},
+}
+# Where Ray's autoscaler reads its token.
+WHERE_RAY_READS_ITS_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
+# Of API servers behind their Service: of clouds, of kubeadm and kind, of minikube, of MicroK8s.
+API_SERVER_PORTS = {443, 6443, 8443, 16443}
 
 
 def matches(selector: Object, labels: dict[str, str]) -> bool:
@@ -465,7 +497,7 @@ def matches(selector: Object, labels: dict[str, str]) -> bool:
 
 
 def may_connect(objects: list[Object], source: dict[str, str], target: dict[str, str], port: int) -> bool:
-    """Whether the policies let a pod of the namespace reach another one. `OPERATOR` is in another namespace."""
+    """Whether the policies let a pod of the namespace reach another one. `OPERATORS` are elsewhere."""
     policies = [o["spec"] for o in objects if o["kind"] == "NetworkPolicy"]
 
     def open_(direction: str, labels: dict[str, str], peer: dict[str, str]) -> bool:
@@ -479,13 +511,13 @@ def may_connect(objects: list[Object], source: dict[str, str], target: dict[str,
                 if ports is not None and port not in [p["port"] for p in ports]:
                     continue
                 for other in rule.get(key, []):  # rules for all the world are not meant for pods
-                    here = "namespaceSelector" not in other and peer is not OPERATOR
-                    there = other.get("namespaceSelector") == {} and peer is OPERATOR
+                    here = "namespaceSelector" not in other and peer not in OPERATORS.values()
+                    there = other.get("namespaceSelector") == {} and peer in OPERATORS.values()
                     if "podSelector" in other and (here or there) and matches(other["podSelector"], peer):
                         return True
         return not mine
 
-    leaves = source is OPERATOR or open_("egress", source, target)
+    leaves = source in OPERATORS.values() or open_("egress", source, target)
     return leaves and open_("ingress", target, source)
 
 
@@ -493,7 +525,7 @@ def _may_ask_kubernetes(objects: list[Object], labels: dict[str, str]) -> bool:
     """Whether a pod reaches the API server, wherever that is, on the ports that it commonly has."""
     policies = [o["spec"] for o in objects if o["kind"] == "NetworkPolicy"]
     rules = [rule for p in policies if matches(p["podSelector"], labels) for rule in p.get("egress", [])]
-    return {443, 6443} <= {p["port"] for rule in rules if "to" not in rule for p in rule["ports"]}
+    return {p["port"] for rule in rules if "to" not in rule for p in rule["ports"]} >= API_SERVER_PORTS
 
 
 def _network_problems(objects: list[Object]) -> Iterator[str]:
@@ -540,8 +572,9 @@ def _network_problems(objects: list[Object]) -> Iterator[str]:
         scales = any(container["name"] == "autoscaler" for container in pod.containers)
         if scales and not _may_ask_kubernetes(objects, pod.labels):
             yield f"pod of {pod.owner}: can't scale: the network policies are in the way"
-        if pod.role == "head" and not may_connect(objects, OPERATOR, pod.labels, 8265):
-            yield f"pod of {pod.owner}: KubeRay can't submit jobs: the network policies are in the way"
+        for how, operator in OPERATORS.items():
+            if pod.role == "head" and not may_connect(objects, operator, pod.labels, 8265):
+                yield f"pod of {pod.owner}: KubeRay ({how}) can't submit jobs: the policies are in the way"
 
 
 def _addresses(values: dict[str, str]) -> Iterator[tuple[str, str, int]]:
@@ -685,6 +718,8 @@ def _ray_problems(objects: list[Object]) -> Iterator[str]:
         if thing["kind"] == "RayCluster":
             continue
         job = job_spec(thing)
+        if "suspend" in thing["spec"] or "suspend" in job:
+            yield f"{where}: `suspend` is Kueue's; after it, a nightly job makes up for all nights at once"
         if job.get("submissionMode", "K8sJobMode") == "K8sJobMode":
             yield f"{where}: a broken log stream fails it"
         if not job.get("shutdownAfterJobFinishes") or not job.get("ttlSecondsAfterFinished"):

@@ -17,6 +17,16 @@ def jpeg(seed: int, width: int = 60, height: int = 40) -> bytes:
     return file.getvalue()
 
 
+def scene(seed: int, width: int = 300, height: int = 220) -> Image.Image:
+    """A picture with large and small parts, and noise, as photographs have them; another one for each seed."""
+    random = np.random.default_rng(seed)
+    values = random.normal(0, 4, (height, width, 3))
+    for parts, share in ((3, 0.5), (8, 0.3), (24, 0.2)):
+        blots = Image.fromarray(random.integers(0, 255, (parts, parts + 2, 3), np.uint8))
+        values += share * np.asarray(blots.resize((width, height), Image.Resampling.BICUBIC), float)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
 def write(root: Path, counts: dict[str, int], *, width: int = 60, height: int = 40) -> Path:
     """`counts`: how many pictures in each folder, such as `{"train/cat": 5}`. Returns `root`."""
     for number, (folder, count) in enumerate(counts.items()):

@@ -10,6 +10,9 @@ from PIL import Image
 
 from cvdist.results import EpochRecord
 
+HOSTILE = "<script>alert(1)</script>\" onerror='x' & ]]> <!-- \x00 \udcff"
+"""A name that a page must show as text."""
+
 
 class Parsed(HTMLParser):
     """Elements with their attributes, and the text without that of styles and scripts."""
@@ -54,6 +57,8 @@ def record(epoch, correct, **changes):
         "seconds": 2.0,
         "samples_per_second": 1234.0,
         "peak_memory": 2**20,
+        "valid_balanced_accuracy": 0.975,
+        "valid_macro_f1": 0.9876,
     }
     return EpochRecord(**{**values, **changes})
 

@@ -37,7 +37,8 @@ class Recorder(NoTracker):
 
     def log_metrics(self, values: Any, step: int) -> None:
         """See `Tracker`."""
-        (self.steps if "step/loss" in values else self.epochs).append(dict(values))
+        if "start/first_step_seconds" not in values:
+            (self.steps if "step/loss" in values else self.epochs).append(dict(values))
 
     def log_model(self, model: torch.nn.Module, *_: Any, **__: Any) -> None:
         """See `Tracker`."""

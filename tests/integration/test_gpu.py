@@ -219,6 +219,7 @@ def test_the_memory_that_is_foretold_is_what_it_takes(tmp_path, photographs, wei
         "trained": {"trainable_stages": 5, "batch_size": 128},
         "portions": {"trainable_stages": 5, "batch_size": 128, "accumulate_steps": 4},
         "bfloat16": {"trainable_stages": 5, "batch_size": 128, "precision": "bfloat16"},
+        "again": {"trainable_stages": "all", "batch_size": 128, "grad_checkpointing": True},
     }.items():
         settings = {
             "data": str(photographs),

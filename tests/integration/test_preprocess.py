@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from benchmarks import made_up_features
 from cvdist import config as configs
 from cvdist.errors import UserError
-from cvdist.features import inspect, manifest
+from cvdist.features import maintenance, manifest
 from cvdist.features.copies import FeatureRows, MappedCopy
 from cvdist.features.local import LocalShards
 from cvdist.jobs import cli
@@ -66,7 +66,7 @@ def test_real_photographs_through_a_bucket(shared_data, bucket, s3, tmp_path):
     jpegs = sum(path.stat().st_size for path in photos.rglob("*.jpg"))
     assert cache.stored_bytes < jpegs and cache.stored_bytes * 10 < 48 * 25088 * 4
     assert "is whole: 4/4 shards, 48 pictures" in call("preprocess", "--check", features, **common).stdout
-    assert re.search(r"zeros +8\d\.\d% of the values", inspect.describe(features))
+    assert re.search(r"zeros +8\d\.\d% of the values", maintenance.describe(features))
     again = call("preprocess", *recipe, "--shard-size", "12", **common)
     assert "no picture has changed" in again.stderr and "computed  0 pictures" in again.stdout
 

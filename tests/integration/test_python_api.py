@@ -6,7 +6,7 @@ import re
 import sys
 
 from cvdist import config as configs
-from cvdist.features import inspect
+from cvdist.features import maintenance
 from cvdist.features import manifest as manifests
 from cvdist.jobs import preprocess
 from cvdist.jobs.preprocess import table
@@ -43,7 +43,7 @@ def test_an_extraction_in_this_process(tmp_path):
     config = configs.replace(feature_caches.extraction(chosen), runtime="inline")
     result = preprocess(config)
     assert result.built.computed == 12 and "computed  12 pictures" in table(result)
-    assert "is whole: 4/4 shards, 12 pictures" in inspect.check(chosen.features.uri)
+    assert "is whole: 4/4 shards, 12 pictures" in maintenance.check(chosen.features.uri)
     assert preprocess(config).built.computed == 0
     other = configs.replace(chosen, features=chosen.features.uri + "-2")
     feature_caches.extract(other)

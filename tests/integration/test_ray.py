@@ -5,10 +5,14 @@ from __future__ import annotations
 import http.server
 import os
 import re
+import subprocess
+import sys
 import threading
 
 import ray
 import requests
+from ray._raylet import GcsClient
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.train import WorkerGroupError
 
 from cvdist.config import RuntimeConfig
@@ -16,8 +20,9 @@ from cvdist.errors import UserError
 from cvdist.runtime import ray_cluster as connection
 from cvdist.runtime.ray_train import cause_of
 from tests.helpers import pictures
-from tests.helpers.jobs import call, on_ray, the_error
+from tests.helpers.jobs import ROOT, call, on_ray, the_error
 from tests.helpers.stores import empty_store, the_run
+from tests.helpers.waiting import wait_until, work_of
 
 
 def test_processes_of_a_job_know_the_cluster_that_they_belong_to(ray_cluster, monkeypatch):
@@ -107,6 +112,32 @@ def test_preflight_looks_at_all_that_a_job_needs(ray_cluster, tmp_path):
 def test_too_many_workers_is_said_at_once(ray_cluster, tmp_path):
     line = the_error(call("train", "digits-cnn", "--num-workers", "64", storage=tmp_path, **ray_cluster))
     assert "--num-workers 64 with --cpus-per-worker 1 needs 64 CPUs, the cluster has 2 CPUs and 0 GPUs" in line
+
+
+def test_what_a_job_asks_of_the_autoscaler_ends_with_the_job(ray_cluster, tmp_path):
+    """Nodes would stay, and be paid for, as long as anybody asks for them."""
+
+    def asked():
+        state = get_cluster_resource_state(GcsClient(address=ray_cluster["RAY_ADDRESS"]))
+        groups = [len(gang.requests) for gang in state.pending_gang_resource_requests]
+        return groups + [len(c.resource_requests) for c in state.cluster_resource_constraints]
+
+    words = ("digits-cnn", "--num-workers", "64", "--resource-timeout")
+    process = subprocess.Popen(
+        [sys.executable, "jobs/train.py", *words, "900"],
+        cwd=ROOT, env={**os.environ, **ray_cluster, "CVDIST_STORAGE": str(tmp_path)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(asked, "the autoscaler is asked for workers", work_of(process.pid))
+        assert asked() == [64] and process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: not asked(), "nothing is asked for after the job was killed", stall_seconds=60)
+    line = the_error(call("train", *words, "1", storage=tmp_path, **ray_cluster))
+    assert "--num-workers 64" in line
+    wait_until(lambda: not asked(), "nothing is asked for after the job gave up", stall_seconds=60)
 
 
 def test_gpus_that_are_not_there(ray_cluster, tmp_path):

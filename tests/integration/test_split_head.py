@@ -51,14 +51,54 @@ def runs(place):
         "cached": {**cached, **head},
         "more": {**cached, **head, **more},
         "pictures": {**head},
-        "blocks": {**head, **plain, "trainable_stages": 1, "backbone_lr_scale": 0.5, "accumulate_steps": 2},
+        "blocks": {
+            **head,
+            **plain,
+            "trainable_stages": 1,
+            "freeze_epochs": 1,
+            "backbone_lr_scale": 0.5,
+            "accumulate_steps": 2,
+        },
     }
+    # All that makes workers depend on each other: with it, they learn what one learns.
+    whole = {
+        **data,
+        **plain,
+        "model": "resnet18",
+        "weights": "none",
+        "weights_preprocessing": "",
+        "head": "linear",
+        "hidden_size": 0,
+        "image_size": 64,
+        "lr": 0.0005,
+        "epochs": 3,
+        "patience": 1,
+        "sync_bn": True,
+        "grad_checkpointing": True,
+        "freeze_epochs": 1,
+        "layer_decay": 0.7,
+        "min_delta": 1.0,
+        "class_weights": "cat=3",
+        "balanced_sampling": True,
+        "select_by": "macro_f1",
+    }
+    weighed = {**cached, **plain, "class_weights": "balanced", "select_by": "loss", "clip_grad_norm": 0.5}
     three = {
         **compared,
+        "whole": whole,
+        "weighed": {**weighed, **head},
+        "weighed-averaged": {**weighed, **data},
         "half": {**cached, **head, "epochs": 1},
         "half-plain": {**cached, **head, **plain, "epochs": 1},
         "whole-plain": {**cached, **head, **plain},
-        "averaged": {**data, **plain, "trainable_stages": 1, "backbone_lr_scale": 0.5, "accumulate_steps": 2},
+        "averaged": {
+            **data,
+            **plain,
+            "trainable_stages": 1,
+            "freeze_epochs": 1,
+            "backbone_lr_scale": 0.5,
+            "accumulate_steps": 2,
+        },
         "compressed": {**cached, **data, **plain, "gradient_compression": "bf16"},
         "low-rank": {**cached, **data, **plain, "gradient_compression": "powersgd", "epochs": 6},
         "long-plain": {**cached, **head, **plain, "epochs": 6},
@@ -67,13 +107,14 @@ def runs(place):
         "auto": {**cached, "epochs": 1},
     }
     two = {
+        "whole": {**whole, "name": "whole-two"},
         "half": {**cached, **head},  # goes on
         "turned": {**cached, **data, **plain, "resume": str(root / "half-plain" / "epoch-0001")},
     }
     found, again = _groups(root, {3: three, 2: two}, common)
     found |= {f"{name} on two": case for name, case in again.items()}
     alone = RankInfo()
-    for name, case in compared.items():
+    for name, case in {**compared, "whole": whole, "weighed": weighed}.items():
         found[f"{name} alone"] = train_case(
             alone, {**common, **case, "name": f"{name}-alone", "parallel": "auto"}
         )
@@ -121,6 +162,23 @@ def test_workers_that_average_gradients_learn_what_one_learns(runs):
     assert averaged["mode"] == "data" and losses(averaged) == pytest.approx(losses(alone), rel=1e-3)
     assert (averaged["correct"], averaged["total"]) == (alone["correct"], 7)
     assert averaged["logged"] == alone["logged"]
+
+
+def test_workers_that_share_batch_norms_and_class_weights_learn_what_one_learns(runs):
+    """Of a balanced draw: from scratch, with a frozen epoch, with each stage computed again, stopped early."""
+    _, found = runs
+    alone = found["whole alone"]
+    assert len(losses(alone)) == 6  # two epochs of three, in which the score did not rise by 1
+    for several in (found["whole"], found["whole on two"]):
+        assert several["mode"] == "data" and losses(several) == pytest.approx(losses(alone), rel=1e-3)
+        assert several["correct"] == alone["correct"] and several["logged"] == alone["logged"]
+        for step, expected in zip(several["epochs"], alone["epochs"], strict=True):
+            for name in ("valid/total", "valid/correct", "valid/balanced_accuracy", "valid/macro_f1"):
+                assert step[name] == expected[name]
+            assert step["valid/loss"] == pytest.approx(expected["valid/loss"], rel=1e-3)
+    for name in ("weighed", "weighed-averaged"):
+        assert losses(found[name]) == pytest.approx(losses(found["weighed alone"]), rel=2e-5)
+        assert found[name]["correct"] == found["weighed alone"]["correct"]
 
 
 def test_it_goes_on_with_other_numbers_of_workers_and_in_the_other_mode(runs):

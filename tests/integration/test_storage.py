@@ -17,8 +17,9 @@ from cvdist import config as configs
 from cvdist import loaders, log, models, slow_requests, storage
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.config import ModelConfig, PicturesConfig, TrainConfig
+from cvdist.data.forms import look_unlabeled
 from cvdist.data.images import versions
-from cvdist.data.images.listing import list_pictures, list_unlabeled
+from cvdist.data.images.listing import list_pictures
 from cvdist.errors import UserError
 from cvdist.models import weights
 from cvdist.prediction.pictures import find_pictures
@@ -45,12 +46,14 @@ def upload(folder: Path, uri: str) -> str:
 def test_listing_says_what_is_there_wherever_it_is(bucket, tmp_path):
     root = pictures.write(tmp_path / "some", {"a/b c": 2, "ü": 1})
     uri = upload(root, f"{bucket}/listing")
-    wanted = {("a/b c/0000.jpg", False), ("a/b c/0001.jpg", False), ("ü/0000.jpg", False)}
+    wanted = {"a/b c/0000.jpg", "a/b c/0001.jpg", "ü/0000.jpg"}
     for place in (str(root), f"{root}/", f"file://{root}", uri, f"{uri}/"):
-        entries = {entry.path: entry for entry in storage.list_entries(place, "--data")}
-        assert {(path, entry.is_folder) for path, entry in entries.items() if not entry.is_folder} == wanted
-        for path, _ in wanted:
-            assert entries[path].size == (root / path).stat().st_size and entries[path].modified
+        entries = {
+            one["path"]: one for batch in storage.list_entries(place, "--data") for one in batch.to_pylist()
+        }
+        assert {path for path, one in entries.items() if not one["is_folder"]} == wanted
+        for path in wanted:
+            assert entries[path]["size"] == (root / path).stat().st_size and entries[path]["modified"]
     filesystem, path = storage.locate(f"{uri}/a/b c/0001.jpg")
     assert storage.read(filesystem, path) == (root / "a/b c/0001.jpg").read_bytes()
 
@@ -96,7 +99,7 @@ def test_objects_are_known_by_their_etags(bucket, tmp_path, monkeypatch):
 
     def version(uri):
         monkeypatch.setattr(storage, "read", None)  # contents are not asked for
-        return versions.digest(versions.with_versions(list_unlabeled(uri), uri, tmp_path / "cache"))
+        return versions.digest(versions.with_versions(look_unlabeled(uri), uri, tmp_path / "cache"))
 
     before = version(first)
     assert version(copy) == before
@@ -146,7 +149,9 @@ def test_names_are_taken_as_they_are(bucket, s3, tmp_path, name):
     for uri, other in places.items():
         storage.Folder.open(uri, "--storage").write(f"{name}.txt", b"content")
         assert storage.Folder.open(other, "--storage").read(f"{name}.txt") == b"content"
-        assert [entry.path for entry in storage.list_entries(other, "--data")] == [f"{name}.txt"]
+        assert [
+            path for batch in storage.list_entries(other, "--data") for path in batch["path"].to_pylist()
+        ] == [f"{name}.txt"]
         filesystem, path = storage.locate(uri)
         assert path.endswith(f"/{name}")
         assert filesystem.get_file_info(f"{path}/{name}.txt").type == arrow.FileType.File

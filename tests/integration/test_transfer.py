@@ -128,8 +128,8 @@ def test_fine_tuning_the_last_blocks_with_moving_averages(place):
         "train", *arguments(place, "--runtime", "inline", "--name", "fine", "--epochs", "2"), storage=place
     )
     assert the_error(done) == (
-        "checkpoint epoch-0001 of this run trained other layers than this run does: set --trainable-stages as "
-        "it was, or start under another --name"
+        "checkpoint epoch-0001 of this run trained other layers than this run does: set --trainable-stages and "
+        "--layer-decay as they were, or start under another --name"
     )
 
 

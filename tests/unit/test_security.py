@@ -75,7 +75,7 @@ def dumped(**changes):
     fields = {field.name: "" for field in dataclasses.fields(Fingerprint)}
     entry = ShardEntry(**{**HARMLESS, **changes})
     index = IndexEntry("index/x", 1, 1, "0" * 64)
-    return manifest.dump(Manifest(("a",), (1,), Fingerprint(**fields), "", "", "", index, (entry,), ()))
+    return manifest.dump(Manifest(("a",), (1,), Fingerprint(**fields), "", "", "", "", index, (entry,), ()))
 
 
 @pytest.mark.parametrize(

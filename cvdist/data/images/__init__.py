@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 import numpy as np
+import pyarrow as pa
 import torch
 
-from cvdist.config import TrainConfig, cache_folder
+from cvdist.config import DataConfig, TrainConfig, cache_folder
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import DatasetInfo, Split
-from cvdist.data.images import store
+from cvdist.data.images import exclusion, store
 from cvdist.data.images.listing import split_rows
 from cvdist.data.images.loader import DecodingSource, ImageLoader, PixelFile, PixelSource
 from cvdist.hardware import usable_cores
@@ -18,7 +19,7 @@ from cvdist.log import redact
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
-__all__ = ["ImageLoader", "load", "prepare"]
+__all__ = ["ImageLoader", "as_split_in_training", "load", "prepare"]
 
 
 def prepare(config: TrainConfig) -> None:
@@ -34,6 +35,27 @@ def prepare(config: TrainConfig) -> None:
         timeout=runtime.prepare_timeout,
         data_timeout=runtime.data_timeout,
     )
+
+
+def as_split_in_training(config: DataConfig, *, timeout: float, data_timeout: float) -> dict[Split, pa.Table]:
+    """Return the pictures, with the columns path and label, of both splits of data that has none of its own.
+
+    The split depends on the contents of all pictures that can be decoded, so all of them are decoded, unless
+    this node has done so before.
+
+    Args:
+        config: configuration that names the pictures.
+        timeout: seconds to wait for another process that is decoding them.
+        data_timeout: seconds that a chunk of pictures may take.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    cache = cache_folder(config.cache)
+    store.prepare(config, cache, timeout=timeout, data_timeout=data_timeout)
+    there = store.open_picture_store(config, cache)
+    train, valid = split_rows(there.table, config, there.classes)
+    return {"train": there.table.take(pa.array(train)), "valid": there.table.take(pa.array(valid))}
 
 
 def load(
@@ -57,7 +79,7 @@ def load(
     mean, std = normalization or _statistics(pictures, train)
     info = DatasetInfo(
         name=PurePosixPath(data.uri.rstrip("/")).name,
-        source=redact(data.uri),
+        source=redact(data.uri) + exclusion.describe(exclusion.find_excluded(pictures.table, data), data),
         classes=pictures.classes,
         channels=3,
         height=data.image_size,

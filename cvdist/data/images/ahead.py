@@ -8,7 +8,6 @@ threads decoded twice as many pictures as one.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import multiprocessing
 import os
@@ -22,13 +21,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Protocol, TypeVar
 
-import pyarrow as pa
 import torch
 import torch.multiprocessing  # tensors reach another process by shared memory
 from torch import Tensor
 
-from cvdist import log, storage
-from cvdist.data.images.decode import UndecodableError, decode, is_gpu_decodable
+from cvdist import log
+from cvdist.data.contents import READERS, Contents, digest_of
+from cvdist.data.images.decode import UndecodableError, decode_with_size, is_gpu_decodable
 from cvdist.errors import UserError
 from cvdist.hardware import usable_cores
 from cvdist.log import redact
@@ -38,10 +37,8 @@ logger = logging.getLogger(__name__)
 # Pictures a forward pass: enough for the device, few enough that memory is no question.
 BATCH = {"cpu": 16, "cuda": 128}
 _BATCHES_AHEAD = 2
-_READERS = 16  # requests at a time and process, where the files are not on a disk
 # Pictures that a thread or process decodes at a time: a process' answer costs as much for one as for several.
 _TASK = {"thread": 1, "process": 16}
-DIGEST_BYTES = 16
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,6 +50,7 @@ class Decoded:
 
     detail: the reason in the words of the decoder, for `--debug`.
     encoded: the file's content instead, where a GPU is to decode it (`cvdist.data.images.on_gpu`).
+    width, height: of the whole picture, upright, in pixels; 0 if it is not decoded.
     """
 
     digest: bytes
@@ -60,11 +58,8 @@ class Decoded:
     reason: str = ""
     detail: str = ""
     encoded: bytes | None = None
-
-
-def digest_of(content: bytes) -> bytes:
-    """Return the first 16 bytes of a file's SHA-256, which identify its content."""
-    return hashlib.sha256(content).digest()[:DIGEST_BYTES]
+    width: int = 0
+    height: int = 0
 
 
 def stacked(pixels: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -86,11 +81,11 @@ class Pictures(Protocol):
 class Reader:
     """Reads and decodes picture files below a folder or URI, one after the other, in this thread."""
 
-    def __init__(self, uri: str, size: int, resize: str, *, for_gpu: bool = False) -> None:
-        """Of pictures below `uri`, as `cvdist.data.images.decode.decode` makes them.
+    def __init__(self, root: str, size: int, resize: str, *, for_gpu: bool = False) -> None:
+        """Of pictures below `root`, as `cvdist.data.images.decode.decode` makes them.
 
         Args:
-            uri: folder or URI.
+            root: folder or URI (`cvdist.data.forms.root_of`).
             size: height and width in pixels.
             resize: as `PicturesConfig.resize`.
             for_gpu: leave encoded what a GPU can decode.
@@ -98,22 +93,20 @@ class Reader:
         Raises:
             UserError: if the URI can't be understood.
         """
-        self._uri, self._size, self._resize, self._for_gpu = uri, size, resize, for_gpu
-        self._filesystem, self._root = storage.locate(uri, "--data", patient=True)
-        local = isinstance(self._filesystem, pa.fs.LocalFileSystem)
-        self._readers = None if local else ThreadPoolExecutor(_READERS)
+        self._root, self._size, self._resize, self._for_gpu = root, size, resize, for_gpu
+        self._contents = Contents(root, patient=True)
+        self._threads = 1 if self._contents.local else READERS
 
     def decode(self, paths: Sequence[str]) -> list[Decoded]:
         """Decode pictures.
 
         Args:
-            paths: below the URI; empty for the URI itself.
+            paths: below the root; empty for the root itself.
 
         Raises:
             UserError: if a file can't be read.
         """
-        read = map if self._readers is None else self._readers.map
-        found = [self._decode(content) for content in read(self._read, paths)]
+        found = [self._decode(content) for content in self._contents.read_all(paths, self._threads)]
         for path, one in zip(paths, found, strict=True):
             if one.detail:
                 logger.debug("data       %s: %s (%s)", path, one.reason, one.detail)
@@ -129,19 +122,11 @@ class Reader:
         for i, one in enumerate(self.decode(paths)):
             if one.pixels is None:
                 raise UserError(
-                    f"--data {redact(self._uri)}: a picture has changed since the start, and can't be decoded "
+                    f"--data {redact(self._root)}: a picture has changed since the start, and can't be decoded "
                     f"any more ({one.reason}): start the job again"
                 )
             pixels[i] = one.pixels
         return pixels
-
-    def _read(self, path: str) -> bytes:
-        try:
-            return storage.read(self._filesystem, f"{self._root}/{path}" if path else self._root)
-        except OSError as error:
-            raise UserError(
-                f"--data {redact(self._uri)}: {path} can't be read ({storage.reason(error)})"
-            ) from error
 
     def _decode(self, content: bytes) -> Decoded:
         digest = digest_of(content)
@@ -155,7 +140,7 @@ class DecodeAhead:
 
     def __init__(
         self,
-        uri: str,
+        root: str,
         size: int,
         resize: str,
         *,
@@ -167,7 +152,7 @@ class DecodeAhead:
         """Set up the threads or processes, which start with the first task.
 
         Args:
-            uri: as of `Reader`.
+            root: as of `Reader`.
             size: as of `Reader`.
             resize: as of `Reader`.
             threads: that decode, or processes; 0: one a core.
@@ -178,8 +163,8 @@ class DecodeAhead:
         Raises:
             UserError: if the URI can't be understood.
         """
-        self._uri, self._timeout = uri, timeout
-        self._reader = Reader(uri, size, resize, for_gpu=for_gpu)
+        self._root, self._timeout = root, timeout
+        self._reader = Reader(root, size, resize, for_gpu=for_gpu)
         self._count = threads or usable_cores()
         self._task = _TASK["process" if processes else "thread"]
         self._pool: Executor
@@ -187,7 +172,7 @@ class DecodeAhead:
             # Forked from a server without threads: a fork of this one could inherit a lock that nobody frees.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["cvdist.data.images.ahead"])
-            values = (uri, size, resize, for_gpu, dict(os.environ))
+            values = (root, size, resize, for_gpu, dict(os.environ))
             self._pool = ProcessPoolExecutor(self._count, context, initializer=_begin, initargs=values)
         else:
             self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="decode")
@@ -240,7 +225,7 @@ class DecodeAhead:
         except TimeoutError:
             raise UserError(
                 f"a picture took longer than {self._timeout:g} s to be read and decoded: raise --data-timeout, "
-                f"or look at the storage of --data {redact(self._uri)}"
+                f"or look at the storage of --data {redact(self._root)}"
             ) from None
         except BrokenProcessPool as error:
             raise UserError(
@@ -252,7 +237,8 @@ class DecodeAhead:
 def decoded(content: bytes, digest: bytes, size: int, resize: str) -> Decoded:
     """Decode a file, or say why it can't be decoded."""
     try:
-        return Decoded(digest, decode(content, size, resize))
+        pixels, (width, height) = decode_with_size(content, size, resize)
+        return Decoded(digest, pixels, width=width, height=height)
     except UndecodableError as error:
         return Decoded(digest, None, str(error), error.detail)
 
@@ -260,14 +246,14 @@ def decoded(content: bytes, digest: bytes, size: int, resize: str) -> Decoded:
 _reader_here: Reader | None = None
 
 
-def _begin(uri: str, size: int, resize: str, for_gpu: bool, environment: dict[str, str]) -> None:
+def _begin(root: str, size: int, resize: str, for_gpu: bool, environment: dict[str, str]) -> None:
     """In each decoding process: one thread computes, and it ends with the process that it works for."""
     global _reader_here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the job may have to save first
     os.environ.update(environment)  # credentials as they are now: the server may have older ones
     torch.set_num_threads(1)
     log.setup()
-    _reader_here = Reader(uri, size, resize, for_gpu=for_gpu)
+    _reader_here = Reader(root, size, resize, for_gpu=for_gpu)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

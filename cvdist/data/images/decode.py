@@ -23,8 +23,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize as resize_pixels
 
 from cvdist.config import PicturesConfig
+from cvdist.data import formats
 from cvdist.data.augment import luma
-from cvdist.data.images import formats
 from cvdist.data.images.containers import Jpeg, orientation, png_data, split, split_jpeg
 from cvdist.data.images.resizing import crop_middle
 
@@ -48,7 +48,12 @@ class UndecodableError(Exception):
 
 
 def decode(content: bytes, size: int, resize: str) -> Tensor:
-    """The picture in `content`, upright, as uint8 RGB (size, size, 3).
+    """The picture in `content`, upright, as uint8 RGB (size, size, 3): the first part of `decode_with_size`."""
+    return decode_with_size(content, size, resize)[0]
+
+
+def decode_with_size(content: bytes, size: int, resize: str) -> tuple[Tensor, tuple[int, int]]:
+    """The picture in `content`, upright, as uint8 RGB (size, size, 3), and its own width and height in pixels.
 
     Gray, palette, 16-bit and CMYK pictures become RGB, transparent ones lie on white, animated ones show their
     first frame, and the orientation that a camera noted in EXIF is applied. Resizing is bilinear and
@@ -94,12 +99,13 @@ def is_gpu_decodable(content: bytes, size: int) -> bool:
         return False
 
 
-def _decode(content: bytes, format: str, size: int, resize: str) -> Tensor:
-    """Decode a file of a known format, or of none: `decode`."""
+def _decode(content: bytes, format: str, size: int, resize: str) -> tuple[Tensor, tuple[int, int]]:
+    """Decode a file of a known format, or of none: `decode_with_size`."""
     if format == "JPEG":
         jpeg = split_jpeg(content)
         whole = (jpeg.height, jpeg.width)
-        return _turn(resize_to_square(_decode_jpeg(jpeg, size), size, resize, whole), orientation(jpeg.exif))
+        square = resize_to_square(_decode_jpeg(jpeg, size), size, resize, whole)
+        return _upright(square, whole, orientation(jpeg.exif))
     if reason := formats.not_read(content, format):
         raise UndecodableError(reason)
     parts = split(content, format)
@@ -123,7 +129,8 @@ def _decode(content: bytes, format: str, size: int, resize: str) -> Tensor:
                 raise UndecodableError(CUT, "rows are missing")
             # For AVIF, Pillow puts the file's own orientation into EXIF.
             exif = image.info.get("exif", b"") if format == "AVIF" else parts.exif
-            return _turn(resize_to_square(pixels, size, resize), orientation(exif))
+            height, width = pixels.shape[1:]
+            return _upright(resize_to_square(pixels, size, resize), (height, width), orientation(exif))
     except UndecodableError:
         raise
     except Image.DecompressionBombError:
@@ -205,12 +212,22 @@ def _is_short(png: bytes, pixels: Tensor) -> bool:
     return missing > 0
 
 
-def _turn(pixels: Tensor, orientation: int) -> Tensor:
-    """Turn square pictures (size, size, 3) upright, from one of EXIF's orientations."""
+def _upright(pixels: Tensor, whole: tuple[int, int], orientation: int) -> tuple[Tensor, tuple[int, int]]:
+    """Turn square pictures (size, size, 3) upright, from one of EXIF's orientations.
+
+    Args:
+        pixels: the picture.
+        whole: its own height and width, as stored.
+        orientation: from 1, which is upright, to 8.
+
+    Returns:
+        The picture, and its own width and height.
+    """
+    height, width = whole
     if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(0, 1)
+        pixels, height, width = pixels.transpose(0, 1), width, height
     flipped = [dim for dim, those in ((0, (3, 4, 7, 8)), (1, (2, 3, 6, 7))) if orientation in those]
-    return pixels.flip(flipped).contiguous() if flipped else pixels.contiguous()
+    return (pixels.flip(flipped) if flipped else pixels).contiguous(), (width, height)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -6,7 +6,6 @@ the training device.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,8 +21,10 @@ from torch import Tensor
 from cvdist.config import DataConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import Batch, DatasetInfo, FullShuffle, Split, to_device
+from cvdist.data.forms import root_of
 from cvdist.data.images.ahead import DecodeAhead, Reader
 from cvdist.data.images.store import PictureStore
+from cvdist.data.images.versions import digest_of_rows
 from cvdist.data.normalize import Normalizer
 from cvdist.data.quarantine import BadPicture
 from cvdist.data.sampler import EpochOrder, LocalBatch, partition
@@ -100,7 +101,7 @@ class DecodingSource:
             timeout: seconds that a few pictures may take.
             pinned: whether batches are put into pinned memory, for copies to a GPU.
         """
-        where = (config.uri, config.image_size, config.resize)
+        where = (root_of(config), config.image_size, config.resize)
         self._size, self._paths, self._pinned = config.image_size, paths, pinned
         self._reader = Reader(*where)
         self._ahead = DecodeAhead(*where, threads=processes, timeout=timeout, processes=True)
@@ -155,6 +156,10 @@ class ImageLoader(FullShuffle):
         self._digest = ""
         self._normalize = Normalizer(info.mean, info.std, device, channels_last=channels_last)
 
+    def labels(self, split: Split) -> Tensor:
+        """Return the labels of a split (`Loader.labels`)."""
+        return self._labels[self._rows[split]]
+
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
     ) -> Iterator[Batch]:
@@ -184,13 +189,7 @@ class ImageLoader(FullShuffle):
     def digest(self) -> str:
         """Return the SHA-256 of the files' digests and labels, split by split (`Loader.digest`)."""
         if not self._digest:
-            sha = hashlib.sha256()
-            for rows in self._rows.values():
-                for column in ("digest", "label"):
-                    values = self._store.table.column(column).take(pa.array(rows))
-                    for chunk in values.chunks:
-                        sha.update(chunk.buffers()[1])
-            self._digest = sha.hexdigest()
+            self._digest = digest_of_rows(self._store.table, self._rows.values(), ("digest", "label"))
         return self._digest
 
     def _batches(self, split: Split, local_batches: Iterator[LocalBatch], epoch: int | None) -> Iterator[Batch]:

@@ -67,7 +67,9 @@ class GpuDecoder:
 
     def _finished(self, one: Decoded, pixels: Tensor | None) -> Decoded:
         if pixels is not None:
-            return Decoded(one.digest, resize_to_square(pixels, self._size, self._resize))
+            height, width = pixels.shape[1:]
+            square = resize_to_square(pixels, self._size, self._resize)
+            return Decoded(one.digest, square, width=width, height=height)
         if one.encoded is not None:  # refused, so the processor's to judge
             one = decoded(one.encoded, one.digest, self._size, self._resize)
         return dataclasses.replace(

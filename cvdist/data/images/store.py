@@ -4,7 +4,7 @@
 digests and channel means of the others. If the disk has room, the pixels are written to one file, from which
 each epoch reads them. In the cache folder, `KEY/` holds
 
-    index.arrow     the good pictures: path, label, part, row in the pixel file, digest, moments
+    index.arrow     the good pictures by content: path, label, part, row in the pixel file, digest, moments
     quarantine.csv  the bad pictures, with reasons
     pixels.u8       uint8 (rows, size, size, 3), absent if the disk has no room for it
     meta.json       written last
@@ -31,11 +31,13 @@ import pyarrow as pa
 import torch
 
 from cvdist import log, storage
-from cvdist.config import DataConfig
+from cvdist.config import DataConfig, TableConfig, part_of
+from cvdist.data.contents import DIGEST_BYTES
+from cvdist.data.formats import became_readable
+from cvdist.data.forms import root_of
 from cvdist.data.images import versions
-from cvdist.data.images.ahead import DIGEST_BYTES, DecodeAhead, Reader
+from cvdist.data.images.ahead import DecodeAhead, Reader
 from cvdist.data.images.decode import decode_settings
-from cvdist.data.images.formats import became_readable
 from cvdist.data.images.listing import Listing, list_pictures
 from cvdist.data.quarantine import QUARANTINE, BadPicture, parse_quarantine, quarantine_csv, require_few_bad
 from cvdist.errors import UserError
@@ -45,7 +47,7 @@ from cvdist.log import redact
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 32  # pictures that a process decodes at a time
 _INDEX, _PIXELS, _META = "index.arrow", "pixels.u8", "meta.json"
 
@@ -78,7 +80,7 @@ def prepare(config: DataConfig, cache: Path, *, timeout: float, data_timeout: fl
         UserError: if the pictures can't be listed or read, or too many can't be decoded.
     """
     listing = list_pictures(config)
-    pictures = versions.digest(versions.with_versions(listing.table, config.uri, cache))
+    pictures = versions.digest(versions.with_versions(listing.table, root_of(config), cache))
     identity = {"format": _FORMAT, "classes": listing.classes, "listing": pictures, **decode_settings(config)}
     folder = cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     try:
@@ -115,7 +117,8 @@ def open_picture_store(config: DataConfig, cache: Path) -> PictureStore:
 
 def _pointer(config: DataConfig, cache: Path) -> Path:
     """Return the path of the file that names the folder of the newest copy, so that workers need no listing."""
-    identity = json.dumps({"data": config.uri, **decode_settings(config)})
+    named = {"data": config.uri, **vars(part_of(TableConfig, config))}
+    identity = json.dumps(named | decode_settings(config))
     return cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.current"
 
 
@@ -159,7 +162,7 @@ def _build(folder: Path, listing: Listing, config: DataConfig, data_timeout: flo
     table = table.append_column("row", pa.array(kept))
     table = table.append_column("digest", _fixed(digests.view(np.uint8).reshape(len(kept), 16)))
     table = table.append_column("moments", pa.FixedSizeListArray.from_arrays(pa.array(moments.ravel()), 6))
-    write_table(building / _INDEX, table)
+    write_table(building / _INDEX, versions.by_content(table))
     paths = listing.table.column("path")
     table_of_bad = quarantine_csv([BadPicture(paths[row].as_py(), why) for row, why in bad])
     (building / QUARANTINE).write_bytes(table_of_bad.encode())
@@ -221,7 +224,7 @@ def check_all(
     starts = range(0, count, _CHUNK)
     processes = min(config.decode_workers or usable_cores(), len(starts))
     ahead = DecodeAhead(
-        config.uri,
+        root_of(config),
         config.image_size,
         config.resize,
         threads=processes,

@@ -9,62 +9,56 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import feather
-from pyarrow import fs as arrow
 
-from cvdist import log, storage
-from cvdist.data.images.ahead import digest_of
-from cvdist.errors import UserError
-from cvdist.log import redact
+from cvdist import log
+from cvdist.data import kept
+from cvdist.data.contents import Contents, digest_of
 
 logger = logging.getLogger(__name__)
 
 _READERS = 16  # files at a time
 _REQUESTS = 64  # objects at a time
-_UNSETTLED = 2_000_000_000  # nanoseconds in which a file may change again without another time
 
 
-def with_versions(listing: pa.Table, uri: str, cache: Path) -> pa.Table:
+def with_versions(listing: pa.Table, root: str, cache: Path) -> pa.Table:
     """Replace the column modified of a listing by version (string), which is that of a picture's content.
 
     It is the digest of a file's content, and an object's ETag. The ETag is another one after a copy that cuts
     the object into other parts or encrypts it otherwise. In storage without ETags it is the modification time.
 
     Args:
-        listing: pictures below `uri`, with the columns path, size and modified.
-        uri: folder or URI of the pictures.
+        listing: pictures, with the columns path, size and modified; a column version stays as it is.
+        root: folder or URI that the paths are relative to.
         cache: the node's cache folder.
 
     Raises:
         UserError: if a picture can't be read.
     """
-    filesystem, root = storage.locate(uri, "--data")
-    local, paths, now = isinstance(filesystem, arrow.LocalFileSystem), listing.column("path"), time.time_ns()
+    if "version" in listing.column_names:
+        return _without_times(listing)
+    contents, paths, now = Contents(root), listing.column("path"), time.time_ns()
+    local = contents.local
 
     def look(path: str) -> str:
-        try:
-            if local:
-                return digest_of(storage.read(filesystem, f"{root}/{path}")).hex()
-            return storage.etag(filesystem, f"{root}/{path}")
-        except OSError as error:
-            raise UserError(f"--data {redact(uri)}: {path} can't be read ({storage.reason(error)})") from error
+        return digest_of(contents.read(path)).hex() if local else contents.etag(path)
 
     times = listing.column("modified")
     if local:  # a file's modification time may be set to an old one
-        times = pa.chunked_array([[_changed(f"{root}/{path}") for path in paths.to_pylist()]], pa.int64())
+        changed = [kept.changed(Path(contents.folder, path)) for path in paths.to_pylist()]
+        times = pa.chunked_array([changed], pa.int64())
     sizes = listing.column("size")
     keys = pc.binary_join_element_wise(paths, sizes.cast(pa.string()), times.cast(pa.string()), "\n")
-    kept = cache / "versions" / f"{hashlib.sha256(storage.absolute(uri).encode()).hexdigest()[:32]}.arrow"
-    known = _read(kept)
-    old = pc.index_in(keys, value_set=known.column("key"))
-    versions = known.column("version").take(old).to_pylist()
+    known = kept.load(cache, root)
+    versions: list[str | None] = [None] * len(keys)
+    if known is not None:
+        versions = known.column("version").take(pc.index_in(keys, value_set=known.column("key"))).to_pylist()
     unknown = [row for row, version in enumerate(versions) if version is None]
     with ThreadPoolExecutor(_READERS if local else _REQUESTS) as pool:
         looked = pool.map(look, paths.take(pa.array(unknown, pa.int64())).to_pylist())
@@ -72,11 +66,15 @@ def with_versions(listing: pa.Table, uri: str, cache: Path) -> pa.Table:
             versions[row] = version or f"time {times[row].as_py()}"
     found = pa.array(versions, pa.string())
     if unknown:
-        _write(kept, pa.table({"key": keys, "version": found}).filter(pc.less(times, now - _UNSETTLED)))
-    versioned = listing.drop_columns("modified").append_column("version", found)
-    if "label" in versioned.column_names:
-        _warn_of_twins(versioned)
-    return versioned
+        settled = pc.less(times, now - kept.UNSETTLED)
+        kept.keep(cache, root, pa.table({"key": keys, "version": found}).filter(settled))
+    return _without_times(listing.append_column("version", found))
+
+
+def _without_times(listing: pa.Table) -> pa.Table:
+    if "label" in listing.column_names:
+        _warn_of_twins(listing)
+    return listing.drop_columns("modified")
 
 
 def _warn_of_twins(listing: pa.Table) -> None:
@@ -90,6 +88,27 @@ def _warn_of_twins(listing: pa.Table) -> None:
         logger.warning("data       pictures in more than one class: %d, e.g. %s", len(several), example)
 
 
+def by_content(table: pa.Table) -> pa.Table:
+    """Sort pictures by their contents, so that neither names nor the form of the data decide their order.
+
+    Args:
+        table: pictures, with the columns digest, part, label and path. Copies of one picture go by the others.
+    """
+    return table.sort_by([(name, "ascending") for name in ("digest", "part", "label", "path")])
+
+
+def digest_of_rows(table: pa.Table, rows: Iterable[np.ndarray], columns: Sequence[str]) -> str:
+    """Return a hexadecimal SHA-256 of some columns, of fixed size, of several lists of rows."""
+    sha = hashlib.sha256()
+    for mine in rows:
+        for name in columns:
+            column = table.column(name).take(pa.array(mine)).combine_chunks()
+            for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+                sha.update(chunk.buffers()[1])
+        sha.update(b"/")
+    return sha.hexdigest()
+
+
 def digest(listing: pa.Table) -> str:
     """Return a hexadecimal SHA-256 of all of a listing, from the names and contents of its pictures."""
     sha = hashlib.sha256()
@@ -97,13 +116,6 @@ def digest(listing: pa.Table) -> str:
         for column in batch.columns:
             sha.update(repr(column.to_pylist()).encode())
     return sha.hexdigest()
-
-
-def _changed(path: str) -> int:
-    try:
-        return Path(path).stat().st_ctime_ns
-    except OSError:
-        return 0  # reading it will say why
 
 
 def _shown(versions: Iterator[str], count: int) -> Iterator[str]:
@@ -114,22 +126,3 @@ def _shown(versions: Iterator[str], count: int) -> Iterator[str]:
         if line.due():
             line.show(f"looking at {i:,}/{count:,} pictures that are new here")
     line.clear()
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        return feather.read_table(path)
-    except (OSError, pa.ArrowException):
-        return pa.table({"key": pa.array([], pa.string()), "version": pa.array([], pa.string())})
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    arriving = path.with_name(f".{path.name}.{time.monotonic_ns()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        feather.write_feather(table, str(arriving))
-        arriving.replace(path)
-    except OSError as error:
-        logger.debug("versions of pictures can't be kept in %s: %s", path.parent, storage.reason(error))
-        with suppress(OSError):
-            arriving.unlink(missing_ok=True)

@@ -10,7 +10,9 @@ import torch
 from cvdist import config as configs
 from cvdist import loaders
 from cvdist.config import TrainConfig
-from cvdist.data.images import formats, listing
+from cvdist.data import formats
+from cvdist.data.forms import look_unlabeled
+from cvdist.data.images import listing
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.decode import UndecodableError, decode
 from cvdist.errors import UserError
@@ -57,7 +59,7 @@ CASES = [
 @pytest.mark.parametrize(("names", "text"), CASES)
 def test_a_folder_without_pictures_that_can_be_read(tmp_path, without_extras, names, text):
     root = folder(tmp_path / "x", *names)
-    for look in (lambda: listing.list_pictures(config(root).data), lambda: listing.list_unlabeled(str(root))):
+    for look in (lambda: listing.list_pictures(config(root).data), lambda: look_unlabeled(str(root))):
         with pytest.raises(UserError) as error:
             look()
         assert str(error.value) == f"--data {root} has no pictures that can be read: {text}"
@@ -67,7 +69,7 @@ def test_a_folder_without_pictures_that_can_be_read(tmp_path, without_extras, na
 def test_some_pictures_that_cant_be_read(tmp_path, without_extras, caplog, names, text):
     caplog.set_level(logging.INFO, "cvdist")
     root = folder(pictures.write(tmp_path / "x", {"a": 2, "b": 2}), *names)
-    assert len(listing.list_pictures(config(root).data).table) == len(listing.list_unlabeled(str(root))) == 4
+    assert len(listing.list_pictures(config(root).data).table) == len(look_unlabeled(str(root))) == 4
     lines = [one.getMessage() for one in caplog.records if "left out" in one.getMessage()]
     assert lines == [f"data       left out: {text}"] * 2
 

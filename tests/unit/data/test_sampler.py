@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvdist.data.sampler import EpochOrder, partition
+from cvdist.data.sampler import EpochOrder, draw_balanced, partition
 
 sizes = st.integers(1, 300)
 batches = st.integers(1, 64)
@@ -67,3 +68,28 @@ def test_epochs_and_seeds_shuffle_differently_and_repeatably(seed):
 def test_validation_is_dealt_without_padding(count, world):
     parts = [partition(count, rank, world) for rank in range(world)]
     assert [row for part in parts for row in part] == list(range(count))
+
+
+@given(st.lists(st.integers(1, 400), min_size=2, max_size=5), seeds, worlds, worlds, st.data())
+def test_balanced_epochs_draw_all_classes_alike_at_any_number_of_workers(counts, seed, before, after, data):
+    labels = torch.arange(2 * len(counts))[::2].repeat_interleave(torch.tensor(counts))  # every other is empty
+    drawn = draw_balanced(labels, seed=seed, epoch=2)
+    assert len(drawn) == len(labels) and torch.equal(drawn, draw_balanced(labels, seed=seed, epoch=2))
+    share = labels[drawn].bincount(minlength=2 * len(counts))[::2] / len(drawn)
+    deviation = (1 / len(counts) * (1 - 1 / len(counts)) / len(drawn)) ** 0.5
+    assert (share - 1 / len(counts)).abs().max() < 6 * deviation
+    # A position continues the same draw with another number of workers.
+    order = EpochOrder(len(labels), 7, seed=seed, epoch=2, order=drawn)
+    steps = data.draw(st.integers(0, order.steps()))
+    first = [list(order.local_batches(rank, before))[:steps] for rank in range(before)]
+    rest = [list(order.local_batches(rank, after, min(7 * steps, len(labels)))) for rank in range(after)]
+    seen = [local.indices for part in (first, rest) for step in zip(*part, strict=True) for local in step]
+    assert torch.equal(torch.cat(seen), drawn)
+
+
+def test_balanced_epochs_draw_all_samples_of_a_class_alike():
+    labels = torch.tensor([0] * 9 + [1])
+    drawn = torch.cat([draw_balanced(labels, seed=seed, epoch=1) for seed in range(2000)]).bincount()
+    assert drawn[9] / drawn.sum() == pytest.approx(0.5, abs=0.02)
+    assert (drawn[:9] / drawn.sum()).tolist() == pytest.approx([0.5 / 9] * 9, rel=0.15)
+    assert not torch.equal(*(draw_balanced(labels.repeat(9), seed=0, epoch=epoch) for epoch in (1, 2)))

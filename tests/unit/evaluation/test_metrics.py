@@ -55,6 +55,7 @@ def test_a_class_without_pictures_has_no_recall_and_top_five_counts_from_eleven_
     measured = metrics.compute_metrics(found, 10)
     assert (measured.correct, measured.top_correct) == (1, 2)
     assert measured.by_class[1].recall is None and measured.by_class[1].precision is None
+    assert measured.balanced_accuracy == 0.5
     assert measured.macro_f1 == 0.5  # of the two classes that there are pictures of
 
 

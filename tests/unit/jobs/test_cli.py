@@ -76,7 +76,7 @@ def test_mistakes_are_one_line(words, message):
         ("random_resized_crop", 0.0, "--random-resized-crop is 0.0: it takes a number in (0, 1]"),
         ("max_bad_fraction", 1.5, "--max-bad-fraction is 1.5: it takes a number in [0, 1]"),
         ("image_size", 4, "--image-size is 4: it takes 8 or more, or 0"),
-        ("trainable_stages", -1, "--trainable-stages is -1: it takes 0 or more"),
+        ("trainable_stages", -1, "--trainable-stages is -1: it takes all, or 0 or more"),
         ("dataset", "images", "--data is needed: the folder or URI of the pictures, with a folder for each"),
         ("valid_fraction", 1.0, "--valid-fraction is 1.0"),
         ("name", "../up", "--name '../up'"),

@@ -29,13 +29,13 @@ def refusal(job, *words):
         ("preprocess", "--register", "--register is a setting of train, sweep, evaluate and preflight, not of"),
         ("preprocess", "--num-workers", "--num-workers is a setting of train, sweep and preflight"),
         ("preprocess", "--no-nesterov", "--no-nesterov is a setting of train"),
-        ("train", "--extractors", "--extractors is a setting of preprocess and probe, not of train"),
-        ("train", "--shard-size=3", "--shard-size is a setting of preprocess and probe, not of train"),
+        ("train", "--extractors", "--extractors is a setting of preprocess, probe and inspect, not of train"),
+        ("train", "--shard-size=3", "--shard-size is a setting of preprocess, probe and inspect, not of train"),
         ("train", "--weights-dir", "--weights-dir is a setting of probe, not of train"),
         ("probe", "--lr", "--lr is a setting of train, sweep and preflight, not of probe"),
         ("probe", "--dataset", "--dataset is a setting of train, sweep, evaluate and preflight, not of probe"),
         ("train", "--trials", "--trials is a setting of sweep, not of train"),
-        ("sweep", "--runtime", "--runtime is a setting of train, preprocess, probe, predict and preflight"),
+        ("sweep", "--runtime", "--runtime is a setting of train, preprocess, probe, inspect, predict and"),
         ("sweep", "--resume", "--resume is a setting of train and preflight, not of sweep"),
         ("evaluate", "--predictors", "--predictors is a setting of predict, not of evaluate"),
         ("predict", "--compare", "--compare is a setting of evaluate, not of predict"),
@@ -70,7 +70,8 @@ def test_help_and_parser_have_the_same_flags(job, capsys):
 def test_preprocess_takes_what_an_extraction_depends_on_and_where_it_runs():
     flags = {setting.flag for setting in cli.JOBS["preprocess"].flags()}
     assert flags == {
-        *("data", "image_size", "resize", "max_bad_fraction", "decode_workers"),
+        *("data", "data_root", "path_column", "label_column", "split_column"),
+        *("image_size", "resize", "max_bad_fraction", "decode_workers"),
         *("horizontal_flip", "rotation", "translation", "random_resized_crop", "color_jitter"),
         *("features", "views", "features_dtype", "decoder", "shard_size", "extractors", "replace"),
         *(
@@ -159,7 +160,7 @@ def test_all_jobs_are_exported():
 
 
 def test_a_command_line_is_read_without_torch_ray_and_mlflow():
-    words = {name: SUBJECT[job.subject] or ["--models", "a"] for name, job in cli.JOBS.items()}
+    words = {name: SUBJECT[job.subject] or ["--data", "a"] for name, job in cli.JOBS.items()}
     calls = [f"cli.parse({name!r}, {mine!r})" for name, mine in words.items()]
     done = python(
         f"import sys\nfrom cvdist.jobs import cli\n{chr(10).join(calls)}\n"

@@ -28,7 +28,7 @@ def running():
         (("--reduction-factor", "1"), "--reduction-factor is 1.0: it takes 1.1 or more"),
         (
             ("--runtime", "inline"),
-            "--runtime is a setting of train, preprocess, probe, predict",
+            "--runtime is a setting of train, preprocess, probe, inspect, predict",
         ),
         (("--register", "m", "--no-train-best"), "--register takes the best trial trained on"),
         (("--search", "lr=1"), "--search has one point alone"),

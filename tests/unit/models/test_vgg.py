@@ -221,8 +221,8 @@ def test_exports_with_any_number_of_pictures():
 def test_backbone_has_a_learning_rate_of_its_own():
     model = small(trainable_stages=1)
     modules = models.frozen_and_trained(model)
-    config = OptimizerConfig(weight_decay=0.5)
-    optimizer = build_optimizer(modules.trained, config, backbone=modules.backbone, backbone_lr_scale=0.1)
+    config = OptimizerConfig(weight_decay=0.5, backbone_lr_scale=0.1)
+    optimizer = build_optimizer(modules.trained, config, stages=modules.stages)
     set_learning_rate(optimizer, 0.02)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
@@ -343,7 +343,7 @@ def test_gray_and_tiny_pictures_are_refused(name):
 
 def test_random_convolutions_are_not_frozen():
     for none in ("", "none"):
-        with pytest.raises(UserError, match=r"would freeze layers that are random.*--trainable-stages 5"):
+        with pytest.raises(UserError, match=r"would freeze layers that are random.*--weights none"):
             models.build_model(ModelConfig(name="vgg11", weights=none, trainable_stages=4), PHOTOS, 2)
 
 
@@ -368,7 +368,7 @@ def test_a_model_that_ignores_a_setting_says_so(changes, flag):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"trainable_stages": -1}, "--trainable-stages is -1: it takes 0 or more"),
+        ({"trainable_stages": -1}, "--trainable-stages is -1: it takes all, or 0 or more"),
         ({"backbone_lr_scale": -0.1}, "--backbone-lr-scale is -0.1: it takes 0 or more"),
     ],
 )

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from cvdist.config import PathsConfig
 from cvdist.prediction.pictures import find_pictures
 from tests.helpers import pictures
 from tests.helpers.jobs import user_error
@@ -76,3 +77,15 @@ def test_what_is_not_there_is_named(here):
     for word in ("no.jpg", "a/*.png", "no/*.jpg"):
         line = user_error(find_pictures, ["0000.jpg", word])
         assert line == f"--data {here}/{word} can't be read (there is no such file, folder or bucket)"
+
+
+def test_a_table_names_pictures_alone(here):
+    (here / "list.csv").write_text("id,note\na/0000,x\n0000.jpg,y\nmissing,z\n")
+    found = find_pictures("list.csv", PathsConfig(path_column="id"))
+    assert found.table.column("path").to_pylist() == ["0000.jpg", "a/0000.jpg"]
+    assert (found.root, found.whole) == (str(here), True)
+    assert find_pictures("list.csv", PathsConfig(str(here / "a"), "id")).table.column("path").to_pylist() == [
+        "0000.jpg"
+    ]
+    assert "is a table of pictures: name it alone" in user_error(find_pictures, ["list.csv", "a"])
+    assert "--path-column is for tables" in user_error(find_pictures, "a", PathsConfig(path_column="id"))

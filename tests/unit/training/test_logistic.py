@@ -13,7 +13,7 @@ from cvdist.training.logistic import FOLDS, Part, assign_folds, fit, measure_sca
 from tests.helpers.logistic_workers import CLASSES, CPU, INPUTS, fitted, made_up, parts
 
 
-def solved(x, labels, classes, penalty, memory=1e9):
+def solved(x, labels, classes, penalty, memory=1e9, **more):
     mine = parts(x, labels)
     return fit(
         *(lambda: mine, labels, classes, x.shape[1]),
@@ -21,17 +21,18 @@ def solved(x, labels, classes, penalty, memory=1e9):
         memory=memory,
         penalties=[penalty],
         tolerance=1e-12,
+        **more,
     )
 
 
-def reference(x, labels, classes, penalty):
+def reference(x, labels, classes, penalty, **more):
     """Weight and bias for inputs as they are, by scikit-learn."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(x.numpy())
     c = (2 if classes == 2 else 1) / (penalty * len(x))
-    model = LogisticRegression(C=c, tol=1e-9, max_iter=10_000).fit(scaler.transform(x.numpy()), labels)
+    model = LogisticRegression(C=c, tol=1e-9, max_iter=10_000, **more).fit(scaler.transform(x.numpy()), labels)
     weight = model.coef_ / scaler.scale_
     return weight, model.intercept_ - weight @ scaler.mean_, model, scaler
 
@@ -70,6 +71,22 @@ def test_the_optimum_is_that_of_scikit_learn(case, penalty):
     )
     predicted = (x @ found.weight.T + found.bias).argmax(1)
     assert int((predicted == labels).sum()) == found.correct
+
+
+def test_class_weights_are_those_of_scikit_learn():
+    x, labels = made_up(300, 8, 3, signal=0.5)
+    kept = torch.cat([(labels == 0).nonzero(), (labels == 1).nonzero()[:30], (labels == 2).nonzero()[:9]])[:, 0]
+    x, labels = x[kept], labels[kept]
+    each = len(labels) / (3 * labels.bincount().double())
+    found = solved(x, labels, 3, 0.01, class_weights=each)
+    weight, bias, _, _ = reference(x, labels, 3, 0.01, class_weight="balanced")
+    np.testing.assert_allclose(found.weight.numpy(), weight, rtol=1e-3, atol=1e-4 * abs(weight).max())
+    np.testing.assert_allclose(found.bias - found.bias.mean(), bias - bias.mean(), atol=5e-3)
+    assert (found.weight - solved(x, labels, 3, 0.01).weight).abs().max() > 0.1 * abs(weight).max()
+    # Held-out pictures count as their classes do.
+    mine = parts(x, labels)
+    chosen = fit(lambda: mine, labels, 3, 8, device=CPU, memory=1e9, class_weights=each)
+    assert sum(held.total for held in chosen.path) == len(labels) * len(chosen.path)
 
 
 def test_constant_inputs_have_no_weight():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -91,7 +92,8 @@ class Recorder(NoTracker):
         self.steps, self.epochs = [], []
 
     def log_metrics(self, values, step):
-        (self.steps if "step/loss" in values else self.epochs).append((step, dict(values)))
+        if "start/first_step_seconds" not in values:
+            (self.steps if "step/loss" in values else self.epochs).append((step, dict(values)))
 
 
 def make_run(folder, recorder=None, **changes):
@@ -154,8 +156,10 @@ def test_accumulation_gives_the_same_gradients(tmp_path):
 
 
 def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path):
-    """Dropout, momentum, moving average, augmentation and schedule on; stopped between two checkpoints."""
+    """Dropout, momentum, average, augmentation, schedule, balance on; stopped between two checkpoints."""
     changes = {
+        "balanced_sampling": True,
+        "class_weights": "3=2",
         "epochs": 2,
         "checkpoint_every": 5,
         "model_ema_decay": 0.9,
@@ -447,3 +451,55 @@ def test_memory_that_is_full_before_the_first_step_is_one_line(tmp_path, monkeyp
     with pytest.raises(UserError, match="the memory of the GPU is full: the model, its optimizer and") as error:
         make_run(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_class_weights_are_those_of_cross_entropy(tmp_path):
+    """One step of a run on two batches' halves is a step of PyTorch's weighted loss on all of them."""
+    changes = {"dropout": 0.0, "class_weights": "0=3,7=0.5", "label_smoothing": 0.1, "batch_size": 800}
+    run = make_run(tmp_path / "a", accumulate_steps=3, momentum=0.0, lr=1.0, **changes)
+    model = copy.deepcopy(run.model).train()
+    images, labels = run.loader.splits["train"].images, run.loader.splits["train"].labels
+    order = run.loader.epoch_order(800, 0, 1, run.loader.shuffle(1)).order
+    weight = torch.ones(10)
+    weight[0], weight[7] = 3, 0.5
+    criterion = torch.nn.CrossEntropyLoss(weight, label_smoothing=0.1)
+    criterion(model(run.loader._normalize(images[order].float())), labels[order]).backward()
+    train(run)
+    for (name, before), after in zip(model.named_parameters(), run.trained.parameters(), strict=True):
+        torch.testing.assert_close(before - before.grad, after, rtol=1e-4, atol=1e-5, msg=name)
+    loss = criterion(model(run.loader._normalize(images[order].float())), labels[order]).item()
+    assert run.progress.history[0].train_loss == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("select_by", ["accuracy", "balanced_accuracy", "macro_f1", "loss"])
+def test_the_best_checkpoint_is_chosen_by_what_is_named(tmp_path, select_by):
+    recorder = Recorder()
+    run = make_run(tmp_path, recorder, epochs=3, select_by=select_by, balanced_sampling=True, lr=0.1)
+    summary = train(run)
+    values = [(-1 if select_by == "loss" else 1) * step[f"valid/{select_by}"] for _, step in recorder.epochs]
+    assert summary.best_epoch == 1 + values.index(max(values))
+    assert CheckpointStore.at(str(tmp_path / "run")).best().name == f"epoch-{summary.best_epoch:04}"
+    record = run.progress.history[summary.best_epoch - 1]
+    assert (
+        summary.by_class
+        == f"balanced accuracy {record.valid_balanced_accuracy:.2%}, macro F1 {record.valid_macro_f1:.4f}"
+    )
+    if select_by == "loss":
+        with pytest.raises(UserError, match=r"chose the best epoch by loss: set --select-by as it was"):
+            make_run(tmp_path, epochs=3)
+
+
+def test_a_training_without_gain_ends_early_and_stays_ended(tmp_path):
+    changes = {"epochs": 9, "patience": 2, "min_delta": 0.5}
+    parts = make_run(tmp_path, **changes)
+    after_steps(parts, 45, kill)  # in the third epoch
+    with pytest.raises(Killed):
+        train(parts)
+    parts.worker.wait_for_uploads()
+    rest = train(make_run(tmp_path, **changes))
+    assert rest.epochs == 3 and rest.stopped.startswith(
+        "stopped early after epoch 3: no better accuracy by more"
+    )
+    again = train(make_run(tmp_path, **changes))
+    assert (again.epochs, again.first_step_at, again.stopped) == (3, 0, rest.stopped)
+    assert train(make_run(tmp_path, **{**changes, "patience": 3})).epochs == 4

@@ -64,8 +64,9 @@ def chosen(tmp_path_factory, weights):
 
 
 def test_a_step_from_features_on_the_device_waits_for_nothing(chosen, tmp_path):
-    """With dropout, smoothed labels, clipping and an average: all that a step can have."""
-    config = configs.replace(chosen, clip_grad_norm=1.0, label_smoothing=0.1, model_ema_decay=0.9)
+    """With dropout, smoothed labels, clipping, an average and class weights: all that a step can have."""
+    more = {"clip_grad_norm": 1.0, "label_smoothing": 0.1, "model_ema_decay": 0.9, "class_weights": "a=2"}
+    config = configs.replace(chosen, **more)
     worker = Worker(RankInfo(), CheckpointStore.at(str(tmp_path)))
     run = open_run(config, worker, NoTracker())
     run.loader.copy = DeviceCopy(run.loader.copy, CPU)
@@ -73,9 +74,11 @@ def test_a_step_from_features_on_the_device_waits_for_nothing(chosen, tmp_path):
     order = run.loader.epoch_order(config.loop.batch_size, config.run.seed, 1, run.loader.shuffle(1))
     batches = run.loader.train_batches(order, 0, 1)
     run.trained.train()
-    train_step(run, next(batches), 0.01, meter)  # the first one uploads the epoch's order, and all features
+    train_step(
+        run, next(batches), 0.01, meter, 4.0
+    )  # the first one uploads the epoch's order, and all features
     with Watch() as watch:
-        steps = 1 + sum(1 for batch in batches if train_step(run, batch, 0.01, meter) is None)
+        steps = 1 + sum(1 for batch in batches if train_step(run, batch, 0.01, meter, 4.0) is None)
     assert steps == 5 and int(run.ema.n_averaged) == 5
     # The average's counter lies on the CPU, where reading it waits for nobody.
     assert watch.waits == ["_local_scalar_dense"] * 4 and run.ema.n_averaged.device == CPU

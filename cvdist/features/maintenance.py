@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load
 
 from cvdist import log
-from cvdist.data.images.listing import TRAIN_PART, VALID_PART
+from cvdist.data.forms import TRAIN_PART, VALID_PART
 from cvdist.errors import UserError
 from cvdist.features import build, manifest, shard
 from cvdist.features.manifest import Manifest, ShardEntry
@@ -123,11 +123,13 @@ def _damage(folder: Folder, cache: Manifest, table: pa.Table, number: int) -> st
         raw = shard.unpack(content, size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256)
     except shard.DamagedError as error:
         return f"{entry.object}: {error}"
-    labels, ids = shard.read_labels_and_ids(raw)
+    labels, _ = shard.read_labels_and_ids(raw)
     mine = table.filter(pa.array(np.asarray(table.column("shard")) == number))
     for path, label, row in zip(*(mine.column(n).to_pylist() for n in ("path", "label", "row")), strict=True):
-        if (ids[row], labels[row]) != (path, label):
-            return f"{entry.object}: row {row} is {ids[row]} there and {path} in the index"
+        if labels[row] != label:
+            return (
+                f"{entry.object}: row {row}, {path}, has the label {labels[row]} there and {label} in the index"
+            )
     return ""
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
@@ -109,14 +108,13 @@ def is_read(path: str) -> bool:
     return EXTRAS[format].installed if format in EXTRAS else format == _ALWAYS
 
 
-def unread_formats(paths: Iterable[str]) -> str:
-    """Say in one line which of these files have formats that are not read here, and what to do; or nothing."""
-    counts = Counter(format_by_name(path) for path in paths)
+def unread_formats(counts: Mapping[str, int]) -> str:
+    """Say in one line what to do about files of formats that are not read; counts: by `format_by_name`."""
     return "; ".join(
         f"{counts[format]:,} {'files are' if counts[format] > 1 else 'file is'} {format}, "
         + (EXTRAS[format].hint if format in EXTRAS else "which is not supported: convert to JPEG or TIFF")
         for format in (*EXTRAS, RAW)
-        if counts[format]
+        if counts.get(format)
     )
 
 

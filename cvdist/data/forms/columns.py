@@ -1,0 +1,116 @@
+"""Which columns of a table are the pictures' paths, labels and splits, and their values as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cvdist.config import PathsConfig, TableConfig
+from cvdist.data.formats import format_by_name
+from cvdist.data.forms.found import role, say
+from cvdist.errors import UserError
+from cvdist.log import some
+
+# Usual names of columns, in lower case and without anything but letters.
+_PATHS = re.compile("path|(file|image|img)(name|path|id|file)?|fname|picture|photo|id|ur[il]")
+_LABELS = re.compile("labels?|(class|category)(name)?|target|breed|species|y")
+_SPLITS = re.compile("split|(sub)?set|partition|usage")
+_LOOKED_AT = 1000  # values that tell whether a column holds names of files
+
+
+def path_column(name: str, table: pa.Table, given: PathsConfig) -> str:
+    """The column that names files; where none or several do, the one with a usual name."""
+    if given.path_column:
+        return _there(name, table, "--path-column", given.path_column)
+    taken = {getattr(given, one, "") for one in ("label_column", "split_column")}
+    columns = [one for one in table.column_names if one not in taken]
+    files = [one for one in columns if _names_files(table[one])]
+    found = files if len(files) == 1 else _usual(files or columns, _PATHS)
+    found = found or (columns if len(columns) == 1 else [])
+    return _one(name, table, found, "--path-column", "the pictures' paths")
+
+
+def _names_files(column: pa.ChunkedArray) -> bool:
+    values = column.slice(0, _LOOKED_AT).to_pylist()
+    texts = [one.strip() for one in values if isinstance(one, str) and one.strip()]
+    return bool(texts) and all(format_by_name(one.replace("\\", "/")) for one in texts)
+
+
+def label_column(name: str, table: pa.Table, given: TableConfig, taken: set[str]) -> str:
+    """The column with a usual name; where there is none, the only one that is left."""
+    if given.label_column:
+        return _there(name, table, "--label-column", given.label_column)
+    columns = [one for one in table.column_names if one not in taken]
+    found = _usual(columns, _LABELS)
+    if not found:  # tools write the number of the row into a column without a name
+        found = [one for one in columns if one.strip() and not one.startswith("Unnamed: ")]
+        found = found if len(found) == 1 else []
+    return _one(name, table, found, "--label-column", "the classes")
+
+
+def split_column(name: str, table: pa.Table, given: TableConfig, paths: str) -> str:
+    """The column with a usual name; empty if there is none."""
+    if given.split_column:
+        asked = given.split_column
+        return "" if asked == "none" else _there(name, table, "--split-column", asked)
+    found = _usual([one for one in table.column_names if one not in (paths, given.label_column)], _SPLITS)
+    return _one(name, table, found, "--split-column", "the splits") if found else ""
+
+
+def _usual(columns: Iterable[str], usual: re.Pattern[str]) -> list[str]:
+    return [one for one in columns if usual.fullmatch(re.sub(r"[^a-z]", "", one.lower()))]
+
+
+def _one(name: str, table: pa.Table, found: list[str], flag: str, what: str) -> str:
+    if len(found) == 1:
+        return found[0]
+    columns = ", ".join(table.column_names)
+    if found:
+        raise UserError(f"--data {name}: {' or '.join(found)} may hold {what}: name one with {flag}")
+    raise UserError(f"--data {name} has the columns {columns}: name the one with {what} with {flag}")
+
+
+def _there(name: str, table: pa.Table, flag: str, column: str) -> str:
+    if column not in table.column_names:
+        raise UserError(f"{flag} {column}: --data {name} has the columns {', '.join(table.column_names)}")
+    return column
+
+
+def text_of(name: str, table: pa.Table, column: str) -> pa.ChunkedArray:
+    """A column's values as text without spaces around it, null where there is none; whole numbers as such."""
+    values = table[column]
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_nested(values.type):
+        raise UserError(f"--data {name}: column {column} holds {values.type}, not one value a row")
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+        if pc.all(pc.equal(values, pc.round(values))).as_py():
+            values = values.cast(pa.int64())
+    given, values = values.cast(pa.string()), pc.utf8_trim_whitespace(values.cast(pa.string()))
+    padded = given.filter(pc.not_equal(given, values).fill_null(False))
+    say(f"values of column {column} with spaces around them, taken without", len(padded), _quoted(padded))
+    return pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
+
+
+def _quoted(values: pa.ChunkedArray) -> str:
+    return ", ".join(repr(one) for one in values.unique()[:3].to_pylist())
+
+
+def roles_of(name: str, column: str, values: pa.ChunkedArray) -> pa.Array:
+    """The splits that a column names.
+
+    Raises:
+        UserError: if a value is none.
+    """
+    encoded = values.fill_null("").combine_chunks().dictionary_encode()
+    there = encoded.dictionary.to_pylist()
+    if unknown := [one or "(empty)" for one in there if not role(one)]:
+        raise UserError(
+            f"--data {name}: column {column} has {some(unknown)}, and splits are train, valid and test: name "
+            "another one with --split-column, or none"
+        )
+    return pa.array([role(one) for one in there], pa.string()).take(encoded.indices)

@@ -1,0 +1,75 @@
+"""What every form of a data set tells about its pictures, and the usual names of splits."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+TRAIN_PART, VALID_PART, NO_PART = 0, 1, -1
+
+_WORDS = r"(?P<word>train|training|valid|val|validation|test|testing)"
+_SPLIT = re.compile(rf"{_WORDS}([ _.-]?(set|data|images?|imgs?|pictures?|photos?))?", re.IGNORECASE)
+SPLIT_IN_NAME = re.compile(rf"(?<![a-z]){_WORDS}(?![a-z])", re.IGNORECASE)  # as in `cats_train`
+
+
+@dataclass(frozen=True)
+class Found:
+    """The labeled pictures of a data set.
+
+    Attributes:
+        table: one row per picture, in the order in which they are best read, with the columns path (string,
+            below the root), label (string), split (string, a key of `parts`), size (int64, bytes), modified
+            (int64, nanoseconds since 1970, 0 if unknown), and, from a form that reads the pictures' bytes to
+            list them, version (string: their digest in hexadecimal).
+        parts: the part of each split, training first: 0 for training, 1 for validation. If the data has no
+            splits, the only key is empty or the name of the one split, and its part is -1.
+        hint: the end of an error that there is but one class, such as what else may be named.
+    """
+
+    table: pa.Table
+    parts: Mapping[str, int]
+    hint: str = ""
+
+
+def role(name: str) -> str:
+    """Which split a folder, a column's value or a file is by its name: train, valid, test or, empty, none."""
+    found = _SPLIT.fullmatch(name)
+    return _role_of(found) if found else ""
+
+
+def role_in(name: str) -> str:
+    """Which split a longer name speaks of, such as `imagenet-train-000017.tar`; empty for none."""
+    found = SPLIT_IN_NAME.search(name)
+    return _role_of(found) if found else ""
+
+
+def _role_of(found: re.Match[str]) -> str:
+    return {"tr": "train", "va": "valid", "te": "test"}[found["word"][:2].lower()]
+
+
+def parts_of(splits: Iterable[str]) -> dict[str, int]:
+    """The part of each of some splits by their roles. Without one for validation, one for tests serves.
+
+    Args:
+        splits: roles: train, valid and test. There may be more; those are left out.
+
+    Returns:
+        The parts of train and of what is validated on; train alone is to be split.
+    """
+    there = set(splits)
+    held_back = "valid" if "valid" in there else "test" if "test" in there else ""
+    if held_back:
+        return {"train": TRAIN_PART, held_back: VALID_PART}
+    return {"train": NO_PART}
+
+
+def say(what: str, count: int, example: str = "") -> None:
+    """Log how many rows or pictures there are of a kind that a user may not expect, if there are any."""
+    if count:
+        logger.info("data       %s: %s%s", what, f"{count:,}", f", e.g. {example}" if example else "")

@@ -1,0 +1,100 @@
+"""Which file a name in a table means: a path, with or without a picture's suffix, or the end of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cvdist.data.formats import format_by_name
+from cvdist.data.forms.files import parents_of
+from cvdist.data.forms.found import role
+
+_SUFFIX = r"(?s)\.[^./]*$"
+_NONE, _SEVERAL = -1, -2  # instead of a file's number
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Which files names mean.
+
+    Attributes:
+        files: number of the file that each name means, int64; null for none.
+        unclear: how many names may mean several files.
+        example: the first of these, and two files that it may mean.
+    """
+
+    files: pa.Array
+    unclear: int = 0
+    example: tuple[str, str, str] = ("", "", "")
+
+
+def match(names: pa.Array, paths: pa.Array) -> Matches:
+    """Find which file each name means.
+
+    It is the file of that path, or else, without regard to the case of the suffix and the kind of slashes, the
+    file whose path is the name with or without a picture's suffix; or else the only one whose path ends so. Of
+    several files, it is the only one in a folder `train`.
+
+    Args:
+        names: of pictures, with or without suffix, null for none.
+        paths: of the files, each once.
+    """
+    found = np.array(pc.index_in(names, value_set=paths).cast(pa.int64()).fill_null(_NONE))
+    stems = pc.replace_substring_regex(paths, _SUFFIX, "")
+    whole = pc.binary_join_element_wise(stems, _lower_suffix(paths).cast(pa.string()), "")
+    names = pc.replace_substring(names, "\\", "/")
+    suffix = _lower_suffix(names)
+    bare = pa.array([not format_by_name(f"x{one}") for one in suffix.dictionary.to_pylist()], pa.bool_())
+    bare = bare.take(suffix.indices)
+    lowered = pc.binary_join_element_wise(
+        pc.replace_substring_regex(names, _SUFFIX, ""), suffix.cast(pa.string()), ""
+    )
+    names = pc.if_else(bare, names, lowered)
+    parents = parents_of(paths)
+    training = ["train" in map(role, one.split("/")) for one in parents.dictionary.to_pylist()]
+    preferred = np.array(pa.array(training, pa.bool_()).take(parents.indices), dtype=bool)
+    depths = np.array(pc.count_substring(names, "/").fill_null(0)) + 1
+    example = ("", "", "")
+    for of, keys in ((~np.array(bare, dtype=bool), whole), (np.array(bare, dtype=bool), stems)):
+        for depth in (0, *np.unique(depths[of & (found == _NONE)]).tolist()):
+            rows = (of & (found == _NONE) & ((depth == 0) | (depths == depth))).nonzero()[0]
+            if not len(rows):
+                continue
+            ends = _last(keys, depth) if depth else keys
+            wanted = names.take(pa.array(rows))
+            found[rows] = numbers = _only(wanted, ends, preferred)
+            if (numbers == _SEVERAL).any() and not example[0]:
+                one = wanted[int((numbers == _SEVERAL).argmax())].as_py()
+                example = (one, *paths.filter(pc.equal(ends, one))[:2].to_pylist())
+    return Matches(pa.array(found, pa.int64(), mask=found < 0), int((found == _SEVERAL).sum()), example)
+
+
+def _lower_suffix(paths: pa.Array) -> pa.DictionaryArray:
+    """The suffixes in lower case, empty where there are none."""
+    found = pc.extract_regex(paths, r"(?s)(?P<suffix>\.[^./]*)?$").field(0)
+    return pc.ascii_lower(found).fill_null("").dictionary_encode()
+
+
+def _last(paths: pa.Array, parts: int) -> pa.Array:
+    """The last parts of paths; null for shorter ones."""
+    return pc.extract_regex(paths, rf"(?s)(?:^|/)(?P<last>(?:[^/]+/){{{parts - 1}}}[^/]+)$").field(0)
+
+
+def _only(names: pa.Array, keys: pa.Array, preferred: np.ndarray) -> np.ndarray:
+    """The number of the only key that each name is, or the only preferred one; else `_NONE` or `_SEVERAL`."""
+    encoded = keys.dictionary_encode()
+    count = len(encoded.dictionary)
+    indices = np.array(encoded.indices.fill_null(count))
+
+    def once(among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        first = np.full(count + 1, _NONE)
+        first[indices[among]] = among
+        return np.bincount(indices[among], minlength=count + 1) == 1, first
+
+    (alone, first), (alone_there, first_there) = once(np.arange(len(keys))), once(preferred.nonzero()[0])
+    chosen = np.where(alone, first, np.where(alone_there, first_there, _SEVERAL))
+    chosen[count] = _NONE
+    return chosen[np.array(pc.index_in(names, value_set=encoded.dictionary).fill_null(count))]

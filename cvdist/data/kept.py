@@ -1,0 +1,66 @@
+"""Tables that a node keeps of what it has found out about pictures, in `<cache>/versions/`."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import feather
+
+from cvdist import storage
+
+logger = logging.getLogger(__name__)
+
+UNSETTLED = 2_000_000_000
+"""Nanoseconds in which a file may change again without another time: what is as new is not kept."""
+
+_STATE = b"state"
+
+
+def load(cache: Path, uri: str, state: str = "") -> pa.Table | None:
+    """Return the table that was kept last for a file or folder, or None if there is none of this state.
+
+    Args:
+        cache: the node's cache folder.
+        uri: of the file or folder.
+        state: what tells whether it has changed since.
+    """
+    try:
+        table = feather.read_table(_path(cache, uri))
+    except (OSError, pa.ArrowException):
+        return None
+    return table if (table.schema.metadata or {}).get(_STATE, b"").decode() == state else None
+
+
+def keep(cache: Path, uri: str, table: pa.Table, state: str = "") -> None:
+    """Keep a table for `load`, which takes the same arguments. A cache that can't be written keeps nothing."""
+    path = _path(cache, uri)
+    arriving = path.with_name(f".{path.name}.{time.monotonic_ns()}")
+    metadata = {**(table.schema.metadata or {}), _STATE: state.encode()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        feather.write_feather(table.replace_schema_metadata(metadata), str(arriving))
+        arriving.replace(path)
+    except OSError as error:
+        logger.debug("versions of pictures can't be kept in %s: %s", path.parent, storage.reason(error))
+        with suppress(OSError):
+            arriving.unlink(missing_ok=True)
+
+
+def changed(path: Path) -> int:
+    """Return when a file of this machine last changed, in ns since 1970; 0 if there is none.
+
+    Its modification time may be set to an old one, as by an archive that is unpacked; this time can't.
+    """
+    try:
+        return path.stat().st_ctime_ns
+    except OSError:
+        return 0  # reading it will say why
+
+
+def _path(cache: Path, uri: str) -> Path:
+    return cache / "versions" / f"{hashlib.sha256(storage.absolute(uri).encode()).hexdigest()[:32]}.arrow"
