@@ -22,9 +22,9 @@ class ExportFileConfig(TableConfig):
     output: str = ""
     """File or URI that the model is written to, when it has been found to predict what the model predicts."""
     data: str = ""
-    """A picture, or a folder or URI of pictures, or a table of them, as in training: a few of them are predicted
-    by the model and by the file. Empty: those that the model's run was validated with, where they can be
-    reached, else made-up ones."""
+    """A picture, or a folder or URI of pictures, or a table of them, as in training: the model and the file
+    predict a few of them. Empty: those that the model's run was validated with, where they can be reached, else
+    made-up ones."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ def export(config: ExportConfig) -> ExportResult:
     """Write the model, if the file predicts what the model predicts.
 
     Raises:
-        UserError: for all that the user can correct, and if the file predicts otherwise; nothing is written then.
+        UserError: for all that the user can correct, and if the file predicts otherwise. Nothing is written
+            then.
         SystemExit: on SIGTERM.
     """
     began = time.monotonic()
@@ -105,7 +106,8 @@ def _format(asked: ExportFileConfig) -> ExportFormat:
     ending, known = PurePosixPath(asked.output).suffix.removeprefix("."), get_args(ExportFormat)
     if not asked.format and ending not in known:
         raise UserError(
-            f"--output {redact(asked.output)} does not tell the format: --format {', '.join(known)}"
+            f"--output {redact(asked.output)} does not tell the format: name it with --format "
+            f"{', '.join(known)}"
         )
     return cast(ExportFormat, asked.format or ending)
 
@@ -145,8 +147,8 @@ def _compare(saved: SavedModel, run: Callable[[Tensor], Tensor], pixels: Tensor)
 
 def _beside(output: str) -> str:
     """The file of the description, beside that of the weights."""
-    place, path, options = storage.split(output)
-    return f"{place}{PurePosixPath(path).with_suffix('.json')}{options}"
+    options = storage.split(output)[2]
+    return f"{output.removesuffix(options)}.json{options}"
 
 
 def _write(files: dict[str, bytes]) -> None:
@@ -179,21 +181,13 @@ def present(result: ExportResult) -> int:
 def table(result: ExportResult) -> str:
     """What was written and how close it is to the model, and the lines that load it."""
     rows = [("model", result.model)]
-    rows += [
-        (
-            "written",
-            f"{redact(name)}: {size / 1e6:,.2f} MB" if size > 1e5 else f"{redact(name)}: {size:,} bytes",
-        )
-        for name, size in result.files.items()
-    ]
+    rows += [("written", f"{redact(name)}: {size / 1e6:,.3f} MB") for name, size in result.files.items()]
     rows += [
         ("before it", "; ".join(result.description["before_the_network"])),
         ("", _WHERE_RESIZED[result.format]),
-        (
-            "checked",
-            f"{result.predicted} of {result.predicted} pictures get the same class; probabilities differ",
-        ),
-        ("", f"by at most {result.difference:.1e}; {result.pictures}"),
+        ("checked", f"with {result.pictures}:"),
+        ("", f"{result.predicted} of {result.predicted} get the same class from the model and the file,"),
+        ("", f"probabilities differ by up to {result.difference:.1e}"),
         ("time", f"{log.duration(result.seconds)} in all"),
     ]
     if result.format == "safetensors" and not result.description["build"]:
@@ -205,9 +199,7 @@ def table(result: ExportResult) -> str:
 def snippet(result: ExportResult) -> str:
     """Python that classifies `photo.jpg` with the file, without this package."""
     about = result.description
-    name, *beside = (
-        PurePosixPath(uri.partition("://")[2]).name if "://" in uri else uri for uri in result.files
-    )
+    name, *beside = (PurePosixPath(uri).name if "://" in uri else uri for uri in result.files)
     lines = ["import json, numpy as np", *_picture(about)]
     if result.format == "onnx":
         lines[0] += ", onnxruntime"

@@ -40,6 +40,6 @@ class ServableClassifier(nn.Module):
 
 
 def servable(classifier: nn.Module, mean: Sequence[float], std: Sequence[float]) -> ServableClassifier:
-    """Copy a classifier with its normalization to the CPU, as it is exported: in evaluation mode, channels last."""
+    """Copy a classifier and its normalization to the CPU, as exported: evaluation mode, channels last."""
     copied = ServableClassifier(copy.deepcopy(classifier).cpu(), mean, std).eval()
     return copied.to(memory_format=torch.channels_last)
