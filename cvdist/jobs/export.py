@@ -183,7 +183,7 @@ def table(result: ExportResult) -> str:
     rows = [("model", result.model)]
     rows += [("written", f"{redact(name)}: {size / 1e6:,.3f} MB") for name, size in result.files.items()]
     rows += [
-        ("before it", "; ".join(result.description["before_the_network"])),
+        ("preprocessing", "; ".join(result.description["before_the_network"])),
         ("", _WHERE_RESIZED[result.format]),
         ("checked", f"with {result.pictures}:"),
         ("", f"{result.predicted} of {result.predicted} get the same class from the model and the file,"),
