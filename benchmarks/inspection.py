@@ -61,7 +61,7 @@ def measure() -> Iterator[Comparison]:
         lambda: search(features, labels),
         lambda: products(features),
         unit="s",
-        target=1.5,
+        target=2.0,
         pairs=3,
         at_most=True,
     )

@@ -217,7 +217,8 @@ def run(words: Sequence[str] | None = None) -> int:
         hint = did_you_mean(words[0], JOBS, f"there are: {', '.join(JOBS)}")
         print(f"error: unknown job {words[0]!r}: {hint}", file=sys.stderr)
         return EXIT_USER_ERROR
-    return run_job(words[0], words[1:])
+    with temporary_folder():
+        return run_job(words[0], words[1:])
 
 
 def run_job(name: str, words: Sequence[str] | None = None) -> int:
@@ -240,7 +241,9 @@ def run_job(name: str, words: Sequence[str] | None = None) -> int:
         quiet.disconnect()
         return module.present(result) if result is not None else 0
 
-    return main(act, words, name)
+    # With words, the job is a part of a process that goes on, as do the servers that libraries have started.
+    with temporary_folder() if words is None else contextlib.nullcontext():
+        return main(act, words, name)
 
 
 def main(
@@ -260,7 +263,7 @@ def main(
     messages: quiet.LibraryMessages | None = None
     try:
         verbose = debug or "--verbose" in words
-        with temporary_folder(), quiet.console(name, verbose=verbose) as messages:
+        with quiet.console(name, verbose=verbose) as messages:
             log.setup(debug=debug)
             proxy.ask_directly()
             return job(words) or 0

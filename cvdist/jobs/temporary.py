@@ -25,6 +25,7 @@ def temporary_folder() -> Iterator[None]:
     _remove_abandoned(base)
     before = os.environ.get("TMPDIR")
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    folder.chmod(0o711)  # a process of another user may be given a file in it
     with (folder / _LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if len(str(folder)) <= _LONGEST:

@@ -67,7 +67,7 @@ def test_what_training_has_counted_is_counted_again_and_logged(trained, tmp_path
     assert written["models"][0]["correct"] == measured.correct
     assert sum(one["total"] for one in written["models"][0]["calibration"]) == 1000
     text = evaluation_table(finished)
-    assert f"({measured.correct}/1000)" in text and "next: make ui" in text
+    assert f"({measured.correct}/1000)" in text and "next: " in text and "ui --backend-store-uri" in text
     # The evaluation is not taken for the run of that name.
     assert evaluate(trained, "good", "--tracking", "none").run is None
 
