@@ -13,7 +13,7 @@ import torchvision
 
 from cvdist.config import ExportConfig, ExportFileConfig, SavedModelConfig
 from cvdist.errors import UserError
-from cvdist.jobs import export as job
+from cvdist.jobs.export import export, table
 from cvdist.saved import exported, open_model
 from tests.helpers.jobs import call
 from tests.helpers.pictures import jpeg
@@ -51,12 +51,10 @@ def photographs(tmp_path):
 def test_the_printed_lines_classify_a_picture_without_this_package(
     ending, weights, photographs, tmp_path, monkeypatch
 ):
-    if ending == "onnx":
-        pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     output = f"out/model.{ending}"
-    result = job.export(settings(weights, output=output, data=photographs))
-    text = job.table(result)
+    result = export(settings(weights, output=output, data=photographs))
+    text = table(result)
     assert 0 < result.difference < 1e-5 and "3 of 3 get the same class" in text and "3 pictures in" in text
     (tmp_path / "photo.jpg").write_bytes(jpeg(7, 256, 300))
     lines = text.partition("without cvdist:")[2]
@@ -73,7 +71,7 @@ def test_the_printed_lines_classify_a_picture_without_this_package(
 def test_a_run_is_checked_with_its_pictures_and_a_network_of_cvdist_alone_is_said_to_be_one(trained, tmp_path):
     output = tmp_path / "digits.safetensors"
     config = settings("good", model="", storage=trained.storage, output=output)
-    text = job.table(job.export(config))
+    text = table(export(config))
     assert "the 1,000 validation pictures of the run:" in text and "16 of 16 get the same class" in text
     assert text.endswith("next: only cvdist has this network; with --format onnx or pt2 it is in the file")
     about = json.loads((tmp_path / "digits.safetensors.json").read_text())
@@ -89,7 +87,7 @@ def test_a_file_that_predicts_otherwise_is_not_written(weights, tmp_path, monkey
 
     monkeypatch.setattr(exported, "dump", another)
     with pytest.raises(UserError, match=r"does not predict what .* predicts: .* nothing was written"):
-        job.export(settings(weights, output=tmp_path / "out.pt2"))
+        export(settings(weights, output=tmp_path / "out.pt2"))
     assert not list(tmp_path.iterdir())
 
 
@@ -106,11 +104,11 @@ def test_a_file_that_predicts_otherwise_is_not_written(weights, tmp_path, monkey
 )
 def test_what_can_not_be_written_is_one_line(asked, message, weights):
     with pytest.raises(UserError) as caught:
-        job.export(settings(weights, **asked))
+        export(settings(weights, **asked))
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
 def test_missing_packages_are_one_line(weights, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name.startswith("onnx") else name)
     with pytest.raises(UserError, match=r"--format onnx needs onnx, .*: pip install cvdist\[onnx\]"):
-        job.export(settings(weights, output="m.onnx"))
+        export(settings(weights, output="m.onnx"))
