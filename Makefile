@@ -101,7 +101,7 @@ lock: $(STAMP)  ## write the lock files anew after a change of pyproject.toml
 	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --extra demo pyproject.toml -o requirements.lock
 	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  --extra demo --extra timm --extra heif --extra jxl --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+	  --extra demo --extra timm --extra heif --extra jxl --extra onnx --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
 	grep -oE '^mlflow[a-z-]*==[^ ]+' requirements.lock | $(PY) -m uv pip compile -q --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header --group mlflow-server -c - -o requirements-mlflow.lock
 
