@@ -36,7 +36,7 @@ $(STAMP): requirements-dev.lock
 demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few minutes
 	$(PY) jobs/train.py digits-cnn
 
-test: $(STAMP)  ## all tests but those of test-faults: nine minutes on two idle cores
+test: $(STAMP)  ## all tests but those of test-faults: eleven minutes on two idle cores
 	$(PY) -m pytest -n 3 $(IN_ORDER) tests/unit tests/integration
 
 test-unit: $(STAMP)  ## the tests that need no server and no cluster: about a minute
