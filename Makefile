@@ -68,7 +68,7 @@ soak: $(STAMP)  ## MINUTES=30 of faults from a list with SEED=0 on a cluster in 
 	$(PY) tests/cluster/soak.py $(MINUTES) $(SEED)
 
 ui: $(STAMP)  ## the MLflow UI on the runs in ./runs, on port 5000 of this machine
-	@echo "open http://localhost:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=cvdist"
+	@echo "open in a browser: localhost:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=cvdist"
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui \
 	  --backend-store-uri 'sqlite:///$(subst %,%25,$(CVDIST_STORAGE))/mlflow.db' --port 5000
 

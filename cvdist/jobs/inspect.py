@@ -81,6 +81,7 @@ def inspect(config: InspectConfig) -> InspectResult:
     config = configs.replace(
         config,
         data=storage.absolute(config.data.uri),
+        data_root=storage.absolute(config.data.root),
         exclude=storage.absolute(config.data.exclude),
         features=storage.absolute(config.features.uri),
         weights=storage.absolute_if_there(config.model.weights),
