@@ -36,7 +36,7 @@ $(STAMP): requirements-dev.lock
 demo: $(STAMP)  ## train the CNN on 5,000 digits with two Ray workers, in a few minutes
 	$(PY) jobs/train.py digits-cnn
 
-test: $(STAMP)  ## all tests but those of test-faults: nine minutes on two idle cores
+test: $(STAMP)  ## all tests but those of test-faults: eleven minutes on two idle cores
 	$(PY) -m pytest -n 3 $(IN_ORDER) tests/unit tests/integration
 
 test-unit: $(STAMP)  ## the tests that need no server and no cluster: about a minute
@@ -68,7 +68,7 @@ soak: $(STAMP)  ## MINUTES=30 of faults from a list with SEED=0 on a cluster in 
 	$(PY) tests/cluster/soak.py $(MINUTES) $(SEED)
 
 ui: $(STAMP)  ## the MLflow UI on the runs in ./runs, on port 5000 of this machine
-	@echo "open http://localhost:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=cvdist"
+	@echo "open in a browser: localhost:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=cvdist"
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui \
 	  --backend-store-uri 'sqlite:///$(subst %,%25,$(CVDIST_STORAGE))/mlflow.db' --port 5000
 
@@ -101,7 +101,7 @@ lock: $(STAMP)  ## write the lock files anew after a change of pyproject.toml
 	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --extra demo pyproject.toml -o requirements.lock
 	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  --extra demo --extra timm --extra heif --extra jxl --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+	  --extra demo --extra timm --extra heif --extra jxl --extra onnx --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
 	grep -oE '^mlflow[a-z-]*==[^ ]+' requirements.lock | $(PY) -m uv pip compile -q --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header --group mlflow-server -c - -o requirements-mlflow.lock
 

@@ -10,6 +10,11 @@ from cvdist.config.evaluate import (
     EvaluateConfig,
     EvaluationConfig,
 )
+from cvdist.config.export import (
+    ExportConfig,
+    ExportFileConfig,
+    ExportFormat,
+)
 from cvdist.config.groups import (
     CUDA_GRAPHS,
     ActorsConfig,
@@ -125,6 +130,9 @@ __all__ = [
     "Device",
     "EvaluateConfig",
     "EvaluationConfig",
+    "ExportConfig",
+    "ExportFileConfig",
+    "ExportFormat",
     "ExtractionConfig",
     "ExtractorsConfig",
     "FeatureCacheConfig",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cvdist.jobs.evaluate import EvaluateResult, evaluate
+    from cvdist.jobs.export import ExportResult, export
     from cvdist.jobs.inspect import InspectResult, inspect
     from cvdist.jobs.predict import PredictResult, predict
     from cvdist.jobs.preflight import PreflightResult, preflight
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EvaluateResult",
+    "ExportResult",
     "InspectResult",
     "PredictResult",
     "PreflightResult",
@@ -42,6 +44,7 @@ __all__ = [
     "TrainResult",
     "VisualizeResult",
     "evaluate",
+    "export",
     "inspect",
     "predict",
     "preflight",

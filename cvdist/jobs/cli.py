@@ -145,6 +145,13 @@ JOBS = {
         subject_field="saved.source",
         subject_help=_MODEL,
     ),
+    "export": Job(
+        configs.ExportConfig,
+        "Write a trained model for other programs: ONNX, PyTorch's pt2, or weights with a description.",
+        subject="MODEL",
+        subject_field="saved.source",
+        subject_help=_MODEL,
+    ),
     "report": Job(
         configs.ReportConfig,
         "Make a run's report.html again, from what MLflow has.",

@@ -24,8 +24,11 @@ from cvdist.config import (
     TrackingConfig,
     TrainConfig,
 )
+from cvdist.data.contents import Contents
+from cvdist.data.forms import root_of
 from cvdist.data.images.exclusion import read_paths
 from cvdist.distributed import device as devices
+from cvdist.errors import UserError
 from cvdist.features import build, manifest
 from cvdist.features import open as features
 from cvdist.features.manifest import Manifest
@@ -81,6 +84,7 @@ def inspect(config: InspectConfig) -> InspectResult:
     config = configs.replace(
         config,
         data=storage.absolute(config.data.uri),
+        data_root=storage.absolute(config.data.root),
         exclude=storage.absolute(config.data.exclude),
         features=storage.absolute(config.features.uri),
         weights=storage.absolute_if_there(config.model.weights),
@@ -142,6 +146,16 @@ def _training(config: InspectConfig) -> TrainConfig:
     )
 
 
+def _root(config: InspectConfig, cache: Manifest, path: str) -> str:
+    """What the paths in a cache are relative to: its own source, if `--data` has no picture at `path`."""
+    root = root_of(config.data)
+    try:
+        Contents(root).read(path)
+    except UserError:
+        return cache.root
+    return root
+
+
 def _find(config: InspectConfig) -> tuple[InspectedPictures, Findings, dict[str, bytes]]:
     """Look at the pictures. Returns them, what was found, and the files that tell it, by name."""
     line = log.ProgressLine(logger, enabled=True)
@@ -152,15 +166,17 @@ def _find(config: InspectConfig) -> tuple[InspectedPictures, Findings, dict[str,
 
     loader = features.load(_training(config), torch.device("cpu"), 1)
     folder = Folder.open(config.cache, "--features")
-    index = build.read_index(folder, manifest.read(folder))
+    cache = manifest.read(folder)
+    index = build.read_index(folder, cache)
     with torch.no_grad():
         pictures = read(loader, index, lambda done: progress(f"{done:,} pictures' features read"))
         loader.copy.close()
         # On a cluster, this process need not have the device of the extractors.
         device = devices.here(config.runtime.device if config.runtime.launcher == "inline" else "auto")
+        root = _root(config, cache, pictures.paths[0])
         workers, timeout = config.data.decode_workers, config.runtime.data_timeout
         small, shown = (
-            Originals(config.data.uri, pictures, side, workers=workers, timeout=timeout)
+            Originals(root, pictures, side, workers=workers, timeout=timeout)
             for side in (COMPARED_SIDE, SHOWN_SIDE)
         )
         findings = find(pictures, small, config.inspection.first, device, progress)

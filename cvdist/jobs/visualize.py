@@ -95,7 +95,7 @@ def visualize(config: VisualizeJobConfig) -> VisualizeResult:
     output = look.output or ("" if saved.run else "figures")
     if output:
         storage.check_writable(output, "--output")
-    pictures = _pictures(saved, config)
+    pictures = find_pictures(saved, look, look.data, look.most_pictures, config.saved.storage)
     logger.info("model      %s, %s", saved.source, saved.identity)
     logger.info("layers     %s", ", ".join(layer.name for layer in layers))
     logger.info("pictures   %s", pictures.words if pictures else "none: filters only (--data names some)")
@@ -118,7 +118,9 @@ def visualize(config: VisualizeJobConfig) -> VisualizeResult:
 
 
 @dataclass(frozen=True)
-class _Pictures:
+class SamplePictures:
+    """Pictures to run a model over: what reads them, which they are in words, those that can't be decoded."""
+
     source: PictureSource
     words: str
     bad: list[str]
@@ -138,7 +140,7 @@ class Decoded:
 
 
 def _interpret(
-    saved: SavedModel, layers: Sequence[ConvLayer], pictures: _Pictures, look: LookConfig
+    saved: SavedModel, layers: Sequence[ConvLayer], pictures: SamplePictures, look: LookConfig
 ) -> Interpretation:
     device = devices.here(look.device)
     line = log.ProgressLine(logger, enabled=True)
@@ -166,31 +168,39 @@ def _interpret(
 # ------------------------------------------------------------------------------------------------ pictures
 
 
-def _pictures(saved: SavedModel, config: VisualizeJobConfig) -> _Pictures | None:
+def find_pictures(
+    saved: SavedModel, columns: TableConfig, named: str, limit: int, run_storage: str
+) -> SamplePictures | None:
     """What `--data` names, else what the model's run was validated with, else none.
+
+    Args:
+        saved: the model.
+        columns: of a table in `--data`.
+        named: `--data`, or empty.
+        limit: how many pictures are decoded at most.
+        run_storage: as `RunConfig.storage`.
 
     Raises:
         UserError: if `--data` has no pictures that can be decoded.
     """
-    look = config.look
-    if look.data:
+    if named:
         size, resize = saved.identity.height, saved.learned_resize()
-        data = PicturesConfig(uri=look.data, **vars(configs.part_of(TableConfig, look)))
+        data = PicturesConfig(uri=named, **vars(configs.part_of(TableConfig, columns)))
         found = _listed(data, saved.identity.classes if saved.has_classifier else None)
-        return _decoded(root_of(data), found, look.most_pictures, saved, size, resize)
+        return _decoded(root_of(data), found, limit, saved, size, resize)
     if saved.data is None:
         return None
     if saved.data.dataset == "images" and not saved.data.uri:  # trained from a cache of features alone
         logger.warning("pictures   the run does not say where its pictures are: --data names them")
         return None
     try:
-        return _of_the_run(saved, saved.data, config)
+        return _of_the_run(saved, saved.data, limit, run_storage)
     except UserError as error:
         logger.warning("pictures   those of the run can't be had: %s", error)
         return None
 
 
-def _of_the_run(saved: SavedModel, data: DataConfig, config: VisualizeJobConfig) -> _Pictures:
+def _of_the_run(saved: SavedModel, data: DataConfig, limit: int, run_storage: str) -> SamplePictures:
     if data.dataset == "images":
         listing = list_pictures(data)
         part = np.asarray(listing.table.column("part"))
@@ -202,10 +212,10 @@ def _of_the_run(saved: SavedModel, data: DataConfig, config: VisualizeJobConfig)
             table = listing.table.filter(pa.array(part == VALID_PART))
         names = np.array(listing.classes)[np.asarray(table.column("label"))]
         found = list(zip(table.column("path").to_pylist(), names.tolist(), strict=True))
-        return _decoded(root_of(data), found, config.look.most_pictures, saved, data.image_size, data.resize)
-    loader = loaders.open_in_memory(data, config.saved.storage, torch.device("cpu"))
+        return _decoded(root_of(data), found, limit, saved, data.image_size, data.resize)
+    loader = loaders.open_in_memory(data, run_storage, torch.device("cpu"))
     source = ValidationPictures(loader)
-    return _Pictures(source, f"{loader.info.name}, the {source.size:,} validation pictures of the run", [])
+    return SamplePictures(source, f"{loader.info.name}, the {source.size:,} validation pictures of the run", [])
 
 
 def _listed(data: PicturesConfig, classes: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -242,7 +252,7 @@ def _class_of(path: str, uri: str, classes: Sequence[str] | None) -> str:
 
 def _decoded(
     uri: str, found: list[tuple[str, str]], limit: int, saved: SavedModel, size: int, resize: str
-) -> _Pictures:
+) -> SamplePictures:
     """Up to `limit` of the pictures, by a fixed seed, in memory: 150 kB each at 224 pixels.
 
     Raises:
@@ -275,14 +285,17 @@ def _decoded(
         pixels = to_gray(pixels).to(torch.uint8)
     source = Decoded(pixels.contiguous(), [name for _, name in good], len(found) - len(bad))
     many = f"{len(good):,} of {len(found):,} pictures" if len(good) < len(found) else f"{len(good):,} pictures"
-    return _Pictures(source, f"{many} in {redact(uri)}", bad)
+    return SamplePictures(source, f"{many} in {redact(uri)}", bad)
 
 
 # ----------------------------------------------------------------------------------------------- drawings
 
 
 def _drawings(
-    layers: Sequence[ConvLayer], result: Interpretation | None, pictures: _Pictures | None, look: LookConfig
+    layers: Sequence[ConvLayer],
+    result: Interpretation | None,
+    pictures: SamplePictures | None,
+    look: LookConfig,
 ) -> Iterator[tuple[str, Made]]:
     """Each file's name below `figures/`, and what makes it."""
     for layer in layers:

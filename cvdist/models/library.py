@@ -81,15 +81,19 @@ def create(name: str, num_classes: int, side: int) -> nn.Module:
         num_classes: Number of outputs.
         side: Height and width of its pictures in pixels.
     """
-    options = _build(name).options
+    return _new(name, **options(name, num_classes, side))
+
+
+def options(name: str, num_classes: int, side: int) -> dict[str, Any]:
+    """Return the arguments that `create` builds a network with."""
+    taken = _build(name).options
     chosen: dict[str, Any] = {"num_classes": num_classes}
     # Of networks whose weights depend on the size of the pictures.
-    chosen |= {"image_size": side} if "image_size" in options else {}
-    chosen |= {"input_size": (side, side)} if "input_size" in options else {}
-    chosen |= {"img_size": side} if "img_size" in options else {}
+    chosen |= {"image_size": side} if "image_size" in taken else {}
+    chosen |= {"input_size": (side, side)} if "input_size" in taken else {}
+    chosen |= {"img_size": side} if "img_size" in taken else {}
     # A second classifier, which only training from scratch has a use for.
-    chosen |= {"aux_logits": False, "init_weights": True} if "aux_logits" in options else {}
-    return _new(name, **chosen)
+    return chosen | ({"aux_logits": False, "init_weights": True} if "aux_logits" in taken else {})
 
 
 def file_shapes(name: str) -> Mapping[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -36,3 +37,9 @@ class ServableClassifier(nn.Module):
         normalized = normalized.contiguous(memory_format=torch.channels_last)  # convolutions are faster on it
         # A softmax of log-probabilities gives the probabilities back, so both kinds of score are served.
         return self.classifier(normalized).softmax(1, dtype=torch.float32)
+
+
+def servable(classifier: nn.Module, mean: Sequence[float], std: Sequence[float]) -> ServableClassifier:
+    """Copy a classifier and its normalization to the CPU, as exported: evaluation mode, channels last."""
+    copied = ServableClassifier(copy.deepcopy(classifier).cpu(), mean, std).eval()
+    return copied.to(memory_format=torch.channels_last)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import dataclasses
 import importlib.metadata
 import io
@@ -18,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cvdist.models.servable import ServableClassifier
+from cvdist.models.servable import servable
 from cvdist.tracking.run import RunRef, default_store, mlflow_client
 
 if TYPE_CHECKING:
@@ -60,10 +59,9 @@ def log_model(
     import mlflow.pytorch
     from mlflow.models import infer_signature
 
-    servable = ServableClassifier(copy.deepcopy(model).cpu(), normalization.mean, normalization.std).eval()
-    servable = servable.to(memory_format=torch.channels_last)
+    network = servable(model, normalization.mean, normalization.std)
     with torch.inference_mode():
-        output = servable(example).numpy()
+        output = network(example).numpy()
     pixels = np.ascontiguousarray(example.numpy())
     facts = dataclasses.asdict(identity) | dataclasses.asdict(normalization) | {"precision": precision}
     about = {
@@ -81,7 +79,7 @@ def log_model(
     ):
         warnings.simplefilter("ignore")
         mlflow.pytorch.save_model(
-            servable,
+            network,
             f"{folder}/network",
             serialization_format="pt2",
             signature=infer_signature(pixels, output),

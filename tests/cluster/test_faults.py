@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(3600)
 
 def test_workers_and_nodes_that_are_lost(cluster: Cluster, reference: Weights) -> None:
     """Ray Train's controller is killed; a node loses power; one is cut off; the head's disk is full."""
-    job = cluster.submit(*TRAINING, *ALL, "--name", "lost")
+    job = cluster.submit(*TRAINING, *ALL, "--name", "lost", "--verbose")  # Ray names the nodes of the lines
     job.wait_for(r"epoch 1/\d+  train")
     with resumes_after(job, "a killed controller of Ray Train"):
         (pid,) = cluster.nodes[0].processes("TrainController")

@@ -18,7 +18,7 @@ import pytest
 from cvdist.checkpoints import format as ckpt
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.config import CheckpointConfig
-from cvdist.features import inspect, manifest
+from cvdist.features import maintenance, manifest
 from cvdist.storage import Folder
 from tests.helpers import feature_caches, pictures
 from tests.helpers.feature_caches import flags, write_weights
@@ -246,7 +246,7 @@ def test_a_killed_job_and_a_killed_actor_cost_their_shards_and_no_more(s3, ray_c
     assert killed and done.returncode == 0, done.stderr[-3000:]
     assert f"{finished} of 32 shards are there already" in done.stderr
     assert f"computed  {5 * (32 - finished)} pictures" in done.stdout
-    assert "is whole: 32/32 shards, 160 pictures" in inspect.check(features)
+    assert "is whole: 32/32 shards, 160 pictures" in maintenance.check(features)
 
 
 def test_a_server_that_restarts_while_shards_are_written(own_s3, ray_cluster, tmp_path, monkeypatch):
@@ -277,4 +277,4 @@ def test_a_server_that_restarts_while_shards_are_written(own_s3, ray_cluster, tm
         the_error(done)
         done = call("preprocess", *words, storage=tmp_path, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "is whole: 14/14 shards, 70 pictures" in inspect.check(features)
+    assert "is whole: 14/14 shards, 70 pictures" in maintenance.check(features)

@@ -10,10 +10,11 @@ import pytest
 
 from tests.helpers.documents import DOCUMENTS, commands_of
 
-# No program is found: each command is written down instead, word by word.
+# No program is found: each command is written down instead, in one piece: those of a pipe run at the same time.
 _NOTE = """() {
-  local word
-  { for word in "$@"; do printf '<%s>' "$word"; done; echo; } >&3
+  local word line=
+  for word in "$@"; do line="$line<$word>"; done
+  printf '%s\n' "$line" >&3
 }
 """
 _PRELUDE = {
@@ -32,7 +33,7 @@ def words_of(shell, script, folder):
         (folder / sourced).parent.mkdir(parents=True, exist_ok=True)
         (folder / sourced).touch()
     (folder / "k8s").mkdir(exist_ok=True)
-    stub = '#!/bin/sh\n{ printf "<%s>" k8s/job.sh "$@"; echo; } >&3\n'
+    stub = '#!/bin/sh\nline="<k8s/job.sh>"\nfor word in "$@"; do line="$line<$word>"; done\necho "$line" >&3\n'
     (folder / "k8s" / "job.sh").write_text(stub)
     (folder / "k8s" / "job.sh").chmod(0o755)
     log = folder / f"{shell}.log"
