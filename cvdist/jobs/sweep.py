@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import logging
-import os
 import time
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,15 +104,15 @@ def sweep(job: SweepJobConfig) -> SweepResult:
 def _run(
     job: SweepJobConfig, search: tuple[Dimension, ...], tries: list[Settings], began: float
 ) -> SweepResult:
+    from cvdist.runtime import ray_cluster
+    from cvdist.runtime.ray_cluster import ResourceRequest
+
     config, settings = job.train, job.sweep
     name, root = config.run.name, storage_root(config.run.storage)
-    here = "RAY_ADDRESS" not in os.environ
+    here = not ray_cluster.address()
     _check_here(config, tries, data_is_here=here)
     with ThreadPoolExecutor(max_workers=1) as pool:
         opening = pool.submit(open_all, config, data_is_here=here)
-        from cvdist.runtime import ray_cluster
-        from cvdist.runtime.ray_cluster import ResourceRequest
-
         request = ResourceRequest.of_workers(config.runtime)
         nodes = ray_cluster.connect(request)
         store = opening.result()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -102,7 +101,7 @@ def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef 
 
     config, start = named(config), Waterfall()
     start.end("imports")
-    here = "RAY_ADDRESS" not in os.environ
+    here = not ray_cluster.address()
     check_here(config, data_is_here=here)
     with ThreadPoolExecutor(max_workers=1) as pool:
         # Ray's processes take seconds to start, and so do MLflow and Ray Train to import: side by side.

@@ -52,6 +52,12 @@ class ResourceRequest:
         return f"{self.flag} {self.value or self.count}"
 
 
+def address() -> str:
+    """Return the address of the cluster to join, of RAY_ADDRESS; empty: Ray is started on this machine."""
+    named = os.environ.get("RAY_ADDRESS", "")
+    return "" if named == "local" else named
+
+
 def connect(request: ResourceRequest) -> int:
     """Join the cluster of RAY_ADDRESS or of the submitted job, or start Ray on this machine.
 
@@ -89,35 +95,34 @@ def _join(timeout: float) -> None:
         os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         ask_directly(node["NodeManagerAddress"] for node in ray.nodes())
 
-    address = os.environ.get("RAY_ADDRESS")
-    direct = proxy.ask_directly([address.rpartition("://")[2].rpartition(":")[0]] if address else [])
+    cluster = address()
+    direct = proxy.ask_directly([cluster.rpartition("://")[2].rpartition(":")[0]] if cluster else [])
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
     passed = direct | ({log.RELAYED: "1"} if os.environ.get(log.RELAYED) else {})
-    options: dict[str, Any] = {
-        "log_to_driver": True,
-        "logging_level": logging.WARNING,
+    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    if cluster:
         # Ray Train's PlacementGroupCleaner asks the cluster whether training goes on. Without an address it
         # takes the machine's newest, which may be another one, knows of no training, and has this one ended.
-        "runtime_env": {
+        options["runtime_env"] = {
             "worker_process_setup_hook": know_own_cluster,
             # Workers ask the head before their hook runs. Ray refuses what `ray job submit` has set as well.
             "env_vars": {k: v for k, v in passed.items() if k not in submitted.get("env_vars", {})},
-        },
-    }
+        }
     # By its content, for the same reason.
     ray.cloudpickle.register_pickle_by_value(proxy)
     try:
         if ray.is_initialized():
             pass  # a part of a job that has connected
-        elif address:
-            _require_listener(address, timeout)
-            ray.init(address=address, **options)
+        elif cluster:
+            _require_listener(cluster, timeout)
+            ray.init(address=cluster, **options)
         else:
-            # Ray Train asks the dashboard's state API whether its controller lives; without one it complains.
-            ray.init(address="local", include_dashboard=True, **options)
+            # Its processes have this one's environment. The dashboard is eleven more of them, which import for
+            # seconds, and nobody looks at that of a single job.
+            ray.init(address="local", include_dashboard=False, **options)
         proxy.ask_directly(node["NodeManagerAddress"] for node in ray.nodes())
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
+        where = f"the cluster at RAY_ADDRESS={cluster}" if cluster else "a local Ray"
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"could not connect to {where}: {first}") from error
     finally:
@@ -154,20 +159,20 @@ def require_resources(request: ResourceRequest) -> bool:
             remove_placement_group(demand)
 
 
-def _require_listener(address: str, timeout: float) -> None:
+def _require_listener(cluster: str, timeout: float) -> None:
     """Ray itself would try for minutes to reach a cluster that is not there.
 
     Raises:
         UserError: naming the address and the setting.
     """
-    host, _, port = address.rpartition("://")[2].rpartition(":")
+    host, _, port = cluster.rpartition("://")[2].rpartition(":")
     if not port.isdigit():
-        return  # `auto`, `local`: Ray knows
+        return  # `auto`: Ray knows
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout).close()
     except OSError as error:
         raise UserError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} within {timeout:g} s (--connect-timeout): "
+            f"no Ray cluster answers at RAY_ADDRESS={cluster} within {timeout:g} s (--connect-timeout): "
             f"{error.strerror or error}. Correct it, or unset it to use this machine alone"
         ) from error
 

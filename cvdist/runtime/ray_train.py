@@ -20,13 +20,14 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from cvdist import log, storage
 from cvdist.config import TrainConfig, storage_root
 from cvdist.distributed.consensus import StopRequest
 from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import UserError
-from cvdist.runtime.ray_cluster import ResourceRequest, reconnect, require_resources
+from cvdist.runtime.ray_cluster import ResourceRequest, address, reconnect, require_resources
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(runtime.collective_timeout))
     filesystem, root = storage.locate(storage_root(config.run.storage), patient=True)
     make = functools.partial(
-        TorchTrainer,
+        _Trainer,
         functools.partial(_run, work, config.checkpoint.grace_period),
         torch_config=TorchConfig(timeout_s=int(runtime.collective_timeout)),
         scaling_config=ScalingConfig(
@@ -93,6 +94,16 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
         raise UserError(error)
     result: T = value
     return result
+
+
+class _Trainer(TorchTrainer):
+    """Without Ray's process that removes what a dead controller held, where the cluster ends with this job."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        if address():
+            return callbacks
+        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
 
 
 def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:
