@@ -271,6 +271,8 @@ class ModelIdentity:
         head: Kind of the classifier (`cvdist.models.heads`). Empty for models without a choice of heads.
         hidden_size: Size of the head's hidden layers. 0 for models without a choice of heads.
         features_at: What the head reads, `pooled` or `maps`. Empty for models without a choice of heads.
+        multilabel: Whether a picture may have several classes, so that each class has a probability of its own,
+            the sigmoid of its score.
     """
 
     name: str
@@ -281,6 +283,7 @@ class ModelIdentity:
     head: str = ""
     hidden_size: int = 0
     features_at: str = ""
+    multilabel: bool = False
 
     def __str__(self) -> str:
         """Format the identity for error messages."""

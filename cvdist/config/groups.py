@@ -73,6 +73,9 @@ class TableConfig(PathsConfig):
     label_column: str = ""
     """Of a table: column with the classes. Empty: the one with a usual name such as `label`, `class` or
     `breed`, or the only one that is left."""
+    label_separator: str = ""
+    """Of a table: what stands between the classes of a picture that has several, as `;` or `|`. Empty: each
+    picture has one class."""
     split_column: str = ""
     """Of a table: column whose values are `train`, `valid`, `test` or the like. Empty: the one with a usual
     name such as `split`, if there is one. `none`: no column."""
