@@ -14,11 +14,11 @@ from cvdist.evaluation.metrics import SampleResults
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """How many pictures both models got right, only one of them, or neither. Of several labels, all must be right.
+    """How many pictures both models got right, only one of them, or neither; of several labels, all of them.
 
-    p: of McNemar's exact test; by_class: for each class its name, its pictures, and those of them that the first
-    and the second model took for it; most_different: int64 positions in the outcomes where the two models'
-    probabilities of the true class are furthest apart, furthest first, among those that only one got right.
+    p: of McNemar's exact test; by_class: for each class its name, its pictures, and those of them that the
+    first and the second model recognized; most_different: int64 positions in the outcomes where the two models'
+    probabilities of the truth are furthest apart, furthest first, among those that only one got right.
     """
 
     both: int

@@ -35,7 +35,8 @@ class SampleResults:
             of the log-probability that the picture has the class, or that it does not, whichever is true.
         confidence: float32 (N,), probability of the predicted class. Of several labels the probability of each
             class, (N, classes).
-        brier: float32 (N,), sum over the classes of the squared distance to the truth.
+        brier: float32 (N,), sum over the classes of the squared distance to the truth. Of several labels the
+            mean.
         in_top: bool (N,), whether the true class is among the five most probable, or all labels are right.
         thresholds: Of several labels, the least probability of each class that is predicted.
     """
@@ -77,6 +78,10 @@ class SampleResults:
             return list(compress(self.classes, which[row].tolist()))
         return [self.classes[int(which[row])]]
 
+    def words(self, which: Tensor, row: int) -> str:
+        """The same in one line."""
+        return ", ".join(self.names(which, row)) or "no class"
+
     @property
     def totals(self) -> list[int]:
         """Number of pictures of each class."""
@@ -114,7 +119,7 @@ def sample_results(
     if true.dim() == 2:
         predicted = at_or_above(probabilities, thresholds)
         log_true = log_probabilities.where(true, _log_complement(log_probabilities)).mean(1)
-        brier, right = (probabilities - true.float()).square().sum(1), (predicted == true).all(1)
+        brier, right = (probabilities - true.float()).square().mean(1), (predicted == true).all(1)
         found = (rows, true, predicted, log_true, probabilities, brier, right)
         return SampleResults(tuple(classes), *found, tuple(thresholds))
     confidence, predicted = probabilities.max(1)
@@ -128,7 +133,7 @@ def sample_results(
 
 
 def _log_complement(logarithms: Tensor) -> Tensor:
-    """Compute log(1 - p) from log(p), exact where p is close to 0 or 1. Where p is 1 in float32, it is finite."""
+    """Compute log(1 - p) from log(p), exact where p is close to 0 or 1, and finite where it is 1."""
     large = logarithms > -math.log(2)
     near_one = (-torch.expm1(logarithms)).log().clamp(min=-104)  # the logarithm of the smallest float32
     return near_one.where(large, torch.log1p(-logarithms.exp()))
@@ -137,7 +142,7 @@ def _log_complement(logarithms: Tensor) -> Tensor:
 def concatenate(parts: Sequence[SampleResults]) -> SampleResults:
     """All batches together, sorted by row; there is one at least."""
     names = ("rows", "true", "predicted", "log_true", "confidence", "brier", "in_top")
-    whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     order = whole["rows"].argsort()
     return dataclasses.replace(parts[0], **{name: tensor[order] for name, tensor in whole.items()})
 
@@ -185,7 +190,7 @@ class Metrics:
             classes or fewer.
         loss: mean cross-entropy; of several labels the mean binary cross-entropy over pictures and classes.
         brier: mean Brier score, summed over the classes, from 0 to 2 (Brier 1950, "Verification of forecasts
-            expressed in terms of probability").
+            expressed in terms of probability"); of several labels the mean over the classes, from 0 to 1.
         calibration_error: expected calibration error, from `expected_calibration_error`.
         bins: calibration, from `calibration`; of several labels that of the probabilities of all classes.
         by_class: metrics of each class.
@@ -230,9 +235,10 @@ class Metrics:
         """The numbers over all classes, by their names in JSON."""
         several = self.confusion is None
         counts = {"total": self.total, "correct": self.correct, "accuracy": self.correct / self.total}
-        first = {"mean_average_precision": self.mean_average_precision}
         return {
-            **(first | counts if several else counts | {"top5_correct": self.top_correct}),
+            **({"mean_average_precision": self.mean_average_precision} if several else {}),
+            **counts,
+            **({} if several else {"top5_correct": self.top_correct}),
             "loss": self.loss,
             "brier_score": self.brier,
             "expected_calibration_error": self.calibration_error,
@@ -242,12 +248,10 @@ class Metrics:
 
     def class_rows(self) -> list[dict[str, Any]]:
         """The numbers of each class, by their names in JSON."""
-        several = ("average_precision", "threshold")
-        return [
-            {name: value for name, value in asdict(one).items() if self.confusion is None or name not in several}
-            | {"precision": one.precision, "recall": one.recall, "f1": one.f1}
-            for one in self.by_class
-        ]
+        counts = ("name", "total", "predicted", "correct")
+        ranking = ("average_precision", "threshold") if self.confusion is None else ()
+        names = (*counts, *ranking, "precision", "recall", "f1")
+        return [{name: getattr(one, name) for name in names} for one in self.by_class]
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dictionary for JSON."""
@@ -267,6 +271,7 @@ def _mean(values: Sequence[float | None]) -> float:
 def compute_metrics(found: SampleResults, bins: int) -> Metrics:
     """The figures of `found`, with calibration over `bins` bins."""
     classes, confusion, curves = len(found.classes), None, None
+    more: tuple[Sequence[float | None], ...] = ()
     if found.several:
         precisions = multilabel.average_precision(found.confidence, found.true).tolist()
         known = [None if math.isnan(value) else value for value in precisions]
@@ -275,7 +280,7 @@ def compute_metrics(found: SampleResults, bins: int) -> Metrics:
     else:
         flat = torch.bincount(found.true * classes + found.predicted, minlength=classes * classes)
         confusion = flat.view(classes, classes)
-        more, right = (), found.right
+        right = found.right
     columns = zip(found.classes, found.totals, found.taken, found.hits, *more, strict=True)
     binned = calibration(found.confidence.flatten(), right.flatten(), bins)
     return Metrics(

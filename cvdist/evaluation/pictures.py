@@ -275,8 +275,8 @@ def _run(model: torch.nn.Module, images: Tensor, precision: Precision, *, multil
 class ClassMapping:
     """A data set's labels by a model's classes.
 
-    labels: int64 (N,), numbers of the model's classes, or bool (N, the model's classes) if its pictures may have
-    several; absent: classes of the model that the data does not have.
+    labels: int64 (N,), numbers of the model's classes, or bool (N, classes) if its pictures may have several;
+    absent: classes of the model that the data does not have.
     """
 
     labels: Tensor
@@ -295,8 +295,8 @@ def match_classes(pictures: EvaluationPictures, saved: SavedModel) -> ClassMappi
     classes, labels = saved.identity.classes, pictures.labels
     if labels.dim() == 2 and not saved.identity.multilabel:
         raise UserError(
-            f"{pictures.name} has pictures with several labels, and {saved.source} gives each picture one: name "
-            "a model that was trained with such a table"
+            f"{pictures.name} has pictures with several labels, and {saved.source} gives each picture one: "
+            "name a model that was trained on such a table"
         )
     number = {name: i for i, name in enumerate(classes)}
     unknown = [name for name in pictures.classes if name not in number]

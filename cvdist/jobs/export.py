@@ -139,14 +139,14 @@ def _compare(saved: SavedModel, run: Callable[[Tensor], Tensor], pixels: Tensor)
     found = torch.cat([run(batch) for batch in (pixels[:1], pixels[1:]) if len(batch)])
     difference = float((found - expected).abs().max())
     if several:
-        answers = [at_or_above(probabilities, saved.thresholds) for probabilities in (found, expected)]
+        answers, other = [at_or_above(one, saved.thresholds) for one in (found, expected)], "other labels"
     else:
-        answers = [probabilities.argmax(1, keepdim=True) for probabilities in (found, expected)]
+        answers, other = [one.argmax(1, keepdim=True) for one in (found, expected)], "another class"
     others = int((answers[0] != answers[1]).any(1).sum())
     if others or not difference <= _ALLOWED:  # also where it is NaN
         raise UserError(
             f"the file does not predict what {saved.source} predicts: {others} of {len(pixels)} pictures get "
-            f"{'other labels' if several else 'another class'}, probabilities differ by up to {difference:.2g}; nothing was written"
+            f"{other}, probabilities differ by up to {difference:.2g}; nothing was written"
         )
     return difference
 

@@ -1,4 +1,4 @@
-"""Probabilities from a classifier's scores, and a classifier with its preprocessing: pixels in, probabilities out."""
+"""A trained classifier together with its preprocessing, for serving: pixels in, probabilities out."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 
 def log_probabilities(scores: Tensor, *, multilabel: bool) -> Tensor:
-    """Compute log-probabilities, float32 (n, classes), from scores or, of one label a picture, log-probabilities.
+    """Compute the logarithms of a classifier's probabilities, float32 (n, classes).
 
     Args:
-        scores: Float (n, classes).
+        scores: What it returns, float (n, classes).
         multilabel: Whether each class has a probability of its own (`ModelIdentity.multilabel`).
     """
     scores = scores.float()

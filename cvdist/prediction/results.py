@@ -18,8 +18,8 @@ from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.models.servable import at_or_above
-from cvdist.resumable_map import MANIFEST
 from cvdist.results import ModelIdentity
+from cvdist.resumable_map import MANIFEST
 from cvdist.storage import Folder
 
 FORMAT, VERSION = "cvdist-predictions", 1
