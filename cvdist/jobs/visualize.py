@@ -159,6 +159,7 @@ def _interpret(
         layers,
         Limits(pictures=look.most_pictures, maps=look.pictures),
         has_classifier=saved.has_classifier,
+        multilabel=saved.identity.multilabel,
         progress=progress,
     )
     line.clear()
