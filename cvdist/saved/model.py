@@ -103,7 +103,8 @@ def rebuild(identity: ModelIdentity, state: Mapping[str, Tensor], source: str) -
     """
     shape = models.InputSpec(identity.channels, identity.height, identity.width)
     # Shapes only: the values follow from `state`.
-    model = models.skeleton(models.settings_of(identity), len(identity.classes), shape)
+    settings, classes = models.settings_of(identity), len(identity.classes)
+    model = models.skeleton(settings, classes, shape, multilabel=identity.multilabel)
     try:
         # Copy each tensor: it may be mapped from a file or belong to another model.
         tensors = {

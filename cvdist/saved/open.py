@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pyarrow import fs as arrow
 
-from cvdist import models, storage
+from cvdist import models, multilabel, storage
 from cvdist.checkpoints import find
 from cvdist.checkpoints.format import Normalization
 from cvdist.config import ModelConfig, SavedModelConfig
@@ -108,6 +108,8 @@ def _from_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
         stated = PREPROCESSING[settings.weights_preprocessing]
         normalization = Normalization(stated.mean, stated.std, normalization.resize)
     model = rebuild(saved.model, tensors, redact(uri))
+    # A checkpoint from before the first validation has none yet.
+    unknown = (multilabel.HALF,) * len(saved.model.classes) if saved.model.multilabel else ()
     return SavedModel(
         model,
         saved.model,
@@ -116,6 +118,7 @@ def _from_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
         redact(uri),
         digest(model.state_dict()),
         resize=normalization.resize,
+        thresholds=saved.progress.thresholds or unknown,
     )
 
 

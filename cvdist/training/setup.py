@@ -11,7 +11,7 @@ from cvdist import config as configs
 from cvdist import loaders, log, models, parallel
 from cvdist.checkpoints.format import OrderIdentity
 from cvdist.checkpoints.worker import Worker
-from cvdist.config import TrainConfig
+from cvdist.config import SelectBy, TrainConfig
 from cvdist.data.dataset import Loader
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.distributed.device import be_deterministic
@@ -89,12 +89,13 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Water
             normalization=(expected.mean, expected.std) if expected else None,
         )
         start.end("loader")
-        labels, classes = loader.labels("train"), loader.info.classes
-        weights = imbalance.class_weights(config.loop, classes, labels.bincount(minlength=len(classes)))
+        labels = loader.labels("train")
+        weights = imbalance.class_weights(config.loop, loader.info.classes, labels)
         model = initial_model(config, loader.info)
         visualizer = Visualizer(config, model, tracker, enabled=main)
         modules = models.frozen_and_trained(model)
         backbone.prepare(config, modules)
+        config = _for_labels(config, multilabel=loader.info.multilabel)
     digest = _require_same_data(loader)
     # A cache has the features that the frozen modules compute, so they are not run and stay on the CPU.
     frozen = None if loader.features else modules.frozen
@@ -164,11 +165,29 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Water
     return run
 
 
+def _for_labels(config: TrainConfig, *, multilabel: bool) -> TrainConfig:
+    """Return the settings with what `--select-by auto` means for these pictures.
+
+    Raises:
+        UserError: If the settings make no sense for pictures with one class each, or with several.
+    """
+    chosen = config.loop.select_by
+    usual: SelectBy = "mean_average_precision" if multilabel else "accuracy"
+    no_sense = "balanced_accuracy" if multilabel else "mean_average_precision"
+    if chosen == no_sense:
+        each = "may have several classes" if multilabel else "have one class each"
+        raise UserError(f"--select-by {chosen}: these pictures {each}, so take {usual}, macro_f1 or loss")
+    if multilabel and config.loop.balanced_sampling:
+        raise UserError(
+            "--balanced-sampling is for pictures with one class each: with several, use --class-weights balanced"
+        )
+    return configs.replace(config, select_by=usual) if chosen == "auto" else config
+
+
 def _identity(config: TrainConfig, loader: Loader) -> ModelIdentity:
     info = loader.info
-    return models.identity_of(
-        config.model, info.classes, models.InputSpec(info.channels, info.height, info.width)
-    )
+    shape = models.InputSpec(info.channels, info.height, info.width)
+    return models.identity_of(config.model, info.classes, shape, multilabel=info.multilabel)
 
 
 def _require_same_data(loader: Loader) -> str:
