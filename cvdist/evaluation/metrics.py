@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cvdist import log, multilabel
+from cvdist import multilabel
 from cvdist.models.servable import at_or_above
-from cvdist.results import CalibrationBin
+from cvdist.results import CalibrationBin, correct_of
 
 TOP = 5
 
@@ -211,10 +211,8 @@ class Metrics:
 
     def __str__(self) -> str:
         """Format what a model is judged by, in a few words."""
-        right = log.percent(self.correct, self.total)
-        if self.confusion is not None:
-            return right
-        return f"mean average precision {self.mean_average_precision:.4f}, all labels right {right}"
+        right = correct_of(self.correct, self.total, several=self.confusion is None)
+        return right if self.confusion is not None else f"mAP {self.mean_average_precision:.4f}, {right}"
 
     @property
     def mean_average_precision(self) -> float:

@@ -192,7 +192,9 @@ def interpret_model(
             scores = top.update(normalize(pixels.to(device).float()), torch.tensor(batch))
         chances = probabilities(scores.float(), multilabel=multilabel)
         if multilabel:
-            true = [_most_probable(names, classes, row) for names, row in zip(true, chances.tolist(), strict=True)]
+            true = [
+                _most_probable(names, classes, row) for names, row in zip(true, chances.tolist(), strict=True)
+            ]
         confidence, predicted = (tensor.tolist() for tensor in chances.max(1))
         predictions += [
             Prediction(row, name, classes[best], probability)

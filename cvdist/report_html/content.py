@@ -65,7 +65,8 @@ class Report:
         settings: All settings, and what the job found out at its start, ordered by groups.
         environment: Names and values that tell where and with which software the run was made.
         quarantine: Path and reason of each picture that can't be decoded.
-        classes: Head and rows of a table of the classes, where a picture may have several.
+        classes: Where a picture may have several, for each class: its name, validation pictures, average
+            precision, threshold, precision, recall and F1, as text.
         pictures: The image files of the figures.
         left_out: One line for each part of the run that the report does not show.
     """
