@@ -82,7 +82,7 @@ def _from_mlflow(settings: SavedModelConfig) -> SavedModel:
     found = read_logged_model(settings)
     values = dict(found.metadata)
     mean, std, resize = tuple(values.pop("mean")), tuple(values.pop("std")), values.pop("resize")
-    precision, thresholds = values.pop("precision"), tuple(values.pop("thresholds"))
+    precision, thresholds = values.pop("precision"), tuple(values.pop("thresholds", ()))
     identity = ModelIdentity.from_dict(values)
     model = rebuild(identity, found.state, found.source)
     return SavedModel(

@@ -109,7 +109,6 @@ def results(
         history: The results of all epochs.
         best: The evaluation of the best epoch.
     """
-
     classes, labels = loader.info.classes, best.labels
 
     def confusion() -> Figure:
