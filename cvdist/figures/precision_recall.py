@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -78,6 +79,6 @@ def _curve(axes: Axes, curve: Sequence[float], name: str, value: float) -> None:
     axes.fill_between(recall, curve, step="pre", color=style.BLUE, alpha=0.15, linewidth=0)
     axes.step(recall, curve, where="pre", color=style.BLUE, lw=2, clip_on=False)
     shown = style.elide(name, _PANEL - 1.2, style.TEXT_SIZE, weight="bold")
-    look = {"transform": axes.transAxes, "va": "bottom", "size": style.TEXT_SIZE}
+    look: dict[str, Any] = {"transform": axes.transAxes, "va": "bottom", "size": style.TEXT_SIZE}
     style.write(axes, 0, 1.03, shown, weight="bold", color=style.INK, **look)
     style.write(axes, 1, 1.03, f"{value:.3f}", ha="right", **look)

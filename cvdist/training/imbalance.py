@@ -23,8 +23,9 @@ def class_counts(labels: Tensor, classes: int) -> Tensor:
 def class_weights(settings: LoopConfig, classes: Sequence[str], labels: Tensor) -> Tensor | None:
     """Return the weight of each class in the training loss, float64 (classes,).
 
-    Their mean over an epoch is 1. Where pictures may have several classes, it is what having the class weighs against
-    not having it (`pos_weight` of `BCEWithLogitsLoss`); `balanced` is how many times as many pictures do not have it.
+    Their mean over an epoch is 1. Where pictures may have several classes, it is what having the class weighs
+    against not having it (`pos_weight` of `BCEWithLogitsLoss`). `balanced` is then the number of pictures
+    without the class, divided by that of those with it.
 
     Args:
         settings: Names the weights (`--class-weights`).
@@ -106,6 +107,6 @@ def warning(settings: LoopConfig, classes: Sequence[str], labels: Tensor) -> str
     if labels.ndim == 2:
         return f"{line}: --class-weights balanced gives the pictures that have a rare class more weight"
     return (
-        f"{line}, so accuracy says little of the rare ones: --class-weights balanced or --balanced-sampling give "
-        "them more weight, and --select-by balanced_accuracy counts all classes alike"
+        f"{line}, so accuracy says little of the rare ones: --class-weights balanced or --balanced-sampling "
+        "give them more weight, and --select-by balanced_accuracy counts all classes alike"
     )

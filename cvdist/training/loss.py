@@ -11,8 +11,8 @@ def loss_sum(
 ) -> Tensor:
     """Compute the sum of the pictures' losses.
 
-    It is cross-entropy; where a picture may have several classes, binary cross-entropy of each class, averaged over
-    the classes as `BCEWithLogitsLoss` does.
+    It is cross-entropy; where a picture may have several classes, binary cross-entropy of each class, averaged
+    over the classes as `BCEWithLogitsLoss` does.
 
     Args:
         scores: float (n, classes).

@@ -179,7 +179,8 @@ def _for_labels(config: TrainConfig, *, multilabel: bool) -> TrainConfig:
         raise UserError(f"--select-by {chosen}: these pictures {each}, so take {usual}, macro_f1 or loss")
     if multilabel and config.loop.balanced_sampling:
         raise UserError(
-            "--balanced-sampling is for pictures with one class each: with several, use --class-weights balanced"
+            "--balanced-sampling is for pictures with one class each, these may have several: use "
+            "--class-weights balanced"
         )
     return configs.replace(config, select_by=usual) if chosen == "auto" else config
 
