@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cvdist import multilabel
-from cvdist.models.servable import at_or_above
+from cvdist.data.labels import NO_CLASS
 from cvdist.results import CalibrationBin, correct_of
 
 TOP = 5
@@ -80,7 +80,7 @@ class SampleResults:
 
     def words(self, which: Tensor, row: int) -> str:
         """The same in one line."""
-        return ", ".join(self.names(which, row)) or "no class"
+        return ", ".join(self.names(which, row)) or NO_CLASS
 
     @property
     def totals(self) -> list[int]:
@@ -117,7 +117,7 @@ def sample_results(
     """Of a batch: rows int64 (n,); true as in `SampleResults`; log_probabilities float32 (n, classes)."""
     probabilities = log_probabilities.exp()
     if true.dim() == 2:
-        predicted = at_or_above(probabilities, thresholds)
+        predicted = multilabel.at_or_above(probabilities, thresholds)
         log_true = log_probabilities.where(true, _log_complement(log_probabilities)).mean(1)
         brier, right = (probabilities - true.float()).square().mean(1), (predicted == true).all(1)
         found = (rows, true, predicted, log_true, probabilities, brier, right)

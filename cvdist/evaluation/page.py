@@ -78,7 +78,7 @@ def _most_wrong(evaluation: Evaluations) -> Figure:
             images,
             [found.names(found.true & ~found.predicted, row) for row in most.tolist()],
             [found.names(found.predicted & ~found.true, row) for row in most.tolist()],
-            title=f"Furthest from the labels (those of {len(wrong)}/{len(found)} are not all right)",
+            title=f"Furthest from their labels ({len(wrong)}/{len(found)} are not all right)",
             total=len(found),
         )
     return wrong_grid(

@@ -21,7 +21,8 @@ from cvdist.errors import UserError
 from cvdist.jobs import cli, console
 from cvdist.jobs.visualize import find_pictures
 from cvdist.log import redact
-from cvdist.models.servable import at_or_above, probabilities
+from cvdist.models.servable import probabilities
+from cvdist.multilabel import at_or_above
 from cvdist.runtime.signals import sigterm_raises
 from cvdist.saved import SavedModel, exported, open_model
 from cvdist.seeding import generator

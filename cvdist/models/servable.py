@@ -27,16 +27,6 @@ def log_probabilities(scores: Tensor, *, multilabel: bool) -> Tensor:
     return F.logsigmoid(scores) if multilabel else scores.log_softmax(1)
 
 
-def at_or_above(probabilities: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """Return which classes a picture gets, bool (n, classes): those at or above their thresholds.
-
-    Args:
-        probabilities: float32 (n, classes) on the CPU.
-        thresholds: One a class.
-    """
-    return probabilities.double() >= torch.tensor(thresholds, dtype=torch.float64)
-
-
 class ServableClassifier(nn.Module):
     """A classifier that includes the normalization it was trained with.
 
