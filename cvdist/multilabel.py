@@ -6,6 +6,7 @@ class if its score is at least the class's threshold. Results are the same in wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,19 @@ class Counts:
         return mean(torch.where(self.true > 0, self.f1, torch.nan))
 
 
+def at_or_above(scores: Tensor, thresholds: Tensor | Sequence[float] | float) -> Tensor:
+    """Return which classes a picture is said to have: those whose scores reach their thresholds.
+
+    Args:
+        scores: float (n, classes).
+        thresholds: One a class, in float64, or one for all classes.
+
+    Returns:
+        bool (n, classes).
+    """
+    return scores.double() >= torch.as_tensor(thresholds, dtype=torch.float64, device=scores.device)
+
+
 def count(scores: Tensor, truth: Tensor, thresholds: Tensor | float = HALF) -> Counts:
     """Count what is right if a picture is said to have the classes whose scores reach their thresholds.
 
@@ -62,7 +76,7 @@ def count(scores: Tensor, truth: Tensor, thresholds: Tensor | float = HALF) -> C
         truth: bool (n, classes), the classes that each picture has.
         thresholds: float64 (classes,), or one for all classes.
     """
-    taken = scores.double() >= thresholds
+    taken = at_or_above(scores, thresholds)
     exact = int((taken == truth).all(1).sum())
     return Counts(len(truth), exact, truth.sum(0), taken.sum(0), (taken & truth).sum(0))
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cvdist import log, multilabel
-from cvdist.models.servable import at_or_above
-from cvdist.results import CalibrationBin
+from cvdist import multilabel
+from cvdist.data.labels import NO_CLASS
+from cvdist.results import CalibrationBin, correct_of
 
 TOP = 5
 
@@ -80,7 +80,7 @@ class SampleResults:
 
     def words(self, which: Tensor, row: int) -> str:
         """The same in one line."""
-        return ", ".join(self.names(which, row)) or "no class"
+        return ", ".join(self.names(which, row)) or NO_CLASS
 
     @property
     def totals(self) -> list[int]:
@@ -117,7 +117,7 @@ def sample_results(
     """Of a batch: rows int64 (n,); true as in `SampleResults`; log_probabilities float32 (n, classes)."""
     probabilities = log_probabilities.exp()
     if true.dim() == 2:
-        predicted = at_or_above(probabilities, thresholds)
+        predicted = multilabel.at_or_above(probabilities, thresholds)
         log_true = log_probabilities.where(true, _log_complement(log_probabilities)).mean(1)
         brier, right = (probabilities - true.float()).square().mean(1), (predicted == true).all(1)
         found = (rows, true, predicted, log_true, probabilities, brier, right)
@@ -211,10 +211,8 @@ class Metrics:
 
     def __str__(self) -> str:
         """Format what a model is judged by, in a few words."""
-        right = log.percent(self.correct, self.total)
-        if self.confusion is not None:
-            return right
-        return f"mean average precision {self.mean_average_precision:.4f}, all labels right {right}"
+        right = correct_of(self.correct, self.total, several=self.confusion is None)
+        return right if self.confusion is not None else f"mAP {self.mean_average_precision:.4f}, {right}"
 
     @property
     def mean_average_precision(self) -> float:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import torch
 
 from cvdist.evaluation.measure import SHOWN, Evaluations, ModelEvaluation
 from cvdist.evaluation.metrics import Metrics
@@ -25,11 +28,11 @@ def mlflow_metrics(measured: Metrics) -> dict[str, float]:
 
 def figures(evaluation: Evaluations) -> dict[str, Callable[[], Figure]]:
     """Return the figures of an evaluation by name, each as a function that draws it."""
-    drawn = {"reliability": _reliability, "most_wrong": _most_wrong}
+    drawn: dict[str, Callable[[Evaluations], Figure]] = {"reliability": _reliability}
     if evaluation.first.outcome.several:
-        pass
+        drawn |= {"precision_recall": _precision_recall, "wrong_labels": _most_wrong}
     else:
-        drawn = {"confusion_matrix": _confusion, **drawn}
+        drawn |= {"confusion_matrix": _confusion, "most_wrong": _most_wrong}
     if evaluation.comparison is not None:
         drawn["differences"] = _differences
     return {name: functools.partial(draw, evaluation) for name, draw in drawn.items()}
@@ -41,6 +44,15 @@ def _confusion(evaluation: Evaluations) -> Figure:
     first = evaluation.first
     assert first.metrics.confusion is not None
     return confusion_matrix(first.metrics.confusion, first.saved.identity.classes)
+
+
+def _precision_recall(evaluation: Evaluations) -> Figure:
+    from cvdist.figures.precision_recall import precision_recall
+
+    found = evaluation.first.metrics
+    assert found.precision_at_recall is not None
+    precisions = torch.tensor([one.average_precision or math.nan for one in found.by_class])
+    return precision_recall(found.precision_at_recall, precisions, [one.name for one in found.by_class])
 
 
 def _reliability(evaluation: Evaluations) -> Figure:
@@ -66,7 +78,7 @@ def _most_wrong(evaluation: Evaluations) -> Figure:
             images,
             [found.names(found.true & ~found.predicted, row) for row in most.tolist()],
             [found.names(found.predicted & ~found.true, row) for row in most.tolist()],
-            title=f"Furthest from the labels (those of {len(wrong)}/{len(found)} are not all right)",
+            title=f"Furthest from their labels ({len(wrong)}/{len(found)} are not all right)",
             total=len(found),
         )
     return wrong_grid(

@@ -20,6 +20,7 @@ from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.exclusion import find_excluded
 from cvdist.data.images.listing import list_pictures
+from cvdist.data.labels import labels_of
 from cvdist.data.quarantine import BadPicture, require_few_bad
 from cvdist.data.sampler import EpochOrder
 from cvdist.distributed.precision import Precision, choose_precision
@@ -211,11 +212,11 @@ class PictureFolder:
     def __init__(
         self, wanted: DataConfig, classes: tuple[str, ...], table: pa.Table, name: str, timeout: float
     ) -> None:
-        """table: columns path, label; timeout: seconds that a picture may take."""
+        """table: columns path, and those of labels; timeout: seconds that a picture may take."""
         self._wanted, self._timeout = wanted, timeout
         self._paths: list[str] = table.column("path").to_pylist()
         self.name, self.classes = name, classes
-        self.labels = torch.from_numpy(np.array(table.column("label"), dtype=np.int64))
+        self.labels = labels_of(table, len(classes))
         self.quarantine: Sequence[BadPicture] = ()
 
     @classmethod

@@ -15,6 +15,7 @@ _GAP = 0.12
 _WIDEST_TILE = 2.0
 _MOST_COLUMNS = 8
 _MOST_COLUMNS_WRONG = 6
+_MOST_LABELS = 5  # lines below a picture
 
 
 def picture_grid(images: Tensor, titles: Sequence[str], *, title: str, columns: int | None = None) -> Figure:
@@ -93,14 +94,13 @@ def wrong_labels_grid(
     """
     if not missed:
         return style.nothing_to_show(title, f"no mistakes: all {total}/{total} right")
-    captions = [
-        [
-            [Piece(word), Piece(", ".join(names), color, "bold")]
-            for word, names, color in (("missed", lost, style.GREEN), ("not there", extra, style.VERMILLION))
-            if names
-        ]
-        for lost, extra in zip(missed, wrong, strict=True)
-    ]
+    captions = []
+    for lost, extra in zip(missed, wrong, strict=True):
+        lines = [[Piece("missed:"), Piece(name, style.GREEN, "bold")] for name in lost]
+        lines += [[Piece("not there:"), Piece(name, style.VERMILLION, "bold")] for name in extra]
+        if len(lines) > _MOST_LABELS:
+            lines[_MOST_LABELS - 1 :] = [[Piece(f"and {len(lines) - _MOST_LABELS + 1} more")]]
+        captions.append(lines)
     return _grid(images, captions, title, tiles.columns_for(len(missed), _MOST_COLUMNS_WRONG))
 
 

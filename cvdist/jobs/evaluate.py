@@ -264,7 +264,7 @@ def _figures(models: Sequence[ModelEvaluation]) -> list[list[str]]:
     balanced = []
     if models[0].outcome.several:
         precision = ["mean average precision", *(f"{one.mean_average_precision:.4f}" for one in found)]
-        rows = [precision, ["all labels right", *right]]
+        rows = [precision, ["exact matches", *right]]
     else:
         rows = [["accuracy", *right]]
         balanced = [["balanced accuracy", *(f"{one.balanced_accuracy:.2%}" for one in found)]]

@@ -21,7 +21,8 @@ from cvdist.errors import UserError
 from cvdist.jobs import cli, console
 from cvdist.jobs.visualize import find_pictures
 from cvdist.log import redact
-from cvdist.models.servable import at_or_above, log_probabilities
+from cvdist.models.servable import probabilities
+from cvdist.multilabel import at_or_above
 from cvdist.runtime.signals import sigterm_raises
 from cvdist.saved import SavedModel, exported, open_model
 from cvdist.seeding import generator
@@ -134,7 +135,7 @@ def _compare(saved: SavedModel, run: Callable[[Tensor], Tensor], pixels: Tensor)
     """
     normalize = Normalizer(saved.mean, saved.std, torch.device("cpu"), channels_last=True)
     several = saved.identity.multilabel
-    expected = log_probabilities(saved.model(normalize(pixels.float())), multilabel=several).exp()
+    expected = probabilities(saved.model(normalize(pixels.float())), multilabel=several)
     # In batches of two sizes, since it has to take any.
     found = torch.cat([run(batch) for batch in (pixels[:1], pixels[1:]) if len(batch)])
     difference = float((found - expected).abs().max())

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from cvdist import config as configs
 from cvdist import log, storage
 from cvdist.config import PredictConfig
+from cvdist.data.labels import NO_CLASS
 from cvdist.errors import UserError
 from cvdist.jobs import cli, console
 from cvdist.prediction import batch, results
@@ -149,7 +150,7 @@ def _shown(shown: Sequence[PredictedPicture]) -> tuple[list[str], list[list[str]
     for one in shown:
         mine = one.likely[:1] if one.labels is None else [item for item in one.likely if item[0] in one.labels]
         others = [item for item in one.likely if item not in mine]
-        rows.append([one.path, _likely(mine) or "none", _likely(others[:1])])
+        rows.append([one.path, _likely(mine) or NO_CLASS, _likely(others[:1])])
     head = ["picture", "class" if shown[0].labels is None else "labels", "next"]
     width = min(2, len(shown[0].likely)) + 1
     return head[:width], [row[:width] for row in rows]

@@ -10,25 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def log_probabilities(scores: Tensor, *, multilabel: bool) -> Tensor:
-    """Compute the logarithms of a classifier's probabilities, float32 (n, classes).
+def probabilities(scores: Tensor, *, multilabel: bool) -> Tensor:
+    """Compute a classifier's probabilities, float32 (n, classes).
 
     Args:
-        scores: What it returns, float (n, classes).
+        scores: What it returns, float (n, classes): scores or log-probabilities.
         multilabel: Whether each class has a probability of its own (`ModelIdentity.multilabel`).
     """
+    # A softmax of log-probabilities gives the probabilities back, so both kinds of score are fine.
+    return scores.float().sigmoid() if multilabel else scores.softmax(1, dtype=torch.float32)
+
+
+def log_probabilities(scores: Tensor, *, multilabel: bool) -> Tensor:
+    """Compute the logarithms of `probabilities`, float32 (n, classes), which keep small values exact."""
     scores = scores.float()
     return F.logsigmoid(scores) if multilabel else scores.log_softmax(1)
-
-
-def at_or_above(probabilities: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """Return which classes a picture gets, bool (n, classes): those at or above their thresholds.
-
-    Args:
-        probabilities: float32 (n, classes) on the CPU.
-        thresholds: One a class.
-    """
-    return probabilities.double() >= torch.tensor(thresholds, dtype=torch.float64)
 
 
 class ServableClassifier(nn.Module):
@@ -49,7 +45,7 @@ class ServableClassifier(nn.Module):
             classifier: takes normalized pictures, and returns scores or log-probabilities (n, classes).
             mean: mean for each channel, for pixels in [0, 1].
             std: standard deviation for each channel, for pixels in [0, 1].
-            multilabel: as in `log_probabilities`.
+            multilabel: as in `probabilities`.
         """
         super().__init__()
         self.classifier, self.multilabel = classifier, multilabel
@@ -60,11 +56,7 @@ class ServableClassifier(nn.Module):
         """Compute class probabilities, float32 (n, classes), from uint8 pixels (n, C, H, W)."""
         normalized = (pixels.float() / 255 - self.mean) / self.std
         normalized = normalized.contiguous(memory_format=torch.channels_last)  # convolutions are faster on it
-        scores: Tensor = self.classifier(normalized)
-        if self.multilabel:
-            return scores.float().sigmoid()
-        # A softmax of log-probabilities gives the probabilities back, so both kinds of score are served.
-        return scores.softmax(1, dtype=torch.float32)
+        return probabilities(self.classifier(normalized), multilabel=self.multilabel)
 
 
 def servable(

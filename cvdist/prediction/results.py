@@ -17,7 +17,7 @@ from torch import Tensor
 from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.log import redact
-from cvdist.models.servable import at_or_above
+from cvdist.multilabel import at_or_above
 from cvdist.results import ModelIdentity
 from cvdist.resumable_map import MANIFEST
 from cvdist.storage import Folder

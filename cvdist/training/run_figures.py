@@ -34,7 +34,7 @@ FIGURES = {
 _MULTILABEL = {
     "accuracy": ("average_precision", "mean average precision on the validation pictures by epoch"),
     "confusion_matrix": ("precision_recall", "precision by recall of the classes, at the best epoch"),
-    "most_wrong": ("most_wrong", "the validation pictures with the most wrong classes"),
+    "most_wrong": ("wrong_labels", "the validation pictures with the most wrong classes"),
 }
 
 FOLDERS = {
@@ -170,7 +170,7 @@ def results(
         "loss": loss,
         "average_precision": average_precision,
         "precision_recall": precision,
-        "most_wrong": wrong_labels,
+        "wrong_labels": wrong_labels,
     }
 
 
