@@ -302,9 +302,12 @@ def match_classes(pictures: EvaluationPictures, saved: SavedModel) -> ClassMappi
     number = {name: i for i, name in enumerate(classes)}
     unknown = [name for name in pictures.classes if name not in number]
     if unknown:
+        fix = "Rename the folders, or name another model"
+        if saved.identity.multilabel and labels.dim() == 1:
+            fix = "--label-separator says what stands between several labels"
         raise UserError(
             f"{pictures.name} has classes that {saved.source} does not know: {_some(unknown)}; it knows "
-            f"{_some(saved.identity.classes)}. Rename the folders, or name another model"
+            f"{_some(classes)}. {fix}"
         )
     absent = tuple(name for name in classes if name not in pictures.classes)
     place = torch.tensor([number[name] for name in pictures.classes])

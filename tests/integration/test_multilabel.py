@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sklearn.metrics import average_precision_score
 from cvdist import config as configs
 from cvdist import recipes
 from cvdist.jobs.train import train
+from cvdist.prediction.batch import identity_of
 from cvdist.saved import open_model
 from tests.helpers import pictures
 from tests.helpers.jobs import call, the_error
@@ -149,6 +151,8 @@ def test_two_models_and_other_data(squares, tmp_path):
     flags = ("--tracking", "none", "--output", tmp_path / "e.json", "--data")
     job(squares, "evaluate", "squares", *flags, again, "--label-separator", ";")
     assert json.loads((tmp_path / "e.json").read_text())["models"][0]["total"] == 24
+    message = the_error(call("evaluate", "squares", "--data", again, storage=trained.storage))
+    assert "does not know: blue;green, " in message and "--label-separator says what" in message
     folders = pictures.write(tmp_path / "folders", {"red": 3, "blue": 2})
     job(squares, "evaluate", "squares", *flags, folders)
     (one,) = json.loads((tmp_path / "e.json").read_text())["models"]
@@ -194,10 +198,9 @@ def test_a_run_of_several_labels_is_exported_visualized_and_reported(squares, tm
     assert {"precision-by-recall", "most-wrong", "classes"} <= set(figures)
 
 
-def test_predictions_of_other_thresholds_are_other_predictions(squares, tmp_path):
-    from cvdist.prediction.batch import identity_of
-
+def test_predictions_of_other_thresholds_are_other_predictions(squares):
     saved = open_model(squares[0].saved("squares"))
+    assert pickle.loads(pickle.dumps(saved)).thresholds == saved.thresholds  # as actors get it
     config = configs.PredictConfig()
     other = dataclasses.replace(saved, thresholds=(0.1, 0.2, 0.3))
     assert identity_of(config, saved) != identity_of(config, other)
