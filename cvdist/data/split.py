@@ -54,8 +54,8 @@ def multilabel_split(labels: Tensor, valid_fraction: float, seed: int) -> tuple[
 
     def move(row: int, to_valid: bool) -> None:
         is_valid[row] = to_valid
-        counts[to_valid] += labels[row]
-        counts[not to_valid] -= labels[row]
+        counts[to_valid] += labels[row].long()
+        counts[not to_valid] -= labels[row].long()
 
     for name in order.tolist():
         if not counts[False][name] and counts[True][name]:

@@ -279,8 +279,8 @@ def test_a_half_written_manifest_is_no_cache(chosen):
     assert "manifest.json is damaged" in refusal(chosen)
     path.write_bytes(whole.replace(b'"rows": 4', b'"rows": 3', 1))
     assert "manifest.json is damaged" in refusal(chosen)
-    path.write_bytes(whole.replace(b'"version": 2', b'"version": 3'))
-    assert "is of version 3, and this software reads 2" in refusal(chosen)
+    path.write_bytes(whole.replace(b'"version": 3', b'"version": 4'))
+    assert "is of version 4, and this software reads 3" in refusal(chosen)
     path.write_bytes(whole[:100])
     _, computed = extract(chosen)
     assert computed == []  # all shards have their receipts

@@ -92,14 +92,14 @@ def _of_columns(name: str, table: pa.Table, columns: LabelColumns) -> pa.Chunked
             )
         has = pc.is_in(values, value_set=pa.array(_YES))
         if pc.any(has).as_py():
-            named.append(pc.if_else(has, pa.scalar(column), pa.scalar(None, pa.string())))
+            named.append(pc.if_else(has, BETWEEN_CLASSES + column, ""))
         else:
             unused.append(column)
     if unused:
         logger.warning("data       columns that no row says yes in, which are no classes: %s", some(unused))
     if not named:
         return pa.chunked_array([pa.array([""] * len(table))])
-    return pc.binary_join_element_wise(*named, BETWEEN_CLASSES, null_handling="skip")
+    return pc.utf8_ltrim(pc.binary_join_element_wise(*named, ""), BETWEEN_CLASSES)
 
 
 def _of_lists(where: str, lists: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -121,7 +121,7 @@ def _sorted(labels: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
     encoded = labels.combine_chunks().dictionary_encode()
     texts = []
     for label in encoded.dictionary.to_pylist():
-        names = {one.strip() for one in label.split(separator)} - {""}
+        names = {one.strip() for one in f" {label} ".split(separator)} - {""}
         texts.append(BETWEEN_CLASSES.join(sorted(names, key=natural)))
     return pa.chunked_array([pa.array(texts, pa.string()).take(encoded.indices)])
 
