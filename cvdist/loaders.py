@@ -14,6 +14,7 @@ from cvdist.data.dataset import Loader
 from cvdist.data.images.exclusion import read_paths
 from cvdist.data.images.listing import list_pictures
 from cvdist.data.in_memory import InMemoryLoader
+from cvdist.data.labels import is_multilabel
 from cvdist.data.mixing import Mixing
 from cvdist.errors import UserError
 from cvdist.features import open as features
@@ -42,9 +43,24 @@ def check(config: TrainConfig) -> None:
     if config.data.exclude:
         read_paths(config.data.exclude)
     if config.data.dataset == "images" and not config.features.uri:
-        list_pictures(config.data)
+        multilabel = is_multilabel(list_pictures(config.data).table)
     else:
         prepare(config)
+        multilabel = bool(config.features.uri) and features.open_manifest(config)[1].multilabel
+    require_sampling(config, multilabel=multilabel)
+
+
+def require_sampling(config: TrainConfig, *, multilabel: bool) -> None:
+    """Refuse balanced sampling of pictures that may have several classes.
+
+    Raises:
+        UserError: if it is asked for.
+    """
+    if multilabel and config.loop.balanced_sampling:
+        raise UserError(
+            "--balanced-sampling is for pictures with one class each, these may have several: use "
+            "--class-weights balanced"
+        )
 
 
 def prepare_in_memory(data: DataConfig, storage: str) -> None:
