@@ -17,8 +17,11 @@ def probabilities(scores: Tensor, *, multilabel: bool) -> Tensor:
         scores: What it returns, float (n, classes): scores or log-probabilities.
         multilabel: Whether each class has a probability of its own (`ModelIdentity.multilabel`).
     """
+    if multilabel:
+        # In float32 without a cast, as an exported graph insists on the dtype that a cast was given.
+        return (scores + scores.new_zeros(1, dtype=torch.float32)).sigmoid()
     # A softmax of log-probabilities gives the probabilities back, so both kinds of score are fine.
-    return scores.float().sigmoid() if multilabel else scores.softmax(1, dtype=torch.float32)
+    return scores.softmax(1, dtype=torch.float32)
 
 
 def log_probabilities(scores: Tensor, *, multilabel: bool) -> Tensor:

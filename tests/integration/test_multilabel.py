@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -107,11 +108,11 @@ def test_predictions_and_answers_of_the_server_are_the_model_s(squares, tmp_path
         assert set(answer) == {"labels", "probabilities"} and sorted(answer["labels"]) == labels
         assert [answer["probabilities"][name] for name in NAMES] == pytest.approx(row.tolist(), abs=1e-4)
     few = job(squares, "predict", "squares", "--data", *[table.parent / path for path in paths[:9]])
-    lines = {line.split()[0]: line for line in few.splitlines() if ".png" in line}
+    cells = {line[0]: line[1] for text in few.splitlines() if ".png" in text
+             for line in [re.split("  +", text.strip())]}  # fmt: skip
     for path, labels in zip(paths[:9], expected, strict=False):
-        words = lines[path].split()[1:-2]
-        assert [name for name in words if name in NAMES] == sorted(labels, key=words.index) or not labels
-        assert ("no class" in lines[path]) == (not labels)
+        assert sorted(word.split(" ")[0] for word in cells[path].split(", ")) == labels or not labels
+        assert (cells[path] == "no class") == (not labels)
     truth = np.array([truth_of(table)[path] for path in found["path"]])
     flags = (
         "--part",
@@ -134,10 +135,12 @@ def test_predictions_and_answers_of_the_server_are_the_model_s(squares, tmp_path
 
 def test_two_models_and_other_data(squares, tmp_path):
     trained = squares[0]
-    checkpoints = sorted(path.parent for path in (trained.storage / "squares").rglob("checkpoint.json"))
-    text = job(squares, "evaluate", "squares", "--compare", checkpoints[0], "--output", tmp_path / "e.json")
+    folders = {path.parent for path in (trained.storage / "squares").rglob("checkpoint.json")}
+    other = next(one for one in folders if one.name != f"epoch-{trained.good.summary.best_epoch:04}")
+    text = job(squares, "evaluate", "squares", "--compare", other, "--output", tmp_path / "e.json")
     written = json.loads((tmp_path / "e.json").read_text())
     found, (one, other) = written["comparison"], written["models"]
+    assert one["digest"] != other["digest"]
     assert found["both_right"] + found["only_first_right"] == one["correct"]
     assert found["both_right"] + found["only_second_right"] == other["correct"]
     assert "McNemar" in text and "average precision A" in text and "B - A" in text

@@ -89,7 +89,7 @@ def test_of_several_labels_the_page_says_how_well_each_class_is_told():
             )
         )
     )
-    for said in ("0.9012 mean average precision", "650/1000 exact matches", "0.7654 mean average precision of"):
+    for said in ("0.9012 mean average precision", "650/1000 exact matches", "0.7654 mAP of a ridge probe"):
         assert said in page.text
     assert "ccurac" not in page.text
     assert "best epoch by" not in page.text
