@@ -422,7 +422,7 @@ class Summary:
     @property
     def best_of(self) -> str:
         """What to call the result: `best accuracy`, unless the best epoch is chosen by something else."""
-        name, usual = ("mAP", "mean_average_precision") if self.multilabel else ("accuracy", "accuracy")
+        name, usual = ("result", "mean_average_precision") if self.multilabel else ("accuracy", "accuracy")
         return f"best {name}" if self.select_by == usual else name
 
     @property

@@ -8,16 +8,12 @@ import torch
 from torch import Tensor
 
 from cvdist.config import LoopConfig
+from cvdist.data.labels import class_counts
 from cvdist.data.sampler import EpochOrder
 from cvdist.errors import UserError, did_you_mean
 
 _IMBALANCED = 10  # times as many pictures in the largest class as in the smallest
 _LISTED = 8  # classes that are counted one by one
-
-
-def class_counts(labels: Tensor, classes: int) -> Tensor:
-    """Return how many pictures each class has, int64 (classes,). `labels` are those of `Loader.labels`."""
-    return labels.sum(0) if labels.ndim == 2 else labels.bincount(minlength=classes)
 
 
 def class_weights(settings: LoopConfig, classes: Sequence[str], labels: Tensor) -> Tensor | None:

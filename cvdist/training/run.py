@@ -22,7 +22,6 @@ from cvdist.results import Evaluation, ModelIdentity
 from cvdist.seeding import derive_seed
 from cvdist.startup import Waterfall
 from cvdist.tracking.tracker import Tracker
-from cvdist.training import imbalance
 from cvdist.training.finite import LossWatch
 from cvdist.training.visualize import Visualizer
 
@@ -102,11 +101,6 @@ class Run:
     def loss_weights(self) -> Tensor | None:
         """The class weights in float32 on the device."""
         return None if self.class_weights is None else self.class_weights.float().to(self.worker.device)
-
-    @property
-    def class_counts(self) -> Tensor:
-        """How many training pictures each class has, int64 (classes,)."""
-        return imbalance.class_counts(self.labels, len(self.info.classes))
 
     @property
     def main(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cvdist.data.dataset import Batch, Loader
+from cvdist.data.labels import NO_CLASS, targets_of
 from cvdist.data.sampler import LocalBatch
 from cvdist.results import EpochRecord, Evaluation, LogisticResult
 from cvdist.seeding import generator
@@ -77,7 +78,7 @@ def augmentation(loader: Loader) -> Callable[[], Figure]:
         images, labels = loader.pictures("train", rows)
         everyone = torch.tensor([*rows[-1:], *rows])  # mixtures take the one before, and the last precedes
         local = LocalBatch(everyone, start=0, offset=-1, global_size=len(rows))
-        known = loader.labels("train")[everyone]
+        known = targets_of(loader.labels("train")[everyone])
         shown, titles = [images], list(labels)
         for epoch in range(1, epochs + 1):
             changed = torch.cat([images[-1:], images]).float()
@@ -189,7 +190,7 @@ def _shares(label: Tensor, classes: Sequence[str]) -> str:
     """Return the classes with a share in a mixture, the larger one first, one in a line."""
     shares, order = label.sort(descending=True)
     pairs = zip(shares.tolist(), order.tolist(), strict=True)
-    return "\n".join(f"{share:.0%} {classes[label]}" for share, label in pairs if share >= 0.005) or "none"
+    return "\n".join(f"{share:.0%} {classes[label]}" for share, label in pairs if share >= 0.005) or NO_CLASS
 
 
 def _sampled_rows(loader: Loader, most: int) -> list[int]:

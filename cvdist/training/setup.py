@@ -11,7 +11,7 @@ from cvdist import config as configs
 from cvdist import loaders, log, models, parallel
 from cvdist.checkpoints.format import OrderIdentity
 from cvdist.checkpoints.worker import Worker
-from cvdist.config import SelectBy, TrainConfig
+from cvdist.config import TrainConfig
 from cvdist.data.dataset import Loader
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.distributed.device import be_deterministic
@@ -95,7 +95,10 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Water
         visualizer = Visualizer(config, model, tracker, enabled=main)
         modules = models.frozen_and_trained(model)
         backbone.prepare(config, modules)
-        config = _for_labels(config, multilabel=loader.info.multilabel)
+        loaders.check_labels(config, multilabel=loader.info.multilabel)
+        if config.loop.select_by == "auto":
+            usual = "mean_average_precision" if loader.info.multilabel else "accuracy"
+            config = configs.replace(config, select_by=usual)
     digest = _require_same_data(loader)
     # A cache has the features that the frozen modules compute, so they are not run and stay on the CPU.
     frozen = None if loader.features else modules.frozen
@@ -163,26 +166,6 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Water
     logistic_head.require_linear(run)
     start.end("model")
     return run
-
-
-def _for_labels(config: TrainConfig, *, multilabel: bool) -> TrainConfig:
-    """Return the settings with what `--select-by auto` means for these pictures.
-
-    Raises:
-        UserError: If the settings make no sense for pictures with one class each, or with several.
-    """
-    chosen = config.loop.select_by
-    usual: SelectBy = "mean_average_precision" if multilabel else "accuracy"
-    no_sense = "balanced_accuracy" if multilabel else "mean_average_precision"
-    if chosen == no_sense:
-        each = "may have several classes" if multilabel else "have one class each"
-        raise UserError(f"--select-by {chosen}: these pictures {each}, so take {usual}, macro_f1 or loss")
-    if multilabel and config.loop.balanced_sampling:
-        raise UserError(
-            "--balanced-sampling is for pictures with one class each, these may have several: use "
-            "--class-weights balanced"
-        )
-    return configs.replace(config, select_by=usual) if chosen == "auto" else config
 
 
 def _identity(config: TrainConfig, loader: Loader) -> ModelIdentity:

@@ -161,8 +161,11 @@ def train_step(run: Run, batch: Batch, rate: float, meter: Meter, weight: float)
                 smoothing=settings.label_smoothing,
             )
             # The gradient has to be that of the weighted mean over the global batch. Local batches may differ
-            # in size, and the exchange divides by the number of workers, not by the samples' weights.
-            run.scaler.scale(loss * (mode.world_size / weight)).backward()
+            # in size, and the exchange divides by the number of workers, not by the samples' weights. Of binary
+            # cross-entropy it is that of the sum over the classes, which is as large as that of cross-entropy,
+            # so that learning rates mean the same.
+            added = scores.shape[1] if run.info.multilabel else 1
+            run.scaler.scale(loss * (mode.world_size * added / weight)).backward()
         if mode.counts:
             meter.add(loss.detach(), scores.detach(), labels)
         losses.append(loss.detach())

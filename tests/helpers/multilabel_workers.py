@@ -69,7 +69,7 @@ def make_run(
         "epochs": 2,
         "lr_scheduler": "constant",
     }
-    plain = {"lr_warmup_epochs": 0.0, "rotation": 0.0, "translation": 0.0, "log_every_steps": 1, "lr": 0.1}
+    plain = {"lr_warmup_epochs": 0.0, "rotation": 0.0, "translation": 0.0, "log_every_steps": 1, "lr": 0.05}
     config = configs.replace(recipes.find("digits-cnn"), **{**defaults, **plain, **changes})
     store = CheckpointStore.at(str(folder / config.run.name), config.checkpoint.keep)
     return build_run(config, Worker(ranks or RankInfo(), store), tracker or NoTracker())

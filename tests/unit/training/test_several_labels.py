@@ -135,7 +135,7 @@ def test_a_run_learns_and_says_what_it_reached(tmp_path, caplog):
         keeper.metrics["valid/mean_average_precision"][record.epoch - 1] == record.valid_mean_average_precision
     )
     assert "valid/balanced_accuracy" not in keeper.metrics
-    assert set(keeper.figures) >= {"average_precision", "precision_recall", "most_wrong", "loss"}
+    assert set(keeper.figures) >= {"average_precision", "precision_recall", "wrong_labels", "loss"}
     assert "confusion_matrix" not in keeper.figures
     (head, *rows) = csv.reader(keeper.texts["classes.csv"].splitlines())
     assert head[:4] == ["class", "pictures", "average_precision", "threshold"] and len(rows) == 3
