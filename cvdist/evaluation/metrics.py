@@ -52,7 +52,7 @@ class SampleResults:
     thresholds: tuple[float, ...] = ()
 
     @property
-    def several(self) -> bool:
+    def multilabel(self) -> bool:
         """Whether a picture may have several labels."""
         return self.true.dim() == 2
 
@@ -63,7 +63,7 @@ class SampleResults:
 
     def in_order_of(self, classes: Sequence[str]) -> SampleResults:
         """The same answers with the classes in another order."""
-        if self.several:
+        if self.multilabel:
             columns = [self.classes.index(name) for name in classes]
             moved = {name: getattr(self, name)[:, columns] for name in ("true", "predicted", "confidence")}
             thresholds = tuple(self.thresholds[column] for column in columns)
@@ -74,7 +74,7 @@ class SampleResults:
 
     def names(self, which: Tensor, row: int) -> list[str]:
         """Names of the classes that `which`, as `true`, has of the picture `row`."""
-        if self.several:
+        if self.multilabel:
             return list(compress(self.classes, which[row].tolist()))
         return [self.classes[int(which[row])]]
 
@@ -95,10 +95,10 @@ class SampleResults:
     @property
     def hits(self) -> list[int]:
         """Number of pictures that were rightly taken for each class."""
-        return self._count(self.true & self.predicted if self.several else self.true[self.right])
+        return self._count(self.true & self.predicted if self.multilabel else self.true[self.right])
 
     def _count(self, which: Tensor) -> list[int]:
-        counts = which.sum(0) if self.several else torch.bincount(which, minlength=len(self.classes))
+        counts = which.sum(0) if self.multilabel else torch.bincount(which, minlength=len(self.classes))
         found: list[int] = counts.tolist()
         return found
 
@@ -270,7 +270,7 @@ def compute_metrics(found: SampleResults, bins: int) -> Metrics:
     """The figures of `found`, with calibration over `bins` bins."""
     classes, confusion, curves = len(found.classes), None, None
     more: tuple[Sequence[float | None], ...] = ()
-    if found.several:
+    if found.multilabel:
         precisions = multilabel.average_precision(found.confidence, found.true).tolist()
         known = [None if math.isnan(value) else value for value in precisions]
         more, right = (known, found.thresholds), found.true
@@ -284,7 +284,7 @@ def compute_metrics(found: SampleResults, bins: int) -> Metrics:
     return Metrics(
         total=len(found),
         correct=int(found.right.sum()),
-        top_correct=int(found.in_top.sum()) if classes > 2 * TOP and not found.several else None,
+        top_correct=int(found.in_top.sum()) if classes > 2 * TOP and not found.multilabel else None,
         loss=-found.log_true.double().mean().item(),
         brier=found.brier.double().mean().item(),
         calibration_error=expected_calibration_error(binned),

@@ -29,7 +29,7 @@ def mlflow_metrics(measured: Metrics) -> dict[str, float]:
 def figures(evaluation: Evaluations) -> dict[str, Callable[[], Figure]]:
     """Return the figures of an evaluation by name, each as a function that draws it."""
     drawn: dict[str, Callable[[Evaluations], Figure]] = {"reliability": _reliability}
-    if evaluation.first.outcome.several:
+    if evaluation.first.outcome.multilabel:
         drawn |= {"precision_recall": _precision_recall, "wrong_labels": _most_wrong}
     else:
         drawn |= {"confusion_matrix": _confusion, "most_wrong": _most_wrong}
@@ -60,7 +60,7 @@ def _reliability(evaluation: Evaluations) -> Figure:
 
     first = evaluation.first
     return reliability_diagram(
-        first.metrics.bins, first.metrics.calibration_error, multilabel=first.outcome.several
+        first.metrics.bins, first.metrics.calibration_error, multilabel=first.outcome.multilabel
     )
 
 
@@ -70,10 +70,10 @@ def _most_wrong(evaluation: Evaluations) -> Figure:
     one = evaluation.first
     found = one.outcome
     wrong = (~found.right).nonzero().flatten()
-    surest = -found.log_true if found.several else found.confidence
+    surest = -found.log_true if found.multilabel else found.confidence
     most = wrong[surest[wrong].argsort(descending=True, stable=True)[:SHOWN]]
     images = evaluation.pictures.pixels(found.rows[most].tolist(), one.saved.identity.height)
-    if found.several:
+    if found.multilabel:
         return wrong_labels_grid(
             images,
             [found.names(found.true & ~found.predicted, row) for row in most.tolist()],
@@ -100,7 +100,7 @@ def _differences(evaluation: Evaluations) -> Figure:
 
     def answers(one: ModelEvaluation) -> list[PredictionCaption]:
         found = one.outcome
-        sure = found.log_true.exp() if found.several else found.confidence
+        sure = found.log_true.exp() if found.multilabel else found.confidence
         return [
             PredictionCaption(found.words(found.predicted, i), float(sure[i]), bool(found.right[i]))
             for i in most.tolist()

@@ -262,7 +262,7 @@ def _figures(models: Sequence[ModelEvaluation]) -> list[list[str]]:
     found = [one.metrics for one in models]
     right = [log.percent(one.correct, one.total) for one in found]
     balanced = []
-    if models[0].outcome.several:
+    if models[0].outcome.multilabel:
         precision = ["mean average precision", *(f"{one.mean_average_precision:.4f}" for one in found)]
         rows = [precision, ["exact matches", *right]]
     else:
@@ -285,7 +285,7 @@ def _by_class(models: Sequence[ModelEvaluation], names: Sequence[str]) -> tuple[
 
     Two models' recalls are shown or, of several labels a picture, average precisions.
     """
-    several, first = models[0].outcome.several, models[0].metrics.by_class
+    several, first = models[0].outcome.multilabel, models[0].metrics.by_class
 
     def quality(one: ClassMetrics) -> float:
         return (one.average_precision if several else one.recall) or 0.0
