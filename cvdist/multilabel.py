@@ -6,13 +6,16 @@ class if its score is at least the class's threshold. Results are the same in wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 HALF = 0.5  # the threshold of a class for which none can be chosen
+_AT_ONCE = 2**22  # scores that are sorted at a time: 200 MB with all that belongs to them
+Measure = Callable[[Tensor, Tensor], Tensor]
 LEVELS = 101  # of recall, at which `precision_at_recall` tells the precision
 
 
@@ -86,6 +89,19 @@ def mean(by_class: Tensor) -> float:
     return float(by_class.double().nanmean().nan_to_num(0.0))
 
 
+def _some_classes_at_a_time(function: Measure) -> Measure:
+    """Apply a function to some classes after the others, which bounds its memory, and join what it returns."""
+
+    @functools.wraps(function)
+    def measure(scores: Tensor, truth: Tensor) -> Tensor:
+        width = max(1, _AT_ONCE // max(len(scores), 1))
+        columns = zip(scores.split(width, 1), truth.split(width, 1), strict=True)
+        return torch.cat([function(*some) for some in columns])
+
+    return measure
+
+
+@_some_classes_at_a_time
 def average_precision(scores: Tensor, truth: Tensor) -> Tensor:
     """Compute the average precision of each class, as scikit-learn's `average_precision_score`.
 
@@ -105,6 +121,7 @@ def average_precision(scores: Tensor, truth: Tensor) -> Tensor:
     return (new * cuts.precision).sum(0) / truth.sum(0)
 
 
+@_some_classes_at_a_time
 def best_thresholds(scores: Tensor, truth: Tensor) -> Tensor:
     """Choose the threshold of each class with which its F1 score is highest on these pictures.
 
@@ -128,6 +145,7 @@ def best_thresholds(scores: Tensor, truth: Tensor) -> Tensor:
     return middle.gather(0, f1.argmax(0, keepdim=True))[0].where(positives > 0, HALF)
 
 
+@_some_classes_at_a_time
 def precision_at_recall(scores: Tensor, truth: Tensor) -> Tensor:
     """Return each class's precision at the highest threshold that reaches a recall of 0, 0.01, ... 1.
 

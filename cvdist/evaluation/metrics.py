@@ -17,6 +17,7 @@ from cvdist.data.labels import NO_CLASS
 from cvdist.results import CalibrationBin, correct_of
 
 TOP = 5
+_AT_ONCE = 2**22  # answers that are counted at a time, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -303,13 +304,16 @@ def calibration(confidence: Tensor, right: Tensor, bins: int) -> tuple[Calibrati
         right: bool (N,), whether the picture is classified correctly.
         bins: number of bins. Each excludes its lower edge and includes its upper one.
     """
-    sure = confidence.double()
     # Edges as exact as the numbers are: a confidence of 0.2 belongs to the bin that ends there.
     edges = torch.arange(1, bins + 1, dtype=torch.float64) / bins
-    place = torch.bucketize(sure, edges.to(confidence.dtype).double()).clamp(max=bins - 1)
-    totals = torch.bincount(place, minlength=bins).tolist()
-    correct = torch.bincount(place[right], minlength=bins).tolist()
-    sums = torch.bincount(place, weights=sure, minlength=bins).tolist()
+    edges = edges.to(confidence.dtype).double()
+    counts, weights = torch.zeros(2, bins, dtype=torch.int64), torch.zeros(bins, dtype=torch.float64)
+    for some, hits in zip(confidence.split(_AT_ONCE), right.split(_AT_ONCE), strict=True):
+        sure = some.double()
+        place = torch.bucketize(sure, edges).clamp(max=bins - 1)
+        counts += torch.stack([torch.bincount(one, minlength=bins) for one in (place, place[hits])])
+        weights += torch.bincount(place, weights=sure, minlength=bins)
+    (totals, correct), sums = counts.tolist(), weights.tolist()
     return tuple(
         CalibrationBin(
             i / bins, (i + 1) / bins, totals[i], correct[i], sums[i] / totals[i] if totals[i] else 0.0
