@@ -47,15 +47,20 @@ def check(config: TrainConfig) -> None:
     else:
         prepare(config)
         multilabel = bool(config.features.uri) and features.open_manifest(config)[1].multilabel
-    require_sampling(config, multilabel=multilabel)
+    check_labels(config, multilabel=multilabel)
 
 
-def require_sampling(config: TrainConfig, *, multilabel: bool) -> None:
-    """Refuse balanced sampling of pictures that may have several classes.
+def check_labels(config: TrainConfig, *, multilabel: bool) -> None:
+    """Refuse what makes no sense for pictures with one class each, or for those that may have several.
 
     Raises:
-        UserError: if it is asked for.
+        UserError: one line that names the flag.
     """
+    chosen = config.loop.select_by
+    if chosen == ("balanced_accuracy" if multilabel else "mean_average_precision"):
+        each = "may have several classes" if multilabel else "have one class each"
+        usual = "mean_average_precision" if multilabel else "accuracy"
+        raise UserError(f"--select-by {chosen}: these pictures {each}, so take {usual}, macro_f1 or loss")
     if multilabel and config.loop.balanced_sampling:
         raise UserError(
             "--balanced-sampling is for pictures with one class each, these may have several: use "
