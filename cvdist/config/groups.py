@@ -72,7 +72,8 @@ class TableConfig(PathsConfig):
 
     label_column: str = ""
     """Of a table: column with the classes. Empty: the one with a usual name such as `label`, `class` or
-    `breed`, or the only one that is left."""
+    `breed`, or the only one that is left. `cat,dog`: a column for each class, with 1 or 0, of which a picture
+    may have several; `*`: all columns but those of paths and splits."""
     label_separator: str = ""
     """Of a table: what stands between the classes of a picture that has several, as `;` or `|`. Empty: each
     picture has one class."""

@@ -69,11 +69,6 @@ def label_column(name: str, table: pa.Table, given: TableConfig, taken: set[str]
     found = _usual(columns, _LABELS)
     if not found:
         left = _named_by_people(columns)
-        if len(left) > 1 and all(_is_flag(table[one]) for one in left):
-            raise UserError(
-                f"--data {name}: columns {some(left)} have 0 and 1: if each is a class, --label-column '*' "
-                "takes all, and --label-column A,B those that it names"
-            )
         found = left if len(left) == 1 else []
     return _one(name, table, found, "--label-column", "the classes")
 
@@ -81,8 +76,8 @@ def label_column(name: str, table: pa.Table, given: TableConfig, taken: set[str]
 def label_columns(name: str, table: pa.Table, given: TableConfig, taken: set[str]) -> LabelColumns:
     """The column with the labels, or one for each class: `*` is all others, and commas stand between names."""
     named = _given_labels(table, given.label_column)
+    left = _named_by_people(one for one in table.column_names if one not in taken)
     if given.label_column == _ALL and not named:
-        left = _named_by_people(one for one in table.column_names if one not in taken)
         return LabelColumns(left, one_a_class=True)
     if "," in given.label_column and given.label_column not in table.column_names:
         for one in named:
@@ -91,6 +86,11 @@ def label_columns(name: str, table: pa.Table, given: TableConfig, taken: set[str
                 what = "the column of paths or splits" if one in taken else "named twice"
                 raise UserError(f"--label-column {given.label_column}: {one} is {what}")
         return LabelColumns(named, one_a_class=True)
+    if not (given.label_column or _usual(left, _LABELS)) and _are_flags(table.select(left)):
+        raise UserError(
+            f"--data {name}: columns {some(left)} have 0 and 1: if each is a class, --label-column '*' takes "
+            "all, and --label-column A,B those that it names"
+        )
     column = label_column(name, table, given, taken)
     kind = table[column].type
     return LabelColumns([column], lists=bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)))
@@ -108,10 +108,11 @@ def _named_by_people(columns: Iterable[str]) -> list[str]:
     return [one for one in columns if one.strip() and not one.startswith("Unnamed: ")]
 
 
-def _is_flag(column: pa.ChunkedArray) -> bool:
-    """Whether a column's first values are 0 and 1, or true and false."""
-    values = {str(one).strip().lower() for one in column.slice(0, _LOOKED_AT).to_pylist()}
-    return values <= {"0", "1", "0.0", "1.0", "true", "false"}
+def _are_flags(columns: pa.Table) -> bool:
+    """Whether there are several columns, whose first values are all 0 and 1, or true and false."""
+    rows = columns.slice(0, _LOOKED_AT).to_pylist()
+    values = {str(one).strip().lower() for row in rows for one in row.values()}
+    return columns.num_columns > 1 and values <= {"0", "1", "0.0", "1.0", "true", "false"}
 
 
 def split_column(name: str, table: pa.Table, given: TableConfig, paths: str) -> str:

@@ -119,10 +119,9 @@ def _of_lists(where: str, lists: pa.ChunkedArray) -> pa.ChunkedArray:
 def _sorted(labels: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
     """Labels with each of their classes once, in natural order and without spaces around it."""
     encoded = labels.combine_chunks().dictionary_encode()
-    texts = []
-    for label in encoded.dictionary.to_pylist():
-        names = {one.strip() for one in f" {label} ".split(separator)} - {""}
-        texts.append(BETWEEN_CLASSES.join(sorted(names, key=natural)))
+    cells = [{one.strip() for one in f" {label} ".split(separator)} for label in encoded.dictionary.to_pylist()]
+    place = {name: i for i, name in enumerate(sorted(set().union(*cells), key=natural))}
+    texts = [BETWEEN_CLASSES.join(sorted(names - {""}, key=place.__getitem__)) for names in cells]
     return pa.chunked_array([pa.array(texts, pa.string()).take(encoded.indices)])
 
 
