@@ -21,7 +21,7 @@ from cvdist import recipes
 from cvdist.jobs.train import train
 from cvdist.prediction.batch import identity_of
 from cvdist.saved import open_model
-from tests.helpers import pictures
+from tests.helpers import feature_caches, pictures
 from tests.helpers.jobs import call, the_error
 from tests.helpers.multilabel import COLORS, multilabel_table
 from tests.helpers.report_pages import Parsed
@@ -204,3 +204,28 @@ def test_predictions_of_other_thresholds_are_other_predictions(squares):
     config = configs.PredictConfig()
     other = dataclasses.replace(saved, thresholds=(0.1, 0.2, 0.3))
     assert identity_of(config, saved) != identity_of(config, other)
+
+
+def test_a_convex_head_from_cached_features_is_evaluated_and_reported(tmp_path):
+    table, weights = multilabel_table(tmp_path / "pictures", 64), tmp_path / "weights.pt"
+    feature_caches.write_weights(weights)
+    config = feature_caches.config(
+        *(table, tmp_path / "features", weights, tmp_path / "cache"),
+        storage=str(tmp_path / "runs"), head="linear", hidden_size=0, fit="logistic", label_separator=";",
+        precision="float32", runtime="inline", name="convex", tracking="required", system_metrics=False,
+        visualize=False, log_model=True,
+    )  # fmt: skip
+    feature_caches.extract(config)
+    result = train(config)
+    assert result is not None
+    words = ("convex", "--data", table, "--output", tmp_path / "e.json", "--cache", tmp_path / "cache")
+    flags = ("--label-separator", ";", "--part", "valid", "--precision", "float32")
+    done = call("evaluate", *words, *flags, storage=tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads((tmp_path / "e.json").read_text())["models"]
+    summary = result.summary
+    assert (found["correct"], found["total"]) == (summary.best_correct, summary.valid_total)
+    assert found["mean_average_precision"] == pytest.approx(summary.best_mean_average_precision, abs=1e-4)
+    assert call("report", "convex", "--output", tmp_path / "r.html", storage=tmp_path / "runs").returncode == 0
+    page = Parsed((tmp_path / "r.html").read_text())
+    assert f"{summary.ridge.mean_average_precision:.4f} mAP of a ridge probe" in page.text
