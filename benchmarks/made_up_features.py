@@ -53,7 +53,7 @@ def write(
             numbers = range(start, min(start + shard_size, count))
             paths = [f"{name}/{('cat', 'dog')[i % 2]}/{i:08}.jpg" for i in numbers]
             features = sparse(len(numbers), stored, shape, shard.DTYPES[dtype], len(shards))
-            packed = shard.pack(features, [i % 2 for i in numbers], paths)
+            packed = shard.pack(features, paths)
             object = f"shards/{len(shards):06}{shard.SUFFIX}"
             folder.write(object, packed.content)
             names = [field.name for field in dataclasses.fields(packed) if field.name != "content"]
@@ -95,6 +95,6 @@ def everything(made: Manifest, uri: str | Path) -> dict[str, Tensor]:
         raw = shard.unpack(
             folder.read(entry.object), size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256
         )
-        _, ids = shard.read_labels_and_ids(raw)
+        ids = shard.read_ids(raw)
         found |= dict(zip(ids, load(raw)["features"], strict=True))
     return found

@@ -14,6 +14,7 @@ from cvdist.data.dataset import Loader
 from cvdist.data.images.exclusion import read_paths
 from cvdist.data.images.listing import list_pictures
 from cvdist.data.in_memory import InMemoryLoader
+from cvdist.data.labels import is_multilabel
 from cvdist.data.mixing import Mixing
 from cvdist.errors import UserError
 from cvdist.features import open as features
@@ -42,9 +43,29 @@ def check(config: TrainConfig) -> None:
     if config.data.exclude:
         read_paths(config.data.exclude)
     if config.data.dataset == "images" and not config.features.uri:
-        list_pictures(config.data)
+        multilabel = is_multilabel(list_pictures(config.data).table)
     else:
         prepare(config)
+        multilabel = bool(config.features.uri) and features.open_manifest(config)[1].multilabel
+    check_labels(config, multilabel=multilabel)
+
+
+def check_labels(config: TrainConfig, *, multilabel: bool) -> None:
+    """Refuse what makes no sense for pictures with one class each, or for those that may have several.
+
+    Raises:
+        UserError: one line that names the flag.
+    """
+    chosen = config.loop.select_by
+    if chosen == ("balanced_accuracy" if multilabel else "mean_average_precision"):
+        each = "may have several classes" if multilabel else "have one class each"
+        usual = "mean_average_precision" if multilabel else "accuracy"
+        raise UserError(f"--select-by {chosen}: these pictures {each}, so take {usual}, macro_f1 or loss")
+    if multilabel and config.loop.balanced_sampling:
+        raise UserError(
+            "--balanced-sampling is for pictures with one class each, these may have several: use "
+            "--class-weights balanced"
+        )
 
 
 def prepare_in_memory(data: DataConfig, storage: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cvdist import log
+from cvdist import log, multilabel
 from cvdist.config import HeadSize, SelectBy
 
 if TYPE_CHECKING:
@@ -21,10 +21,12 @@ class EpochRecord:
     Attributes:
         epoch: The epoch, from 1.
         train_loss: Mean training loss.
-        train_correct: How many training pictures were classified correctly.
+        train_correct: How many training pictures were classified correctly. Where a picture may have several
+            classes: with no class too few or too many, at a probability of 0.5.
         train_total: How many training pictures there were.
         valid_loss: Mean validation loss.
-        valid_correct: How many validation pictures were classified correctly.
+        valid_correct: How many validation pictures were classified correctly; several classes are told at their
+            chosen thresholds.
         valid_total: How many validation pictures there were.
         learning_rate: Learning rate of the epoch.
         seconds: Duration of training and validation.
@@ -36,6 +38,8 @@ class EpochRecord:
         valid_balanced_accuracy: `balanced_accuracy` of the validation pictures.
         valid_macro_f1: `macro_f1` of the validation pictures.
         select_by: What the best epoch is chosen by (`--select-by`).
+        valid_mean_average_precision: The mean of the classes' average precisions. None where a picture has one
+            class.
     """
 
     epoch: int
@@ -54,6 +58,7 @@ class EpochRecord:
     valid_balanced_accuracy: float = 0.0
     valid_macro_f1: float = 0.0
     select_by: SelectBy = "accuracy"
+    valid_mean_average_precision: float | None = None
 
     @property
     def train_accuracy(self) -> float:
@@ -72,6 +77,7 @@ class EpochRecord:
             "accuracy": self.valid_accuracy,
             "balanced_accuracy": self.valid_balanced_accuracy,
             "macro_f1": self.valid_macro_f1,
+            "mean_average_precision": self.valid_mean_average_precision or 0.0,
             "loss": -self.valid_loss,
         }
         return values[self.select_by]
@@ -88,9 +94,18 @@ def spoken(select_by: SelectBy) -> str:
     return select_by.replace("_", " ").replace("f1", "F1")
 
 
-def by_class(balanced: float, f1: float) -> str:
-    """Format both values in which all classes count alike, as `balanced accuracy 81.12%, macro F1 0.8034`."""
-    return f"balanced accuracy {balanced:.2%}, macro F1 {f1:.4f}"
+def by_class(balanced: float, f1: float, average_precision: float | None = None) -> str:
+    """Format the values in which all classes count alike, as `balanced accuracy 81.12%, macro F1 0.8034`.
+
+    With an average precision, where a picture may have several classes: `mAP 0.8112, macro F1 0.8034`.
+    """
+    first = f"balanced accuracy {balanced:.2%}" if average_precision is None else f"mAP {average_precision:.4f}"
+    return f"{first}, macro F1 {f1:.4f}"
+
+
+def correct_of(correct: int, total: int, *, several: bool) -> str:
+    """Format how many pictures are right: `81.12% (1246/1536)`, or `1246/1536 exact matches` if `several`."""
+    return f"{correct}/{total} exact matches" if several else log.percent(correct, total)
 
 
 def balanced_accuracy(confusion: Tensor) -> float:
@@ -125,21 +140,35 @@ class RidgeResult:
         total: How many pictures were classified.
         penalty: The chosen penalty on the squared weights.
         seconds: Duration of fitting and evaluation.
+        mean_average_precision: The mean of the classes' average precisions. None where a picture has one class.
     """
 
     correct: int
     total: int
     penalty: float
     seconds: float
+    mean_average_precision: float | None = None
 
     def __str__(self) -> str:
-        """Format the result as `98.50% (394/400) in 1.2 s`."""
-        return f"{log.percent(self.correct, self.total)} in {self.seconds:.1f} s"
+        """Format the result as `98.50% (394/400) in 1.2 s`, or `mAP 0.8112 in 1.2 s`."""
+        several = self.mean_average_precision is not None
+        result = f"mAP {self.value:.4f}" if several else log.percent(self.correct, self.total)
+        return f"{result} in {self.seconds:.1f} s"
 
     @property
     def accuracy(self) -> float:
         """Fraction of correct pictures, in [0, 1]."""
         return self.correct / self.total
+
+    @property
+    def select_by(self) -> SelectBy:
+        """What a model is compared with the probe by."""
+        return "accuracy" if self.mean_average_precision is None else "mean_average_precision"
+
+    @property
+    def value(self) -> float:
+        """The value of that."""
+        return self.accuracy if self.mean_average_precision is None else self.mean_average_precision
 
 
 @dataclass(frozen=True)
@@ -176,6 +205,7 @@ class LogisticResult:
         folds: How often training pictures were held out: 5 for cross-validation, 1, or 0 if no class has two.
         path: What each penalty that was tried made of held-out pictures.
         seconds: Duration of the fit.
+        multilabel: Whether a picture may have several classes, each with a regression of its own.
     """
 
     epoch: int
@@ -183,13 +213,16 @@ class LogisticResult:
     folds: int
     path: Sequence[HeldOut]
     seconds: float
+    multilabel: bool = False
 
     def __str__(self) -> str:
         """Format as `penalty 0.1, 81.12% (1246/1536) of held-out training pictures (5 folds), in 12.1 s`."""
         held = next((held for held in self.path if held.penalty == self.penalty), None)
         how = "5 folds" if self.folds > 1 else "a fifth of them"
-        right = f"{log.percent(held.correct, held.total)} of held-out training pictures ({how})" if held else ""
-        right = right or "not chosen: no class has two pictures"
+        right = "not chosen: no class has two pictures"
+        if held:
+            correct = correct_of(held.correct, held.total, several=self.multilabel)
+            right = f"{correct} of held-out training pictures ({how})"
         return f"penalty {self.penalty:.2g}, {right}, in {self.seconds:.1f} s"
 
     @classmethod
@@ -204,15 +237,38 @@ class Mistake:
 
     Attributes:
         index: Row of the picture in the data set.
-        true: Number of the true class.
-        predicted: Number of the predicted class.
-        confidence: Probability of the predicted class, in [0, 1].
+        true: Numbers of its classes: of the one, or of several, or of none.
+        predicted: Numbers of the predicted classes.
+        confidence: Probability of the predicted class, in [0, 1]. Of several classes, the distance of the wrong
+            ones' probabilities from their thresholds, summed.
     """
 
     index: int
-    true: int
-    predicted: int
+    true: tuple[int, ...]
+    predicted: tuple[int, ...]
     confidence: float
+
+
+@dataclass(frozen=True)
+class LabelResults:
+    """How well each class was told where a picture may have several. All tensors are on the CPU.
+
+    Attributes:
+        average_precision: float64 (classes,); NaN for a class that no picture has.
+        thresholds: The probability from which on a picture is said to have the class, float64 (classes,).
+        counts: What is right at these thresholds.
+        curves: Precision by recall, float32 (classes, 101), from `multilabel.precision_at_recall`.
+    """
+
+    average_precision: Tensor
+    thresholds: Tensor
+    counts: multilabel.Counts
+    curves: Tensor
+
+    @property
+    def mean_average_precision(self) -> float:
+        """The mean over the classes that have pictures."""
+        return multilabel.mean(self.average_precision)
 
 
 @dataclass(frozen=True)
@@ -220,18 +276,21 @@ class Evaluation:
     """Results over all validation samples.
 
     Attributes:
-        loss: Mean cross-entropy.
+        loss: Mean cross-entropy; where a picture may have several classes, binary and averaged over them.
         correct: How many samples were classified correctly.
         total: How many samples there are.
-        confusion: Confusion matrix, int64 (classes, classes) on the CPU. Rows are true classes.
-        mistakes: The mistakes with the highest confidence, most confident first.
+        confusion: Confusion matrix, int64 (classes, classes) on the CPU. Rows are true classes. None where a
+            picture may have several.
+        mistakes: The mistakes with the highest confidence, most confident first; or the most wrong classes.
+        labels: How well each class was told where a picture may have several, else None.
     """
 
     loss: float
     correct: int
     total: int
-    confusion: Tensor
+    confusion: Tensor | None
     mistakes: list[Mistake]
+    labels: LabelResults | None = None
 
 
 @dataclass(frozen=True)
@@ -271,6 +330,8 @@ class ModelIdentity:
         head: Kind of the classifier (`cvdist.models.heads`). Empty for models without a choice of heads.
         hidden_size: Size of the head's hidden layers. 0 for models without a choice of heads.
         features_at: What the head reads, `pooled` or `maps`. Empty for models without a choice of heads.
+        multilabel: Whether a picture may have several classes, so that each class has a probability of its own,
+            the sigmoid of its score.
     """
 
     name: str
@@ -281,12 +342,14 @@ class ModelIdentity:
     head: str = ""
     hidden_size: int = 0
     features_at: str = ""
+    multilabel: bool = False
 
     def __str__(self) -> str:
         """Format the identity for error messages."""
         usual = (self.features_at, self.head) in (("", ""), ("pooled", "linear"))
         head = "" if usual else f", {HeadSize(self.head, self.hidden_size)} on {self.features_at}"
-        return f"{self.name}{head} ({len(self.classes)} classes, {self.channels}x{self.height}x{self.width})"
+        classes = f"{len(self.classes)} classes" + ", several a picture" * self.multilabel
+        return f"{self.name}{head} ({classes}, {self.channels}x{self.height}x{self.width})"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelIdentity:
@@ -319,6 +382,8 @@ class Summary:
         best_macro_f1: Macro F1 after the best epoch.
         select_by: What the best epoch is chosen by.
         stopped: Why the run ended before its last epoch. Empty if it did not.
+        best_mean_average_precision: The mean of the classes' average precisions after the best epoch. None
+            where a picture has one class.
     """
 
     data: str
@@ -341,25 +406,53 @@ class Summary:
     best_macro_f1: float = 0.0
     select_by: SelectBy = "accuracy"
     stopped: str = ""
+    best_mean_average_precision: float | None = None
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a picture may have several classes."""
+        return self.best_mean_average_precision is not None
+
+    @property
+    def result(self) -> str:
+        """What the best epoch reached, as `98.94% (9894/10000)`, or `mAP 0.8112, 61/100 exact matches`."""
+        precision = f"mAP {self.best_mean_average_precision:.4f}, " if self.multilabel else ""
+        return precision + correct_of(self.best_correct, self.valid_total, several=self.multilabel)
+
+    @property
+    def best_of(self) -> str:
+        """What to call the result: `best accuracy`, unless the best epoch is chosen by something else."""
+        name, usual = ("result", "mean_average_precision") if self.multilabel else ("accuracy", "accuracy")
+        return f"best {name}" if self.select_by == usual else name
 
     @property
     def best(self) -> str:
-        """The accuracy of the best epoch, as `98.94% (9894/10000) at epoch 3`."""
+        """The result with the epoch it is of, as `98.94% (9894/10000) at epoch 3`."""
         fitted = self.logistic is not None and self.best_epoch == self.logistic.epoch
         by = "by logistic regression" if fitted else f"at epoch {self.best_epoch}"
-        chosen = "" if self.select_by == "accuracy" else f", the best {spoken(self.select_by)}"
-        return f"{log.percent(self.best_correct, self.valid_total)} {by}{chosen}"
+        usual = "mean_average_precision" if self.multilabel else "accuracy"
+        chosen = "" if self.select_by == usual else f", the best {spoken(self.select_by)}"
+        return f"{self.result} {by}{chosen}"
 
     @property
     def by_class(self) -> str:
-        """What the best epoch reached where all classes count alike."""
+        """What the best epoch reached where all classes count alike, besides its result."""
+        if self.multilabel:
+            return f"macro F1 {self.best_macro_f1:.4f} at the thresholds of the classes"
         return by_class(self.best_balanced_accuracy, self.best_macro_f1)
 
     @property
     def below_baseline(self) -> str:
         """What to try if the model is worse than its baseline; empty if it is not."""
-        if self.ridge is None or self.best_correct >= self.ridge.correct or self.select_by != "accuracy":
+        if self.ridge is None or self.select_by != self.ridge.select_by:
             return ""
-        more = self.ridge.correct - self.best_correct
-        worse = f"the model has {more} more mistake{'s' * (more > 1)} than the ridge probe"
+        reached = self.best_mean_average_precision
+        if reached is None:
+            more = self.ridge.correct - self.best_correct
+            worse = f"the model has {more} more mistake{'s' * (more > 1)} than the ridge probe"
+        else:
+            worse = f"the model's mAP {reached:.4f} is below the ridge probe's {self.ridge.value:.4f}"
+            more = self.ridge.value > reached
+        if more <= 0:
+            return ""
         return worse if self.logistic else f"{worse}: try --head linear --fit logistic with the rest as it is"

@@ -26,7 +26,16 @@ from torch import Tensor, nn
 from cvdist.checkpoints import shards
 from cvdist.data.dataset import Shuffle
 from cvdist.errors import UserError
-from cvdist.results import EpochRecord, Evaluation, LogisticResult, Mistake, ModelIdentity, RidgeResult
+from cvdist.multilabel import Counts
+from cvdist.results import (
+    EpochRecord,
+    Evaluation,
+    LabelResults,
+    LogisticResult,
+    Mistake,
+    ModelIdentity,
+    RidgeResult,
+)
 
 FORMAT = 1
 UNSCORED = -1.0  # the score of a checkpoint within an epoch
@@ -62,6 +71,7 @@ class Progress:
         logged: The last step metrics, each with its step: a lost machine may not have delivered them.
         ridge: The baseline, if one was computed.
         logistic: How the head was fitted by logistic regression, if it was.
+        thresholds: The classes' thresholds that the last validation chose, where a picture may have several.
     """
 
     epoch: int = 0
@@ -75,6 +85,7 @@ class Progress:
     logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     ridge: RidgeResult | None = None
     logistic: LogisticResult | None = None
+    thresholds: tuple[float, ...] = ()
 
     @property
     def best(self) -> EpochRecord | None:
@@ -132,11 +143,11 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         OSError: If the disk can't take it.
     """
     best = dataclasses.asdict(checkpoint.best) if checkpoint.best else None
-    confusion = best.pop("confusion") if best else None
+    tensors = {name: best.pop(name) for name in ("confusion", "labels")} if best else None
     progress = dataclasses.asdict(checkpoint.progress)
     logged = progress.pop("logged")  # too long for a person
     try:
-        torch.save({**checkpoint.state, "confusion": confusion, "logged": logged}, folder / STATE)
+        torch.save({**checkpoint.state, "best": tensors, "logged": logged}, folder / STATE)
     except RuntimeError as error:
         # PyTorch keeps the system's reason to itself.
         if shutil.disk_usage(folder).free < 1 << 20:
@@ -189,7 +200,7 @@ def load(
             model=ModelIdentity.from_dict(meta["model"]),
             order=OrderIdentity(**meta["order"]),
             progress=_progress(meta["progress"], state.pop("logged", [])),
-            best=_evaluation(meta["best"], state.pop("confusion")) if meta["best"] else None,
+            best=_evaluation({**meta["best"], **_copied(state.pop("best"))}) if meta["best"] else None,
             state=state,
             normalization=Normalization(
                 tuple(meta["normalization"]["mean"]),
@@ -310,9 +321,15 @@ def _progress(values: dict[str, Any], logged: list[Any]) -> Progress:
     ridge = RidgeResult(**values["ridge"]) if values["ridge"] else None
     logistic = LogisticResult.from_dict(values["logistic"]) if values["logistic"] else None
     read = {"history": history, "shuffle": shuffle, "logged": steps, "ridge": ridge, "logistic": logistic}
-    return Progress(**{**values, **read})
+    return Progress(**{**values, **read, "thresholds": tuple(values["thresholds"])})
 
 
-def _evaluation(values: dict[str, Any], confusion: Tensor) -> Evaluation:
-    mistakes = [Mistake(**mistake) for mistake in values["mistakes"]]
-    return Evaluation(**{**values, "mistakes": mistakes}, confusion=confusion.cpu())
+def _evaluation(values: dict[str, Any]) -> Evaluation:
+    mistakes = [
+        Mistake(one["index"], tuple(one["true"]), tuple(one["predicted"]), one["confidence"])
+        for one in values["mistakes"]
+    ]
+    labels = values["labels"]
+    if labels:
+        labels = LabelResults(**{**labels, "counts": Counts(**labels["counts"])})
+    return Evaluation(**{**values, "mistakes": mistakes, "labels": labels})

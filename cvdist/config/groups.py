@@ -35,7 +35,7 @@ Head = Literal["vgg", "mlp", "linear"]
 FeaturesAt = Literal["", "pooled", "maps"]
 Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
 AutoAugment = Literal["none", "ra", "ta_wide", "augmix", "imagenet"]
-SelectBy = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
+SelectBy = Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "mean_average_precision", "loss"]
 _HIDDEN_SIZES: dict[Head, int] = {"vgg": 4096, "mlp": 256, "linear": 0}  # of each head where none is given
 CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes that replay kernels on a GPU
 
@@ -72,7 +72,11 @@ class TableConfig(PathsConfig):
 
     label_column: str = ""
     """Of a table: column with the classes. Empty: the one with a usual name such as `label`, `class` or
-    `breed`, or the only one that is left."""
+    `breed`, or the only one that is left. `cat,dog`: a column for each class, with 1 or 0, of which a picture
+    may have several; `*`: all columns but those of paths and splits."""
+    label_separator: str = ""
+    """Of a table: what stands between the classes of a picture that has several, as `;` or `|`. Empty: each
+    picture has one class."""
     split_column: str = ""
     """Of a table: column whose values are `train`, `valid`, `test` or the like. Empty: the one with a usual
     name such as `split`, if there is one. `none`: no column."""
@@ -326,11 +330,13 @@ class LoopConfig(ComputeConfig):
     """Each worker computes its share of a batch in this many portions. Saves memory, same gradients."""
     class_weights: Annotated[str, Pattern(_WEIGHTS, "none, balanced, or such as cat=1,dog=3.5")] = "none"
     """Weights of the classes in the training loss, and in `--fit logistic`. `balanced`: inversely proportional
-    to the number of pictures. `cat=1,dog=3.5`: as listed, and 1 for all others."""
+    to the number of pictures. `cat=1,dog=3.5`: as listed, and 1 for all others. Where a picture may have
+    several classes, it is what having the class weighs against not having it; `balanced`: both as much."""
     balanced_sampling: bool = False
     """Draw the pictures of an epoch with replacement, so that each class is drawn about equally often."""
-    select_by: SelectBy = "accuracy"
-    """What decides on validation pictures which checkpoint is the best. `balanced_accuracy`: the mean of the
+    select_by: SelectBy = "auto"
+    """What decides on validation pictures which checkpoint is the best. `auto`: `accuracy`, or
+    `mean_average_precision` where a picture may have several classes. `balanced_accuracy`: the mean of the
     classes' recalls. `macro_f1`: the mean of their F1 scores."""
     patience: CountOrZero = 0
     """End the training after so many epochs without a better value of what `--select-by` names. 0: never."""

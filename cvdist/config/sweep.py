@@ -79,7 +79,7 @@ def check_sweep(job: SweepJobConfig) -> None:
         raise UserError(f"--grace-epochs {sweep.grace_epochs} is above {flag} {most}: lower it")
     if job.runtime.launcher not in ("auto", "ray"):
         raise UserError(f"--runtime {job.runtime.launcher}: sweeps run on Ray, leave it out")
-    if job.loop.select_by != "accuracy" or job.loop.patience:
+    if job.loop.select_by not in ("auto", "accuracy") or job.loop.patience:
         raise UserError(
             "--select-by and --patience are for one training: a sweep compares trials by accuracy, and stops "
             "those that fall behind by --early-stopping"

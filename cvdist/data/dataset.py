@@ -35,6 +35,7 @@ class DatasetInfo:
         std: standard deviation of the training pictures for each channel, for pixels in [0, 1].
         train_size: number of training samples.
         valid_size: number of validation samples.
+        multilabel: whether a picture may have several classes, or none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class DatasetInfo:
     std: tuple[float, ...]
     train_size: int
     valid_size: int
+    multilabel: bool = False
 
     def __str__(self) -> str:
         """Describe the data set in one line, for logs and reports."""
@@ -63,7 +65,8 @@ class Batch:
     Attributes:
         images: float32 (n, C, H, W), normalized and, in training, augmented; n may be 0. A loader of cached
             features puts features here instead.
-        labels: int64 (n,). Of mixed samples the shares of the classes, float32 (n, classes).
+        labels: int64 (n,). Of mixed samples the shares of the classes, float32 (n, classes). Where pictures may
+            have several classes (`DatasetInfo.multilabel`), float32 (n, classes), 1 for those of the picture.
         indices: int64 (n,) on the CPU, the samples' row numbers in the split.
         global_size: number of samples in this step over all workers.
     """
@@ -146,7 +149,7 @@ class Loader(Protocol):
     note: str
 
     def labels(self, split: Split) -> Tensor:
-        """Return the labels of a split by row, int64 (n,) on the CPU."""
+        """Return the labels of a split by row, on the CPU: int64 (n,), or bool (n, classes) if multilabel."""
         ...
 
     def shuffle(self, world_size: int, *, balanced: bool = False) -> Shuffle:

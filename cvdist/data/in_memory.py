@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import Batch, DatasetInfo, FullShuffle, Split, to_device
+from cvdist.data.labels import label_names, targets_of
 from cvdist.data.mixing import Mixing
 from cvdist.data.normalize import Normalizer
 from cvdist.data.quarantine import BadPicture
@@ -28,7 +29,7 @@ _CHUNK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """A split of a data set on one device: images uint8 (N, C, H, W) and labels int64 (N,)."""
+    """A split of a data set on one device: images uint8 (N, C, H, W) and labels as in `Loader.labels`."""
 
     images: Tensor
     labels: Tensor
@@ -99,8 +100,7 @@ class InMemoryLoader(FullShuffle):
         """Return original pixels and class names of some rows (`Loader.pictures`)."""
         rows = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
         data = self.splits[split]
-        names = [self.info.classes[label] for label in data.labels[rows].tolist()]
-        return data.images[rows].cpu(), names
+        return data.images[rows].cpu(), label_names(data.labels[rows], self.info.classes)
 
     def digest(self) -> str:
         """Return the SHA-256 of all pictures and labels (`Loader.digest`)."""
@@ -124,7 +124,7 @@ class InMemoryLoader(FullShuffle):
         if self.augmentation is not None and draws is not None:
             images = self.augmentation.apply(images, draws, self.info.mean)
         images = self._normalize(images)
-        labels = data.labels.index_select(0, rows)
+        labels = targets_of(data.labels.index_select(0, rows))
         sizes = [len(local.indices) for local in chunk]
         parts = zip(images.split(sizes), labels.split(sizes), indices.split(sizes), chunk, strict=True)
         for part_images, part_labels, part_indices, local in parts:

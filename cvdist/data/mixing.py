@@ -90,6 +90,8 @@ class Mixing:
             images = own.clone()
             images[..., top:bottom, left:right] = other[..., top:bottom, left:right]
             share = 1 - (bottom - top) * (right - left) / (height * width)
-        labels = F.one_hot(batch.labels, self.classes).float()
+        labels = batch.labels
+        if not labels.is_floating_point():  # one class each
+            labels = F.one_hot(labels, self.classes).float()
         labels = labels[:-1].mul(1 - share).add_(labels[1:].mul(share))
         return Batch(images, labels, batch.indices[1:], batch.global_size)

@@ -26,6 +26,49 @@ def stratified_split(labels: Tensor, valid_fraction: float, seed: int) -> tuple[
     return torch.cat(train).sort().values, torch.cat(valid).sort().values
 
 
+def multilabel_split(labels: Tensor, valid_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of the training part and of the validation part where a picture may have several classes.
+
+    Pictures are divided by their rarest class as in `stratified_split`, those of no class by themselves. Then
+    single pictures change sides, so that training has each class that there is, and validation each class of
+    which training can give a picture without losing a class.
+
+    Args:
+        labels: bool (N, classes).
+        valid_fraction: share of the pictures to validate on.
+        seed: of the choice.
+
+    Returns:
+        Two sorted int64 tensors that share no row and together hold them all.
+    """
+    order = labels.sum(0).argsort(stable=True)  # classes from the rarest one on
+    rank = order.argsort()
+    rows, classes = labels.nonzero(as_tuple=True)
+    none = labels.shape[1]
+    rarest = torch.full((len(labels),), none).scatter_reduce(0, rows, rank[classes], "amin")
+    strata = torch.cat([order, torch.tensor([none])])[rarest]
+    train, valid = stratified_split(strata, valid_fraction, seed)
+    is_valid = torch.zeros(len(labels), dtype=torch.bool)
+    is_valid[valid] = True
+    counts = {True: labels[valid].sum(0), False: labels[train].sum(0)}
+
+    def move(row: int, to_valid: bool) -> None:
+        is_valid[row] = to_valid
+        counts[to_valid] += labels[row].long()
+        counts[not to_valid] -= labels[row].long()
+
+    for name in order.tolist():
+        if not counts[False][name] and counts[True][name]:
+            move(int(labels[:, name].nonzero()[0]), to_valid=False)
+    for name in order.tolist():
+        if not counts[True][name]:
+            mine = labels[:, name].nonzero().flatten()
+            spare = ((counts[False] > 1) | ~labels[mine]).all(1)
+            if spare.any():
+                move(int(mine[spare.nonzero()[0]]), to_valid=True)
+    return (~is_valid).nonzero().flatten(), is_valid.nonzero().flatten()
+
+
 def held_back_counts(sizes: list[int], valid_fraction: float) -> list[int]:
     """How many pictures of each class to validate on, by the largest remainder method.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -49,6 +49,12 @@ def gather(value: T, timeout: float = 0.0) -> list[T]:
     else:
         dist.all_gather_object(values, value)
     return values  # type: ignore[return-value]
+
+
+def from_rank_zero(make: Callable[[], T]) -> T:
+    """Return what `make` returns on rank 0, which alone calls it, on every worker. It is pickled."""
+    alone = not dist.is_initialized()
+    return gather(make() if alone or dist.get_rank() == 0 else None)[0]  # type: ignore[return-value]
 
 
 def set_group_timeout(timeout: float) -> None:

@@ -14,11 +14,11 @@ from cvdist.evaluation.metrics import SampleResults
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """How many pictures both models got right, only one of them, or neither.
+    """How many pictures both models got right, only one of them, or neither; of several labels, all of them.
 
-    p: of McNemar's exact test; by_class: for each class its name, its pictures, and those that the first and
-    the second model got right; most_different: int64 positions in the outcomes where the two models'
-    probabilities of the true class are furthest apart, furthest first, among those that only one got right.
+    p: of McNemar's exact test; by_class: for each class its name, its pictures, and those of them that the
+    first and the second model recognized; most_different: int64 positions in the outcomes where the two models'
+    probabilities of the truth are furthest apart, furthest first, among those that only one got right.
     """
 
     both: int
@@ -55,16 +55,11 @@ def compare_models(first: SampleResults, second: SampleResults, most: int) -> Mo
     Raises:
         ValueError: if the two are not of the same pictures.
     """
-    order = torch.tensor([first.classes.index(name) for name in second.classes])
-    if not torch.equal(first.rows, second.rows) or not torch.equal(first.true, order[second.true]):
+    second = second.in_order_of(first.classes)
+    if not torch.equal(first.rows, second.rows) or not torch.equal(first.true, second.true):
         raise ValueError("two outcomes of different pictures can't be compared")
     one, other = first.right, second.right
     only_first, only_second = int((one & ~other).sum()), int((~one & other).sum())
-    classes = len(first.classes)
-    totals, mine, theirs = (
-        torch.bincount(first.true[which], minlength=classes).tolist()
-        for which in (torch.ones_like(one), one, other)
-    )
     disagree = (one != other).nonzero().flatten()
     apart = (first.log_true.exp() - second.log_true.exp()).abs()[disagree]
     return ModelComparison(
@@ -73,7 +68,7 @@ def compare_models(first: SampleResults, second: SampleResults, most: int) -> Mo
         only_second=only_second,
         neither=int((~one & ~other).sum()),
         p=mcnemar(only_first, only_second),
-        by_class=tuple(zip(first.classes, totals, mine, theirs, strict=True)),
+        by_class=tuple(zip(first.classes, first.totals, first.hits, second.hits, strict=True)),
         most_different=disagree[apart.argsort(descending=True, stable=True)[:most]],
     )
 

@@ -104,8 +104,8 @@ def evaluate_model(
     began, line, parts, seen = time.monotonic(), log.ProgressLine(logger, enabled=True), [], 0
     total = len(pictures.labels)
     for rows, found in pictures.log_probabilities(saved, inference, device):
-        true = matched.place[pictures.labels[rows]]
-        parts.append(metrics.sample_results(saved.identity.classes, rows, true, found))
+        true = matched.labels[rows]
+        parts.append(metrics.sample_results(saved.identity.classes, rows, true, found, saved.thresholds))
         seen += len(rows)
         if line.due():
             rate = seen / (time.monotonic() - began)

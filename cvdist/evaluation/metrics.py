@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import compress, starmap
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cvdist.results import CalibrationBin, balanced_accuracy, macro_f1
+from cvdist import multilabel
+from cvdist.data.labels import NO_CLASS
+from cvdist.results import CalibrationBin, correct_of
 
 TOP = 5
+_AT_ONCE = 2**22  # answers that are counted at a time, which bounds the memory
 
 
 @dataclass(frozen=True)
 class SampleResults:
     """A model's answers, a few numbers for each of N pictures, in the order of their rows.
 
-    rows: int64, of the data set; true, predicted: int64 classes; log_true: float32 log-probability of the true
-    class; confidence: float32 probability of the predicted one; brier: float32, sum over the classes of the
-    squared distance to the truth; in_top: bool, whether the true class is among the five most probable.
+    Where pictures may have several labels, there are answers to each class, and these are what `true`,
+    `predicted` and `confidence` are about.
+
+    Attributes:
+        classes: Names of the classes.
+        rows: int64 (N,), of the data set.
+        true: int64 (N,) classes. Of several labels bool (N, classes).
+        predicted: As `true`.
+        log_true: float32 (N,), log-probability of the true class. Of several labels the mean over the classes
+            of the log-probability that the picture has the class, or that it does not, whichever is true.
+        confidence: float32 (N,), probability of the predicted class. Of several labels the probability of each
+            class, (N, classes).
+        brier: float32 (N,), sum over the classes of the squared distance to the truth. Of several labels the
+            mean.
+        in_top: bool (N,), whether the true class is among the five most probable, or all labels are right.
+        thresholds: Of several labels, the least probability of each class that is predicted.
     """
 
     classes: tuple[str, ...]
@@ -31,11 +50,58 @@ class SampleResults:
     confidence: Tensor
     brier: Tensor
     in_top: Tensor
+    thresholds: tuple[float, ...] = ()
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a picture may have several labels."""
+        return self.true.dim() == 2
 
     @property
     def right(self) -> Tensor:
-        """Whether each prediction is right: bool, (N,)."""
-        return self.true == self.predicted
+        """Whether each prediction is right, of several labels all of them: bool, (N,)."""
+        return (self.true == self.predicted).view(len(self), -1).all(1)
+
+    def in_order_of(self, classes: Sequence[str]) -> SampleResults:
+        """The same answers with the classes in another order."""
+        if self.multilabel:
+            columns = [self.classes.index(name) for name in classes]
+            moved = {name: getattr(self, name)[:, columns] for name in ("true", "predicted", "confidence")}
+            thresholds = tuple(self.thresholds[column] for column in columns)
+            return dataclasses.replace(self, classes=tuple(classes), thresholds=thresholds, **moved)
+        order = torch.tensor([classes.index(name) for name in self.classes])
+        moved = {name: order[getattr(self, name)] for name in ("true", "predicted")}
+        return dataclasses.replace(self, classes=tuple(classes), **moved)
+
+    def names(self, which: Tensor, row: int) -> list[str]:
+        """Names of the classes that `which`, as `true`, has of the picture `row`."""
+        if self.multilabel:
+            return list(compress(self.classes, which[row].tolist()))
+        return [self.classes[int(which[row])]]
+
+    def words(self, which: Tensor, row: int) -> str:
+        """The same in one line."""
+        return ", ".join(self.names(which, row)) or NO_CLASS
+
+    @property
+    def totals(self) -> list[int]:
+        """Number of pictures of each class."""
+        return self._count(self.true)
+
+    @property
+    def taken(self) -> list[int]:
+        """Number of pictures that were taken for each class."""
+        return self._count(self.predicted)
+
+    @property
+    def hits(self) -> list[int]:
+        """Number of pictures that were rightly taken for each class."""
+        return self._count(self.true & self.predicted if self.multilabel else self.true[self.right])
+
+    def _count(self, which: Tensor) -> list[int]:
+        counts = which.sum(0) if self.multilabel else torch.bincount(which, minlength=len(self.classes))
+        found: list[int] = counts.tolist()
+        return found
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -43,10 +109,20 @@ class SampleResults:
 
 
 def sample_results(
-    classes: Sequence[str], rows: Tensor, true: Tensor, log_probabilities: Tensor
+    classes: Sequence[str],
+    rows: Tensor,
+    true: Tensor,
+    log_probabilities: Tensor,
+    thresholds: Sequence[float] = (),
 ) -> SampleResults:
-    """Of a batch: rows, true int64 (n,); log_probabilities float32 (n, classes)."""
+    """Of a batch: rows int64 (n,); true as in `SampleResults`; log_probabilities float32 (n, classes)."""
     probabilities = log_probabilities.exp()
+    if true.dim() == 2:
+        predicted = multilabel.at_or_above(probabilities, thresholds)
+        log_true = log_probabilities.where(true, _log_complement(log_probabilities)).mean(1)
+        brier, right = (probabilities - true.float()).square().mean(1), (predicted == true).all(1)
+        found = (rows, true, predicted, log_true, probabilities, brier, right)
+        return SampleResults(tuple(classes), *found, tuple(thresholds))
     confidence, predicted = probabilities.max(1)
     log_true = log_probabilities.gather(1, true[:, None])[:, 0]
     p_true = log_true.exp()
@@ -57,22 +133,35 @@ def sample_results(
     return SampleResults(tuple(classes), rows, true, predicted, log_true, confidence, brier, in_top)
 
 
+def _log_complement(logarithms: Tensor) -> Tensor:
+    """Compute log(1 - p) from log(p), exact where p is close to 0 or 1, and finite where it is 1."""
+    large = logarithms > -math.log(2)
+    near_one = (-torch.expm1(logarithms)).log().clamp(min=-104)  # the logarithm of the smallest float32
+    return near_one.where(large, torch.log1p(-logarithms.exp()))
+
+
 def concatenate(parts: Sequence[SampleResults]) -> SampleResults:
-    """All batches together, sorted by row."""
+    """All batches together, sorted by row; there is one at least."""
     names = ("rows", "true", "predicted", "log_true", "confidence", "brier", "in_top")
-    whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     order = whole["rows"].argsort()
-    return SampleResults(parts[0].classes, **{name: tensor[order] for name, tensor in whole.items()})
+    return dataclasses.replace(parts[0], **{name: tensor[order] for name, tensor in whole.items()})
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Counts of one class: pictures of it, pictures taken for it, and both at once."""
+    """Counts of one class: pictures of it, pictures taken for it, and both at once.
+
+    average_precision: where pictures may have several labels; None if there is no picture of the class.
+    threshold: the least probability with which a picture is taken for it, there.
+    """
 
     name: str
     total: int
     predicted: int
     correct: int
+    average_precision: float | None = None
+    threshold: float | None = None
 
     @property
     def precision(self) -> float | None:
@@ -97,16 +186,17 @@ class Metrics:
 
     Attributes:
         total: number of pictures.
-        correct: number of pictures that are classified correctly.
+        correct: number of pictures that are classified correctly; of several labels those with exactly theirs.
         top_correct: number of pictures whose class is among the five most probable ones; None if there are ten
             classes or fewer.
-        loss: mean cross-entropy.
+        loss: mean cross-entropy; of several labels the mean binary cross-entropy over pictures and classes.
         brier: mean Brier score, summed over the classes, from 0 to 2 (Brier 1950, "Verification of forecasts
-            expressed in terms of probability").
+            expressed in terms of probability"); of several labels the mean over the classes, from 0 to 1.
         calibration_error: expected calibration error, from `expected_calibration_error`.
-        bins: calibration, from `calibration`.
+        bins: calibration, from `calibration`; of several labels that of the probabilities of all classes.
         by_class: metrics of each class.
-        confusion: confusion matrix, int64 (true classes, predicted classes).
+        confusion: confusion matrix, int64 (true classes, predicted classes); None of several labels.
+        precision_at_recall: of several labels `multilabel.precision_at_recall`, float32 (classes, levels).
     """
 
     total: int
@@ -117,57 +207,92 @@ class Metrics:
     calibration_error: float
     bins: tuple[CalibrationBin, ...]
     by_class: tuple[ClassMetrics, ...]
-    confusion: Tensor
+    confusion: Tensor | None
+    precision_at_recall: Tensor | None = None
+
+    def __str__(self) -> str:
+        """Format what a model is judged by, in a few words."""
+        right = correct_of(self.correct, self.total, several=self.confusion is None)
+        return right if self.confusion is not None else f"mAP {self.mean_average_precision:.4f}, {right}"
+
+    @property
+    def mean_average_precision(self) -> float:
+        """Mean average precision of the classes that have pictures, where these may have several labels."""
+        return _mean([one.average_precision for one in self.by_class])
 
     @property
     def balanced_accuracy(self) -> float:
         """Mean recall of the classes that have pictures."""
-        return balanced_accuracy(self.confusion)
+        return _mean([one.recall for one in self.by_class])
 
     @property
     def macro_f1(self) -> float:
         """Mean F1 score of the classes that have pictures."""
-        return macro_f1(self.confusion)
+        return _mean([one.f1 for one in self.by_class if one.total])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to a dictionary for JSON."""
+    def summary(self) -> dict[str, float | None]:
+        """The numbers over all classes, by their names in JSON."""
+        several = self.confusion is None
+        counts = {"total": self.total, "correct": self.correct, "accuracy": self.correct / self.total}
         return {
-            "total": self.total,
-            "correct": self.correct,
-            "accuracy": self.correct / self.total,
-            "top5_correct": self.top_correct,
+            **({"mean_average_precision": self.mean_average_precision} if several else {}),
+            **counts,
+            **({} if several else {"top5_correct": self.top_correct}),
             "loss": self.loss,
             "brier_score": self.brier,
             "expected_calibration_error": self.calibration_error,
-            "balanced_accuracy": self.balanced_accuracy,
+            **({} if several else {"balanced_accuracy": self.balanced_accuracy}),
             "macro_f1": self.macro_f1,
-            "classes": [
-                {**asdict(one), "precision": one.precision, "recall": one.recall, "f1": one.f1}
-                for one in self.by_class
-            ],
-            "calibration": [asdict(one) for one in self.bins],
-            "confusion": self.confusion.tolist(),
         }
+
+    def class_rows(self) -> list[dict[str, Any]]:
+        """The numbers of each class, by their names in JSON."""
+        counts = ("name", "total", "predicted", "correct")
+        ranking = ("average_precision", "threshold") if self.confusion is None else ()
+        names = (*counts, *ranking, "precision", "recall", "f1")
+        return [{name: getattr(one, name) for name in names} for one in self.by_class]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to a dictionary for JSON."""
+        values = {
+            **self.summary(),
+            "classes": self.class_rows(),
+            "calibration": [asdict(one) for one in self.bins],
+        }
+        return values if self.confusion is None else values | {"confusion": self.confusion.tolist()}
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / max(len(known), 1)
 
 
 def compute_metrics(found: SampleResults, bins: int) -> Metrics:
     """The figures of `found`, with calibration over `bins` bins."""
-    classes, total = len(found.classes), len(found)
-    flat = torch.bincount(found.true * classes + found.predicted, minlength=classes * classes)
-    confusion = flat.view(classes, classes)
-    columns = zip(found.classes, confusion.sum(1).tolist(), confusion.sum(0).tolist(),
-                  confusion.diagonal().tolist(), strict=True)  # fmt: skip
-    binned = calibration(found.confidence, found.right, bins)
+    classes, confusion, curves = len(found.classes), None, None
+    more: tuple[Sequence[float | None], ...] = ()
+    if found.multilabel:
+        precisions = multilabel.average_precision(found.confidence, found.true).tolist()
+        known = [None if math.isnan(value) else value for value in precisions]
+        more, right = (known, found.thresholds), found.true
+        curves = multilabel.precision_at_recall(found.confidence, found.true)
+    else:
+        flat = torch.bincount(found.true * classes + found.predicted, minlength=classes * classes)
+        confusion = flat.view(classes, classes)
+        right = found.right
+    columns = zip(found.classes, found.totals, found.taken, found.hits, *more, strict=True)
+    binned = calibration(found.confidence.flatten(), right.flatten(), bins)
     return Metrics(
-        total=total,
+        total=len(found),
         correct=int(found.right.sum()),
-        top_correct=int(found.in_top.sum()) if classes > 2 * TOP else None,
+        top_correct=int(found.in_top.sum()) if classes > 2 * TOP and not found.multilabel else None,
         loss=-found.log_true.double().mean().item(),
         brier=found.brier.double().mean().item(),
         calibration_error=expected_calibration_error(binned),
         bins=binned,
-        by_class=tuple(ClassMetrics(*row) for row in columns),
+        by_class=tuple(starmap(ClassMetrics, columns)),
         confusion=confusion,
+        precision_at_recall=curves,
     )
 
 
@@ -179,13 +304,16 @@ def calibration(confidence: Tensor, right: Tensor, bins: int) -> tuple[Calibrati
         right: bool (N,), whether the picture is classified correctly.
         bins: number of bins. Each excludes its lower edge and includes its upper one.
     """
-    sure = confidence.double()
     # Edges as exact as the numbers are: a confidence of 0.2 belongs to the bin that ends there.
     edges = torch.arange(1, bins + 1, dtype=torch.float64) / bins
-    place = torch.bucketize(sure, edges.to(confidence.dtype).double()).clamp(max=bins - 1)
-    totals = torch.bincount(place, minlength=bins).tolist()
-    correct = torch.bincount(place[right], minlength=bins).tolist()
-    sums = torch.bincount(place, weights=sure, minlength=bins).tolist()
+    edges = edges.to(confidence.dtype).double()
+    counts, weights = torch.zeros(2, bins, dtype=torch.int64), torch.zeros(bins, dtype=torch.float64)
+    for some, hits in zip(confidence.split(_AT_ONCE), right.split(_AT_ONCE), strict=True):
+        sure = some.double()
+        place = torch.bucketize(sure, edges).clamp(max=bins - 1)
+        counts += torch.stack([torch.bincount(one, minlength=bins) for one in (place, place[hits])])
+        weights += torch.bincount(place, weights=sure, minlength=bins)
+    (totals, correct), sums = counts.tolist(), weights.tolist()
     return tuple(
         CalibrationBin(
             i / bins, (i + 1) / bins, totals[i], correct[i], sums[i] / totals[i] if totals[i] else 0.0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cvdist import log
+import torch
+
 from cvdist.evaluation.measure import SHOWN, Evaluations, ModelEvaluation
 from cvdist.evaluation.metrics import Metrics
 
@@ -18,25 +20,19 @@ if TYPE_CHECKING:
 
 def mlflow_metrics(measured: Metrics) -> dict[str, float]:
     """Metrics by their names in MLflow."""
-    found: dict[str, float] = {
-        "evaluation/accuracy": measured.correct / measured.total,
-        "evaluation/correct": measured.correct,
-        "evaluation/total": measured.total,
-        "evaluation/loss": measured.loss,
-        "evaluation/brier_score": measured.brier,
-        "evaluation/expected_calibration_error": measured.calibration_error,
-        "evaluation/balanced_accuracy": measured.balanced_accuracy,
-        "evaluation/macro_f1": measured.macro_f1,
-    }
+    found = {f"evaluation/{name}": value for name, value in measured.summary().items() if value is not None}
     if measured.top_correct is not None:
         found["evaluation/top5_accuracy"] = measured.top_correct / measured.total
-        found["evaluation/top5_correct"] = measured.top_correct
     return found
 
 
 def figures(evaluation: Evaluations) -> dict[str, Callable[[], Figure]]:
     """Return the figures of an evaluation by name, each as a function that draws it."""
-    drawn = {"confusion_matrix": _confusion, "reliability": _reliability, "most_wrong": _most_wrong}
+    drawn: dict[str, Callable[[Evaluations], Figure]] = {"reliability": _reliability}
+    if evaluation.first.outcome.multilabel:
+        drawn |= {"precision_recall": _precision_recall, "wrong_labels": _most_wrong}
+    else:
+        drawn |= {"confusion_matrix": _confusion, "most_wrong": _most_wrong}
     if evaluation.comparison is not None:
         drawn["differences"] = _differences
     return {name: functools.partial(draw, evaluation) for name, draw in drawn.items()}
@@ -46,26 +42,49 @@ def _confusion(evaluation: Evaluations) -> Figure:
     from cvdist.figures.confusion import confusion_matrix
 
     first = evaluation.first
+    assert first.metrics.confusion is not None
     return confusion_matrix(first.metrics.confusion, first.saved.identity.classes)
+
+
+def _precision_recall(evaluation: Evaluations) -> Figure:
+    from cvdist.figures.precision_recall import precision_recall
+
+    found = evaluation.first.metrics
+    assert found.precision_at_recall is not None
+    precisions = torch.tensor([one.average_precision or math.nan for one in found.by_class])
+    return precision_recall(found.precision_at_recall, precisions, [one.name for one in found.by_class])
 
 
 def _reliability(evaluation: Evaluations) -> Figure:
     from cvdist.figures.reliability import reliability_diagram
 
-    return reliability_diagram(evaluation.first.metrics.bins, evaluation.first.metrics.calibration_error)
+    first = evaluation.first
+    return reliability_diagram(
+        first.metrics.bins, first.metrics.calibration_error, multilabel=first.outcome.multilabel
+    )
 
 
 def _most_wrong(evaluation: Evaluations) -> Figure:
-    from cvdist.figures.pictures import wrong_grid
+    from cvdist.figures.pictures import wrong_grid, wrong_labels_grid
 
     one = evaluation.first
-    found, classes = one.outcome, one.saved.identity.classes
+    found = one.outcome
     wrong = (~found.right).nonzero().flatten()
-    most = wrong[found.confidence[wrong].argsort(descending=True, stable=True)[:SHOWN]]
+    surest = -found.log_true if found.multilabel else found.confidence
+    most = wrong[surest[wrong].argsort(descending=True, stable=True)[:SHOWN]]
+    images = evaluation.pictures.pixels(found.rows[most].tolist(), one.saved.identity.height)
+    if found.multilabel:
+        return wrong_labels_grid(
+            images,
+            [found.names(found.true & ~found.predicted, row) for row in most.tolist()],
+            [found.names(found.predicted & ~found.true, row) for row in most.tolist()],
+            title=f"Furthest from their labels ({len(wrong)}/{len(found)} are not all right)",
+            total=len(found),
+        )
     return wrong_grid(
-        evaluation.pictures.pixels(found.rows[most].tolist(), one.saved.identity.height),
-        [classes[i] for i in found.true[most].tolist()],
-        [classes[i] for i in found.predicted[most].tolist()],
+        images,
+        [found.classes[i] for i in found.true[most].tolist()],
+        [found.classes[i] for i in found.predicted[most].tolist()],
         found.confidence[most].tolist(),
         title=f"Most confidently wrong ({len(wrong)}/{len(found)} are wrong)",
         total=len(found),
@@ -81,17 +100,16 @@ def _differences(evaluation: Evaluations) -> Figure:
 
     def answers(one: ModelEvaluation) -> list[PredictionCaption]:
         found = one.outcome
+        sure = found.log_true.exp() if found.multilabel else found.confidence
         return [
-            PredictionCaption(
-                found.classes[int(found.predicted[i])], float(found.confidence[i]), bool(found.right[i])
-            )
+            PredictionCaption(found.words(found.predicted, i), float(sure[i]), bool(found.right[i]))
             for i in most.tolist()
         ]
 
     found = first.outcome
     return difference_grid(
         evaluation.pictures.pixels(found.rows[most].tolist(), first.saved.identity.height),
-        [found.classes[i] for i in found.true[most].tolist()],
+        [found.words(found.true, i) for i in most.tolist()],
         answers(first),
         answers(second),
         title=f"Where the models differ: only A right {comparison.only_first}, only B right "
@@ -101,12 +119,12 @@ def _differences(evaluation: Evaluations) -> Figure:
 
 
 def class_table(measured: Metrics) -> str:
-    """Format counts, precision, recall and F1 of each class as CSV."""
+    """Format the numbers of each class as CSV."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["class", "total", "predicted", "correct", "precision", "recall", "f1"])
-    for one in measured.by_class:
-        writer.writerow([one.name, one.total, one.predicted, one.correct, one.precision, one.recall, one.f1])
+    rows = measured.class_rows()
+    writer.writerow(["class", *list(rows[0])[1:]])
+    writer.writerows(row.values() for row in rows)
     return text.getvalue()
 
 
@@ -114,7 +132,7 @@ def description(evaluation: Evaluations, command: str) -> str:
     """Format the description of an evaluation's run in MLflow, as Markdown."""
     first, comparison = evaluation.first, evaluation.comparison
     lines = [
-        f"### {log.percent(first.metrics.correct, first.metrics.total)}: {first.saved.source}",
+        f"### {first.metrics}: {first.saved.source}",
         "",
         f"`{command}`",
         "",
@@ -124,8 +142,7 @@ def description(evaluation: Evaluations, command: str) -> str:
         second = evaluation.second
         lines += [
             "",
-            f"Compared with {second.saved.source}: "
-            f"{log.percent(second.metrics.correct, second.metrics.total)}. "
+            f"Compared with {second.saved.source}: {second.metrics}. "
             f"Both right {comparison.both}, only the first {comparison.only_first}, only the second "
             f"{comparison.only_second}, both wrong {comparison.neither}; McNemar's exact test: "
             f"p = {comparison.p:.3g}.",

@@ -20,11 +20,13 @@ from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.exclusion import find_excluded
 from cvdist.data.images.listing import list_pictures
+from cvdist.data.labels import labels_of
 from cvdist.data.quarantine import BadPicture, require_few_bad
 from cvdist.data.sampler import EpochOrder
 from cvdist.distributed.precision import Precision, choose_precision
 from cvdist.errors import UserError
 from cvdist.log import redact
+from cvdist.models.servable import log_probabilities
 from cvdist.prediction.predict import Predictor
 from cvdist.saved import SavedModel
 
@@ -38,8 +40,8 @@ Labeled = tuple[Tensor, Tensor]
 class EvaluationPictures(Protocol):
     """Labeled pictures.
 
-    name: for people; classes: their names; labels: int64 (N,), positions in `classes`; quarantine: what can't
-    be decoded, known after a model has seen all.
+    name: for people; classes: their names; labels: int64 (N,), positions in `classes`, or bool (N, classes) if
+    pictures may have several; quarantine: what can't be decoded, known after a model has seen all.
     """
 
     name: str
@@ -178,13 +180,15 @@ class InMemoryPictures:
         layout = torch.channels_last if inference.channels_last else torch.contiguous_format
         model = saved.model.to(device).to(memory_format=layout)
         size = _BATCH[device.type]
+        several = shape.multilabel
         batches = [(0, batch) for batch in loader.valid_batches(0, 1, size)] if self._valid else []
         for offset, batch in batches:
-            yield offset + batch.indices, _log_softmax(model, batch.images, precision)
+            yield offset + batch.indices, _run(model, batch.images, precision, multilabel=several)
         if self._train:
             order = EpochOrder(info.train_size, size, seed=0, epoch=0)
             for batch in loader.train_batches(order, 0, 1):
-                yield len(self._valid) + batch.indices, _log_softmax(model, batch.images, precision)
+                found = _run(model, batch.images, precision, multilabel=several)
+                yield len(self._valid) + batch.indices, found
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
         """Return some pictures for people to look at, as `EvaluationPictures.pixels` says."""
@@ -208,11 +212,11 @@ class PictureFolder:
     def __init__(
         self, wanted: DataConfig, classes: tuple[str, ...], table: pa.Table, name: str, timeout: float
     ) -> None:
-        """table: columns path, label; timeout: seconds that a picture may take."""
+        """table: columns path, and those of labels; timeout: seconds that a picture may take."""
         self._wanted, self._timeout = wanted, timeout
         self._paths: list[str] = table.column("path").to_pylist()
         self.name, self.classes = name, classes
-        self.labels = torch.from_numpy(np.array(table.column("label"), dtype=np.int64))
+        self.labels = labels_of(table, len(classes))
         self.quarantine: Sequence[BadPicture] = ()
 
     @classmethod
@@ -262,35 +266,59 @@ class PictureFolder:
 _PARTS = {"valid": "validation part", "train": "training part", "all": "all pictures"}
 
 
-def _log_softmax(model: torch.nn.Module, images: Tensor, precision: Precision) -> Tensor:
+def _run(model: torch.nn.Module, images: Tensor, precision: Precision, *, multilabel: bool) -> Tensor:
     with precision.autocast():
         scores = model(images)
-    return scores.float().log_softmax(1).cpu()
+    return log_probabilities(scores, multilabel=multilabel).cpu()
 
 
 @dataclass(frozen=True)
 class ClassMapping:
-    """How a data set's classes lie among a model's: `place[i]` is the model's number of the data's class i."""
+    """A data set's labels by a model's classes.
 
-    place: Tensor
+    labels: int64 (N,), numbers of the model's classes, or bool (N, classes) if its pictures may have several;
+    absent: classes of the model that the data does not have.
+    """
+
+    labels: Tensor
     absent: tuple[str, ...]
 
 
 def match_classes(pictures: EvaluationPictures, saved: SavedModel) -> ClassMapping:
     """Match a data set's classes with a model's by name. The data may lack some of the model's classes.
 
+    To a model with several labels a picture, the one class of other data is a picture's only label.
+
     Raises:
-        UserError: if the data has a class that the model does not know.
+        UserError: if the data has a class that the model does not know, or several labels a picture, of which
+            the model gives one.
     """
-    number = {name: i for i, name in enumerate(saved.identity.classes)}
+    classes, labels = saved.identity.classes, pictures.labels
+    if labels.dim() == 2 and not saved.identity.multilabel:
+        raise UserError(
+            f"{pictures.name} has pictures with several labels, and {saved.source} gives each picture one: "
+            "name a model that was trained on such a table"
+        )
+    number = {name: i for i, name in enumerate(classes)}
     unknown = [name for name in pictures.classes if name not in number]
     if unknown:
+        fix = "Rename the folders, or name another model"
+        if saved.identity.multilabel and labels.dim() == 1:
+            fix = "--label-separator says what stands between several labels"
         raise UserError(
             f"{pictures.name} has classes that {saved.source} does not know: {_some(unknown)}; it knows "
-            f"{_some(saved.identity.classes)}. Rename the folders, or name another model"
+            f"{_some(classes)}. {fix}"
         )
-    absent = tuple(name for name in saved.identity.classes if name not in pictures.classes)
-    return ClassMapping(torch.tensor([number[name] for name in pictures.classes]), absent)
+    absent = tuple(name for name in classes if name not in pictures.classes)
+    place = torch.tensor([number[name] for name in pictures.classes])
+    if not saved.identity.multilabel:
+        return ClassMapping(place[labels], absent)
+    several = torch.zeros(len(labels), len(classes), dtype=torch.bool)
+    if labels.dim() == 2:
+        several[:, place] = labels
+    else:
+        several[torch.arange(len(labels)), place[labels]] = True
+    return ClassMapping(several, absent)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from cvdist.data.forms import VALID_PART, root_of
 from cvdist.data.images.listing import Listing, list_pictures
 from cvdist.data.images.measures import MEASURES
 from cvdist.data.images.versions import by_content, with_versions
+from cvdist.data.labels import is_multilabel
 from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.features import changes as comparing
@@ -88,7 +89,9 @@ def make_plan(config: PreprocessConfig) -> ExtractionPlan:
     listing = replace(listing, table=with_versions(listing.table, root_of(config.data), cache_folder("")))
     asked = fingerprints.for_extraction(config)
     before = _existing(store.folder, asked, replace=config.features.replace)
-    known = index.SCHEMA.empty_table() if before is None else read_index(store.folder, before)
+    known = index.SCHEMA.empty_table()
+    if before is not None:
+        known = comparing.with_labels_as_in(listing, read_index(store.folder, before), before.classes)
     changes = comparing.find_changes(listing.table, known, comparing.digests_of(root_of(config.data)))
     files = store.folder.sizes()
     if before is not None:
@@ -105,7 +108,7 @@ def _work_units(
     valid = np.asarray(listing.column("part"))[rows] == VALID_PART
     units = []
     for mine, views in ((rows[~valid], fingerprint.views), (rows[valid], 1)):
-        table = listing.select(index.LISTED).take(pa.array(mine))
+        table = listing.select(index.COMPUTED).take(pa.array(mine))
         identity = {"format": manifest.VERSION, "fingerprint": fingerprint.to_dict(), "views": views}
         units += resumable_map.work_units(table, identity, resumable_map.equal_bounds(len(mine), shard_size))
     return units
@@ -222,6 +225,7 @@ def _finish(
     size = todo.fingerprint.size
     made = Manifest(
         classes=todo.listing.classes,
+        multilabel=is_multilabel(todo.listing.table),
         feature_shape=backbone.feature_shape(3, size, size),
         fingerprint=todo.fingerprint,
         source=redact(config.data.uri),
@@ -242,7 +246,7 @@ def _finish(
 
 def _table(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> tuple[pa.Table, list[ShardEntry]]:
     """Build the new index and the list of shards that it refers to."""
-    kept = todo.known.take(pa.array(todo.changes.of)).to_pydict()
+    kept = todo.known.select(_PLACE).take(pa.array(todo.changes.of)).to_pydict()
     kept["path"] = todo.listing.table.column("path").take(pa.array(todo.changes.kept)).to_pylist()
     used = sorted(set(kept["shard"]) - {-1})
     shards = [todo.before.shards[number] for number in used] if todo.before else []
@@ -260,11 +264,11 @@ def _table(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> tuple[pa.Table,
             row += path not in bad
         if receipt.object:
             shards.append(ShardEntry(receipt.object, stored_bytes=receipt.size, **receipt.values["shard"]))
-    table = todo.listing.table.select(index.LISTED)
+    table, schema = todo.listing.table, index.schema_of(todo.listing.table)
     columns = zip(*(found[path] for path in table.column("path").to_pylist()), strict=True)
     for name, column in zip(_PLACE, columns, strict=True):
         table = table.append_column(name, pa.array(column, index.SCHEMA.field(name).type))
-    return by_content(table.cast(index.SCHEMA)), shards
+    return by_content(table.select(schema.names).cast(schema)), shards
 
 
 def _same(before: Manifest, made: Manifest) -> bool:

@@ -1,7 +1,8 @@
 """Compares a listing with the index of a cache, to find the pictures that an extraction has to compute.
 
 A shard never changes. A picture that was removed or changed leaves the index, and a new or changed picture goes
-into a new shard. So an update costs only as much as it adds, wherever the pictures are in the listing.
+into a new shard. So an update costs only as much as it adds, wherever the pictures are in the listing. Labels
+are in the index alone: a picture with another label keeps its features.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cvdist.data.contents import Contents
+from cvdist.data.images.listing import Listing
+from cvdist.data.labels import named_labels
 from cvdist.features import index
 
 _LEAST_ALIVE = 0.5  # of a shard's rows; with fewer, those are computed again and the shard is dropped
@@ -31,8 +34,8 @@ class Changes:
     """How a listing differs from an index.
 
     kept: int64 rows of the listing whose features are there; of: int64, the same pictures in the index;
-    added, changed: int64 rows of the listing; lost: the same, of pictures whose shard is gone or mostly dead;
-    removed: paths.
+    relabeled: those of `kept` whose label is another one; added, changed: int64 rows of the listing; lost: the
+    same, of pictures whose shard is gone or mostly dead; removed: paths.
     """
 
     kept: np.ndarray
@@ -40,6 +43,7 @@ class Changes:
     added: np.ndarray
     changed: np.ndarray
     removed: list[str]
+    relabeled: np.ndarray
     lost: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @property
@@ -50,12 +54,17 @@ class Changes:
     @property
     def any(self) -> bool:
         """Whether the listing differs from the index."""
-        return bool(len(self.added) or len(self.changed) or self.removed)
+        return bool(len(self.added) or len(self.changed) or len(self.relabeled) or self.removed)
 
     def describe(self, listing: pa.Table) -> str:
         """Describe the differences, such as `3 added, e.g. cat/1.jpg; 1 removed, e.g. cat/2.jpg`."""
         paths = listing.column("path")
-        rows = {"added": self.added, "changed": self.changed, "in shards that are gone": self.lost}
+        rows = {
+            "added": self.added,
+            "changed": self.changed,
+            "with another label": self.relabeled,
+            "in shards that are gone": self.lost,
+        }
         found = [
             (len(which), what, paths[int(which[0])].as_py() if len(which) else "")
             for what, which in rows.items()
@@ -64,11 +73,26 @@ class Changes:
         return "; ".join(f"{count:,} {what}, e.g. {path}" for count, what, path in found if count)
 
 
+def with_labels_as_in(listing: Listing, known: pa.Table, classes: Sequence[str]) -> pa.Table:
+    """Return an index with its labels numbered as in a listing; -1: a label that no picture there has.
+
+    Args:
+        listing: the pictures as they are now.
+        known: the index.
+        classes: names of the classes in the index.
+    """
+    now = {names: number for number, names in named_labels(listing.table, listing.classes).items()}
+    then = named_labels(known, classes)
+    old, place = np.unique(np.asarray(known.column("label")), return_inverse=True)
+    new = np.array([now.get(then[number], -1) for number in old.tolist()], dtype=np.int32)
+    return known.set_column(known.column_names.index("label"), "label", pa.array(new[place]))
+
+
 def find_changes(listing: pa.Table, known: pa.Table, digests: Digests) -> Changes:
     """What has become of the pictures since `known` was written; both tables as in `cvdist.features.index`.
 
-    A file with the same version is the same; where only that differs, its contents decide: objects have another
-    version than the files that they were copied from.
+    Labels have to be numbered alike (`with_labels_as_in`). A file with the same version is the same; where only
+    that differs, its contents decide: objects have another version than the files that they were copied from.
     """
     where = pc.index_in(listing.column("path"), value_set=known.column("path"))
     found = np.array(pc.fill_null(where, -1).combine_chunks(), dtype=np.int64)
@@ -77,7 +101,7 @@ def find_changes(listing: pa.Table, known: pa.Table, digests: Digests) -> Change
     _find_moved(listing, known, digests, found, gone.nonzero()[0])
     there = (found >= 0).nonzero()[0]
     same = np.ones(len(there), dtype=bool)
-    for name in ("label", "part", "size"):
+    for name in ("part", "size"):
         mine, theirs = (np.asarray(table.column(name)) for table in (listing, known))
         same &= mine[there] == theirs[found[there]]
     mine, theirs = (np.asarray(table.column("version")) for table in (listing, known))
@@ -88,9 +112,12 @@ def find_changes(listing: pa.Table, known: pa.Table, digests: Digests) -> Change
     for position, digest in zip(doubtful, now, strict=True):
         same[position] = digest == before[int(found[there[position]])].as_py()
     gone[found[there[moved]]] = False
+    kept, of = there[same], found[there[same]]
+    label, before_label = (np.asarray(table.column("label")) for table in (listing, known))
     return Changes(
-        kept=there[same],
-        of=found[there[same]],
+        kept=kept,
+        of=of,
+        relabeled=kept[label[kept] != before_label[of]],
         added=(found < 0).nonzero()[0],
         changed=there[~same],
         removed=known.column("path").filter(pa.array(gone)).to_pylist(),
@@ -109,11 +136,11 @@ def _find_moved(
         found: int64, the row of each listed picture in `known`, or -1. What is found is put there.
         gone: int64, the rows of `known` whose paths are not listed.
     """
-    fields = ("label", "part", "size")
+    fields = ("part", "size")
     lost: defaultdict[tuple[int, ...], dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row, one in zip(gone.tolist(), known.take(pa.array(gone)).to_pylist(), strict=True):
         lost[tuple(one[name] for name in fields)][one["digest"]].append(row)
-    new = (found < 0).nonzero()[0]
+    new, label = (found < 0).nonzero()[0], np.asarray(known.column("label"))
     rows = zip(new.tolist(), listing.take(pa.array(new)).to_pylist(), strict=True) if lost else ()
     candidates = [(row, one) for row, one in rows if tuple(one[name] for name in fields) in lost]
     # A picture's version is its digest, unless it is an object with an ETag.
@@ -122,7 +149,8 @@ def _find_moved(
     for row, one in candidates:
         digest = bytes.fromhex(one["version"]) if _DIGEST.fullmatch(one["version"]) else next(read)
         if there := lost[tuple(one[name] for name in fields)].get(digest):
-            found[row] = there.pop()
+            alike = (i for i, old in enumerate(there) if label[old] == one["label"])
+            found[row] = there.pop(next(alike, -1))  # of several copies, the one with this label
 
 
 def digests_of(root: str) -> Digests:
@@ -149,5 +177,4 @@ def without_sparse_shards(changes: Changes, known: pa.Table, shard_rows: Sequenc
     alive = np.bincount(shard[shard >= 0], minlength=len(shard_rows))
     enough = (alive >= _LEAST_ALIVE * np.array(shard_rows, dtype=np.int64)) & (np.array(shard_rows) > 0)
     keep = np.array([number < 0 or enough[number] for number in shard], dtype=bool)
-    lost = changes.kept[~keep]
-    return Changes(changes.kept[keep], changes.of[keep], changes.added, changes.changed, changes.removed, lost)
+    return replace(changes, kept=changes.kept[keep], of=changes.of[keep], lost=changes.kept[~keep])

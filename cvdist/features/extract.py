@@ -96,15 +96,11 @@ class Extractor:
         valid = unit.pictures["part"][0] == VALID_PART
         features, digests, bad, measured = self.compute(unit.paths, 1 if valid else self._views)
         excluded = {picture.path for picture in bad}
-        good = [row for row, path in enumerate(unit.paths) if path not in excluded]
+        good = [path for path in unit.paths if path not in excluded]
         values: dict[str, Any] = {"digests": [digest.hex() for digest in digests], "measures": measured}
         if not good:
             return UnitResult(None, bad, values)
-        packed = shard.pack(
-            features[: len(good)],
-            [unit.pictures["label"][row] for row in good],
-            [unit.paths[row] for row in good],
-        )
+        packed = shard.pack(features[: len(good)], good)
         values["shard"] = {name: value for name, value in vars(packed).items() if name != "content"}
         return UnitResult(packed.content, bad, values)
 

@@ -5,6 +5,7 @@ The rows are sorted by content (`cvdist.data.images.versions.by_content`). The c
 (string, of the content, as in `cvdist.data.images.versions`), digest (first 16 bytes of the file's SHA-256),
 shard (int32, its number in the manifest, -1 for a picture that can't be decoded), row (int32, in the shard),
 and what was measured while the picture was decoded (`cvdist.data.images.measures`; 0 if it can't be decoded).
+Where a picture may have several classes, the last column is classes (list of int32, `cvdist.data.labels`).
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import pyarrow.parquet as pq
 from cvdist.data.contents import DIGEST_BYTES as DIGEST_BYTES
 from cvdist.data.contents import digest_of as digest_of
 from cvdist.data.images.measures import MEASURES
+from cvdist.data.labels import CLASSES, is_multilabel
 
 SUFFIX = ".parquet"
-LISTED = ("path", "label", "part", "size", "version")
+COMPUTED = ("path", "part", "size", "version")
+"""Columns of a listing that the features depend on."""
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -35,6 +38,11 @@ SCHEMA = pa.schema(
 )
 
 
+def schema_of(listing: pa.Table) -> pa.Schema:
+    """Return the schema of the index of a listing's pictures."""
+    return SCHEMA.append(pa.field(CLASSES, pa.list_(pa.int32()))) if is_multilabel(listing) else SCHEMA
+
+
 def dump(table: pa.Table) -> bytes:
     """Write the table as the bytes of a Parquet file."""
     file = io.BytesIO()
@@ -44,4 +52,5 @@ def dump(table: pa.Table) -> bytes:
 
 def load(content: bytes) -> pa.Table:
     """Read the table from the bytes of a Parquet file."""
-    return pq.read_table(pa.BufferReader(content), schema=SCHEMA)
+    table = pq.read_table(pa.BufferReader(content))
+    return table.cast(schema_of(table))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import Batch, DatasetInfo, Shuffle, Split, to_device
+from cvdist.data.labels import label_names, targets_of
 from cvdist.data.mixing import Mixing
 from cvdist.data.quarantine import BadPicture
 from cvdist.data.sampler import EpochOrder, LocalBatch, draw_balanced, partition
@@ -40,7 +41,7 @@ class FeatureLoader:
         info: DatasetInfo,
         copy: Copy,
         splits: dict[Split, FeatureRows],
-        labels: dict[Split, np.ndarray],
+        labels: dict[Split, Tensor],
         paths: Callable[[Split, Sequence[int]], list[str]],
         *,
         device: torch.device,
@@ -59,7 +60,7 @@ class FeatureLoader:
             info: description of the data set.
             copy: the node's copy of the features.
             splits: where each sample's features are, for each split; views are not used.
-            labels: int64 (n,) for each split.
+            labels: as in `Loader.labels`, for each split.
             paths: returns the paths of some rows of a split.
             device: device of the batches.
             views: number of views of each training sample to choose from.
@@ -73,7 +74,7 @@ class FeatureLoader:
         """
         self.info, self.quarantine, self.augmentation, self.note = info, quarantine, augmentation, note
         self.copy, self._splits, self.device = copy, splits, device
-        self._labels = {split: torch.from_numpy(values.astype(np.int64)) for split, values in labels.items()}
+        self._labels = labels
         self._paths, self._pictures, self._digest = paths, pictures, digest
         self._views, self._seed, self._window = views, seed, window
         # By shard: validation then reads each of them once, whatever has become of the listing since.
@@ -157,7 +158,7 @@ class FeatureLoader:
         Pictures that can't be read any more are gray.
         """
         rows = [int(index) for index in indices]
-        names = [self.info.classes[label] for label in self._labels[split][rows].tolist()]
+        names = label_names(self._labels[split][rows], self.info.classes)
         return self._pictures(self._paths(split, rows)), names
 
     def names(self, split: Split, indices: Sequence[int]) -> list[str]:
@@ -196,7 +197,7 @@ class FeatureLoader:
             yield Batch(
                 # As they are stored, half as many bytes cross to a GPU; what computes is float32 or autocast.
                 features.to(self.device, non_blocking=True).float(),
-                to_device(labels[local.indices], self.device),
+                targets_of(to_device(labels[local.indices], self.device)),
                 local.indices,
                 local.global_size,
             )
@@ -213,5 +214,5 @@ class FeatureLoader:
         sizes = [len(local.indices) for local in local_batches]
         places = copy.places(FeatureRows(where.shard[rows], where.row[rows], drawn)).split(sizes)
         labels = to_device(self._labels[split][indices], self.device).split(sizes)
-        for local, mine, classes in zip(local_batches, places, labels, strict=True):
-            yield Batch(copy.at(mine).float(), classes, local.indices, local.global_size)
+        for local, mine, known in zip(local_batches, places, labels, strict=True):
+            yield Batch(copy.at(mine).float(), targets_of(known), local.indices, local.global_size)

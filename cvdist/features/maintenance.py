@@ -15,6 +15,7 @@ from safetensors.torch import load
 
 from cvdist import log
 from cvdist.data.forms import TRAIN_PART, VALID_PART
+from cvdist.data.labels import class_counts, label_names, labels_of
 from cvdist.errors import UserError
 from cvdist.features import build, manifest, shard
 from cvdist.features.fingerprint import format_value
@@ -124,13 +125,11 @@ def _damage(folder: Folder, cache: Manifest, table: pa.Table, number: int) -> st
         raw = shard.unpack(content, size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256)
     except shard.DamagedError as error:
         return f"{entry.object}: {error}"
-    labels, _ = shard.read_labels_and_ids(raw)
+    rows = len(shard.read_ids(raw))
     mine = table.filter(pa.array(np.asarray(table.column("shard")) == number))
-    for path, label, row in zip(*(mine.column(n).to_pylist() for n in ("path", "label", "row")), strict=True):
-        if labels[row] != label:
-            return (
-                f"{entry.object}: row {row}, {path}, has the label {labels[row]} there and {label} in the index"
-            )
+    for path, row in zip(*(mine.column(name).to_pylist() for name in ("path", "row")), strict=True):
+        if not 0 <= row < rows:
+            return f"{entry.object} has {rows} rows, and the index names row {row} of it for {path}"
     return ""
 
 
@@ -139,19 +138,22 @@ def _good(table: pa.Table) -> int:
 
 
 def _counts(cache: Manifest, table: pa.Table) -> list[tuple[str, str]]:
-    shards, label, part = (np.asarray(table.column(name)) for name in ("shard", "label", "part"))
+    shards, part = (np.asarray(table.column(name)) for name in ("shard", "part"))
     good = shards >= 0
     parts = ", ".join(
         f"{int((part[good] == value).sum()):,} {_PARTS.get(value, 'without a split')}"
         for value in sorted(set(part.tolist()), reverse=False)
     )
-    counts = np.bincount(label[good], minlength=len(cache.classes)).tolist()
+    labels = labels_of(table.filter(pa.array(good)), len(cache.classes))
+    counts = class_counts(labels, len(cache.classes)).tolist()
     named = [f"{name} {count:,}" for name, count in zip(cache.classes, counts, strict=True)]
+    none = f", {int((labels.sum(1) == 0).sum()):,} pictures of none" if cache.multilabel else ""
+    several = f", any number a picture{none}" if cache.multilabel else ""
     more = f" and {len(named) - _SHOWN_CLASSES} more" if len(named) > _SHOWN_CLASSES else ""
     bad = f"{len(cache.bad):,}" + (f", e.g. {cache.bad[0].path} ({cache.bad[0].reason})" if cache.bad else "")
     return [
         ("pictures", f"{_good(table):,}: {parts}"),
-        ("classes", f"{len(named)}: {', '.join(named[:_SHOWN_CLASSES])}{more}"),
+        ("classes", f"{len(named)}{several}: {', '.join(named[:_SHOWN_CLASSES])}{more}"),
         ("bad pictures", bad),
     ]
 
@@ -195,7 +197,8 @@ def _sample(folder: Folder, cache: Manifest, table: pa.Table) -> str:
     good = np.flatnonzero(np.asarray(table.column("shard")) >= 0)
     if not len(good):
         return "none"
-    (one,) = table.slice(int(good[0]), 1).to_pylist()
+    first = table.slice(int(good[0]), 1)
+    (one,), (name,) = first.to_pylist(), label_names(labels_of(first, len(cache.classes)), cache.classes)
     entry: ShardEntry = cache.shards[one["shard"]]
     try:
         raw = shard.unpack(
@@ -205,7 +208,7 @@ def _sample(folder: Folder, cache: Manifest, table: pa.Table) -> str:
         raise UserError(f"--describe {redact(folder.uri)}: {entry.object}: {error}") from error
     values = load(raw)["features"][one["row"], 0].to(torch.float32)
     return (
-        f"{one['path']} ({cache.classes[one['label']]}): mean {values.mean():.3f}, largest {values.max():.2f}, "
+        f"{one['path']} ({name}): mean {values.mean():.3f}, largest {values.max():.2f}, "
         f"{100 * (values == 0).float().mean():.0f}% zeros"
     )
 

@@ -16,7 +16,7 @@ from cvdist.resumable_map import MANIFEST, checksum, with_checksum
 from cvdist.storage import Folder
 
 NAME = MANIFEST
-FORMAT, VERSION = "cvdist-features", 2
+FORMAT, VERSION = "cvdist-features", 3
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Manifest:
         index: the index file.
         shards: the shards, in the order of their numbers.
         bad: pictures that can't be decoded.
+        multilabel: whether a picture may have several classes, or none.
     """
 
     classes: tuple[str, ...]
@@ -81,6 +82,7 @@ class Manifest:
     index: IndexEntry
     shards: tuple[ShardEntry, ...]
     bad: tuple[BadPicture, ...]
+    multilabel: bool = False
 
     @property
     def raw_bytes(self) -> int:
@@ -135,6 +137,7 @@ def parse(content: bytes, uri: str, flag: str = "--features") -> Manifest:
             index=IndexEntry(**values["index"]),
             shards=tuple(ShardEntry(**shard) for shard in values["shards"]),
             bad=tuple(BadPicture(**picture) for picture in values["bad"]),
+            multilabel=values["multilabel"],
         )
         _require_harmless(manifest)
         return manifest

@@ -19,6 +19,7 @@ from cvdist.data.images import exclusion
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.listing import list_pictures, split_rows
 from cvdist.data.images.versions import digest_of_rows, with_versions
+from cvdist.data.labels import is_multilabel, label_column, labels_of
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
 from cvdist.errors import UserError
 from cvdist.features import changes, fingerprint, local, manifest
@@ -43,7 +44,7 @@ def prepare(config: TrainConfig) -> None:
     Raises:
         UserError: if it does not; the message says what differs.
     """
-    folder, cache = _open(config)
+    folder, cache = open_manifest(config)
     asked = fingerprint.for_training(config.data, config.model)
     uri = redact(folder.uri)
     differences = cache.fingerprint.differences(asked, leave_out=_AS_IT_IS)
@@ -69,7 +70,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
         UserError: if the cache is damaged, or too large for the part of the disk that the node may use.
     """
     with raise_on_all_ranks():  # what follows compares the nodes: no worker may be missing there
-        folder, cache = _open(config)
+        folder, cache = open_manifest(config)
         root = cache_folder(config.data.cache)
         content = local.local_index(folder, cache, root, config.runtime.prepare_timeout)
         table = parse_index(content, folder, cache)
@@ -78,7 +79,8 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
         excluded = exclusion.find_excluded(table, config.data)
         views = _used_views(config, cache)
     copy, window, note = _copy(config, folder, cache, device, workers_on_node)
-    columns = {name: np.asarray(table.column(name)).astype(np.int64) for name in ("shard", "row", "label")}
+    columns = {name: np.asarray(table.column(name)).astype(np.int64) for name in ("shard", "row")}
+    labels = labels_of(table, len(cache.classes))
     rows: dict[Split, np.ndarray] = {"train": train, "valid": valid}
     paths = table.column("path")
 
@@ -99,16 +101,19 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
             std=mark.std,
             train_size=len(train),
             valid_size=len(valid),
+            multilabel=cache.multilabel,
         ),
         copy,
         {part: FeatureRows(columns["shard"][r], columns["row"][r], np.zeros(0)) for part, r in rows.items()},
-        {part: columns["label"][r] for part, r in rows.items()},
+        {part: labels[r] for part, r in rows.items()},
         paths_of,
         device=device,
         views=views,
         seed=config.run.seed,
         window=window,
-        digest=digest_of_rows(table, rows.values(), ("digest", "label", *(("shard", "row") if window else ()))),
+        digest=digest_of_rows(
+            table, rows.values(), ("digest", label_column(table), *(("shard", "row") if window else ()))
+        ),
         quarantine=cache.bad,
         augmentation=_augmentation(cache) if views > 1 else None,
         pictures=_originals(config, cache),
@@ -116,7 +121,12 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
     )
 
 
-def _open(config: TrainConfig) -> tuple[Folder, Manifest]:
+def open_manifest(config: TrainConfig) -> tuple[Folder, Manifest]:
+    """Return the folder of the cache at `--features`, and its manifest.
+
+    Raises:
+        UserError: if there is no cache, or it can't be used.
+    """
     folder = Folder.open(config.features.uri, "--features")
     return folder, manifest.read(folder)
 
@@ -160,12 +170,20 @@ def require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest) 
         folder,
         cache,
     )
+    if is_multilabel(listing.table) != cache.multilabel:
+        one, several = "one class a picture", "any number of classes a picture"
+        then, now = (several, one) if cache.multilabel else (one, several)
+        raise UserError(
+            f"--features {redact(folder.uri)} has {then}, --data {redact(config.data.uri)} has {now}: run "
+            "jobs/preprocess.py again, which keeps the features"
+        )
     if listing.classes != cache.classes:
         raise UserError(
             f"--features {redact(folder.uri)} is of the classes {', '.join(cache.classes)}, --data "
             f"{redact(config.data.uri)} has {', '.join(listing.classes)}: run jobs/preprocess.py again"
         )
     table = with_versions(listing.table, root_of(config.data), cache_folder(config.data.cache))
+    known = changes.with_labels_as_in(listing, known, cache.classes)
     found = changes.find_changes(table, known, changes.digests_of(root_of(config.data)))
     if found.any:
         raise UserError(

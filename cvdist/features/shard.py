@@ -3,7 +3,6 @@
 `docs/feature-format.md` describes it for readers in other languages. The tensors of a file:
 
     features    float16, bfloat16 or float32 (rows, views, ...), view 0 is the picture as it is
-    labels      int32 (rows,)
     ids         uint8, the pictures' paths in UTF-8, one after the other
     id_ends     int64 (rows,), where in `ids` each path ends
 """
@@ -52,19 +51,17 @@ class Packed:
     zeros: int
 
 
-def pack(features: Tensor, labels: Sequence[int], ids: Sequence[str]) -> Packed:
+def pack(features: Tensor, ids: Sequence[str]) -> Packed:
     """Compress rows of features into the bytes of a shard.
 
     Args:
         features: (rows, views, ...) on the CPU, of one of the dtypes in `DTYPES`.
-        labels: label of each row.
         ids: path of each row's picture.
     """
     names = [name.encode() for name in ids]
     raw = save(
         {
             "features": features.contiguous(),
-            "labels": torch.tensor(labels, dtype=torch.int32),
             "ids": torch.from_numpy(np.frombuffer(b"".join(names), np.uint8).copy()),
             "id_ends": torch.tensor([len(name) for name in names], dtype=torch.int64).cumsum(0),
         }
@@ -125,11 +122,10 @@ def map_features(path: Path) -> Tensor:
     return features
 
 
-def read_labels_and_ids(raw: bytes) -> tuple[list[int], list[str]]:
-    """Return the label and the path of each row of an uncompressed shard."""
+def read_ids(raw: bytes) -> list[str]:
+    """Return the path of each row of an uncompressed shard, as it was when the shard was made."""
     from safetensors.torch import load
 
     tensors = load(raw)
     ids, ends = tensors["ids"].numpy().tobytes(), [0, *tensors["id_ends"].tolist()]
-    names = [ids[start:stop].decode() for start, stop in pairwise(ends)]
-    return tensors["labels"].tolist(), names
+    return [ids[start:stop].decode() for start, stop in pairwise(ends)]

@@ -1,4 +1,4 @@
-"""Draw the loss and the accuracy by epoch, training and validation in one diagram."""
+"""Draw loss, accuracy and mean average precision by epoch, two lines in one diagram."""
 
 from __future__ import annotations
 
@@ -73,8 +73,32 @@ def accuracy_curves(history: Sequence[EpochRecord]) -> Figure:
     return figure
 
 
+def average_precision_curve(history: Sequence[EpochRecord]) -> Figure:
+    """Draw mean average precision and macro F1 of validation by epoch, and mark the best precision.
+
+    Raises:
+        ValueError: If `history` is empty.
+    """
+    f1 = [record.valid_macro_f1 for record in history]
+    precision = [record.valid_mean_average_precision or 0.0 for record in history]
+    names = ("macro F1", "mAP")
+    figure, axes = _draw_lines("Mean average precision by epoch, validation", history, f1, precision, names)
+    axes.set_ylabel("mAP and macro F1")
+    axes.set_ylim(*_accuracy_limits(f1 + precision))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
+    _label_ends(axes, f1, precision, lambda value: f"{value:.4f}")
+    best = max(range(len(history)), key=lambda at: precision[at])
+    epoch = history[best].epoch
+    _mark_best(axes, epoch, precision[best], f"best mAP {precision[best]:.4f} at epoch {epoch}")
+    return figure
+
+
 def _draw_lines(
-    title: str, history: Sequence[EpochRecord], train: list[float], valid: list[float]
+    title: str,
+    history: Sequence[EpochRecord],
+    train: list[float],
+    valid: list[float],
+    names: tuple[str, str] = ("train", "valid"),
 ) -> tuple[Figure, Axes]:
     if not history:
         raise ValueError("the history has no epochs to draw")
@@ -82,7 +106,7 @@ def _draw_lines(
     figure = style.new_figure(title, width=8.0, height=4.8)
     axes = style.plain(figure.subplots(), grid="both")
     size = 5 if len(epochs) <= _DOTTED_EPOCHS else _LINE_WIDTH
-    for name, values, color in (("train", train, style.TRAIN), ("valid", valid, style.VALID)):
+    for name, values, color in ((names[0], train, style.TRAIN), (names[1], valid, style.VALID)):
         # Not clipped: a line along 100% is as wide as elsewhere.
         axes.plot(epochs, values, "o-", label=name, color=color, lw=_LINE_WIDTH, ms=size, clip_on=False)
     axes.set(xlim=(epochs[0] - 0.5, epochs[-1] + 0.5), xlabel="epoch")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from cvdist import log
 from cvdist.figures import style
-from cvdist.results import LogisticResult
+from cvdist.results import LogisticResult, correct_of
 
 
 def penalty_curve(fitted: LogisticResult) -> Figure:
@@ -16,13 +15,14 @@ def penalty_curve(fitted: LogisticResult) -> Figure:
     chosen = next(held for held in path if held.penalty == fitted.penalty)
     figure = style.new_figure(
         f"Logistic regression: penalty {chosen.penalty:.2g}",
-        f"{log.percent(chosen.correct, chosen.total)} of held-out training pictures right with it",
+        f"{correct_of(chosen.correct, chosen.total, several=fitted.multilabel)} of held-out training pictures",
         width=8.0,
         height=6.0,
     )
     rows = figure.subplots(2, 1, sharex=True)
-    for axes, name in zip(rows, ("accuracy", "loss"), strict=True):
-        style.plain(axes, grid="both").set(xscale="log", ylabel=f"held-out {name}")
+    names = {"accuracy": "exact matches" if fitted.multilabel else "accuracy", "loss": "loss"}
+    for axes, name in zip(rows, names, strict=True):
+        style.plain(axes, grid="both").set(xscale="log", ylabel=f"held-out {names[name]}")
         values = [getattr(held, name) for held in path]
         axes.plot([held.penalty for held in path], values, "o-", color=style.BLUE, lw=2)
         axes.plot([chosen.penalty], [getattr(chosen, name)], "o", ms=11, mfc="none", mec=style.VALID, mew=2)

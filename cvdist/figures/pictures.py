@@ -15,6 +15,7 @@ _GAP = 0.12
 _WIDEST_TILE = 2.0
 _MOST_COLUMNS = 8
 _MOST_COLUMNS_WRONG = 6
+_MOST_LABELS = 5  # lines below a picture
 
 
 def picture_grid(images: Tensor, titles: Sequence[str], *, title: str, columns: int | None = None) -> Figure:
@@ -70,8 +71,44 @@ def wrong_grid(
     return _grid(images, captions, title, columns)
 
 
+def wrong_labels_grid(
+    images: Tensor,
+    missed: Sequence[Sequence[str]],
+    wrong: Sequence[Sequence[str]],
+    *,
+    title: str,
+    total: int,
+) -> Figure:
+    """Draw pictures whose labels are not all right, with the labels that were missed and those not there.
+
+    Args:
+        images: Pictures, uint8 (N, C, H, W), where C is 1 (gray) or 3 (RGB). With N = 0 the figure says that
+            there are no mistakes.
+        missed: Of each picture, its labels that were not predicted.
+        wrong: Of each picture, the predicted labels that it does not have.
+        title: Title of the figure.
+        total: How many pictures were classified.
+
+    Raises:
+        ValueError: If the images have another type or shape, or there are more or fewer captions than images.
+    """
+    if not missed:
+        return style.nothing_to_show(title, f"no mistakes: all {total}/{total} right")
+    captions = []
+    for lost, extra in zip(missed, wrong, strict=True):
+        lines = [[Piece("missed:"), Piece(name, style.GREEN, "bold")] for name in lost]
+        lines += [[Piece("not there:"), Piece(name, style.VERMILLION, "bold")] for name in extra]
+        if len(lines) > _MOST_LABELS:
+            lines[_MOST_LABELS - 1 :] = [[Piece(f"and {len(lines) - _MOST_LABELS + 1} more")]]
+        captions.append(lines)
+    return _grid(images, captions, title, tiles.columns_for(len(missed), _MOST_COLUMNS_WRONG))
+
+
 class PredictionCaption(NamedTuple):
-    """The predicted class of a picture, its probability in [0, 1], and whether it is the true class."""
+    """The predicted class of a picture, its probability in [0, 1], and whether it is the true class.
+
+    Of several labels all of them, and the geometric mean of the probabilities of what is true of each class.
+    """
 
     predicted: str
     confidence: float

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from cvdist.data.labels import NO_CLASS
 from cvdist.interpret.activations import (
     StrongestChannels,
     can_be_dead,
@@ -21,6 +22,7 @@ from cvdist.interpret.activations import (
 from cvdist.interpret.gradcam import grad_cam, last_maps
 from cvdist.interpret.layers import ConvLayer
 from cvdist.interpret.top_activations import TopActivationCollector, TopActivations
+from cvdist.models.servable import probabilities
 from cvdist.seeding import generator
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class Prediction:
 
     Attributes:
         row: Row of the picture in its source.
-        true: Name of the true class; empty if unknown.
+        true: Name of the true class, of several labels of the most probable one; empty if unknown.
         predicted: Name of the predicted class.
         confidence: Probability of the predicted class, in [0, 1].
     """
@@ -152,6 +154,7 @@ def interpret_model(
     include: Sequence[int] = (),
     counts: tuple[int, int] | None = None,
     has_classifier: bool = True,
+    multilabel: bool = False,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Interpretation:
@@ -169,6 +172,8 @@ def interpret_model(
         include: Rows that the sample has to include, such as a run's mistakes.
         counts: Numbers of correct and wrong predictions, if they are known for more pictures than the sample.
         has_classifier: Whether the classifier was trained. If not, there is no Grad-CAM.
+        multilabel: Whether a picture may have several classes. Its prediction, the most probable class, is then
+            right if it is one of them; pictures of no class are neither right nor wrong.
         autocast: Context for the pass over all pictures, which sets its precision. Feature maps and Grad-CAM
             maps are computed in float32.
         progress: Called with the number of pictures done and their total number.
@@ -185,7 +190,12 @@ def interpret_model(
         pixels, true = source.read(batch)
         with autocast():
             scores = top.update(normalize(pixels.to(device).float()), torch.tensor(batch))
-        confidence, predicted = (tensor.tolist() for tensor in scores.float().softmax(1).max(1))
+        chances = probabilities(scores.float(), multilabel=multilabel)
+        if multilabel:
+            true = [
+                _most_probable(names, classes, row) for names, row in zip(true, chances.tolist(), strict=True)
+            ]
+        confidence, predicted = (tensor.tolist() for tensor in chances.max(1))
         predictions += [
             Prediction(row, name, classes[best], probability)
             for row, name, best, probability in zip(batch, true, predicted, confidence, strict=True)
@@ -214,7 +224,8 @@ def interpret_model(
         return [ExplainedPrediction(one, predicted_maps[i], by_row.get(i)) for i, one in enumerate(chosen)]
 
     correct = [one for one in predictions if one.true == one.predicted]
-    wrong = sorted((one for one in predictions if one.true not in ("", one.predicted)), key=_by_confidence)
+    others = (one for one in predictions if one.true not in ("", NO_CLASS, one.predicted))
+    wrong = sorted(others, key=_by_confidence)
     unlabeled = [one for one in predictions if not one.true]
     looked_at = (_one_of_each_class(correct, limits.maps) or unlabeled or predictions)[: limits.maps]
     maps = []
@@ -250,6 +261,12 @@ def _chosen(size: int, limit: int, include: Sequence[int]) -> list[int]:
     certain = list(dict.fromkeys(include))[:limit]
     others = [row for row in shuffled if row not in set(certain)]
     return sorted(certain + others[: max(0, limit - len(certain))])
+
+
+def _most_probable(names: str, classes: Sequence[str], chances: Sequence[float]) -> str:
+    """Return the most probable of a picture's classes, whose names are joined (`cvdist.data.labels`)."""
+    mine = [i for i, name in enumerate(classes) if f", {name}," in f", {names},"]
+    return classes[max(mine, key=chances.__getitem__)] if mine else names
 
 
 def _one_of_each_class(predictions: Sequence[Prediction], count: int) -> list[Prediction]:

@@ -20,6 +20,7 @@ from cvdist.errors import UserError
 from cvdist.evaluation import page
 from cvdist.evaluation.compare import compare_models
 from cvdist.evaluation.measure import SHOWN_DIFFERENCES, Evaluations, ModelEvaluation, evaluate_model
+from cvdist.evaluation.metrics import ClassMetrics
 from cvdist.evaluation.pictures import open_pictures
 from cvdist.jobs import cli, console
 from cvdist.log import redact
@@ -113,6 +114,12 @@ def _measure(config: EvaluateConfig, saved: SavedModel, device: torch.device) ->
 def _open_second(config: EvaluateConfig, first: SavedModel) -> SavedModel:
     second = open_model(dataclasses.replace(config.saved, source=config.evaluation.compare))
     second.require_classifier()
+    if first.identity.multilabel != second.identity.multilabel:
+        one, several = (first, second) if second.identity.multilabel else (second, first)
+        raise UserError(
+            f"--compare: {several.source} gives a picture several labels and {one.source} one: they can't be "
+            "compared"
+        )
     mine, theirs = set(first.identity.classes), set(second.identity.classes)
     if mine != theirs:
         raise UserError(
@@ -140,7 +147,7 @@ def _register(config: EvaluateConfig, evaluation: Evaluations) -> str:
 
     saved, found = evaluation.first.saved, evaluation.first.metrics
     assert saved.run is not None
-    result = log.percent(found.correct, found.total)
+    result = str(found)
     name, alias = config.evaluation.register, config.evaluation.alias
     version = registry.register(
         saved.run,
@@ -253,13 +260,20 @@ def _verdict(p: float) -> str:
 def _figures(models: Sequence[ModelEvaluation]) -> list[list[str]]:
     """One row for each figure, one column for each model."""
     found = [one.metrics for one in models]
-    rows = [["accuracy", *(log.percent(one.correct, one.total) for one in found)]]
+    right = [log.percent(one.correct, one.total) for one in found]
+    balanced = []
+    if models[0].outcome.multilabel:
+        precision = ["mean average precision", *(f"{one.mean_average_precision:.4f}" for one in found)]
+        rows = [precision, ["exact matches", *right]]
+    else:
+        rows = [["accuracy", *right]]
+        balanced = [["balanced accuracy", *(f"{one.balanced_accuracy:.2%}" for one in found)]]
     if found[0].top_correct is not None:
         rows.append(["top 5", *(log.percent(one.top_correct or 0, one.total) for one in found)])
     return [
         *rows,
         ["loss", *(f"{one.loss:.4f}" for one in found)],
-        ["balanced accuracy", *(f"{one.balanced_accuracy:.2%}" for one in found)],
+        *balanced,
         ["macro F1", *(f"{one.macro_f1:.4f}" for one in found)],
         ["calibration error", *(f"{100 * one.calibration_error:.2f}%" for one in found)],
         ["Brier score", *(f"{one.brier:.4f}" for one in found)],
@@ -267,32 +281,54 @@ def _figures(models: Sequence[ModelEvaluation]) -> list[list[str]]:
 
 
 def _by_class(models: Sequence[ModelEvaluation], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The classes, or of many those that are recognized worst; with two models their recalls side by side."""
-    first = models[0].metrics.by_class
-    worst = sorted((one for one in first if one.total), key=lambda one: one.recall or 0.0)[:_SHOWN_CLASSES]
+    """The classes, or of many those that are recognized worst; with two models side by side.
+
+    Two models' recalls are shown or, of several labels a picture, average precisions.
+    """
+    several, first = models[0].outcome.multilabel, models[0].metrics.by_class
+
+    def quality(one: ClassMetrics) -> float:
+        return (one.average_precision if several else one.recall) or 0.0
+
+    worst = sorted((one for one in first if one.total), key=quality)[:_SHOWN_CLASSES]
     kept = {one.name for one in (first if len(first) <= 2 * _SHOWN_CLASSES else worst)}
+    shown = [one for one in first if one.name in kept]
     title = "class" if len(kept) == len(first) else f"worst {len(kept)} of {len(first)} classes"
     if len(models) == 1:
         rows = [
             [
                 one.name,
+                *([_decimal(one.average_precision), _decimal(one.threshold)] if several else []),
                 console.share(one.correct, one.predicted),
                 console.share(one.correct, one.total),
-                "-" if one.f1 is None else f"{one.f1:.4f}",
+                _decimal(one.f1),
             ]
-            for one in first
-            if one.name in kept
+            for one in shown
         ]
-        return [title, "precision", "recall", "F1"], rows
+        extra = ["average precision", "threshold"] if several else []
+        return [title, *extra, "precision", "recall", "F1"], rows
     second = {one.name: one for one in models[1].metrics.by_class}
+    pairs = [(one, second[one.name]) for one in shown]
+    if several:
+        rows = [
+            [
+                one.name,
+                *(_decimal(found.average_precision) for found in (one, other)),
+                f"{quality(other) - quality(one):+.4f}" if one.total else "-",
+            ]
+            for one, other in pairs
+        ]
+        return [title, *(f"average precision {name}" for name in names), "B - A"], rows
     rows = [
         [
             one.name,
-            console.share(one.correct, one.total),
-            console.share(second[one.name].correct, one.total),
-            f"{second[one.name].correct - one.correct:+d}",
+            *(console.share(found.correct, one.total) for found in (one, other)),
+            f"{other.correct - one.correct:+d}",
         ]
-        for one in first
-        if one.name in kept
+        for one, other in pairs
     ]
     return [title, *(f"recall {name}" for name in names), "B - A"], rows
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

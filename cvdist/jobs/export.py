@@ -21,6 +21,8 @@ from cvdist.errors import UserError
 from cvdist.jobs import cli, console
 from cvdist.jobs.visualize import find_pictures
 from cvdist.log import redact
+from cvdist.models.servable import probabilities
+from cvdist.multilabel import at_or_above
 from cvdist.runtime.signals import sigterm_raises
 from cvdist.saved import SavedModel, exported, open_model
 from cvdist.seeding import generator
@@ -46,7 +48,7 @@ class ExportResult:
         files: bytes of what was written, by file or URI; first the model.
         description: what the file says about itself (`cvdist.saved.exported.describe`).
         pictures: those that model and file have predicted, in words.
-        predicted: how many these were; both gave all of them the same class.
+        predicted: how many these were; both gave all of them the same class or labels.
         difference: the largest difference between a probability of the model and of the file.
         seconds: from start to end.
     """
@@ -132,15 +134,20 @@ def _compare(saved: SavedModel, run: Callable[[Tensor], Tensor], pixels: Tensor)
         UserError: if it is too large, or a picture gets another class.
     """
     normalize = Normalizer(saved.mean, saved.std, torch.device("cpu"), channels_last=True)
-    expected = saved.model(normalize(pixels.float())).softmax(1)
+    several = saved.identity.multilabel
+    expected = probabilities(saved.model(normalize(pixels.float())), multilabel=several)
     # In batches of two sizes, since it has to take any.
     found = torch.cat([run(batch) for batch in (pixels[:1], pixels[1:]) if len(batch)])
     difference = float((found - expected).abs().max())
-    others = int((found.argmax(1) != expected.argmax(1)).sum())
+    if several:
+        answers, other = [at_or_above(one, saved.thresholds) for one in (found, expected)], "other labels"
+    else:
+        answers, other = [one.argmax(1, keepdim=True) for one in (found, expected)], "another class"
+    others = int((answers[0] != answers[1]).any(1).sum())
     if others or not difference <= _ALLOWED:  # also where it is NaN
         raise UserError(
             f"the file does not predict what {saved.source} predicts: {others} of {len(pixels)} pictures get "
-            f"another class, probabilities differ by up to {difference:.2g}; nothing was written"
+            f"{other}, probabilities differ by up to {difference:.2g}; nothing was written"
         )
     return difference
 
@@ -180,13 +187,14 @@ def present(result: ExportResult) -> int:
 
 def table(result: ExportResult) -> str:
     """What was written and how close it is to the model, and the lines that load it."""
+    same = "labels" if result.description["multilabel"] else "class"
     rows = [("model", result.model)]
     rows += [("written", f"{redact(name)}: {size / 1e6:,.3f} MB") for name, size in result.files.items()]
     rows += [
         *zip(("preprocessing", "", "", ""), result.description["before_the_network"], strict=False),
         ("", _WHERE_RESIZED[result.format]),
         ("checked", f"with {result.pictures}:"),
-        ("", f"{result.predicted} of {result.predicted} get the same class from the model and the file,"),
+        ("", f"{result.predicted} of {result.predicted} get the same {same} from the model and the file,"),
         ("", f"probabilities differ by up to {result.difference:.1e}"),
         ("time", f"{log.duration(result.seconds)} in all"),
     ]
@@ -217,15 +225,24 @@ def snippet(result: ExportResult) -> str:
             "scores = model(torch.tensor(pixels))[0].detach().numpy()",
         ]
     else:
+        activation = "sigmoid()" if about["multilabel"] else "softmax(1)"
         lines[0] += f", torch, {about['build'].partition('.')[0]}, safetensors.torch"
         lines += [
             f"about = json.load(open({beside[0]!r}))",
             f"model = {about['build']}.eval()",
             f"model.load_state_dict(safetensors.torch.load_file({name!r}))",
             'mean, std = (np.float32(about[key])[:, None, None] for key in ("mean", "std"))',
-            "scores = model(torch.tensor((pixels / 255 - mean) / std).float()).softmax(1)[0].detach().numpy()",
+            "scores = model(torch.tensor((pixels / 255 - mean) / std).float())"
+            f".{activation}[0].detach().numpy()",
         ]
-    lines.append('print(about["classes"][scores.argmax()], scores.max())')
+    if about["multilabel"]:
+        lines += [
+            'for name, score, least in zip(about["classes"], scores, about["thresholds"]):',
+            "    if score >= least:",
+            "        print(name, score)",
+        ]
+    else:
+        lines.append('print(about["classes"][scores.argmax()], scores.max())')
     return "\n".join(f"    {line}" for line in lines)
 
 

@@ -27,6 +27,7 @@ from cvdist.config import (
 from cvdist.data.contents import Contents
 from cvdist.data.forms import root_of
 from cvdist.data.images.exclusion import read_paths
+from cvdist.data.images.listing import require_one_class
 from cvdist.distributed import device as devices
 from cvdist.errors import UserError
 from cvdist.features import build, manifest
@@ -97,6 +98,7 @@ def inspect(config: InspectConfig) -> InspectResult:
         storage.check_writable(config.output, "--output")
         if config.data.exclude:
             read_paths(config.data.exclude)
+        require_one_class(config.data, "inspect.py")
         store = _open_store(config)
         cache = _cache(config)
         pictures, findings, files = _find(config)

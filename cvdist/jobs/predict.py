@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +14,14 @@ from tempfile import TemporaryDirectory
 from cvdist import config as configs
 from cvdist import log, storage
 from cvdist.config import PredictConfig
+from cvdist.data.labels import NO_CLASS
 from cvdist.errors import UserError
 from cvdist.jobs import cli, console
 from cvdist.prediction import batch, results
 from cvdist.prediction.batch import PredictionPlan, Predictions
 from cvdist.prediction.pictures import find_pictures
 from cvdist.prediction.predict import Predictor
+from cvdist.prediction.results import PredictedPicture
 from cvdist.runtime.environment import require_ray
 from cvdist.runtime.map_workers import open_workers
 from cvdist.runtime.signals import sigterm_raises
@@ -38,14 +41,14 @@ class PredictResult:
         config: its settings.
         saved: the model.
         predictions: what was predicted.
-        shown: of a few pictures, path and classes with their probabilities, the likeliest first.
+        shown: the results of a few pictures.
         seconds: from start to end.
     """
 
     config: PredictConfig
     saved: SavedModel
     predictions: Predictions
-    shown: list[tuple[str, list[tuple[str, float]]]]
+    shown: list[PredictedPicture]
     seconds: float
 
 
@@ -132,11 +135,26 @@ def table(result: PredictResult) -> str:
     ]
     lines = console.aligned(rows if output else [rows[0], rows[-1]])
     if result.shown:
-        cells = [[path, *(f"{name} {100 * p:.1f}%" for name, p in likely[:2])] for path, likely in result.shown]
-        lines += [*console.columns(["picture", "class", "next"][: len(cells[0])], cells), ""]
+        lines += [*console.columns(*_shown(result.shown)), ""]
     if not output and done.bad:
         lines += [*(f"  {one.path}: {one.reason}" for one in done.bad), ""]
     if output:
         read = f"python -c \"import pandas; print(pandas.read_parquet('{output}/predictions'))\""
         lines.append(f"next: {read}")
     return "\n".join(lines)
+
+
+def _shown(shown: Sequence[PredictedPicture]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table: each picture with its class or its labels, and the likeliest of the others."""
+    rows = []
+    for one in shown:
+        mine = one.likely[:1] if one.labels is None else [item for item in one.likely if item[0] in one.labels]
+        others = [item for item in one.likely if item not in mine]
+        rows.append([one.path, _likely(mine) or NO_CLASS, _likely(others[:1])])
+    head = ["picture", "class" if shown[0].labels is None else "labels", "next"]
+    width = min(2, len(shown[0].likely)) + 1
+    return head[:width], [row[:width] for row in rows]
+
+
+def _likely(items: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {100 * p:.1f}%" for name, p in items)

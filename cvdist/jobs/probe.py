@@ -33,7 +33,7 @@ from cvdist.config import (
     TrainConfig,
 )
 from cvdist.data.images.ahead import BATCH
-from cvdist.data.images.listing import list_pictures
+from cvdist.data.images.listing import require_one_class
 from cvdist.distributed import device as devices
 from cvdist.errors import UserError
 from cvdist.evaluation.compare import mcnemar, wilson_interval
@@ -232,7 +232,7 @@ def _prepare(config: ProbeConfig, named: Sequence[tuple[str, BackboneConfig]]) -
             models.find(model.name)
         except UserError as error:
             problems.append(f"--models {name}: {error}")
-    list_pictures(config.data)
+    require_one_class(config.data, "probe.py")
     found = []
     for name, model in [] if problems else named:
         try:

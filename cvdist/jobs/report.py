@@ -133,6 +133,7 @@ def _content(run: StoredRun, ended: bool) -> Report:
         settings=_settings(parameters),
         environment=_environment(run),
         quarantine=tuple((row[0], row[1]) for row in run.read_table(QUARANTINE) if len(row) > 1),
+        classes=_classes(run),
         pictures=pictures,
         left_out=left_out,
     )
@@ -217,6 +218,7 @@ def _ridge(metrics: Mapping[str, float]) -> RidgeResult | None:
             total=int(metrics["ridge/valid_total"]),
             penalty=metrics["ridge/penalty"],
             seconds=metrics["ridge/seconds"],
+            mean_average_precision=metrics.get("ridge/valid_mean_average_precision"),
         )
     except KeyError:
         return None
@@ -234,6 +236,7 @@ def _epochs(run: StoredRun) -> tuple[EpochRecord, ...]:
         )
     }
     memory = run.history("memory/peak_mb")
+    precision = run.history("valid/mean_average_precision")
     balanced, f1 = run.history("valid/balanced_accuracy"), run.history("valid/macro_f1")
     complete = sorted(set.intersection(*(set(points) for points in needed.values())))
     return tuple(
@@ -251,9 +254,18 @@ def _epochs(run: StoredRun) -> tuple[EpochRecord, ...]:
             peak_memory=int(memory.get(epoch, 0.0) * 2**20),
             valid_balanced_accuracy=balanced.get(epoch, 0.0),
             valid_macro_f1=f1.get(epoch, 0.0),
-            select_by=cast(SelectBy, run.params.get("loop.select_by", "accuracy")),
+            select_by=cast(SelectBy, run.params.get("run.select_by", "accuracy")),
+            valid_mean_average_precision=precision.get(epoch),
         )
         for epoch in complete
+    )
+
+
+def _classes(run: StoredRun) -> tuple[tuple[str, ...], ...]:
+    """The results of each class, where a picture may have several."""
+    return tuple(
+        (name, pictures, *(f"{float(value):.4f}" if value else "-" for value in values))
+        for name, pictures, *values in run.read_table("classes.csv")
     )
 
 

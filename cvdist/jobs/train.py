@@ -320,10 +320,9 @@ def _register(config: TrainConfig, summary: Summary, run: RunRef | None) -> tupl
     chosen = config.tracking
     if run is None or not chosen.register:
         return "", ""
-    from cvdist.log import percent
     from cvdist.tracking import registry
 
-    result = percent(summary.best_correct, summary.valid_total)
+    result = summary.result
     try:
         version = registry.register(
             run,
@@ -359,7 +358,7 @@ def table(result: TrainResult) -> str:
         ("model", summary.model),
         ("workers", f"{summary.workers} on {summary.hardware}"),
         ("epochs", str(summary.epochs)),
-        ("best accuracy" if summary.select_by == "accuracy" else "accuracy", summary.best),
+        (summary.best_of, summary.best),
         ("", summary.by_class),
         *([("", summary.stopped)] if summary.stopped else []),
         *([("logistic", str(summary.logistic))] if summary.logistic else []),

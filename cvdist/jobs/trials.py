@@ -180,6 +180,11 @@ class _Process(tune.Trainable):
                 try:
                     config = space.apply_settings(config, task.settings[number])
                     run = build_run(config, worker, TrialTracker(tracker, self._epoch_done))
+                    if run.info.multilabel:
+                        raise UserError(
+                            "a sweep compares trials by accuracy, and these pictures may have several classes: "
+                            "compare runs of python jobs/train.py"
+                        )
                 except UserError as error:
                     # What a trial can't even begin with, the others can't either.
                     self._say(state="failed", reason=str(error), whole=True)

@@ -24,11 +24,13 @@ from cvdist.config import DataConfig, LookConfig, PicturesConfig, RuntimeConfig,
 from cvdist.data import forms
 from cvdist.data.forms import NO_PART, VALID_PART, archives, root_of
 from cvdist.data.forms.folders import split_folders
+from cvdist.data.forms.label_text import classes_in
 from cvdist.data.forms.table import is_table, require_unused
 from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.decode import to_gray
 from cvdist.data.images.listing import list_pictures
+from cvdist.data.labels import NO_CLASS, label_names, labels_of
 from cvdist.data.normalize import Normalizer
 from cvdist.distributed import device as devices
 from cvdist.errors import UserError
@@ -159,6 +161,7 @@ def _interpret(
         layers,
         Limits(pictures=look.most_pictures, maps=look.pictures),
         has_classifier=saved.has_classifier,
+        multilabel=saved.identity.multilabel,
         progress=progress,
     )
     line.clear()
@@ -210,8 +213,8 @@ def _of_the_run(saved: SavedModel, data: DataConfig, limit: int, run_storage: st
             table = both["valid"]
         else:  # listed instead of decoded whole: a few hundred pictures are enough
             table = listing.table.filter(pa.array(part == VALID_PART))
-        names = np.array(listing.classes)[np.asarray(table.column("label"))]
-        found = list(zip(table.column("path").to_pylist(), names.tolist(), strict=True))
+        names = label_names(labels_of(table, len(listing.classes)), listing.classes)
+        found = list(zip(table.column("path").to_pylist(), names, strict=True))
         return _decoded(root_of(data), found, limit, saved, data.image_size, data.resize)
     loader = loaders.open_in_memory(data, run_storage, torch.device("cpu"))
     source = ValidationPictures(loader)
@@ -231,7 +234,9 @@ def _listed(data: PicturesConfig, classes: Sequence[str] | None) -> list[tuple[s
         held_back = next((name for name, part in table.parts.items() if part == VALID_PART), "")
         rows = table.table.filter(pc.equal(table.table["split"], held_back)) if held_back else table.table
         named = zip(rows["path"].to_pylist(), rows["label"].to_pylist(), strict=True)
-        return [(path, name if classes is None or name in classes else "") for path, name in named]
+        return [
+            (path, _known(classes_in(label, multilabel=table.multilabel), classes)) for path, label in named
+        ]
     require_unused(data.uri, data)
     filesystem, path = storage.locate(data.uri, "--data")
     if storage.is_file(filesystem, path):
@@ -240,6 +245,12 @@ def _listed(data: PicturesConfig, classes: Sequence[str] | None) -> list[tuple[s
     held_back = next((name for name, part in split_folders(found).items() if part == VALID_PART), "")
     paths = found.filter(pc.starts_with(found, f"{held_back}/" if held_back else "")).to_pylist()
     return [(path, _class_of(path, data.uri, classes)) for path in paths]
+
+
+def _known(labels: Sequence[str], classes: Sequence[str] | None) -> str:
+    """The labels of a picture that the model knows, as `label_names` joins them, or empty."""
+    known = [name for name in labels if classes is None or name in classes]
+    return ", ".join(known) or ("" if labels else NO_CLASS)
 
 
 def _class_of(path: str, uri: str, classes: Sequence[str] | None) -> str:

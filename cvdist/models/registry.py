@@ -149,7 +149,9 @@ def find(name: str) -> ModelSpec:
     return MODELS[name]
 
 
-def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn.Module:
+def build_model(
+    settings: ModelConfig, input: InputSpec, num_classes: int, *, multilabel: bool = False
+) -> nn.Module:
     """Build a new model.
 
     Random weights come from PyTorch's global generator, so seed that first.
@@ -158,6 +160,7 @@ def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn
         settings: name and settings of the model.
         input: shape of the pictures.
         num_classes: number of outputs.
+        multilabel: whether each output is the score of a class by itself, whose sigmoid is its probability.
 
     Raises:
         UserError: if there is no such model, or it can't be built for these pictures or settings.
@@ -165,15 +168,27 @@ def build_model(settings: ModelConfig, input: InputSpec, num_classes: int) -> nn
     spec = find(settings.name)
     spec.check(input)
     spec.check_settings(settings)
-    return spec.build(input, num_classes, settings)
+    return _scoring(spec.build(input, num_classes, settings), multilabel)
 
 
-def identity_of(settings: ModelConfig, classes: tuple[str, ...], input: InputSpec) -> ModelIdentity:
+def _scoring(model: nn.Module, multilabel: bool) -> nn.Module:
+    """Take away a last layer that has the classes share one probability, if each is to have its own."""
+    if multilabel and isinstance(model, nn.Sequential) and hasattr(model, "log_softmax"):
+        del model.log_softmax
+    return model
+
+
+def identity_of(
+    settings: ModelConfig, classes: tuple[str, ...], input: InputSpec, *, multilabel: bool = False
+) -> ModelIdentity:
     """Return all that has to be equal for weights to fit the model that `settings` describe."""
-    shape = (input.channels, input.height, input.width)
+    identity = ModelIdentity(
+        settings.name, classes, input.channels, input.height, input.width, multilabel=multilabel
+    )
     if find(settings.name).stages is None:
-        return ModelIdentity(settings.name, classes, *shape)
-    return ModelIdentity(settings.name, classes, *shape, *settings.head_size, settings.cut)
+        return identity
+    head, hidden_size = settings.head_size
+    return dataclasses.replace(identity, head=head, hidden_size=hidden_size, features_at=settings.cut)
 
 
 def settings_of(identity: ModelIdentity) -> ModelConfig:
@@ -190,12 +205,18 @@ def settings_of(identity: ModelIdentity) -> ModelConfig:
     )
 
 
-def skeleton(settings: ModelConfig, num_classes: int = 1000, input: InputSpec | None = None) -> nn.Module:
+def skeleton(
+    settings: ModelConfig,
+    num_classes: int = 1000,
+    input: InputSpec | None = None,
+    *,
+    multilabel: bool = False,
+) -> nn.Module:
     """Build a model without values: all layers have their shapes, and nothing is loaded."""
     spec = find(settings.name)
     bare = dataclasses.replace(settings, weights="" if settings.has_weights else settings.weights)
     with WithoutValues():
-        return spec.build(input or spec.default_input, num_classes, bare)
+        return _scoring(spec.build(input or spec.default_input, num_classes, bare), multilabel)
 
 
 def with_head(settings: BackboneConfig) -> ModelConfig:

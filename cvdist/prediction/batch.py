@@ -40,7 +40,7 @@ class Predictions:
     Attributes:
         files: receipts of all result files.
         bad: pictures that can't be decoded.
-        counts: number of pictures that were taken for each class.
+        counts: number of pictures that were taken for each class; of several labels a picture counts for each.
         rows: number of pictures that have a prediction.
         computed: number of pictures that this job has predicted.
         seconds: time that they took.
@@ -85,6 +85,7 @@ def identity_of(config: PredictConfig, saved: SavedModel) -> dict[str, Any]:
         "decode": DECODER,
         "resize": config.inference.resize,
         "precision": config.inference.precision,
+        **({"thresholds": list(saved.thresholds)} if saved.identity.multilabel else {}),
     }
 
 

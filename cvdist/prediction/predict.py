@@ -15,6 +15,7 @@ from cvdist.data.images.decode import to_gray
 from cvdist.data.normalize import Normalizer
 from cvdist.data.quarantine import BadPicture
 from cvdist.distributed.precision import choose_precision
+from cvdist.models.servable import log_probabilities
 from cvdist.prediction import results
 from cvdist.resumable_map import UnitResult, WorkUnit
 from cvdist.saved import SavedModel
@@ -44,8 +45,8 @@ class Predictor:
         Raises:
             UserError: if the URI is invalid.
         """
-        self._classes = saved.identity.classes
-        self._device, self._grey = device, saved.identity.channels == 1
+        self._identity, self._thresholds = saved.identity, saved.thresholds
+        self._device = device
         self.precision = choose_precision(inference.precision, device)
         layout = torch.channels_last if inference.channels_last else torch.contiguous_format
         self.module = _prepared(saved.model, device, layout, bfloat16=self.precision.half is torch.bfloat16)
@@ -68,7 +69,7 @@ class Predictor:
             UserError: if a picture can't be read.
         """
         probabilities, paths, bad = self.predict(unit.paths)
-        content, counts = results.dump(paths, probabilities, self._classes, bad)
+        content, counts = results.dump(paths, probabilities, self._identity, self._thresholds, bad)
         return UnitResult(content, bad, {"counts": counts})
 
     def predict(self, paths: Sequence[str]) -> tuple[Tensor, list[str], list[BadPicture]]:
@@ -103,16 +104,16 @@ class Predictor:
                 with self._computing:
                     found.append(self._compute(batch))
         # On a GPU, the results of all batches have been on their way until here.
-        return torch.cat(found).cpu() if found else torch.empty(0, len(self._classes)), good, bad
+        return torch.cat(found).cpu() if found else torch.empty(0, len(self._identity.classes)), good, bad
 
     def _compute(self, pixels: Tensor) -> Tensor:
         """Compute log-probabilities, float32 (n, classes) on the device, from pixels uint8 (n, H, W, 3)."""
         pictures = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float()
-        if self._grey:
+        if self._identity.channels == 1:
             pictures = to_gray(pictures)
         with torch.inference_mode(), self.precision.autocast():
             scores = self.module(self._normalize(pictures))
-        return scores.float().log_softmax(1)
+        return log_probabilities(scores, multilabel=self._identity.multilabel)
 
 
 def _prepared(

@@ -6,6 +6,8 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import pyarrow as pa
@@ -15,62 +17,81 @@ from torch import Tensor
 from cvdist.data.quarantine import BadPicture
 from cvdist.errors import UserError
 from cvdist.log import redact
+from cvdist.multilabel import at_or_above
+from cvdist.results import ModelIdentity
 from cvdist.resumable_map import MANIFEST
 from cvdist.storage import Folder
 
 FORMAT, VERSION = "cvdist-predictions", 1
-_CLASSES, _SLICE = b"cvdist.classes", b"cvdist.slice"
-
-
-def schema(classes: Sequence[str]) -> pa.Schema:
-    """Return the schema of a result file, with the classes in the order of the probabilities as metadata."""
-    fields = [
-        pa.field("path", pa.string()),
-        pa.field("class", pa.string()),
-        pa.field("confidence", pa.float32()),
-        pa.field("probabilities", pa.list_(pa.float32(), len(classes))),
-    ]
-    return pa.schema(fields, {_CLASSES: json.dumps(list(classes)).encode()})
+_CLASSES, _THRESHOLDS, _SLICE = b"cvdist.classes", b"cvdist.thresholds", b"cvdist.slice"
 
 
 def dump(
-    paths: Sequence[str], probabilities: Tensor, classes: Sequence[str], bad: Sequence[BadPicture]
+    paths: Sequence[str],
+    probabilities: Tensor,
+    identity: ModelIdentity,
+    thresholds: Sequence[float],
+    bad: Sequence[BadPicture],
 ) -> tuple[bytes, dict[str, int]]:
     """Build a result file in memory.
 
     Args:
         paths: paths of the n pictures that have a prediction.
         probabilities: float32 (n, classes).
-        classes: names of the classes.
+        identity: of the model.
+        thresholds: those of a model with several labels a picture (`SavedModel.thresholds`).
         bad: pictures that can't be decoded.
 
     Returns:
         The content of the file, and the number of pictures that were taken for each class.
     """
-    confidence, predicted = probabilities.max(1)
-    names = [classes[i] for i in predicted.tolist()]
-    columns = [
-        pa.array(paths, pa.string()),
-        pa.array(names, pa.string()),
-        pa.array(confidence.numpy()),
-        pa.FixedSizeListArray.from_arrays(pa.array(probabilities.flatten().numpy()), len(classes)),
-    ]
-    counts = dict(sorted(Counter(names).items()))
-    described = schema(classes)
+    classes = identity.classes
+    described = {_CLASSES: json.dumps(list(classes)).encode()}
+    columns: dict[str, pa.Array] = {"path": pa.array(paths, pa.string())}
+    if identity.multilabel:
+        described[_THRESHOLDS] = json.dumps(list(thresholds)).encode()
+        found = at_or_above(probabilities, thresholds)
+        labels = [list(compress(classes, row)) for row in found.tolist()]
+        columns["labels"] = pa.array(labels, pa.list_(pa.string()))
+    else:
+        confidence, predicted = probabilities.max(1)
+        labels = [[classes[i]] for i in predicted.tolist()]
+        columns["class"] = pa.array([name for (name,) in labels], pa.string())
+        columns["confidence"] = pa.array(confidence.numpy())
+    columns["probabilities"] = pa.FixedSizeListArray.from_arrays(
+        pa.array(probabilities.flatten().numpy()), len(classes)
+    )
+    counts = dict(sorted(Counter(name for names in labels for name in names).items()))
     summary = {"counts": counts, "bad": [[picture.path, picture.reason] for picture in bad]}
-    described = described.with_metadata({**described.metadata, _SLICE: json.dumps(summary).encode()})
+    table = pa.table(columns).replace_schema_metadata({**described, _SLICE: json.dumps(summary).encode()})
     file = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=described), file, compression="zstd")
+    pq.write_table(table, file, compression="zstd")
     return file.getvalue(), counts
 
 
-def load(content: bytes) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Read a result file: path and classes of each picture, the likeliest first with their probabilities."""
+@dataclass(frozen=True)
+class PredictedPicture:
+    """Path and classes of a picture, the likeliest first with their probabilities.
+
+    labels: those at or above their thresholds; None of a model that gives a picture one class.
+    """
+
+    path: str
+    likely: list[tuple[str, float]]
+    labels: list[str] | None
+
+
+def load(content: bytes) -> list[PredictedPicture]:
+    """Read a result file."""
     table = pq.read_table(io.BytesIO(content))
     classes = json.loads(table.schema.metadata[_CLASSES])
     return [
-        (row["path"], sorted(zip(classes, row["probabilities"], strict=True), key=lambda item: -item[1]))
-        for row in table.select(["path", "probabilities"]).to_pylist()
+        PredictedPicture(
+            row["path"],
+            sorted(zip(classes, row["probabilities"], strict=True), key=lambda item: -item[1]),
+            row.get("labels"),
+        )
+        for row in table.to_pylist()
     ]
 
 

@@ -65,6 +65,8 @@ class Report:
         settings: All settings, and what the job found out at its start, ordered by groups.
         environment: Names and values that tell where and with which software the run was made.
         quarantine: Path and reason of each picture that can't be decoded.
+        classes: Where a picture may have several, for each class: its name, validation pictures, average
+            precision, threshold, precision, recall and F1, as text.
         pictures: The image files of the figures.
         left_out: One line for each part of the run that the report does not show.
     """
@@ -82,8 +84,14 @@ class Report:
     settings: tuple[Setting, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     quarantine: tuple[tuple[str, str], ...] = ()
+    classes: tuple[tuple[str, ...], ...] = ()
     pictures: tuple[FigureFile, ...] = ()
     left_out: tuple[str, ...] = ()
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a picture may have several classes."""
+        return any(record.valid_mean_average_precision is not None for record in self.epochs)
 
     @property
     def best(self) -> EpochRecord | None:

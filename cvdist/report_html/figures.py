@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 CURVES = "Curves"
+PRECISION = "Precision by recall"
 CONFUSION = "Confusion matrix"
 MISTAKES = "Most wrong"
 FILTERS = "Filters"
@@ -21,6 +22,7 @@ OTHER = "Other figures"
 SECTIONS = {
     CURVES: "Both losses should fall together, and both accuracies rise. If training goes on improving while "
     "validation stalls or gets worse, the model overfits.",
+    PRECISION: "",
     CONFUSION: "",
     MISTAKES: "",
     DATA: "",
@@ -38,7 +40,10 @@ SECTIONS = {
     OTHER: "",
 }
 # Most important first: if a report would be too large, figures are left out from the end.
-_BY_IMPORTANCE = (CURVES, CONFUSION, MISTAKES, FILTERS, GRADCAM, ACTIVATIONS, TOP_ACTIVATIONS, DATA, OTHER)
+_BY_IMPORTANCE = (
+    *(CURVES, PRECISION, CONFUSION, MISTAKES, FILTERS),
+    *(GRADCAM, ACTIVATIONS, TOP_ACTIVATIONS, DATA, OTHER),
+)
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,24 @@ _CAPTIONS = {
         "change, with dropout and augmentation, so it may lie below validation accuracy. Of mixed pictures the "
         "label with the larger share counts.",
     ),
+    "average_precision": Caption(
+        CURVES,
+        "Line chart of mean average precision and macro F1 on the validation pictures by epoch.",
+        "Mean average precision says how well each class ranks its pictures before all others, over all "
+        "thresholds. Macro F1 is at the thresholds with the highest F1 score of each epoch.",
+    ),
     "penalties": Caption(
         CURVES,
         "Line chart of the accuracy on held-out training pictures by L2 penalty.",
         "Training pictures that were held out while a linear head was fitted with each penalty of a logistic "
         "regression. The ring is the chosen penalty.",
+    ),
+    "precision_recall": Caption(
+        PRECISION,
+        "A chart of precision by recall for each class, with its average precision.",
+        "Validation pictures at the best epoch. Recall is the share of a class's pictures that are found, "
+        "precision the share of what is found that is right, as the threshold falls. Average precision is the "
+        "area below.",
     ),
     "confusion_matrix": Caption(
         CONFUSION,
@@ -93,6 +111,12 @@ _CAPTIONS = {
         "Grid of misclassified validation pictures with true class, predicted class and confidence.",
         "The wrongly classified validation pictures with the highest confidence: true class, predicted class "
         "and its probability. Wrong labels are often found here.",
+    ),
+    "wrong_labels": Caption(
+        MISTAKES,
+        "Grid of validation pictures with the labels that were missed and those that are not there.",
+        "The validation pictures with the most labels wrong: those that the network missed, and those that it "
+        "saw and the data does not have. Wrong labels are often found here.",
     ),
     "samples": Caption(
         DATA, "Grid of training pictures with labels.", "A random sample with labels.", "As they are"
@@ -135,6 +159,14 @@ _CAPTIONS = {
     "(.+)": Caption(OTHER, r"Figure \1.", title=r"\1"),
 }
 _SNAPSHOT = re.compile(r"(?P<layer>filters/.+)-epoch-\d+\.\w+")
+
+
+def introductions(*, multilabel: bool) -> dict[str, str]:
+    """Return the introductions of the sections of a run whose pictures have one class, or several."""
+    curves = SECTIONS[CURVES]
+    if multilabel:
+        curves = curves.replace("both accuracies rise", "mean average precision rise")
+    return SECTIONS | {CURVES: curves}
 
 
 def caption(path: str) -> Caption:

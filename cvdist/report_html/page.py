@@ -44,7 +44,7 @@ def _page(report: Report, embedded: Sequence[EmbeddedFigure], lines: Sequence[st
         rows=_thinned(report.epochs, report.best),
         other_figures=shown.pop(figures.OTHER, ()),
         known_figures=shown,
-        introductions=figures.SECTIONS,
+        introductions=figures.introductions(multilabel=report.multilabel),
         left_out=[*report.left_out, *lines],
         most_rows=100,
         duration=log.duration,

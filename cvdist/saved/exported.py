@@ -43,6 +43,7 @@ def require_packages(format: ExportFormat) -> None:
 def describe(saved: SavedModel, format: ExportFormat) -> dict[str, Any]:
     """Describe a model for those who load its file: architecture, classes, input and preprocessing.
 
+    `thresholds`, of a model with several labels a picture, are the least probabilities of its classes.
     `build` is the Python expression that makes the network; empty if only cvdist can.
     """
     identity, resize = saved.identity, saved.learned_resize()
@@ -55,8 +56,10 @@ def describe(saved: SavedModel, format: ExportFormat) -> dict[str, Any]:
     if format == "safetensors":
         inside, outside = [], [*outside, *inside]
         given = f"float32 (n, {size})"
-        returned = f"float32 (n, {len(identity.classes)}), probabilities after a softmax"
+        after = "a sigmoid" if identity.multilabel else "a softmax"
+        returned = f"float32 (n, {len(identity.classes)}), probabilities after {after}"
     return dataclasses.asdict(identity) | {
+        **({"thresholds": saved.thresholds} if identity.multilabel else {}),
         "mean": saved.mean,
         "std": saved.std,
         "resize": resize,
@@ -104,7 +107,7 @@ def load(content: bytes, format: ExportFormat) -> Callable[[Tensor], Tensor]:
 def _program(saved: SavedModel) -> torch.export.ExportedProgram:
     identity = saved.identity
     example = torch.zeros(2, identity.channels, identity.height, identity.width, dtype=torch.uint8)
-    network = servable(saved.model, saved.mean, saved.std)
+    network = servable(saved.model, saved.mean, saved.std, multilabel=identity.multilabel)
     return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
 
 
@@ -167,7 +170,7 @@ def _load_safetensors(content: bytes) -> Callable[[Tensor], Tensor]:
         network.load_state_dict(tensors, assign=True)
     else:
         network = rebuild(identity, tensors, "the file")
-    return ServableClassifier(network, about["mean"], about["std"]).eval()
+    return ServableClassifier(network, about["mean"], about["std"], multilabel=identity.multilabel).eval()
 
 
 # ----------------------------------------------------------------------------------------------- in words

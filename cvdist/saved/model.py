@@ -37,6 +37,8 @@ class SavedModel:
         resize: How pictures are brought to the model's size, as `PicturesConfig.resize`; empty if not known.
         has_classifier: Whether the classifier was trained. False for weights of convolutions alone, whose
             linear layers are random here.
+        thresholds: The probability of each class from which on a picture has it, as chosen on the validation
+            pictures. Empty unless the model tells several classes of a picture (`identity.multilabel`).
     """
 
     model: nn.Module
@@ -51,6 +53,7 @@ class SavedModel:
     model_id: str = ""
     resize: str = ""
     has_classifier: bool = True
+    thresholds: tuple[float, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle arrays, which the processes of a node share in Ray's object store, and plain values."""
@@ -100,7 +103,8 @@ def rebuild(identity: ModelIdentity, state: Mapping[str, Tensor], source: str) -
     """
     shape = models.InputSpec(identity.channels, identity.height, identity.width)
     # Shapes only: the values follow from `state`.
-    model = models.skeleton(models.settings_of(identity), len(identity.classes), shape)
+    settings, classes = models.settings_of(identity), len(identity.classes)
+    model = models.skeleton(settings, classes, shape, multilabel=identity.multilabel)
     try:
         # Copy each tensor: it may be mapped from a file or belong to another model.
         tensors = {

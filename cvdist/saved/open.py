@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pyarrow import fs as arrow
 
-from cvdist import models, storage
+from cvdist import models, multilabel, storage
 from cvdist.checkpoints import find
 from cvdist.checkpoints.format import Normalization
 from cvdist.config import ModelConfig, SavedModelConfig
@@ -82,7 +82,7 @@ def _from_mlflow(settings: SavedModelConfig) -> SavedModel:
     found = read_logged_model(settings)
     values = dict(found.metadata)
     mean, std, resize = tuple(values.pop("mean")), tuple(values.pop("std")), values.pop("resize")
-    precision = values.pop("precision")
+    precision, thresholds = values.pop("precision"), tuple(values.pop("thresholds", ()))
     identity = ModelIdentity.from_dict(values)
     model = rebuild(identity, found.state, found.source)
     return SavedModel(
@@ -97,6 +97,7 @@ def _from_mlflow(settings: SavedModelConfig) -> SavedModel:
         precision=precision,
         model_id=found.model_id,
         resize=resize,
+        thresholds=thresholds,
     )
 
 
@@ -107,6 +108,8 @@ def _from_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
         stated = PREPROCESSING[settings.weights_preprocessing]
         normalization = Normalization(stated.mean, stated.std, normalization.resize)
     model = rebuild(saved.model, tensors, redact(uri))
+    # A checkpoint from before the first validation has none yet.
+    unknown = (multilabel.HALF,) * len(saved.model.classes) if saved.model.multilabel else ()
     return SavedModel(
         model,
         saved.model,
@@ -115,6 +118,7 @@ def _from_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
         redact(uri),
         digest(model.state_dict()),
         resize=normalization.resize,
+        thresholds=saved.progress.thresholds or unknown,
     )
 
 

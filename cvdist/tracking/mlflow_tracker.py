@@ -10,7 +10,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +114,7 @@ class MlflowTracker:
         precision: str,
         example: Tensor,
         step: int,
+        thresholds: Sequence[float] = (),
     ) -> None:
         """Log the model if the run wants it, and wait until it is delivered or the drain timeout is over."""
         self._finished = True  # the model is logged when training is finished
@@ -125,7 +126,7 @@ class MlflowTracker:
         while True:
             try:
                 self._require_current()
-                log_model(self._ref, model, identity, normalization, precision, example, step)
+                log_model(self._ref, model, identity, normalization, precision, example, step, thresholds)
                 return
             except Exception as error:  # training is done, and an error here must not discard its result
                 logger.debug("", exc_info=True)

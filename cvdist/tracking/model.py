@@ -9,6 +9,7 @@ import io
 import os
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ def log_model(
     precision: str,
     example: Tensor,
     step: int,
+    thresholds: Sequence[float] = (),
 ) -> None:
     """Log a model with signature and input example, under the name `model`.
 
@@ -50,6 +52,7 @@ def log_model(
         precision: The precision that it was trained in, which it is served in where that is fast.
         example: Example of pixels, uint8 (n, C, H, W), n >= 2.
         step: The epoch that the model is from.
+        thresholds: Of a model with several labels a picture, the least probability of each class.
     """
     client = mlflow_client(ref.tracking_uri)
     outputs = client.get_run(ref.run_id).outputs
@@ -59,11 +62,13 @@ def log_model(
     import mlflow.pytorch
     from mlflow.models import infer_signature
 
-    network = servable(model, normalization.mean, normalization.std)
+    network = servable(model, normalization.mean, normalization.std, multilabel=identity.multilabel)
     with torch.inference_mode():
         output = network(example).numpy()
     pixels = np.ascontiguousarray(example.numpy())
     facts = dataclasses.asdict(identity) | dataclasses.asdict(normalization) | {"precision": precision}
+    if identity.multilabel:
+        facts["thresholds"] = list(thresholds)
     about = {
         "metadata": {"cvdist": facts},
         # Without these, MLflow would load the model again to infer its requirements.

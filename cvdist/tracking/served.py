@@ -31,6 +31,8 @@ from torch import Tensor
 # MLflow warns that it does not check inputs of two kinds: `ServedClassifier` does.
 logging.getLogger("mlflow.types.type_hints").setLevel(logging.ERROR)
 
+Answer = dict[str, str | float | list[str] | dict[str, float]]
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what people send, and no format whose decoder runs programs
 _BATCH = 16  # pictures of a forward pass
 _CROP = 8 / 7  # shorter side of a picture, divided by the side of the square that `crop` keeps
@@ -59,13 +61,14 @@ class ServedClassifier(PythonModel):
         self._network = mlflow.pytorch.load_model(folder)
         about = (Model.load(folder).metadata or {})["cvdist"]
         self._classes, self._resize = about["classes"], about["resize"]
+        self._thresholds = about.get("thresholds")  # where a picture may have several labels
         self._shape = (about["channels"], about["height"], about["width"])
         self._bfloat16 = about["precision"] == "bfloat16" and _native_bfloat16()
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
 
     def predict(  # type: ignore[override]  # MLflow asks which arguments it takes
         self, model_input: list[str | list[Any]]
-    ) -> list[dict[str, str | float | dict[str, float]]]:
+    ) -> list[Answer]:
         """Classify pictures.
 
         Args:
@@ -74,7 +77,8 @@ class ServedClassifier(PythonModel):
 
         Returns:
             For each picture `class`, `confidence` (the probability of this class) and `probabilities` by class,
-            the most probable first.
+            the most probable first. Of a model with several labels a picture, `labels`, the classes at or above
+            their thresholds, instead of `class` and `confidence`.
 
         Raises:
             BadInputError: If an input is neither.
@@ -87,8 +91,11 @@ class ServedClassifier(PythonModel):
                 probabilities += self._network(torch.stack(batch)).tolist()
         return [self._answer(row) for row in probabilities]
 
-    def _answer(self, probabilities: list[float]) -> dict[str, str | float | dict[str, float]]:
+    def _answer(self, probabilities: list[float]) -> Answer:
         ranked = sorted(zip(self._classes, probabilities, strict=True), key=lambda one: -one[1])
+        if self._thresholds is not None:
+            least = dict(zip(self._classes, self._thresholds, strict=True))
+            return {"labels": [name for name, p in ranked if p >= least[name]], "probabilities": dict(ranked)}
         return {"class": ranked[0][0], "confidence": ranked[0][1], "probabilities": dict(ranked)}
 
     def _pixels(self, position: int, given: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -76,6 +76,7 @@ class Tracker(Protocol):
         precision: str,
         example: Tensor,
         step: int,
+        thresholds: Sequence[float] = (),
     ) -> None:
         """Log the model in a form that can be served, and wait until it is delivered.
 
@@ -86,6 +87,7 @@ class Tracker(Protocol):
             precision: The precision that it was trained in.
             example: Input example, uint8 (n, C, H, W), n >= 2.
             step: The epoch that the model is from.
+            thresholds: Of a model with several labels a picture, the least probability of each class.
         """
         ...
 
@@ -123,6 +125,7 @@ class NoTracker:
         precision: str,
         example: Tensor,
         step: int,
+        thresholds: Sequence[float] = (),
     ) -> None:
         """Ignore the model."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cvdist.config import LoopConfig
+from cvdist.data.labels import class_counts
 from cvdist.data.sampler import EpochOrder
 from cvdist.errors import UserError, did_you_mean
 
@@ -15,13 +16,17 @@ _IMBALANCED = 10  # times as many pictures in the largest class as in the smalle
 _LISTED = 8  # classes that are counted one by one
 
 
-def class_weights(settings: LoopConfig, classes: Sequence[str], counts: Tensor) -> Tensor | None:
-    """Return the weight of each class in the training loss, float64 (classes,), whose mean over an epoch is 1.
+def class_weights(settings: LoopConfig, classes: Sequence[str], labels: Tensor) -> Tensor | None:
+    """Return the weight of each class in the training loss, float64 (classes,).
+
+    Their mean over an epoch is 1. Where pictures may have several classes, it is what having the class weighs
+    against not having it (`pos_weight` of `BCEWithLogitsLoss`). `balanced` is then the number of pictures
+    without the class, divided by that of those with it.
 
     Args:
         settings: Names the weights (`--class-weights`).
         classes: Names of the classes.
-        counts: Training pictures of each class, int64 (classes,).
+        labels: The labels of all training pictures, as `Loader.labels` returns them.
 
     Returns:
         None if all classes weigh the same.
@@ -32,7 +37,11 @@ def class_weights(settings: LoopConfig, classes: Sequence[str], counts: Tensor) 
     if settings.class_weights == "none":
         return None
     weights = torch.ones(len(classes), dtype=torch.float64)
-    if settings.class_weights == "balanced":
+    counts, several = class_counts(labels, len(classes)), labels.ndim == 2
+    if settings.class_weights == "balanced" and several:
+        without = len(labels) - counts
+        weights = (without.double() / counts).where((counts > 0) & (without > 0), weights)
+    elif settings.class_weights == "balanced":
         weights = 1 / counts.clamp(min=1).double()
     else:
         for pair in settings.class_weights.split(","):
@@ -43,6 +52,8 @@ def class_weights(settings: LoopConfig, classes: Sequence[str], counts: Tensor) 
             if not float(weight) > 0:
                 raise UserError(f"--class-weights {pair}: a weight is a number above 0")
             weights[list(classes).index(name)] = float(weight)
+    if several:
+        return weights
     drawn = (counts > 0).double() if settings.balanced_sampling else counts.double()
     return weights * drawn.sum() / (weights * drawn).sum()
 
@@ -54,7 +65,7 @@ def batch_weights(weights: Tensor | None, labels: Tensor, order: EpochOrder, pos
 
     Args:
         weights: The weight of each class; None if each is 1.
-        labels: The labels of all training samples, int64 (n,).
+        labels: The labels of all training samples, int64 (n,) unless no weights are given.
         order: The epoch's order.
         position: Samples of the epoch that are done.
     """
@@ -62,8 +73,16 @@ def batch_weights(weights: Tensor | None, labels: Tensor, order: EpochOrder, pos
         yield float(local.global_size if weights is None else weights[labels[local.indices]].sum())
 
 
-def describe(classes: Sequence[str], counts: Tensor) -> str:
+def describe(classes: Sequence[str], labels: Tensor) -> str:
     """Return how many training pictures the classes have, in one line."""
+    line = _counts(classes, class_counts(labels, len(classes)))
+    if labels.ndim == 1:
+        return line
+    each = labels.sum(1)
+    return f"{line}; {each.double().mean():.2f} a picture, {int((each == 0).sum()):,} pictures with none"
+
+
+def _counts(classes: Sequence[str], counts: Tensor) -> str:
     named = sorted(zip(counts.tolist(), classes, strict=True), key=lambda one: -one[0])
     if len(named) <= _LISTED:
         return ", ".join(f"{name} {count:,}" for count, name in named)
@@ -73,14 +92,17 @@ def describe(classes: Sequence[str], counts: Tensor) -> str:
     return f"{len(named):,} classes, from {largest} with {most:,} pictures to {smallest} with {least:,}"
 
 
-def warning(settings: LoopConfig, classes: Sequence[str], counts: Tensor) -> str:
+def warning(settings: LoopConfig, classes: Sequence[str], labels: Tensor) -> str:
     """Return what to do if a class has ten times the pictures of another; empty if none has, or it is done."""
+    counts = class_counts(labels, len(classes))
     most, least = int(counts.argmax()), int(counts.argmin())
     done = settings.class_weights != "none" or settings.balanced_sampling
     if done or counts[most] < _IMBALANCED * counts[least]:
         return ""
+    line = f"{classes[most]} has {int(counts[most]):,} pictures, {classes[least]} {int(counts[least]):,}"
+    if labels.ndim == 2:
+        return f"{line}: --class-weights balanced gives the pictures that have a rare class more weight"
     return (
-        f"{classes[most]} has {int(counts[most]):,} pictures, {classes[least]} {int(counts[least]):,}, so "
-        "accuracy says little of the rare ones: --class-weights balanced or --balanced-sampling give them more "
-        "weight, and --select-by balanced_accuracy counts all classes alike"
+        f"{line}, so accuracy says little of the rare ones: --class-weights balanced or --balanced-sampling "
+        "give them more weight, and --select-by balanced_accuracy counts all classes alike"
     )

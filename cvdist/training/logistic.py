@@ -7,6 +7,10 @@ Radford et al. 2021, arXiv:2103.00020. For N samples, scikit-learn's `LogisticRe
 has the same optimum. For two classes, which it gives one weight vector in place of two, that is `C=2 / (penalty
 * N)`, and its vector is the difference of the two.
 
+Where a picture may have several classes, each class has a regression of its own, of having it against not
+having it. Their losses are added up, and they have one penalty in common. For each class, scikit-learn's
+`LogisticRegression(C=1 / (penalty * N))` has the same optimum.
+
 The penalty is the one with the lowest loss on training pictures that are held out. Their number of mistakes
 would be decided by a picture or two, and by how processors round. Penalties are tried from the strongest one
 down, each solution being the start of the next. The features are standardized, and the result is expressed for
@@ -27,11 +31,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cvdist.distributed.collectives import broadcast, sum_over_workers
 from cvdist.results import HeldOut
 from cvdist.seeding import generator
+from cvdist.training.loss import correct
 
 # Penalties that are tried, in this order.
 PENALTIES: tuple[float, ...] = tuple(float(penalty) for penalty in np.logspace(1, -5, 13))
@@ -57,7 +63,7 @@ class Part:
 
     Attributes:
         inputs: float (n, d).
-        labels: int64 (n,).
+        labels: int64 (n,); or 1 for a picture's classes and 0 for the others, (n, classes).
         rows: int64 (n,), the pictures' rows in the training data.
         first: Whether they are the pictures as they are. The other views of a picture are samples as well, but
             only the first one is counted where predictions are.
@@ -119,12 +125,19 @@ def measure_scaling(passes: Passes, inputs: int, device: torch.device) -> Scalin
 
 
 def assign_folds(labels: Tensor, seed: int) -> Tensor:
-    """Assign pictures with these labels, int64 (n,), to folds at random: int64 (n,), 0 to `FOLDS` - 1.
+    """Assign pictures with these labels, as `Loader.labels`, to folds at random: int64 (n,), 0 to `FOLDS` - 1.
 
     Folds are stratified: their numbers of pictures of a class differ by one at most. The only picture of a
     class is in fold -1, which is never held out, because nothing could be learned of this class without it.
+    Where pictures may have several classes, those with the same ones are spread over the folds.
     """
     shuffled = torch.randperm(len(labels), generator=generator("folds", seed))
+    if labels.ndim == 2:
+        folds = torch.full((len(labels),), -1)
+        sets = labels.unique(dim=0, return_inverse=True)[1]
+        if len(labels) > 1:
+            folds[shuffled[sets[shuffled].argsort(stable=True)]] = torch.arange(len(labels)) % FOLDS
+        return folds
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     folds = torch.empty_like(labels)
     alone = labels.bincount()[labels] == 1
@@ -135,22 +148,35 @@ def assign_folds(labels: Tensor, seed: int) -> Tensor:
 
 
 def objective(
-    inputs: Tensor, labels: Tensor, weights: Tensor, coefficients: Tensor, bias: Tensor
+    inputs: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    coefficients: Tensor,
+    bias: Tensor,
+    having: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the weighted cross-entropy of k problems side by side, and its derivatives.
 
     Args:
         inputs: float (n, d).
-        labels: int64 (n,).
+        labels: int64 (n,), or (n, classes), as in `Part`.
         weights: float (n, k), the samples' weights in each problem.
         coefficients: float (d, k * classes).
         bias: float (k * classes,).
+        having: What having a class weighs, where a picture may have several, float (classes,). None: 1.
 
     Returns:
         The sums of the losses (k,), and their derivatives by `coefficients` and by `bias`.
     """
     count, problems = weights.shape
-    scores = torch.nn.functional.linear(inputs, coefficients.T.contiguous(), bias).view(count, problems, -1)
+    scores = F.linear(inputs, coefficients.T.contiguous(), bias).view(count, problems, -1)
+    if labels.ndim == 2:
+        targets = labels.to(scores.dtype)[:, None].expand(scores.shape)
+        each = torch.ones_like(targets) if having is None else torch.where(targets > 0, having, 1.0)
+        each = each.to(scores.dtype) * weights[:, :, None]
+        losses = F.binary_cross_entropy_with_logits(scores, targets, each, reduction="none").sum(2)
+        flat = ((scores.sigmoid() - targets) * each).view(count, -1)
+        return losses.sum(0, dtype=torch.float64), (flat.T @ inputs).T, flat.sum(0, dtype=torch.float64)
     residuals = scores.log_softmax(2)
     target = labels.view(count, 1, 1).expand(count, problems, 1)
     losses = -(residuals.gather(2, target).squeeze(2) * weights).sum(0, dtype=torch.float64)
@@ -167,7 +193,14 @@ class Problems:
     solved as one, whose objective is their sum, so a pass over the samples serves all of them.
     """
 
-    def __init__(self, passes: Passes, classes: int, rank: int, after_pass: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        passes: Passes,
+        classes: int,
+        rank: int,
+        after_pass: Callable[[], None],
+        having: Tensor | None = None,
+    ) -> None:
         """Describe the samples.
 
         Args:
@@ -175,8 +208,9 @@ class Problems:
             classes: Number of classes.
             rank: This worker's rank.
             after_pass: Called on all workers after each evaluation of the objective.
+            having: As in `objective`.
         """
-        self._passes, self._classes = passes, classes
+        self._passes, self._classes, self._having = passes, classes, having
         self._rank, self._after_pass = rank, after_pass
         self.passes = 0
 
@@ -232,7 +266,9 @@ class Problems:
         loss, gradient = sums[-1], sums[:-1].view(len(at), -1)
         for part, coefficients, bias in self._portions(at):
             weights = weigh(part).to(part.inputs.dtype)
-            losses, by_coefficients, by_bias = objective(part.inputs, part.labels, weights, coefficients, bias)
+            losses, by_coefficients, by_bias = objective(
+                part.inputs, part.labels, weights, coefficients, bias, self._having
+            )
             loss += losses.sum()
             gradient[:-1] += by_coefficients
             gradient[-1] += by_bias
@@ -249,7 +285,8 @@ class Problems:
         All workers must call this.
 
         Returns:
-            The weighted mean loss, the number of correct predictions, and the number of predictions.
+            The weighted mean loss, of several classes the mean over them; the number of correct predictions;
+            and the number of predictions.
         """
         sums = torch.zeros(4, dtype=torch.float64, device=at.device)
         for part, coefficients, bias in self._portions(at):
@@ -257,13 +294,22 @@ class Problems:
                 weights = weigh(part)
                 counted = weights > 0
                 scores = torch.addmm(bias, part.inputs, coefficients).view(*counted.shape, -1)[counted]
-                labels = part.labels[:, None].expand(counted.shape)[counted]
-                losses = torch.nn.functional.cross_entropy(scores.double(), labels, reduction="none")
+                several = part.labels.ndim == 2
+                labels = part.labels[:, None].expand(*counted.shape, *part.labels.shape[1:])[counted]
+                losses = self._losses(scores.double(), labels)
                 loss = (losses * weights[counted]).sum()
-                correct = (scores.argmax(1) == labels).sum()
-                sums += torch.stack([loss, correct.double(), counted.sum().double(), weights.sum().double()])
-        loss_sum, right, total, weight = sum_over_workers(sums).tolist()
-        return loss_sum / (weight or 1), int(right), int(total)
+                right = correct(scores, labels, multilabel=several).sum()
+                sums += torch.stack([loss, right.double(), counted.sum().double(), weights.sum().double()])
+        loss_sum, correct_ones, total, weight = sum_over_workers(sums).tolist()
+        return loss_sum / (weight or 1), int(correct_ones), int(total)
+
+    def _losses(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each sample (n,), of several classes the mean over them."""
+        if labels.ndim == 1:
+            return F.cross_entropy(scores, labels, reduction="none")
+        targets = labels.to(scores.dtype)
+        losses = F.binary_cross_entropy_with_logits(scores, targets, pos_weight=self._having, reduction="none")
+        return losses.mean(1)
 
     def _portions(self, at: Tensor) -> Iterable[tuple[Part, Tensor, Tensor]]:
         """Yield samples, and the solution (coefficients and bias) in the dtype of their inputs."""
@@ -287,7 +333,7 @@ class Fit:
         penalty: The chosen penalty; the middle one if no picture can be held out.
         path: What each penalty that was tried made of held-out pictures.
         folds: How often pictures were held out: 1, or `FOLDS` for cross-validation, or 0 if no class has two.
-        loss: Mean cross-entropy of the training pictures, without other views.
+        loss: Mean cross-entropy (`Problems.count`) of the training pictures, without other views.
         correct: How many of them are classified correctly.
         passes: Number of evaluations of the objective.
     """
@@ -321,7 +367,7 @@ def fit(
 
     Args:
         passes: Begins a pass over this worker's samples.
-        labels: The labels of all training pictures, int64 (n,) on the CPU, by row.
+        labels: The labels of all training pictures on the CPU, as `Loader.labels` returns them.
         classes: Number of classes.
         inputs: Number of inputs d.
         rank: This worker's rank.
@@ -329,7 +375,8 @@ def fit(
         seed: Seed of the choice of held-out pictures.
         penalties: Penalties to choose from, in the order in which they are tried. A single one is just used.
         tolerance: The largest derivative of the objective that the solution may have.
-        class_weights: The weight of each class's samples, float64 (classes,). None: all weigh the same.
+        class_weights: The weight of each class's samples, float64 (classes,); of several classes, that of
+            having the class. None: all weigh the same.
         memory: Bytes that this worker may take to keep its samples. If they need more, each pass reads them
             again.
         after_pass: Called on all workers after each pass, with what is being computed and how many passes were
@@ -342,26 +389,31 @@ def fit(
     def tell() -> None:
         after_pass(doing, problems.passes)
 
-    problems = Problems(standardized, classes, rank, tell)
+    several = labels.ndim == 2
+    having = class_weights.to(device) if several and class_weights is not None else None
+    problems = Problems(standardized, classes, rank, tell, having)
     assigned = assign_folds(labels, seed).to(device)
     many = len(labels) > CROSS_VALIDATED or FOLDS * classes * inputs > _MOST_WEIGHTS
     folds = 1 if many else FOLDS
     if len(penalties) == 1 or bool((assigned < 0).all()):
         folds = 0
 
-    of_class = torch.ones(classes, dtype=torch.float64) if class_weights is None else class_weights
-    of_class = of_class.to(device)
+    # What each picture weighs.
+    of_picture = torch.ones(len(labels), dtype=torch.float64)
+    if not several and class_weights is not None:
+        of_picture = class_weights[labels]
+    of_picture = of_picture.to(device)
 
     def held_out(part: Part) -> Tensor:
         return assigned[part.rows, None] == torch.arange(folds, device=device)
 
     def weigh(part: Part) -> Tensor:
-        return of_class[part.labels, None]
+        return of_picture[part.rows, None]
 
     # Views are as many for each picture, so this is what the samples outside each fold weigh, and what all do.
-    views, weights = scaling.count // len(labels), of_class[labels.to(device)]
-    outside = views * torch.stack([weights[assigned != fold].sum() for fold in range(max(folds, 1))])
-    whole = views * weights.sum()
+    views = scaling.count // len(labels)
+    outside = views * torch.stack([of_picture[assigned != fold].sum() for fold in range(max(folds, 1))])
+    whole = views * of_picture.sum()
 
     at = torch.zeros(inputs + 1, max(folds, 1), classes, dtype=torch.float64, device=device)
     path: list[HeldOut] = []

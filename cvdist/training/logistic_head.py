@@ -211,7 +211,9 @@ def fit(run: Run, epoch: int) -> TrainedEpoch:
                 assign(head, found.weight, found.bias)
     run.optimizer.state.clear()  # momenta of other weights
     seconds = time.monotonic() - began
-    run.progress.logistic = LogisticResult(epoch, found.penalty, found.folds, found.path, seconds)
+    run.progress.logistic = LogisticResult(
+        epoch, found.penalty, found.folds, found.path, seconds, run.info.multilabel
+    )
     if run.main:
         logger.info("fit        logistic regression, %s", run.progress.logistic)
     samples = run.info.train_size * loader.views * found.passes
@@ -225,11 +227,14 @@ def wanted(run: Run) -> bool:
         return run.progress.logistic is None
     if baseline is None or best is None or run.mode.name == "head":
         return False  # there is no baseline for pictures, and each worker has a part of a split head
-    if run.config.loop.select_by != "accuracy":
-        return False  # the baseline says how many pictures are right, and nothing else
+    if run.config.loop.select_by != baseline.select_by:
+        return False  # the baseline has no other value
     if head_of(run.trained, len(run.info.classes)) is None:
         return False
-    if best.correct < baseline.correct and run.main:
-        shown = (log.percent(one.correct, one.total) for one in (baseline, best))
+    reached = best.labels.mean_average_precision if best.labels else best.correct / best.total
+    if reached < baseline.value and run.main:
+        shown = [f"mAP {value:.4f}" for value in (baseline.value, reached)]
+        if not best.labels:
+            shown = [log.percent(one.correct, one.total) for one in (baseline, best)]
         logger.info("baseline   %s is above the best epoch, %s: the head is fitted as well", *shown)
-    return best.correct < baseline.correct
+    return reached < baseline.value

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cvdist.distributed.collectives import sum_over_workers
 from cvdist.distributed.traffic import Traffic
+from cvdist.training.loss import correct
 
 T = TypeVar("T")
 
@@ -50,14 +51,15 @@ class StepStats:
 class Meter:
     """Counts losses, correct predictions and times from one `take` to the next."""
 
-    def __init__(self, device: torch.device, traffic: Traffic) -> None:
+    def __init__(self, device: torch.device, traffic: Traffic, *, multilabel: bool = False) -> None:
         """Start at zero.
 
         Args:
             device: Where the sums stay.
             traffic: Counts what this worker sends. It starts at zero as well.
+            multilabel: Whether a picture may have several classes.
         """
-        self._traffic = traffic
+        self._traffic, self._multilabel = traffic, multilabel
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self._count, self._steps, self._data_seconds = 0, 0, 0.0
@@ -71,13 +73,11 @@ class Meter:
         Args:
             loss_sum: Sum of the samples' losses, a scalar.
             scores: float (m, classes).
-            labels: int64 (m,). Of mixed samples the shares of the classes, float32 (m, classes), of which the
-                largest counts as the label.
+            labels: As in `Batch.labels`.
         """
         if len(labels):
             self._loss.add_(loss_sum)
-            classes = labels.argmax(1) if labels.ndim == 2 else labels
-            self._correct.add_((scores.argmax(1) == classes).sum())
+            self._correct.add_(correct(scores, labels, multilabel=self._multilabel).sum())
             self._count += len(labels)
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:

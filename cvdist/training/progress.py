@@ -41,6 +41,9 @@ def record_epoch(
         evaluation: The results on the validation data.
         seconds: How long training and validation took.
     """
+    labels, confusion = evaluation.labels, evaluation.confusion
+    balanced = 0.0 if confusion is None else balanced_accuracy(confusion)
+    f1 = labels.counts.macro_f1 if labels else 0.0 if confusion is None else macro_f1(confusion)
     lost = [seconds for worker in gather(slow_requests.take()) for seconds in worker]
     record = EpochRecord(
         epoch=epoch,
@@ -56,11 +59,13 @@ def record_epoch(
         peak_memory=peak_memory(run.worker.device),
         slow_requests=len(lost),
         seconds_lost=sum(lost),
-        valid_balanced_accuracy=balanced_accuracy(evaluation.confusion),
-        valid_macro_f1=macro_f1(evaluation.confusion),
+        valid_balanced_accuracy=balanced,
+        valid_macro_f1=f1,
         select_by=run.config.loop.select_by,
+        valid_mean_average_precision=labels.mean_average_precision if labels else None,
     )
     progress = run.progress
+    progress.thresholds = tuple(labels.thresholds.tolist()) if labels else ()
     if progress.best is None or record.score > progress.best.score:
         progress.best_epoch, run.best = epoch, evaluation
     progress.history.append(record)
@@ -83,8 +88,9 @@ def show_progress(run: Run, epoch: int, step: int, steps: int, rate: float, mete
     """
     loop, (loss, accuracy) = run.config.loop, meter.so_far()
     left = (steps - step) * loop.batch_size + (loop.epochs - epoch) * run.info.train_size
+    right = "exact matches" if run.info.multilabel else "accuracy"
     run.line.show(
-        f"epoch {epoch}/{loop.epochs}  step {step}/{steps}  loss {loss:.4f}  accuracy {accuracy:.1%}  "
+        f"epoch {epoch}/{loop.epochs}  step {step}/{steps}  loss {loss:.4f}  {right} {accuracy:.1%}  "
         f"{rate:,.0f} samples/s  about {log.duration(left / rate)} left",
         done=step / steps,
     )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
+import math
 import time
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -12,7 +16,7 @@ from cvdist.data.quarantine import QUARANTINE, quarantine_csv
 from cvdist.data.sampler import EpochOrder, partition
 from cvdist.distributed.collectives import gather, set_group_timeout
 from cvdist.distributed.device import describe
-from cvdist.results import EpochRecord, RidgeResult, Summary, by_class
+from cvdist.results import EpochRecord, LabelResults, RidgeResult, Summary, by_class, correct_of
 from cvdist.training import early_stopping, imbalance, run_figures
 from cvdist.training.meter import StepStats
 from cvdist.training.run import Run
@@ -48,12 +52,14 @@ def announce(run: Run) -> None:
     each = str(sizes[0]) if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
     steps = EpochOrder(run.info.train_size, batch, seed=0, epoch=0).steps()
     logger.info("data       %s", run.info)
-    logger.info("classes    %s", imbalance.describe(run.info.classes, run.class_counts))
-    if warning := imbalance.warning(config.loop, run.info.classes, run.class_counts):
+    logger.info("classes    %s", imbalance.describe(run.info.classes, run.labels))
+    if warning := imbalance.warning(config.loop, run.info.classes, run.labels):
         logger.warning("imbalance  %s", warning)
     if run.class_weights is not None:
         least, most = run.class_weights.aminmax()
         logger.info("           weigh %.3g to %.3g in the loss (--class-weights)", least, most)
+    if run.info.multilabel:
+        logger.info("           a picture may have several: sigmoid, binary cross-entropy")
     if run.loader.note:
         logger.info("features   %s", run.loader.note)
     frozen = f", {run.frozen_parameters:,} frozen" if run.frozen_parameters else ""
@@ -85,6 +91,7 @@ def announce(run: Run) -> None:
             "run.hardware": hardware,
             "run.precision": run.precision.name,
             "run.parallel": run.mode.name,
+            "run.select_by": config.loop.select_by,
             "run.parameters": run.trained_parameters,
             "run.frozen_parameters": run.frozen_parameters,
             "weights.sha256": origin.digest if origin else "",
@@ -171,14 +178,18 @@ def show_epoch(run: Run, record: EpochRecord) -> None:
     """Write the line of an epoch that has just ended to the log."""
     if run.main:
         fitted = run.progress.logistic is not None and run.progress.logistic.epoch == record.epoch
+        precision, several = record.valid_mean_average_precision, run.info.multilabel
+        found = [
+            correct_of(record.valid_correct, record.valid_total, several=several),
+            by_class(record.valid_balanced_accuracy, record.valid_macro_f1, precision),
+        ]
         logger.info(
-            "%s  train loss %.4f, %s  valid loss %.4f, %s, %s%s  %s, %s samples/s",
+            "%s  train loss %.4f, %s  valid loss %.4f, %s%s  %s, %s samples/s",
             "fitted   " if fitted else f"epoch {record.epoch}/{run.config.loop.epochs}",
             record.train_loss,
-            log.percent(record.train_correct, record.train_total),
+            correct_of(record.train_correct, record.train_total, several=several),
             record.valid_loss,
-            log.percent(record.valid_correct, record.valid_total),
-            by_class(record.valid_balanced_accuracy, record.valid_macro_f1),
+            ", ".join(reversed(found) if several else found),
             " (best)" if run.progress.best_epoch == record.epoch else "",
             log.duration(record.seconds),
             f"{record.samples_per_second:,.0f}",
@@ -194,8 +205,11 @@ def log_results(run: Run, model: nn.Module) -> None:
     if run.progress.logistic is not None and run.progress.logistic.path:
         run.tracker.log_figure("penalties", run_figures.penalties(run.progress.logistic))
     example, _ = run.loader.pictures("valid", range(min(4, run.info.valid_size)))
-    precision = run.precision.name
-    run.tracker.log_model(model, run.identity, run.normalization, precision, example, step=best_epoch)
+    thresholds = best.labels.thresholds.tolist() if best.labels else []
+    if best.labels:
+        run.tracker.log_text("classes.csv", classes_csv(run.info.classes, best.labels))
+    about = (run.identity, run.normalization, run.precision.name)
+    run.tracker.log_model(model, *about, example, step=best_epoch, thresholds=thresholds)
     run.visualizer.finish(
         model,
         run.loader,
@@ -222,6 +236,7 @@ def summarize(run: Run) -> Summary:
         best_correct=best.valid_correct,
         best_balanced_accuracy=best.valid_balanced_accuracy,
         best_macro_f1=best.valid_macro_f1,
+        best_mean_average_precision=best.valid_mean_average_precision,
         select_by=best.select_by,
         stopped=early_stopping.reason(run.progress, run.config.loop),
         valid_total=best.valid_total,
@@ -246,7 +261,11 @@ def epoch_metrics(record: EpochRecord) -> dict[str, float]:
         "train/learning_rate": record.learning_rate,
         "valid/loss": record.valid_loss,
         "valid/accuracy": record.valid_accuracy,
-        "valid/balanced_accuracy": record.valid_balanced_accuracy,
+        **(
+            {"valid/balanced_accuracy": record.valid_balanced_accuracy}
+            if record.valid_mean_average_precision is None
+            else {"valid/mean_average_precision": record.valid_mean_average_precision}
+        ),
         "valid/macro_f1": record.valid_macro_f1,
         "valid/correct": record.valid_correct,
         "valid/total": record.valid_total,
@@ -258,9 +277,30 @@ def epoch_metrics(record: EpochRecord) -> dict[str, float]:
     }
 
 
+def classes_csv(classes: Sequence[str], found: LabelResults) -> str:
+    """Return a table with a line for each class: how well it is told, and its threshold."""
+    counts = found.counts
+    columns = {
+        "pictures": counts.true,
+        "average_precision": found.average_precision,
+        "threshold": found.thresholds,
+        "precision": counts.precision,
+        "recall": counts.recall,
+        "f1": counts.f1,
+    }
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", *columns])
+    for name, *values in zip(classes, *(column.tolist() for column in columns.values()), strict=True):
+        writer.writerow([name, *("" if math.isnan(value) else f"{value:.6g}" for value in values)])
+    return text.getvalue()
+
+
 def ridge_metrics(result: RidgeResult) -> dict[str, float]:
     """Return the metrics of a ridge probe."""
+    precision = result.mean_average_precision
     return {
+        **({} if precision is None else {"ridge/valid_mean_average_precision": precision}),
         "ridge/valid_accuracy": result.accuracy,
         "ridge/valid_correct": result.correct,
         "ridge/valid_total": result.total,
@@ -276,7 +316,8 @@ def description(summary: Summary, command: str) -> str:
         summary: The results of the run.
         command: The command that started it.
     """
-    figures = "\n".join(f"- `figures/{name}.png`: {what}" for name, what in run_figures.FIGURES.items())
+    drawn = run_figures.names(multilabel=summary.multilabel)
+    figures = "\n".join(f"- `figures/{name}.png`: {what}" for name, what in drawn.items())
     if summary.visualized:
         figures += "".join(f"\n- `figures/{name}/`: {what}" for name, what in run_figures.FOLDERS.items())
     baseline = f"\nBaseline, a ridge probe on the same features: {summary.ridge}.\n" if summary.ridge else ""
@@ -297,6 +338,7 @@ def description(summary: Summary, command: str) -> str:
 {baseline}
 Artifacts:
 - `report.html`: all of this on one page, to send to others
+{"- `classes.csv`: average precision and threshold of each class" + chr(10) if summary.multilabel else ""}\
 {figures}
 
 The model of the best epoch takes uint8 pictures (n, C, H, W) and returns probabilities.

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cvdist import log
+from cvdist import log, multilabel
 from cvdist.data.dataset import Batch, Loader, Split
-from cvdist.distributed.collectives import sum_over_workers
+from cvdist.distributed.collectives import from_rank_zero, sum_over_workers
 from cvdist.features.loader import FeatureLoader
 from cvdist.results import RidgeResult
 from cvdist.training import reporting
@@ -66,6 +66,8 @@ def probe(
     # Not in inference mode, because training can't use the tensors that the loader would keep from it.
     with torch.no_grad():
         fit = solve(add_up(loader, rank, world_size, device, line))
+        if loader.info.multilabel:
+            return _score(fit, loader, rank, world_size, device, line, started)
         right = classify(fit, loader, rank, world_size, line)
     correct = int(sum_over_workers(right.sum().to(device)))
     return RidgeResult(correct, loader.info.valid_size, fit.penalty, time.monotonic() - started)
@@ -80,6 +82,30 @@ def add_up(
     for inputs, batch in _batches(loader, "train", rank, world_size, line):
         sums.add(inputs, batch.labels)
     return sums.over_workers()
+
+
+def _score(
+    fit: Fit,
+    loader: FeatureLoader,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    line: log.ProgressLine,
+    started: float,
+) -> RidgeResult:
+    """Return the mean average precision on the validation pictures, each of which may have several classes."""
+    truth = loader.labels("valid")
+    scores = torch.zeros(truth.shape, dtype=torch.float64, device=device)
+    for inputs, batch in _batches(loader, "valid", rank, world_size, line):
+        scores[batch.indices.to(device)] = fit.scores(inputs)
+    found = sum_over_workers(scores).cpu()  # each row is of one worker, and 0 on the others
+
+    def measure() -> RidgeResult:
+        precision = multilabel.mean(multilabel.average_precision(found, truth))
+        exact = multilabel.count(found, truth).exact
+        return RidgeResult(exact, len(truth), fit.penalty, time.monotonic() - started, precision)
+
+    return from_rank_zero(measure)
 
 
 def classify(fit: Fit, loader: FeatureLoader, rank: int, world_size: int, line: log.ProgressLine) -> Tensor:
@@ -139,7 +165,7 @@ def pooled(features: Tensor) -> Tensor:
 
 @dataclass
 class Sums:
-    """Sums over pictures with inputs x (d,) and one-hot targets t (classes,), in float64.
+    """Sums over pictures with inputs x (d,) and targets t (classes,), 1 for a picture's classes, in float64.
 
     Attributes:
         squares: Sum of the outer products x x', (d, d).
@@ -162,8 +188,9 @@ class Sums:
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def add(self, inputs: Tensor, labels: Tensor) -> None:
-        """Add pictures with inputs float64 (n, d) and labels int64 (n,)."""
-        targets = torch.nn.functional.one_hot(labels, len(self.targets)).double()
+        """Add pictures with inputs float64 (n, d) and labels as in `Batch.labels`."""
+        one_class = labels.ndim == 1
+        targets = (torch.nn.functional.one_hot(labels, len(self.targets)) if one_class else labels).double()
         self.squares.addmm_(inputs.T, inputs)
         self.products.addmm_(inputs.T, targets)
         self.inputs += inputs.sum(0)
@@ -260,8 +287,8 @@ class Equations:
     def generalized_scores(self) -> Tensor:
         """Return the generalized cross-validation score of each penalty."""
         values, kind = self.values, torch.finfo(self.values.dtype)
-        # The squares of one-hot targets sum up to the number of pictures.
-        spread = self.count - self.count * self.base.square().sum()
+        # Targets are 0 or 1, so their squares sum up to what they do.
+        spread = self.count * (self.base - self.base.square()).sum()
         explained = self.along.square().sum(1)
         shrunk = values / (values + self.penalties[:, None])  # (penalties, d): eigenvalues of the hat matrix
         # The squared error is what no weights could explain, plus what the penalty leaves unexplained.

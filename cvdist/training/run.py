@@ -50,7 +50,7 @@ class Run:
         scaler: Scales losses, so that gradients fit float16. In other precisions it does nothing.
         schedule: The learning rate as a function of the epochs done, with fractions within an epoch.
         ema: The exponential moving average of the trained modules. None without `--model-ema-decay`.
-        labels: The labels of all training samples by row, int64 (n,) on the CPU.
+        labels: The labels of all training samples by row, on the CPU: int64 (n,), or bool (n, classes).
         class_weights: The weight of each class in the loss, float64 (classes,) on the CPU. None: all are 1.
         losses: The losses of the last steps, to be checked for values that are not finite.
         visualizer: Draws what the network learns.
@@ -103,11 +103,6 @@ class Run:
         return None if self.class_weights is None else self.class_weights.float().to(self.worker.device)
 
     @property
-    def class_counts(self) -> Tensor:
-        """How many training pictures each class has, int64 (classes,)."""
-        return self.labels.bincount(minlength=len(self.info.classes))
-
-    @property
     def main(self) -> bool:
         """Whether this worker is the one that reports and stores for all."""
         return self.worker.rank == 0
@@ -146,5 +141,5 @@ def initial_model(config: TrainConfig, info: DatasetInfo) -> nn.Module:
     """
     torch.manual_seed(derive_seed("weights", config.run.seed))
     shape = models.InputSpec(info.channels, info.height, info.width)
-    model = models.build_model(config.model, shape, len(info.classes))
+    model = models.build_model(config.model, shape, len(info.classes), multilabel=info.multilabel)
     return model.to(memory_format=torch.channels_last) if config.loop.channels_last else model

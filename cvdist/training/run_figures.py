@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cvdist.data.dataset import Batch, Loader
+from cvdist.data.labels import NO_CLASS, targets_of
 from cvdist.data.sampler import LocalBatch
 from cvdist.results import EpochRecord, Evaluation, LogisticResult
 from cvdist.seeding import generator
@@ -30,6 +31,12 @@ FIGURES = {
     "confusion_matrix": "which class was taken for which, at the best epoch",
     "most_wrong": "the validation pictures that were wrong with most confidence",
 }
+# What takes the place of two of them where a picture may have several classes; and what these show then.
+_MULTILABEL = {
+    "accuracy": ("average_precision", "mean average precision on the validation pictures by epoch"),
+    "confusion_matrix": ("precision_recall", "precision by recall of the classes, at the best epoch"),
+    "most_wrong": ("wrong_labels", "the validation pictures with the most wrong classes"),
+}
 
 FOLDERS = {
     "filters": "what the convolutions look for; `forming.gif`: how they came about",
@@ -37,6 +44,13 @@ FOLDERS = {
     "top_activations": "the validation pictures that activate their channels most",
     "gradcam": "which part of a picture spoke for the prediction, right and wrong ones",
 }
+
+
+def names(*, multilabel: bool) -> dict[str, str]:
+    """Return the names of a run's figures and what each of them shows."""
+    return dict(
+        _MULTILABEL.get(one, (one, what)) if multilabel else (one, what) for one, what in FIGURES.items()
+    )
 
 
 def samples(loader: Loader) -> Callable[[], Figure]:
@@ -64,7 +78,7 @@ def augmentation(loader: Loader) -> Callable[[], Figure]:
         images, labels = loader.pictures("train", rows)
         everyone = torch.tensor([*rows[-1:], *rows])  # mixtures take the one before, and the last precedes
         local = LocalBatch(everyone, start=0, offset=-1, global_size=len(rows))
-        known = loader.labels("train")[everyone]
+        known = targets_of(loader.labels("train")[everyone])
         shown, titles = [images], list(labels)
         for epoch in range(1, epochs + 1):
             changed = torch.cat([images[-1:], images]).float()
@@ -96,11 +110,19 @@ def results(
         history: The results of all epochs.
         best: The evaluation of the best epoch.
     """
+    classes, labels = loader.info.classes, best.labels
 
     def confusion() -> Figure:
         from cvdist.figures.confusion import confusion_matrix
 
-        return confusion_matrix(best.confusion, loader.info.classes)
+        assert best.confusion is not None
+        return confusion_matrix(best.confusion, classes)
+
+    def precision() -> Figure:
+        from cvdist.figures.precision_recall import precision_recall
+
+        assert labels is not None
+        return precision_recall(labels.curves, labels.average_precision, classes)
 
     def loss() -> Figure:
         from cvdist.figures.curves import loss_curves
@@ -112,21 +134,45 @@ def results(
 
         return accuracy_curves(history)
 
+    def average_precision() -> Figure:
+        from cvdist.figures.curves import average_precision_curve
+
+        return average_precision_curve(history)
+
+    def wrong_labels() -> Figure:
+        from cvdist.figures.pictures import wrong_labels_grid
+
+        images, _ = loader.pictures("valid", [mistake.index for mistake in best.mistakes])
+        both = [(set(mistake.true), set(mistake.predicted)) for mistake in best.mistakes]
+        return wrong_labels_grid(
+            images,
+            [[classes[one] for one in sorted(true - taken)] for true, taken in both],
+            [[classes[one] for one in sorted(taken - true)] for true, taken in both],
+            title=f"Most labels wrong ({best.total - best.correct}/{best.total} are not all right)",
+            total=best.total,
+        )
+
     def wrong() -> Figure:
         from cvdist.figures.pictures import wrong_grid
 
-        classes = loader.info.classes
         images, true = loader.pictures("valid", [mistake.index for mistake in best.mistakes])
         return wrong_grid(
             images,
             true,
-            [classes[mistake.predicted] for mistake in best.mistakes],
+            [classes[mistake.predicted[0]] for mistake in best.mistakes],
             [mistake.confidence for mistake in best.mistakes],
             title=f"Most confidently wrong ({best.total - best.correct}/{best.total} are wrong)",
             total=best.total,
         )
 
-    return {"loss": loss, "accuracy": accuracy, "confusion_matrix": confusion, "most_wrong": wrong}
+    if labels is None:
+        return {"loss": loss, "accuracy": accuracy, "confusion_matrix": confusion, "most_wrong": wrong}
+    return {
+        "loss": loss,
+        "average_precision": average_precision,
+        "precision_recall": precision,
+        "wrong_labels": wrong_labels,
+    }
 
 
 def penalties(fitted: LogisticResult) -> Callable[[], Figure]:
@@ -144,7 +190,7 @@ def _shares(label: Tensor, classes: Sequence[str]) -> str:
     """Return the classes with a share in a mixture, the larger one first, one in a line."""
     shares, order = label.sort(descending=True)
     pairs = zip(shares.tolist(), order.tolist(), strict=True)
-    return "\n".join(f"{share:.0%} {classes[label]}" for share, label in pairs if share >= 0.005)
+    return "\n".join(f"{share:.0%} {classes[label]}" for share, label in pairs if share >= 0.005) or NO_CLASS
 
 
 def _sampled_rows(loader: Loader, most: int) -> list[int]:

@@ -89,12 +89,16 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Water
             normalization=(expected.mean, expected.std) if expected else None,
         )
         start.end("loader")
-        labels, classes = loader.labels("train"), loader.info.classes
-        weights = imbalance.class_weights(config.loop, classes, labels.bincount(minlength=len(classes)))
+        labels = loader.labels("train")
+        weights = imbalance.class_weights(config.loop, loader.info.classes, labels)
         model = initial_model(config, loader.info)
         visualizer = Visualizer(config, model, tracker, enabled=main)
         modules = models.frozen_and_trained(model)
         backbone.prepare(config, modules)
+        loaders.check_labels(config, multilabel=loader.info.multilabel)
+        if config.loop.select_by == "auto":
+            usual = "mean_average_precision" if loader.info.multilabel else "accuracy"
+            config = configs.replace(config, select_by=usual)
     digest = _require_same_data(loader)
     # A cache has the features that the frozen modules compute, so they are not run and stay on the CPU.
     frozen = None if loader.features else modules.frozen
@@ -166,9 +170,8 @@ def open_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Water
 
 def _identity(config: TrainConfig, loader: Loader) -> ModelIdentity:
     info = loader.info
-    return models.identity_of(
-        config.model, info.classes, models.InputSpec(info.channels, info.height, info.width)
-    )
+    shape = models.InputSpec(info.channels, info.height, info.width)
+    return models.identity_of(config.model, info.classes, shape, multilabel=info.multilabel)
 
 
 def _require_same_data(loader: Loader) -> str:

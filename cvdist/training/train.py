@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cvdist.data.dataset import Batch
@@ -30,6 +29,7 @@ from cvdist.training import (
     reporting,
     ridge,
 )
+from cvdist.training.loss import loss_sum
 from cvdist.training.meter import Meter
 from cvdist.training.optimizer import set_learning_rate
 from cvdist.training.progress import TrainedEpoch, record_epoch, show_progress
@@ -100,10 +100,12 @@ def train_epoch(run: Run, epoch: int) -> TrainedEpoch:
     save_every, log_every = config.checkpoint.every, config.loop.log_every_steps
     mode.align()
     backbone.begin_epoch(run, epoch)
-    meter = Meter(worker.device, mode.traffic)
+    meter = Meter(worker.device, mode.traffic, multilabel=run.info.multilabel)
     began, began_at, rate = time.monotonic(), progress.position, 0.0
     batches = run.loader.train_batches(order, mode.rank, mode.world_size, progress.position)
-    weights = imbalance.batch_weights(run.class_weights, run.labels, order, progress.position)
+    weights = imbalance.batch_weights(
+        None if run.info.multilabel else run.class_weights, run.labels, order, progress.position
+    )
     for batch, weight in zip(meter.timed(batches), weights, strict=True):
         rate = run.schedule(epoch - 1 + progress.position / run.info.train_size)
         with annotate_collective_errors(worker.rank, epoch, step + 1):
@@ -142,7 +144,7 @@ def train_step(run: Run, batch: Batch, rate: float, meter: Meter, weight: float)
             exchanges with the others.
         rate: The learning rate.
         meter: Counts losses and correct predictions.
-        weight: The sum of the samples' weights in the global batch; their number if all classes weigh the same.
+        weight: The sum of the samples' weights in the global batch; their number if all of them weigh the same.
     """
     mode, settings = run.mode, run.config.loop
     compiling.begin_step(run.config.loop.compile)
@@ -151,12 +153,19 @@ def train_step(run: Run, batch: Batch, rate: float, meter: Meter, weight: float)
     for last, images, labels in micro_batches(batch, run.config.loop.accumulate_steps, mode.world_size):
         with mode.micro_batch(last=last):  # the last one exchanges the gradients
             scores = forward(run, images).float()  # (m, classes)
-            loss = F.cross_entropy(
-                scores, labels, run.loss_weights, reduction="sum", label_smoothing=settings.label_smoothing
+            loss = loss_sum(
+                scores,
+                labels,
+                multilabel=run.info.multilabel,
+                weights=run.loss_weights,
+                smoothing=settings.label_smoothing,
             )
             # The gradient has to be that of the weighted mean over the global batch. Local batches may differ
-            # in size, and the exchange divides by the number of workers, not by the samples' weights.
-            run.scaler.scale(loss * (mode.world_size / weight)).backward()
+            # in size, and the exchange divides by the number of workers, not by the samples' weights. Of binary
+            # cross-entropy it is that of the sum over the classes, which is as large as that of cross-entropy,
+            # so that learning rates mean the same.
+            added = scores.shape[1] if run.info.multilabel else 1
+            run.scaler.scale(loss * (mode.world_size * added / weight)).backward()
         if mode.counts:
             meter.add(loss.detach(), scores.detach(), labels)
         losses.append(loss.detach())

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cvdist import multilabel
 from cvdist.data.dataset import Batch
-from cvdist.distributed.collectives import gather, sum_over_workers
+from cvdist.distributed.collectives import from_rank_zero, gather, sum_over_workers
 from cvdist.distributed.precision import Precision
-from cvdist.results import Evaluation, Mistake
+from cvdist.results import Evaluation, LabelResults, Mistake
+from cvdist.training.loss import loss_sum
 from cvdist.training.run import Run
 
 _MISTAKES = 16  # that an evaluation keeps
@@ -19,14 +20,13 @@ _MISTAKES = 16  # that an evaluation keeps
 
 def validate(run: Run) -> Evaluation:
     """Evaluate the model, or its moving average, on all validation samples. All workers must call this."""
-    result = evaluate(
-        run.evaluated_module(),
-        run.mode.valid_batches(run.loader, run.config.loop.valid_batch_size),
-        len(run.info.classes),
-        run.worker.device,
-        run.precision,
-        counts=run.mode.counts,
-    )
+    model, device, counts = run.evaluated_module(), run.worker.device, run.mode.counts
+    batches = run.mode.valid_batches(run.loader, run.config.loop.valid_batch_size)
+    if run.info.multilabel:
+        truth = run.loader.labels("valid")
+        result = evaluate_multilabel(model, batches, truth, device, run.precision, counts=counts)
+    else:
+        result = evaluate(model, batches, len(run.info.classes), device, run.precision, counts=counts)
     if result.total != run.info.valid_size:
         raise RuntimeError(f"validated {result.total} of {run.info.valid_size} samples")
     return result
@@ -66,7 +66,7 @@ def evaluate(
         if not counts:
             continue
         scores = scores.float()
-        loss += F.cross_entropy(scores, batch.labels, reduction="sum")
+        loss += loss_sum(scores, batch.labels, multilabel=False)
         confidence, predicted = scores.softmax(1).max(1)
         confusion += torch.bincount(batch.labels * classes + predicted, minlength=classes * classes)
         mistakes = most_confident(mistakes + _mistakes(batch, predicted, confidence))
@@ -82,6 +82,73 @@ def evaluate(
     )
 
 
+@torch.inference_mode()
+def evaluate_multilabel(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    truth: Tensor,
+    device: torch.device,
+    precision: Precision,
+    *,
+    counts: bool = True,
+) -> Evaluation:
+    """Evaluate a model of pictures that may have several classes on the batches of all workers.
+
+    All of them must call this. What is exchanged is each picture's probabilities, once, at the end.
+
+    Args:
+        model: As in `evaluate`.
+        batches: This worker's batches.
+        truth: The labels of all validation pictures by row, bool (n, classes) on the CPU.
+        device: Where the model and the batches are.
+        precision: The precision of forward passes.
+        counts: As in `evaluate`.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    probabilities = torch.zeros(truth.shape, device=device)
+    for batch in batches:
+        with precision.autocast():
+            scores = model(batch.images)
+        if counts:
+            scores = scores.float()
+            loss = loss_sum(scores, batch.labels, multilabel=True).double()
+            sums += torch.stack([loss, loss.new_tensor(len(scores))])
+            probabilities[batch.indices.to(device)] = scores.sigmoid()
+    model.train(was_training)
+    loss_total, total = sum_over_workers(sums).tolist()
+    # Each row is of one worker, and 0 on the others, so the sum is exact.
+    found = sum_over_workers(probabilities).cpu()
+
+    def measure() -> Evaluation:
+        thresholds = multilabel.best_thresholds(found, truth)
+        counted = multilabel.count(found, truth, thresholds)
+        average_precision = multilabel.average_precision(found, truth)
+        curves = multilabel.precision_at_recall(found, truth)
+        labels = LabelResults(average_precision, thresholds, counted, curves)
+        mistakes = _most_wrong(found, truth, thresholds)
+        return Evaluation(loss_total / max(total, 1), counted.exact, int(total), None, mistakes, labels)
+
+    return from_rank_zero(measure)
+
+
+def _most_wrong(probabilities: Tensor, truth: Tensor, thresholds: Tensor) -> list[Mistake]:
+    """Return the pictures with the most wrong classes, at most 16; of equals, those that are wrong by most."""
+    away = probabilities.double() - thresholds
+    taken = away >= 0
+    wrong = taken != truth
+    count, distance = wrong.sum(1).tolist(), (away.abs() * wrong).sum(1).tolist()
+    rows = sorted(
+        (row for row, wrongs in enumerate(count) if wrongs), key=lambda row: (-count[row], -distance[row])
+    )
+    return [Mistake(row, _numbers(truth[row]), _numbers(taken[row]), distance[row]) for row in rows[:_MISTAKES]]
+
+
+def _numbers(chosen: Tensor) -> tuple[int, ...]:
+    return tuple(chosen.nonzero().flatten().tolist())
+
+
 def most_confident(mistakes: list[Mistake]) -> list[Mistake]:
     """Return the mistakes that were made with most confidence, at most 16 of them.
 
@@ -94,4 +161,5 @@ def _mistakes(batch: Batch, predicted: Tensor, confidence: Tensor) -> list[Mista
     wrong = (predicted != batch.labels).nonzero().flatten()
     most = wrong[confidence[wrong].argsort(descending=True)[:_MISTAKES]]
     columns = (batch.indices[most.cpu()], batch.labels[most], predicted[most], confidence[most])
-    return [Mistake(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [Mistake(index, (true,), (taken,), sure) for index, true, taken, sure in rows]

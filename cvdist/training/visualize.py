@@ -190,7 +190,8 @@ class Visualizer:
             layers,
             Limits(pictures=self._pictures),
             include=[mistake.index for mistake in best.mistakes],
-            counts=(best.correct, best.total - best.correct),
+            counts=None if info.multilabel else (best.correct, best.total - best.correct),
+            multilabel=info.multilabel,
             autocast=precision.autocast,
         )
         for name, draw in network.interpretation_figures(result, source).items():

@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import io
 import json
+import sys
 
 import pytest
 import torch
 import torchvision
 
 from cvdist.config import ExportConfig, ExportFileConfig, SavedModelConfig
+from cvdist.data.images.ahead import Reader
 from cvdist.errors import UserError
 from cvdist.jobs.export import export, table
 from cvdist.saved import exported, open_model
@@ -66,6 +68,54 @@ def test_the_printed_lines_classify_a_picture_without_this_package(
     done = call("predict", weights, *flags, storage=tmp_path)
     row = done.stdout.partition("photo.jpg ")[2].split()
     assert row[0] == name and float(row[1].rstrip("%")) == pytest.approx(100 * float(probability), abs=0.5)
+
+
+@pytest.fixture
+def several(weights, monkeypatch):
+    """The same network as a model of several labels a picture, with thresholds, is what `export` opens."""
+    saved = open_model(settings(weights).saved)
+    identity = dataclasses.replace(saved.identity, multilabel=True)
+    with torch.no_grad():
+        saved.model.classifier[1].bias.sub_(1)
+    saved = dataclasses.replace(saved, identity=identity, thresholds=(0.9, 0.2, 0.05))
+    monkeypatch.setattr(sys.modules[export.__module__], "open_model", lambda _: saved)
+    return saved
+
+
+@pytest.mark.parametrize("ending", ["onnx", "pt2", "safetensors"])
+def test_several_labels_are_sigmoids_and_the_printed_lines_compare_them_with_thresholds(
+    ending, several, weights, photographs, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    result = export(settings(weights, output=f"model.{ending}", data=photographs))
+    text = table(result)
+    assert 0 < result.difference < 1e-5 and "3 of 3 get the same labels" in text
+    assert result.description["multilabel"] and result.description["thresholds"] == (0.9, 0.2, 0.05)
+    (tmp_path / "photo.jpg").write_bytes(jpeg(7, 256, 300))
+    lines = text.partition("without cvdist:")[2]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec("\n".join(line.removeprefix("    ") for line in lines.splitlines()), {})
+    pixels = Reader(str(tmp_path), 224, several.learned_resize()).pixels(["photo.jpg"]).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(one).view(3, 1, 1) for one in (several.mean, several.std))
+    with torch.inference_mode():
+        expected = several.model((pixels / 255 - mean) / std).sigmoid()[0].tolist()
+    found = dict(line.split() for line in printed.getvalue().splitlines())
+    names, least = several.identity.classes, several.thresholds
+    wanted = {name: p for name, p, at in zip(names, expected, least, strict=True) if p >= at}
+    assert 0 < len(wanted) < 3, expected  # or the thresholds show nothing
+    assert {name: float(p) for name, p in found.items()} == pytest.approx(wanted, abs=0.02)
+
+
+def test_another_label_of_a_file_is_an_error(several, weights, photographs, tmp_path, monkeypatch):
+    load = exported.load
+
+    def flipped(content, format):
+        run = load(content, format)
+        return lambda pixels: 1 - run(pixels)
+
+    monkeypatch.setattr(exported, "load", flipped)
+    with pytest.raises(UserError, match=r"[123] of 3 pictures get other labels, .* nothing was written"):
+        export(settings(weights, output=tmp_path / "out.pt2", data=photographs))
 
 
 def test_a_run_is_checked_with_its_pictures_and_a_network_of_cvdist_alone_is_said_to_be_one(trained, tmp_path):

@@ -121,7 +121,7 @@ def features_of(uri):
         raw = shard.unpack(
             folder.read(entry.object), size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256
         )
-        _, ids = shard.read_labels_and_ids(raw)
+        ids = shard.read_ids(raw)
         found |= dict(zip(ids, load(raw)["features"].float(), strict=True))
     return found
 

@@ -129,7 +129,7 @@ def test_a_few_pictures_are_predicted_here_and_printed(trained, tmp_path, monkey
     table = read(tmp_path / "output").set_index("path")
     for path, name, share, *_ in rows:
         assert name == table["class"][path] and share == f"{100 * table['confidence'][path]:.1f}%"
-    assert [path for path, _ in whole.shown] == sorted(table.index)
+    assert [one.path for one in whole.shown] == sorted(table.index)
 
 
 def test_bad_input_is_one_line(trained, tmp_path, shared_data):

@@ -15,7 +15,7 @@ from cvdist.features import manifest
 from cvdist.features.copies import FeatureRows, MappedCopy
 from cvdist.features.local import LocalShards
 from cvdist.storage import Folder
-from tests.helpers import logistic_workers
+from tests.helpers import logistic_workers, multilabel_workers
 
 SHARDS, ROWS = 6, 8
 
@@ -80,3 +80,37 @@ def test_several_workers_find_by_logistic_regression_what_one_finds(pool, tmp_pa
                 expected.total,
             )
             assert held.loss == pytest.approx(expected.loss, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory):
+    """What one worker makes of pictures with several labels: a trained network, and logistic regression."""
+    folder = tmp_path_factory.mktemp("one")
+    return multilabel_workers.trained(folder, **SEVERAL), multilabel_workers.fitted()
+
+
+SEVERAL = {"dropout": 0.0, "class_weights": "balanced", "label_smoothing": 0.1, "mixup_alpha": 0.4}
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_learn_several_labels_as_one_does(pool, one_worker, tmp_path, workers):
+    work = [pool.submit(multilabel_workers.work, rank, workers, tmp_path, SEVERAL) for rank in range(workers)]
+    ((state, best, history), fit), results = one_worker, [future.result(300) for future in work]
+    for (mine, my_best, my_history), my_fit in results:
+        for name, tensor in state.items():
+            torch.testing.assert_close(mine[name], tensor, rtol=1e-3, atol=1e-4)
+        for found, expected in zip(my_history, history, strict=True):
+            assert found.valid_total == expected.valid_total == 200
+            assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
+            assert found.valid_loss == pytest.approx(expected.valid_loss, rel=1e-4)
+            precision = found.valid_mean_average_precision
+            assert precision == pytest.approx(expected.valid_mean_average_precision, abs=1e-3)
+        # All workers have the same numbers, to the last bit.
+        first = results[0][0][1].labels
+        for name in ("average_precision", "thresholds", "curves"):
+            assert torch.equal(getattr(my_best.labels, name), getattr(first, name))
+        torch.testing.assert_close(
+            my_best.labels.average_precision, best.labels.average_precision, atol=1e-3, rtol=0
+        )
+        torch.testing.assert_close(my_fit.weight, fit.weight, rtol=1e-3, atol=1e-4)
+        assert (my_fit.penalty, my_fit.correct) == (fit.penalty, fit.correct)

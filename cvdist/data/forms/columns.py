@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,13 +21,33 @@ _PATHS = re.compile("path|(file|image|img)(name|path|id|file)?|fname|picture|pho
 _LABELS = re.compile("labels?|(class|category)(name)?|target|breed|species|y")
 _SPLITS = re.compile("split|(sub)?set|partition|usage")
 _LOOKED_AT = 1000  # values that tell whether a column holds names of files
+_ALL = "*"
+
+
+@dataclass(frozen=True)
+class LabelColumns:
+    """The columns of a table that hold the labels.
+
+    Attributes:
+        names: of the columns.
+        one_a_class: whether each column is a class, and its values say whether a picture has it.
+        lists: whether the values of the only column are lists of classes.
+    """
+
+    names: list[str]
+    one_a_class: bool = False
+    lists: bool = False
+
+    def __str__(self) -> str:
+        """Name the columns in messages."""
+        return some(self.names)
 
 
 def path_column(name: str, table: pa.Table, given: PathsConfig) -> str:
     """The column that names files; where none or several do, the one with a usual name."""
     if given.path_column:
         return _there(name, table, "--path-column", given.path_column)
-    taken = {getattr(given, one, "") for one in ("label_column", "split_column")}
+    taken = {getattr(given, "split_column", ""), *_given_labels(table, getattr(given, "label_column", ""))}
     columns = [one for one in table.column_names if one not in taken]
     files = [one for one in columns if _names_files(table[one])]
     found = files if len(files) == 1 else _usual(files or columns, _PATHS)
@@ -45,10 +67,52 @@ def label_column(name: str, table: pa.Table, given: TableConfig, taken: set[str]
         return _there(name, table, "--label-column", given.label_column)
     columns = [one for one in table.column_names if one not in taken]
     found = _usual(columns, _LABELS)
-    if not found:  # tools write the number of the row into a column without a name
-        found = [one for one in columns if one.strip() and not one.startswith("Unnamed: ")]
-        found = found if len(found) == 1 else []
+    if not found:
+        left = _named_by_people(columns)
+        found = left if len(left) == 1 else []
     return _one(name, table, found, "--label-column", "the classes")
+
+
+def label_columns(name: str, table: pa.Table, given: TableConfig, taken: set[str]) -> LabelColumns:
+    """The column with the labels, or one for each class: `*` is all others, and commas stand between names."""
+    named = _given_labels(table, given.label_column)
+    left = _named_by_people(one for one in table.column_names if one not in taken)
+    if given.label_column == _ALL and not named:
+        return LabelColumns(left, one_a_class=True)
+    if "," in given.label_column and given.label_column not in table.column_names:
+        for one in named:
+            _there(name, table, "--label-column", one)
+            if named.count(one) > 1 or one in taken:
+                what = "the column of paths or splits" if one in taken else "named twice"
+                raise UserError(f"--label-column {given.label_column}: {one} is {what}")
+        return LabelColumns(named, one_a_class=True)
+    if not (given.label_column or _usual(left, _LABELS)) and _are_flags(table.select(left)):
+        raise UserError(
+            f"--data {name}: columns {some(left)} have 0 and 1: if each is a class, --label-column '*' takes "
+            "all, and --label-column A,B those that it names"
+        )
+    column = label_column(name, table, given, taken)
+    kind = table[column].type
+    return LabelColumns([column], lists=bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)))
+
+
+def _given_labels(table: pa.Table, text: str) -> list[str]:
+    """The columns that `--label-column` names one by one. A name with commas in it may be quoted."""
+    if not text or text in table.column_names:
+        return [text] if text else []
+    return [] if text == _ALL else [one for one in map(str.strip, next(csv.reader([text]))) if one]
+
+
+def _named_by_people(columns: Iterable[str]) -> list[str]:
+    """Columns without those of row numbers, which tools write without a name."""
+    return [one for one in columns if one.strip() and not one.startswith("Unnamed: ")]
+
+
+def _are_flags(columns: pa.Table) -> bool:
+    """Whether there are several columns, whose first values are all 0 and 1, or true and false."""
+    rows = columns.slice(0, _LOOKED_AT).to_pylist()
+    values = {str(one).strip().lower() for row in rows for one in row.values()}
+    return columns.num_columns > 1 and values <= {"0", "1", "0.0", "1.0", "true", "false"}
 
 
 def split_column(name: str, table: pa.Table, given: TableConfig, paths: str) -> str:
@@ -56,7 +120,8 @@ def split_column(name: str, table: pa.Table, given: TableConfig, paths: str) -> 
     if given.split_column:
         asked = given.split_column
         return "" if asked == "none" else _there(name, table, "--split-column", asked)
-    found = _usual([one for one in table.column_names if one not in (paths, given.label_column)], _SPLITS)
+    taken = {paths, *_given_labels(table, given.label_column)}
+    found = _usual([one for one in table.column_names if one not in taken], _SPLITS)
     return _one(name, table, found, "--split-column", "the splits") if found else ""
 
 

@@ -12,6 +12,8 @@ import pyarrow as pa
 logger = logging.getLogger(__name__)
 
 TRAIN_PART, VALID_PART, NO_PART = 0, 1, -1
+BETWEEN_CLASSES = "\x1f"
+"""Stands between the classes of a picture that has several: ASCII's separator, which no name has."""
 
 _WORDS = r"(?P<word>train|training|valid|val|validation|test|testing)"
 _SPLIT = re.compile(rf"{_WORDS}([ _.-]?(set|data|images?|imgs?|pictures?|photos?))?", re.IGNORECASE)
@@ -26,15 +28,18 @@ class Found:
         table: one row per picture, in the order in which they are best read, with the columns path (string,
             below the root), label (string), split (string, a key of `parts`), size (int64, bytes), modified
             (int64, nanoseconds since 1970, 0 if unknown), and, from a form that reads the pictures' bytes to
-            list them, version (string: their digest in hexadecimal).
+            list them, version (string: their digest in hexadecimal). If multilabel, a label is the picture's
+            classes in natural order with `BETWEEN_CLASSES` between them, and empty for none.
         parts: the part of each split, training first: 0 for training, 1 for validation. If the data has no
             splits, the only key is empty or the name of the one split, and its part is -1.
         hint: the end of an error that there is but one class, such as what else may be named.
+        multilabel: whether a picture may have several classes, or none.
     """
 
     table: pa.Table
     parts: Mapping[str, int]
     hint: str = ""
+    multilabel: bool = False
 
 
 def role(name: str) -> str:

@@ -12,7 +12,7 @@ import io
 import logging
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -25,9 +25,10 @@ from pyarrow import parquet
 from cvdist import storage
 from cvdist.config import PathsConfig, PicturesConfig, TableConfig, dashed, fields_of
 from cvdist.data.formats import format_by_name
-from cvdist.data.forms.columns import label_column, path_column, roles_of, split_column, text_of
+from cvdist.data.forms.columns import LabelColumns, label_columns, path_column, roles_of, split_column, text_of
 from cvdist.data.forms.files import TABLES, list_files, parents_of
 from cvdist.data.forms.found import NO_PART, Found, parts_of, role, say
+from cvdist.data.forms.label_text import classes_in, label_for_people, labels_in, warn_of_several
 from cvdist.data.forms.matching import match
 from cvdist.errors import UserError
 from cvdist.log import redact, some
@@ -68,8 +69,10 @@ def look(config: PicturesConfig) -> Found:
     name, table = redact(config.uri), _read(config.uri)
     paths = path_column(name, table, config)
     split = split_column(name, table, config, paths)
-    label = label_column(name, table, config, {paths, split})
-    rows = pa.table({"name": text_of(name, table, paths), "label": text_of(name, table, label)})
+    label = label_columns(name, table, config, {paths, split})
+    multilabel = label.one_a_class or label.lists or bool(config.label_separator)
+    labels = labels_in(name, table, label, config.label_separator)
+    rows = pa.table({"name": text_of(name, table, paths), "label": labels})
     parts = {"": NO_PART}
     if split:
         roles = roles_of(name, split, text_of(name, table, split))
@@ -80,7 +83,7 @@ def look(config: PicturesConfig) -> Found:
         used = pc.is_in(rows["split"], value_set=pa.array(list(parts)))
         say(f"rows of other splits in column {split}, left out", len(rows) - pc.sum(used).as_py())
         rows = rows.filter(used)
-    rows = _with_labels(name, label, rows)
+    rows = _with_labels(name, label, rows, multilabel=multilabel)
     rows, files = _with_files(config.uri, config.root, rows)
     rows = _once_each(name, rows, files, config.max_bad_fraction)
     found = files.take(rows["file"]).append_column("label", rows["label"])
@@ -95,7 +98,7 @@ def look(config: PicturesConfig) -> Found:
         say("pictures in folders of other splits, left out", len(found) - pc.sum(kept).as_py())
         found = found.filter(kept)
     hint = f" in column {label}; --label-column names another one"
-    return Found(found.select(["path", "label", "split", "size", "modified"]), parts, hint)
+    return Found(found.select(["path", "label", "split", "size", "modified"]), parts, hint, multilabel)
 
 
 def look_unlabeled(uri: str, given: PathsConfig) -> pa.Table:
@@ -205,13 +208,17 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 # -------------------------------------------------------------------------------------------------- labels
 
 
-def _with_labels(name: str, column: str, rows: pa.Table) -> pa.Table:
-    """The rows that have a label; tells about labels that may be meant to be one."""
-    say(f"rows without a label in column {column}, left out", rows["label"].null_count)
+def _with_labels(name: str, columns: LabelColumns, rows: pa.Table, *, multilabel: bool) -> pa.Table:
+    """The rows that have a label; tells about labels that may be meant to be one, or to be several."""
+    say(f"rows without a label in column {columns}, left out", rows["label"].null_count)
     rows = rows.filter(pc.is_valid(rows["label"]))
     if not len(rows):
-        raise UserError(f"--data {name}: column {column} is empty: name another one with --label-column")
-    counts = {one["values"]: one["counts"] for one in rows["label"].value_counts().to_pylist()}
+        raise UserError(f"--data {name}: column {columns} is empty: name another one with --label-column")
+    counts: Counter[str] = Counter()
+    for one in rows["label"].value_counts().to_pylist():
+        counts.update(dict.fromkeys(classes_in(one["values"], multilabel=multilabel), one["counts"]))
+    if not multilabel:
+        warn_of_several(str(columns), counts)
     alike = defaultdict(list)
     for label in counts:
         alike[re.sub(r"[\s_-]+", " ", label).casefold()].append(label)
@@ -360,7 +367,7 @@ def _once_each(name: str, rows: pa.Table, files: pa.Table, fraction: float) -> p
         found = []
         for file in groups["file"].filter(mask)[:3].to_pylist():
             values = rows[column].filter(pc.equal(rows["file"], file)).unique().to_pylist()
-            found.append(f"{files['path'][file].as_py()} ({', '.join(sorted(values))})")
+            found.append(f"{files['path'][file].as_py()} ({', '.join(sorted(map(label_for_people, values)))})")
         return "; ".join(found)
 
     if "split" in others:

@@ -14,6 +14,7 @@ from cvdist.data.dataset import DatasetInfo, Split
 from cvdist.data.images import exclusion, store
 from cvdist.data.images.listing import split_rows
 from cvdist.data.images.loader import DecodingSource, ImageLoader, PixelFile, PixelSource
+from cvdist.data.labels import is_multilabel
 from cvdist.data.mixing import Mixing
 from cvdist.hardware import usable_cores
 from cvdist.log import redact
@@ -89,6 +90,7 @@ def load(
         std=std,
         train_size=len(train),
         valid_size=len(valid),
+        multilabel=is_multilabel(pictures.table),
     )
     return ImageLoader(
         pictures,

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from cvdist import log
 from cvdist.config import DataConfig, PicturesConfig
 from cvdist.data import forms
 from cvdist.data.forms.found import NO_PART, TRAIN_PART, VALID_PART
+from cvdist.data.forms.label_text import classes_in
 from cvdist.data.images.exclusion import find_excluded
-from cvdist.data.split import stratified_split
+from cvdist.data.labels import CLASSES, class_counts, is_multilabel, labels_of
+from cvdist.data.split import multilabel_split, stratified_split
 from cvdist.errors import UserError
 from cvdist.log import redact, some
 
@@ -32,6 +34,7 @@ class Listing:
         table: one row per picture, with the columns path (string, below `forms.root_of` the data), label
             (int32), part (int8: 0 for training, 1 for validation, -1 if the data has no splits), size (int64,
             bytes), modified (int64, nanoseconds since 1970) and, in some forms, version, as in `forms.Found`.
+            If a picture may have several classes, also the column classes (`cvdist.data.labels`).
     """
 
     classes: tuple[str, ...]
@@ -50,17 +53,45 @@ def list_pictures(config: PicturesConfig, fewest_classes: int = 2) -> Listing:
     """
     found = forms.look(config)
     label, split = (found.table.column(name) for name in ("label", "split"))
-    counts: dict[str, dict[str, int]] = {name: {} for name in found.parts}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in found.parts}
     for row in found.table.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist():
-        counts[row["split"]][row["label"]] = row["count_all"]
+        named = classes_in(row["label"], multilabel=found.multilabel)
+        counts[row["split"]].update(dict.fromkeys(named, row["count_all"]))
     classes = _require_classes(counts, found, redact(config.uri).rstrip("/"), fewest_classes)
-    number = pc.index_in(label, value_set=pa.array(classes, pa.string()))
     part = pa.array(list(found.parts.values()), pa.int8()).take(
         pc.index_in(split, value_set=pa.array(list(found.parts), pa.string())).combine_chunks()
     )
     table = found.table.drop_columns(["label", "split"])
+    if not found.multilabel:
+        number = pc.index_in(label, value_set=pa.array(classes, pa.string()))
+        return Listing(classes, table.add_column(1, "label", number).add_column(2, "part", part))
+    encoded, position = label.combine_chunks().dictionary_encode(), {name: i for i, name in enumerate(classes)}
+    lists = [
+        [position[name] for name in classes_in(text, multilabel=True)]
+        for text in encoded.dictionary.to_pylist()
+    ]
+    order = sorted(range(len(lists)), key=lists.__getitem__)
+    number = pa.array(np.argsort(order), pa.int32()).take(encoded.indices)
+    several = pa.array(lists, pa.list_(pa.int32())).take(encoded.indices)
     table = table.add_column(1, "label", number).add_column(2, "part", part)
-    return Listing(classes, table)
+    return Listing(classes, table.append_column(CLASSES, several))
+
+
+def require_one_class(config: PicturesConfig, job: str) -> None:
+    """List the labeled pictures of `--data`, and refuse those that may have several classes.
+
+    Args:
+        config: configuration that names the pictures.
+        job: that takes pictures with one class each, for the message.
+
+    Raises:
+        UserError: as `list_pictures`, or if they may have several classes.
+    """
+    if is_multilabel(list_pictures(config).table):
+        raise UserError(
+            f"--data {redact(config.uri)} may have several classes a picture, and {job} takes pictures with "
+            "one each: name a column of one class with --label-column"
+        )
 
 
 def _require_classes(
@@ -111,18 +142,16 @@ def split_rows(table: pa.Table, config: DataConfig, classes: tuple[str, ...]) ->
     Raises:
         UserError: if a class would be missing in training, or validation would have no picture.
     """
-    part, label = (np.asarray(table.column(name)) for name in ("part", "label"))
+    part, labels = np.asarray(table.column("part")), labels_of(table, len(classes))
     if (part == NO_PART).all():
-        rows = stratified_split(
-            torch.from_numpy(label.astype(np.int64)), config.valid_fraction, config.split_seed
-        )
-        train, valid = (tensor.numpy() for tensor in rows)
+        split = multilabel_split if is_multilabel(table) else stratified_split
+        train, valid = (rows.numpy() for rows in split(labels, config.valid_fraction, config.split_seed))
     else:
         train, valid = (part == TRAIN_PART).nonzero()[0], (part == VALID_PART).nonzero()[0]
     kept = find_excluded(table, config).kept
     train, valid = train[kept[train]], valid[kept[valid]]
-    learned = set(np.unique(label[train]).tolist())
-    missing = [name for i, name in enumerate(classes) if i not in learned]
+    learned = class_counts(labels[train], len(classes)).tolist()
+    missing = [name for name, count in zip(classes, learned, strict=True) if not count]
     if missing or not len(valid):
         what = f"training picture of {some(missing)}" if missing else "validation picture"
         left = "is left by --exclude" if config.exclude else "can be decoded"

@@ -25,6 +25,7 @@ from cvdist.data.forms import root_of
 from cvdist.data.images.ahead import DecodeAhead, Reader
 from cvdist.data.images.store import PictureStore
 from cvdist.data.images.versions import digest_of_rows
+from cvdist.data.labels import label_column, label_names, labels_of, targets_of
 from cvdist.data.mixing import Mixing
 from cvdist.data.normalize import Normalizer
 from cvdist.data.quarantine import BadPicture
@@ -155,7 +156,7 @@ class ImageLoader(FullShuffle):
         self.quarantine: Sequence[BadPicture] = store.bad
         self.device, self.augmentation, self.mixing = device, augmentation, mixing
         self._store, self._source, self._rows = store, source, rows
-        self._labels = torch.from_numpy(np.array(store.table.column("label"), dtype=np.int64))
+        self._labels = labels_of(store.table, len(info.classes))
         self._digest = ""
         self._normalize = Normalizer(info.mean, info.std, device, channels_last=channels_last)
 
@@ -182,7 +183,7 @@ class ImageLoader(FullShuffle):
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         """Return original pixels and class names of some rows (`Loader.pictures`)."""
         rows = self._rows[split][np.asarray(indices, dtype=np.int64)]
-        names = [self.info.classes[label] for label in self._labels[rows].tolist()]
+        names = label_names(self._labels[rows], self.info.classes)
         return self._source.pictures(rows).permute(0, 3, 1, 2).contiguous(), names
 
     def names(self, split: Split, indices: Sequence[int]) -> list[str]:
@@ -193,7 +194,8 @@ class ImageLoader(FullShuffle):
     def digest(self) -> str:
         """Return the SHA-256 of the files' digests and labels, split by split (`Loader.digest`)."""
         if not self._digest:
-            self._digest = digest_of_rows(self._store.table, self._rows.values(), ("digest", "label"))
+            table = self._store.table
+            self._digest = digest_of_rows(table, self._rows.values(), ("digest", label_column(table)))
         return self._digest
 
     def _batches(self, split: Split, local_batches: Iterator[LocalBatch], epoch: int | None) -> Iterator[Batch]:
@@ -207,7 +209,7 @@ class ImageLoader(FullShuffle):
 
         for pixels in self._source.batches(wanted()):
             local = ahead.popleft()
-            labels = self._labels[rows[local.indices.numpy()]]
+            labels = targets_of(self._labels[rows[local.indices.numpy()]])
             batch = Batch(
                 self._prepare(pixels, local, epoch),
                 to_device(labels, self.device),

@@ -4,7 +4,8 @@
 digests and channel means of the others. If the disk has room, the pixels are written to one file, from which
 each epoch reads them. In the cache folder, `KEY/` holds
 
-    index.arrow     the good pictures by content: path, label, part, row in the pixel file, digest, moments
+    index.arrow     the good pictures by content: path, label (and classes, see `cvdist.data.labels`), part, row
+                    in the pixel file, digest, moments
     quarantine.csv  the bad pictures, with reasons
     pixels.u8       uint8 (rows, size, size, 3), absent if the disk has no room for it
     meta.json       written last
@@ -39,6 +40,7 @@ from cvdist.data.images import versions
 from cvdist.data.images.ahead import DecodeAhead, Reader
 from cvdist.data.images.decode import decode_settings
 from cvdist.data.images.listing import Listing, list_pictures
+from cvdist.data.labels import CLASSES
 from cvdist.data.quarantine import QUARANTINE, BadPicture, parse_quarantine, quarantine_csv, require_few_bad
 from cvdist.errors import UserError
 from cvdist.hardware import usable_cores
@@ -56,9 +58,10 @@ _INDEX, _PIXELS, _META = "index.arrow", "pixels.u8", "meta.json"
 class PictureStore:
     """The decoded pictures that `prepare` has written on this node.
 
-    table: the good pictures, memory-mapped; columns path (string), label (int32), part (int8, see
-    `cvdist.data.images.listing`), row (int64, in the pixel file), digest (16 bytes of SHA-256), moments (6
-    float32: means of the three channels in [0, 1], means of their squares). pixels: the pixel file, or None.
+    table: the good pictures, memory-mapped; columns path (string), label (int32) and, where pictures may have
+    several, classes (see `cvdist.data.labels`), part (int8, see `cvdist.data.images.listing`), row (int64, in
+    the pixel file), digest (16 bytes of SHA-256), moments (6 float32: means of the three channels in [0, 1],
+    means of their squares). pixels: the pixel file, or None.
     """
 
     classes: tuple[str, ...]
@@ -158,7 +161,8 @@ def _build(folder: Path, listing: Listing, config: DataConfig, data_timeout: flo
         columns.append((checked.digests[good], checked.moments[good]))
     kept = np.concatenate(rows)
     digests, moments = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    table = listing.table.select(["path", "label", "part"]).take(pa.array(kept))
+    listed = [name for name in ("path", "label", "part", CLASSES) if name in listing.table.column_names]
+    table = listing.table.select(listed).take(pa.array(kept))
     table = table.append_column("row", pa.array(kept))
     table = table.append_column("digest", _fixed(digests.view(np.uint8).reshape(len(kept), 16)))
     table = table.append_column("moments", pa.FixedSizeListArray.from_arrays(pa.array(moments.ravel()), 6))

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from cvdist import log
 from cvdist.data import kept
 from cvdist.data.contents import Contents, digest_of
+from cvdist.data.labels import is_multilabel
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +79,15 @@ def _without_times(listing: pa.Table) -> pa.Table:
 
 
 def _warn_of_twins(listing: pa.Table) -> None:
-    """Say which pictures lie in two classes."""
+    """Say which pictures lie in two classes, or have two lists of classes."""
     labels = listing.group_by("version").aggregate([("label", "count_distinct")])
     several = labels.filter(pc.greater(labels.column("label_count_distinct"), 1)).column("version")
     if len(several):
         one = listing.filter(pc.equal(listing.column("version"), several[0]))
         paths = dict(zip(one.column("label").to_pylist(), one.column("path").to_pylist(), strict=True)).values()
         example = " and ".join(paths)
-        logger.warning("data       pictures in more than one class: %d, e.g. %s", len(several), example)
+        what = "listed with different classes" if is_multilabel(listing) else "in more than one class"
+        logger.warning("data       pictures %s: %d, e.g. %s", what, len(several), example)
 
 
 def by_content(table: pa.Table) -> pa.Table:
@@ -98,13 +100,16 @@ def by_content(table: pa.Table) -> pa.Table:
 
 
 def digest_of_rows(table: pa.Table, rows: Iterable[np.ndarray], columns: Sequence[str]) -> str:
-    """Return a hexadecimal SHA-256 of some columns, of fixed size, of several lists of rows."""
+    """Return a hexadecimal SHA-256 of columns of fixed size, or of lists of such, of several lists of rows."""
     sha = hashlib.sha256()
     for mine in rows:
         for name in columns:
             column = table.column(name).take(pa.array(mine)).combine_chunks()
             for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
-                sha.update(chunk.buffers()[1])
+                if pa.types.is_list(chunk.type):
+                    sha.update(np.asarray(pc.list_value_length(chunk)).tobytes())
+                    chunk = np.ascontiguousarray(pc.list_flatten(chunk))
+                sha.update(chunk.data if isinstance(chunk, np.ndarray) else chunk.buffers()[1])
         sha.update(b"/")
     return sha.hexdigest()
 

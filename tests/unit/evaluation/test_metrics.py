@@ -5,13 +5,23 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    brier_score_loss,
+    log_loss,
+    precision_recall_fscore_support,
+)
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from cvdist.evaluation import metrics
 from cvdist.evaluation.compare import compare_models, mcnemar, wilson_interval
+from cvdist.models.servable import log_probabilities
 
 # --------------------------------------------------------------------------------------------- arithmetic
 
@@ -92,3 +102,91 @@ def test_two_models_whose_classes_are_in_another_order():
     assert (found.both, found.only_first, found.only_second, found.neither) == (1, 1, 1, 1)
     assert found.by_class == (("a", 1, 1, 1), ("b", 3, 1, 1))
     assert found.most_different.tolist() == [2, 1]  # 0.4 and 0.9; 0.8 and 0.4
+
+
+# ------------------------------------------------------------------------------------------ several labels
+
+
+def several(seed=0, count=200, classes=4):
+    """Scores float32 (count, classes), truth bool (count, classes); the last class has no picture."""
+    torch.manual_seed(seed)
+    truth = torch.rand(count, classes) < 0.3
+    truth[:, -1] = False
+    scores = torch.randn(count, classes) * 3 + 2 * truth
+    return scores, truth
+
+
+def outcome_of_several(scores, truth, thresholds, classes="abcd"):
+    found = log_probabilities(scores, multilabel=True)
+    return metrics.sample_results(tuple(classes), torch.arange(len(truth)), truth, found, thresholds)
+
+
+def test_metrics_of_several_labels_are_those_of_scikit_learn():
+    scores, truth = several()
+    thresholds = (0.3, 0.5, 0.7, 0.5)
+    probabilities, true = scores.sigmoid().numpy(), truth.numpy()
+    predicted = probabilities >= np.array(thresholds)
+    measured = metrics.compute_metrics(outcome_of_several(scores, truth, thresholds), 10)
+    assert measured.correct == round(accuracy_score(true, predicted) * 200) < 200 == measured.total
+    with_pictures = slice(0, 3)
+    expected = average_precision_score(true[:, with_pictures], probabilities[:, with_pictures], average=None)
+    assert [one.average_precision for one in measured.by_class[:3]] == pytest.approx(expected.tolist())
+    assert measured.by_class[3].average_precision is None  # of no picture
+    assert measured.mean_average_precision == pytest.approx(expected.mean())
+    columns = precision_recall_fscore_support(true, predicted, average=None, zero_division=0)
+    for i, one in enumerate(measured.by_class[:3]):
+        assert (one.precision, one.recall, one.f1) == pytest.approx(tuple(float(c[i]) for c in columns[:3]))
+        assert (one.total, one.threshold) == (int(columns[3][i]), thresholds[i])
+    assert measured.macro_f1 == pytest.approx(columns[2][:3].mean())
+    pairs = (true.flatten(), probabilities.flatten().astype(float))
+    assert measured.loss == pytest.approx(log_loss(*pairs), rel=1e-5)
+    assert measured.brier == pytest.approx(brier_score_loss(*pairs), rel=1e-5)
+    assert sum(one.total for one in measured.bins) == 800
+    assert sum(one.correct for one in measured.bins) == truth.sum()
+    plain = measured.to_dict()
+    assert "confusion" not in plain and "balanced_accuracy" not in plain
+    assert plain["classes"][0]["threshold"] == 0.3 and "threshold" not in single().to_dict()["classes"][0]
+
+
+def single():
+    return metrics.compute_metrics(outcome_of([[0.9, 0.1], [0.3, 0.7]], [0, 1]), 10)
+
+
+def test_the_loss_of_several_labels_is_exact_for_probabilities_close_to_0_and_1():
+    scores = torch.tensor([[-60.0, 30.0], [60.0, 20.0], [200.0, -200.0]])
+    truth = torch.tensor([[False, False], [True, False], [True, False]])
+    found = outcome_of_several(scores, truth, (0.5, 0.5), "ab")
+    expected = binary_cross_entropy_with_logits(scores, truth.float(), reduction="none").mean(1)
+    torch.testing.assert_close(-found.log_true, expected)
+    wrong = outcome_of_several(scores[2:], ~truth[2:], (0.5, 0.5), "ab")
+    assert 100 < -float(wrong.log_true) < 200  # float32 says no more of it, but it is finite
+
+
+def test_batches_in_any_order_come_to_the_same_metrics():
+    scores, truth = several()
+    thresholds = (0.3, 0.5, 0.7, 0.5)
+    whole = outcome_of_several(scores, truth, thresholds)
+    parts = []
+    for rows in torch.randperm(200).split(33):
+        found = log_probabilities(scores[rows], multilabel=True)
+        parts.append(metrics.sample_results(whole.classes, rows, truth[rows], found, thresholds))
+    again = metrics.concatenate(parts)
+    assert again.thresholds == thresholds
+    assert metrics.compute_metrics(again, 10).to_dict() == metrics.compute_metrics(whole, 10).to_dict()
+
+
+def test_models_of_several_labels_are_compared_by_pictures_whose_labels_are_all_right():
+    truth = torch.tensor([[True, False], [True, True], [False, False], [False, True]])
+    sure = torch.where(truth, 3.0, -3.0)
+    one, other = sure.clone(), sure.clone()
+    one[1, 1] = -2.0  # misses a label
+    other[2, 0] = other[3, 0] = 5.0  # a label that is not there
+    first = outcome_of_several(one, truth, (0.5, 0.6), "ab")
+    second = outcome_of_several(other[:, [1, 0]], truth[:, [1, 0]], (0.6, 0.5), "ba")
+    found = compare_models(first, second, 5)
+    assert (found.both, found.only_first, found.only_second, found.neither) == (1, 2, 1, 0)
+    assert found.by_class == (("a", 2, 2, 2), ("b", 2, 1, 2))
+    assert found.p == mcnemar(2, 1) and sorted(found.most_different.tolist()) == [1, 2, 3]
+    back = second.in_order_of("ab")
+    assert torch.equal(back.true, truth) and back.thresholds == (0.5, 0.6)
+    assert back.words(back.predicted, 2) == "a" and back.words(back.true, 2) == "no class"

@@ -471,5 +471,5 @@ def test_the_chosen_penalty_is_named_with_its_count():
     assert_readable(figure)
     said = says(figure)
     assert "Logistic regression: penalty 0.01" in said
-    assert "87.50% (42/48) of held-out training pictures right with it" in said
+    assert "87.50% (42/48) of held-out training pictures" in said
     assert {"0.001", "0.01", "0.1", "1"} <= {*said}

@@ -308,8 +308,16 @@ class Numbered:
         return self._pixels[list(rows)], [str(row % 10) for row in rows]
 
 
-def look(model=None, **changes):
-    model, source = model or scratch(), Numbered()
+class SeveralNumbers(Numbered):
+    """Random pictures with the last digit of their row and the next one as labels; each fifth has no label."""
+
+    def read(self, rows):
+        names = [f"{row % 10}, {(row + 1) % 10}" if row % 5 else "no class" for row in rows]
+        return super().read(rows)[0], names
+
+
+def look(model=None, source=None, **changes):
+    model, source = model or scratch(), source or Numbered()
     values = {"limits": Limits(pictures=12, top_activations=3), **changes}
     device = torch.device("cpu")
     names = [str(n) for n in range(10)]
@@ -330,6 +338,29 @@ def test_an_interpretation_is_bounded_and_holds_the_included_rows():
     assert sure == sorted(sure, reverse=True)
     everything = look(limits=Limits(pictures=100), include=[7, 29])
     assert everything.seen == 30
+
+
+def test_of_several_labels_the_most_probable_class_has_to_be_one():
+    torch.manual_seed(1)
+    model, source = scratch()[:-1], SeveralNumbers()
+    limits = Limits(pictures=100, grad_cams=100)
+    result = look(model, source, limits=limits, multilabel=True)
+    pixels, names = source.read(range(30))
+    with torch.inference_mode():
+        probabilities = model.eval()(pixels / 255).sigmoid()
+    labels = [() if name == "no class" else tuple(map(int, name.split(", "))) for name in names]
+    best = probabilities.argmax(1).tolist()
+    right = {row for row, mine in enumerate(labels) if best[row] in mine}
+    wrong = {row for row, mine in enumerate(labels) if mine} - right
+    assert 0 < len(right) < 24
+    assert {one.prediction.row for one in result.correct} == right and result.num_correct == len(right)
+    assert {one.prediction.row for one in result.wrong} == wrong and result.num_wrong == len(wrong)
+    for one in result.correct + result.wrong:
+        row, found = one.prediction.row, one.prediction
+        assert found.predicted == str(best[row])
+        assert found.confidence == pytest.approx(float(probabilities[row].max()))
+        assert found.true == str(max(labels[row], key=probabilities[row].__getitem__))
+    assert all(one.true_map is not None for one in result.wrong)
 
 
 def test_an_interpretation_is_deterministic_and_has_no_grad_cam_without_a_classifier():

@@ -212,7 +212,7 @@ def test_an_average_of_the_trained_part_stands_in_its_place():
 
 
 def test_exports_with_any_number_of_pictures():
-    servable = ServableClassifier(small(trainable_stages=1), (0.5,) * 3, (0.2,) * 3).eval()
+    servable = ServableClassifier(small(trainable_stages=1), (0.5,) * 3, (0.2,) * 3, multilabel=False).eval()
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     program = torch.export.export(servable, (pixels[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     torch.testing.assert_close(program.module()(pixels), servable(pixels))

@@ -15,6 +15,7 @@ from PIL import Image
 from cvdist.report_html import figures
 from cvdist.report_html.content import FigureFile, Report, Setting
 from cvdist.report_html.page import MAX_BYTES, render
+from cvdist.results import RidgeResult
 from tests.helpers.report_pages import HOSTILE, Parsed, png, record
 
 
@@ -67,6 +68,36 @@ def test_the_page_says_what_a_reader_asks_first():
     assert all(image["alt"] and image["src"].startswith("data:image/") for image in page.all("img"))
     targets = {link["href"].removeprefix("#") for link in page.all("a")}
     assert targets == {section["id"] for section in page.all("section") if "id" in section}
+
+
+def test_of_several_labels_the_page_says_how_well_each_class_is_told():
+    first, second = (
+        record(epoch, correct, valid_mean_average_precision=value, select_by="mean_average_precision")
+        for epoch, correct, value in ((1, 700, 0.8123), (2, 650, 0.9012))
+    )
+    sofa = ("sofa", "40", "0.9100", "0.3000", "0.8000", "0.7000", "0.7467")
+    page = Parsed(
+        render(
+            report(
+                epochs=(first, second),
+                ridge=RidgeResult(600, 1000, 0.1, 2.0, mean_average_precision=0.7654),
+                classes=(
+                    ("sofa", "40", "0.9100", "0.3000", "0.8000", "0.7000", "0.7467"),
+                    ("cat", *"0------"[:6]),
+                ),
+                pictures=(FigureFile("precision_recall.png", png()), FigureFile("wrong_labels.png", png())),
+            )
+        )
+    )
+    for said in ("0.9012 mean average precision", "650/1000 exact matches", "0.7654 mAP of a ridge probe"):
+        assert said in page.text
+    assert "ccurac" not in page.text
+    assert "best epoch by" not in page.text
+    rows = [cells for cells in page.cells if cells]
+    assert list(sofa) in rows
+    assert any(cells[:1] == ["2 (best)"] and "0.9012" in cells for cells in rows)
+    titles = [section["id"] for section in page.all("section") if "id" in section]
+    assert titles.index("precision-by-recall") < titles.index("most-wrong") < titles.index("classes")
 
 
 def test_nothing_is_loaded_from_elsewhere():

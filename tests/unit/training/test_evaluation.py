@@ -36,7 +36,7 @@ def test_counts_and_mistakes_by_hand():
     result = evaluate(Scores(), data, 2, CPU, FLOAT)
     assert (result.correct, result.total) == (1, 3)
     assert result.confusion.tolist() == [[1, 2], [0, 0]]
-    assert [(m.index, m.true, m.predicted) for m in result.mistakes] == [(2, 0, 1), (0, 0, 1)]
+    assert [(m.index, m.true, m.predicted) for m in result.mistakes] == [(2, (0,), (1,)), (0, (0,), (1,))]
     assert abs(result.mistakes[1].confidence - 0.75) < 1e-6
     # -log(1/4), -log(1/2), and 40
     assert abs(result.loss - (1.3862944 + 0.6931472 + 40.0) / 3) < 1e-5
@@ -59,7 +59,7 @@ def test_a_worker_without_samples_counts_nothing():
 
 
 def test_ties_are_broken_by_row():
-    mistakes = [Mistake(index, 0, 1, 0.5) for index in (9, 3, 40, 1)]
+    mistakes = [Mistake(index, (0,), (1,), 0.5) for index in (9, 3, 40, 1)]
     assert [m.index for m in most_confident(mistakes)] == [1, 3, 9, 40]
 
 

@@ -20,8 +20,12 @@ from cvdist.training.early_stopping import reason
 NAMES = ("cat", "dog", "eel")
 
 
+def labels(*counts):
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+
+
 def weights(chosen, counts=(6, 3, 1), **more):
-    found = imbalance.class_weights(LoopConfig(class_weights=chosen, **more), NAMES, torch.tensor(counts))
+    found = imbalance.class_weights(LoopConfig(class_weights=chosen, **more), NAMES, labels(*counts))
     return None if found is None else found.tolist()
 
 
@@ -44,28 +48,26 @@ def test_weights_that_make_no_sense_are_one_line(chosen, said):
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 4), st.integers(0, 99))
 def test_the_weights_of_global_batches_are_known_without_asking_other_workers(size, batch_size, done, seed):
-    labels = torch.randint(3, (size,), generator=torch.Generator().manual_seed(seed))
+    mine = torch.randint(3, (size,), generator=torch.Generator().manual_seed(seed))
     order = EpochOrder(size, batch_size, seed=seed, epoch=1)
     position = min(done * batch_size, size)
     each = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
-    found = list(imbalance.batch_weights(each, labels, order, position))
+    found = list(imbalance.batch_weights(each, mine, order, position))
     batches = [local.indices for local in order.local_batches(0, 1, position)]
-    assert found == [each[labels[rows]].sum().item() for rows in batches]
-    assert list(imbalance.batch_weights(None, labels, order, position)) == [len(rows) for rows in batches]
+    assert found == [each[mine[rows]].sum().item() for rows in batches]
+    assert list(imbalance.batch_weights(None, mine, order, position)) == [len(rows) for rows in batches]
 
 
 def test_counts_are_short_and_imbalance_is_said():
     plain = LoopConfig()
-    assert imbalance.describe(NAMES, torch.tensor([3, 1200, 7])) == "dog 1,200, eel 7, cat 3"
-    assert imbalance.describe(range(100), torch.full((100,), 1500)) == "100 classes of 1,500 pictures each"
-    many = imbalance.describe([f"c{i}" for i in range(1000)], torch.arange(1, 1001))
+    assert imbalance.describe(NAMES, labels(3, 1200, 7)) == "dog 1,200, eel 7, cat 3"
+    assert imbalance.describe(range(100), labels(*[1500] * 100)) == "100 classes of 1,500 pictures each"
+    many = imbalance.describe([f"c{i}" for i in range(1000)], labels(*range(1, 1001)))
     assert many == "1,000 classes, from c999 with 1,000 pictures to c0 with 1"
-    assert imbalance.warning(plain, NAMES, torch.tensor([3, 29, 7])) == ""
-    assert imbalance.warning(plain, NAMES, torch.tensor([3, 30, 7])).startswith(
-        "dog has 30 pictures, cat 3, so"
-    )
+    assert imbalance.warning(plain, NAMES, labels(3, 29, 7)) == ""
+    assert imbalance.warning(plain, NAMES, labels(3, 30, 7)).startswith("dog has 30 pictures, cat 3, so")
     done = dataclasses.replace(plain, balanced_sampling=True)
-    assert imbalance.warning(done, NAMES, torch.tensor([3, 30, 7])) == ""
+    assert imbalance.warning(done, NAMES, labels(3, 30, 7)) == ""
 
 
 def test_metrics_in_which_all_classes_count_alike_by_hand():

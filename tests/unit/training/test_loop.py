@@ -203,7 +203,7 @@ def test_best_model_is_the_best_epochs(tmp_path):
     logged = []
 
     class Keeper(Recorder):
-        def log_model(self, model, *_, step):
+        def log_model(self, model, *_, step, **__):
             logged.append((step, {k: v.clone() for k, v in model.state_dict().items()}))
 
     # The third epoch's rate ruins the model: the second is the best.
@@ -448,7 +448,7 @@ def test_the_logged_rates_are_those_of_the_optimizer(tmp_path, scheduler):
 
 
 def test_memory_that_is_full_before_the_first_step_is_one_line(tmp_path, monkeypatch):
-    def fill(*_):
+    def fill(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1024.00 MiB.")
 
     monkeypatch.setattr("cvdist.training.setup.models.build_model", fill)
