@@ -126,7 +126,7 @@ REFUSED = {
     ),
     "a separator of columns": (
         ("id,sea,sun\na,1,0\nb,0,1\n", {"label_column": "*", "label_separator": ";"}),
-        "column sea, sun: each column is one class: leave out --label-separator",
+        "columns sea, sun: each is one class: leave out --label-separator",
     ),
     "columns of classes that nobody names": (
         ("id,sea,sun\na,1,0\nb,0,1\n", {}),
