@@ -25,7 +25,7 @@ from cvdist import log, proxy, recipes
 from cvdist.config import Setting, TrainConfig
 from cvdist.errors import EXIT_USER_ERROR, UserError, did_you_mean
 from cvdist.jobs import quiet
-from cvdist.jobs.temporary import temporary_folder
+from cvdist.jobs.temporary import use_temporary_folder
 
 _GENERAL = {
     "--help": "this text; after a recipe's name, all its settings",
@@ -217,8 +217,8 @@ def run(words: Sequence[str] | None = None) -> int:
         hint = did_you_mean(words[0], JOBS, f"there are: {', '.join(JOBS)}")
         print(f"error: unknown job {words[0]!r}: {hint}", file=sys.stderr)
         return EXIT_USER_ERROR
-    with temporary_folder():
-        return run_job(words[0], words[1:])
+    use_temporary_folder()
+    return run_job(words[0], words[1:])
 
 
 def run_job(name: str, words: Sequence[str] | None = None) -> int:
@@ -242,8 +242,9 @@ def run_job(name: str, words: Sequence[str] | None = None) -> int:
         return module.present(result) if result is not None else 0
 
     # With words, the job is a part of a process that goes on, as do the servers that libraries have started.
-    with temporary_folder() if words is None else contextlib.nullcontext():
-        return main(act, words, name)
+    if words is None:
+        use_temporary_folder()
+    return main(act, words, name)
 
 
 def main(
