@@ -40,7 +40,7 @@ class LabelColumns:
 
     def __str__(self) -> str:
         """Name the columns in messages."""
-        return some(self.names)
+        return f"column{'s' if len(self.names) > 1 else ''} {some(self.names)}"
 
 
 def path_column(name: str, table: pa.Table, given: PathsConfig) -> str:
@@ -112,7 +112,8 @@ def _are_flags(columns: pa.Table) -> bool:
     """Whether there are several columns, whose first values are all 0 and 1, or true and false."""
     rows = columns.slice(0, _LOOKED_AT).to_pylist()
     values = {str(one).strip().lower() for row in rows for one in row.values()}
-    return columns.num_columns > 1 and values <= {"0", "1", "0.0", "1.0", "true", "false"}
+    known = {"0", "1", "0.0", "1.0", "true", "false", "none", ""}
+    return columns.num_columns > 1 and values <= known and not values <= {"none", ""}
 
 
 def split_column(name: str, table: pa.Table, given: TableConfig, paths: str) -> str:

@@ -47,9 +47,9 @@ def labels_in(name: str, table: pa.Table, columns: LabelColumns, separator: str)
     Raises:
         UserError: if values can't be labels, or no row has one.
     """
-    where = f"--data {name}: column {columns}"
+    where = f"--data {name}: {columns}"
     if separator and (columns.one_a_class or columns.lists):
-        held = "each column is one class" if columns.one_a_class else "it holds lists of classes already"
+        held = "each is one class" if columns.one_a_class else "it holds lists of classes already"
         raise UserError(f"{where}: {held}: leave out --label-separator")
     if columns.one_a_class:
         labels = _of_columns(name, table, columns)
@@ -61,7 +61,7 @@ def labels_in(name: str, table: pa.Table, columns: LabelColumns, separator: str)
             return labels
         if not pc.any(pc.match_substring(labels, separator)).as_py():
             logger.warning(
-                "data       no value of column %s has the --label-separator %s: no picture has several classes",
+                "data       no value of %s has the --label-separator %s: no picture has several classes",
                 columns,
                 separator,
             )
@@ -69,7 +69,7 @@ def labels_in(name: str, table: pa.Table, columns: LabelColumns, separator: str)
     empty = pc.sum(pc.equal(labels, "")).as_py() or 0
     if empty == len(labels):
         raise UserError(f"{where} names no class in any row: name another one with --label-column")
-    say(f"rows without a class in column {columns}, kept as pictures of no class", empty)
+    say(f"rows without a class in {columns}, kept as pictures of no class", empty)
     return labels
 
 
@@ -125,11 +125,11 @@ def _sorted(labels: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(texts, pa.string()).take(encoded.indices)])
 
 
-def warn_of_several(column: str, counts: dict[str, int]) -> None:
+def warn_of_several(columns: LabelColumns, counts: dict[str, int]) -> None:
     """Say if labels that are taken as one class each look like several.
 
     Args:
-        column: that they are from.
+        columns: that they are from.
         counts: number of rows by label.
     """
     for separator in _SEPARATORS:
@@ -137,9 +137,9 @@ def warn_of_several(column: str, counts: dict[str, int]) -> None:
         most = sum(counts[one] for one in joined) > sum(counts.values()) / 2
         if (most and separator != ",") or any(_all_in(parts, counts) for parts in joined.values()):
             logger.warning(
-                "data       labels of column %s such as %s are one class each: --label-separator '%s' reads "
+                "data       labels of %s such as %s are one class each: --label-separator '%s' reads "
                 "them as several",
-                *(column, next(iter(joined)), separator),
+                *(columns, next(iter(joined)), separator),
             )
             return
 

@@ -175,4 +175,10 @@ def _label_column(where: str, schema: pa.Schema, given: str) -> str:
     if len(marked) == 1 and not given:
         return marked[0]
     plain = [one for one in schema if not pa.types.is_nested(one.type) and not pa.types.is_binary(one.type)]
+    lists = [one.name for one in schema if pa.types.is_list(one.type) or pa.types.is_large_list(one.type)]
+    if given in lists or (lists and not given and not plain):
+        raise UserError(
+            f"--data {where}: column {given or lists[0]} holds lists, and several labels a picture are read "
+            "from tables: save the pictures as files, and name their paths and labels in a table"
+        )
     return columns.label_column(where, pa.schema(plain).empty_table(), TableConfig(label_column=given), set())

@@ -97,7 +97,7 @@ def look(config: PicturesConfig) -> Found:
         kept = pc.is_in(found["split"], value_set=pa.array(list(parts)))
         say("pictures in folders of other splits, left out", len(found) - pc.sum(kept).as_py())
         found = found.filter(kept)
-    hint = f" in column {label}; --label-column names another one"
+    hint = f" in {label}; --label-column names another one"
     return Found(found.select(["path", "label", "split", "size", "modified"]), parts, hint, multilabel)
 
 
@@ -210,15 +210,15 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 def _with_labels(name: str, columns: LabelColumns, rows: pa.Table, *, multilabel: bool) -> pa.Table:
     """The rows that have a label; tells about labels that may be meant to be one, or to be several."""
-    say(f"rows without a label in column {columns}, left out", rows["label"].null_count)
+    say(f"rows without a label in {columns}, left out", rows["label"].null_count)
     rows = rows.filter(pc.is_valid(rows["label"]))
     if not len(rows):
-        raise UserError(f"--data {name}: column {columns} is empty: name another one with --label-column")
+        raise UserError(f"--data {name}: {columns} is empty: name another one with --label-column")
     counts: Counter[str] = Counter()
     for one in rows["label"].value_counts().to_pylist():
         counts.update(dict.fromkeys(classes_in(one["values"], multilabel=multilabel), one["counts"]))
     if not multilabel:
-        warn_of_several(str(columns), counts)
+        warn_of_several(columns, counts)
     alike = defaultdict(list)
     for label in counts:
         alike[re.sub(r"[\s_-]+", " ", label).casefold()].append(label)

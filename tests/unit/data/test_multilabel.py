@@ -22,6 +22,7 @@ from cvdist.data.labels import labels_of
 from cvdist.data.mixing import Mixing, Mixture
 from cvdist.data.sampler import EpochOrder
 from cvdist.data.split import multilabel_split, stratified_split
+from tests.helpers import forms
 from tests.helpers.jobs import user_error
 from tests.helpers.multilabel import multilabel_table
 
@@ -126,7 +127,7 @@ REFUSED = {
     ),
     "a separator of columns": (
         ("id,sea,sun\na,1,0\nb,0,1\n", {"label_column": "*", "label_separator": ";"}),
-        "column sea, sun: each column is one class: leave out --label-separator",
+        "columns sea, sun: each is one class: leave out --label-separator",
     ),
     "columns of classes that nobody names": (
         ("id,sea,sun\na,1,0\nb,0,1\n", {}),
@@ -166,6 +167,15 @@ def test_lists_that_name_no_classes(folder):
     (folder / "l.jsonl").write_text('{"id": "a", "label": ["x"]}\n{"id": "b", "label": ["y"]}\n')
     chosen = DataConfig(uri=str(folder / "l.jsonl"), label_separator=";")
     assert "it holds lists of classes already: leave out --label-separator" in user_error(list_pictures, chosen)
+
+
+def test_lists_beside_pictures_in_parquet_files_are_refused(tmp_path):
+    forms.parquet(tmp_path / "l.parquet", [b"a", b"b"], [["x"], ["x", "y"]])
+    for named in ("", "label"):
+        chosen = DataConfig(uri=str(tmp_path / "l.parquet"), label_column=named)
+        assert "l.parquet: column label holds lists, and several labels a picture are read from tables" in (
+            user_error(list_pictures, chosen)
+        )
 
 
 SAID = {

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from cvdist import config as configs
 from cvdist import loaders
 from cvdist.features import index, maintenance
+from cvdist.features.copies import DeviceCopy
 from tests.helpers.feature_caches import (
+    CPU,
     config,
     epoch,
     extract,
@@ -69,6 +71,10 @@ def test_a_cache_has_the_classes_of_each_picture(chosen):
     assert "16 pictures" in maintenance.check(chosen.features.uri)
     assert extract(chosen)[1] == [] and manifest_of(chosen) == built.manifest
     pictures = opened(configs.replace(chosen, features=""))
+    loader.copy = DeviceCopy(loader.copy, CPU)  # as on a GPU with room
+    for batch in epoch(loader):
+        assert batch.labels.dtype == torch.float32
+        assert torch.equal(batch.labels.bool(), loader.labels("train")[batch.indices])
     names = [one.names("valid", range(one.info.valid_size)) for one in (loader, pictures)]
     assert names[0] == names[1]
     assert user_error(loaders.check, configs.replace(chosen, balanced_sampling=True)).startswith("--balanced-")
