@@ -101,8 +101,8 @@ def test_a_convex_head_from_a_cache_by_one_worker_and_by_two_under_ray(cached):
     same_history(first, second, rel=0.01)  # losses near 0
     assert first.progress.logistic.penalty == second.progress.logistic.penalty
     assert first.progress.ridge.value == pytest.approx(second.progress.ridge.value)
-    # The samples are separable and most inputs are copies, so many weights are nearly as good: what is compared with
-    # scikit-learn's is how low the objective of each class is, not the weights.
+    # The samples are separable and most inputs are copies, so many weights are nearly as good: what is
+    # compared with scikit-learn's is how low the objective of each class is, not the weights.
     loader, penalty, state = (
         feature_caches.loader(cached),
         first.progress.logistic.penalty,
@@ -128,12 +128,12 @@ def test_a_convex_head_from_a_cache_by_one_worker_and_by_two_under_ray(cached):
             LogisticRegression(C=1 / (at * len(inputs)), tol=1e-9, max_iter=10_000).fit(
                 scaled, truth[:, number]
             )
-            for at in (penalty, 2 * penalty)
+            for at in (penalty, 8 * penalty)
         )
         lowest = objective(least.coef_[0], least.decision_function(scaled), number)
-        assert found == pytest.approx(lowest, rel=5e-3)
-        # A solution for twice the penalty is told apart by that.
-        assert objective(other.coef_[0], other.decision_function(scaled), number) > 1.01 * lowest
+        assert found == pytest.approx(lowest, rel=0.05)
+        # A solution for another penalty is told apart by that.
+        assert objective(other.coef_[0], other.decision_function(scaled), number) > 1.05 * lowest
 
 
 def test_epochs_that_end_below_the_baseline_are_followed_by_the_solution(cached):
