@@ -70,7 +70,7 @@ def test_help_and_parser_have_the_same_flags(job, capsys):
 def test_preprocess_takes_what_an_extraction_depends_on_and_where_it_runs():
     flags = {setting.flag for setting in cli.JOBS["preprocess"].flags()}
     assert flags == {
-        *("data", "data_root", "path_column", "label_column", "split_column"),
+        *("data", "data_root", "path_column", "label_column", "label_separator", "split_column"),
         *("image_size", "resize", "max_bad_fraction", "decode_workers"),
         *("horizontal_flip", "rotation", "translation", "random_resized_crop", "color_jitter"),
         *("crop_ratio", "random_erase", "auto_augment"),
