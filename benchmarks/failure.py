@@ -81,7 +81,14 @@ def _ours() -> tuple[float, float]:
             "--checkpoint-every",
             str(INTERVAL),
         ]
-        words += ["--log-every-steps", "10", "--no-log-model", "--no-visualize", "--no-system-metrics"]
+        words += [
+            "--log-every-steps",
+            "10",
+            "--no-log-model",
+            "--no-visualize",
+            "--no-system-metrics",
+            "--verbose",
+        ]
         with _job([sys.executable, "jobs/train.py", *words, "--name", "bench"], storage) as (job, log):
             _wait(job, lambda: re.search(r"epoch 6/\d+  train", log.read_text()), log)
             first = re.search(r"RayTrainWorker pid=(\d+)[^\n]* data  ", log.read_text())  # of rank 0
