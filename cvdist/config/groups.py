@@ -120,6 +120,18 @@ class PicturesConfig(TableConfig):
     random_erase: Fraction = 0.0
     """Training only: probability that a rectangle of a picture, 2% to 33% of it, gets the mean color."""
 
+    def require_crops(self) -> None:
+        """Refuse proportions of crops where nothing is cropped.
+
+        Raises:
+            UserError: one line that names both flags.
+        """
+        if self.random_resized_crop == 1 and self.crop_ratio != PicturesConfig.crop_ratio:
+            raise UserError(
+                f"--crop-ratio {self.crop_ratio:g} is for random crops, and there are none: set "
+                "--random-resized-crop, e.g. to 0.5, or leave it out"
+            )
+
 
 @dataclass(frozen=True)
 class DataConfig(PicturesConfig):

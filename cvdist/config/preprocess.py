@@ -47,6 +47,7 @@ def check_preprocess(config: PreprocessConfig) -> None:
         UserError: one line that names the flag and what it takes.
     """
     check_groups(config)
+    config.data.require_crops()
     if not config.data.uri:
         raise UserError("--data is needed: the folder or URI of the pictures")
     if not config.features.uri:

@@ -51,6 +51,7 @@ def check(config: TrainConfig) -> None:
         UserError: one line that names the flag and what it takes.
     """
     check_groups(config)
+    config.data.require_crops()
     config.runtime.worker_range  # noqa: B018 (raises)
     if config.loop.fit == "logistic" and not config.features.uri:
         raise UserError(

@@ -88,6 +88,17 @@ def test_impossible_values_name_the_flag(field, value, message):
     assert message in str(caught.value)
 
 
+def test_proportions_of_crops_that_nobody_takes_are_refused():
+    train = recipes.find("dogs-cats-vgg16-features", data="d", features="f", crop_ratio=2.0)
+    for check, config in (
+        (configs.check, train),
+        (configs.check_preprocess, configs.PreprocessConfig.of(train)),
+    ):
+        with pytest.raises(UserError, match=r"^--crop-ratio 2 .* set --random-resized-crop"):
+            check(config)
+        check(configs.replace(config, random_resized_crop=0.5))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
