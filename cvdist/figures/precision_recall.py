@@ -41,11 +41,7 @@ def precision_recall(curves: Tensor, average_precision: Tensor, classes: Sequenc
         else f"the {half} lowest and the {half} highest of {len(order)}"
     )
     if not drawn:
-        figure = style.new_figure(title, height=2.0)
-        axes = figure.subplots()
-        axes.axis("off")
-        style.announce(axes, "no class has a picture")
-        return figure
+        return style.nothing_to_show(title, "no class has a picture", style.INK)
     without = len(values) - len(order)
     subtitle = f"{which}, by average precision (AP)" + f"; {without} without pictures" * bool(without)
     columns = min(_COLUMNS, len(drawn))

@@ -101,12 +101,12 @@ def announce(axes: Axes, text: str, color: str = MUTED) -> None:
     write(axes, 0.5, 0.5, text, size=18, color=color, ha="center", va="center", transform=axes.transAxes)
 
 
-def nothing_to_show(title: str, text: str) -> Figure:
-    """Create a figure that says in green that there is nothing wrong, instead of pictures."""
+def nothing_to_show(title: str, text: str, color: str = GREEN) -> Figure:
+    """Create a figure that only says why there is nothing to see: in green that nothing is wrong."""
     figure = new_figure(title, height=2.0)
     axes = figure.subplots()
     axes.axis("off")
-    announce(axes, text, GREEN)
+    announce(axes, text, color)
     return figure
 
 
