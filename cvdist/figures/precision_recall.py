@@ -41,7 +41,7 @@ def precision_recall(curves: Tensor, average_precision: Tensor, classes: Sequenc
         else f"the {half} lowest and the {half} highest of {len(order)}"
     )
     if not drawn:
-        return style.nothing_to_show(title, "no class has a picture", style.INK)
+        return style.nothing_to_show(title, "no class has a picture", style.MUTED)
     without = len(values) - len(order)
     subtitle = f"{which}, by average precision (AP)" + f"; {without} without pictures" * bool(without)
     columns = min(_COLUMNS, len(drawn))
