@@ -19,7 +19,7 @@ from cvdist.checkpoints.store import CheckpointStore
 from cvdist.config import ModelConfig, SweepJobConfig, TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.jobs import cli, console
-from cvdist.jobs.train import ParentJob, TrainResult, absolute, check_here, named, open_all, train
+from cvdist.jobs.train import ParentJob, TrainResult, absolute, check_and_open, named, train
 from cvdist.log import redact
 from cvdist.runtime.environment import require_ray
 from cvdist.runtime.signals import sigterm_raises
@@ -110,9 +110,8 @@ def _run(
     config, settings = job.train, job.sweep
     name, root = config.run.name, storage_root(config.run.storage)
     here = not ray_cluster.address()
-    _check_here(config, tries, data_is_here=here)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        opening = pool.submit(open_all, config, data_is_here=here)
+        opening = pool.submit(_check_and_open, config, tries, data_is_here=here)
         request = ResourceRequest.of_workers(config.runtime)
         nodes = ray_cluster.connect(request)
         store = opening.result()
@@ -214,14 +213,17 @@ class _Keeper:
         )
 
 
-def _check_here(config: TrainConfig, tries: list[Settings], *, data_is_here: bool) -> None:
-    """As `check_here`, with all views that are tried."""
-    check_here(config, data_is_here=data_is_here)
+def _check_and_open(
+    config: TrainConfig, tries: list[Settings], *, data_is_here: bool
+) -> tracking.TrackingStore | None:
+    """As `check_and_open`, with all views that are tried."""
+    store = check_and_open(config, data_is_here=data_is_here)
     if data_is_here and config.features.uri:
         from cvdist import loaders
 
         for views in {settings["views"] for settings in tries if "views" in settings}:
             loaders.check(configs.replace(config, views=views))
+    return store
 
 
 def _plan(config: TrainConfig, search: tuple[Dimension, ...], seed: int, epochs: int) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from cvdist.tracking import Attempt, RunRef, Tracker, environment, open_tracker
 
 if TYPE_CHECKING:
     from cvdist.checkpoints.worker import Worker
-    from cvdist.distributed.consensus import StopRequest
     from cvdist.distributed.ranks import RankInfo
+    from cvdist.distributed.stop_request import StopRequest
     from cvdist.results import Summary
 
 logger = logging.getLogger(__name__)
@@ -102,10 +102,9 @@ def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef 
     config, start = named(config), Waterfall()
     start.end("imports")
     here = not ray_cluster.address()
-    check_here(config, data_is_here=here)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        # Ray's processes take seconds to start, and so do MLflow and Ray Train to import: side by side.
-        opening = pool.submit(open_all, config, data_is_here=here)
+        # Ray takes seconds to start, and so do PyTorch, MLflow and Ray Train to import: side by side.
+        opening = pool.submit(check_and_open, config, data_is_here=here)
         pool.submit(importlib.import_module, "cvdist.runtime.ray_train")
         nodes = ray_cluster.connect(ResourceRequest.of_workers(config.runtime))
         store = opening.result()
@@ -133,8 +132,7 @@ def _in_processes(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, R
         started: tuple[RunRef | None, Fence] | None = None
         with raise_on_all_ranks():
             if ranks.rank == 0:
-                check_here(config, data_is_here=True)
-                started = _start(config, open_all(config, data_is_here=True), tags=part.tags)
+                started = _start(config, check_and_open(config, data_is_here=True), tags=part.tags)
         started = gather(started)[0]
         assert started is not None
         run, job = started
@@ -249,7 +247,7 @@ def absolute(config: TrainConfig) -> TrainConfig:
 
 
 def check_here(config: TrainConfig, *, data_is_here: bool) -> None:
-    """Check all that this process can check by itself in seconds, before anything is started.
+    """Check all that this process can check by itself in seconds, before any worker is started.
 
     Args:
         config: Of the run.
@@ -276,8 +274,9 @@ def check_here(config: TrainConfig, *, data_is_here: bool) -> None:
         )
 
 
-def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.TrackingStore | None:
-    """Decode the data if the workers are on this machine, and open the MLflow store."""
+def check_and_open(config: TrainConfig, *, data_is_here: bool) -> tracking.TrackingStore | None:
+    """As `check_here`; then decode the data if the workers are on this machine, and open the MLflow store."""
+    check_here(config, data_is_here=data_is_here)
     from cvdist import loaders
 
     if data_is_here and not config.features.uri:
