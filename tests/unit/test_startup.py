@@ -36,10 +36,7 @@ def test_phases_follow_each_other_also_in_another_process(monkeypatch):
     ("module", "slow"),
     [
         ("cvdist.jobs.train", ["torch", "ray", "mlflow"]),  # before Ray's processes are started
-        (
-            "cvdist.training.setup",
-            ["torchvision", "torch._dynamo", "torch.distributed.tensor", "mlflow", "ray"],
-        ),
+        ("cvdist.training.setup", ["torchvision", "torch._dynamo", "torch.distributed.tensor", "mlflow"]),
         ("cvdist.data.images.decode", ["torchvision"]),  # in each process that decodes
     ],
 )
