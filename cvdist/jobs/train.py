@@ -116,6 +116,8 @@ def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef 
         if run is not None:
             run.require_reachable_from(nodes)
         start.end("run")
+        where = "this machine" if here else f"a cluster of {nodes} node{'s' if nodes != 1 else ''}"
+        logger.info("ray        on %s, starting %s workers", where, config.runtime.num_workers)
         summary = ray_train.fit(config, functools.partial(_train, config, job, run, start))
         _describe(run, summary, part)
     return config.run.name, summary, run
