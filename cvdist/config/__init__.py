@@ -18,6 +18,7 @@ from cvdist.config.export import (
 from cvdist.config.groups import (
     CUDA_GRAPHS,
     ActorsConfig,
+    AugmentationConfig,
     AutoAugment,
     BackboneConfig,
     CheckpointConfig,
@@ -35,6 +36,7 @@ from cvdist.config.groups import (
     HeadSize,
     Launcher,
     LoopConfig,
+    MixingConfig,
     ModelConfig,
     ModelPreprocessing,
     OptimizerConfig,
@@ -120,6 +122,7 @@ from cvdist.config.visualize import (
 __all__ = [
     "CUDA_GRAPHS",
     "ActorsConfig",
+    "AugmentationConfig",
     "AutoAugment",
     "BackboneConfig",
     "CheckpointConfig",
@@ -149,6 +152,7 @@ __all__ = [
     "LookConfig",
     "LookupConfig",
     "LoopConfig",
+    "MixingConfig",
     "ModelConfig",
     "ModelPreprocessing",
     "NetworksConfig",

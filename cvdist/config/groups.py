@@ -101,36 +101,6 @@ class PicturesConfig(TableConfig):
     table also: share that may have rows with different labels, which are left out."""
     decode_workers: CountOrZero = 0
     """Processes on each node that decode pictures. 0: one for each CPU core."""
-    horizontal_flip: Fraction = 0.0
-    """Training only: probability that a picture is mirrored."""
-    rotation: Annotated[float, at_least(0)] = 0.0
-    """Training only: each picture is turned by up to this many degrees to either side."""
-    translation: Fraction = 0.0
-    """Training only: each picture is moved by up to this fraction of its width and height."""
-    random_resized_crop: Annotated[float, between(0, 1, "(]")] = 1.0
-    """Training only: a random part of each picture, with at least this share of its area, is enlarged to the
-    whole. 1: no crops."""
-    crop_ratio: Annotated[float, at_least(1)] = 4 / 3
-    """Of --random-resized-crop: how many times as long as the shorter side the longer one may be."""
-    color_jitter: Fraction = 0.0
-    """Training only: brightness, contrast and saturation each change by up to this factor."""
-    auto_augment: AutoAugment = "none"
-    """Training only: torchvision's RandAugment (`ra`), TrivialAugmentWide, AugMix, or AutoAugment's policy for
-    ImageNet, as its reference script sets them. They are applied picture by picture."""
-    random_erase: Fraction = 0.0
-    """Training only: probability that a rectangle of a picture, 2% to 33% of it, gets the mean color."""
-
-    def require_crops(self) -> None:
-        """Refuse proportions of crops where nothing is cropped.
-
-        Raises:
-            UserError: one line that names both flags.
-        """
-        if self.random_resized_crop == 1 and self.crop_ratio != PicturesConfig.crop_ratio:
-            raise UserError(
-                f"--crop-ratio {self.crop_ratio:g} is for random crops, and there are none: set "
-                "--random-resized-crop, e.g. to 0.5, or leave it out"
-            )
 
 
 @dataclass(frozen=True)
@@ -160,6 +130,54 @@ class DataConfig(PicturesConfig):
     """CSV or Parquet file, or its URI, whose column `path` names pictures below `--data` that are left out of
     training and validation, such as `issues.csv` of `jobs/inspect.py`. Rows with `false` in a column
     `leave_out` do not count. Nothing is deleted."""
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """How training pictures are changed at random."""
+
+    horizontal_flip: Fraction = 0.0
+    """Probability that a picture is mirrored."""
+    rotation: Annotated[float, at_least(0)] = 0.0
+    """Each picture is turned by up to this many degrees to either side."""
+    translation: Fraction = 0.0
+    """Each picture is moved by up to this fraction of its width and height."""
+    random_resized_crop: Annotated[float, between(0, 1, "(]")] = 1.0
+    """A random part of each picture, with at least this share of its area, is enlarged to the whole. 1: no
+    crops."""
+    crop_ratio: Annotated[float, at_least(1)] = 4 / 3
+    """Of --random-resized-crop: how many times as long as the shorter side the longer one may be."""
+    color_jitter: Fraction = 0.0
+    """Brightness, contrast and saturation each change by up to this factor."""
+    auto_augment: AutoAugment = "none"
+    """Torchvision's RandAugment (`ra`), TrivialAugmentWide, AugMix, or AutoAugment's policy for ImageNet, as
+    its reference script sets them. They are applied picture by picture."""
+    random_erase: Fraction = 0.0
+    """Probability that a rectangle of a picture, 2% to 33% of it, gets the mean color."""
+
+    def require_crops(self) -> None:
+        """Refuse proportions of crops where nothing is cropped.
+
+        Raises:
+            UserError: one line that names both flags.
+        """
+        if self.random_resized_crop == 1 and self.crop_ratio != AugmentationConfig.crop_ratio:
+            raise UserError(
+                f"--crop-ratio {self.crop_ratio:g} is for random crops, and there are none: set "
+                "--random-resized-crop, e.g. to 0.5, or leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class MixingConfig(AugmentationConfig):
+    """How training pictures are changed at random, and mixed with each other."""
+
+    mixup_alpha: Annotated[float, at_least(0)] = 0.0
+    """Blend each training picture and its label with another one of its batch, by a share from Beta(A, A).
+    Training accuracy is then that of the label with the larger share. 0: none."""
+    cutmix_alpha: Annotated[float, at_least(0)] = 0.0
+    """Put a rectangle of another picture of its batch into each training picture, of a size from Beta(A, A),
+    and share the label by area. 0: none. With --mixup-alpha, each batch takes one of both by chance."""
 
 
 @dataclass(frozen=True)
@@ -365,12 +383,6 @@ class LoopConfig(ComputeConfig):
     """Steps between two points of the `step/` metrics."""
     label_smoothing: Annotated[float, between(0, 1, "[)")] = 0.0
     """Share of each target spread evenly over all classes, in training only."""
-    mixup_alpha: Annotated[float, at_least(0)] = 0.0
-    """Blend each training picture and its label with another one of its batch, by a share from Beta(A, A).
-    Training accuracy is then that of the label with the larger share. 0: none."""
-    cutmix_alpha: Annotated[float, at_least(0)] = 0.0
-    """Put a rectangle of another picture of its batch into each training picture, of a size from Beta(A, A),
-    and share the label by area. 0: none. With --mixup-alpha, each batch takes one of both by chance."""
     clip_grad_norm: Annotated[float, at_least(0)] = 0.0
     """Largest L2 norm of all gradients together. 0: no clipping."""
     model_ema_decay: Annotated[float, between(0, 1, "[)")] = 0.0

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cvdist.config.bounds import Bounds, CountOrZero, Resize
 from cvdist.config.groups import (
+    AugmentationConfig,
     ComputeConfig,
     DataConfig,
     ExtractionConfig,
@@ -69,6 +70,7 @@ class ProbeConfig:
 
     networks: NetworksConfig = field(default_factory=NetworksConfig)
     data: SamePicturesConfig = field(default_factory=SamePicturesConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     features: CachesConfig = field(default_factory=CachesConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     runtime: ExtractorsConfig = field(default_factory=ExtractorsConfig)

@@ -89,13 +89,6 @@ class Job:
 
 
 _MODEL = "a run's name or id, models:/NAME/VERSION, a checkpoint, or a file of weights (--help)"
-# Of the settings of a training, what changes nothing of the pictures as they are.
-_NOT_INSPECTED = frozenset(
-    {
-        *("dataset", "views", "trainable_stages", "horizontal_flip", "rotation", "translation"),
-        *("random_resized_crop", "crop_ratio", "color_jitter", "random_erase", "auto_augment"),
-    }
-)
 JOBS = {
     "train": Job(TrainConfig, "Train an image classifier."),
     "preprocess": Job(
@@ -114,7 +107,7 @@ JOBS = {
         configs.InspectConfig,
         "Find what is wrong with labeled pictures: copies, leaks, wrong labels, odd ones.",
         subject="",
-        without=_NOT_INSPECTED,
+        without=frozenset({"dataset", "views", "trainable_stages"}),
     ),
     "sweep": Job(
         configs.SweepJobConfig,

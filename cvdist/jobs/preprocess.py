@@ -120,4 +120,5 @@ def _flags(config: PreprocessConfig) -> str:
     prepared = models.with_preprocessing(dataclasses.replace(usual, model=config.model))
     flags = "" if recipe.data.dataset == "images" else " --dataset images"
     flags += cli.flags(config.data, prepared.data, leave_out=OF_THE_NODE)
+    flags += cli.flags(config.augmentation, usual.augmentation)
     return flags + cli.flags(config.model, usual.model)

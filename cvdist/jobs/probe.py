@@ -25,6 +25,7 @@ from cvdist.config import (
     ClusterConfig,
     DataConfig,
     ExtractionConfig,
+    MixingConfig,
     ModelConfig,
     PicturesConfig,
     PreprocessConfig,
@@ -295,6 +296,7 @@ def network_of(config: ProbeConfig, name: str, model: BackboneConfig) -> Network
     extraction = PreprocessConfig(
         recipe=RECIPE,
         data=configs.part_of(PicturesConfig, config.data),
+        augmentation=config.augmentation,
         features=dataclasses.replace(configs.part_of(ExtractionConfig, config.features), uri=place),
         model=model,
         compute=config.compute,
@@ -311,6 +313,7 @@ def network_of(config: ProbeConfig, name: str, model: BackboneConfig) -> Network
         model=dataclasses.replace(recipe.model, **asked, features_at=at),
         features=dataclasses.replace(recipe.features, uri=place, views=config.features.views),
         data=configs.part_of(DataConfig, config.data),
+        augmentation=MixingConfig(**vars(config.augmentation)),
         runtime=dataclasses.replace(recipe.runtime, **runtime),
         run=dataclasses.replace(recipe.run, storage=lookup.storage),
         tracking=_tracking(config, recipe.tracking),
@@ -612,6 +615,6 @@ def next_command(result: ProbeResult) -> str:
     flags = f" --model {mine.model.name}" + cli.flags(mine.model, usual.model, leave_out=("name",))
     flags += cli.flags(mine.features, usual.features)
     flags += cli.flags(mine.data, usual.data, leave_out=OF_THE_NODE)
-    for group in ("runtime", "run", "tracking"):
+    for group in ("augmentation", "runtime", "run", "tracking"):
         flags += cli.flags(getattr(mine, group), getattr(usual, group))
     return f"{cli.command('train')} {RECIPE}{flags}"

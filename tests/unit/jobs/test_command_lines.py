@@ -72,8 +72,7 @@ def test_preprocess_takes_what_an_extraction_depends_on_and_where_it_runs():
     assert flags == {
         *("data", "data_root", "path_column", "label_column", "label_separator", "split_column"),
         *("image_size", "resize", "max_bad_fraction", "decode_workers"),
-        *("horizontal_flip", "rotation", "translation", "random_resized_crop", "color_jitter"),
-        *("crop_ratio", "random_erase", "auto_augment"),
+        *(setting.flag for setting in configs.fields_of(configs.AugmentationConfig)),
         *("features", "views", "features_dtype", "decoder", "shard_size", "extractors", "replace"),
         *(
             "model",
