@@ -34,8 +34,11 @@ def prepare(config: TrainConfig) -> None:
         prepare_in_memory(config.data, config.run.storage)
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig) -> bool:
     """Look whether the data is there and can be used, without decoding pictures.
+
+    Returns:
+        Whether a picture may have several classes.
 
     Raises:
         UserError: if the data is missing or can't be used.
@@ -48,6 +51,7 @@ def check(config: TrainConfig) -> None:
         prepare(config)
         multilabel = bool(config.features.uri) and features.open_manifest(config)[1].multilabel
     check_labels(config, multilabel=multilabel)
+    return multilabel
 
 
 def check_labels(config: TrainConfig, *, multilabel: bool) -> None:

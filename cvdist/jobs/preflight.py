@@ -220,17 +220,24 @@ def _mlflow(config: TrainConfig) -> str:
 
 def _samples(config: TrainConfig) -> str:
     """Decode some pictures, or what else the data set needs."""
+    from cvdist import loaders
+
     if config.features.uri:
         from cvdist.features import maintenance
+        from cvdist.features import open as features
 
+        loaders.check_labels(config, multilabel=features.open_manifest(config)[1].multilabel)
         return str(maintenance.describe(config.features.uri)).strip().splitlines()[0]
     if config.data.dataset != "images":
         return f"{config.data.dataset}: comes with the package, or is downloaded"
     from cvdist.data.forms import root_of
     from cvdist.data.images import listing
     from cvdist.data.images.ahead import Reader
+    from cvdist.data.labels import is_multilabel
 
     listed = listing.list_pictures(config.data)
+    multilabel = is_multilabel(listed.table)
+    loaders.check_labels(config, multilabel=multilabel)
     paths = listed.table.column("path").to_pylist()
     chosen = random.Random(0).sample(paths, min(_SAMPLES, len(paths)))
     reader = Reader(root_of(config.data), config.data.image_size, config.data.resize)
@@ -240,7 +247,8 @@ def _samples(config: TrainConfig) -> str:
     if bad:
         raise UserError(f"{len(bad)} of {len(chosen)} pictures can't be decoded: {bad[0]}")
     each = 1e3 * (time.monotonic() - began) / max(len(chosen), 1)
-    return f"{len(paths):,} pictures in {len(listed.classes)} classes, {each:.0f} ms to read and decode one"
+    classes = f"{len(listed.classes)} classes" + ", several a picture" * multilabel
+    return f"{len(paths):,} pictures in {classes}, {each:.0f} ms to read and decode one"
 
 
 def trained_parameters(config: TrainConfig) -> int:

@@ -25,7 +25,7 @@ from cvdist.runtime.environment import require_ray
 from cvdist.runtime.signals import sigterm_raises
 from cvdist.storage import Folder
 from cvdist.sweep import importance, space
-from cvdist.sweep.record import END_STATES, Trial, TrialState, TrialStore, best_of, folder_of
+from cvdist.sweep.record import END_STATES, ONE_CLASS_NEEDED, Trial, TrialState, TrialStore, best_of, folder_of
 from cvdist.sweep.space import Dimension, Settings
 from cvdist.tracking import RunRef, environment, open_tracker, sweep_runs
 
@@ -215,8 +215,9 @@ class _Keeper:
 
 
 def _check_here(config: TrainConfig, tries: list[Settings], *, data_is_here: bool) -> None:
-    """As `check_here`, with all views that are tried."""
-    check_here(config, data_is_here=data_is_here)
+    """As `check_here`, with all views that are tried, and for pictures with one class each."""
+    if check_here(config, data_is_here=data_is_here):
+        raise UserError(ONE_CLASS_NEEDED)
     if data_is_here and config.features.uri:
         from cvdist import loaders
 

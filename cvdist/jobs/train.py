@@ -248,12 +248,15 @@ def absolute(config: TrainConfig) -> TrainConfig:
     )
 
 
-def check_here(config: TrainConfig, *, data_is_here: bool) -> None:
+def check_here(config: TrainConfig, *, data_is_here: bool) -> bool:
     """Check all that this process can check by itself in seconds, before anything is started.
 
     Args:
         config: Of the run.
         data_is_here: Whether the workers are on this machine, with the data and the weights.
+
+    Returns:
+        Whether a picture may have several classes, if the data is here.
 
     Raises:
         UserError: If the storage, the MLflow store, the data or the weights can't be used.
@@ -265,8 +268,8 @@ def check_here(config: TrainConfig, *, data_is_here: bool) -> None:
     root = storage_root(config.run.storage)
     storage.check_writable(root)
     tracking.check_tracking_store(config.tracking, config.run.storage)
+    multilabel = data_is_here and loaders.check(config)
     if data_is_here:
-        loaders.check(config)
         models.prepare(config.model)
     free, needed = storage.free_bytes(root), memory.checkpoint_bytes(config)
     if free is not None and free < needed:
@@ -274,6 +277,7 @@ def check_here(config: TrainConfig, *, data_is_here: bool) -> None:
             f"--storage {root} has room for {free / 1e6:,.0f} MB, and one checkpoint takes about "
             f"{needed / 1e6:,.0f} MB: make room, or name another folder"
         )
+    return multilabel
 
 
 def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.TrackingStore | None:

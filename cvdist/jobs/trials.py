@@ -34,7 +34,7 @@ from cvdist.distributed.ranks import RankInfo
 from cvdist.errors import Superseded, UserError, superseded_by_another_job
 from cvdist.jobs.train import open_worker
 from cvdist.sweep import space
-from cvdist.sweep.record import Trial, TrialEpoch, folder_of
+from cvdist.sweep.record import ONE_CLASS_NEEDED, Trial, TrialEpoch, folder_of
 from cvdist.tracking import NoTracker, RunRef, Tracker
 from cvdist.tracking.sweep_runs import show_running
 from cvdist.training.finite import NotFinite
@@ -181,10 +181,7 @@ class _Process(tune.Trainable):
                     config = space.apply_settings(config, task.settings[number])
                     run = build_run(config, worker, TrialTracker(tracker, self._epoch_done))
                     if run.info.multilabel:
-                        raise UserError(
-                            "a sweep compares trials by accuracy, and these pictures may have several classes: "
-                            "compare runs of python jobs/train.py"
-                        )
+                        raise UserError(ONE_CLASS_NEEDED)
                 except UserError as error:
                     # What a trial can't even begin with, the others can't either.
                     self._say(state="failed", reason=str(error), whole=True)
