@@ -35,6 +35,7 @@ Head = Literal["vgg", "mlp", "linear"]
 FeaturesAt = Literal["", "pooled", "maps"]
 Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
 AutoAugment = Literal["none", "ra", "ta_wide", "augmix", "imagenet"]
+TrackingMode = Literal["required", "optional", "none"]
 SelectBy = Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "mean_average_precision", "loss"]
 _HIDDEN_SIZES: dict[Head, int] = {"vgg": 4096, "mlp": 256, "linear": 0}  # of each head where none is given
 CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes that replay kernels on a GPU
@@ -521,7 +522,7 @@ class ExtractorsConfig(ActorsConfig):
 class TrackingConfig:
     """Where metrics, figures and models are recorded, and which of them."""
 
-    mode: Annotated[Literal["required", "optional", "none"], Flag("tracking")] = "required"
+    mode: Annotated[TrackingMode, Flag("tracking")] = "required"
     """`optional`: train without MLflow if it can't be reached at the start. `none`: do not use it at all."""
     uri: Annotated[str, Flag("tracking_uri")] = ""
     """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""

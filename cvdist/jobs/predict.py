@@ -16,7 +16,7 @@ from cvdist import log, storage
 from cvdist.config import PredictConfig
 from cvdist.data.labels import NO_CLASS
 from cvdist.errors import UserError
-from cvdist.jobs import cli, console
+from cvdist.jobs import console
 from cvdist.prediction import batch, results
 from cvdist.prediction.batch import PredictionPlan, Predictions
 from cvdist.prediction.pictures import find_pictures
@@ -106,12 +106,6 @@ def predict_planned(config: PredictConfig, saved: SavedModel, plan: PredictionPl
         verb="predicting",
     )
     return batch.predict(config, saved, plan, compute)
-
-
-def present(result: PredictResult) -> int:
-    """Print what came of the prediction; returns the exit code."""
-    cli.show(table(result))
-    return 0
 
 
 def table(result: PredictResult) -> str:

@@ -28,7 +28,6 @@ from cvdist import config as configs
 from cvdist import log, storage, tracking
 from cvdist.config import TrainConfig, cache_folder, storage_root
 from cvdist.errors import UserError
-from cvdist.jobs import cli
 from cvdist.runtime import ray_cluster
 from cvdist.runtime.ray_cluster import ResourceRequest
 
@@ -365,9 +364,8 @@ def _version(package: str) -> str:
         return "from a folder" if package == "cvdist" else "missing"
 
 
-def present(result: PreflightResult) -> int:
-    """Print what was found; returns the exit code: 1 if something has to be done."""
-    cli.show(table(result))
+def exit_code(result: PreflightResult) -> int:
+    """1 if something has to be done, else 0."""
     return int(any(row.problem for row in result.rows))
 
 

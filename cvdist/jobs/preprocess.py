@@ -88,12 +88,6 @@ def look_at_cache(how: str, uri: str) -> str:
     return f"deleted {pruned.files} files, {pruned.bytes / 1e6:,.1f} MB"
 
 
-def present(result: PreprocessResult) -> int:
-    """Print what came of the extraction; returns the exit code."""
-    cli.show(table(result))
-    return 0
-
-
 def table(result: PreprocessResult) -> str:
     """What was extracted, and the command that trains from it."""
     cache, built, config = result.built.manifest, result.built, result.config

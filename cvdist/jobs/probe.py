@@ -30,7 +30,6 @@ from cvdist.config import (
     PicturesConfig,
     PreprocessConfig,
     ProbeConfig,
-    TrackingConfig,
     TrainConfig,
 )
 from cvdist.data.images.ahead import BATCH
@@ -184,7 +183,8 @@ def probe(config: ProbeConfig) -> ProbeResult:
         # On a cluster, this process need not have the device of the extractors.
         device = devices.here(config.runtime.device if config.runtime.launcher == "inline" else "auto")
         networks = _prepare(config, _named(config))
-        store = _open_store(config)
+        logged_to = config.lookup.tracking(config.networks.tracking)
+        store = tracking.open_tracking_store(logged_to, config.lookup.storage)
         probed = [_probe(network, device) for network in networks]
         best = sorted(probed, key=lambda one: -one.left_out)[: config.networks.finalists]
         finalists = {one.name for one in best}
@@ -316,21 +316,9 @@ def network_of(config: ProbeConfig, name: str, model: BackboneConfig) -> Network
         augmentation=MixingConfig(**vars(config.augmentation)),
         runtime=dataclasses.replace(recipe.runtime, **runtime),
         run=dataclasses.replace(recipe.run, storage=lookup.storage),
-        tracking=_tracking(config, recipe.tracking),
+        tracking=lookup.tracking(config.networks.tracking),
     )
     return Network(name, extraction, training)
-
-
-def _tracking(config: ProbeConfig, usual: TrackingConfig) -> TrackingConfig:
-    """`usual` with the store and the experiment of the comparison."""
-    lookup = config.lookup
-    return dataclasses.replace(
-        usual,
-        mode=config.networks.tracking,
-        uri=lookup.tracking_uri,
-        experiment=lookup.experiment,
-        timeout=lookup.tracking_timeout,
-    )
 
 
 # ---------------------------------------------------------------------------------------------- measuring
@@ -450,11 +438,6 @@ def compare(config: ProbeConfig, probed: Sequence[ProbedNetwork], hardware: str,
 # ------------------------------------------------------------------------------------------------- MLflow
 
 
-def _open_store(config: ProbeConfig) -> TrackingStore | None:
-    """The MLflow store to log to, asked before anything is computed."""
-    return tracking.open_tracking_store(_tracking(config, TrackingConfig()), config.lookup.storage)
-
-
 def _log(store: TrackingStore, result: ProbeResult) -> RunRef:
     """Log the results as a run; returns it, ended."""
     config = result.config
@@ -535,12 +518,6 @@ def figure(result: ProbeResult) -> Figure:
 
 
 # ----------------------------------------------------------------------------------------------- printing
-
-
-def present(result: ProbeResult) -> int:
-    """Print the table; returns the exit code."""
-    cli.show(table(result))
-    return 0
 
 
 def table(result: ProbeResult) -> str:

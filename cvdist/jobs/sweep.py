@@ -20,6 +20,7 @@ from cvdist.config import ModelConfig, SweepJobConfig, TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.jobs import cli, console
 from cvdist.jobs.train import ParentJob, TrainResult, absolute, check_here, named, open_all, train
+from cvdist.jobs.train import exit_code as train_exit_code
 from cvdist.log import redact
 from cvdist.runtime.environment import require_ray
 from cvdist.runtime.signals import sigterm_raises
@@ -433,16 +434,9 @@ Each trial is a run below this one; the best, trained on, has figures, a report 
 # ------------------------------------------------------------------------------------------------- printing
 
 
-def present(result: SweepResult) -> int:
-    """Print what came of the sweep; returns the exit code.
-
-    Raises:
-        UserError: if the best model should have been registered and is not.
-    """
-    cli.show(table(result))
-    if result.trained is not None and result.trained.not_registered:
-        raise UserError(result.trained.not_registered)
-    return 0
+def exit_code(result: SweepResult) -> int:
+    """As that of the best trial's training."""
+    return train_exit_code(result.trained) if result.trained is not None else 0
 
 
 def table(result: SweepResult) -> str:

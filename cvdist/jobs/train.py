@@ -18,7 +18,7 @@ from cvdist import log, startup, storage, tracking
 from cvdist.checkpoints.fence import Fence
 from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
-from cvdist.jobs import cli, console
+from cvdist.jobs import console
 from cvdist.log import redact
 from cvdist.runtime.environment import choose_launcher, require_ray
 from cvdist.runtime.signals import sigterm_raises
@@ -341,13 +341,12 @@ def _register(config: TrainConfig, summary: Summary, run: RunRef | None) -> tupl
     return f"{version} @{chosen.alias}", ""
 
 
-def present(result: TrainResult) -> int:
-    """Print what came of the training; returns the exit code.
+def exit_code(result: TrainResult) -> int:
+    """Return 0.
 
     Raises:
         UserError: if the model should have been registered and is not.
     """
-    cli.show(table(result))
     if result.not_registered:
         raise UserError(result.not_registered)
     return 0

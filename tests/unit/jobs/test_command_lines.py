@@ -41,10 +41,6 @@ def refusal(job, *words):
         ("predict", "--compare", "--compare is a setting of evaluate, not of predict"),
         ("visualize", "--slice-size", "--slice-size is a setting of predict, not of visualize"),
         ("report", "--lr", "--lr is a setting of train, sweep and preflight, not of report"),
-        ("train", "--cache-share", "--cache-share is called --cache-fraction now"),
-        ("evaluate", "--max-bad-images=0.1", "--max-bad-images is called --max-bad-fraction now"),
-        ("sweep", "--tracking-patience", "--tracking-patience is called --tracking-drain-timeout now"),
-        ("predict", "--tracking-patience", "--tracking-drain-timeout, once --tracking-patience, is a"),
         ("train", "--epoch", "unknown flag --epoch: did you mean --epochs"),
     ],
 )  # fmt: skip
