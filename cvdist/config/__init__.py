@@ -51,6 +51,7 @@ from cvdist.config.saved import (
     LookConfig,
     LookupConfig,
     PredictConfig,
+    PredictionConfig,
     ReplayConfig,
     ReportConfig,
     SavedModelConfig,
