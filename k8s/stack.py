@@ -7,11 +7,9 @@ the same settings as in the Kubernetes manifests. All state is in one folder: da
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
-import math
 import os
 import pwd
 import secrets
@@ -25,14 +23,18 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import psutil  # noqa: E402
+import tyro  # noqa: E402
 
+from cvdist.config.bounds import Bounds, Count, at_least  # noqa: E402
+from cvdist.config.settings import check_values  # noqa: E402
 from cvdist.errors import UserError  # noqa: E402
 from cvdist.jobs import cli  # noqa: E402
 from k8s.services import LOOPBACK, SeaweedFS, answers, beside_python, free_port  # noqa: E402
@@ -44,43 +46,37 @@ _STOP_TIMEOUT = 20.0  # seconds that a process may take to end before it is kill
 _OBJECT_STORE = 200_000_000  # bytes of each Ray node
 
 
+Port = Annotated[int, Bounds(0, 65535)]
+
+
 @dataclass(frozen=True)
 class Options:
-    """The command line's options. A port of 0 means any free port; `timeout` is in seconds per service."""
+    """The command line's options."""
 
-    folder: Path
-    workers: int
-    cpus_per_worker: int
-    s3_port: int
-    mlflow_port: int
-    dashboard_port: int
-    timeout: float
+    what: Annotated[Literal["up", "down"], tyro.conf.Positional]
+    folder: Path = ROOT / "stack"
+    """Data, logs and state."""
+    workers: Count = 2
+    """Ray workers."""
+    cpus_per_worker: Count = 1
+    """CPUs of each."""
+    s3_port: Port = 8333
+    """Of SeaweedFS. 0: any free one."""
+    mlflow_port: Port = 5000
+    """Of MLflow. 0: any free one."""
+    dashboard_port: Port = 8265
+    """Of Ray. 0: any free one."""
+    timeout: Annotated[float, at_least(1)] = 120.0
+    """Seconds for each part to start."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line, and start or stop the stack."""
-    parser = argparse.ArgumentParser(prog="stack.py", description=(__doc__ or "").strip().splitlines()[0])
-    parser.add_argument("what", choices=["up", "down"])
-    parser.add_argument(
-        "--folder", type=Path, default=ROOT / "stack", help="data, logs and state (%(default)s)"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="Ray workers (%(default)s)")
-    parser.add_argument("--cpus-per-worker", type=int, default=1, help="CPUs of each (%(default)s)")
-    parser.add_argument("--s3-port", type=int, default=8333, help="%(default)s; 0: any free one")
-    parser.add_argument("--mlflow-port", type=int, default=5000, help="%(default)s; 0: any free one")
-    parser.add_argument("--dashboard-port", type=int, default=8265, help="Ray's, %(default)s; 0: any free one")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for each part (%(default)s)")
-    values = vars(parser.parse_args(arguments))
-    what = values.pop("what")
-    for name, least, most in (
-        *((name, 1, math.inf) for name in ("workers", "cpus_per_worker", "timeout")),
-        *((name, 0, 65535) for name in ("s3_port", "mlflow_port", "dashboard_port")),
-    ):
-        if not least <= values[name] <= most:
-            upper = f"{least} to {most}" if most < math.inf else f"{least} or more"
-            raise UserError(f"--{name.replace('_', '-')} is {values[name]}: it takes {upper}")
-    options = Options(**{**values, "folder": values["folder"].absolute()})
-    if what == "down":
+    about = (__doc__ or "").splitlines()[0]
+    options = tyro.cli(Options, prog="stack.py", description=about, args=list(arguments))
+    check_values(options)
+    options = replace(options, folder=options.folder.absolute())
+    if options.what == "down":
         down(options.folder)
     else:
         up(options)
@@ -277,9 +273,8 @@ class Stack:
         if _run_as(user, ["test", "-w", str(data)]).returncode:
             return self._sqlite(f"PostgreSQL, as {user}, can't reach {data}"), {}
         if not (data / "PG_VERSION").exists():
-            with tempfile.NamedTemporaryFile(
-                "w", prefix="password-"
-            ) as password:  # readable by its owner alone
+            # Readable by its owner alone.
+            with tempfile.NamedTemporaryFile("w", prefix="password-") as password:
                 password.write(self._secret("postgres"))
                 password.flush()
                 if user is not None:
@@ -336,9 +331,7 @@ class Stack:
                 env=inherited | environment,
                 cwd=self._folder if user is None else "/",
                 start_new_session=True,  # outlives this process, and has a group of its own
-                user=user,
-                group=pwd.getpwnam(user).pw_gid if user else None,
-                extra_groups=[] if user else None,
+                **_as(user),
             )
         started = psutil.Process(process.pid).create_time()
         self._started.append({"name": name, "pid": process.pid, "started": started, "temporary": temporary})
@@ -407,10 +400,13 @@ def _run_as(user: str | None, command: list[str]) -> subprocess.CompletedProcess
         timeout=120,
         check=False,
         cwd="/",
-        user=user,
-        group=pwd.getpwnam(user).pw_gid if user else None,
-        extra_groups=[] if user else None,
+        **_as(user),
     )
+
+
+def _as(user: str | None) -> dict[str, Any]:
+    """Return the arguments that start a process as another user, with that user's group alone."""
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
 
 
 def _exists(user: str) -> bool:

@@ -22,7 +22,6 @@ from cvdist.config.bounds import (
     WaitSeconds,
     above,
     at_least,
-    between,
 )
 from cvdist.config.settings import Flag
 from cvdist.errors import UserError
@@ -122,7 +121,7 @@ class DataConfig(PicturesConfig):
     cache_fraction: Fraction = 0.8
     """Share of that disk's free space that decoded pictures may take. If they need more, they are decoded
     again in each epoch."""
-    valid_fraction: Annotated[float, between(0, 1, "()")] = 0.2
+    valid_fraction: Annotated[float, Bounds(0, 1, "()")] = 0.2
     """Share held back for validation, where a data set has no split of its own. Stratified: each class keeps a
     picture to learn from, and each of two or more has one to validate on."""
     split_seed: int = 0
@@ -143,7 +142,7 @@ class AugmentationConfig:
     """Each picture is turned by up to this many degrees to either side."""
     translation: Fraction = 0.0
     """Each picture is moved by up to this fraction of its width and height."""
-    random_resized_crop: Annotated[float, between(0, 1, "(]")] = 1.0
+    random_resized_crop: Annotated[float, Bounds(0, 1, "(]")] = 1.0
     """A random part of each picture, with at least this share of its area, is enlarged to the whole. 1: no
     crops."""
     crop_ratio: Annotated[float, at_least(1)] = 4 / 3
@@ -276,7 +275,7 @@ class ModelConfig(BackboneConfig):
     each channel's mean. `vgg`: two hidden layers, of maps on 7x7 positions, as VGG has them."""
     hidden_size: CountOrZero = 0
     """Units of the head's hidden layers. 0: 4,096 for `vgg`, 256 for `mlp`; `linear` has none."""
-    dropout: Annotated[float, between(0, 1, "[)")] = 0.5
+    dropout: Annotated[float, Bounds(0, 1, "[)")] = 0.5
     """Probability that an activation is dropped in training; the `linear` head has no dropout."""
 
     @property
@@ -298,7 +297,7 @@ class OptimizerConfig:
     """`sgd` (with `--momentum`) or `adamw`."""
     lr: Annotated[float, at_least(0)] = 0.01
     """Peak learning rate."""
-    momentum: Annotated[float, between(0, 1, "[)")] = 0.5
+    momentum: Annotated[float, Bounds(0, 1, "[)")] = 0.5
     """Of SGD."""
     nesterov: bool = False
     """Nesterov's form of SGD's momentum."""
@@ -321,7 +320,7 @@ class OptimizerConfig:
     """Epochs (fractions allowed) in which the learning rate grows linearly to its peak."""
     backbone_lr_scale: Annotated[float, at_least(0)] = 1.0
     """Learning rate of a pretrained model's trained stages as a multiple of `--lr`."""
-    layer_decay: Annotated[float, between(0, 1, "(]")] = 1.0
+    layer_decay: Annotated[float, Bounds(0, 1, "(]")] = 1.0
     """Factor by which the learning rate of each trained stage is below that of the next one, or of the head."""
     freeze_epochs: CountOrZero = 0
     """Number of first epochs in which the stages that `--trainable-stages` names stay as they are."""
@@ -382,11 +381,11 @@ class LoopConfig(ComputeConfig):
     """Only operations that give the same bits each time, on GPUs; some are slower. CPUs need no such choice."""
     log_every_steps: Count = 50
     """Steps between two points of the `step/` metrics."""
-    label_smoothing: Annotated[float, between(0, 1, "[)")] = 0.0
+    label_smoothing: Annotated[float, Bounds(0, 1, "[)")] = 0.0
     """Share of each target spread evenly over all classes, in training only."""
     clip_grad_norm: Annotated[float, at_least(0)] = 0.0
     """Largest L2 norm of all gradients together. 0: no clipping."""
-    model_ema_decay: Annotated[float, between(0, 1, "[)")] = 0.0
+    model_ema_decay: Annotated[float, Bounds(0, 1, "[)")] = 0.0
     """Decay a step of the weights' exponential moving average, which is then what is validated and logged.
     0: none."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -215,15 +215,11 @@ def _log(store: TrackingStore, result: InspectResult, files: dict[str, bytes]) -
         tracker.log_params(dict(configs.flat(config)))
         tracker.log_metrics(metrics(result), step=0)
         for name, content in files.items():
-            tracker.log_artifact(name, _constant(content))
+            tracker.log_artifact(name, partial(bytes, content))
         tracker.close()
         lines = [f"`{environment.command()}`", "", *(f"- {name}: {value}" for name, value in _rows(result))]
         tracking.set_description(run, "\n".join(lines))
     return run
-
-
-def _constant(content: bytes) -> Callable[[], bytes]:
-    return lambda: content
 
 
 def metrics(result: InspectResult) -> dict[str, float]:

@@ -6,6 +6,7 @@ measure the link as training does (`cvdist.parallel.measure`), by PyTorch's own 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -104,7 +105,7 @@ def _rows(config: TrainConfig) -> Iterator[Row]:
             yield Row("node", where, str(error).strip().splitlines()[-1][:100], "repair or remove this node")
             continue
         versions.setdefault(found, []).append(where)
-        yield from (Row(what, where, text, problem) for what, text, problem in rows)
+        yield from (dataclasses.replace(row, where=where) for row in rows)
     if len(versions) > 1:
         counts = "; ".join(f"{found} on {len(places)}" for found, places in versions.items())
         yield Row("versions", "all nodes", counts, "nodes differ: use one image for all of them")
@@ -115,8 +116,8 @@ def _rows(config: TrainConfig) -> Iterator[Row]:
     yield from _all_reduce(config)
 
 
-def _look_at_node(values: dict[str, Any]) -> tuple[str, list[tuple[str, str, str]]]:
-    """Versions, and (what, found, problem) of the node that this runs on."""
+def _look_at_node(values: dict[str, Any]) -> tuple[str, list[Row]]:
+    """Versions on the node that this runs on, and what was found there, without the node's name."""
     import torch
 
     config = configs.from_dict(TrainConfig, values)
@@ -125,44 +126,28 @@ def _look_at_node(values: dict[str, Any]) -> tuple[str, list[tuple[str, str, str
     )
     rows = []
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    memory = psutil.virtual_memory()
     if devices and config.runtime.device != "cpu":
         total = torch.cuda.get_device_properties(0).total_memory
-        row = _guarded("GPU memory", "", lambda: _gpu_memory(config, total))
-        rows.append((row.what, row.found, row.problem))
-    rows.append(
-        (
-            "machine",
-            f"{os.cpu_count()} cores, {', '.join(devices) or 'no GPU'}, {memory.available / 2**30:.1f} of "
-            f"{memory.total / 2**30:.1f} GiB memory free",
-            "" if memory.available > memory.total / 20 else "its memory is almost full",
-        )
+        rows.append(_guarded("GPU memory", "", lambda: _gpu_memory(config, total)))
+    memory = psutil.virtual_memory()
+    found = (
+        f"{os.cpu_count()} cores, {', '.join(devices) or 'no GPU'}, {memory.available / 2**30:.1f} of "
+        f"{memory.total / 2**30:.1f} GiB memory free"
     )
-    shm = shutil.disk_usage("/dev/shm") if Path("/dev/shm").exists() else None
-    if shm is not None:
-        small = shm.total < _SMALL_SHM
-        rows.append(
-            (
-                "/dev/shm",
-                f"{shm.total / 2**30:.2f} GiB",
-                "too small for Ray and PyTorch: mount a memory-backed volume there" if small else "",
-            )
-        )
+    full = memory.available <= memory.total / 20
+    rows.append(Row("machine", "", found, "its memory is almost full" if full else ""))
+    if Path("/dev/shm").exists():
+        size = shutil.disk_usage("/dev/shm").total
+        problem = "too small for Ray and PyTorch: mount a memory-backed volume there"
+        rows.append(Row("/dev/shm", "", f"{size / 2**30:.2f} GiB", problem if size < _SMALL_SHM else ""))
     cache = cache_folder(config.data.cache)
     there = next(path for path in (cache, *cache.parents) if path.exists())
     free = shutil.disk_usage(there).free
-    rows.append(
-        (
-            "cache",
-            f"{free / 2**30:.1f} GiB free in {cache}",
-            "" if free > 1 << 30 else "less than 1 GiB: see --cache",
-        )
-    )
-    for what, probe in (("storage", lambda: _storage(config)), ("MLflow", lambda: _health(config))):
-        row = _guarded(what, "", probe)
-        if row.found:
-            rows.append((row.what, row.found, row.problem))
-    return versions, rows
+    problem = "" if free > 1 << 30 else "less than 1 GiB: see --cache"
+    rows.append(Row("cache", "", f"{free / 2**30:.1f} GiB free in {cache}", problem))
+    rows.append(_guarded("storage", "", lambda: _storage(config)))
+    rows.append(_guarded("MLflow", "", lambda: _health(config)))
+    return versions, [row for row in rows if row.found]
 
 
 def _gpu_memory(config: TrainConfig, total: int) -> str:

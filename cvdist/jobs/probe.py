@@ -378,17 +378,17 @@ def _pictures_per_second(made: PreprocessResult, loader: FeatureLoader, device: 
     paths = loader.names("valid", range(min(loader.info.valid_size, _TIMED_PICTURES)))
     paths += loader.names("train", range(min(loader.info.train_size, _TIMED_PICTURES - len(paths))))
     extractor = Extractor(config, mark, device, decode_threads=config.data.decode_workers)
+
+    def rate(some: list[str]) -> float:
+        began = time.monotonic()
+        extractor.compute(some, 1)
+        return len(some) / (time.monotonic() - began)
+
     few = paths[: BATCH[device.type]]
-    extractor.compute(few, 1)  # the first run of a network takes longer
-    began = time.monotonic()
-    extractor.compute(few, 1)
-    seconds = time.monotonic() - began
-    more = paths[: int(len(few) * _TIMED_SECONDS / seconds)]
-    if len(more) <= len(few):
-        return len(few) / seconds
-    began = time.monotonic()
-    extractor.compute(more, 1)
-    return len(more) / (time.monotonic() - began)
+    rate(few)  # the first run of a network takes longer
+    found = rate(few)
+    more = paths[: int(found * _TIMED_SECONDS)]
+    return rate(more) if len(more) > len(few) else found
 
 
 def _solved(probed: ProbedNetwork, device: torch.device) -> ProbedNetwork:

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -316,10 +317,10 @@ class Watch(tune.Callback, tune.Stopper):
 
 def progress(trials: Sequence[Trial], running: int) -> str:
     """`trials 7/20 done, 2 running, 4 stopped early, best 98.25% (393/400) lr=0.0002`."""
-    count = {state: sum(trial.state == state for trial in trials) for state in ("finished", "stopped")}
-    lost = sum(trial.state in ("diverged", "failed") for trial in trials)
+    count = Counter(trial.state for trial in trials)
+    lost = count["diverged"] + count["failed"]
     parts = [
-        f"trials {sum(count.values()) + lost}/{len(trials)} done",
+        f"trials {count['finished'] + count['stopped'] + lost}/{len(trials)} done",
         f"{running} running",
         f"{count['stopped']} stopped early",
     ]
