@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cvdist.config import AutoAugment, PicturesConfig
+from cvdist.config import AugmentationConfig, part_of
 from cvdist.data import policies
 from cvdist.data.dataset import to_device
 from cvdist.data.sampler import LocalBatch
@@ -38,49 +38,20 @@ def luma(images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(AugmentationConfig):
     """Random flips, rotations, translations, crops, colors and erased rectangles, and torchvision's policies.
 
     Attributes:
-        horizontal_flip: probability in [0, 1] of mirroring a picture.
-        rotation: largest angle in degrees, to either side.
-        translation: largest shift to either side, as a fraction of width and height. What moves into the
-            picture is black.
         seed: seed of the random numbers.
-        smallest_crop: smallest fraction in (0, 1] of the area that a crop keeps (Szegedy et al. 2015,
-            arXiv:1409.4842); 1 turns cropping off.
-        color_jitter: in [0, 1]. Brightness, contrast and saturation are each multiplied by a random factor
-            between 1 minus and 1 plus this value.
-        crop_ratio: of a crop's sides, the longer by the shorter, at most.
-        random_erase: probability in [0, 1] of erasing a rectangle.
-        auto_augment: torchvision's policy.
     """
 
-    horizontal_flip: float
-    rotation: float
-    translation: float
-    seed: int
-    smallest_crop: float = 1.0
-    color_jitter: float = 0.0
-    crop_ratio: float = PicturesConfig.crop_ratio
-    random_erase: float = 0.0
-    auto_augment: AutoAugment = "none"
+    seed: int = 0
 
     @classmethod
-    def from_config(cls, config: PicturesConfig, seed: int) -> Augmentation | None:
+    def from_config(cls, config: AugmentationConfig, seed: int) -> Augmentation | None:
         """Build the configured augmentation, or return None if all of it is turned off."""
-        chosen = cls(
-            config.horizontal_flip,
-            config.rotation,
-            config.translation,
-            seed,
-            config.random_resized_crop,
-            config.color_jitter,
-            config.crop_ratio,
-            config.random_erase,
-            config.auto_augment,
-        )
-        return None if chosen == cls(0.0, 0.0, 0.0, seed, crop_ratio=config.crop_ratio) else chosen
+        chosen = part_of(AugmentationConfig, config)
+        return None if chosen == AugmentationConfig() else cls(**vars(chosen), seed=seed)
 
     def draw(self, local: LocalBatch, epoch: int) -> Tensor:
         """Uniform numbers in [0, 1) for the pictures of a local batch, float32 (n, 17), on the CPU."""
@@ -119,7 +90,7 @@ class Augmentation:
     def _apply(self, images: Tensor, draws: Tensor, mean: Sequence[float]) -> Tensor:
         kinds = to_device(draws, images.device).split([_PLACE, _CROP, _COLOR, _ERASE, _AUTO], dim=1)
         place, crop, color, erase, _ = kinds
-        if self.rotation or self.translation or self.smallest_crop < 1:
+        if self.rotation or self.translation or self.random_resized_crop < 1:
             images = self._move(images, place, crop)
         elif self.horizontal_flip:
             mirrored = place[:, 0] < self.horizontal_flip
@@ -154,7 +125,7 @@ class Augmentation:
     def _crops(self, crop: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Width and height of each crop as shares of the picture's, and its middle, from -1 to 1."""
         area, proportions, x, y = crop.unbind(1)
-        kept = self.smallest_crop + (1 - self.smallest_crop) * area
+        kept = self.random_resized_crop + (1 - self.random_resized_crop) * area
         side = kept.sqrt()
         # Where the area leaves no room for the proportions drawn, the crop is as long as the picture.
         stretch = torch.exp((2 * proportions - 1) * math.log(self.crop_ratio) / 2).clamp(side, 1 / side)
