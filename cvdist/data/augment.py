@@ -80,9 +80,9 @@ class Augmentation(AugmentationConfig):
             draws: random numbers from `draw` or `draw_view`, float32 (n, 17), on the CPU.
             mean: color of what is erased, for pixels in [0, 1]: the mean, which is 0 after normalization.
         """
-        size = max(1, _PART_BYTES // images[0].nbytes)
-        if images.device.type != "cpu" or len(images) <= size:
+        if images.device.type != "cpu" or images.nbytes <= _PART_BYTES:
             return self._apply(images, draws, mean)
+        size = max(1, len(images) * _PART_BYTES // images.nbytes)
         for part, part_draws in zip(images.split(size), draws.split(size), strict=True):
             part.copy_(self._apply(part, part_draws, mean))
         return images
