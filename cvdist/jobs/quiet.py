@@ -143,6 +143,8 @@ def console(name: str, *, verbose: bool) -> Iterator[LibraryMessages]:
     finally:
         disconnect()
         sys.stdout, sys.stderr = before
+        if sys.stderr.isatty():  # an error must not stand behind a line of progress
+            log.overwrite(sys.stderr, "")
 
 
 def disconnect() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvdist import log
+from cvdist.errors import UserError
 from cvdist.jobs import cli, quiet
 
 WORKER = "\x1b[36m(RayTrainWorker pid=16585, ip=10.0.0.7)\x1b[0m "
@@ -62,6 +63,22 @@ def test_progress_of_a_worker_is_one_line_on_a_terminal(messages, monkeypatch):
     *progress, rest = shown.getvalue().split("\r\x1b[K")
     assert [text.strip() for text in progress[1:]] == ["epoch 1/2  step 1/125", "epoch 1/2  step 2/125"]
     assert max(map(len, progress)) <= 39 and rest == FOR_PEOPLE
+
+
+@pytest.mark.parametrize("relayed", [True, False])
+def test_an_error_takes_the_place_of_the_progress(monkeypatch, relayed):
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+
+    def fail(words):
+        if relayed:
+            sys.stderr.write(f"{WORKER}{log.LIVE}epoch 1/2\n")
+        else:
+            log.overwrite(sys.stderr, "epoch 1/2")
+        raise UserError("the loss became nan")
+
+    assert cli.main(fail, []) == 2
+    assert shown.getvalue().endswith("epoch 1/2\r\x1b[Kerror: the loss became nan\n")
 
 
 def test_only_the_newest_files_are_kept(messages):
