@@ -112,11 +112,7 @@ def inspect(config: InspectConfig) -> InspectResult:
 
 
 def _cache(config: InspectConfig) -> Manifest:
-    """The feature cache as it is, compared with the pictures; or a new one.
-
-    Raises:
-        UserError: if it is of other pictures, or can't be made.
-    """
+    """The feature cache as it is, compared with the pictures; or a new one."""
     folder = Folder.open(config.cache, "--features")
     if config.features.uri and folder.find(manifest.NAME) is not None:
         cache = manifest.read(folder)

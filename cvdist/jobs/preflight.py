@@ -151,11 +151,7 @@ def _look_at_node(values: dict[str, Any]) -> tuple[str, list[Row]]:
 
 
 def _gpu_memory(config: TrainConfig, total: int) -> str:
-    """What a worker needs of a GPU with `total` bytes.
-
-    Raises:
-        UserError: if that is more than there is.
-    """
+    """What a worker needs of a GPU with `total` bytes, if it has as many."""
     import torch
 
     from cvdist.distributed.precision import choose_precision

@@ -199,11 +199,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
 
 
 def _named(config: ProbeConfig) -> list[tuple[str, BackboneConfig]]:
-    """The networks of `--models` by what the comparison calls them, with the weights that they begin from.
-
-    Raises:
-        UserError: if one is named twice.
-    """
+    """The networks of `--models` by what the comparison calls them, with the weights that they begin from."""
     words = [word.strip() for word in config.networks.names.split(",") if word.strip()]
     found = []
     for word in words:
