@@ -28,6 +28,7 @@ _AUTO = 1  # the seed of what torchvision draws
 _AUTO_SEEDS = 1 << 24  # as many as float32 tells apart in [0, 1)
 _ERASED_AREA = (0.02, 0.33)  # as a share of the picture's (Zhong et al. 2017, arXiv:1708.04896)
 _ERASED_PROPORTIONS = (0.3, 3.3)  # height by width
+_PART_BYTES = 4 << 20  # of pictures that a CPU augments at once: in its cache, twice as fast as a large batch
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 
@@ -75,10 +76,18 @@ class Augmentation(AugmentationConfig):
         """Augment a batch.
 
         Args:
-            images: float (n, C, H, W), from 0 (black) to 255 (white). May be overwritten.
+            images: float (n, C, H, W), from 0 (black) to 255 (white); is overwritten.
             draws: random numbers from `draw` or `draw_view`, float32 (n, 17), on the CPU.
             mean: color of what is erased, for pixels in [0, 1]: the mean, which is 0 after normalization.
         """
+        if images.device.type != "cpu" or images.nbytes <= _PART_BYTES:
+            return self._apply(images, draws, mean)
+        size = max(1, len(images) * _PART_BYTES // images.nbytes)
+        for part, part_draws in zip(images.split(size), draws.split(size), strict=True):
+            part.copy_(self._apply(part, part_draws, mean))
+        return images
+
+    def _apply(self, images: Tensor, draws: Tensor, mean: Sequence[float]) -> Tensor:
         kinds = to_device(draws, images.device).split([_PLACE, _CROP, _COLOR, _ERASE, _AUTO], dim=1)
         place, crop, color, erase, _ = kinds
         if self.rotation or self.translation or self.random_resized_crop < 1:

@@ -30,8 +30,8 @@ from cvdist import config as configs
 from cvdist import log
 from cvdist.checkpoints.fence import Fence, FenceWatch
 from cvdist.config import SweepConfig, TrainConfig
-from cvdist.distributed.consensus import StopRequest
 from cvdist.distributed.ranks import RankInfo
+from cvdist.distributed.stop_request import StopRequest
 from cvdist.errors import Superseded, UserError, superseded_by_another_job
 from cvdist.jobs.train import open_worker
 from cvdist.sweep import space

@@ -166,3 +166,14 @@ def test_flip_probability_is_met():
     images = torch.arange(2.0).repeat(20_000, 1)[:, None, None]
     flipped = (augmentation.apply(images, draws)[:, 0, 0, 0] == 1).float().mean()
     assert abs(flipped - 0.3) < 0.02
+
+
+def test_parts_of_a_large_batch_are_augmented_as_a_small_batch_is():
+    augmentation = Augmentation(
+        horizontal_flip=0.5, rotation=10.0, random_resized_crop=0.3, color_jitter=0.2, random_erase=0.5
+    )
+    images, draws = torch.rand(10, 3, 224, 224) * 255, draws_of(augmentation, 10)  # 6 MB
+    one_by_one = [
+        augmentation.apply(image, draw) for image, draw in zip(images.split(1), draws.split(1), strict=True)
+    ]
+    assert torch.equal(augmentation.apply(images.clone(), draws), torch.cat(one_by_one))
