@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -321,6 +321,24 @@ def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_files(files: Mapping[str, bytes], flag: str) -> None:
+    """Write files by their paths or URIs: all of them, or none.
+
+    Raises:
+        UserError: If one can't be written.
+    """
+    written: list[tuple[arrow.FileSystem, str]] = []
+    for uri, content in files.items():
+        filesystem, path = locate(uri, flag)
+        try:
+            write(filesystem, path, content)
+        except OSError as error:
+            for where, one in written:
+                where.delete_file(one)
+            raise UserError(f"{flag} {redact(uri)} can't be written ({reason(error)})") from error
+        written.append((filesystem, path))
 
 
 @dataclass(frozen=True)

@@ -92,15 +92,13 @@ def up(options: Options) -> None:
     try:
         s3 = stack.start_s3()
         mlflow = stack.start_mlflow(s3)
-        ray = stack.start_ray({**s3, "MLFLOW_TRACKING_URI": mlflow, "CVDIST_STORAGE": f"s3://{BUCKET}/runs"})
+        inside = {**s3, "MLFLOW_TRACKING_URI": mlflow, "CVDIST_STORAGE": f"s3://{BUCKET}/runs"}
+        ray = stack.start_ray(inside)
     except BaseException:
         down(options.folder)
         raise
-    environment = {**s3, **ray, "MLFLOW_TRACKING_URI": mlflow, "CVDIST_STORAGE": f"s3://{BUCKET}/runs"}
-    _write_private(
-        options.folder / "env",
-        "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()),
-    )
+    exports = [f"export {name}={shlex.quote(value)}\n" for name, value in {**inside, **ray}.items()]
+    _write_private(options.folder / "env", "".join(exports))
     here = os.path.relpath(options.folder / "env")
     print(
         f"MLflow       {mlflow}\n"
@@ -173,7 +171,7 @@ class Stack:
         if _imports(python, "psycopg2"):
             database, environment = self._start_database()
         else:
-            database, environment = self._sqlite("psycopg2 is not installed beside MLflow"), {}
+            database, environment = self._sqlite("psycopg2 is not installed beside MLflow")
         if _imports(python, "boto3"):
             artifacts = f"s3://{BUCKET}/mlflow"
             logger.info("artifacts  %s", artifacts)
@@ -258,20 +256,19 @@ class Stack:
         installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
         folder = installed[-1] if installed else Path(shutil.which("initdb") or "/none/initdb").parent
         if not (folder / "initdb").exists():
-            return self._sqlite("PostgreSQL is not installed"), {}
+            return self._sqlite("PostgreSQL is not installed")
         user = None
         if os.geteuid() == 0:  # as root it refuses to run
-            user = next((name for name in ("postgres", "nobody") if _exists(name)), None)
+            known = {entry.pw_name for entry in pwd.getpwall()}
+            user = next((name for name in ("postgres", "nobody") if name in known), None)
             if user is None:
-                return self._sqlite(
-                    "PostgreSQL does not run as root, and there is no user postgres or nobody"
-                ), {}
+                return self._sqlite("PostgreSQL does not run as root, and there is no user postgres or nobody")
         data = self._folder / "postgres"
         data.mkdir(mode=0o700, exist_ok=True)
         if user is not None:
             shutil.chown(data, user)
         if _run_as(user, ["test", "-w", str(data)]).returncode:
-            return self._sqlite(f"PostgreSQL, as {user}, can't reach {data}"), {}
+            return self._sqlite(f"PostgreSQL, as {user}, can't reach {data}")
         if not (data / "PG_VERSION").exists():
             # Readable by its owner alone.
             with tempfile.NamedTemporaryFile("w", prefix="password-") as password:
@@ -300,9 +297,9 @@ class Stack:
         environment = {"PGHOST": LOOPBACK, "PGPORT": str(port), "PGPASSWORD": self._secret("postgres")}
         return "postgresql+psycopg2://mlflow@/postgres", environment
 
-    def _sqlite(self, why: str) -> str:
+    def _sqlite(self, why: str) -> tuple[str, dict[str, str]]:
         logger.info("database   sqlite: %s", why)
-        return f"sqlite:///{self._folder}/mlflow.db"
+        return f"sqlite:///{self._folder}/mlflow.db", {}
 
     def _secret(self, name: str) -> str:
         return str(json.loads(self._secrets.read_text())[name])
@@ -407,14 +404,6 @@ def _run_as(user: str | None, command: list[str]) -> subprocess.CompletedProcess
 def _as(user: str | None) -> dict[str, Any]:
     """Return the arguments that start a process as another user, with that user's group alone."""
     return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
-
-
-def _exists(user: str) -> bool:
-    try:
-        pwd.getpwnam(user)
-    except KeyError:
-        return False
-    return True
 
 
 def _imports(python: Path, module: str) -> bool:

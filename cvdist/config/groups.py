@@ -516,6 +516,11 @@ class ExtractorsConfig(ActorsConfig):
     data_timeout: Seconds = RuntimeConfig.data_timeout
     """Seconds that a batch may take to be read and decoded before the extraction fails."""
 
+    @property
+    def device_here(self) -> Device:
+        """What this process computes on: beside a cluster, it need not have the device of the actors."""
+        return self.device if self.launcher == "inline" else "auto"
+
 
 @dataclass(frozen=True)
 class TrackingConfig:

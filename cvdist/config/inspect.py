@@ -14,11 +14,10 @@ from cvdist.config.groups import (
     TrackingConfig,
     TrackingMode,
 )
-from cvdist.config.places import cache_folder, folder_for, require_outside, storage_root
-from cvdist.config.probe import LabeledPicturesConfig
+from cvdist.config.places import folder_for, storage_root
+from cvdist.config.probe import LabeledPicturesConfig, require_pictures
 from cvdist.config.saved import LookupConfig
 from cvdist.config.settings import Flag, check_groups
-from cvdist.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,5 @@ def check_inspect(config: InspectConfig) -> None:
         UserError: one line that names the flag and what it takes.
     """
     check_groups(config)
-    if not config.data.uri:
-        raise UserError(
-            "--data is needed: the folder or URI of the pictures, with a folder for each class in it"
-        )
-    require_outside(
-        config.data.uri,
-        features=config.cache,
-        output=config.output,
-        storage=storage_root(config.lookup.storage),
-        cache=str(cache_folder(config.data.cache)),
-    )
+    storage = storage_root(config.lookup.storage)
+    require_pictures(config.data, storage=storage, features=config.cache, output=config.output)

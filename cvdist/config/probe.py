@@ -90,17 +90,25 @@ def check_probe(config: ProbeConfig) -> None:
         UserError: one line that names the flag and what it takes.
     """
     check_groups(config)
-    if not config.data.uri:
-        raise UserError(
-            "--data is needed: the folder or URI of the pictures, with a folder for each class in it"
-        )
+    require_pictures(config.data, storage=storage_root(config.lookup.storage), features=config.caches)
     if not config.networks.names.strip(" ,"):
         raise UserError(
             "--models is needed: networks separated by commas, such as mobilenet_v2,resnet50,vit_b_16"
         )
-    require_outside(
-        config.data.root or config.data.uri,
-        features=config.caches,
-        storage=storage_root(config.lookup.storage),
-        cache=str(cache_folder(config.data.cache)),
-    )
+
+
+def require_pictures(data: DataConfig, **places: str) -> None:
+    """Refuse a job without pictures, and one that would write among them.
+
+    Args:
+        data: names the pictures.
+        **places: what else is written, as for `require_outside`.
+
+    Raises:
+        UserError: one line that names the flag.
+    """
+    if not data.uri:
+        raise UserError(
+            "--data is needed: the folder or URI of the pictures, with a folder for each class in it"
+        )
+    require_outside(data.root or data.uri, cache=str(cache_folder(data.cache)), **places)

@@ -211,7 +211,7 @@ class PageConfig:
     run: str = ""
     """The run's name or id."""
     output: str = ""
-    """File that the page is written to. Empty: the artifact `report.html` of the run."""
+    """File or URI that the page is written to. Empty: the artifact `report.html` of the run."""
 
 
 @dataclass(frozen=True)

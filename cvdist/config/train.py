@@ -124,15 +124,8 @@ def learning_settings(config: TrainConfig) -> dict[str, Any]:
         "--views": config.features.views,
         "--seed": config.run.seed,
     }
-    groups = (
-        config.data,
-        config.augmentation,
-        config.model,
-        config.optimizer,
-        config.loop,
-        config.parallel,
-    )
-    for group in groups:
+    for name in ("data", "augmentation", "model", "optimizer", "loop", "parallel"):
+        group = getattr(config, name)
         for one in fields_of(type(group)):
             if one.flag not in _OF_THE_NODE:
                 found[dashed(one.flag)] = getattr(group, one.field)

@@ -362,12 +362,7 @@ def _with_values(words: Sequence[str]) -> list[str]:
 
 
 def _ask_tyro(job: Job, base: Any, program: str, about: str, words: Sequence[str]) -> Any:
-    """`base`, settings of the job, with what `words` change.
-
-    Raises:
-        UserError: for what tyro does not take.
-        SystemExit: after `--help`.
-    """
+    """`base`, settings of the job, with what `words` change; after `--help`, SystemExit is raised."""
     import tyro
 
     groups = {name: _shown(job, name, getattr(base, name)) for name in configs.groups_of(job.settings)}
@@ -414,11 +409,7 @@ def _shown(job: Job, name: str, group: Any) -> type[Any]:
 
 
 def _require_known(job: str, words: Sequence[str]) -> None:
-    """Refuse flags that the job does not take.
-
-    Raises:
-        UserError: with the jobs that have it, or the nearest names.
-    """
+    """Refuse flags that the job does not take, and name the jobs that have them or the nearest names."""
     known = {word for one in JOBS[job].flags() for word in one.words} | set(_GENERAL)
     for word in words:
         flag = word.partition("=")[0].replace("_", "-")

@@ -77,7 +77,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         store = tracking.open_tracking_store(config.saved.tracking(asked.tracking), config.saved.storage)
         evaluation = _measure(config, saved, device)
         if asked.output:
-            _write(asked.output, evaluation)
+            content = json.dumps(evaluation.to_dict(), indent=1).encode()
+            storage.write_files({asked.output: content}, "--output")
         run = _log(store, evaluation) if store is not None else None
         registered = _register(config, evaluation) if asked.register else ""
     return EvaluateResult(config, evaluation, run, registered, time.monotonic() - began)
@@ -115,19 +116,6 @@ def _open_second(config: EvaluateConfig, first: SavedModel) -> SavedModel:
             f"{', '.join(sorted(mine ^ theirs, key=log.natural)[:5])} only in one of them"
         )
     return second
-
-
-def _write(uri: str, evaluation: Evaluations) -> None:
-    """Write the results to the file or URI `uri`, whole or not at all.
-
-    Raises:
-        UserError: if it can't be written.
-    """
-    filesystem, path = storage.locate(uri, "--output")
-    try:
-        storage.write(filesystem, path, json.dumps(evaluation.to_dict(), indent=1).encode())
-    except OSError as error:
-        raise UserError(f"--output {redact(uri)} can't be written ({storage.reason(error)})") from error
 
 
 def _register(config: EvaluateConfig, evaluation: Evaluations) -> str:
@@ -290,26 +278,18 @@ def _by_class(models: Sequence[ModelEvaluation], names: Sequence[str]) -> tuple[
         extra = ["average precision", "threshold"] if several else []
         return [title, *extra, "precision", "recall", "F1"], rows
     second = {one.name: one for one in models[1].metrics.by_class}
-    pairs = [(one, second[one.name]) for one in shown]
-    if several:
-        rows = [
-            [
-                one.name,
-                *(_decimal(found.average_precision) for found in (one, other)),
-                f"{quality(other) - quality(one):+.4f}" if one.total else "-",
-            ]
-            for one, other in pairs
-        ]
-        return [title, *(f"average precision {name}" for name in names), "B - A"], rows
-    rows = [
-        [
-            one.name,
-            *(console.share(found.correct, one.total) for found in (one, other)),
-            f"{other.correct - one.correct:+d}",
-        ]
-        for one, other in pairs
-    ]
-    return [title, *(f"recall {name}" for name in names), "B - A"], rows
+    rows = []
+    for one in shown:
+        other = second[one.name]
+        if several:
+            values = [_decimal(found.average_precision) for found in (one, other)]
+            difference = f"{quality(other) - quality(one):+.4f}" if one.total else "-"
+        else:
+            values = [console.share(found.correct, one.total) for found in (one, other)]
+            difference = f"{other.correct - one.correct:+d}"
+        rows.append([one.name, *values, difference])
+    what = "average precision" if several else "recall"
+    return [title, *(f"{what} {name}" for name in names), "B - A"], rows
 
 
 def _decimal(value: float | None) -> str:

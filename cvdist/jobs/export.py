@@ -89,7 +89,7 @@ def export(config: ExportConfig) -> ExportResult:
         files = {asked.output: content}
         if format == "safetensors":
             files[_beside(asked.output)] = json.dumps(description, indent=1).encode()
-        _write(files)
+        storage.write_files(files, "--output")
     return ExportResult(
         model=f"{saved.source}, {saved.identity}",
         format=format,
@@ -128,11 +128,7 @@ def _pictures(saved: SavedModel, config: ExportConfig) -> tuple[Tensor, str]:
 
 @torch.inference_mode()
 def _compare(saved: SavedModel, run: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
-    """Return the largest difference between the probabilities of the model and those of its file.
-
-    Raises:
-        UserError: if it is too large, or a picture gets another class.
-    """
+    """Return the largest difference between the probabilities of the model and those of its file, if small."""
     normalize = Normalizer(saved.mean, saved.std, torch.device("cpu"), channels_last=True)
     several = saved.identity.multilabel
     expected = probabilities(saved.model(normalize(pixels.float())), multilabel=several)
@@ -156,24 +152,6 @@ def _beside(output: str) -> str:
     """The file of the description, beside that of the weights."""
     options = storage.split(output)[2]
     return f"{output.removesuffix(options)}.json{options}"
-
-
-def _write(files: dict[str, bytes]) -> None:
-    """Write all files, or none.
-
-    Raises:
-        UserError: if one can't be written.
-    """
-    written: list[str] = []
-    for uri, content in files.items():
-        filesystem, path = storage.locate(uri, "--output")
-        try:
-            storage.write(filesystem, path, content)
-        except OSError as error:
-            for one in written:
-                filesystem.delete_file(one)
-            raise UserError(f"--output {redact(uri)} can't be written ({storage.reason(error)})") from error
-        written.append(path)
 
 
 # ------------------------------------------------------------------------------------------------- printing

@@ -15,11 +15,8 @@ from cvdist import log, models, recipes, storage, tracking
 from cvdist.config import (
     BackboneConfig,
     DataConfig,
-    ExtractionConfig,
     FeaturesConfig,
     InspectConfig,
-    PicturesConfig,
-    PreprocessConfig,
     RuntimeConfig,
     TrainConfig,
 )
@@ -38,7 +35,7 @@ from cvdist.inspection.findings import Findings, find
 from cvdist.inspection.issues import COPY, KINDS, LABEL, LEAK
 from cvdist.inspection.pictures import InspectedPictures, Originals, name_of, read
 from cvdist.jobs import console
-from cvdist.jobs.preprocess import preprocess
+from cvdist.jobs.preprocess import FEATURES_RECIPE, extraction_of, preprocess
 from cvdist.report_html.inspection import SIDE as SHOWN_SIDE
 from cvdist.report_html.inspection import render
 from cvdist.runtime.environment import require_ray
@@ -48,7 +45,6 @@ from cvdist.tracking import RunRef, TrackingStore, environment, open_tracker
 
 logger = logging.getLogger(__name__)
 
-RECIPE = "transfer-features"
 CSV, PARQUET, PAGE = "issues.csv", "issues.parquet", "inspection.html"
 
 
@@ -112,11 +108,7 @@ def inspect(config: InspectConfig) -> InspectResult:
 
 
 def _cache(config: InspectConfig) -> Manifest:
-    """The feature cache as it is, compared with the pictures; or a new one.
-
-    Raises:
-        UserError: if it is of other pictures, or can't be made.
-    """
+    """The feature cache as it is, compared with the pictures; or a new one."""
     folder = Folder.open(config.cache, "--features")
     if config.features.uri and folder.find(manifest.NAME) is not None:
         cache = manifest.read(folder)
@@ -124,22 +116,13 @@ def _cache(config: InspectConfig) -> Manifest:
         return cache
     asked = configs.part_of(BackboneConfig, config.model)
     logger.info("network    %s: weights %s", asked.name, log.redact(asked.weights))
-    made = preprocess(
-        PreprocessConfig(
-            recipe=RECIPE,
-            data=configs.part_of(PicturesConfig, config.data),
-            features=dataclasses.replace(configs.part_of(ExtractionConfig, config.features), uri=config.cache),
-            model=models.prepare_with_cut(asked),
-            compute=config.compute,
-            runtime=config.runtime,
-        )
-    )
-    return made.built.manifest
+    extraction = extraction_of(config, models.prepare_with_cut(asked), config.cache)
+    return preprocess(extraction).built.manifest
 
 
 def _training(config: InspectConfig) -> TrainConfig:
     """The settings that the cache is opened with."""
-    usual = recipes.find(RECIPE)
+    usual = recipes.find(FEATURES_RECIPE)
     return dataclasses.replace(
         usual,
         data=configs.part_of(DataConfig, config.data),
@@ -173,8 +156,7 @@ def _find(config: InspectConfig) -> tuple[InspectedPictures, Findings, dict[str,
     with torch.no_grad():
         pictures = read(loader, index, lambda done: progress(f"{done:,} pictures' features read"))
         loader.copy.close()
-        # On a cluster, this process need not have the device of the extractors.
-        device = devices.here(config.runtime.device if config.runtime.launcher == "inline" else "auto")
+        device = devices.here(config.runtime.device_here)
         root = _root(config, cache, pictures.paths[0])
         workers, timeout = config.data.decode_workers, config.runtime.data_timeout
         small, shown = (

@@ -18,22 +18,32 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import ray
+import torch
+import torch.distributed as dist
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from cvdist import config as configs
-from cvdist import log, storage, tracking
+from cvdist import loaders, log, models, storage, tracking
 from cvdist.config import TrainConfig, cache_folder, storage_root
+from cvdist.data.forms import root_of
+from cvdist.data.images.ahead import Reader
+from cvdist.data.images.listing import list_pictures
+from cvdist.data.labels import is_multilabel
+from cvdist.distributed.precision import choose_precision
+from cvdist.distributed.traffic import ring_bytes
 from cvdist.errors import UserError
+from cvdist.features import maintenance
+from cvdist.features import open as features
+from cvdist.models import FrozenAndTrained
+from cvdist.parallel import can_split, measure
 from cvdist.runtime import ray_cluster
 from cvdist.runtime.ray_cluster import ResourceRequest
-
-if TYPE_CHECKING:
-    from cvdist.models import FrozenAndTrained
+from cvdist.training import memory
 
 _PACKAGES = ("cvdist", "torch", "ray", "mlflow")
 _SMALL_SHM = 1 << 30  # bytes; Ray's object store lies there, and falls back to a slow disk
@@ -69,8 +79,6 @@ def preflight(config: TrainConfig) -> PreflightResult:
     """
     began = time.monotonic()
     configs.check(config)
-    from cvdist import models
-
     config = models.with_preprocessing(config)
     # What the environment says here, the nodes' processes may not know.
     here = {
@@ -118,8 +126,6 @@ def _rows(config: TrainConfig) -> Iterator[Row]:
 
 def _look_at_node(values: dict[str, Any]) -> tuple[str, list[Row]]:
     """Versions on the node that this runs on, and what was found there, without the node's name."""
-    import torch
-
     config = configs.from_dict(TrainConfig, values)
     versions = f"Python {platform.python_version()}, " + ", ".join(
         f"{name} {_version(name)}" for name in _PACKAGES
@@ -129,12 +135,12 @@ def _look_at_node(values: dict[str, Any]) -> tuple[str, list[Row]]:
     if devices and config.runtime.device != "cpu":
         total = torch.cuda.get_device_properties(0).total_memory
         rows.append(_guarded("GPU memory", "", lambda: _gpu_memory(config, total)))
-    memory = psutil.virtual_memory()
+    ram = psutil.virtual_memory()
     found = (
-        f"{os.cpu_count()} cores, {', '.join(devices) or 'no GPU'}, {memory.available / 2**30:.1f} of "
-        f"{memory.total / 2**30:.1f} GiB memory free"
+        f"{os.cpu_count()} cores, {', '.join(devices) or 'no GPU'}, {ram.available / 2**30:.1f} of "
+        f"{ram.total / 2**30:.1f} GiB memory free"
     )
-    full = memory.available <= memory.total / 20
+    full = ram.available <= ram.total / 20
     rows.append(Row("machine", "", found, "its memory is almost full" if full else ""))
     if Path("/dev/shm").exists():
         size = shutil.disk_usage("/dev/shm").total
@@ -151,16 +157,7 @@ def _look_at_node(values: dict[str, Any]) -> tuple[str, list[Row]]:
 
 
 def _gpu_memory(config: TrainConfig, total: int) -> str:
-    """What a worker needs of a GPU with `total` bytes.
-
-    Raises:
-        UserError: if that is more than there is.
-    """
-    import torch
-
-    from cvdist.distributed.precision import choose_precision
-    from cvdist.training import memory
-
+    """What a worker needs of a GPU with `total` bytes, if it has as many."""
     half = choose_precision(config.loop.precision, torch.device("cuda", 0), training=True).half
     needed = memory.estimate_for_config(config, bfloat16=half is not None)
     found = f"a worker needs about {needed}, of {total / 1e9:,.1f} GB"
@@ -204,22 +201,12 @@ def _mlflow(config: TrainConfig) -> str:
 
 def _samples(config: TrainConfig) -> str:
     """Decode some pictures, or what else the data set needs."""
-    from cvdist import loaders
-
     if config.features.uri:
-        from cvdist.features import maintenance
-        from cvdist.features import open as features
-
         loaders.check_labels(config, multilabel=features.open_manifest(config)[1].multilabel)
         return str(maintenance.describe(config.features.uri)).strip().splitlines()[0]
     if config.data.dataset != "images":
         return f"{config.data.dataset}: comes with the package, or is downloaded"
-    from cvdist.data.forms import root_of
-    from cvdist.data.images import listing
-    from cvdist.data.images.ahead import Reader
-    from cvdist.data.labels import is_multilabel
-
-    listed = listing.list_pictures(config.data)
+    listed = list_pictures(config.data)
     multilabel = is_multilabel(listed.table)
     loaders.check_labels(config, multilabel=multilabel)
     paths = listed.table.column("path").to_pylist()
@@ -242,16 +229,12 @@ def trained_parameters(config: TrainConfig) -> int:
 
 def summed_bytes(config: TrainConfig, workers: int) -> int:
     """Bytes of activations that each step sums with a split head and a cache; 0 if the head can't be split."""
-    from cvdist.parallel import can_split
-
     layers = can_split(_modules(config), workers)
     return 4 * config.loop.batch_size * layers[1].out_features if layers else 0
 
 
 def _modules(config: TrainConfig) -> FrozenAndTrained:
     """The frozen and the trained modules of the configured model, without values."""
-    from cvdist import models
-
     size = config.data.image_size
     shape = models.InputSpec(3, size, size) if config.data.dataset == "images" else models.InputSpec(1, 28, 28)
     return models.frozen_and_trained(models.skeleton(config.model, 10, shape))
@@ -259,8 +242,6 @@ def _modules(config: TrainConfig) -> FrozenAndTrained:
 
 def _all_reduce(config: TrainConfig) -> Iterator[Row]:
     """Measured bandwidth between the workers, and what a step's gradients take of it."""
-    from cvdist.distributed.traffic import ring_bytes
-
     count, _ = config.runtime.worker_range
     if count < 2:
         yield Row("all-reduce", "workers", "one worker: nothing to exchange")
@@ -316,11 +297,6 @@ class _Reducer:
 
     def measure(self, address: str) -> float:
         """Bytes/s that a worker sends in an all-reduce."""
-        import torch
-        import torch.distributed as dist
-
-        from cvdist.parallel import measure
-
         dist.init_process_group(
             "nccl" if self._use_gpu else "gloo",
             init_method=address,

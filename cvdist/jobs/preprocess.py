@@ -9,7 +9,15 @@ from functools import partial
 
 from cvdist import config as configs
 from cvdist import log, models, recipes, storage
-from cvdist.config import PreprocessConfig, TableConfig
+from cvdist.config import (
+    BackboneConfig,
+    ExtractionConfig,
+    InspectConfig,
+    PicturesConfig,
+    PreprocessConfig,
+    ProbeConfig,
+    TableConfig,
+)
 from cvdist.features import build, maintenance
 from cvdist.features.build import BuiltCache
 from cvdist.features.extract import Extractor
@@ -18,6 +26,8 @@ from cvdist.runtime.environment import require_ray
 from cvdist.runtime.map_workers import open_workers
 from cvdist.runtime.signals import sigterm_raises
 
+FEATURES_RECIPE = "transfer-features"
+"""What trains from the caches that other jobs than this one make."""
 # Of the data: no part of the features.
 OF_THE_NODE = (
     *(field.name for field in dataclasses.fields(TableConfig)),
@@ -68,6 +78,18 @@ def preprocess(config: PreprocessConfig) -> PreprocessResult:
         )
         built = build.build(config, plan, compute)
     return PreprocessResult(config, built, time.monotonic() - began)
+
+
+def extraction_of(config: ProbeConfig | InspectConfig, model: BackboneConfig, uri: str) -> PreprocessConfig:
+    """The settings by which another job has a network's features stored at `uri`."""
+    return PreprocessConfig(
+        recipe=FEATURES_RECIPE,
+        data=configs.part_of(PicturesConfig, config.data),
+        features=dataclasses.replace(configs.part_of(ExtractionConfig, config.features), uri=uri),
+        model=model,
+        compute=config.compute,
+        runtime=config.runtime,
+    )
 
 
 def look_at_cache(how: str, uri: str) -> str:

@@ -24,10 +24,8 @@ from cvdist.config import (
     BackboneConfig,
     ClusterConfig,
     DataConfig,
-    ExtractionConfig,
     MixingConfig,
     ModelConfig,
-    PicturesConfig,
     PreprocessConfig,
     ProbeConfig,
     TrainConfig,
@@ -43,7 +41,7 @@ from cvdist.features.extract import Extractor
 from cvdist.features.loader import FeatureLoader
 from cvdist.figures.cost import NetworkCost, accuracy_by_cost
 from cvdist.jobs import cli, console
-from cvdist.jobs.preprocess import OF_THE_NODE, PreprocessResult, preprocess
+from cvdist.jobs.preprocess import FEATURES_RECIPE, OF_THE_NODE, PreprocessResult, extraction_of, preprocess
 from cvdist.jobs.train import absolute
 from cvdist.models import InputSpec
 from cvdist.parallel.measure import flops
@@ -58,7 +56,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RECIPE = "transfer-features"
 _CHANCE = 0.05  # a p-value from which on a difference is taken as chance
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
 # Pictures and seconds, at the most, in which a network's speed is measured.
@@ -180,8 +177,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
     if config.runtime.launcher == "ray":
         require_ray("use --runtime inline")
     with sigterm_raises():
-        # On a cluster, this process need not have the device of the extractors.
-        device = devices.here(config.runtime.device if config.runtime.launcher == "inline" else "auto")
+        device = devices.here(config.runtime.device_here)
         networks = _prepare(config, _named(config))
         logged_to = config.lookup.tracking(config.networks.tracking)
         store = tracking.open_tracking_store(logged_to, config.lookup.storage)
@@ -199,11 +195,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
 
 
 def _named(config: ProbeConfig) -> list[tuple[str, BackboneConfig]]:
-    """The networks of `--models` by what the comparison calls them, with the weights that they begin from.
-
-    Raises:
-        UserError: if one is named twice.
-    """
+    """The networks of `--models` by what the comparison calls them, with the weights that they begin from."""
     words = [word.strip() for word in config.networks.names.split(",") if word.strip()]
     found = []
     for word in words:
@@ -292,16 +284,8 @@ def file_of(name: str, files: dict[str, int], folder: str) -> str:
 def network_of(config: ProbeConfig, name: str, model: BackboneConfig) -> Network:
     """The settings of the network's cache and of a training from it."""
     place = f"{config.caches}/{name}"
-    recipe = recipes.find(RECIPE)
-    extraction = PreprocessConfig(
-        recipe=RECIPE,
-        data=configs.part_of(PicturesConfig, config.data),
-        augmentation=config.augmentation,
-        features=dataclasses.replace(configs.part_of(ExtractionConfig, config.features), uri=place),
-        model=model,
-        compute=config.compute,
-        runtime=config.runtime,
-    )
+    recipe = recipes.find(FEATURES_RECIPE)
+    extraction = dataclasses.replace(extraction_of(config, model, place), augmentation=config.augmentation)
     asked = {field: getattr(model, field) for field in ("name", "weights", "weights_preprocessing")}
     at = model.features_at if model.cut != recipe.model.cut else recipe.model.features_at
     # One process is enough for a fit, wherever it runs.
@@ -588,10 +572,10 @@ def _verdict(result: ProbeResult) -> list[str]:
 
 def next_command(result: ProbeResult) -> str:
     """The command that trains the chosen network from its cache."""
-    mine, usual = result.chosen.network.training, recipes.find(RECIPE)
+    mine, usual = result.chosen.network.training, recipes.find(FEATURES_RECIPE)
     flags = f" --model {mine.model.name}" + cli.flags(mine.model, usual.model, leave_out=("name",))
     flags += cli.flags(mine.features, usual.features)
     flags += cli.flags(mine.data, usual.data, leave_out=OF_THE_NODE)
     for group in ("augmentation", "runtime", "run", "tracking"):
         flags += cli.flags(getattr(mine, group), getattr(usual, group))
-    return f"{cli.command('train')} {RECIPE}{flags}"
+    return f"{cli.command('train')} {FEATURES_RECIPE}{flags}"

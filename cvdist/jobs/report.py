@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import cast
 
 from cvdist import config as configs
-from cvdist import log, recipes
+from cvdist import log, recipes, storage
 from cvdist.config import ReportConfig, SelectBy
 from cvdist.data.quarantine import QUARANTINE
 from cvdist.errors import UserError
@@ -46,10 +45,10 @@ _PLACES = {
 
 @dataclass(frozen=True)
 class ReportResult:
-    """A report that was made: the run, the file (None: among the run's artifacts), and the page's bytes."""
+    """A report that was made: the run, the file (empty: among the run's artifacts), and the page's bytes."""
 
     run: RunRef
-    path: Path | None
+    path: str
     size: int
 
 
@@ -63,18 +62,12 @@ def report(config: ReportConfig) -> ReportResult:
     if not config.page.run:
         raise UserError("name a run, by its name or id")
     run = find_run(config.lookup, config.page.run)
-    page = build(run.tracking_uri, run.run_id)
-    if not config.page.output:
+    page, output = build(run.tracking_uri, run.run_id), config.page.output
+    if output:
+        storage.write_files({output: page.encode()}, "--output")
+    else:
         put_text(run.tracking_uri, run.run_id, NAME, page)
-        return ReportResult(run, None, len(page.encode()))
-    path = Path(config.page.output)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"--output {path} can't be written: {error.strerror}") from error
-    return ReportResult(run, path, len(page.encode()))
+    return ReportResult(run, output, len(page.encode()))
 
 
 def build(tracking_uri: str, run_id: str, *, ended: bool = False) -> str:
@@ -99,10 +92,11 @@ def log_report_or_warn(ref: RunRef, *, ended: bool = True) -> None:
 
 def table(result: ReportResult) -> str:
     """Where the report is, and how to see it."""
-    if result.path is None:
+    if not result.path:
         page = console.page_after(result.run, f"/artifacts/{NAME}")
         return f"{NAME} is among the artifacts of the run {result.run.run_id}\nnext: open {page}"
-    return f"{result.path}: {result.size / 1e6:.1f} MB\nnext: open it in a browser, or send it to someone"
+    size = f"{result.size / 1e6:.1f} MB"
+    return f"{log.redact(result.path)}: {size}\nnext: open it in a browser, or send it to someone"
 
 
 # ------------------------------------------------------------------------------------------------- content

@@ -270,8 +270,7 @@ class Watch(tune.Callback, tune.Stopper):
             )
         elif "correct" in result:
             epoch = TrialEpoch(result[_EPOCH], result["correct"], result["total"], result["loss"])
-            new = mine.with_epoch(epoch, self._before[mine.number] + result["seconds"])
-            self._note(dataclasses.replace(new, state="running"))
+            self._note(mine.with_epoch(epoch, self._before[mine.number] + result["seconds"]))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note how the trial has ended, where Tune did not meet an error."""

@@ -225,9 +225,6 @@ def _listed(data: PicturesConfig, classes: Sequence[str] | None) -> list[tuple[s
     """Path below the root (empty: `--data` itself is the file) and class of each picture, empty where unknown.
 
     classes: what the model knows; None: it knows none, and the folders' names say what is shown.
-
-    Raises:
-        UserError: if there is nothing, or nothing by the name of a picture.
     """
     if is_table(data.uri) or archives.are_named(data.uri):
         table = forms.look(data)
@@ -264,11 +261,7 @@ def _class_of(path: str, uri: str, classes: Sequence[str] | None) -> str:
 def _decoded(
     uri: str, found: list[tuple[str, str]], limit: int, saved: SavedModel, size: int, resize: str
 ) -> SamplePictures:
-    """Up to `limit` of the pictures, by a fixed seed, in memory: 150 kB each at 224 pixels.
-
-    Raises:
-        UserError: if none of them can be decoded.
-    """
+    """Up to `limit` of the pictures, by a fixed seed, in memory: 150 kB each at 224 pixels."""
     order = torch.randperm(len(found), generator=generator("pictures of a folder")).tolist()[:limit]
     chosen = [found[row] for row in sorted(order)]
     reader = Reader(uri, size, resize)
