@@ -41,13 +41,13 @@ RETRY_SECONDS = 1.0  # between two attempts to reach a server
 _PARAMS_PER_CALL = 100  # limit of MLflow
 _TRAINING_VIEW = "?workflowType=machine_learning"  # of the UI; otherwise it may stand on that of chats
 _VIEW = "cvdist"
-# As the UI notes a view of the table of runs that somebody shares.
+# As the UI notes a view of the table of runs that somebody shares. It leaves out columns that no run has.
 _RUNS_VIEW = {
     "orderByKey": "metrics.`valid/accuracy`",
     "orderByAsc": False,
     "selectedColumns": [
-        *("attributes.`Dataset`", "attributes.`Models`", "metrics.`valid/accuracy`", "metrics.`valid/loss`"),
-        *("params.`model.name`", "params.`loop.epochs`"),
+        *("attributes.`Dataset`", "attributes.`Models`", "metrics.`valid/mean_average_precision`"),
+        *("metrics.`valid/accuracy`", "metrics.`valid/loss`", "params.`model.name`", "params.`loop.epochs`"),
     ],
 }
 
