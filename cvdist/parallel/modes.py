@@ -21,7 +21,6 @@ from cvdist.distributed.ranks import RankInfo
 from cvdist.distributed.tensor_shard import TensorShard
 from cvdist.distributed.traffic import Traffic, ring_bytes
 from cvdist.models.frozen import FrozenAndTrained
-from cvdist.parallel.head import Workers, split_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +134,8 @@ class SplitHead(Mode):
         Raises:
             UserError: If the classifier can't be split.
         """
+        from cvdist.parallel.head import Workers, split_classifier  # PyTorch's DTensor takes long to import
+
         super().__init__(worker, modules.trained, settings)
         if cached:
             self.rank, self.world_size, self.counts = 0, 1, worker.rank == 0
