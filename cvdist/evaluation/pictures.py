@@ -14,16 +14,15 @@ from torch import Tensor
 
 from cvdist import loaders
 from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, TableConfig, part_of
-from cvdist.data.dataset import Loader
 from cvdist.data.forms import NO_PART, TRAIN_PART, VALID_PART, root_of
 from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
 from cvdist.data.images.exclusion import find_excluded
 from cvdist.data.images.listing import list_pictures
 from cvdist.data.labels import labels_of
+from cvdist.data.normalize import Normalizer
 from cvdist.data.quarantine import BadPicture, require_few_bad
-from cvdist.data.sampler import EpochOrder
-from cvdist.distributed.precision import Precision, choose_precision
+from cvdist.distributed.precision import choose_precision
 from cvdist.errors import UserError
 from cvdist.log import redact
 from cvdist.models.servable import log_probabilities
@@ -138,63 +137,38 @@ class InMemoryPictures:
             UserError: if the data set can't be had.
         """
         loaders.prepare_in_memory(data, storage)
-        self._data, self._storage = data, storage
-        self._loader = self._open(torch.device("cpu"), None)
-        info = self._loader.info
+        loader = loaders.open_in_memory(data, storage, torch.device("cpu"))
+        self._info = info = loader.info
         self.name = f"{info.name} ({_PARTS[part]}): {info.source}"
         self.classes = info.classes
         self.quarantine: Sequence[BadPicture] = ()
-        # Rows of both splits together: first those to validate on.
-        self._valid = range(info.valid_size) if part != "train" else range(0)
-        self._train = range(info.train_size) if part != "valid" else range(0)
-        names = [
-            name
-            for which, rows in (("valid", self._valid), ("train", self._train))
-            for name in self._loader.pictures(which, rows)[1]  # type: ignore[arg-type]
-        ]
-        number = {name: i for i, name in enumerate(info.classes)}
-        self.labels = torch.tensor([number[name] for name in names])
+        splits = [loader.splits[split] for split in ("valid", "train") if part in (split, "all")]
+        self._images = torch.cat([split.images for split in splits])
+        self.labels = torch.cat([split.labels for split in splits])
 
     @torch.inference_mode()
     def log_probabilities(
         self, saved: SavedModel, inference: InferenceConfig, device: torch.device
     ) -> Iterator[Labeled]:
         """Yield the log-probabilities of all pictures, as `EvaluationPictures.log_probabilities` says."""
-        info, shape = self._loader.info, saved.identity
+        info, shape = self._info, saved.identity
         if (info.channels, info.height, info.width) != (shape.channels, shape.height, shape.width):
             raise UserError(
                 f"{saved.source} takes {shape.channels}x{shape.height}x{shape.width} pictures, those of "
                 f"{info.name} are {info.channels}x{info.height}x{info.width}: name others with --data"
             )
-        loader = self._open(device, (saved.mean, saved.std))
+        normalize = Normalizer(saved.mean, saved.std, device, channels_last=True)
         precision = choose_precision(inference.precision, device)
         layout = torch.channels_last if inference.channels_last else torch.contiguous_format
         model = saved.model.to(device).to(memory_format=layout)
-        size = _BATCH[device.type]
-        several = shape.multilabel
-        batches = [(0, batch) for batch in loader.valid_batches(0, 1, size)] if self._valid else []
-        for offset, batch in batches:
-            yield offset + batch.indices, _run(model, batch.images, precision, multilabel=several)
-        if self._train:
-            order = EpochOrder(info.train_size, size, seed=0, epoch=0)
-            for batch in loader.train_batches(order, 0, 1):
-                found = _run(model, batch.images, precision, multilabel=several)
-                yield len(self._valid) + batch.indices, found
+        for rows in torch.arange(len(self.labels)).split(_BATCH[device.type]):
+            with precision.autocast():
+                scores = model(normalize(self._images[rows].to(device).float()))
+            yield rows, log_probabilities(scores, multilabel=shape.multilabel).cpu()
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
         """Return some pictures for people to look at, as `EvaluationPictures.pixels` says."""
-        edge = len(self._valid)
-        parts = [
-            self._loader.pictures("valid" if row < edge else "train", [row if row < edge else row - edge])[0]
-            for row in rows
-        ]
-        info = self._loader.info
-        return torch.cat(parts) if parts else torch.empty(0, info.channels, info.height, info.width).byte()
-
-    def _open(
-        self, device: torch.device, normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
-    ) -> Loader:
-        return loaders.open_in_memory(self._data, self._storage, device, normalization=normalization)
+        return self._images[list(rows)]
 
 
 class PictureFolder:
@@ -255,12 +229,6 @@ class PictureFolder:
 
 
 _PARTS = {"valid": "validation part", "train": "training part", "all": "all pictures"}
-
-
-def _run(model: torch.nn.Module, images: Tensor, precision: Precision, *, multilabel: bool) -> Tensor:
-    with precision.autocast():
-        scores = model(images)
-    return log_probabilities(scores, multilabel=multilabel).cpu()
 
 
 @dataclass(frozen=True)

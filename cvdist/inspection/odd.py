@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
+from cvdist.inspection.issues import KINDS
 from cvdist.inspection.neighbors import Neighbors
 
 _FAR = 3.0  # deviations from the usual distance
@@ -97,30 +98,21 @@ def measured(measures: Mapping[str, np.ndarray]) -> tuple[list[Oddity], list[str
     found, usual = [], []
     for kind, which, scores, note in kinds:
         if which.mean() > _FEW:
-            usual.append(
-                f"{100 * which.mean():.0f}% of the pictures are {_WORDS[kind]}: usual here, and not listed"
-            )
+            words = KINDS[kind][:1].lower() + KINDS[kind][1:]
+            usual.append(f"{100 * which.mean():.0f}% of the pictures are {words}: usual here, and not listed")
         elif which.any():
             found.append(_oddity(kind, which, scores, note))
     return found, usual
 
 
-_WORDS = {
-    "blank": "of one color",
-    "dark": "nearly black",
-    "bright": "nearly white",
-    "tiny": "much smaller than the others",
-    "aspect": "much longer than wide, or wider than high",
-    "border": "mostly a border of one color",
-}
-
-
 def shortcuts(measures: Mapping[str, np.ndarray], labels: np.ndarray, classes: int) -> list[Shortcut]:
     """Find measures that alone tell a class from all others, the clearest first."""
+    from scipy.stats import rankdata  # takes a second to import
+
     aspect = measures["width"] / np.maximum(measures["height"], 1)
     found = []
     for name, values in [*measures.items(), ("aspect", aspect)]:
-        ranks = _ranks(values)
+        ranks = rankdata(values)
         for label in range(classes):
             mine = labels == label
             count, others = int(mine.sum()), int((~mine).sum())
@@ -130,13 +122,6 @@ def shortcuts(measures: Mapping[str, np.ndarray], labels: np.ndarray, classes: i
             if max(area, 1 - area) >= _TELLS:
                 found.append(Shortcut(name, label, float(max(area, 1 - area)), bool(area > 0.5)))
     return sorted(found, key=lambda one: -one.area)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values have their mean rank."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[places]
 
 
 def _oddity(kind: str, which: np.ndarray, scores: np.ndarray, note: Callable[[int], str]) -> Oddity:

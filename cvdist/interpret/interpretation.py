@@ -225,7 +225,7 @@ def interpret_model(
 
     correct = [one for one in predictions if one.true == one.predicted]
     others = (one for one in predictions if one.true not in ("", NO_CLASS, one.predicted))
-    wrong = sorted(others, key=_by_confidence)
+    wrong = sorted(others, key=lambda one: (-one.confidence, one.row))
     unlabeled = [one for one in predictions if not one.true]
     looked_at = (_one_of_each_class(correct, limits.maps) or unlabeled or predictions)[: limits.maps]
     maps = []
@@ -276,7 +276,3 @@ def _one_of_each_class(predictions: Sequence[Prediction], count: int) -> list[Pr
         by_class.setdefault(one.true, []).append(one)
     turns = [(turn, name, one) for name, ones in by_class.items() for turn, one in enumerate(ones[:count])]
     return [one for _, _, one in sorted(turns, key=lambda entry: entry[:2])[:count]]
-
-
-def _by_confidence(prediction: Prediction) -> tuple[float, int]:
-    return -prediction.confidence, prediction.row

@@ -113,26 +113,6 @@ class TopActivationCollector:
         )
 
 
-def find_top_activations(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], layers: Sequence[ConvLayer], count: int = 9
-) -> dict[str, TopActivations]:
-    """Find the pictures that activate each channel of `layers` most.
-
-    Args:
-        model: The model.
-        batches: Pairs of normalized pictures, float (n, C, H, W), and their rows, int64 (n,).
-        layers: The layers to look at.
-        count: How many pictures are kept for each channel.
-
-    Returns:
-        The top activations, by the name of the layer.
-    """
-    top = TopActivationCollector(model, layers, count)
-    for images, rows in batches:
-        top.update(images, rows)
-    return top.results()
-
-
 def receptive_fields(model: nn.Module, image: Tensor, layers: Sequence[ConvLayer]) -> dict[str, ReceptiveField]:
     """Compute the receptive field of each layer's map after its activation, from one forward pass.
 

@@ -80,27 +80,12 @@ def _problem(input: InputSpec) -> str:
     return f"takes pictures of {least} pixels or more, these are {given}"
 
 
-def _digits(input: InputSpec, num_classes: int, settings: ModelConfig) -> nn.Module:
-    return scratch_cnn(input, num_classes, hidden=(50,), dropout=settings.dropout)
+def _register(name: str, default_input: InputSpec, hidden: tuple[int, ...]) -> None:
+    def build(input: InputSpec, num_classes: int, settings: ModelConfig) -> nn.Module:
+        return scratch_cnn(input, num_classes, hidden, settings.dropout)
+
+    register(ModelSpec(name, default_input, _problem, build))
 
 
-def _photo(input: InputSpec, num_classes: int, settings: ModelConfig) -> nn.Module:
-    return scratch_cnn(input, num_classes, hidden=(500, 50), dropout=settings.dropout)
-
-
-register(
-    ModelSpec(
-        name="scratch-cnn",
-        default_input=InputSpec(channels=1, height=28, width=28),
-        problem=_problem,
-        build=_digits,
-    )
-)
-register(
-    ModelSpec(
-        name="scratch-cnn-photo",
-        default_input=InputSpec(channels=3, height=224, width=224),
-        problem=_problem,
-        build=_photo,
-    )
-)
+_register("scratch-cnn", InputSpec(channels=1, height=28, width=28), hidden=(50,))
+_register("scratch-cnn-photo", InputSpec(channels=3, height=224, width=224), hidden=(500, 50))

@@ -112,9 +112,9 @@ def fit(
         more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
         problems.append(f"{other[0]} is {theirs} in the file and {ours} in the model{more}")
     if problems:
-        raise UserError(
-            f"--weights {source} is not of {name}: {'; '.join(problems)}{_hint(missing, shapes, state)}"
-        )
+        bare = missing and all(key.startswith("classifier.") for key in missing)
+        hint = ". The file has no classifier: use --features-at maps" if bare else ""
+        raise UserError(f"--weights {source} is not of {name}: {'; '.join(problems)}{hint}")
     taken = {key: state[key] for key in expected if key in state and not key.startswith(head)}
     hidden = [key for key in expected if key.startswith(head) and not key.startswith(last)]
     has_hidden = all(key in state and tuple(state[key].shape) == expected[key] for key in hidden)
@@ -149,11 +149,8 @@ def has_backbone(state: Mapping[str, Tensor], model: nn.Module) -> bool:
 
 
 def _is_state(content: Any) -> bool:
-    return (
-        isinstance(content, Mapping)
-        and bool(content)
-        and all(isinstance(one, Tensor) for one in content.values())
-    )
+    is_filled = isinstance(content, Mapping) and bool(content)
+    return is_filled and all(isinstance(one, Tensor) for one in content.values())
 
 
 def _renamed(name: str, known: set[str]) -> str:
@@ -216,12 +213,6 @@ def _resized_positions(
     patch = state[patches].shape[-1]
     side = patch * round((ours[1] - 1) ** 0.5)
     return dict(interpolate_embeddings(side, patch, {**state}))
-
-
-def _hint(missing: list[str], shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> str:
-    if missing and all(key.startswith("classifier.") for key in missing):
-        return ". The file has no classifier: use --features-at maps"
-    return ""
 
 
 def _some(names: list[str]) -> str:

@@ -46,19 +46,15 @@ class _Plan:
 class TransferModel(Layers):
     """A network whose first stages are frozen. It takes float (n, 3, H, W) and returns scores (n, classes)."""
 
-    def __init__(
-        self, network: nn.Module, graph: fx.Graph, begin: str, head: str, stages: tuple[str, ...]
-    ) -> None:
-        """Share the layers of `network`, and freeze those before the operation `begin`.
+    def __init__(self, network: nn.Module, plan: _Plan) -> None:
+        """Share the layers of `network`, and freeze those before the trained ones.
 
         Args:
             network: Has a module for each name in the graph.
-            graph: From images (n, 3, H, W) to scores (n, classes).
-            begin: Name of the operation whose output the trained layers read; empty if they read the pictures.
-            head: Name of the module that is the head.
-            stages: For each trained stage but the first, the name of the operation that its input comes from.
+            plan: How it is divided.
         """
-        super().__init__(network, graph)
+        super().__init__(network, plan.graph)
+        graph, begin = plan.graph, plan.begin
         # The library's own containers, so that `model.features[28]` is what it is there.
         used = {
             str(node.target).split(".")[0] for node in graph.nodes if node.op in ("call_module", "get_attr")
@@ -66,7 +62,7 @@ class TransferModel(Layers):
         self._modules.update({name: child for name, child in network.named_children() if name in used})
         self.origin: weights.Origin | None = None
         self._version = network._version  # of the names in its state dict, which MNASNet looks at
-        self._plan = _Plan(graph, begin, head, stages)
+        self._plan = plan
         self._frozen_names: list[str] = []
         if begin:
             frozen = part(graph, "", begin)
@@ -129,7 +125,7 @@ def _new(name: str, input: InputSpec, num_classes: int, settings: ModelConfig) -
             heads.init_like_torchvision(classifier)
     trained = settings.trained_of(len(cuts.stages) + 1)
     stages = cuts.stages[len(cuts.stages) + 1 - trained :] if trained else ()
-    return TransferModel(network, graph, cuts.begin(at, trained), head, stages)
+    return TransferModel(network, _Plan(graph, cuts.begin(at, trained), head, stages))
 
 
 def _cut(name: str, settings: BackboneConfig) -> str:

@@ -16,7 +16,7 @@ import re
 import socket
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -271,17 +271,20 @@ def _brought(uri: str) -> Path:
     folder = _cache()
     identity = hashlib.sha256(f"{uri} {found.size} {found.mtime_ns or 0}".encode()).hexdigest()
     path = folder / f"cvdist-{identity[:32]}.pth"
-    if not path.is_file():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with locked(path.with_suffix(".lock"), f"copy {redact(uri)}", WAIT_TIMEOUT):
-                if not path.is_file():
-                    storage.download(uri, path, "--weights")
-        except OSError as error:
-            raise UserError(
-                f"--weights {redact(uri)} can't be copied to {folder} ({_one_line(error)})"
-            ) from error
+    try:
+        _once(path, f"copy {redact(uri)}", lambda: storage.download(uri, path, "--weights"))
+    except OSError as error:
+        raise UserError(f"--weights {redact(uri)} can't be copied to {folder} ({_one_line(error)})") from error
     return path
+
+
+def _once(path: Path, what: str, bring: Callable[[], None]) -> None:
+    """Bring a file to the cache, unless it is there; once for all processes of a node."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".lock"), what, WAIT_TIMEOUT):
+            if not path.is_file():  # another process may have brought it while this one waited
+                bring()
 
 
 def _cache() -> Path:
@@ -314,14 +317,8 @@ def fetch(url: str, file: str = "") -> Path:
     """
     folder = _cache()
     path = folder / (file or Path(urlsplit(url).path).name)
-    if path.is_file():
-        return path
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock"), f"download {path.name}", WAIT_TIMEOUT):
-            if not path.is_file():  # another process may have brought it while this one waited
-                logger.info("downloading %s to %s", path.name, folder)
-                _download(url, path)
+        _once(path, f"download {path.name}", lambda: _download(url, path))
     except Exception as error:  # whatever a proxy, a server or a disk can come up with
         raise DownloadError(f"{url} could not be downloaded to {folder} ({_one_line(error)})") from error
     return path
@@ -329,6 +326,7 @@ def fetch(url: str, file: str = "") -> Path:
 
 def _download(url: str, path: Path) -> None:
     """Download through a temporary file beside `path`, so that a file with this name is always complete."""
+    logger.info("downloading %s to %s", path.name, path.parent)
     prefix = re.search(r"-([0-9a-f]{8,})\.", path.name)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SOCKET_TIMEOUT)  # torch.hub sets none, and would wait for ever

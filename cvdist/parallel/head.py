@@ -227,8 +227,8 @@ def split_classifier(classifier: nn.Sequential, workers: Workers, *, gather: boo
         elif isinstance(layer, nn.ReLU):
             layer.inplace = False  # the output of a split layer is a view that must not be changed in place
     if gather:
-        classifier.register_forward_pre_hook(_GatherRows(workers))
-        classifier.register_forward_hook(_OwnRows(workers))
+        classifier.register_forward_pre_hook(partial(_gather_rows, workers))
+        classifier.register_forward_hook(partial(_own_rows, workers))
     return {
         f"{index}.{name}": shard
         for index, layer in ((first, column), (second, row))
@@ -270,28 +270,17 @@ class _Own(torch.autograd.Function):
         return ctx.workers.gather(gradients[0].contiguous()) / ctx.workers.count, None
 
 
-class _GatherRows:
-    """A hook in front of the classifier, which gathers its input from all workers."""
-
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        mine = inputs[0]
-        self._workers.count_rows(len(mine))
-        gathered: Tensor = _Gathered.apply(mine, self._workers)
-        return (gathered,)
+def _gather_rows(workers: Workers, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+    """Gather the classifier's input from all workers."""
+    workers.count_rows(len(inputs[0]))
+    gathered: Tensor = _Gathered.apply(inputs[0], workers)
+    return (gathered,)
 
 
-class _OwnRows:
-    """A hook behind the classifier, which keeps the scores of this worker's rows."""
-
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        own: Tensor = _Own.apply(output, self._workers)
-        return own
+def _own_rows(workers: Workers, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Keep the scores of this worker's rows."""
+    own: Tensor = _Own.apply(output, workers)
+    return own
 
 
 def _shard(whole: Tensor, mine: TensorShard) -> nn.Parameter:

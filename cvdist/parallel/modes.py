@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 POWERSGD_START = 10  # steps whose gradients are averaged exactly, before PowerSGD begins to approximate them
 
 
-class Mode(Protocol):
+class Mode:
     """How the steps of a run are divided over the workers.
 
     Attributes:
@@ -46,81 +45,72 @@ class Mode(Protocol):
     """
 
     name: str
-    rank: int
-    world_size: int
-    random_rank: int
-    counts: bool
-    replica: nn.Module
-    traffic: Traffic
-    shards: Mapping[str, TensorShard]
 
-    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+    def __init__(self, worker: RankInfo, trained: nn.Module, settings: ParallelConfig) -> None:
+        """Divide the steps of `trained`, the trained modules. `settings`: how gradients are averaged."""
+        self.rank, self.world_size, self.random_rank = worker.rank, worker.world_size, worker.rank
+        self.counts, self.traffic = True, Traffic(worker.device)
+        self.replica: nn.Module = trained
+        self.shards: Mapping[str, TensorShard] = {}
+        self._worker, self._trained, self._settings = worker, trained, settings
+        self._averaged: DistributedDataParallel | None = None
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
         """Return the context for one micro-batch's forward and backward pass.
 
-        Gradients are exchanged in the last micro-batch of a step.
+        Gradients are averaged over the workers in the last micro-batch of a step.
         """
-        ...
+        with self._averaged.no_sync() if self._averaged is not None and not last else nullcontext():
+            yield
+        self.traffic.end()
 
     def clip(self, named: Mapping[str, nn.Parameter], max_norm: float) -> None:
         """Scale all gradients to an L2 norm, over the shards of all workers together, of `max_norm` at most."""
-        ...
+        nn.utils.clip_grad_norm_(named.values(), max_norm)
 
     def wrap(self) -> None:
         """Make the replica anew, after parameters were frozen or released. All workers must call this."""
-        ...
+        raise NotImplementedError
 
     def align(self) -> None:
         """Make the parameters equal on all workers that are meant to be equal. All workers must call this."""
-        ...
 
     def valid_batches(self, loader: Loader, batch_size: int) -> Iterator[Batch]:
         """Yield this worker's validation batches."""
-        ...
+        return loader.valid_batches(self.rank, self.world_size, batch_size)
+
+    def _average(self, module: nn.Module) -> DistributedDataParallel:
+        """Average the gradients of `module` from now on."""
+        self._averaged = averaging(module, self._worker, self._settings, self.traffic)
+        return self._averaged
+
+    def _stop_averaging(self, replica: nn.Module) -> None:
+        """Take `replica` in place of one whose gradients are averaged."""
+        self.replica = replica
+        if self._averaged is not None:
+            self._averaged = None
+            gc.collect()  # which takes the old exchange's hooks from the parameters
 
 
-class DataParallel:
+class DataParallel(Mode):
     """Each worker has the whole model and a local batch (Li et al. 2020, arXiv:2006.15704)."""
 
     name = "data"
 
     def __init__(self, worker: RankInfo, trained: nn.Module, settings: ParallelConfig) -> None:
         """Wrap `trained`, the trained modules, so that gradients are averaged if there are other workers."""
-        self.rank, self.world_size, self.random_rank = worker.rank, worker.world_size, worker.rank
-        self.counts, self.traffic = True, Traffic(worker.device)
-        self.shards: Mapping[str, TensorShard] = {}
-        self._averaging = functools.partial(averaging, trained, worker, settings, self.traffic)
-        self.replica = trained
+        super().__init__(worker, trained, settings)
         self.wrap()
 
     def wrap(self) -> None:
         """Average the gradients of what is trained now, if there are other workers."""
-        if isinstance(self.replica, DistributedDataParallel):
-            self.replica = self.replica.module
-            gc.collect()  # which takes the old exchange's hooks from the parameters
+        self._stop_averaging(self._trained)
         if self.world_size > 1:
-            self.replica = self._averaging()
-
-    @contextmanager
-    def micro_batch(self, *, last: bool) -> Iterator[None]:
-        """Average the gradients over the workers in the step's last micro-batch only."""
-        averaged = self.replica if isinstance(self.replica, DistributedDataParallel) else None
-        with averaged.no_sync() if averaged is not None and not last else nullcontext():
-            yield
-        self.traffic.end()
-
-    def clip(self, named: Mapping[str, nn.Parameter], max_norm: float) -> None:
-        """Scale all gradients, which are the same on all workers, to an L2 norm of `max_norm` at most."""
-        nn.utils.clip_grad_norm_(named.values(), max_norm)
-
-    def align(self) -> None:
-        """Do nothing: averaged gradients are the same on all workers."""
-
-    def valid_batches(self, loader: Loader, batch_size: int) -> Iterator[Batch]:
-        """Yield this worker's part of the validation data."""
-        return loader.valid_batches(self.rank, self.world_size, batch_size)
+            self.replica = self._average(self._trained)
 
 
-class SplitHead:
+class SplitHead(Mode):
     """The first two linear layers of the classifier are split over the workers.
 
     With a cache, every worker reads the same batches from its node's copy, and only the activations between the
@@ -146,41 +136,27 @@ class SplitHead:
         """
         from cvdist.parallel.head import Workers, split_classifier  # PyTorch's DTensor takes long to import
 
-        self.rank, self.world_size = (0, 1) if cached else (worker.rank, worker.world_size)
+        super().__init__(worker, modules.trained, settings)
+        if cached:
+            self.rank, self.world_size, self.counts = 0, 1, worker.rank == 0
         self.random_rank = 0  # all workers draw what one process would draw
-        self.counts = not cached or worker.rank == 0
-        self.traffic = Traffic(worker.device)
-        self._worker, self._trained, self._cached = worker, modules.trained, cached
+        self._cached = cached
         classifier = modules.trained.get_submodule(modules.head)
         assert isinstance(classifier, nn.Sequential)
         shards = split_classifier(classifier, Workers(worker.device, self.traffic), gather=not cached)
-        self.shards: Mapping[str, TensorShard] = {
-            f"{modules.head}.{name}": shard for name, shard in shards.items()
-        }
-        self._averaged: DistributedDataParallel | None = None
-        self._backbone, self._classifier, self._settings = modules.backbone, classifier, settings
-        self.replica: nn.Module = modules.trained
+        self.shards = {f"{modules.head}.{name}": shard for name, shard in shards.items()}
+        self._backbone, self._classifier = modules.backbone, classifier
         self.wrap()
 
     def wrap(self) -> None:
         """Average the gradients in front of the classifier, where anything is trained there now."""
         if self._backbone is None:
             return
-        self._averaged, self.replica = None, nn.Sequential(self._backbone, self._classifier)
-        gc.collect()  # which takes the old exchange's hooks from the parameters
+        self._stop_averaging(nn.Sequential(self._backbone, self._classifier))
         if any(p.requires_grad for p in self._backbone.parameters()):
-            self._averaged = averaging(self._backbone, self._worker, self._settings, self.traffic)
-            self.replica = nn.Sequential(self._averaged, self._classifier)
-
-    @contextmanager
-    def micro_batch(self, *, last: bool) -> Iterator[None]:
-        """Average the gradients in front of the classifier in the step's last micro-batch only."""
-        with self._averaged.no_sync() if self._averaged is not None and not last else nullcontext():
-            yield
-        self.traffic.end()
+            self.replica = nn.Sequential(self._average(self._backbone), self._classifier)
 
     def clip(self, named: Mapping[str, nn.Parameter], max_norm: float) -> None:
-        """Scale all gradients to an L2 norm, over the shards of all workers together, of `max_norm` at most."""
         gradients = {name: p.grad for name, p in named.items() if p.grad is not None}
         split = [gradient for name, gradient in gradients.items() if name in self.shards]
         whole = [gradient for name, gradient in gradients.items() if name not in self.shards]
@@ -203,15 +179,15 @@ class SplitHead:
 
         All workers have to call a split model together. With a cache, all of them get the same batches.
         """
+        batches = super().valid_batches(loader, batch_size)
         if self._cached:
-            yield from loader.valid_batches(0, 1, batch_size)
+            yield from batches
             return
         calls = -(-len(partition(loader.info.valid_size, self.world_size - 1, self.world_size)) // batch_size)
-        info, device = loader.info, self._worker.device
-        for batch in loader.valid_batches(self.rank, self.world_size, batch_size):
+        for batch in batches:
             calls -= 1
             yield batch
-        none = torch.zeros(0, dtype=torch.int64)
+        info, device, none = loader.info, self._worker.device, torch.zeros(0, dtype=torch.int64)
         for _ in range(calls):
             images = torch.zeros(0, info.channels, info.height, info.width, device=device)
             yield Batch(images, none.to(device), none, 0)

@@ -6,16 +6,18 @@ import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from cvdist.config import DataConfig, SavedModelConfig
 from cvdist.errors import UserError, did_you_mean
+from cvdist.features.fingerprint import digest
 from cvdist.log import redact
+from cvdist.results import ModelIdentity
+from cvdist.saved.model import SavedModel, rebuild
+from cvdist.tracking import environment
 from cvdist.tracking.find import existing_store, look_up_run
 from cvdist.tracking.run import RunRef, first_line
 
@@ -27,29 +29,8 @@ _CLASSIFIER = "classifier."  # prefix of the model's tensors in a `ServableClass
 _MOST_NAMES = 1000  # how many names are compared with one that does not exist
 
 
-@dataclass(frozen=True)
-class LoggedModel:
-    """A model as it was logged to MLflow.
-
-    Attributes:
-        source: Where the model comes from, for messages.
-        metadata: Architecture, classes and preprocessing, as `cvdist.tracking.model` writes them.
-        state: The tensors, by their names in the architecture.
-        run: The run that logged the model, if it is known.
-        data: The data that the run was trained on, if it is known.
-        model_id: MLflow's id of the model; empty if it has none.
-    """
-
-    source: str
-    metadata: Mapping[str, Any]
-    state: Mapping[str, Tensor]
-    run: RunRef | None
-    data: DataConfig | None
-    model_id: str
-
-
-def read_logged_model(settings: SavedModelConfig) -> LoggedModel:
-    """Read the model that `settings.source` names: a run's id or name, `runs:/ID`, or `models:/...`.
+def open_logged_model(settings: SavedModelConfig) -> SavedModel:
+    """Open the model that `settings.source` names: a run's id or name, `runs:/ID`, or `models:/...`.
 
     Raises:
         UserError: If the store, the run or the model does not exist, or the model was not logged by cvdist.
@@ -63,10 +44,27 @@ def read_logged_model(settings: SavedModelConfig) -> LoggedModel:
             run = look_up_run(client, settings.experiment, word)
             model_id, location, run_id = *_of_run(client, run), run.info.run_id
         ref, data, named = _origin(client, uri, run_id)
-    source = settings.source if settings.source.startswith("models:/") else f"runs:/{run_id}"
-    named = f" ({named})" if named else ""
-    metadata, state = _read(client, location, uri, f"the model {redact(source)}")
-    return LoggedModel(f"{redact(source)}{named}", metadata, state, ref, data, model_id)
+    source = redact(settings.source if settings.source.startswith("models:/") else f"runs:/{run_id}")
+    values, state = _read(client, location, uri, f"the model {source}")
+    source += f" ({named})" if named else ""
+    mean, std, resize = tuple(values.pop("mean")), tuple(values.pop("std")), values.pop("resize")
+    precision, thresholds = values.pop("precision"), tuple(values.pop("thresholds", ()))
+    identity = ModelIdentity.from_dict(values)
+    model = rebuild(identity, state, source)
+    return SavedModel(
+        model,
+        identity,
+        mean,
+        std,
+        source,
+        digest(model.state_dict()),
+        run=ref,
+        data=data,
+        precision=precision,
+        model_id=model_id,
+        resize=resize,
+        thresholds=thresholds,
+    )
 
 
 def _of_run(client: MlflowClient, run: Any) -> tuple[str, str]:
@@ -142,7 +140,7 @@ def _origin(client: MlflowClient, uri: str, run_id: str) -> tuple[RunRef | None,
         run = None
     if run is None:
         return None, None, ""
-    ref = RunRef(uri, run.info.experiment_id, run_id, system_metrics=False, log_model=False)
+    ref = RunRef(uri, run.info.experiment_id, run_id)
     return ref, _data(run.data.params, run.data.tags), run.info.run_name
 
 
@@ -183,7 +181,7 @@ def _read(client: MlflowClient, location: str, uri: str, name: str) -> tuple[dic
             raise UserError(f"{name} was not logged by cvdist: its metadata has no architecture and no classes")
         try:
             # MLflow refuses pickles, also those inside a .pt2 file, unless an environment variable allows them.
-            with _no_pickle():
+            with environment.variables(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false"):
                 state = mlflow.pytorch.load_model(f"{path}/artifacts/network").state_dict()
         except Exception as error:
             raise UserError(f"{name} is damaged or not in PyTorch's pt2 format: {first_line(error)}") from error
@@ -191,18 +189,3 @@ def _read(client: MlflowClient, location: str, uri: str, name: str) -> tuple[dic
         key.removeprefix(_CLASSIFIER): tensor for key, tensor in state.items() if key.startswith(_CLASSIFIER)
     }
     return dict(metadata), tensors
-
-
-@contextmanager
-def _no_pickle() -> Iterator[None]:
-    """Forbid MLflow to load pickles for the duration of the context."""
-    variable = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
-    before = os.environ.get(variable)
-    os.environ[variable] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before

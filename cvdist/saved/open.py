@@ -17,7 +17,7 @@ from cvdist.features.fingerprint import digest
 from cvdist.log import redact
 from cvdist.models import weights
 from cvdist.models.weights import normalizations
-from cvdist.results import ModelIdentity
+from cvdist.saved.logged import open_logged_model
 from cvdist.saved.model import SavedModel, rebuild
 from cvdist.seeding import derive_seed
 
@@ -41,11 +41,10 @@ def open_model(settings: SavedModelConfig) -> SavedModel:
                 f"{', '.join(weights.names(named[1])) or 'none'}"
             )
         return _from_weights(ModelConfig(name=named[1], weights=named[2]), source)
-    if source.startswith(("runs:/", "models:/")):
-        return _from_mlflow(settings)
-    if "://" in source or Path(source).expanduser().exists() or "/" in source:
+    in_mlflow = source.startswith(("runs:/", "models:/"))
+    if not in_mlflow and ("/" in source or Path(source).expanduser().exists()):
         return _from_path(settings)
-    return _from_mlflow(settings)
+    return open_logged_model(settings)
 
 
 def _from_path(settings: SavedModelConfig) -> SavedModel:
@@ -73,31 +72,6 @@ def _from_path(settings: SavedModelConfig) -> SavedModel:
             weights_preprocessing=settings.weights_preprocessing,
         ),
         redact(source),
-    )
-
-
-def _from_mlflow(settings: SavedModelConfig) -> SavedModel:
-    from cvdist.saved.logged import read_logged_model
-
-    found = read_logged_model(settings)
-    values = dict(found.metadata)
-    mean, std, resize = tuple(values.pop("mean")), tuple(values.pop("std")), values.pop("resize")
-    precision, thresholds = values.pop("precision"), tuple(values.pop("thresholds", ()))
-    identity = ModelIdentity.from_dict(values)
-    model = rebuild(identity, found.state, found.source)
-    return SavedModel(
-        model,
-        identity,
-        mean,
-        std,
-        found.source,
-        digest(model.state_dict()),
-        run=found.run,
-        data=found.data,
-        precision=precision,
-        model_id=found.model_id,
-        resize=resize,
-        thresholds=thresholds,
     )
 
 

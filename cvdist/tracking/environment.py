@@ -10,6 +10,8 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cvdist
@@ -23,6 +25,21 @@ _RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 def is_installed(package: str) -> bool:
     """Return whether `package` can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
+
+
+@contextmanager
+def variables(**values: str) -> Iterator[None]:
+    """Set environment variables for the duration of the context."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def run_tags() -> dict[str, str]:

@@ -9,15 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from cvdist.config import LookupConfig
 from cvdist.errors import UserError, did_you_mean
-from cvdist.log import redact
-from cvdist.tracking import environment
 from cvdist.tracking.run import (
     NAME_TAG,
     RunRef,
-    first_line,
-    mlflow_client,
-    require_server,
-    short_retries,
+    reached_store,
     sqlite_path,
     tracking_uri_of,
 )
@@ -37,27 +32,15 @@ def existing_store(lookup: LookupConfig, prefix: str = "") -> Iterator[tuple[str
     Yields:
         The store's address, and a client with short timeouts.
     """
-    if not environment.is_installed("mlflow"):
-        raise UserError(f"{prefix}MLflow is not installed: pip install mlflow")
-    uri, timeout = tracking_uri_of(lookup.tracking_uri, lookup.storage), lookup.tracking_timeout
-    if uri.startswith("http"):
-        require_server(uri, timeout, "")
+    uri = tracking_uri_of(lookup.tracking_uri, lookup.storage)
     path = sqlite_path(uri)
     if path is not None and not path.is_file():
         raise UserError(
             f"{prefix}there is no MLflow store {path}: set --storage or CVDIST_STORAGE to the folder of the "
             "runs, or --tracking-uri or MLFLOW_TRACKING_URI to the store"
         )
-    try:
-        with short_retries(timeout):
-            yield uri, mlflow_client(uri)
-    except UserError:
-        raise
-    except Exception as error:  # of any type, as in `open_tracking_store`
-        raise UserError(
-            f"the MLflow store {redact(uri)} refused: {first_line(error)}. Repair it, or name another one with "
-            "--tracking-uri"
-        ) from error
+    with reached_store(uri, lookup.tracking_timeout, prefix=prefix) as client:
+        yield uri, client
 
 
 def find_run(lookup: LookupConfig, run: str) -> RunRef:
@@ -68,7 +51,7 @@ def find_run(lookup: LookupConfig, run: str) -> RunRef:
     """
     with existing_store(lookup) as (uri, client):
         found = look_up_run(client, lookup.experiment, run)
-    return RunRef(uri, found.info.experiment_id, found.info.run_id, system_metrics=False, log_model=False)
+    return RunRef(uri, found.info.experiment_id, found.info.run_id)
 
 
 def look_up_run(client: MlflowClient, experiment: str, word: str) -> Any:

@@ -21,7 +21,7 @@ from cvdist.log import duration, redact
 from cvdist.storage import Folder
 from cvdist.tracking.journal import Journal, MetricDelivery, StepMetrics
 from cvdist.tracking.run import RunRef, first_line, log_params, mlflow_client, upload_file
-from cvdist.tracking.tracker import Attempt, NoTracker
+from cvdist.tracking.tracker import Attempt, Tracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,7 @@ Action = Callable[["MlflowClient"], None]
 """Something to deliver that is not a metric."""
 
 
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """Logs the results of one run to MLflow. Calls return at once, and a thread talks to the server.
 
     While the server is unreachable, metrics are kept in a journal and everything else in memory. When it is
@@ -87,24 +87,24 @@ class MlflowTracker:
         self._queue.put(lambda client: log_params(client, self._ref.run_id, copied))
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics at `step`, with the present time."""
         self._queue.put(_measured_now(values, step))
         self._first_metrics.set()
 
     def log_dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
-        """Log the data set; the thread computes its digest."""
         self._queue.put(lambda client: log_dataset_input(client, self._ref.run_id, info, digest()))
 
     def log_figure(self, name: str, draw: Callable[[], Figure]) -> None:
-        """Log a figure as `figures/NAME.png`; the thread draws it."""
-        self._queue.put(lambda client: _log_figure(client, self._ref.run_id, name, draw()))
+        def make() -> bytes:
+            from cvdist.figures.style import save_png
+
+            file = io.BytesIO()
+            save_png(draw(), file)
+            return file.getvalue()
+
+        self.log_artifact(f"figures/{name}.png", make)
 
     def log_artifact(self, name: str, make: Callable[[], bytes]) -> None:
-        """Log a file under its path; the thread makes its content."""
         self._queue.put(lambda client: upload_file(client, self._ref.run_id, name, make()))
-
-    def log_text(self, name: str, content: str) -> None:
-        self._queue.put(lambda client: client.log_text(self._ref.run_id, content, name))
 
     def log_model(
         self,
@@ -291,7 +291,7 @@ def _is_transient(error: Exception) -> bool:
     return isinstance(error, ConnectionError | Timeout | UserError)
 
 
-class SystemMetricsTracker(NoTracker):
+class SystemMetricsTracker(Tracker):
     """Logs only the system metrics of a node, for the first worker of every node except that of rank 0."""
 
     def __init__(self, ref: RunRef, node: str) -> None:
@@ -324,14 +324,6 @@ def start_system_metrics(ref: RunRef, node: str) -> Any:
         logger.warning("no system metrics of %s: %s", node, error)
         return None
     return monitor
-
-
-def _log_figure(client: MlflowClient, run_id: str, name: str, figure: Figure) -> None:
-    from cvdist.figures.style import save_png
-
-    file = io.BytesIO()
-    save_png(figure, file)
-    upload_file(client, run_id, f"figures/{name}.png", file.getvalue())
 
 
 def log_dataset_input(client: MlflowClient, run_id: str, info: DatasetInfo, digest: str) -> None:

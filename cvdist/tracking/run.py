@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+OR_NONE = ", or do without: --tracking none"  # at the end of a message
 FIRST_STEP = "speed/seconds_to_first_step"
 NAME_TAG, JOB_TAG = "cvdist.name", "cvdist.job"
 PARENT_TAG = "mlflow.parentRunId"
@@ -41,13 +42,13 @@ RETRY_SECONDS = 1.0  # between two attempts to reach a server
 _PARAMS_PER_CALL = 100  # limit of MLflow
 _TRAINING_VIEW = "?workflowType=machine_learning"  # of the UI; otherwise it may stand on that of chats
 _VIEW = "cvdist"
-# As the UI notes a view of the table of runs that somebody shares.
+# As the UI notes a view of the table of runs that somebody shares. It leaves out columns that no run has.
 _RUNS_VIEW = {
     "orderByKey": "metrics.`valid/accuracy`",
     "orderByAsc": False,
     "selectedColumns": [
-        *("attributes.`Dataset`", "attributes.`Models`", "metrics.`valid/accuracy`", "metrics.`valid/loss`"),
-        *("params.`model.name`", "params.`loop.epochs`"),
+        *("attributes.`Dataset`", "attributes.`Models`", "metrics.`valid/mean_average_precision`"),
+        *("metrics.`valid/accuracy`", "metrics.`valid/loss`", "params.`model.name`", "params.`loop.epochs`"),
     ],
 }
 
@@ -71,8 +72,8 @@ class RunRef:
     tracking_uri: str
     experiment_id: str
     run_id: str
-    system_metrics: bool
-    log_model: bool
+    system_metrics: bool = False
+    log_model: bool = False
     job: str = ""
     folder: str = ""
     journal: str = ""
@@ -177,24 +178,40 @@ def open_tracking_store(settings: TrackingConfig, storage: str) -> TrackingStore
 
 
 def _open_tracking_store(settings: TrackingConfig, storage: str) -> TrackingStore:
-    if not environment.is_installed("mlflow"):
-        raise UserError("MLflow is not installed: pip install mlflow, or do without: --tracking none")
     uri = tracking_uri_of(settings.uri, storage)
-    artifacts = None
+    with reached_store(uri, settings.timeout, otherwise=OR_NONE) as client:
+        database = sqlite_path(uri)
+        artifacts = _create_sqlite_folder(database) if database is not None else None
+        return TrackingStore(uri, _experiment(client, uri, settings.experiment, artifacts))
+
+
+@contextmanager
+def reached_store(uri: str, timeout: float, *, prefix: str = "", otherwise: str = "") -> Iterator[MlflowClient]:
+    """Yield a client with short timeouts. Errors of any type are a `UserError` that names the store.
+
+    Args:
+        uri: Address of the store.
+        timeout: Seconds for one answer.
+        prefix: Beginning of the message if MLflow is not installed.
+        otherwise: End of the messages, which names an alternative.
+
+    Raises:
+        UserError: If the store can't be reached.
+    """
+    if not environment.is_installed("mlflow"):
+        raise UserError(f"{prefix}MLflow is not installed: pip install mlflow{otherwise}")
     if uri.startswith("http"):
-        require_server(uri, settings.timeout)
-    elif (database := sqlite_path(uri)) is not None:
-        artifacts = _create_sqlite_folder(database)
+        require_server(uri, timeout, otherwise)
     try:
-        with short_retries(settings.timeout):
-            client = mlflow_client(uri)
-            return TrackingStore(uri, _experiment(client, uri, settings.experiment, artifacts))
+        with short_retries(timeout):
+            yield mlflow_client(uri)
     except UserError:
         raise
     except Exception as error:  # MLflow passes on errors of databases, proxies and permissions of any type
+        other = "name another one with --tracking-uri"
+        other = other + otherwise if otherwise else f"or {other}"
         raise UserError(
-            f"the MLflow store {redact(uri)} refused: {first_line(error)}. Repair it, name another one with "
-            "--tracking-uri, or do without: --tracking none"
+            f"the MLflow store {redact(uri)} refused: {first_line(error)}. Repair it, {other}"
         ) from error
 
 
@@ -265,9 +282,7 @@ def start_run(
 def create_run(store: TrackingStore, name: str, tags: Mapping[str, str]) -> RunRef:
     """A new run that is no training: it has neither system metrics nor a model."""
     made = mlflow_client(store.tracking_uri).create_run(store.experiment_id, run_name=name, tags=dict(tags))
-    return RunRef(
-        store.tracking_uri, store.experiment_id, made.info.run_id, system_metrics=False, log_model=False
-    )
+    return RunRef(store.tracking_uri, store.experiment_id, made.info.run_id)
 
 
 def link_model(ref: RunRef, model_id: str) -> None:
@@ -276,10 +291,8 @@ def link_model(ref: RunRef, model_id: str) -> None:
         return
     from mlflow.entities import LoggedModelInput
 
-    try:
+    with _warning_of_errors("the model was not linked with its evaluation in MLflow"):
         mlflow_client(ref.tracking_uri).log_inputs(ref.run_id, models=[LoggedModelInput(model_id)])
-    except Exception as error:  # nice to have
-        logger.warning("the model was not linked with its evaluation in MLflow: %s", first_line(error))
 
 
 def log_params(client: MlflowClient, run_id: str, values: Mapping[str, object]) -> None:
@@ -356,41 +369,41 @@ def wait_for_server(ref: RunRef) -> bool:
             time.sleep(min(RETRY_SECONDS, left))
 
 
-def end_run(tracking_uri: str, run_id: str, status: str, job: str) -> None:
-    """Set the final status of a run, unless another job than `job` owns it now.
-
-    An error of the store is logged rather than raised, since the result of the job is stored already.
-    """
+@contextmanager
+def _warning_of_errors(failed: str) -> Iterator[None]:
+    """Log an error of MLflow, of any type, rather than raise it: the result of the job is stored already."""
     try:
+        yield
+    except Exception as error:
+        logger.warning("%s: %s", failed, first_line(error))
+
+
+def end_run(tracking_uri: str, run_id: str, status: str, job: str) -> None:
+    """Set the final status of a run, unless another job than `job` owns it now. Errors are logged."""
+    with _warning_of_errors(f"the MLflow run {run_id} could not be ended as {status}"):
         client = mlflow_client(tracking_uri)
         if client.get_run(run_id).data.tags.get(JOB_TAG, job) == job:
             client.set_terminated(run_id, status)
-    except Exception as error:  # of any type
-        logger.warning("the MLflow run %s could not be ended as %s: %s", run_id, status, first_line(error))
 
 
 def set_status(ref: RunRef, status: str, tags: Mapping[str, str] | None = None) -> None:
-    """Set the status and tags of a run. An error of the store is logged rather than raised."""
-    try:
+    """Set the status and tags of a run. Errors are logged."""
+    with _warning_of_errors(f"the MLflow run {ref.run_id} could not be set to {status}"):
         client = mlflow_client(ref.tracking_uri)
         for key, value in (tags or {}).items():
             client.set_tag(ref.run_id, key, value)
         client.update_run(ref.run_id, status=status)
-    except Exception as error:  # of any type
-        logger.warning("the MLflow run %s could not be set to %s: %s", ref.run_id, status, first_line(error))
 
 
 def end_children(tracking_uri: str, run_id: str, status: str, job: str) -> None:
     """Set the final status of the child runs that belong to `job` and have not ended. Errors are logged."""
-    try:
+    with _warning_of_errors(f"the runs below the MLflow run {run_id} could not be ended"):
         client = mlflow_client(tracking_uri)
         experiment = client.get_run(run_id).info.experiment_id
         below = f"tags.`{PARENT_TAG}` = '{run_id}' and tags.`{JOB_TAG}` = '{job}'"
         for child in client.search_runs([experiment], below, max_results=1000):
             if child.info.status in ("RUNNING", "SCHEDULED"):
                 client.set_terminated(child.info.run_id, status)
-    except Exception as error:  # of any type
-        logger.warning("the runs below the MLflow run %s could not be ended: %s", run_id, first_line(error))
 
 
 def set_description(ref: RunRef, markdown: str, seconds_to_first_step: float = 0.0) -> None:
@@ -401,13 +414,11 @@ def set_description(ref: RunRef, markdown: str, seconds_to_first_step: float = 0
         markdown: The description, which the MLflow UI shows at the top of the run's page.
         seconds_to_first_step: Seconds from the start of the job to the end of its first step.
     """
-    try:
+    with _warning_of_errors("the run's description was not delivered to MLflow"):
         client = mlflow_client(ref.tracking_uri)
         client.set_tag(ref.run_id, "mlflow.note.content", markdown)
         if seconds_to_first_step:
             client.log_metric(ref.run_id, FIRST_STEP, seconds_to_first_step)
-    except Exception as error:  # of any type
-        logger.warning("the run's description was not delivered to MLflow: %s", first_line(error))
 
 
 def log_file(ref: RunRef, name: str, content: bytes) -> None:
@@ -481,7 +492,7 @@ def _create_sqlite_folder(database: Path) -> str:
     return (database.parent.resolve() / "mlartifacts").as_uri()
 
 
-def require_server(uri: str, timeout: float, otherwise: str = ", or do without: --tracking none") -> None:
+def require_server(uri: str, timeout: float, otherwise: str = OR_NONE) -> None:
     """Check that a server answers. The client of MLflow would retry for minutes.
 
     Args:
@@ -510,23 +521,11 @@ def require_server(uri: str, timeout: float, otherwise: str = ", or do without: 
         ) from error
 
 
-@contextmanager
-def short_retries(timeout: float) -> Iterator[None]:
+def short_retries(timeout: float) -> AbstractContextManager[None]:
     """Limit MLflow's client to one retry and `timeout` seconds per request for the duration of the context."""
-    limits = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, int(timeout))),
-    }
-    before = {key: os.environ.get(key) for key in limits}
-    os.environ.update(limits)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
+    return environment.variables(
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT=str(max(1, int(timeout)))
+    )
 
 
 def _experiment(client: MlflowClient, uri: str, name: str, artifacts: str | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,41 +32,36 @@ class Attempt:
     ensure_current: Callable[[], None] = _always_current
 
 
-class Tracker(Protocol):
-    """Logs the results of a run. One process of a run has a real tracker, the others have a `NoTracker`."""
+class Tracker:
+    """Logs the results of a run. One process of a run does; in the others, nothing is logged, as here."""
 
     def log_params(self, values: Mapping[str, object]) -> None:
         """Log parameters, which hold for the whole run."""
-        ...
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics at `step`, by names such as `train/loss`.
+        """Log metrics at `step`, by names such as `train/loss`, with the present time.
 
         Each step is logged once, even across restarts.
         """
-        ...
 
     def log_dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
         """Log the data set. `digest` returns its digest, and is called in the background."""
-        ...
 
     def log_figure(self, name: str, draw: Callable[[], Figure]) -> None:
         """Log a figure as `figures/NAME.png`.
 
         `draw` is called in the background. `name` may contain folders.
         """
-        ...
 
     def log_artifact(self, name: str, make: Callable[[], bytes]) -> None:
         """Log a file under its path, such as `figures/filters/forming.gif`.
 
         `make` is called in the background.
         """
-        ...
 
     def log_text(self, name: str, content: str) -> None:
         """Log a text file."""
-        ...
+        self.log_artifact(name, content.encode)
 
     def log_model(
         self,
@@ -89,45 +84,10 @@ class Tracker(Protocol):
             step: The epoch that the model is from.
             thresholds: Of a model with several labels a picture, the least probability of each class.
         """
-        ...
 
     def close(self) -> None:
         """Deliver everything that is pending, and wait for that for a bounded time."""
-        ...
 
 
-class NoTracker:
-    """A `Tracker` that logs nothing."""
-
-    def log_params(self, values: Mapping[str, object]) -> None:
-        """Ignore the parameters."""
-
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Ignore the metrics."""
-
-    def log_dataset(self, info: DatasetInfo, digest: Callable[[], str]) -> None:
-        """Ignore the data set."""
-
-    def log_figure(self, name: str, draw: Callable[[], Figure]) -> None:
-        """Ignore the figure."""
-
-    def log_artifact(self, name: str, make: Callable[[], bytes]) -> None:
-        """Ignore the file."""
-
-    def log_text(self, name: str, content: str) -> None:
-        """Ignore the text."""
-
-    def log_model(
-        self,
-        model: nn.Module,
-        identity: ModelIdentity,
-        normalization: Normalization,
-        precision: str,
-        example: Tensor,
-        step: int,
-        thresholds: Sequence[float] = (),
-    ) -> None:
-        """Ignore the model."""
-
-    def close(self) -> None:
-        """Do nothing, as nothing is pending."""
+class NoTracker(Tracker):
+    """A tracker that logs nothing."""

@@ -11,10 +11,10 @@ Where a picture may have several classes, each class has a regression of its own
 having it. Their losses are added up, and they have one penalty in common. For each class, scikit-learn's
 `LogisticRegression(C=1 / (penalty * N))` has the same optimum.
 
-The penalty is the one with the lowest loss on training pictures that are held out. Their number of mistakes
-would be decided by a picture or two, and by how processors round. Penalties are tried from the strongest one
-down, each solution being the start of the next. The features are standardized, and the result is expressed for
-the features as they are.
+The penalty is the one with the lowest loss on training pictures that are held out, and of equal ones the
+strongest. Their number of mistakes would be decided by a picture or two, and by how processors round. Penalties
+are tried from the strongest one down, each solution being the start of the next. The features are standardized,
+and the result is expressed for the features as they are.
 
 Rank 0 runs PyTorch's L-BFGS with a strong Wolfe line search, and tells the other workers where to compute loss
 and gradient next. If each worker ran it, processors that round differently would disagree about the number of
@@ -46,9 +46,13 @@ FOLDS = 5  # each holds out a fifth of the pictures
 CROSS_VALIDATED = 10_000
 # Weights of all folds together, which are solved side by side: the optimizer takes 200 bytes for each.
 _MOST_WEIGHTS = 5_000_000
+# Losses of held-out pictures that are no further apart are equal, and so are all below it: at many penalties
+# those of separable samples are, and rounding would decide between them.
+_TIE = 1e-3
 # The path ends when held-out pictures had no lower loss this often in a row.
 _PATIENCE = 2
 # Largest derivative of the solution, while penalties are compared and at the end. scikit-learn stops at 1e-4.
+# Of one label a picture, it is larger where steps in float32 no longer lower the objective.
 _COARSE, _FINE = 3e-4, 1e-5
 _MOST_STEPS = 1000  # for each penalty
 _SCORES = 2**22  # that are computed at a time
@@ -163,20 +167,21 @@ def objective(
         weights: float (n, k), the samples' weights in each problem.
         coefficients: float (d, k * classes).
         bias: float (k * classes,).
-        having: What having a class weighs, where a picture may have several, float (classes,). None: 1.
+        having: What having a class weighs, where a picture may have several, float64 (classes,); else None.
 
     Returns:
         The sums of the losses (k,), and their derivatives by `coefficients` and by `bias`.
     """
     count, problems = weights.shape
     scores = F.linear(inputs, coefficients.T.contiguous(), bias).view(count, problems, -1)
-    if labels.ndim == 2:
+    if having is not None:
+        # In float32, losses of pictures with equal scores round alike, and steps are lost in it.
+        scores = scores.double()
         targets = labels.to(scores.dtype)[:, None].expand(scores.shape)
-        each = torch.ones_like(targets) if having is None else torch.where(targets > 0, having, 1.0)
-        each = each.to(scores.dtype) * weights[:, :, None]
+        each = torch.where(targets > 0, having, 1.0) * weights[:, :, None]
         losses = F.binary_cross_entropy_with_logits(scores, targets, each, reduction="none").sum(2)
         flat = ((scores.sigmoid() - targets) * each).view(count, -1)
-        return losses.sum(0, dtype=torch.float64), (flat.T @ inputs).T, flat.sum(0, dtype=torch.float64)
+        return losses.sum(0), (flat.to(inputs.dtype).T @ inputs).T, flat.sum(0)
     residuals = scores.log_softmax(2)
     target = labels.view(count, 1, 1).expand(count, problems, 1)
     losses = -(residuals.gather(2, target).squeeze(2) * weights).sum(0, dtype=torch.float64)
@@ -250,7 +255,7 @@ class Problems:
                 history_size=10,
                 tolerance_grad=tolerance,
                 # In float32, steps that gain less than 1e-8 are noise, on which it would search in vain.
-                tolerance_change=1e-3 * tolerance,
+                tolerance_change=(1e-3 if self._having is None else 1e-5) * tolerance,
                 line_search_fn="strong_wolfe",
             )
             optimizer.step(closure)
@@ -390,7 +395,10 @@ def fit(
         after_pass(doing, problems.passes)
 
     several = labels.ndim == 2
-    having = class_weights.to(device) if several and class_weights is not None else None
+    having = None
+    if several:
+        having = torch.ones(classes, dtype=torch.float64) if class_weights is None else class_weights
+        having = having.to(device)
     problems = Problems(standardized, classes, rank, tell, having)
     assigned = assign_folds(labels, seed).to(device)
     many = len(labels) > CROSS_VALIDATED or FOLDS * classes * inputs > _MOST_WEIGHTS
@@ -425,7 +433,7 @@ def fit(
         held = HeldOut(penalty, *problems.count(at, lambda part: held_out(part) * weigh(part)), problems.passes)
         path.append(held)
         since += 1
-        if best is None or held.loss < best.loss:
+        if best is None or max(held.loss, _TIE) < best.loss - _TIE:
             best, best_at, since = held, at.mean(1, keepdim=True), 0
         if since == _PATIENCE:
             break

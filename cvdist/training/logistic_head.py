@@ -37,7 +37,7 @@ _PART_ROWS = 4096
 
 def linear_layer(trained: nn.Module) -> nn.Linear | None:
     """Return the linear layer that has all parameters of `trained`; None if there is no such layer."""
-    layers = [layer for layer in trained.modules() if next(layer.parameters(recurse=False), None) is not None]
+    layers = _with_parameters(trained)
     return layers[0] if len(layers) == 1 and isinstance(layers[0], nn.Linear) else None
 
 
@@ -50,9 +50,7 @@ def head_of(trained: nn.Module, classes: int) -> nn.Module | None:
     """
     if layer := linear_layer(trained):
         return layer
-    owners = [
-        module for module in trained.modules() if next(module.parameters(recurse=False), None) is not None
-    ]
+    owners = _with_parameters(trained)
     for module in trained.modules():
         layers = _linear(module)
         if layers and layers == owners and layers[-1].out_features == classes:
@@ -60,6 +58,10 @@ def head_of(trained: nn.Module, classes: int) -> nn.Module | None:
             wide = all(layer.out_features >= 2 * classes for layer in layers[:-1])
             return module if wide and kinds <= {nn.Linear, nn.ReLU, nn.Dropout} else None
     return None
+
+
+def _with_parameters(module: nn.Module) -> list[nn.Module]:
+    return [layer for layer in module.modules() if next(layer.parameters(recurse=False), None) is not None]
 
 
 def _linear(module: nn.Module) -> list[nn.Linear]:

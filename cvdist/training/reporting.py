@@ -168,12 +168,6 @@ def log_steps(run: Run, stats: StepStats, step: int, rate: float) -> None:
     run.progress.logged = [*run.progress.logged[1 - _REMEMBERED :], (step, values)]
 
 
-def show_baseline(run: Run, result: RidgeResult) -> None:
-    """Write the line of the ridge probe to the log."""
-    if run.main:
-        logger.info("baseline   ridge probe %s", result)
-
-
 def show_epoch(run: Run, record: EpochRecord) -> None:
     """Write the line of an epoch that has just ended to the log."""
     if run.main:
@@ -210,15 +204,7 @@ def log_results(run: Run, model: nn.Module) -> None:
         run.tracker.log_text("classes.csv", classes_csv(run.info.classes, best.labels))
     about = (run.identity, run.normalization, run.precision.name)
     run.tracker.log_model(model, *about, example, step=best_epoch, thresholds=thresholds)
-    run.visualizer.finish(
-        model,
-        run.loader,
-        run.worker.device,
-        run.precision,
-        best,
-        best_epoch,
-        channels_last=run.config.loop.channels_last,
-    )
+    run.visualizer.finish(run, model)
 
 
 def summarize(run: Run) -> Summary:

@@ -15,6 +15,7 @@ solves the same equations, and counts correct predictions on its part of the val
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from cvdist.results import RidgeResult
 from cvdist.training import reporting
 from cvdist.training.run import Run
 
+logger = logging.getLogger(__name__)
+
 _BATCH = 256
 # Penalties that are compared, as multiples of the features' mean squared singular value.
 _PENALTIES = torch.logspace(-4, 3, 15, dtype=torch.float64)
@@ -40,8 +43,8 @@ def fit_baseline(run: Run) -> None:
     worker, progress = run.worker, run.progress
     if run.config.features.ridge_probe and progress.ridge is None:
         progress.ridge = probe(run.loader, worker.rank, worker.world_size, worker.device, run.line)
-        if progress.ridge is not None:
-            reporting.show_baseline(run, progress.ridge)
+        if progress.ridge is not None and run.main:
+            logger.info("baseline   ridge probe %s", progress.ridge)
     if progress.ridge is not None:
         run.tracker.log_metrics(reporting.ridge_metrics(progress.ridge), 0)
 

@@ -5,6 +5,7 @@ Each function that returns a function draws nothing by itself: the tracker draws
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -112,67 +113,48 @@ def results(
     """
     classes, labels = loader.info.classes, best.labels
 
-    def confusion() -> Figure:
-        from cvdist.figures.confusion import confusion_matrix
+    def wrong() -> Figure:
+        from cvdist.figures.pictures import wrong_grid, wrong_labels_grid
 
-        assert best.confusion is not None
-        return confusion_matrix(best.confusion, classes)
-
-    def precision() -> Figure:
-        from cvdist.figures.precision_recall import precision_recall
-
-        assert labels is not None
-        return precision_recall(labels.curves, labels.average_precision, classes)
-
-    def loss() -> Figure:
-        from cvdist.figures.curves import loss_curves
-
-        return loss_curves(history)
-
-    def accuracy() -> Figure:
-        from cvdist.figures.curves import accuracy_curves
-
-        return accuracy_curves(history)
-
-    def average_precision() -> Figure:
-        from cvdist.figures.curves import average_precision_curve
-
-        return average_precision_curve(history)
-
-    def wrong_labels() -> Figure:
-        from cvdist.figures.pictures import wrong_labels_grid
-
-        images, _ = loader.pictures("valid", [mistake.index for mistake in best.mistakes])
+        images, true = loader.pictures("valid", [mistake.index for mistake in best.mistakes])
+        count = best.total - best.correct
+        if labels is None:
+            return wrong_grid(
+                images,
+                true,
+                [classes[mistake.predicted[0]] for mistake in best.mistakes],
+                [mistake.confidence for mistake in best.mistakes],
+                title=f"Most confidently wrong ({count}/{best.total} are wrong)",
+                total=best.total,
+            )
         both = [(set(mistake.true), set(mistake.predicted)) for mistake in best.mistakes]
         return wrong_labels_grid(
             images,
             [[classes[one] for one in sorted(true - taken)] for true, taken in both],
             [[classes[one] for one in sorted(taken - true)] for true, taken in both],
-            title=f"Most labels wrong ({best.total - best.correct}/{best.total} are not all right)",
+            title=f"Most labels wrong ({count}/{best.total} are not all right)",
             total=best.total,
         )
 
-    def wrong() -> Figure:
-        from cvdist.figures.pictures import wrong_grid
+    def draw(name: str) -> Figure:
+        from cvdist.figures import confusion, curves, precision_recall
 
-        images, true = loader.pictures("valid", [mistake.index for mistake in best.mistakes])
-        return wrong_grid(
-            images,
-            true,
-            [classes[mistake.predicted[0]] for mistake in best.mistakes],
-            [mistake.confidence for mistake in best.mistakes],
-            title=f"Most confidently wrong ({best.total - best.correct}/{best.total} are wrong)",
-            total=best.total,
-        )
+        if name == "loss":
+            return curves.loss_curves(history)
+        if name == "accuracy":
+            return curves.accuracy_curves(history)
+        if name == "average_precision":
+            return curves.average_precision_curve(history)
+        if best.confusion is not None:
+            return confusion.confusion_matrix(best.confusion, classes)
+        assert labels is not None
+        return precision_recall.precision_recall(labels.curves, labels.average_precision, classes)
 
-    if labels is None:
-        return {"loss": loss, "accuracy": accuracy, "confusion_matrix": confusion, "most_wrong": wrong}
-    return {
-        "loss": loss,
-        "average_precision": average_precision,
-        "precision_recall": precision,
-        "wrong_labels": wrong_labels,
-    }
+    names = ("loss", "accuracy", "confusion_matrix")
+    if labels is not None:
+        names = ("loss", "average_precision", "precision_recall")
+    drawn = {name: functools.partial(draw, name) for name in names}
+    return drawn | {"most_wrong" if labels is None else "wrong_labels": wrong}
 
 
 def penalties(fitted: LogisticResult) -> Callable[[], Figure]:

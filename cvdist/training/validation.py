@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -55,22 +55,14 @@ def evaluate(
         precision: The precision of forward passes.
         counts: Whether this worker's batches count. If all workers have the same ones, only rank 0's do.
     """
-    was_training = model.training
-    model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     mistakes: list[Mistake] = []
-    for batch in batches:
-        with precision.autocast():
-            scores = model(batch.images)
-        if not counts:
-            continue
-        scores = scores.float()
+    for batch, scores in _scored(model, batches, precision, counts=counts):
         loss += loss_sum(scores, batch.labels, multilabel=False)
         confidence, predicted = scores.softmax(1).max(1)
         confusion += torch.bincount(batch.labels * classes + predicted, minlength=classes * classes)
         mistakes = most_confident(mistakes + _mistakes(batch, predicted, confidence))
-    model.train(was_training)
     confusion = sum_over_workers(confusion).view(classes, classes).cpu()
     total = int(confusion.sum())
     return Evaluation(
@@ -104,19 +96,12 @@ def evaluate_multilabel(
         precision: The precision of forward passes.
         counts: As in `evaluate`.
     """
-    was_training = model.training
-    model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     probabilities = torch.zeros(truth.shape, device=device)
-    for batch in batches:
-        with precision.autocast():
-            scores = model(batch.images)
-        if counts:
-            scores = scores.float()
-            loss = loss_sum(scores, batch.labels, multilabel=True).double()
-            sums += torch.stack([loss, loss.new_tensor(len(scores))])
-            probabilities[batch.indices.to(device)] = scores.sigmoid()
-    model.train(was_training)
+    for batch, scores in _scored(model, batches, precision, counts=counts):
+        loss = loss_sum(scores, batch.labels, multilabel=True).double()
+        sums += torch.stack([loss, loss.new_tensor(len(scores))])
+        probabilities[batch.indices.to(device)] = scores.sigmoid()
     loss_total, total = sum_over_workers(sums).tolist()
     # Each row is of one worker, and 0 on the others, so the sum is exact.
     found = sum_over_workers(probabilities).cpu()
@@ -131,6 +116,20 @@ def evaluate_multilabel(
         return Evaluation(loss_total / max(total, 1), counted.exact, int(total), None, mistakes, labels)
 
     return from_rank_zero(measure)
+
+
+def _scored(
+    model: nn.Module, batches: Iterable[Batch], precision: Precision, *, counts: bool
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Run the model in evaluation mode on all batches, and yield them with their scores if they count."""
+    was_training = model.training
+    model.eval()
+    for batch in batches:
+        with precision.autocast():
+            scores = model(batch.images)
+        if counts:
+            yield batch, scores.float()
+    model.train(was_training)
 
 
 def _most_wrong(probabilities: Tensor, truth: Tensor, thresholds: Tensor) -> list[Mistake]:

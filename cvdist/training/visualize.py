@@ -12,21 +12,21 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from cvdist import log
 from cvdist.config import TrainConfig
 from cvdist.data.dataset import Loader
 from cvdist.data.normalize import Normalizer
-from cvdist.distributed.precision import Precision
 from cvdist.figures import network
 from cvdist.interpret.interpretation import Limits, interpret_model
 from cvdist.interpret.layers import ConvLayer, convolutions, select_layers
-from cvdist.results import Evaluation
 from cvdist.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from cvdist.training.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -103,35 +103,15 @@ class Visualizer:
             self._frames[str(epoch)] = convolutions(model)[0].weight
             self._draw_frame(epoch)
 
-    def finish(
-        self,
-        model: nn.Module,
-        loader: Loader,
-        device: torch.device,
-        precision: Precision,
-        best: Evaluation,
-        best_epoch: int,
-        *,
-        channels_last: bool,
-    ) -> None:
-        """Log the pictures of the best model. An error is logged and does not end the run.
-
-        Args:
-            model: The best model.
-            loader: The data.
-            device: Where to compute.
-            precision: The precision of the pass over many pictures.
-            best: The evaluation of the best epoch.
-            best_epoch: That epoch.
-            channels_last: Whether pictures have the memory layout NHWC.
-        """
+    def finish(self, run: Run, model: nn.Module) -> None:
+        """Log the pictures of a finished run's best model. An error is logged and does not end the run."""
         if not self.enabled:
             return
         try:
             layers = [layer for layer in convolutions(model) if layer.name in self._names]
-            self._show_filters(layers, best_epoch)
+            self._show_filters(layers, run.progress.best_epoch)
             if self._pictures:
-                self._show_pictures(model, layers, loader, device, precision, best, channels_last)
+                self._show_pictures(run, model, layers)
         except Exception as error:  # pictures must not cost the result
             logger.warning("figures    not all could be made: %s: %s", type(error).__name__, error)
             logger.debug("", exc_info=True)
@@ -164,35 +144,27 @@ class Visualizer:
                 "figures/filters/forming.gif", functools.partial(network.animate_filters, self._first, frames)
             )
 
-    def _show_pictures(
-        self,
-        model: nn.Module,
-        layers: Sequence[ConvLayer],
-        loader: Loader,
-        device: torch.device,
-        precision: Precision,
-        best: Evaluation,
-        channels_last: bool,
-    ) -> None:
+    def _show_pictures(self, run: Run, model: nn.Module, layers: Sequence[ConvLayer]) -> None:
         started = time.monotonic()
-        source = ValidationPictures(loader)
+        source = ValidationPictures(run.loader)
         looked_at, _ = source.read(range(min(4, source.size)))
         if bool((looked_at == _UNREADABLE).all()):
             logger.warning("figures    without activations and Grad-CAM: the original pictures can't be read")
             return
-        info = loader.info
+        info, best, device = run.info, run.best, run.worker.device
+        assert best is not None
         result = interpret_model(
             model.to(device),  # if trained from cached features, its frozen layers are still on the CPU
             source,
             info.classes,
-            Normalizer(info.mean, info.std, device, channels_last=channels_last),
+            Normalizer(info.mean, info.std, device, channels_last=run.config.loop.channels_last),
             device,
             layers,
             Limits(pictures=self._pictures),
             include=[mistake.index for mistake in best.mistakes],
             counts=None if info.multilabel else (best.correct, best.total - best.correct),
             multilabel=info.multilabel,
-            autocast=precision.autocast,
+            autocast=run.precision.autocast,
         )
         for name, draw in network.interpretation_figures(result, source).items():
             self.tracker.log_figure(name, draw)

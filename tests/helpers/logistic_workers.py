@@ -46,11 +46,25 @@ def fitted(rank: int = 0, world_size: int = 1, *, views: int = 2, memory: float 
     return fit(lambda: mine, labels, CLASSES, INPUTS, rank=rank, device=CPU, memory=memory)
 
 
-def work(rank: int, world_size: int, folder: Path) -> Fit:
-    """Fit as one of several workers, which meet in `folder`."""
+def fitted_separable(rank: int = 0, world_size: int = 1, *, several: bool) -> Fit:
+    """Fit this worker's share of samples that a linear classifier tells apart, in float32.
+
+    With `several`, each has the classes of the binary digits of its number.
+    """
+    x, labels = made_up(signal=10.0)
+    if several:
+        labels = torch.stack([labels // 2, labels % 2], 1).bool()
+    mine = parts(x.float(), labels, rank, world_size)
+    classes = 2 if several else CLASSES
+    return fit(lambda: mine, labels, classes, INPUTS, rank=rank, device=CPU, memory=1e9)
+
+
+def work(rank: int, world_size: int, folder: Path) -> tuple[Fit, list[Fit]]:
+    """Fit all samples as one of several workers, which meet in `folder`."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
-    found = fitted(rank, world_size)
+    separable = [fitted_separable(rank, world_size, several=several) for several in (False, True)]
+    found = fitted(rank, world_size), separable
     dist.destroy_process_group()
     return found

@@ -68,8 +68,9 @@ def test_processes_of_a_node_share_the_copy(pool, tmp_path):
 def test_several_workers_find_by_logistic_regression_what_one_finds(pool, tmp_path):
     futures = [pool.submit(logistic_workers.work, rank, 3, tmp_path) for rank in range(3)]
     one, results = logistic_workers.fitted(), [future.result(300) for future in futures]
-    for found in results:
-        assert torch.equal(found.weight, results[0].weight) and torch.equal(found.bias, results[0].bias)
+    first = results[0][0]
+    for found, _ in results:
+        assert torch.equal(found.weight, first.weight) and torch.equal(found.bias, first.bias)
         torch.testing.assert_close(found.weight, one.weight, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(found.bias, one.bias, rtol=1e-3, atol=1e-3)
         assert (found.penalty, found.correct) == (one.penalty, one.correct)
@@ -80,6 +81,10 @@ def test_several_workers_find_by_logistic_regression_what_one_finds(pool, tmp_pa
                 expected.total,
             )
             assert held.loss == pytest.approx(expected.loss, rel=1e-3)
+    for several in (False, True):
+        alone = logistic_workers.fitted_separable(several=several)
+        for _, separable in results:
+            assert (separable[several].penalty, separable[several].correct) == (alone.penalty, alone.correct)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from cvdist.interpret.gradcam import grad_cam, last_maps
 from cvdist.interpret.hooks import watch_activations, without_softmax
 from cvdist.interpret.interpretation import Limits, interpret_model
 from cvdist.interpret.layers import convolutions, select_layers
-from cvdist.interpret.top_activations import find_top_activations, receptive_fields
+from cvdist.interpret.top_activations import TopActivationCollector, receptive_fields
 from cvdist.models.registry import InputSpec
 from cvdist.models.scratch_cnn import scratch_cnn
 
@@ -163,12 +163,19 @@ def test_hooks_are_removed_also_after_an_error():
     assert all(module.inplace for module in model.modules() if isinstance(module, nn.ReLU))
 
 
+def top_activations(model, batches, count=9):
+    top = TopActivationCollector(model, convolutions(model), count)
+    for images, rows in batches:
+        top.update(images, rows)
+    return top.results()
+
+
 def test_dead_channels_are_found_and_only_they():
     model = scratch()
     with torch.no_grad():
         model.conv1.weight[[2, 7]] = 0
         model.conv1.bias[[2, 7]] = torch.tensor([-1.0, 0.0])
-    found = find_top_activations(model, [(pictures(model, 20), torch.arange(20))], convolutions(model))
+    found = top_activations(model, [(pictures(model, 20), torch.arange(20))])
     assert dead_channels(found["conv1"].values[:, 0]) == [2, 7]
     maps = capture_activations(model, pictures(model, 1), convolutions(model))["conv1"]
     assert strongest_channels(maps, 0, 64).silent == 2
@@ -195,12 +202,8 @@ def test_top_pictures_of_any_batches_are_those_of_a_sort(sizes, count, some_equa
     images = pictures(model, sum(sizes))
     if some_equal:
         images[::2] = images[0].clone()
-    found = find_top_activations(
-        model,
-        zip(images.split(sizes), torch.arange(len(images)).split(sizes), strict=True),
-        convolutions(model),
-        count,
-    )
+    batches = zip(images.split(sizes), torch.arange(len(images)).split(sizes), strict=True)
+    found = top_activations(model, batches, count)
     maps = capture_activations(model, images, convolutions(model))
     for name, layer in maps.items():
         peaks = layer.after.flatten(2).amax(2).T
@@ -222,7 +225,7 @@ def test_of_equal_pictures_the_first_rows_are_kept():
     model = scratch()
     same = pictures(model, 1).expand(6, -1, -1, -1)
     batches = [(same[:4], torch.tensor([9, 4, 7, 1])), (same[4:], torch.tensor([0, 5]))]
-    found = find_top_activations(model, batches, convolutions(model), 3)
+    found = top_activations(model, batches, 3)
     assert found["conv1"].pictures.tolist() == [[0, 1, 4]] * 10
 
 

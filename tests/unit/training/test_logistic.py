@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cvdist.training import logistic_head
 from cvdist.training.logistic import FOLDS, Part, assign_folds, fit, measure_scaling
-from tests.helpers.logistic_workers import CLASSES, CPU, INPUTS, fitted, made_up, parts
+from tests.helpers.logistic_workers import CLASSES, CPU, INPUTS, fitted, fitted_separable, made_up, parts
 
 
 def solved(x, labels, classes, penalty, memory=1e9, **more):
@@ -156,6 +156,16 @@ def test_the_penalty_is_the_one_of_cross_validation():
     best = min(found.path, key=lambda held: held.loss)
     assert found.penalty == best.penalty and found.folds == FOLDS
     assert len(found.path) < 13  # what only gets worse is not tried
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_ties_between_penalties_go_to_the_strongest(several):
+    """The held-out losses of separable samples are lower at each weaker penalty, by little at last."""
+    found = fitted_separable(several=several)
+    lowest = min(found.path, key=lambda held: held.loss)
+    chosen = next(held for held in found.path if held.penalty == found.penalty)
+    assert chosen.penalty > lowest.penalty and lowest.loss < chosen.loss < 2e-3
+    assert all(held.loss > 2e-3 for held in found.path if held.penalty > chosen.penalty)
 
 
 def test_samples_that_are_read_again_in_each_pass_give_the_same():

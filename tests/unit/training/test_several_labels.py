@@ -268,6 +268,22 @@ def test_each_class_has_the_logistic_regression_of_scikit_learn(weights):
     assert found.loss == pytest.approx(nn.BCEWithLogitsLoss(pos_weight=having)(scores, labels.double()).item())
 
 
+def test_the_largest_derivative_at_the_end_is_within_the_tolerance():
+    """Also where scores are nearly equal, so that in float32 their losses would round alike."""
+    random = torch.Generator().manual_seed(0)
+    numbers = torch.randint(32, (1500,), generator=random)
+    labels = torch.stack([(numbers >> bit) & 1 for bit in range(5)], 1).bool()
+    x = 0.05 * torch.randn(32, 256, generator=random)[numbers] + torch.randn(1500, 256, generator=random)
+    mine = parts(x, labels)
+    found = fit(lambda: mine, labels, 5, 256, device=CPU, memory=1e9)
+    inputs = x.double()
+    deviation = inputs.std(0, correction=0)
+    residuals = ((inputs @ found.weight.T + found.bias).sigmoid() - labels.double()) / len(x)
+    weight = (found.weight * deviation).T
+    slopes = ((inputs - inputs.mean(0)) / deviation).T @ residuals + found.penalty * weight
+    assert max(slopes.abs().max(), residuals.sum(0).abs().max()) < 1.01e-5
+
+
 def test_each_picture_is_held_out_once_and_those_alike_are_spread():
     found = helper.fitted()
     assert found.folds == FOLDS and {held.total for held in found.path} == {203}

@@ -73,7 +73,7 @@ def test_nothing_is_computed_for_nobody(changes, enabled):
     off = Visualizer(configs.replace(TrainConfig(), **changes), model, tracker, enabled=enabled)
     off.start(model, fresh=True)
     off.epoch_done(model, 1)
-    off.finish(model, None, None, None, None, 1, channels_last=False)  # what it would look at is not there
+    off.finish(None, model)  # what it would look at is not there
     assert not tracker.names and not off.state()["frames"] and not off.state()["before"]
 
 
