@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,19 @@ def list_pictures(config: PicturesConfig, fewest_classes: int = 2) -> Listing:
     several = pa.array(lists, pa.list_(pa.int32())).take(encoded.indices)
     table = table.add_column(1, "label", number).add_column(2, "part", part)
     return Listing(classes, table.append_column(CLASSES, several))
+
+
+@contextmanager
+def without_notes() -> Iterator[None]:
+    """Log nothing of what is left out or taken otherwise when pictures are listed: they were listed before."""
+    loggers = (logger, logging.getLogger(forms.__name__))
+    for one in loggers:
+        one.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for one in loggers:
+            one.setLevel(logging.NOTSET)
 
 
 def require_one_class(config: PicturesConfig, job: str) -> None:
