@@ -36,6 +36,7 @@ from cvdist.results import (
     ModelIdentity,
     RidgeResult,
 )
+from cvdist.storage import file_digest
 
 FORMAT = 1
 UNSCORED = -1.0  # the score of a checkpoint within an epoch
@@ -163,7 +164,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "parallel": checkpoint.parallel,
         "workers": checkpoint.workers,
         "made_with": checkpoint.made_with,
-        "state_sha256": _file_digest(folder / STATE),
+        "state_sha256": file_digest(folder / STATE),
     }
     (folder / META).write_text(json.dumps({**meta, "sha256": _digest(meta)}, indent=1))
 
@@ -187,7 +188,7 @@ def load(
     name = name or str(folder)
     meta = read_meta(folder, name)
     try:
-        if meta["state_sha256"] != _file_digest(folder / STATE):
+        if meta["state_sha256"] != file_digest(folder / STATE):
             raise ValueError(f"{STATE} is not what was written")
         # No pickle from storage: weights_only refuses anything but tensors and plain containers.
         state = torch.load(folder / STATE, map_location=map_location, weights_only=True)
@@ -297,11 +298,6 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_copied(item) for item in value)
     return value
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(meta: dict[str, Any]) -> str:

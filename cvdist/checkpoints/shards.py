@@ -8,7 +8,6 @@ cut along, or as much of them as a worker needs: how many workers wrote them doe
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cvdist.distributed.tensor_shard import TensorShard
+from cvdist.storage import file_digest
 
 PREFIX = "part-"  # of the names of files
 _MARK = "cvdist.parts"
@@ -102,10 +102,8 @@ def write(folder: Path, rank: int, count: int, tensors: dict[str, tuple[Tensor, 
     """
     data, receipt = names(count, rank)
     save_file({path: tensor.contiguous() for path, (tensor, _) in tensors.items()}, folder / data)
-    with (folder / data).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     rows = {path: [part.start, part.stop] for path, (_, part) in tensors.items()}
-    (folder / receipt).write_text(json.dumps({"sha256": digest, "rows": rows}))
+    (folder / receipt).write_text(json.dumps({"sha256": file_digest(folder / data), "rows": rows}))
 
 
 def join(state: Any, folder: Path, count: int) -> Any:
@@ -119,9 +117,8 @@ def join(state: Any, folder: Path, count: int) -> Any:
     for rank in range(count):
         data, receipt = (folder / name for name in names(count, rank))
         written = json.loads(receipt.read_text())
-        with data.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != written["sha256"]:
-                raise ValueError(f"{data.name} is not what was written")
+        if file_digest(data) != written["sha256"]:
+            raise ValueError(f"{data.name} is not what was written")
         for path, (start, stop) in written["rows"].items():
             rows.setdefault(str(path), []).append((int(start), int(stop), data))
     return _joined(state, rows, "")
