@@ -12,8 +12,8 @@ import hashlib
 import re
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -41,6 +41,7 @@ _OPEN = 64  # files that stay open
 TAR, PARQUET = ".tar", ".parquet"
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def archive_kind(name: str) -> str:
@@ -51,6 +52,17 @@ def archive_kind(name: str) -> str:
 def digest_of(content: bytes | pa.Buffer) -> bytes:
     """Return the first 16 bytes of a file's SHA-256, which identify its content."""
     return hashlib.sha256(content).digest()[:DIGEST_BYTES]
+
+
+def map_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+    """Yield `function(item)` of each item, in order, while `pool` works on the next `count` items."""
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > count:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def file_of(path: str) -> str:
@@ -171,17 +183,9 @@ class Contents:
             UserError: if one can't be read.
         """
         pieces = _pieces(paths)
-        if threads == 1:
-            for piece in pieces:
-                yield from self._read(piece)
-            return
-        pending: deque[Future[list[bytes]]] = deque()
-        for piece in pieces:
-            pending.append(self._pool.submit(self._read, piece))
-            if len(pending) > threads:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
+        found = map(self._read, pieces) if threads == 1 else map_ahead(self._pool, self._read, pieces, threads)
+        for contents in found:
+            yield from contents
 
     def _read(self, piece: _Piece) -> list[bytes]:
         return self._tried(piece.path, lambda: self._contents_of(piece))

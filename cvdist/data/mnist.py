@@ -74,11 +74,7 @@ def load(root: Path) -> tuple[DatasetInfo, LabeledImages, LabeledImages]:
 
 
 def _present(root: Path) -> bool:
-    """Return whether all files are there.
-
-    Raises:
-        UserError: if a file has the wrong size.
-    """
+    """Return whether all files are there."""
     for name, size in _FILES.items():
         path = root / "MNIST" / "raw" / name
         if not path.is_file():

@@ -88,7 +88,7 @@ class LocalShards:
             checked = path.with_suffix(_CHECKED)
             known = checked.read_text() if checked.exists() else ""
             if known != mark:
-                if not shard.matches(path, size=entry.raw_bytes, raw_sha256=entry.raw_sha256):
+                if not shard.matches(path, entry):
                     logger.warning("features   %s is damaged on this node and fetched again", path)
                     with self._room_lock():
                         path.unlink(missing_ok=True)
@@ -102,7 +102,7 @@ class LocalShards:
     def _fetch(self, path: Path, entry: ShardEntry) -> Tensor:
         content = self._folder.read(entry.object)
         try:
-            raw = shard.unpack(content, size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256)
+            raw = shard.unpack(content, entry)
         except shard.DamagedError as error:
             raise UserError(
                 f"--features {redact(self._folder.uri)}: {entry.object} is damaged: {error}. Delete it and run "
@@ -188,14 +188,12 @@ def local_index(folder: Folder, cache: Manifest, root: Path, timeout: float) -> 
     """
     path = shards_folder(root) / f"{cache.index.sha256[:32]}.index"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)  # of the lock
         with locked(path.with_suffix(".index-lock"), f"fetch the index of {redact(folder.uri)}", timeout):
             content = path.read_bytes() if path.is_file() else b""
             if hashlib.sha256(content).hexdigest() != cache.index.sha256:
                 content = folder.read(cache.index.object)
-                arriving = path.with_suffix(f".{secrets.token_hex(8)}")
-                arriving.write_bytes(content)
-                arriving.replace(path)
+                storage.write_here(path, content)
             return content
     except (OSError, TimeoutError) as error:
         raise UserError(f"--cache {root} can't be used ({storage.reason(error)}): name another one") from error
