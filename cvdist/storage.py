@@ -281,16 +281,6 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
         return content
 
 
-def etag(filesystem: arrow.FileSystem, path: str) -> str:
-    """Return the ETag of an object, by one request; empty where the storage has none.
-
-    Raises:
-        OSError: If it does not exist or can't be read.
-    """
-    with filesystem.open_input_file(path) as file:
-        return etag_of(file)
-
-
 def etag_of(file: pa.NativeFile) -> str:
     """Return the ETag of an object that is open, empty where the storage has none."""
     found = file.metadata() or {}

@@ -224,11 +224,10 @@ def read_meta(folder: Path, name: str = "") -> dict[str, Any]:
         UserError: If it is of an unknown format.
     """
     name = name or str(folder)
-    path = folder / META
-    if not path.is_file():
-        raise DamagedCheckpoint(f"{name} is no checkpoint: it has no {META}")
     try:
-        content = path.read_bytes()
+        content = (folder / META).read_bytes()
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"{name} is no checkpoint: it has no {META}") from error
     except OSError as error:
         raise DamagedCheckpoint(f"checkpoint {name} is damaged ({_why(error)}): name another one") from error
     return parse_meta(content, name)
@@ -289,15 +288,13 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in model.state_dict().items()}
 
 
-def _copied(value: Any) -> Any:
-    """`value` with each tensor in it copied to main memory."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(item) for item in value)
-    return value
+def _copied(state: Any) -> Any:
+    """`state` with each tensor in it copied to main memory."""
+
+    def copied(path: str, value: Any) -> Any:
+        return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+
+    return shards.map_leaves(copied, state)
 
 
 def _digest(meta: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +23,6 @@ import pyarrow as pa
 from pyarrow import fs as arrow
 
 from cvdist import slow_requests, storage
-from cvdist.data import kept
 from cvdist.data.parquet_rows import PictureRows
 from cvdist.errors import UserError
 from cvdist.log import redact
@@ -158,19 +158,24 @@ class Contents:
     def changed(self, path: str) -> int:
         """Return when a file last changed, in ns since 1970; 0 if unknown.
 
-        On a disk of this machine it is not the modification time, which may be set to an old one.
+        On a disk of this machine it is not the modification time, which may be set to an old one, as by an
+        archive that is unpacked.
         """
-        if self.local:
-            return kept.changed(Path(self.folder, path))
-        return self._filesystem.get_file_info(f"{self.folder}/{path}").mtime_ns or 0
+        if not self.local:
+            return self._filesystem.get_file_info(f"{self.folder}/{path}").mtime_ns or 0
+        try:
+            return Path(self.folder, path).stat().st_ctime_ns
+        except OSError:
+            return 0  # reading it will say why
 
     def etag(self, path: str) -> str:
-        """Return the ETag of the object that a picture is, empty where the storage has none.
+        """Return the ETag of the object that a picture is, by one request; empty where the storage has none.
 
         Raises:
             UserError: if it can't be read.
         """
-        return self._tried(path, lambda: storage.etag(self._filesystem, f"{self.folder}/{path}"))
+        with self._reading(path), self.open(path) as file:
+            return storage.etag_of(file)
 
     def read_all(self, paths: Sequence[str], threads: int = READERS) -> Iterator[bytes]:
         """Yield the bytes of several pictures in order. Neighbors in a tar are read by one request.
@@ -188,16 +193,14 @@ class Contents:
             yield from contents
 
     def _read(self, piece: _Piece) -> list[bytes]:
-        return self._tried(piece.path, lambda: self._contents_of(piece))
-
-    def _contents_of(self, piece: _Piece) -> list[bytes]:
-        if piece.rows:
-            return self._rows.read(piece.file, piece.rows)
-        if not piece.members:
-            file = f"{self.folder}/{piece.file}" if piece.file else self.folder
-            return [storage.read(self._filesystem, file)]
-        first, (last, size) = piece.members[0][0], piece.members[-1]
-        content = self._range(piece.file, first, last + size - first)
+        with self._reading(piece.path):
+            if piece.rows:
+                return self._rows.read(piece.file, piece.rows)
+            if not piece.members:
+                file = f"{self.folder}/{piece.file}" if piece.file else self.folder
+                return [storage.read(self._filesystem, file)]
+            first, (last, size) = piece.members[0][0], piece.members[-1]
+            content = self._range(piece.file, first, last + size - first)
         # Of a tar that was cut, what is there of the last picture: like a cut file, it can't be decoded.
         return [content[start - first : start - first + size] for start, size in piece.members]
 
@@ -215,9 +218,10 @@ class Contents:
         with slow_requests.measured(f"{self.folder}/{path}", size):
             return bytes(file.read_at(size, start))
 
-    def _tried(self, path: str, work: Callable[[], T]) -> T:
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
         try:
-            return work()
+            yield
         except OSError as error:
             raise UserError(
                 f"--data {redact(self._root)}: {path} can't be read ({storage.reason(error)})"

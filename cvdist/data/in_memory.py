@@ -80,7 +80,10 @@ class InMemoryLoader(Loader):
         steps = max(1, _CHUNK_BYTES * world_size // (order.batch_size * picture_bytes))
         local_batches = order.local_batches(rank, world_size, position, partner=self.mixing is not None)
         while chunk := list(itertools.islice(local_batches, steps)):
-            batches = self._gather("train", chunk, self._draws(chunk, order.epoch))
+            draws = None
+            if self.augmentation is not None:
+                draws = torch.cat([self.augmentation.draw(local, order.epoch) for local in chunk])
+            batches = self._gather("train", chunk, draws)
             if self.mixing is None:
                 yield from batches
                 continue
@@ -105,11 +108,6 @@ class InMemoryLoader(Loader):
                 sha.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
                 sha.update(tensor.cpu().numpy().data)
         return sha.hexdigest()
-
-    def _draws(self, chunk: list[LocalBatch], epoch: int) -> Tensor | None:
-        if self.augmentation is None:
-            return None
-        return torch.cat([self.augmentation.draw(local, epoch) for local in chunk])
 
     def _gather(self, split: Split, chunk: list[LocalBatch], draws: Tensor | None) -> Iterator[Batch]:
         data = self.splits[split]

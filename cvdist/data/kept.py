@@ -45,16 +45,5 @@ def keep(cache: Path, uri: str, table: pa.Table, state: str = "") -> None:
         logger.debug("versions of pictures can't be kept in %s: %s", path.parent, storage.reason(error))
 
 
-def changed(path: Path) -> int:
-    """Return when a file of this machine last changed, in ns since 1970; 0 if there is none.
-
-    Its modification time may be set to an old one, as by an archive that is unpacked; this time can't.
-    """
-    try:
-        return path.stat().st_ctime_ns
-    except OSError:
-        return 0  # reading it will say why
-
-
 def _path(cache: Path, uri: str) -> Path:
     return cache / "versions" / f"{hashlib.sha256(storage.absolute(uri).encode()).hexdigest()[:32]}.arrow"

@@ -94,7 +94,7 @@ class LocalShards:
                         path.unlink(missing_ok=True)
                     return None
                 checked.write_text(mark)
-            _touch(path)
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # used now, and changed when it was
             return shard.map_features(path)
         except FileNotFoundError:  # never there, or deleted to make room
             return None
@@ -111,7 +111,8 @@ class LocalShards:
         arriving = self._root / f".{secrets.token_hex(8)}.arriving"
         try:
             with self._room_lock():
-                self._make_room(len(raw))
+                taken = sum(state.st_size for _, state in _copies(self._root))
+                self._delete(taken + len(raw) - self.limit)
             try:
                 arriving.write_bytes(raw)
             except OSError as error:
@@ -130,11 +131,6 @@ class LocalShards:
 
     def _room_lock(self) -> AbstractContextManager[None]:
         return locked(self._root / "locks" / "room", "", self._timeout)
-
-    def _make_room(self, needed: int) -> None:
-        """Delete shards until `needed` more bytes are within the limit."""
-        taken = sum(state.st_size for _, state in _copies(self._root))
-        self._delete(taken + needed - self.limit)
 
     def _delete(self, count: int) -> None:
         """Delete at least `count` bytes of shards, the least recently used first."""
@@ -207,9 +203,3 @@ def _mark(path: Path) -> str:
     except OSError:
         boot = "unknown"
     return f"{boot} {state.st_size} {state.st_mtime_ns} {state.st_ino}"
-
-
-def _touch(path: Path) -> None:
-    """Set the time of a shard's last use to now, and keep the time of its last change."""
-    state = path.stat()
-    os.utime(path, ns=(time.time_ns(), state.st_mtime_ns))

@@ -282,12 +282,8 @@ def _with_files(uri: str, root: str, rows: pa.Table) -> tuple[pa.Table, pa.Table
     unnamed = np.ones(len(files), bool)
     unnamed[number.files.drop_null()] = False
     if unnamed.any():
-        example = files["path"][int(unnamed.argmax())].as_py()
-        say(
-            f"pictures below {redact(storage.joined(below, common))} that no row names",
-            int(unnamed.sum()),
-            example,
-        )
+        where, example = redact(storage.joined(below, common)), files["path"][int(unnamed.argmax())].as_py()
+        say(f"pictures below {where} that no row names", int(unnamed.sum()), example)
     return rows.append_column("file", number.files).filter(there), files
 
 
@@ -372,10 +368,8 @@ def _once_each(name: str, rows: pa.Table, files: pa.Table, fraction: float) -> p
             )
         logger.warning("data       %s, and are left out: %s", text, shown(unclear, "label"))
         groups = groups.filter(pc.invert(unclear))
-    say(
-        "rows that name a picture again, with the same label",
-        pc.sum(groups["label_count"]).as_py() - len(groups),
-    )
+    repeated = pc.sum(groups["label_count"]).as_py() - len(groups)
+    say("rows that name a picture again, with the same label", repeated)
     return pa.table({"file": groups["file"]} | {column: groups[f"{column}_first"] for column in others})
 
 

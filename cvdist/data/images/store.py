@@ -58,10 +58,9 @@ _INDEX, _PIXELS, _META = "index.arrow", "pixels.u8", "meta.json"
 class PictureStore:
     """The decoded pictures that `prepare` has written on this node.
 
-    table: the good pictures, memory-mapped; columns path (string), label (int32) and, where pictures may have
-    several, classes (see `cvdist.data.labels`), part (int8, see `cvdist.data.images.listing`), row (int64, in
-    the pixel file), digest (16 bytes of SHA-256), moments (6 float32: means of the three channels in [0, 1],
-    means of their squares). pixels: the pixel file, or None.
+    table: the good pictures, memory-mapped: the columns of `Listing` and row (int64, in the pixel file), digest
+    (16 bytes of SHA-256), moments (6 float32: means of the three channels in [0, 1], means of their squares).
+    pixels: the pixel file, or None.
     """
 
     classes: tuple[str, ...]
