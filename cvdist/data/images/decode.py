@@ -20,14 +20,12 @@ import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import center_crop
-from torchvision.transforms.v2.functional import resize as resize_pixels
 
 from cvdist.config import PicturesConfig
 from cvdist.data import formats
 from cvdist.data.augment import luma
 from cvdist.data.images.containers import Jpeg, orientation, png_data, split, split_jpeg
+from cvdist.data.images.resizing import crop_middle, resize_pixels
 
 FORMAT = 3  # changes whenever the same file would give other pixels
 CUT = "truncated: ends within the picture"
@@ -260,28 +258,8 @@ def resize_to_square(pixels: Tensor, size: int, resize: str, whole: tuple[int, i
             return _resize_box(pixels, size, [edge / factor for edge in (left, top, left + side, top + side)])
         pixels = pixels[:, top : top + side, left : left + side]
     if pixels.shape[1:] != (size, size):
-        pixels = resize_pixels(pixels, [size, size], antialias=True)
+        pixels = resize_pixels(pixels, size, size)
     return pixels.permute(1, 2, 0).contiguous()
-
-
-def crop_middle(pixels: Tensor, size: int, resize: str, whole: tuple[int, int]) -> Tensor:
-    """Return the middle of a picture, as the transforms of torchvision's weights do.
-
-    Args:
-        pixels: uint8 (3, H, W), on any device.
-        size: height and width of the result in pixels.
-        resize: `crop:SHORTER:INTERPOLATION`: how long the shorter side is before the crop, and how it gets so.
-        whole: height and width of the picture of which `pixels` may be a reduced copy.
-
-    Returns:
-        uint8 (3, size, size).
-    """
-    _, side, interpolation = resize.split(":")
-    shorter, longer = int(side), int(int(side) * max(whole) / min(whole))
-    target = [longer, shorter] if whole[0] > whole[1] else [shorter, longer]
-    if list(pixels.shape[1:]) != target:
-        pixels = resize_pixels(pixels, target, InterpolationMode(interpolation), antialias=True)
-    return center_crop(pixels, [size, size])
 
 
 def _resize_box(pixels: Tensor, size: int, box: list[float]) -> Tensor:

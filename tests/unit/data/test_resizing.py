@@ -10,7 +10,7 @@ from torchvision.models import get_model_weights
 from cvdist import config as configs
 from cvdist import models, recipes
 from cvdist.config import ModelConfig
-from cvdist.data.images.decode import crop_middle
+from cvdist.data.images.resizing import crop_middle
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "swin_v2_t", "efficientnet_b0", "regnet_y_400mf"])

@@ -41,10 +41,6 @@ def refusal(job, *words):
         ("predict", "--compare", "--compare is a setting of evaluate, not of predict"),
         ("visualize", "--slice-size", "--slice-size is a setting of predict, not of visualize"),
         ("report", "--lr", "--lr is a setting of train, sweep and preflight, not of report"),
-        ("train", "--cache-share", "--cache-share is called --cache-fraction now"),
-        ("evaluate", "--max-bad-images=0.1", "--max-bad-images is called --max-bad-fraction now"),
-        ("sweep", "--tracking-patience", "--tracking-patience is called --tracking-drain-timeout now"),
-        ("predict", "--tracking-patience", "--tracking-drain-timeout, once --tracking-patience, is a"),
         ("train", "--epoch", "unknown flag --epoch: did you mean --epochs"),
     ],
 )  # fmt: skip
@@ -72,8 +68,7 @@ def test_preprocess_takes_what_an_extraction_depends_on_and_where_it_runs():
     assert flags == {
         *("data", "data_root", "path_column", "label_column", "label_separator", "split_column"),
         *("image_size", "resize", "max_bad_fraction", "decode_workers"),
-        *("horizontal_flip", "rotation", "translation", "random_resized_crop", "color_jitter"),
-        *("crop_ratio", "random_erase", "auto_augment"),
+        *(setting.flag for setting in configs.fields_of(configs.AugmentationConfig)),
         *("features", "views", "features_dtype", "decoder", "shard_size", "extractors", "replace"),
         *(
             "model",
