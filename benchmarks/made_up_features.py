@@ -92,9 +92,7 @@ def everything(made: Manifest, uri: str | Path) -> dict[str, Tensor]:
     folder = Folder.open(str(uri), "--features")
     found: dict[str, Tensor] = {}
     for entry in made.shards:
-        raw = shard.unpack(
-            folder.read(entry.object), size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256
-        )
+        raw = shard.unpack(folder.read(entry.object), entry)
         ids = shard.read_ids(raw)
         found |= dict(zip(ids, load(raw)["features"], strict=True))
     return found

@@ -10,6 +10,7 @@ AWS_MAX_ATTEMPTS. `s3://anonymous@bucket` reads a public bucket without credenti
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -17,7 +18,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
@@ -280,16 +281,6 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
         return content
 
 
-def etag(filesystem: arrow.FileSystem, path: str) -> str:
-    """Return the ETag of an object, by one request; empty where the storage has none.
-
-    Raises:
-        OSError: If it does not exist or can't be read.
-    """
-    with filesystem.open_input_file(path) as file:
-        return etag_of(file)
-
-
 def etag_of(file: pa.NativeFile) -> str:
     """Return the ETag of an object that is open, empty where the storage has none."""
     found = file.metadata() or {}
@@ -310,7 +301,15 @@ def write(filesystem: arrow.FileSystem, path: str, content: bytes) -> None:
         ):
             stream.write(content)
         return
-    target = Path(path)
+    write_here(Path(path), content)
+
+
+def write_here(target: Path, content: bytes) -> None:
+    """Write a file of this machine atomically, and the folder that it lies in. An existing file is replaced.
+
+    Raises:
+        OSError: If it can't be written.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -339,6 +338,12 @@ def write_files(files: Mapping[str, bytes], flag: str) -> None:
                 where.delete_file(one)
             raise UserError(f"{flag} {redact(uri)} can't be written ({reason(error)})") from error
         written.append((filesystem, path))
+
+
+def file_digest(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file of this machine."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -378,10 +383,8 @@ class Folder:
         Raises:
             UserError: If it does not exist or can't be read.
         """
-        try:
+        with self._reading(name):
             return read(self.filesystem, f"{self.root}/{name}")
-        except OSError as error:
-            raise _unreadable(f"{self.uri.rstrip('/')}/{name}", self.flag, error) from error
 
     def find(self, name: str) -> bytes | None:
         """Read a whole file, or return None if it does not exist.
@@ -389,12 +392,9 @@ class Folder:
         Raises:
             UserError: If it can't be read.
         """
-        try:
+        with self._reading(name), suppress(FileNotFoundError):
             return read(self.filesystem, f"{self.root}/{name}")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise _unreadable(f"{self.uri.rstrip('/')}/{name}", self.flag, error) from error
+        return None
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes, or None if it does not exist.
@@ -402,10 +402,8 @@ class Folder:
         Raises:
             UserError: If the storage can't be read.
         """
-        try:
+        with self._reading(name):
             info = self.filesystem.get_file_info(f"{self.root}/{name}")
-        except OSError as error:
-            raise _unreadable(f"{self.uri.rstrip('/')}/{name}", self.flag, error) from error
         return info.size if info.type == arrow.FileType.File else None
 
     def write(self, name: str, content: bytes) -> None:
@@ -441,13 +439,19 @@ class Folder:
             UserError: If the folder can't be listed.
         """
         selector = arrow.FileSelector(self.root, recursive=True, allow_not_found=True)
-        try:
-            with slow_requests.measured(f"the list of {self.root}"):
-                found = self.filesystem.get_file_info(selector)
-        except OSError as error:
-            raise _unreadable(self.uri, self.flag, error) from error
+        with self._reading(), slow_requests.measured(f"the list of {self.root}"):
+            found = self.filesystem.get_file_info(selector)
         prefix = len(self.root) + 1
         return {info.path[prefix:]: info.size for info in found if info.type == arrow.FileType.File}
+
+    @contextmanager
+    def _reading(self, name: str = "") -> Iterator[None]:
+        """Raise the UserError of what can't be read, a file or the folder itself."""
+        try:
+            yield
+        except OSError as error:
+            uri = f"{self.uri.rstrip('/')}/{name}" if name else self.uri
+            raise _unreadable(uri, self.flag, error) from error
 
 
 def file_state(uri: str, flag: str) -> arrow.FileInfo:

@@ -36,6 +36,7 @@ from cvdist.results import (
     ModelIdentity,
     RidgeResult,
 )
+from cvdist.storage import file_digest
 
 FORMAT = 1
 UNSCORED = -1.0  # the score of a checkpoint within an epoch
@@ -163,7 +164,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "parallel": checkpoint.parallel,
         "workers": checkpoint.workers,
         "made_with": checkpoint.made_with,
-        "state_sha256": _file_digest(folder / STATE),
+        "state_sha256": file_digest(folder / STATE),
     }
     (folder / META).write_text(json.dumps({**meta, "sha256": _digest(meta)}, indent=1))
 
@@ -187,7 +188,7 @@ def load(
     name = name or str(folder)
     meta = read_meta(folder, name)
     try:
-        if meta["state_sha256"] != _file_digest(folder / STATE):
+        if meta["state_sha256"] != file_digest(folder / STATE):
             raise ValueError(f"{STATE} is not what was written")
         # No pickle from storage: weights_only refuses anything but tensors and plain containers.
         state = torch.load(folder / STATE, map_location=map_location, weights_only=True)
@@ -223,11 +224,10 @@ def read_meta(folder: Path, name: str = "") -> dict[str, Any]:
         UserError: If it is of an unknown format.
     """
     name = name or str(folder)
-    path = folder / META
-    if not path.is_file():
-        raise DamagedCheckpoint(f"{name} is no checkpoint: it has no {META}")
     try:
-        content = path.read_bytes()
+        content = (folder / META).read_bytes()
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"{name} is no checkpoint: it has no {META}") from error
     except OSError as error:
         raise DamagedCheckpoint(f"checkpoint {name} is damaged ({_why(error)}): name another one") from error
     return parse_meta(content, name)
@@ -288,20 +288,13 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in model.state_dict().items()}
 
 
-def _copied(value: Any) -> Any:
-    """`value` with each tensor in it copied to main memory."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(item) for item in value)
-    return value
+def _copied(state: Any) -> Any:
+    """`state` with each tensor in it copied to main memory."""
 
+    def copied(path: str, value: Any) -> Any:
+        return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return shards.map_leaves(copied, state)
 
 
 def _digest(meta: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ cut along, or as much of them as a worker needs: how many workers wrote them doe
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cvdist.distributed.tensor_shard import TensorShard
+from cvdist.storage import file_digest
 
 PREFIX = "part-"  # of the names of files
 _MARK = "cvdist.parts"
@@ -76,22 +76,30 @@ def names(count: int, rank: int) -> tuple[str, str]:
     return f"{stem}.safetensors", f"{stem}.json"
 
 
-def separate(
-    state: Any, slice_of: TensorShardOf, path: str = ""
-) -> tuple[Any, dict[str, tuple[Tensor, TensorShard]]]:
-    """Return `state` with a mark in the place of each split tensor, and those tensors by their paths."""
-    if isinstance(state, Tensor):
-        part = slice_of(path, tuple(state.shape))
-        return (state, {}) if part is None else ({_MARK: part.dim}, {path: (state, part)})
-    if not isinstance(state, dict | list | tuple):
-        return state, {}
-    found: dict[str, tuple[Tensor, TensorShard]] = {}
+def map_leaves(function: Callable[[str, Any], Any], state: Any, path: str = "") -> Any:
+    """Return `state` with `function(path, value)` for all in it but dictionaries, lists and tuples.
+
+    A path is as `optimizer/state/0`. A mark of a split tensor counts as one value.
+    """
+    if not isinstance(state, dict | list | tuple) or (isinstance(state, dict) and _MARK in state):
+        return function(path, state)
     items = state.items() if isinstance(state, dict) else enumerate(state)
-    rest = {}
-    for key, value in items:
-        rest[key], inner = separate(value, slice_of, f"{path}/{key}" if path else str(key))
-        found |= inner
-    return (rest if isinstance(state, dict) else type(state)(rest.values())), found
+    found = {key: map_leaves(function, value, f"{path}/{key}" if path else str(key)) for key, value in items}
+    return found if isinstance(state, dict) else type(state)(found.values())
+
+
+def separate(state: Any, slice_of: TensorShardOf) -> tuple[Any, dict[str, tuple[Tensor, TensorShard]]]:
+    """Return `state` with a mark in the place of each split tensor, and those tensors by their paths."""
+    found: dict[str, tuple[Tensor, TensorShard]] = {}
+
+    def marked(path: str, value: Any) -> Any:
+        part = slice_of(path, tuple(value.shape)) if isinstance(value, Tensor) else None
+        if part is None:
+            return value
+        found[path] = value, part
+        return {_MARK: part.dim}
+
+    return map_leaves(marked, state), found
 
 
 def write(folder: Path, rank: int, count: int, tensors: dict[str, tuple[Tensor, TensorShard]]) -> None:
@@ -102,10 +110,8 @@ def write(folder: Path, rank: int, count: int, tensors: dict[str, tuple[Tensor, 
     """
     data, receipt = names(count, rank)
     save_file({path: tensor.contiguous() for path, (tensor, _) in tensors.items()}, folder / data)
-    with (folder / data).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     rows = {path: [part.start, part.stop] for path, (_, part) in tensors.items()}
-    (folder / receipt).write_text(json.dumps({"sha256": digest, "rows": rows}))
+    (folder / receipt).write_text(json.dumps({"sha256": file_digest(folder / data), "rows": rows}))
 
 
 def join(state: Any, folder: Path, count: int) -> Any:
@@ -119,53 +125,42 @@ def join(state: Any, folder: Path, count: int) -> Any:
     for rank in range(count):
         data, receipt = (folder / name for name in names(count, rank))
         written = json.loads(receipt.read_text())
-        with data.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != written["sha256"]:
-                raise ValueError(f"{data.name} is not what was written")
+        if file_digest(data) != written["sha256"]:
+            raise ValueError(f"{data.name} is not what was written")
         for path, (start, stop) in written["rows"].items():
             rows.setdefault(str(path), []).append((int(start), int(stop), data))
-    return _joined(state, rows, "")
+
+    def joined(path: str, value: Any) -> Any:
+        return _pieces(path, int(value[_MARK]), rows.get(path, [])) if isinstance(value, dict) else value
+
+    return map_leaves(joined, state)
 
 
-def _require_rows(piece: tuple[int, int, Path], path: str, dim: int) -> None:
-    start, stop, name = piece
-    with safe_open(name, framework="pt") as file:
-        shape = file.get_slice(path).get_shape()
-    if shape[dim] != stop - start:
-        raise ValueError(f"{name.name} has other rows of {path} than it says")
+def _pieces(path: str, dim: int, rows: list[tuple[int, int, Path]]) -> Pieces:
+    pieces = sorted(rows, key=lambda piece: piece[0])
+    ends = [0, *(stop for _, stop, _ in pieces)]
+    if not pieces or [start for start, _, _ in pieces] != ends[:-1]:
+        raise ValueError(f"rows of {path} are missing")
+    for start, stop, name in pieces:
+        with safe_open(name, framework="pt") as file:
+            shape = file.get_slice(path).get_shape()
+        if shape[dim] != stop - start:
+            raise ValueError(f"{name.name} has other rows of {path} than it says")
+    return Pieces(path, dim, tuple(pieces))
 
 
-def _joined(state: Any, rows: dict[str, list[tuple[int, int, Path]]], path: str) -> Any:
-    if isinstance(state, dict) and _MARK in state:
-        pieces = sorted(rows.get(path, []), key=lambda piece: piece[0])
-        ends = [0, *(stop for _, stop, _ in pieces)]
-        if not pieces or [start for start, _, _ in pieces] != ends[:-1]:
-            raise ValueError(f"rows of {path} are missing")
-        for piece in pieces:
-            _require_rows(piece, path, int(state[_MARK]))
-        return Pieces(path, int(state[_MARK]), tuple(pieces))
-    if not isinstance(state, dict | list | tuple):
-        return state
-    items = state.items() if isinstance(state, dict) else enumerate(state)
-    joined = {key: _joined(value, rows, f"{path}/{key}" if path else str(key)) for key, value in items}
-    return joined if isinstance(state, dict) else type(state)(joined.values())
-
-
-def take_shards(state: Any, slice_of: TensorShardOf, device: str | torch.device, path: str = "") -> Any:
+def take_shards(state: Any, slice_of: TensorShardOf, device: str | torch.device) -> Any:
     """Return `state` as this worker needs it: of split tensors its shard on `device`, of others all."""
-    if isinstance(state, Pieces | Tensor):
-        part = slice_of(path, tuple(state.shape))
-        if isinstance(state, Pieces):
-            rows = state.read(part.start, part.stop) if part is not None else state.whole()
-            return rows.to(device)
-        return part.of(state).clone(memory_format=torch.contiguous_format) if part is not None else state
-    if not isinstance(state, dict | list | tuple):
-        return state
-    items = state.items() if isinstance(state, dict) else enumerate(state)
-    found = {
-        key: take_shards(value, slice_of, device, f"{path}/{key}" if path else str(key)) for key, value in items
-    }
-    return found if isinstance(state, dict) else type(state)(found.values())
+
+    def taken(path: str, value: Any) -> Any:
+        if not isinstance(value, Pieces | Tensor):
+            return value
+        part = slice_of(path, tuple(value.shape))
+        if isinstance(value, Pieces):
+            return (value.read(part.start, part.stop) if part is not None else value.whole()).to(device)
+        return part.of(value).clone(memory_format=torch.contiguous_format) if part is not None else value
+
+    return map_leaves(taken, state)
 
 
 def whole(state: Any, device: str | torch.device) -> Any:

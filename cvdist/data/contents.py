@@ -12,8 +12,9 @@ import hashlib
 import re
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +23,6 @@ import pyarrow as pa
 from pyarrow import fs as arrow
 
 from cvdist import slow_requests, storage
-from cvdist.data import kept
 from cvdist.data.parquet_rows import PictureRows
 from cvdist.errors import UserError
 from cvdist.log import redact
@@ -41,6 +41,7 @@ _OPEN = 64  # files that stay open
 TAR, PARQUET = ".tar", ".parquet"
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def archive_kind(name: str) -> str:
@@ -51,6 +52,17 @@ def archive_kind(name: str) -> str:
 def digest_of(content: bytes | pa.Buffer) -> bytes:
     """Return the first 16 bytes of a file's SHA-256, which identify its content."""
     return hashlib.sha256(content).digest()[:DIGEST_BYTES]
+
+
+def map_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+    """Yield `function(item)` of each item, in order, while `pool` works on the next `count` items."""
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > count:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def file_of(path: str) -> str:
@@ -146,19 +158,24 @@ class Contents:
     def changed(self, path: str) -> int:
         """Return when a file last changed, in ns since 1970; 0 if unknown.
 
-        On a disk of this machine it is not the modification time, which may be set to an old one.
+        On a disk of this machine it is not the modification time, which may be set to an old one, as by an
+        archive that is unpacked.
         """
-        if self.local:
-            return kept.changed(Path(self.folder, path))
-        return self._filesystem.get_file_info(f"{self.folder}/{path}").mtime_ns or 0
+        if not self.local:
+            return self._filesystem.get_file_info(f"{self.folder}/{path}").mtime_ns or 0
+        try:
+            return Path(self.folder, path).stat().st_ctime_ns
+        except OSError:
+            return 0  # reading it will say why
 
     def etag(self, path: str) -> str:
-        """Return the ETag of the object that a picture is, empty where the storage has none.
+        """Return the ETag of the object that a picture is, by one request; empty where the storage has none.
 
         Raises:
             UserError: if it can't be read.
         """
-        return self._tried(path, lambda: storage.etag(self._filesystem, f"{self.folder}/{path}"))
+        with self._reading(path), self.open(path) as file:
+            return storage.etag_of(file)
 
     def read_all(self, paths: Sequence[str], threads: int = READERS) -> Iterator[bytes]:
         """Yield the bytes of several pictures in order. Neighbors in a tar are read by one request.
@@ -171,29 +188,19 @@ class Contents:
             UserError: if one can't be read.
         """
         pieces = _pieces(paths)
-        if threads == 1:
-            for piece in pieces:
-                yield from self._read(piece)
-            return
-        pending: deque[Future[list[bytes]]] = deque()
-        for piece in pieces:
-            pending.append(self._pool.submit(self._read, piece))
-            if len(pending) > threads:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
+        found = map(self._read, pieces) if threads == 1 else map_ahead(self._pool, self._read, pieces, threads)
+        for contents in found:
+            yield from contents
 
     def _read(self, piece: _Piece) -> list[bytes]:
-        return self._tried(piece.path, lambda: self._contents_of(piece))
-
-    def _contents_of(self, piece: _Piece) -> list[bytes]:
-        if piece.rows:
-            return self._rows.read(piece.file, piece.rows)
-        if not piece.members:
-            file = f"{self.folder}/{piece.file}" if piece.file else self.folder
-            return [storage.read(self._filesystem, file)]
-        first, (last, size) = piece.members[0][0], piece.members[-1]
-        content = self._range(piece.file, first, last + size - first)
+        with self._reading(piece.path):
+            if piece.rows:
+                return self._rows.read(piece.file, piece.rows)
+            if not piece.members:
+                file = f"{self.folder}/{piece.file}" if piece.file else self.folder
+                return [storage.read(self._filesystem, file)]
+            first, (last, size) = piece.members[0][0], piece.members[-1]
+            content = self._range(piece.file, first, last + size - first)
         # Of a tar that was cut, what is there of the last picture: like a cut file, it can't be decoded.
         return [content[start - first : start - first + size] for start, size in piece.members]
 
@@ -211,9 +218,10 @@ class Contents:
         with slow_requests.measured(f"{self.folder}/{path}", size):
             return bytes(file.read_at(size, start))
 
-    def _tried(self, path: str, work: Callable[[], T]) -> T:
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
         try:
-            return work()
+            yield
         except OSError as error:
             raise UserError(
                 f"--data {redact(self._root)}: {path} can't be read ({storage.reason(error)})"

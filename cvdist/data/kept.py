@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,28 +36,13 @@ def load(cache: Path, uri: str, state: str = "") -> pa.Table | None:
 
 def keep(cache: Path, uri: str, table: pa.Table, state: str = "") -> None:
     """Keep a table for `load`, which takes the same arguments. A cache that can't be written keeps nothing."""
-    path = _path(cache, uri)
-    arriving = path.with_name(f".{path.name}.{time.monotonic_ns()}")
+    path, content = _path(cache, uri), pa.BufferOutputStream()
     metadata = {**(table.schema.metadata or {}), _STATE: state.encode()}
+    feather.write_feather(table.replace_schema_metadata(metadata), content)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        feather.write_feather(table.replace_schema_metadata(metadata), str(arriving))
-        arriving.replace(path)
+        storage.write_here(path, content.getvalue().to_pybytes())
     except OSError as error:
         logger.debug("versions of pictures can't be kept in %s: %s", path.parent, storage.reason(error))
-        with suppress(OSError):
-            arriving.unlink(missing_ok=True)
-
-
-def changed(path: Path) -> int:
-    """Return when a file of this machine last changed, in ns since 1970; 0 if there is none.
-
-    Its modification time may be set to an old one, as by an archive that is unpacked; this time can't.
-    """
-    try:
-        return path.stat().st_ctime_ns
-    except OSError:
-        return 0  # reading it will say why
 
 
 def _path(cache: Path, uri: str) -> Path:

@@ -58,27 +58,29 @@ def load(root: Path) -> tuple[DatasetInfo, LabeledImages, LabeledImages]:
     if not _present(root):
         raise UserError(f"--data {root} holds no MNIST: expected {root}/MNIST/raw/train-images-idx3-ubyte, ...")
     train, valid = _part(root, train=True), _part(root, train=False)
-    info = DatasetInfo(
-        name="mnist",
-        source=f"MNIST in {root}",
+    return describe("mnist", f"MNIST in {root}", MEAN, STD, train, valid), train, valid
+
+
+def describe(
+    name: str, source: str, mean: float, std: float, train: LabeledImages, valid: LabeledImages
+) -> DatasetInfo:
+    """Describe a data set of MNIST's digits, by the fields of `DatasetInfo`."""
+    return DatasetInfo(
+        name=name,
+        source=source,
         classes=tuple("0123456789"),
         channels=1,
         height=28,
         width=28,
-        mean=(MEAN,),
-        std=(STD,),
+        mean=(mean,),
+        std=(std,),
         train_size=len(train.labels),
         valid_size=len(valid.labels),
     )
-    return info, train, valid
 
 
 def _present(root: Path) -> bool:
-    """Return whether all files are there.
-
-    Raises:
-        UserError: if a file has the wrong size.
-    """
+    """Return whether all files are there."""
     for name, size in _FILES.items():
         path = root / "MNIST" / "raw" / name
         if not path.is_file():

@@ -74,9 +74,6 @@ def choose_precision(name: PrecisionName, device: torch.device, *, training: boo
 def _native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.backends.cpu.get_cpu_capability() if hasattr(torch.backends, "cpu") else ""
-    if "AVX512" not in capabilities:
-        return False
-    # PyTorch has no public function for this yet. If the private one is removed, float32 is the safe answer.
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe and probe())
+    # What PyTorch uses, and what the processor has.
+    used = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return used and bool(torch.cpu.get_capabilities().get("avx512_bf16"))

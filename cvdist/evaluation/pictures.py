@@ -17,7 +17,7 @@ from cvdist.config import DataConfig, EvaluateConfig, InferenceConfig, TableConf
 from cvdist.data.forms import NO_PART, TRAIN_PART, VALID_PART, root_of
 from cvdist.data.images import as_split_in_training
 from cvdist.data.images.ahead import Reader
-from cvdist.data.images.exclusion import find_excluded
+from cvdist.data.images.exclusion import kept_rows
 from cvdist.data.images.listing import list_pictures
 from cvdist.data.labels import labels_of
 from cvdist.data.normalize import Normalizer
@@ -201,7 +201,7 @@ class PictureFolder:
             timeout = config.evaluation.prepare_timeout
             split = as_split_in_training(wanted, timeout=timeout, data_timeout=config.inference.data_timeout)
             table = split["valid" if part == "valid" else "train"]
-        table = table.filter(pa.array(find_excluded(table, wanted).kept))
+        table = table.filter(pa.array(kept_rows(table, wanted)))
         where = redact(wanted.uri)
         return cls(wanted, listing.classes, table, f"{where} ({_PARTS[part]})", config.inference.data_timeout)
 

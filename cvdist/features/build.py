@@ -92,7 +92,7 @@ def make_plan(config: PreprocessConfig) -> ExtractionPlan:
     known = index.SCHEMA.empty_table()
     if before is not None:
         known = comparing.with_labels_as_in(listing, read_index(store.folder, before), before.classes)
-    changes = comparing.find_changes(listing.table, known, comparing.digests_of(root_of(config.data)))
+    changes = comparing.find_changes(listing.table, known, root_of(config.data))
     files = store.folder.sizes()
     if before is not None:
         rows = [s.rows if files.get(s.object) == s.stored_bytes else 0 for s in before.shards]
@@ -164,11 +164,7 @@ def parse_index(content: bytes, folder: Folder, cache: Manifest) -> pa.Table:
 
 
 def _existing(folder: Folder, asked: Fingerprint, *, replace: bool) -> Manifest | None:
-    """Return the manifest of an existing cache that can be updated, or None.
-
-    Raises:
-        UserError: if it holds features that were made with other settings, and `replace` is false.
-    """
+    """Return the manifest of an existing cache that can be updated, or None."""
     content = folder.find(manifest.NAME)
     if content is None:
         return None

@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cvdist.data.contents import Contents
+from cvdist.data.contents import DIGEST_BYTES, Contents, digest_of
 from cvdist.data.images.listing import Listing
 from cvdist.data.labels import named_labels
-from cvdist.features import index
 
 _LEAST_ALIVE = 0.5  # of a shard's rows; with fewer, those are computed again and the shard is dropped
 
-_DIGEST = re.compile(f"[0-9a-f]{{{2 * index.DIGEST_BYTES}}}")
-
-Digests = Callable[[Sequence[str]], Iterable[bytes]]
-"""The digest of each picture's file, by paths below `--data`, in order."""
+_DIGEST = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 
 
 @dataclass(frozen=True)
@@ -88,17 +84,25 @@ def with_labels_as_in(listing: Listing, known: pa.Table, classes: Sequence[str])
     return known.set_column(known.column_names.index("label"), "label", pa.array(new[place]))
 
 
-def find_changes(listing: pa.Table, known: pa.Table, digests: Digests) -> Changes:
-    """What has become of the pictures since `known` was written; both tables as in `cvdist.features.index`.
+def find_changes(listing: pa.Table, known: pa.Table, root: str) -> Changes:
+    """Find out what has become of the pictures since an index was written.
 
-    Labels have to be numbered alike (`with_labels_as_in`). A file with the same version is the same; where only
-    that differs, its contents decide: objects have another version than the files that they were copied from.
+    A file with the same version is the same; where only that differs, its contents decide: objects have another
+    version than the files that they were copied from.
+
+    Args:
+        listing: the pictures as they are now, with versions.
+        known: the index, with its labels numbered as in the listing (`with_labels_as_in`).
+        root: what the paths in the listing are relative to.
+
+    Raises:
+        UserError: if a picture can't be read.
     """
     where = pc.index_in(listing.column("path"), value_set=known.column("path"))
     found = np.array(pc.fill_null(where, -1).combine_chunks(), dtype=np.int64)
     paths = listing.column("path")
     gone = np.asarray(pc.is_null(pc.index_in(known.column("path"), value_set=paths)).combine_chunks())
-    _find_moved(listing, known, digests, found, gone.nonzero()[0])
+    _find_moved(listing, known, root, found, gone.nonzero()[0])
     there = (found >= 0).nonzero()[0]
     same = np.ones(len(there), dtype=bool)
     for name in ("part", "size"):
@@ -108,7 +112,7 @@ def find_changes(listing: pa.Table, known: pa.Table, digests: Digests) -> Change
     before = known.column("digest")
     moved = gone[found[there]]
     doubtful = (same & ~moved & (mine[there] != theirs[found[there]])).nonzero()[0]
-    now = digests([paths[int(row)].as_py() for row in there[doubtful]])
+    now = _digests(root, [paths[int(row)].as_py() for row in there[doubtful]])
     for position, digest in zip(doubtful, now, strict=True):
         same[position] = digest == before[int(found[there[position]])].as_py()
     gone[found[there[moved]]] = False
@@ -124,15 +128,13 @@ def find_changes(listing: pa.Table, known: pa.Table, digests: Digests) -> Change
     )
 
 
-def _find_moved(
-    listing: pa.Table, known: pa.Table, digests: Digests, found: np.ndarray, gone: np.ndarray
-) -> None:
+def _find_moved(listing: pa.Table, known: pa.Table, root: str, found: np.ndarray, gone: np.ndarray) -> None:
     """Find pictures that are there under another path, or in another form of the data, by their contents.
 
     Args:
         listing: as in `find_changes`.
         known: as in `find_changes`.
-        digests: as in `find_changes`.
+        root: as in `find_changes`.
         found: int64, the row of each listed picture in `known`, or -1. What is found is put there.
         gone: int64, the rows of `known` whose paths are not listed.
     """
@@ -145,7 +147,7 @@ def _find_moved(
     candidates = [(row, one) for row, one in rows if tuple(one[name] for name in fields) in lost]
     # A picture's version is its digest, unless it is an object with an ETag.
     unread = [one["path"] for _, one in candidates if not _DIGEST.fullmatch(one["version"])]
-    read = iter(digests(unread))
+    read = _digests(root, unread)
     for row, one in candidates:
         digest = bytes.fromhex(one["version"]) if _DIGEST.fullmatch(one["version"]) else next(read)
         if there := lost[tuple(one[name] for name in fields)].get(digest):
@@ -153,16 +155,8 @@ def _find_moved(
             found[row] = there.pop(next(alike, -1))  # of several copies, the one with this label
 
 
-def digests_of(root: str) -> Digests:
-    """Return a function that reads pictures below `root`, several at a time, and computes their digests.
-
-    That function raises UserError if one can't be read.
-    """
-
-    def digests(paths: Sequence[str]) -> Iterator[bytes]:
-        return map(index.digest_of, Contents(root).read_all(paths))
-
-    return digests
+def _digests(root: str, paths: Sequence[str]) -> Iterator[bytes]:
+    return map(digest_of, Contents(root).read_all(paths))
 
 
 def without_sparse_shards(changes: Changes, known: pa.Table, shard_rows: Sequence[int]) -> Changes:

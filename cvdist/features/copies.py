@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cvdist.data.contents import map_ahead
 from cvdist.data.dataset import to_device
 from cvdist.errors import UserError
 from cvdist.features import shard
@@ -78,17 +78,10 @@ class MappedCopy:
         Raises:
             UserError: if a shard can't be fetched or takes longer than the timeout.
         """
-        if not self._pinned:
-            # Where a CPU computes, handing a batch from thread to thread takes longer than gathering it.
-            yield from map(self.gather, wanted)
-            return
-        pending: deque[Future[Tensor]] = deque()
-        for rows in wanted:
-            pending.append(self._gathering.submit(self.gather, rows))
-            if len(pending) > _AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        if self._pinned:
+            return map_ahead(self._gathering, self.gather, wanted, _AHEAD)
+        # Where a CPU computes, handing a batch from thread to thread takes longer than gathering it.
+        return map(self.gather, wanted)
 
     def gather(self, rows: FeatureRows) -> Tensor:
         """Return the features (n, ...) of some rows, in this thread.
@@ -182,18 +175,8 @@ class DeviceCopy:
         self._all: Tensor | None = None
 
     def expect(self, numbers: Sequence[int] | np.ndarray) -> None:
-        """Begin to fetch all shards, unless they are loaded already (`MappedCopy.expect`)."""
         if self._all is None:
             self._source.expect(range(len(self._views)))
-
-    def batches(self, wanted: Iterable[FeatureRows]) -> Iterator[Tensor]:
-        """Yield the features (n, ...) of each batch in order, on the device (`MappedCopy.batches`)."""
-        for rows in wanted:
-            yield self.gather(rows)
-
-    def gather(self, rows: FeatureRows) -> Tensor:
-        """Return the features (n, ...) of some rows on the device (`MappedCopy.gather`)."""
-        return self.at(self.places(rows))
 
     def places(self, rows: FeatureRows) -> Tensor:
         """Where some rows are, int64 (n,) on the device: for `at`."""
@@ -207,7 +190,6 @@ class DeviceCopy:
         return self._all.index_select(0, places)
 
     def close(self) -> None:
-        """Cancel all fetches that have not begun (`MappedCopy.close`)."""
         self._source.close()
 
     @torch.inference_mode(False)  # whatever the first use is: its tensors are to be trained from

@@ -15,8 +15,7 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvdist.data.contents import DIGEST_BYTES as DIGEST_BYTES
-from cvdist.data.contents import digest_of as digest_of
+from cvdist.data.contents import DIGEST_BYTES
 from cvdist.data.images.measures import MEASURES
 from cvdist.data.labels import CLASSES, is_multilabel
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -12,9 +11,8 @@ import torch
 from torch import Tensor
 
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import Batch, DatasetInfo, Shuffle, Split, to_device
+from cvdist.data.dataset import Batch, DatasetInfo, Loader, Shuffle, Split, to_device
 from cvdist.data.labels import label_names, targets_of
-from cvdist.data.mixing import Mixing
 from cvdist.data.quarantine import BadPicture
 from cvdist.data.sampler import EpochOrder, LocalBatch, draw_balanced, partition
 from cvdist.features.copies import Copy, DeviceCopy, FeatureRows
@@ -27,14 +25,16 @@ Pictures = Callable[[Sequence[str]], Tensor]
 """Original pixels, uint8 (n, C, H, W), of pictures by path."""
 
 
-class FeatureLoader:
+class FeatureLoader(Loader):
     """Yields batches of features from the node's copy of a cache (`cvdist.data.dataset.Loader`).
 
     In each epoch, one of the stored views of each training sample is chosen at random.
+
+    Attributes:
+        views: number of views of each training sample to choose from.
     """
 
     features = True
-    mixing: Mixing | None = None
 
     def __init__(
         self,
@@ -76,19 +76,17 @@ class FeatureLoader:
         self.copy, self._splits, self.device = copy, splits, device
         self._labels = labels
         self._paths, self._pictures, self._digest = paths, pictures, digest
-        self._views, self._seed, self._window = views, seed, window
+        self.views, self._seed, self._window = views, seed, window
         # By shard: validation then reads each of them once, whatever has become of the listing since.
         self._by_shard = {split: np.lexsort((rows.row, rows.shard)) for split, rows in splits.items()}
 
     def shuffle(self, world_size: int, *, balanced: bool = False) -> Shuffle:
-        """Return how an epoch that begins now is shuffled (`Loader.shuffle`)."""
         return Shuffle(world_size if self._window else 0, self._window, balanced)
 
     def epoch_order(self, batch_size: int, seed: int, epoch: int, shuffle: Shuffle) -> EpochOrder:
-        """Return the order of an epoch that began with `shuffle` (`Loader.epoch_order`)."""
-        drawn = draw_balanced(self._labels["train"], seed=seed, epoch=epoch) if shuffle.balanced else None
         if not shuffle.streams:
-            return EpochOrder(self.info.train_size, batch_size, seed=seed, epoch=epoch, order=drawn)
+            return super().epoch_order(batch_size, seed, epoch, shuffle)
+        drawn = draw_balanced(self._labels["train"], seed=seed, epoch=epoch) if shuffle.balanced else None
         shard = self._splits["train"].shard
         order = windowed(
             shard if drawn is None else shard[drawn.numpy()],
@@ -105,18 +103,15 @@ class FeatureLoader:
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
     ) -> Iterator[Batch]:
-        """Yield worker `rank`'s part of each global batch of an epoch (`Loader.train_batches`)."""
-        drawn = self._draw_views(order.epoch)
-        mine = [local.indices for local in order.local_batches(rank, world_size, position)]
+        mine = list(order.local_batches(rank, world_size, position))
         shards = self._splits["train"].shard
-        soon = shards[torch.cat(mine).numpy()] if mine else shards[:0]
+        soon = shards[torch.cat([local.indices for local in mine]).numpy()] if mine else shards[:0]
         if not self._window:  # what validation needs may arrive in the meantime
             soon = np.concatenate([soon, self._splits["valid"].shard[self._by_shard["valid"]]])
         self.copy.expect(soon)
-        return self._batches("train", order.local_batches(rank, world_size, position), drawn)
+        return self._batches("train", mine, self._draw_views(order.epoch))
 
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """Yield worker `rank`'s part of the validation data (`Loader.valid_batches`)."""
         return self.batches_in_order("valid", rank, world_size, batch_size)
 
     def batches_in_order(
@@ -131,15 +126,9 @@ class FeatureLoader:
         self.copy.expect(self._splits[split].shard[mine])
         cut = (torch.from_numpy(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size))
         views = np.full(len(self._by_shard[split]), view) if view else None
-        return self._batches(split, (LocalBatch(rows, 0, 0, len(rows)) for rows in cut), views)
-
-    @property
-    def views(self) -> int:
-        """Number of views of each training sample."""
-        return self._views
+        return self._batches(split, [LocalBatch(rows, 0, 0, len(rows)) for rows in cut], views)
 
     def labels(self, split: Split) -> Tensor:
-        """Return the labels of a split (`Loader.labels`)."""
         return self._labels[split]
 
     @property
@@ -162,38 +151,27 @@ class FeatureLoader:
         return self._pictures(self._paths(split, rows)), names
 
     def names(self, split: Split, indices: Sequence[int]) -> list[str]:
-        """Return the paths of some rows (`Loader.names`)."""
         return self._paths(split, [int(index) for index in indices])
 
     def digest(self) -> str:
-        """Return the SHA-256 of all pictures' contents and labels (`Loader.digest`)."""
         return self._digest
 
     def _draw_views(self, epoch: int) -> np.ndarray | None:
         """Choose the view of each training sample for an epoch, int64 (train_size,); None for a single view."""
-        if self._views == 1:
+        if self.views == 1:
             return None
         random = generator("view of an epoch", self._seed, epoch)
-        return torch.randint(self._views, (self.info.train_size,), generator=random).numpy()
+        return torch.randint(self.views, (self.info.train_size,), generator=random).numpy()
 
     def _batches(
-        self, split: Split, local_batches: Iterator[LocalBatch], views: np.ndarray | None
+        self, split: Split, local_batches: Sequence[LocalBatch], views: np.ndarray | None
     ) -> Iterator[Batch]:
-        where, labels = self._splits[split], self._labels[split]
         if isinstance(self.copy, DeviceCopy):
-            yield from self._on_device(self.copy, split, list(local_batches), views)
+            yield from self._on_device(self.copy, split, local_batches, views)
             return
-        ahead: deque[LocalBatch] = deque()
-
-        def wanted() -> Iterator[FeatureRows]:
-            for local in local_batches:
-                ahead.append(local)
-                rows = local.indices.numpy()
-                drawn = views[rows] if views is not None else np.zeros(len(rows), dtype=np.int64)
-                yield FeatureRows(where.shard[rows], where.row[rows], drawn)
-
-        for features in self.copy.batches(wanted()):
-            local = ahead.popleft()
+        labels = self._labels[split]
+        wanted = (self._rows(split, local.indices, views) for local in local_batches)
+        for features, local in zip(self.copy.batches(wanted), local_batches, strict=True):
             yield Batch(
                 # As they are stored, half as many bytes cross to a GPU; what computes is float32 or autocast.
                 features.to(self.device, non_blocking=True).float(),
@@ -208,11 +186,14 @@ class FeatureLoader:
         """Yield batches from features in device memory: positions and labels go there once per epoch."""
         if not local_batches:
             return
-        where, indices = self._splits[split], torch.cat([local.indices for local in local_batches])
-        rows = indices.numpy()
-        drawn = views[rows] if views is not None else np.zeros(len(rows), dtype=np.int64)
+        indices = torch.cat([local.indices for local in local_batches])
         sizes = [len(local.indices) for local in local_batches]
-        places = copy.places(FeatureRows(where.shard[rows], where.row[rows], drawn)).split(sizes)
+        places = copy.places(self._rows(split, indices, views)).split(sizes)
         labels = to_device(self._labels[split][indices], self.device).split(sizes)
         for local, mine, known in zip(local_batches, places, labels, strict=True):
             yield Batch(copy.at(mine).float(), targets_of(known), local.indices, local.global_size)
+
+    def _rows(self, split: Split, indices: Tensor, views: np.ndarray | None) -> FeatureRows:
+        where, rows = self._splits[split], indices.numpy()
+        drawn = views[rows] if views is not None else np.zeros(len(rows), dtype=np.int64)
+        return FeatureRows(where.shard[rows], where.row[rows], drawn)

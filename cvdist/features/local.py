@@ -88,13 +88,13 @@ class LocalShards:
             checked = path.with_suffix(_CHECKED)
             known = checked.read_text() if checked.exists() else ""
             if known != mark:
-                if not shard.matches(path, size=entry.raw_bytes, raw_sha256=entry.raw_sha256):
+                if not shard.matches(path, entry):
                     logger.warning("features   %s is damaged on this node and fetched again", path)
                     with self._room_lock():
                         path.unlink(missing_ok=True)
                     return None
                 checked.write_text(mark)
-            _touch(path)
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # used now, and changed when it was
             return shard.map_features(path)
         except FileNotFoundError:  # never there, or deleted to make room
             return None
@@ -102,7 +102,7 @@ class LocalShards:
     def _fetch(self, path: Path, entry: ShardEntry) -> Tensor:
         content = self._folder.read(entry.object)
         try:
-            raw = shard.unpack(content, size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256)
+            raw = shard.unpack(content, entry)
         except shard.DamagedError as error:
             raise UserError(
                 f"--features {redact(self._folder.uri)}: {entry.object} is damaged: {error}. Delete it and run "
@@ -111,7 +111,8 @@ class LocalShards:
         arriving = self._root / f".{secrets.token_hex(8)}.arriving"
         try:
             with self._room_lock():
-                self._make_room(len(raw))
+                taken = sum(state.st_size for _, state in _copies(self._root))
+                self._delete(taken + len(raw) - self.limit)
             try:
                 arriving.write_bytes(raw)
             except OSError as error:
@@ -130,11 +131,6 @@ class LocalShards:
 
     def _room_lock(self) -> AbstractContextManager[None]:
         return locked(self._root / "locks" / "room", "", self._timeout)
-
-    def _make_room(self, needed: int) -> None:
-        """Delete shards until `needed` more bytes are within the limit."""
-        taken = sum(state.st_size for _, state in _copies(self._root))
-        self._delete(taken + needed - self.limit)
 
     def _delete(self, count: int) -> None:
         """Delete at least `count` bytes of shards, the least recently used first."""
@@ -188,14 +184,12 @@ def local_index(folder: Folder, cache: Manifest, root: Path, timeout: float) -> 
     """
     path = shards_folder(root) / f"{cache.index.sha256[:32]}.index"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)  # of the lock
         with locked(path.with_suffix(".index-lock"), f"fetch the index of {redact(folder.uri)}", timeout):
             content = path.read_bytes() if path.is_file() else b""
             if hashlib.sha256(content).hexdigest() != cache.index.sha256:
                 content = folder.read(cache.index.object)
-                arriving = path.with_suffix(f".{secrets.token_hex(8)}")
-                arriving.write_bytes(content)
-                arriving.replace(path)
+                storage.write_here(path, content)
             return content
     except (OSError, TimeoutError) as error:
         raise UserError(f"--cache {root} can't be used ({storage.reason(error)}): name another one") from error
@@ -209,9 +203,3 @@ def _mark(path: Path) -> str:
     except OSError:
         boot = "unknown"
     return f"{boot} {state.st_size} {state.st_mtime_ns} {state.st_ino}"
-
-
-def _touch(path: Path) -> None:
-    """Set the time of a shard's last use to now, and keep the time of its last change."""
-    state = path.stat()
-    os.utime(path, ns=(time.time_ns(), state.st_mtime_ns))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors.torch import load
 
@@ -122,12 +123,12 @@ def _damage(folder: Folder, cache: Manifest, table: pa.Table, number: int) -> st
     if content is None:
         return f"{entry.object} is missing"
     try:
-        raw = shard.unpack(content, size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256)
+        raw = shard.unpack(content, entry)
     except shard.DamagedError as error:
         return f"{entry.object}: {error}"
     rows = len(shard.read_ids(raw))
-    mine = table.filter(pa.array(np.asarray(table.column("shard")) == number))
-    for path, row in zip(*(mine.column(name).to_pylist() for name in ("path", "row")), strict=True):
+    mine = table.filter(pc.equal(table["shard"], number))
+    for path, row in zip(mine["path"].to_pylist(), mine["row"].to_pylist(), strict=True):
         if not 0 <= row < rows:
             return f"{entry.object} has {rows} rows, and the index names row {row} of it for {path}"
     return ""
@@ -142,7 +143,7 @@ def _counts(cache: Manifest, table: pa.Table) -> list[tuple[str, str]]:
     good = shards >= 0
     parts = ", ".join(
         f"{int((part[good] == value).sum()):,} {_PARTS.get(value, 'without a split')}"
-        for value in sorted(set(part.tolist()), reverse=False)
+        for value in sorted(set(part.tolist()))
     )
     labels = labels_of(table.filter(pa.array(good)), len(cache.classes))
     counts = class_counts(labels, len(cache.classes)).tolist()
@@ -178,32 +179,24 @@ def _sizes(cache: Manifest, table: pa.Table) -> list[tuple[str, str]]:
 
 def _fingerprint(cache: Manifest) -> list[tuple[str, str]]:
     mark = cache.fingerprint
-    views = ""
-    if mark.augmentation:
-        views = "; views by " + format_value(mark.augmentation)
+    views = f"; views by {format_value(mark.augmentation)}" if mark.augmentation else ""
+    normalized = f"mean {_short(mark.mean)}, deviation {_short(mark.std)}"
     return [
         ("model", f"{mark.model} up to {mark.cut}, precision {mark.precision}"),
         ("weights", f"{cache.weights}, frozen layers sha256 {mark.weights[:16]}"),
-        (
-            "preprocessing",
-            f"{mark.size}x{mark.size} ({mark.resize}), mean {_short(mark.mean)}, deviation {_short(mark.std)}"
-            + views,
-        ),
+        ("preprocessing", f"{mark.size}x{mark.size} ({mark.resize}), {normalized}{views}"),
     ]
 
 
 def _sample(folder: Folder, cache: Manifest, table: pa.Table) -> str:
     """Describe the features of the first good picture."""
-    good = np.flatnonzero(np.asarray(table.column("shard")) >= 0)
-    if not len(good):
+    first = table.filter(pc.greater_equal(table["shard"], 0)).slice(0, 1)
+    if not len(first):
         return "none"
-    first = table.slice(int(good[0]), 1)
     (one,), (name,) = first.to_pylist(), label_names(labels_of(first, len(cache.classes)), cache.classes)
     entry: ShardEntry = cache.shards[one["shard"]]
     try:
-        raw = shard.unpack(
-            folder.read(entry.object), size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256
-        )
+        raw = shard.unpack(folder.read(entry.object), entry)
     except shard.DamagedError as error:
         raise UserError(f"--describe {redact(folder.uri)}: {entry.object}: {error}") from error
     values = load(raw)["features"][one["row"], 0].to(torch.float32)

@@ -21,7 +21,7 @@ FORMAT, VERSION = "cvdist-features", 3
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard of the cache, with the sizes and checksums of `cvdist.features.shard.PackedShard`.
+    """A shard of the cache, with its sizes and checksums.
 
     Attributes:
         object: path below the cache's folder.
@@ -149,11 +149,7 @@ def parse(content: bytes, uri: str, flag: str = "--features") -> Manifest:
 
 
 def _require_harmless(manifest: Manifest) -> None:
-    """Check that no path in a manifest leads out of the cache's folder, in case somebody has forged it.
-
-    Raises:
-        ValueError: if a path, checksum or size is invalid.
-    """
+    """Check that no path in a manifest leads out of the cache's folder, in case somebody has forged it."""
     entries: list[ShardEntry | IndexEntry] = [*manifest.shards, manifest.index]
     for entry in entries:
         inside = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", entry.object, re.ASCII)

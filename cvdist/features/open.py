@@ -76,7 +76,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
         table = parse_index(content, folder, cache)
         table = table.filter(pa.array(np.asarray(table.column("shard")) >= 0))
         train, valid = split_rows(table, config.data, cache.classes)
-        excluded = exclusion.find_excluded(table, config.data)
+        excluded = exclusion.describe(table, config.data)
         views = _used_views(config, cache)
     copy, window, note = _copy(config, folder, cache, device, workers_on_node)
     columns = {name: np.asarray(table.column(name)).astype(np.int64) for name in ("shard", "row")}
@@ -91,8 +91,7 @@ def load(config: TrainConfig, device: torch.device, workers_on_node: int) -> Fea
     return FeatureLoader(
         DatasetInfo(
             name=PurePosixPath((config.data.uri or cache.source).rstrip("/")).name,
-            source=f"{redact(config.data.uri or cache.source)}, features from {redact(folder.uri)}"
-            + exclusion.describe(excluded, config.data),
+            source=f"{redact(config.data.uri or cache.source)}, features from {redact(folder.uri)}" + excluded,
             classes=cache.classes,
             channels=3,
             height=mark.size,
@@ -132,11 +131,7 @@ def open_manifest(config: TrainConfig) -> tuple[Folder, Manifest]:
 
 
 def _used_views(config: TrainConfig, cache: Manifest) -> int:
-    """Return how many views of a training sample are chosen from.
-
-    Raises:
-        UserError: if the configuration asks for more views than the cache has, or for another augmentation.
-    """
+    """Return how many views of a training sample are chosen from."""
     mark, asked = cache.fingerprint, config.features.views
     uri = redact(config.features.uri)
     wanted = fingerprint.augmentation_of(config.augmentation)
@@ -184,7 +179,7 @@ def require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest) 
         )
     table = with_versions(listing.table, root_of(config.data), cache_folder(config.data.cache))
     known = changes.with_labels_as_in(listing, known, cache.classes)
-    found = changes.find_changes(table, known, changes.digests_of(root_of(config.data)))
+    found = changes.find_changes(table, known, root_of(config.data))
     if found.any:
         raise UserError(
             f"--features {redact(folder.uri)} is out of date for --data {redact(config.data.uri)} "
@@ -200,9 +195,6 @@ def _copy(
 
     Returns:
         The copy, the window of the shuffle in shards (0 if all samples are shuffled), and one line for the log.
-
-    Raises:
-        UserError: if the node has too little room for even the smallest window.
     """
     root, settings = cache_folder(config.data.cache), config.features
     limit = int(settings.local_cache_gb * 1e9) or local.shard_budget(root, config.data.cache_fraction)

@@ -19,8 +19,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
+
+from cvdist.features.manifest import ShardEntry
+from cvdist.storage import file_digest
 
 SUFFIX = ".safetensors.zst"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -79,14 +82,8 @@ def pack(features: Tensor, ids: Sequence[str]) -> Packed:
     )
 
 
-def unpack(content: bytes, *, size: int, sha256: str, raw_sha256: str) -> bytes:
-    """Verify and decompress a stored shard.
-
-    Args:
-        content: the stored file.
-        size: size in bytes without compression, from the manifest.
-        sha256: hexadecimal checksum of the content, from the manifest.
-        raw_sha256: hexadecimal checksum without compression, from the manifest.
+def unpack(content: bytes, written: ShardEntry | Packed) -> bytes:
+    """Verify and decompress a stored shard; `written` has its sizes and checksums.
 
     Returns:
         The content of the safetensors file.
@@ -94,25 +91,22 @@ def unpack(content: bytes, *, size: int, sha256: str, raw_sha256: str) -> bytes:
     Raises:
         DamagedError: if the content is not what was stored.
     """
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if hashlib.sha256(content).hexdigest() != written.sha256:
         raise DamagedError("its bytes are not those that were written (checksum)")
-    if size > max(_FREELY, _RATIO * len(content)):
-        raise DamagedError(f"it claims to unpack to {size:,} bytes")
+    if written.raw_bytes > max(_FREELY, _RATIO * len(content)):
+        raise DamagedError(f"it claims to unpack to {written.raw_bytes:,} bytes")
     try:
-        raw: bytes = pa.Codec(_CODEC).decompress(content, decompressed_size=size, asbytes=True)
+        raw: bytes = pa.Codec(_CODEC).decompress(content, decompressed_size=written.raw_bytes, asbytes=True)
     except (OSError, pa.ArrowException) as error:
         raise DamagedError("it can't be decompressed") from error
-    if hashlib.sha256(raw).hexdigest() != raw_sha256:
+    if hashlib.sha256(raw).hexdigest() != written.raw_sha256:
         raise DamagedError("what is compressed in it is not what was written (checksum)")
     return raw
 
 
-def matches(path: Path, *, size: int, raw_sha256: str) -> bool:
-    """Return whether a file is an uncompressed shard with this size in bytes and checksum."""
-    with path.open("rb") as file:
-        if path.stat().st_size != size:
-            return False
-        return hashlib.file_digest(file, "sha256").hexdigest() == raw_sha256
+def matches(path: Path, written: ShardEntry | Packed) -> bool:
+    """Return whether a file is this shard without compression."""
+    return path.stat().st_size == written.raw_bytes and file_digest(path) == written.raw_sha256
 
 
 def map_features(path: Path) -> Tensor:
@@ -124,8 +118,6 @@ def map_features(path: Path) -> Tensor:
 
 def read_ids(raw: bytes) -> list[str]:
     """Return the path of each row of an uncompressed shard, as it was when the shard was made."""
-    from safetensors.torch import load
-
     tensors = load(raw)
     ids, ends = tensors["ids"].numpy().tobytes(), [0, *tensors["id_ends"].tolist()]
     return [ids[start:stop].decode() for start, stop in pairwise(ends)]

@@ -119,7 +119,7 @@ def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef 
         start.end("run")
         where = "this machine" if here else f"a cluster of {nodes} node{'s' if nodes != 1 else ''}"
         logger.info("ray        on %s, starting %s workers", where, config.runtime.num_workers)
-        summary = ray_train.fit(config, functools.partial(_train, config, job, run, start))
+        summary = ray_train.fit(config, functools.partial(_train, config, job, run, start, here))
         _describe(run, summary, part)
     return config.run.name, summary, run
 
@@ -145,7 +145,7 @@ def _in_processes(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, R
             SigtermRequest(config.checkpoint.grace_period) as sigterm,
         ):
             start = Waterfall()
-            summary = _train(config, job, run, start, ranks, sigterm.poll)
+            summary = _train(config, job, run, start, True, ranks, sigterm.poll)
             if ranks.rank == 0:
                 _describe(run, summary, part)
     return (config.run.name, summary, run) if ranks.rank == 0 else None
@@ -156,10 +156,21 @@ def _train(
     job: Fence,
     run: RunRef | None,
     start: Waterfall,
+    prepared: bool,
     ranks: RankInfo,
     poll: Callable[[], StopRequest],
 ) -> Summary:
-    """What each worker of a training does, whichever runtime has started it."""
+    """What each worker of a training does, whichever runtime has started it.
+
+    Args:
+        config: Of the run.
+        job: The fence of the job.
+        run: The MLflow run; None for none.
+        start: The phases of the start so far.
+        prepared: Whether data and weights are ready on the machine of rank 0.
+        ranks: Of this process.
+        poll: What this process is asked to do.
+    """
     from cvdist.training.setup import build_run
     from cvdist.training.train import train
 
@@ -167,7 +178,7 @@ def _train(
         if worker.attempt > 1:  # what the job did before is not part of a restart
             start = Waterfall(worker.attempt)
         start.end("workers")
-        return train(build_run(config, worker, tracker, start))
+        return train(build_run(config, worker, tracker, start, prepared=prepared))
 
 
 @contextmanager
@@ -285,9 +296,11 @@ def check_here(config: TrainConfig, *, data_is_here: bool) -> bool:
 def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.TrackingStore | None:
     """Decode the data if the workers are on this machine, and open the MLflow store."""
     from cvdist import loaders
+    from cvdist.data.images.listing import without_notes
 
     if data_is_here and not config.features.uri:
-        loaders.prepare(config)
+        with without_notes():  # `check_here` has listed the pictures
+            loaders.prepare(config)
     return tracking.open_tracking_store(config.tracking, config.run.storage)
 
 

@@ -79,12 +79,12 @@ def find_pictures(named: str | Sequence[str], given: PathsConfig | None = None) 
     try:
         with ThreadPoolExecutor(_REQUESTS) as pool:
             keys = [key for _, key, _ in split]
-            infos = list(pool.map(filesystem.get_file_info, [f"{top.rstrip('/')}{key}" for key in keys]))
+            infos = list(pool.map(filesystem.get_file_info, [f"{top}{key}" for key in keys]))
         if len(words) == 1 and infos[0].type == arrow.FileType.Directory:
             return NamedPictures(words[0], look_unlabeled(words[0]), True, _in_one_line(typed))
         for word, key, info in zip(words, keys, infos, strict=True):
             if archives.are_named(word):
-                found |= _below(word, root_of(PicturesConfig(uri=word)))
+                found |= _below(word)
                 continue
             matches = {info.path: storage.state_of(info)}
             if info.type == arrow.FileType.NotFound:
@@ -95,10 +95,7 @@ def find_pictures(named: str | Sequence[str], given: PathsConfig | None = None) 
                 )
             for whole, state in matches.items():
                 path = whole.removeprefix(top)
-                if state is not None:
-                    found[path] = state
-                    continue
-                found |= _below(f"{head}{path}{tail}", f"{head}{path}{tail}")
+                found |= {path: state} if state is not None else _below(f"{head}{path}{tail}")
     except OSError as error:
         raise UserError(f"--data {redact(words[0])} can't be read ({storage.reason(error)})") from error
     root = os.path.commonpath([str(PurePosixPath(file_of(path)).parent) for path in found])
@@ -106,9 +103,10 @@ def find_pictures(named: str | Sequence[str], given: PathsConfig | None = None) 
     return NamedPictures(f"{head}{root}{tail}", unlabeled_table(files), False, _in_one_line(typed))
 
 
-def _below(uri: str, root: str) -> dict[str, tuple[int, int]]:
+def _below(uri: str) -> dict[str, tuple[int, int]]:
     """The pictures that a folder or an archive holds: size and time of the last change by absolute path."""
-    path, below = storage.split(root)[1].rstrip("/"), look_unlabeled(uri)
+    path = storage.split(root_of(PicturesConfig(uri=uri)))[1].rstrip("/")
+    below = look_unlabeled(uri)
     states = zip(*(below[name].to_pylist() for name in ("path", "size", "modified")), strict=True)
     return {f"{path}/{name}": (size, modified) for name, size, modified in states}
 

@@ -68,25 +68,16 @@ class Predictor:
         Raises:
             UserError: if a picture can't be read.
         """
-        probabilities, paths, bad = self.predict(unit.paths)
-        content, counts = results.dump(paths, probabilities, self._identity, self._thresholds, bad)
+        logarithms, paths, bad = self.log_probabilities(unit.paths)
+        content, counts = results.dump(paths, logarithms.exp_(), self._identity, self._thresholds, bad)
         return UnitResult(content, bad, {"counts": counts})
 
-    def predict(self, paths: Sequence[str]) -> tuple[Tensor, list[str], list[BadPicture]]:
+    def log_probabilities(self, paths: Sequence[str]) -> tuple[Tensor, list[str], list[BadPicture]]:
         """Predict pictures.
 
         Returns:
-            Probabilities, float32 (n, classes) on the CPU, of the n pictures that can be decoded; their paths;
-            and the pictures that can't be decoded.
-
-        Raises:
-            UserError: if a file can't be read.
-        """
-        logarithms, good, bad = self.log_probabilities(paths)
-        return logarithms.exp_(), good, bad
-
-    def log_probabilities(self, paths: Sequence[str]) -> tuple[Tensor, list[str], list[BadPicture]]:
-        """Predict pictures like `predict`, but return log-probabilities, which keep small values exact.
+            Log-probabilities, which keep small values exact, float32 (n, classes) on the CPU, of the n pictures
+            that can be decoded; their paths; and the pictures that can't be decoded.
 
         Raises:
             UserError: if a file can't be read.

@@ -32,7 +32,14 @@ from cvdist.training.visualize import Visualizer
 logger = logging.getLogger(__name__)
 
 
-def build_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Waterfall | None = None) -> Run:
+def build_run(
+    config: TrainConfig,
+    worker: Worker,
+    tracker: Tracker,
+    start: Waterfall | None = None,
+    *,
+    prepared: bool = False,
+) -> Run:
     """Prepare this node and build the run, restored from its newest checkpoint. All workers must call this.
 
     Args:
@@ -40,25 +47,26 @@ def build_run(config: TrainConfig, worker: Worker, tracker: Tracker, start: Wate
         worker: This process among the workers.
         tracker: Where the run is logged.
         start: The phases of the start so far.
+        prepared: Whether data and weights are ready on the machine of rank 0.
 
     Raises:
         UserError: On all workers, if the data, the model or the checkpoint are not what the settings say.
     """
     start = start or Waterfall()
-    prepare_node(config, worker)
+    _prepare_node(config, worker, prepared=prepared)
     start.end("prepare")
     with memory.explain_full_memory(worker.device, memory.SETUP_ADVICE):
         return open_run(config, worker, tracker, start)
 
 
-def prepare_node(config: TrainConfig, worker: Worker) -> None:
+def _prepare_node(config: TrainConfig, worker: Worker, *, prepared: bool) -> None:
     """Download or decode what all workers of a node share, on one of them, while the others wait.
 
     Raises:
         UserError: On all workers, if the data or the pretrained weights can't be had.
     """
     with raise_on_all_ranks(config.runtime.prepare_timeout):
-        if worker.local_rank == 0:
+        if worker.local_rank == 0 and not (prepared and worker.rank == 0):
             loaders.prepare(config)
             models.prepare(config.model)
 

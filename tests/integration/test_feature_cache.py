@@ -45,14 +45,12 @@ from tests.helpers.feature_caches import (
 def test_a_shard_reads_back_as_it_was_written(tmp_path_factory, rows, views, shape, dtype, names):
     features = torch.randn(rows, views, *shape).to(shard.DTYPES[dtype])
     packed = shard.pack(features, names[:rows])
-    raw = shard.unpack(
-        packed.content, size=packed.raw_bytes, sha256=packed.sha256, raw_sha256=packed.raw_sha256
-    )
+    raw = shard.unpack(packed.content, packed)
     path = tmp_path_factory.mktemp("shard") / "some.safetensors"
     path.write_bytes(raw)
     assert torch.equal(shard.map_features(path), features)
     assert shard.read_ids(raw) == names[:rows]
-    assert shard.matches(path, size=packed.raw_bytes, raw_sha256=packed.raw_sha256)
+    assert shard.matches(path, packed)
 
 
 @pytest.mark.usefixtures("cached")

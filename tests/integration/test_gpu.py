@@ -118,9 +118,7 @@ def features_of(uri):
     folder = Folder.open(str(uri), "--features")
     found = {}
     for entry in manifest.read(folder).shards:
-        raw = shard.unpack(
-            folder.read(entry.object), size=entry.raw_bytes, sha256=entry.sha256, raw_sha256=entry.raw_sha256
-        )
+        raw = shard.unpack(folder.read(entry.object), entry)
         ids = shard.read_ids(raw)
         found |= dict(zip(ids, load(raw)["features"].float(), strict=True))
     return found

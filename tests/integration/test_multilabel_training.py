@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -78,13 +79,17 @@ def same_history(one, other):
         assert (mine.train_correct, mine.valid_correct) == (theirs.train_correct, theirs.valid_correct)
 
 
-def test_from_scratch_by_one_worker_and_by_two_under_ray(labels, tmp_path):
+def test_from_scratch_by_one_worker_and_by_two_under_ray(labels, tmp_path, caplog, capfd):
+    caplog.set_level(logging.INFO, "cvdist")
+    note = "rows without a class in column labels, kept as pictures of no class: 12"
     one = scratch(labels, tmp_path, name="one")
     done = train(one)
     text = table(done)
     assert "mAP 0." in text and "exact matches" in text and "accuracy" not in text
     assert done.summary.valid_total + newest(one, "one").order.train_size == 96
+    assert caplog.text.count(note) == 1
     train(configs.replace(one, runtime="ray", num_workers=2, name="two"))
+    assert caplog.text.count(note) == 2 and note not in capfd.readouterr().err, "the workers repeat nothing"
     first, second = newest(one, "one"), newest(one, "two")
     same_history(first, second)
     assert first.progress.thresholds == pytest.approx(second.progress.thresholds, rel=1e-4)

@@ -82,11 +82,7 @@ def look_unlabeled(uri: str, given: PathsConfig | None = None) -> pa.Table:
 
 
 def _what_is_there(uri: str) -> list[str] | Files | None:
-    """The archives that `--data` names or holds, else the files of its folder; None if it is a table.
-
-    Raises:
-        UserError: if it can't be read, or holds several forms.
-    """
+    """The archives that `--data` names or holds, else the files of its folder; None if it is a table."""
     if archives.are_named(uri):
         found = archives.find(uri)
         if len(found) > 1 or archive_kind(found[0]) != PARQUET:

@@ -166,6 +166,17 @@ class Archive:
     modified: int
     facts: Mapping[str, Any]
 
+    def as_found(self, role: str = "") -> pa.Table:
+        """The pictures with paths below the root, and the columns modified and split (the role)."""
+        table, count = self.pictures.replace_schema_metadata(), len(self.pictures)
+        table = table.set_column(0, "path", pc.binary_join_element_wise(self.path, table["path"], ""))
+        table = table.append_column("modified", pa.array([self.modified] * count, pa.int64()))
+        return table.append_column("split", pa.array([role] * count, pa.string()))
+
+
+UNLABELED = ["path", "size", "modified", "version"]
+"""Columns of `Found.table` without those of labels and splits."""
+
 
 Scan = Callable[[pa.NativeFile, Callable[[int], None]], tuple[pa.Table, dict[str, Any]]]
 """Reads an archive once, and tells its second argument how many bytes it has read."""

@@ -158,12 +158,9 @@ def text_of(name: str, table: pa.Table, column: str) -> pa.ChunkedArray:
             values = values.cast(pa.int64())
     given, values = values.cast(pa.string()), pc.utf8_trim_whitespace(values.cast(pa.string()))
     padded = given.filter(pc.not_equal(given, values).fill_null(False))
-    say(f"values of column {column} with spaces around them, taken without", len(padded), _quoted(padded))
+    quoted = ", ".join(map(repr, padded.unique()[:3].to_pylist()))
+    say(f"values of column {column} with spaces around them, taken without", len(padded), quoted)
     return pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
-
-
-def _quoted(values: pa.ChunkedArray) -> str:
-    return ", ".join(repr(one) for one in values.unique()[:3].to_pylist())
 
 
 def roles_of(name: str, column: str, values: pa.ChunkedArray) -> pa.Array:

@@ -170,8 +170,5 @@ def look_unlabeled(found: Files, uri: str) -> pa.Table:
 
 def unlabeled_table(files: Mapping[str, tuple[int, int]]) -> pa.Table:
     """The table of `look_unlabeled` with these pictures: size and time of the last change by path."""
-    rows = sorted((path, size, modified) for path, (size, modified) in files.items())
-    columns = list(zip(*rows, strict=True)) or [(), (), ()]
-    return pa.table(
-        [pa.array(list(one), kind.type) for one, kind in zip(columns, _PICTURES, strict=True)], _PICTURES
-    )
+    rows = [dict(zip(_PICTURES.names, (path, *state), strict=True)) for path, state in sorted(files.items())]
+    return pa.Table.from_pylist(rows, _PICTURES)

@@ -78,11 +78,7 @@ def _with_classes(pictures: pa.Table, parts: Mapping[str, int]) -> pa.Table:
 
 
 def _require_filled(there: Mapping[str, Mapping[str, bool]], root: str, hint: str) -> None:
-    """Check that each split has classes, and that none of them is empty.
-
-    Raises:
-        UserError: if not, in one line that names the folder.
-    """
+    """Check that each split has classes, and that none of them is empty."""
     for prefix, found in there.items():
         where = f"{root}/{prefix}".rstrip("/")
         if not found:
@@ -154,11 +150,7 @@ def _top(counts: Mapping[str, int], folders: Iterable[str]) -> dict[str, _Folder
 
 
 def _find_parts(counts: Mapping[str, int], folders: set[str], root: str) -> dict[str, int]:
-    """The part of each folder that holds classes, by its path; {"": NO_PART} if `--data` itself holds them.
-
-    Raises:
-        UserError: if the folders can be taken in two ways.
-    """
+    """The part of each folder that holds classes, by its path; {"": NO_PART} if `--data` itself holds them."""
     top = _top(counts, folders)
     parts = _splits_of(top)
     if not parts:
@@ -179,11 +171,7 @@ def _find_parts(counts: Mapping[str, int], folders: set[str], root: str) -> dict
 
 
 def _require_classes_at_top(top: Mapping[str, _Folder], root: str) -> None:
-    """Check that the folders directly below `--data` may be classes.
-
-    Raises:
-        UserError: if they look like splits.
-    """
+    """Check that the folders directly below `--data` may be classes."""
     names = sorted(top, key=log.natural)
     splits = {role(name): name for name in names if top[name].folders and not top[name].pictures}
     splits.pop("", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -103,11 +102,7 @@ def _of_columns(name: str, table: pa.Table, columns: LabelColumns) -> pa.Chunked
 
 
 def _of_lists(where: str, lists: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Join the texts of each list; whole numbers are texts, too.
-
-    Raises:
-        UserError: if they hold something else.
-    """
+    """Join the texts of each list; whole numbers are texts, too."""
     kind = lists.type.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
             or pa.types.is_null(kind)):  # fmt: skip
@@ -135,14 +130,10 @@ def warn_of_several(columns: LabelColumns, counts: dict[str, int]) -> None:
     for separator in _SEPARATORS:
         joined = {one: [part.strip() for part in one.split(separator)] for one in counts if separator in one}
         most = sum(counts[one] for one in joined) > sum(counts.values()) / 2
-        if (most and separator != ",") or any(_all_in(parts, counts) for parts in joined.values()):
+        if (most and separator != ",") or any(set(parts) <= counts.keys() for parts in joined.values()):
             logger.warning(
                 "data       labels of %s such as %s are one class each: --label-separator '%s' reads "
                 "them as several",
                 *(columns, next(iter(joined)), separator),
             )
             return
-
-
-def _all_in(parts: Iterable[str], labels: dict[str, int]) -> bool:
-    return all(part in labels for part in parts)

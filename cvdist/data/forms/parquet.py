@@ -15,7 +15,7 @@ from cvdist import storage
 from cvdist.config import TableConfig
 from cvdist.data.contents import Contents, digest_of
 from cvdist.data.forms import columns
-from cvdist.data.forms.archives import Archive, by_splits, roles_of, scanned
+from cvdist.data.forms.archives import UNLABELED, Archive, by_splits, roles_of, scanned
 from cvdist.data.forms.found import Found
 from cvdist.data.parquet_rows import batch_rows, bytes_of, features_of, field_of, open_file, picture_column
 from cvdist.errors import UserError
@@ -55,14 +55,14 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, label_column: s
     archives, contents = _read(paths, root, uri, cache), Contents(root)
     tables, unlabeled, roles = [], 0, roles_of(paths, uri)
     for archive in archives:
-        table = _joined(archive, roles[archive.path])
+        table = archive.as_found(roles[archive.path])
         label = _labels(contents, archive, label_column, uri).take(table.column("row"))
         unlabeled += label.null_count
         tables.append(table.append_column("label", label).filter(pc.is_valid(label)))
     if unlabeled:
         logger.warning("data       left out: pictures without a label: %s", f"{unlabeled:,}")
     table = pa.concat_tables(tables)
-    return by_splits(table.select(["path", "size", "modified", "version", "label", "split"]), uri)
+    return by_splits(table.select([*UNLABELED, "label", "split"]), uri)
 
 
 def look_unlabeled(paths: Sequence[str], root: str, uri: str, cache: Path) -> pa.Table:
@@ -71,16 +71,12 @@ def look_unlabeled(paths: Sequence[str], root: str, uri: str, cache: Path) -> pa
     Returns:
         The columns path, size, modified and version of `Found.table`.
     """
-    tables = [_joined(archive, "") for archive in _read(paths, root, uri, cache)]
-    return pa.concat_tables(tables).select(["path", "size", "modified", "version"])
+    archives = _read(paths, root, uri, cache)
+    return pa.concat_tables([archive.as_found().select(UNLABELED) for archive in archives])
 
 
 def _read(paths: Sequence[str], root: str, uri: str, cache: Path) -> list[Archive]:
-    """Read the files, and say what they lack.
-
-    Raises:
-        UserError: if one can't be used.
-    """
+    """Read the files, and say what they lack."""
     archives = scanned(paths, root, uri, cache, _scan)
     if not any(len(archive.pictures) for archive in archives):
         raise UserError(f"--data {redact(uri)} has no pictures: its rows are empty")
@@ -89,21 +85,8 @@ def _read(paths: Sequence[str], root: str, uri: str, cache: Path) -> list[Archiv
     return archives
 
 
-def _joined(archive: Archive, role: str) -> pa.Table:
-    """The pictures of one file, with paths below the root, and the columns modified, split and row."""
-    table, count = archive.pictures, len(archive.pictures)
-    path = pc.binary_join_element_wise(archive.path, table.column("path"), "")
-    table = table.set_column(0, "path", path).replace_schema_metadata()
-    table = table.append_column("modified", pa.array([archive.modified] * count, pa.int64()))
-    return table.append_column("split", pa.array([role] * count, pa.string()))
-
-
 def _scan(source: pa.NativeFile, advance: Callable[[int], None]) -> tuple[pa.Table, dict[str, Any]]:
-    """Read the pictures of a file once (`archives.Scan`).
-
-    Raises:
-        UserError: if it has none; the message goes on behind its name.
-    """
+    """Read the pictures of a file once (`archives.Scan`)."""
     file = open_file(source)
     column = picture_column(file.schema_arrow)
     if not column:
@@ -143,11 +126,7 @@ _SCHEMA = pa.schema(
 
 
 def _labels(contents: Contents, archive: Archive, label_column: str, uri: str) -> pa.ChunkedArray:
-    """The class of each row of a file, null where it has none: string (rows).
-
-    Raises:
-        UserError: if it is not clear which column has the classes, or its values are none.
-    """
+    """The class of each row of a file, null where it has none: string (rows)."""
     where = f"{redact(uri)}: {archive.path}"
     try:
         with contents.open(archive.path) as source:

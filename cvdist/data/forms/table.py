@@ -120,11 +120,7 @@ def look_unlabeled(uri: str, given: PathsConfig) -> pa.Table:
 
 
 def _read(uri: str) -> pa.Table:
-    """Read a table as it is; what is not text in it stays a number, only CSV is all text.
-
-    Raises:
-        UserError: if it can't be read.
-    """
+    """Read a table as it is; what is not text in it stays a number, only CSV is all text."""
     path = storage.split(uri)[1]
     suffix = PurePosixPath(path).suffix.lower()
     if suffix in _UNREAD:
@@ -248,9 +244,6 @@ def _with_files(uri: str, root: str, rows: pa.Table) -> tuple[pa.Table, pa.Table
     Returns:
         The rows that name a file, with its number in the column file; the pictures there are, with the columns
         path (below the root), size and modified, sorted by path.
-
-    Raises:
-        UserError: if none does, or some may mean several files.
     """
     name, below, total = redact(uri), root_of(uri, root), len(rows)
     rows = rows.set_column(0, "name", _relative(uri, below, rows["name"]))
@@ -289,21 +282,13 @@ def _with_files(uri: str, root: str, rows: pa.Table) -> tuple[pa.Table, pa.Table
     unnamed = np.ones(len(files), bool)
     unnamed[number.files.drop_null()] = False
     if unnamed.any():
-        example = files["path"][int(unnamed.argmax())].as_py()
-        say(
-            f"pictures below {redact(storage.joined(below, common))} that no row names",
-            int(unnamed.sum()),
-            example,
-        )
+        where, example = redact(storage.joined(below, common)), files["path"][int(unnamed.argmax())].as_py()
+        say(f"pictures below {where} that no row names", int(unnamed.sum()), example)
     return rows.append_column("file", number.files).filter(there), files
 
 
 def _relative(uri: str, root: str, names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The rows' names below the root.
-
-    Raises:
-        UserError: if one lies elsewhere, or is a path of Windows with a drive, or an address in the web.
-    """
+    """The rows' names below the root."""
     place, folder, _ = storage.split(root)
     plain = re.sub(r"://.*@", "://", place)  # credentials are no part of a name
     starts = {f"{place}{folder}", f"{plain}{folder}"}
@@ -354,11 +339,7 @@ def _elsewhere(name: str, root: str, names: pa.ChunkedArray) -> UserError:
 
 
 def _once_each(name: str, rows: pa.Table, files: pa.Table, fraction: float) -> pa.Table:
-    """One row for each file, by number; without files whose rows have different labels.
-
-    Raises:
-        UserError: if these are more than `fraction` of all, or a file is in several splits.
-    """
+    """One row for each file, by number; without files whose rows have different labels."""
     others = [column for column in ("label", "split") if column in rows.column_names]
     asked = [(column, how) for column in others for how in ("first", "count_distinct")]
     groups = rows.group_by("file", use_threads=False).aggregate([*asked, ("label", "count")]).sort_by("file")
@@ -387,10 +368,8 @@ def _once_each(name: str, rows: pa.Table, files: pa.Table, fraction: float) -> p
             )
         logger.warning("data       %s, and are left out: %s", text, shown(unclear, "label"))
         groups = groups.filter(pc.invert(unclear))
-    say(
-        "rows that name a picture again, with the same label",
-        pc.sum(groups["label_count"]).as_py() - len(groups),
-    )
+    repeated = pc.sum(groups["label_count"]).as_py() - len(groups)
+    say("rows that name a picture again, with the same label", repeated)
     return pa.table({"file": groups["file"]} | {column: groups[f"{column}_first"] for column in others})
 
 

@@ -12,7 +12,7 @@ import posixpath
 import re
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from cvdist.data.contents import archive_kind, digest_of
 from cvdist.data.formats import format_by_name, is_read, unread_formats
 from cvdist.data.forms import folders
-from cvdist.data.forms.archives import REPACK, Archive, by_splits, roles_of, scanned
+from cvdist.data.forms.archives import REPACK, UNLABELED, Archive, by_splits, roles_of, scanned
 from cvdist.data.forms.files import is_litter
 from cvdist.data.forms.found import Found
 from cvdist.errors import UserError
@@ -66,7 +66,8 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, max_bad_fractio
         UserError: if one can't be read or has no whole picture, or the labels can't be found.
     """
     archives = _read(paths, root, uri, cache, refuse_damage=max_bad_fraction == 0)
-    pictures = _joined(archives, roles_of(paths, uri))
+    roles = roles_of(paths, uri)
+    pictures = pa.concat_tables([archive.as_found(roles[archive.path]) for archive in archives])
     source = next((one for one in _SOURCES if pictures.column(one).null_count < len(pictures)), "")
     shared = pictures.filter(pc.invert(pictures.column("alone"))).column("name")
     if len(shared) == len(pictures) and any(archive.facts["labels"] for archive in archives):
@@ -90,7 +91,7 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, max_bad_fractio
             "data       left out: %s", ", ".join(f"{what}: {count:,}" for what, count in left.items() if count)
         )
     table = pictures.append_column("label", label).filter(pc.and_(alone, pc.is_valid(label)))
-    return by_splits(table.select(["path", "size", "modified", "version", "label", "split"]), uri)
+    return by_splits(table.select([*UNLABELED, "label", "split"]), uri)
 
 
 def look_unlabeled(paths: Sequence[str], root: str, uri: str, cache: Path) -> pa.Table:
@@ -99,16 +100,12 @@ def look_unlabeled(paths: Sequence[str], root: str, uri: str, cache: Path) -> pa
     Returns:
         The columns path, size, modified and version of `Found.table`.
     """
-    pictures = _joined(_read(paths, root, uri, cache, refuse_damage=False), dict.fromkeys(paths, ""))
-    return pictures.select(["path", "size", "modified", "version"])
+    archives = _read(paths, root, uri, cache, refuse_damage=False)
+    return pa.concat_tables([archive.as_found().select(UNLABELED) for archive in archives])
 
 
 def _read(paths: Sequence[str], root: str, uri: str, cache: Path, *, refuse_damage: bool) -> list[Archive]:
-    """Read the tars, and say what is wrong with them.
-
-    Raises:
-        UserError: if one can't be used.
-    """
+    """Read the tars, and say what is wrong with them."""
     archives = scanned(paths, root, uri, cache, _scan)
     where = f"--data {redact(uri)}"
     unread, links = Counter[str](), 0
@@ -142,25 +139,10 @@ def _read(paths: Sequence[str], root: str, uri: str, cache: Path, *, refuse_dama
     return archives
 
 
-def _joined(archives: Sequence[Archive], roles: Mapping[str, str]) -> pa.Table:
-    """All pictures, with paths below the root, and the columns modified and split (the role of the tar)."""
-    tables = []
-    for archive in archives:
-        table, count = archive.pictures, len(archive.pictures)
-        path = pc.binary_join_element_wise(archive.path, table.column("path"), "")
-        table = table.set_column(0, "path", path)
-        table = table.append_column("modified", pa.array([archive.modified] * count, pa.int64()))
-        tables.append(table.append_column("split", pa.array([roles[archive.path]] * count, pa.string())))
-    return pa.concat_tables([table.replace_schema_metadata() for table in tables])
-
-
 def _by_folders(pictures: pa.Table, uri: str) -> Found:
     """The pictures with class and split by their folders within the tars.
 
     A tar's own role is as a folder around its members; folders around all classes count for nothing.
-
-    Raises:
-        UserError: if there are no folders for classes, or they may be taken in two ways.
     """
     names, roles = pictures.column("name").to_pylist(), pictures.column("split").to_pylist()
     if not any("/" in name for name in names):
@@ -174,7 +156,7 @@ def _by_folders(pictures: pa.Table, uri: str) -> Found:
     around = {role: _around(mine) for role, mine in inside.items()}
     placed = [f"{role}/{name[around[role] :]}".lstrip("/") for name, role in zip(names, roles, strict=True)]
     found = folders.by_folders(pa.table({"path": placed, "row": range(len(placed))}), set(), redact(uri))
-    table = pictures.select(["path", "size", "modified", "version"]).take(found.table.column("row"))
+    table = pictures.select(UNLABELED).take(found.table.column("row"))
     for name in ("label", "split"):
         table = table.append_column(name, found.table.column(name))
     return Found(table, found.parts, found.hint)
@@ -200,11 +182,7 @@ class _Sample:
 
 
 def _scan(source: pa.NativeFile, advance: Callable[[int], None]) -> tuple[pa.Table, dict[str, Any]]:
-    """Read a tar once, from its start to its end (`archives.Scan`).
-
-    Raises:
-        UserError: if it is no tar; the message goes on behind its name.
-    """
+    """Read a tar once, from its start to its end (`archives.Scan`)."""
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
     samples: defaultdict[str, _Sample] = defaultdict(_Sample)
     facts: dict[str, Any] = {"damage": "", "cut": 0, "links": 0, "example": ""}
@@ -255,11 +233,7 @@ def _scan(source: pa.NativeFile, advance: Callable[[int], None]) -> tuple[pa.Tab
 
 
 def _members(file: BufferedReader, facts: dict[str, Any]) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar, also behind damaged ones; where it is damaged or cut is put into `facts`.
-
-    Raises:
-        UserError: if it is no tar.
-    """
+    """The members of a tar, also behind damaged ones; where it is damaged or cut is put into `facts`."""
     size, start, end, broken = file.seek(0, 2), _at(file, 0), 0, False
     packed = next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), "")
     if packed:

@@ -81,7 +81,7 @@ def load(
     mean, std = normalization or _statistics(pictures, train)
     info = DatasetInfo(
         name=PurePosixPath(data.uri.rstrip("/")).name,
-        source=redact(data.uri) + exclusion.describe(exclusion.find_excluded(pictures.table, data), data),
+        source=redact(data.uri) + exclusion.describe(pictures.table, data),
         classes=pictures.classes,
         channels=3,
         height=data.image_size,

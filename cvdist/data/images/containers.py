@@ -41,10 +41,6 @@ def _directory(tiff: bytes) -> tuple[str, Iterator[tuple[int, int, int, bytes]],
     Returns:
         Byte order for struct; the entries: tag, type, number of values, and the bytes of the value or of its
         offset; the directory's place; the size of its counter, and of an entry.
-
-    Raises:
-        ValueError: if it is no TIFF.
-        struct.error: if it is cut short; also while entries are read.
     """
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:

@@ -151,11 +151,7 @@ def _reduction(jpeg: Jpeg, size: int) -> int:
 
 
 def _decode_jpeg(jpeg: Jpeg, size: int) -> Tensor:
-    """Decode a JPEG, at a fraction of its size if it is very large, to uint8 RGB (3, H, W).
-
-    Raises:
-        UndecodableError: if it is damaged.
-    """
+    """Decode a JPEG, at a fraction of its size if it is very large, to uint8 RGB (3, H, W)."""
     if jpeg.height * jpeg.width > _MOST_PIXELS:
         raise UndecodableError(_TOO_LARGE)
     factor = _reduction(jpeg, size)

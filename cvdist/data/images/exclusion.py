@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -20,21 +19,8 @@ _LEAVE_OUT = "leave_out"
 _KEEP = pa.array(["false", "no", "0", ""])
 
 
-@dataclass(frozen=True)
-class Exclusion:
-    """Which rows of a table of pictures are left out.
-
-    Attributes:
-        kept: bool (n,), whether a row stays.
-        unmatched: How many pictures of the file are not in the table.
-    """
-
-    kept: np.ndarray
-    unmatched: int
-
-
-def find_excluded(table: pa.Table, config: DataConfig) -> Exclusion:
-    """Compare pictures with those that `--exclude` names.
+def kept_rows(table: pa.Table, config: DataConfig) -> np.ndarray:
+    """Return which pictures `--exclude` does not name, bool (n,).
 
     Args:
         table: The pictures, with the column path.
@@ -44,11 +30,8 @@ def find_excluded(table: pa.Table, config: DataConfig) -> Exclusion:
         UserError: If the file can't be read.
     """
     if not config.exclude:
-        return Exclusion(np.ones(len(table), dtype=bool), 0)
-    named = read_paths(config.exclude)
-    kept = pc.invert(pc.is_in(table.column("path"), value_set=named))
-    unmatched = pc.sum(pc.invert(pc.is_in(named, value_set=table.column("path").combine_chunks()))).as_py() or 0
-    return Exclusion(np.asarray(kept), unmatched)
+        return np.ones(len(table), dtype=bool)
+    return ~np.asarray(pc.is_in(table["path"], value_set=read_paths(config.exclude)))
 
 
 def read_paths(uri: str) -> pa.Array:
@@ -80,10 +63,16 @@ def read_paths(uri: str) -> pa.Array:
         ) from error
 
 
-def describe(exclusion: Exclusion, config: DataConfig) -> str:
-    """Say how many pictures are left out, to be appended to where the data come from."""
+def describe(table: pa.Table, config: DataConfig) -> str:
+    """Say how many pictures are left out, to be appended to where the data come from.
+
+    Raises:
+        UserError: If the file can't be read.
+    """
     if not config.exclude:
         return ""
-    others = f" ({exclusion.unmatched:,} of its rows name no picture here)" if exclusion.unmatched else ""
-    count = int((~exclusion.kept).sum())
+    named = read_paths(config.exclude)
+    count = int((~kept_rows(table, config)).sum())
+    unmatched = len(named) - (pc.sum(pc.is_in(named, value_set=table["path"].combine_chunks())).as_py() or 0)
+    others = f" ({unmatched:,} of its rows name no picture here)" if unmatched else ""
     return f", without the {count:,} pictures of --exclude {redact(config.exclude)}{others}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from cvdist.config import DataConfig, PicturesConfig
 from cvdist.data import forms
 from cvdist.data.forms.found import NO_PART, TRAIN_PART, VALID_PART
 from cvdist.data.forms.label_text import classes_in
-from cvdist.data.images.exclusion import find_excluded
+from cvdist.data.images.exclusion import kept_rows
 from cvdist.data.labels import CLASSES, class_counts, is_multilabel, labels_of
 from cvdist.data.split import multilabel_split, stratified_split
 from cvdist.errors import UserError
@@ -77,6 +78,19 @@ def list_pictures(config: PicturesConfig, fewest_classes: int = 2) -> Listing:
     return Listing(classes, table.append_column(CLASSES, several))
 
 
+@contextmanager
+def without_notes() -> Iterator[None]:
+    """Log nothing of what is left out or taken otherwise when pictures are listed: they were listed before."""
+    loggers = (logger, logging.getLogger(forms.__name__))
+    for one in loggers:
+        one.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for one in loggers:
+            one.setLevel(logging.NOTSET)
+
+
 def require_one_class(config: PicturesConfig, job: str) -> None:
     """List the labeled pictures of `--data`, and refuse those that may have several classes.
 
@@ -107,9 +121,6 @@ def _require_classes(
 
     Returns:
         The names of the classes, in natural order.
-
-    Raises:
-        UserError: if the check fails, in one line that names the data.
     """
     name, train = next(iter(counts.items()))
     classes = tuple(sorted(train, key=log.natural))
@@ -148,7 +159,7 @@ def split_rows(table: pa.Table, config: DataConfig, classes: tuple[str, ...]) ->
         train, valid = (rows.numpy() for rows in split(labels, config.valid_fraction, config.split_seed))
     else:
         train, valid = (part == TRAIN_PART).nonzero()[0], (part == VALID_PART).nonzero()[0]
-    kept = find_excluded(table, config).kept
+    kept = kept_rows(table, config)
     train, valid = train[kept[train]], valid[kept[valid]]
     learned = class_counts(labels[train], len(classes)).tolist()
     missing = [name for name, count in zip(classes, learned, strict=True) if not count]

@@ -7,9 +7,9 @@ the training device.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from itertools import tee
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from cvdist.config import DataConfig
 from cvdist.data.augment import Augmentation
-from cvdist.data.dataset import Batch, DatasetInfo, FullShuffle, Split, to_device
+from cvdist.data.contents import map_ahead
+from cvdist.data.dataset import Batch, DatasetInfo, Loader, Split, to_device
 from cvdist.data.forms import root_of
 from cvdist.data.images.ahead import DecodeAhead, Reader
 from cvdist.data.images.store import PictureStore
@@ -67,18 +68,10 @@ class PixelFile:
         self._file = path.open("rb", buffering=0)
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[Tensor]:
-        """Yield the pixels of each list of rows in order, while threads read ahead (`PixelSource.batches`)."""
-        pending: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(_AHEAD, thread_name_prefix="pixels") as pool:
-            for wanted in rows:
-                pending.append(pool.submit(self.pictures, wanted))
-                if len(pending) > _AHEAD:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            yield from map_ahead(pool, self.pictures, rows, _AHEAD)
 
     def pictures(self, rows: Rows) -> Tensor:
-        """Read the pixels of some rows, uint8 (n, size, size, 3) (`PixelSource.pictures`)."""
         shape = (len(rows), self._size, self._size, 3)
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
         stride = self._size * self._size * 3
@@ -109,7 +102,6 @@ class DecodingSource:
         self._ahead = DecodeAhead(*where, threads=processes, timeout=timeout, processes=True)
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[Tensor]:
-        """Yield the pixels of each list of rows in order (`PixelSource.batches`)."""
         tasks = (self._ahead.split(self._named(wanted)) for wanted in rows)
         for parts in self._ahead.map(Reader.pixels, tasks):
             shape = (sum(len(part) for part in parts), self._size, self._size, 3)
@@ -117,7 +109,6 @@ class DecodingSource:
             yield torch.cat(parts, out=pixels) if parts else pixels
 
     def pictures(self, rows: Rows) -> Tensor:
-        """Decode some rows in this thread (`PixelSource.pictures`)."""
         return self._reader.pixels(self._named(rows))
 
     def _named(self, rows: Rows) -> list[str]:
@@ -125,7 +116,7 @@ class DecodingSource:
         return paths
 
 
-class ImageLoader(FullShuffle):
+class ImageLoader(Loader):
     """Yields batches of a folder of photographs (`cvdist.data.dataset.Loader`)."""
 
     def __init__(
@@ -161,18 +152,15 @@ class ImageLoader(FullShuffle):
         self._normalize = Normalizer(info.mean, info.std, device, channels_last=channels_last)
 
     def labels(self, split: Split) -> Tensor:
-        """Return the labels of a split (`Loader.labels`)."""
         return self._labels[self._rows[split]]
 
     def train_batches(
         self, order: EpochOrder, rank: int, world_size: int, position: int = 0
     ) -> Iterator[Batch]:
-        """Yield worker `rank`'s part of each global batch of an epoch (`Loader.train_batches`)."""
         mine = order.local_batches(rank, world_size, position, partner=self.mixing is not None)
         return self._batches("train", mine, order.epoch)
 
     def valid_batches(self, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-        """Yield worker `rank`'s part of the validation data (`Loader.valid_batches`)."""
         mine = partition(self.info.valid_size, rank, world_size)
         starts = range(mine.start, mine.stop, batch_size)
         indices = (torch.arange(start, min(start + batch_size, mine.stop)) for start in starts)
@@ -181,34 +169,25 @@ class ImageLoader(FullShuffle):
         )
 
     def pictures(self, split: Split, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
-        """Return original pixels and class names of some rows (`Loader.pictures`)."""
         rows = self._rows[split][np.asarray(indices, dtype=np.int64)]
         names = label_names(self._labels[rows], self.info.classes)
         return self._source.pictures(rows).permute(0, 3, 1, 2).contiguous(), names
 
     def names(self, split: Split, indices: Sequence[int]) -> list[str]:
-        """Return the paths of some rows (`Loader.names`)."""
         rows = self._rows[split][np.asarray(indices, dtype=np.int64)]
         return [str(path) for path in self._store.table.column("path").take(pa.array(rows)).to_pylist()]
 
     def digest(self) -> str:
-        """Return the SHA-256 of the files' digests and labels, split by split (`Loader.digest`)."""
         if not self._digest:
             table = self._store.table
             self._digest = digest_of_rows(table, self._rows.values(), ("digest", label_column(table)))
         return self._digest
 
     def _batches(self, split: Split, local_batches: Iterator[LocalBatch], epoch: int | None) -> Iterator[Batch]:
-        """Yield a batch for each share, augmented and mixed as in `epoch`; None turns both off."""
-        rows, ahead = self._rows[split], deque[LocalBatch]()
-
-        def wanted() -> Iterator[np.ndarray]:
-            for local in local_batches:
-                ahead.append(local)
-                yield rows[local.indices.numpy()]
-
-        for pixels in self._source.batches(wanted()):
-            local = ahead.popleft()
+        """Yield a batch for each local batch, augmented and mixed as in `epoch`; None turns both off."""
+        rows, (ahead, local_batches) = self._rows[split], tee(local_batches)
+        wanted = (rows[local.indices.numpy()] for local in ahead)
+        for pixels, local in zip(self._source.batches(wanted), local_batches, strict=True):
             labels = targets_of(self._labels[rows[local.indices.numpy()]])
             batch = Batch(
                 self._prepare(pixels, local, epoch),

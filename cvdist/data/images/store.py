@@ -58,10 +58,9 @@ _INDEX, _PIXELS, _META = "index.arrow", "pixels.u8", "meta.json"
 class PictureStore:
     """The decoded pictures that `prepare` has written on this node.
 
-    table: the good pictures, memory-mapped; columns path (string), label (int32) and, where pictures may have
-    several, classes (see `cvdist.data.labels`), part (int8, see `cvdist.data.images.listing`), row (int64, in
-    the pixel file), digest (16 bytes of SHA-256), moments (6 float32: means of the three channels in [0, 1],
-    means of their squares). pixels: the pixel file, or None.
+    table: the good pictures, memory-mapped: the columns of `Listing` and row (int64, in the pixel file), digest
+    (16 bytes of SHA-256), moments (6 float32: means of the three channels in [0, 1], means of their squares).
+    pixels: the pixel file, or None.
     """
 
     classes: tuple[str, ...]
@@ -91,7 +90,7 @@ def prepare(config: DataConfig, cache: Path, *, timeout: float, data_timeout: fl
         with locked(folder.with_suffix(".lock"), f"decode {redact(config.uri)}", timeout):
             if _outdated(folder, config, len(listing.table)):
                 _build(folder, listing, config, data_timeout)
-            _write_whole(_pointer(config, cache), folder.name)
+            storage.write_here(_pointer(config, cache), folder.name.encode())
     except (OSError, TimeoutError) as error:
         raise UserError(
             f"--cache {cache} can't be used ({storage.reason(error)}): name another folder with --cache or "
@@ -171,7 +170,7 @@ def _build(folder: Path, listing: Listing, config: DataConfig, data_timeout: flo
     table_of_bad = quarantine_csv([BadPicture(paths[row].as_py(), why) for row, why in bad])
     (building / QUARANTINE).write_bytes(table_of_bad.encode())
     meta = {"classes": listing.classes, "pictures": count, "pixels": pixels is not None}
-    _write_whole(building / _META, json.dumps(meta, indent=1))
+    (building / _META).write_text(json.dumps(meta, indent=1))
     building.rename(folder)
 
 
@@ -281,11 +280,7 @@ def _check(reader: Reader, chunk: tuple[int, list[str]], pixels: Path | None) ->
 
 
 def _require_few_bad(folder: Path, config: DataConfig) -> None:
-    """Refuse a data set with too many bad pictures; name what is left out.
-
-    Raises:
-        UserError: above `--max-bad-fraction`.
-    """
+    """Refuse a data set with too many bad pictures; name what is left out."""
     bad, listed = _read_bad(folder), folder / QUARANTINE
     if not bad:
         return
@@ -313,12 +308,6 @@ def _fixed(values: np.ndarray) -> pa.Array:
 def write_table(path: Path, table: pa.Table) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-
-
-def _write_whole(path: Path, text: str) -> None:
-    arriving = path.with_name(f".{path.name}.{os.getpid()}")
-    arriving.write_text(text)
-    arriving.replace(path)
 
 
 def _read_bad(folder: Path) -> list[BadPicture]:

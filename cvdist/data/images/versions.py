@@ -52,8 +52,7 @@ def with_versions(listing: pa.Table, root: str, cache: Path) -> pa.Table:
 
     times = listing.column("modified")
     if local:  # a file's modification time may be set to an old one
-        changed = [kept.changed(Path(contents.folder, path)) for path in paths.to_pylist()]
-        times = pa.chunked_array([changed], pa.int64())
+        times = pa.chunked_array([[contents.changed(path) for path in paths.to_pylist()]], pa.int64())
     sizes = listing.column("size")
     keys = pc.binary_join_element_wise(paths, sizes.cast(pa.string()), times.cast(pa.string()), "\n")
     known = kept.load(cache, root)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -44,9 +43,8 @@ def test_rows_are_left_out_and_the_others_stay_where_they_were(named, name):
     after = split_rows(table(), config, ("a", "b"))
     for mine, theirs in zip(after, before, strict=True):
         assert mine.tolist() == theirs[1:].tolist()
-    found = exclusion.find_excluded(table(), config)
-    assert found.unmatched == 1 and int((~found.kept).sum()) == 2
-    assert exclusion.describe(found, config) == (
+    assert int((~exclusion.kept_rows(table(), config)).sum()) == 2
+    assert exclusion.describe(table(), config) == (
         f", without the 2 pictures of --exclude {config.exclude} (1 of its rows name no picture here)"
     )
 
@@ -62,13 +60,13 @@ def test_rows_may_say_that_a_picture_stays(tmp_path):
 
 
 def test_nothing_is_left_out_without_it():
-    found = exclusion.find_excluded(table(), DataConfig(uri="pictures"))
-    assert found.kept.all() and not exclusion.describe(found, DataConfig(uri="pictures"))
+    config = DataConfig(uri="pictures")
+    assert exclusion.kept_rows(table(), config).all() and not exclusion.describe(table(), config)
 
 
 def test_a_file_that_can_not_be_used(named, tmp_path):
     config = DataConfig(uri="pictures", exclude=str(tmp_path / "none.csv"))
-    assert "--exclude" in user_error(exclusion.find_excluded, table(), config)
+    assert "--exclude" in user_error(exclusion.kept_rows, table(), config)
     for name in ("wrong.csv", "wrong.parquet"):
         (tmp_path / name).write_text("file,kind\na.jpg,copy\n")
         message = user_error(exclusion.read_paths, str(tmp_path / name))
@@ -77,4 +75,4 @@ def test_a_file_that_can_not_be_used(named, tmp_path):
     assert "no training picture of a is left by --exclude" in user_error(
         split_rows, table(), everything, ("a", "b")
     )
-    assert np.asarray(exclusion.find_excluded(table(), named([])).kept).all()
+    assert exclusion.kept_rows(table(), named([])).all()
