@@ -164,6 +164,7 @@ class Stack:
         keys = {"AWS_ACCESS_KEY_ID": "stack", "AWS_SECRET_ACCESS_KEY": self._secret("bucket")}
         data = self._folder / "bucket"
         data.mkdir(exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix="stack-")  # it leaves logs and a socket, whose path has to be short
         self._start(
             "seaweedfs",
             [
@@ -171,8 +172,10 @@ class Stack:
                 *(f"-ip={_HOST}", f"-ip.bind={_HOST}"),
                 *(f"-{part}.port={_free_port()}" for part in ("master", "volume", "filer", "admin")),
                 *("-master.telemetry=false", "-webdav=false", "-admin.ui=false"),
+                f"-s3.localSocket={temporary}/s3",
             ],
-            keys,
+            keys | {"TMPDIR": temporary},
+            temporary=temporary,
         )
         there = {**keys, "AWS_ENDPOINT_URL": f"http://{_HOST}:{port}", "AWS_REGION": "us-east-1"}
         self._wait("seaweedfs", lambda: _has_bucket(there), "the bucket is there")

@@ -6,9 +6,11 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 from pyarrow import fs as arrow
 
 from tests.helpers import session
@@ -50,6 +52,7 @@ class S3Server:
         """In order, or as a machine that loses power."""
         if self._process is None:
             return
+        listening = psutil.Process(self._process.pid).net_connections("unix") if kill else ()
         if kill:
             self._process.kill()
         else:
@@ -59,6 +62,9 @@ class S3Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(10)
+        for socket in listening:  # in /tmp, whatever TMPDIR says
+            if socket.laddr:
+                Path(socket.laddr).unlink(missing_ok=True)
         self._process = None
 
     @property
@@ -71,6 +77,7 @@ class S3Server:
             *(str(_BIN / "weed"), "mini", f"-dir={self._folder}", "-bucket=bucket"),
             *(f"-ip={self._host}", f"-ip.bind={self._host}", f"-s3.port={self._port}", *self._ports),
             *("-master.telemetry=false", "-webdav=false", "-admin.ui=false"),
+            f"-s3.localSocket={tempfile.gettempdir()}/s3-{self._port}",  # its only socket that outlives it
         ]
 
     def _wait(self, server: subprocess.Popen[bytes]) -> None:

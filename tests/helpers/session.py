@@ -22,11 +22,20 @@ _held: list[IO[str]] = []
 
 
 def begin() -> bool:
-    """Make the session's folder and hold it; False in the processes that pytest-xdist has started."""
+    """Make the session's folder and hold it; False in the processes that pytest-xdist has started.
+
+    All temporary files of tests and servers go into it, but pytest's own folders, which stay after a failure.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
         return False
-    os.environ[_VARIABLE] = tempfile.mkdtemp(prefix="cvdist-tests-")
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    os.environ[_VARIABLE] = tempfile.mkdtemp(prefix="cvt-", dir="/tmp")  # short: sockets lie in it
     os.environ.setdefault("CVDIST_CACHE", str(folder() / "cache"))
+    temporary = folder() / "t"
+    for made in (folder(), temporary):
+        made.mkdir(exist_ok=True)
+        made.chmod(0o711)  # PostgreSQL runs as another user
+    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     lock = (folder() / "session.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     _held.append(lock)
