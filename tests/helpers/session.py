@@ -11,6 +11,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -36,6 +37,8 @@ def begin() -> bool:
         made.mkdir(exist_ok=True)
         made.chmod(0o711)  # PostgreSQL runs as another user
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+    # After multiprocessing has removed its own folder within this one, at -100.
+    Finalize(None, shutil.rmtree, (folder(), True), exitpriority=-200)
     lock = (folder() / "session.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     _held.append(lock)
@@ -43,13 +46,12 @@ def begin() -> bool:
 
 
 def end() -> None:
-    """End the servers and remove the folder, in the process that has begun."""
+    """End the servers, in the process that has begun; its folder goes when it exits."""
     if not _held:
         return
     _held.pop().close()
     with (folder() / "keepers.lock").open("w") as keepers:
         fcntl.flock(keepers, fcntl.LOCK_EX)  # granted when the servers are gone
-    shutil.rmtree(folder(), ignore_errors=True)
 
 
 def once(name: str, make: Callable[[Path], Made]) -> Made:

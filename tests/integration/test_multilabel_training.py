@@ -14,7 +14,6 @@ from cvdist import config as configs
 from cvdist import recipes
 from cvdist.checkpoints import format as ckpt
 from cvdist.checkpoints.store import CheckpointStore
-from cvdist.errors import UserError
 from cvdist.jobs.train import table, train
 from tests.helpers import feature_caches
 from tests.helpers.multilabel import COLORS, multilabel_table
@@ -145,16 +144,3 @@ def test_a_split_head_has_the_results_of_one_worker(cached):
     train(alone)
     train(configs.replace(alone, runtime="ray", num_workers=2, parallel="head", name="split"))
     same_history(newest(alone, "alone"), newest(alone, "split"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"select_by": "balanced_accuracy"}, "--select-by balanced_accuracy: these pictures may have several"),
-        ({"balanced_sampling": True}, "--balanced-sampling is for pictures with one class each"),
-    ],
-)
-def test_what_makes_no_sense_is_refused_before_anything_starts(labels, tmp_path, changes, said):
-    with pytest.raises(UserError, match=said):
-        train(scratch(labels, tmp_path, name="no", **changes))
-    assert not (tmp_path / "no").exists()

@@ -1,7 +1,5 @@
 """Models: what the registry finds, and what the scratch CNN computes."""
 
-import re
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -165,51 +163,11 @@ def test_a_picture_that_is_too_small_is_refused_with_the_smallest_that_works(nam
     assert f"these are {shape.height}x{shape.width}:" in message
 
 
-def test_the_smallest_picture_leaves_one_pixel():
-    # 16 -> 12 -> 6 -> 2 -> 1, while 15 -> 11 -> 5 -> 1 -> 0
-    shape = InputSpec(1, 16, 16)
-    assert outputs_of(build(shape=shape), "conv2_pool", batch(2, shape)).shape == (2, 20, 1, 1)
-    with pytest.raises(RuntimeError, match=re.escape("Output size is too small")):
-        build(shape=shape)(batch(2, InputSpec(1, 15, 15)))
-
-
-# ------------------------------------------------------------------------------------------------- dropout
-
-
-def test_evaluation_is_deterministic_and_training_is_not():
-    model, images = build(), batch(8)
-    assert not torch.equal(model(images), model(images))
-    model.eval()
-    assert torch.equal(model(images), model(images))
-
-
-def test_no_dropout_is_the_same_in_training_and_evaluation():
-    model, images = build(dropout=0.0), batch(8)
-    assert torch.equal(model.train()(images), model.eval()(images))
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.8])
-def test_dropout_drops_at_the_rate_asked_for(rate):
-    photo = build_without_memory("scratch-cnn-photo", PHOTOS, dropout=rate)
-    dropouts = {name: layer for name, layer in photo.named_children() if "dropout" in name}
-    assert list(dropouts) == ["conv2_dropout", "fc1_dropout", "fc2_dropout"]
-    torch.manual_seed(0)
-    for layer in dropouts.values():
-        # Of 10,000 draws: four standard deviations of the mean are 4 * sqrt(0.8 * 0.2 / 10,000) = 0.016.
-        dropped = layer(torch.ones(500, 20, 2, 2))[:, :, 0, 0] == 0
-        assert dropped.float().mean().item() == pytest.approx(rate, abs=0.016)
-
-
-def test_convolutions_lose_whole_channels_and_the_others_are_scaled_up():
-    model, images = build(dropout=0.75), batch(50)
-    before = outputs_of(model, "conv2", images)
-    after = outputs_of(model, "conv2_dropout", images)
-    kept = after.flatten(2).ne(0).all(2)
-    dropped = after.flatten(2).eq(0).all(2)
-    assert (kept | dropped).all()
-    assert 0 < kept.sum() < kept.numel() / 2
-    # What is kept is divided by 1 - 0.75, so that the sum to expect is the same as without dropout.
-    torch.testing.assert_close(after[kept], before[kept] * 4)
+def test_dropouts_have_the_rate_asked_for():
+    photo = build_without_memory("scratch-cnn-photo", PHOTOS, dropout=0.3)
+    found = {name: (type(layer), layer.p) for name, layer in photo.named_children() if "dropout" in name}
+    linear = (nn.Dropout, 0.3)
+    assert found == {"conv2_dropout": (nn.Dropout2d, 0.3), "fc1_dropout": linear, "fc2_dropout": linear}
 
 
 # ------------------------------------------------------------------------------- other ways of running it
@@ -244,13 +202,6 @@ def test_compiles_without_a_graph_break():
     torch.testing.assert_close(compiled(images), model(images))
 
 
-def test_exports_with_any_batch_size():
-    model = build().eval()
-    program = torch.export.export(model, (batch(4),), dynamic_shapes=({0: torch.export.Dim("n")},))
-    for n in (1, 5):
-        torch.testing.assert_close(program.module()(batch(n)), model(batch(n)))
-
-
 def test_a_worker_without_samples_has_zero_gradients():
     model = build()
     model(batch(0)).sum().backward()
@@ -266,17 +217,3 @@ def test_hooks_see_both_sides_of_a_relu():
     assert before.min() < 0
     assert after.min() == 0
     assert torch.equal(after, before.clamp(min=0))
-
-
-def test_learns_to_tell_two_patterns_apart():
-    images = torch.zeros(20, 1, 28, 28)
-    images[:10, :, :14] = 1
-    images[10:, :, :, :14] = 1
-    labels = torch.tensor([0] * 10 + [1] * 10)
-    model = build(num_classes=2, dropout=0.1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
-    for _ in range(40):
-        optimizer.zero_grad()
-        nn.functional.nll_loss(model(images), labels).backward()
-        optimizer.step()
-    assert torch.equal(model.eval()(images).argmax(1), labels)
