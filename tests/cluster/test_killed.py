@@ -42,10 +42,8 @@ def train_workers():
     return found
 
 
-def test_a_killed_worker_costs_neither_the_job_nor_its_run(s3, tmp_path, monkeypatch):
+def test_a_killed_worker_costs_neither_the_job_nor_its_run(bucket, tmp_path):
     """On a Ray that the job starts itself, with a divided head, each of whose checkpoints two workers write."""
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
     photos = pictures.write(tmp_path / "photos", pictures.FOUR)
     weights = feature_caches.write_weights(tmp_path / "vgg11.pth")
     features, cache = tmp_path / "features", tmp_path / "cache"
@@ -54,10 +52,10 @@ def test_a_killed_worker_costs_neither_the_job_nor_its_run(s3, tmp_path, monkeyp
         *("dogs-cats-vgg16-features", "--features", features, "--model", "vgg11", "--weights", weights),
         *("--weights-preprocessing", "imagenet", "--image-size", "32", "--batch-size", "4", "--cache", cache),
         *("--parallel", "head", "--hidden-size", "16", "--epochs", "12", "--workers", "2", "--device", "cpu"),
-        *("--name", "survivor", "--no-log-model", "--no-visualize", "--storage", "s3://bucket/killed"),
+        *("--name", "survivor", "--no-log-model", "--no-visualize", "--storage", bucket),
         *("--tracking-uri", f"sqlite:///{empty_store(tmp_path)}/mlflow.db"),
     ]
-    folder = Folder.open("s3://bucket/killed/survivor", "--storage")
+    folder = Folder.open(f"{bucket}/survivor", "--storage")
     checkpoints = lambda: [name for name in folder.sizes() if name.endswith("/checkpoint.json")]  # noqa: E731
     killed = []
 
@@ -84,7 +82,7 @@ def test_a_killed_worker_costs_neither_the_job_nor_its_run(s3, tmp_path, monkeyp
     epochs = [metric.step for metric in client.get_metric_history(found.info.run_id, "valid/correct")]
     assert sorted(epochs) == list(range(1, 13))  # none lost with the process, none twice
     name = next(name for name in checkpoints() if name.startswith("epoch-0012"))
-    with CheckpointStore.at("s3://bucket/killed/survivor").open(name.partition("/")[0]) as last:
+    with CheckpointStore.at(f"{bucket}/survivor").open(name.partition("/")[0]) as last:
         saved = ckpt.load(last)
     assert saved.workers == 2 and saved.state["model"]["classifier.0.weight"].shape == (16, 25088)
 
@@ -198,12 +196,10 @@ def actors(cluster):
     return found
 
 
-def test_a_killed_job_and_a_killed_actor_cost_their_shards_and_no_more(s3, ray_cluster, tmp_path, monkeypatch):
+def test_a_killed_job_and_a_killed_actor_cost_their_shards_and_no_more(s3, bucket, ray_cluster, tmp_path):
     """The job goes on where it was; a shard of an actor that is lost, as with its node, is another one's."""
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
     photos = pictures.write(tmp_path / "photos", {"train/a": 75, "train/b": 75, "valid/a": 5, "valid/b": 5})
-    features, weights = "s3://bucket/killed-features", write_weights(tmp_path / "vgg11.pth")
+    features, weights = bucket, write_weights(tmp_path / "vgg11.pth")
     arguments = (*flags(photos, features, weights), "--shard-size", "5", "--image-size", "96")
     environment = {**os.environ, "CVDIST_STORAGE": str(tmp_path), **s3, **ray_cluster}
     folder = Folder.open(features, "")

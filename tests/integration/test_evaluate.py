@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from pyarrow import fs as arrow
 
 from cvdist import config as configs
 from cvdist import recipes
@@ -174,22 +175,16 @@ def test_the_split_of_training_is_found_again(trained, on_photos):
     )
 
 
-def test_other_pictures_are_matched_by_the_names_of_their_classes(
-    trained, on_photos, s3, monkeypatch, tmp_path
-):
+def test_other_pictures_are_matched_by_the_names_of_their_classes(trained, on_photos, bucket, tmp_path):
     """The folder has one class fewer, and so other numbers; it lies in a bucket, with a division of its own."""
-    from pyarrow import fs as arrow
-
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
     _, photos, _ = on_photos
     for part in ("train", "valid"):
         for name, count in (("bee", 3), ("cow", 9)):
             (tmp_path / part / name).mkdir(parents=True)
             for path in sorted((photos / name).glob("*.jpg"))[4 : 4 + count]:
                 (tmp_path / part / name / path.name).write_bytes(path.read_bytes())
-    arrow.copy_files(str(tmp_path), "s3://bucket/others")
-    found = evaluate(trained, "photos", "--data", "s3://bucket/others", "--tracking", "none").evaluation.first
+    arrow.copy_files(str(tmp_path), bucket)
+    found = evaluate(trained, "photos", "--data", bucket, "--tracking", "none").evaluation.first
     assert [(one.name, one.total) for one in found.metrics.by_class] == [("ant", 0), ("bee", 3), ("cow", 9)]
     assert found.absent == ("ant",)
     assert dataclasses.asdict(found.metrics.by_class[0])["correct"] == 0

@@ -31,13 +31,6 @@ def weights(tmp_path_factory):
     return write_weights(tmp_path_factory.mktemp("weights") / "vgg11.pth")
 
 
-@pytest.fixture
-def bucket(s3, monkeypatch):
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    return "s3://bucket"
-
-
 def subset(source, target, train, valid):
     """The first photographs of each class."""
     for part, count in (("train", train), ("valid", valid)):

@@ -30,13 +30,6 @@ from tests.helpers.feature_caches import write_weights
 from tests.helpers.jobs import call, the_error
 
 
-@pytest.fixture
-def bucket(s3, monkeypatch):
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    return "s3://bucket"
-
-
 def upload(folder: Path, uri: str) -> str:
     filesystem, path = storage.locate(uri)
     arrow.copy_files(str(folder), path, destination_filesystem=filesystem)
@@ -143,7 +136,7 @@ def test_names_are_taken_as_they_are(bucket, s3, tmp_path, name):
     secret = f"{s3['AWS_ACCESS_KEY_ID']}:{s3['AWS_SECRET_ACCESS_KEY']}"
     options = "?region=us-east-1&scheme=http&endpoint_override=" + s3["AWS_ENDPOINT_URL"].rpartition("/")[2]
     places = {
-        f"{bucket}/names/{name}": f"s3://{secret}@bucket/names/{name}{options}",
+        f"{bucket}/names/{name}": f"s3://{secret}@{bucket.removeprefix('s3://')}/names/{name}{options}",
         f"{tmp_path}/{name}": f"file://{tmp_path}/{quote(name)}",
     }
     for uri, other in places.items():
@@ -244,7 +237,10 @@ def test_throttled_requests_are_counted_with_the_time_that_they_cost(bucket, s3,
         seconds = time.monotonic() - began
         seen = slow_requests.take()
         assert len(seen) == 1 and 2.5 < seen[0] <= seconds and proxy.refused > 1
-        assert f"the storage took {log.duration(seconds)} for bucket/throttled/late" in caplog.text
+        assert (
+            f"the storage took {log.duration(seconds)} for {bucket.removeprefix('s3://')}/throttled/late"
+            in caplog.text
+        )
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         proxy.begin_to_refuse()
         with pytest.raises(UserError, match="can't be written"):

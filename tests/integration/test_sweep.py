@@ -111,17 +111,15 @@ class CountingProxy:
 
 
 @pytest.fixture
-def cache(s3, monkeypatch, tmp_path):
+def cache(s3, bucket, tmp_path):
     """Features of 24 tiny pictures in a bucket: flags for a sweep over them, the proxy, the environment."""
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
     weights = write_weights(tmp_path / "vgg11.pth")
     counts = {"train/cat": 8, "train/dog": 8, "valid/cat": 4, "valid/dog": 4}
     photos = pictures.write(tmp_path / "photos", counts)
-    extract(tiny(photos, "s3://bucket/sweep/features", weights, tmp_path / "other", log_model=False))
+    extract(tiny(photos, bucket, weights, tmp_path / "other", log_model=False))
     proxy = CountingProxy(s3["AWS_ENDPOINT_URL"], "/shards/")
     flags = [
-        *("dogs-cats-vgg16-features", "--features", "s3://bucket/sweep/features", "--model", "vgg11"),
+        *("dogs-cats-vgg16-features", "--features", bucket, "--model", "vgg11"),
         *(
             "--weights",
             weights,

@@ -1,4 +1,4 @@
-"""Every kind of picture file that people have, and every kind of damage."""
+"""Sizes, crops and real photographs. Kinds of files and of damage are in `integration/test_odd_pictures.py`."""
 
 from __future__ import annotations
 

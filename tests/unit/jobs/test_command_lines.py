@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from cvdist import config as configs
 from cvdist.errors import UserError
 from cvdist.jobs import cli
-from tests.helpers.jobs import ROOT
 
 SUBJECT = {"RECIPE": ["digits-cnn"], "MODEL": ["a-run"], "RUN": ["a-run"], "JOURNAL": ["a-file"], "": []}
 
@@ -119,37 +117,6 @@ def test_the_console_script_lists_jobs_and_names_its_mistakes(capsys, monkeypatc
     assert cli.command("train") == "python jobs/train.py"
 
 
-def python(script):
-    return subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-def test_a_jobs_name_means_its_function_whatever_was_imported_first():
-    ways = [
-        "from cvdist.jobs import replay",
-        "import cvdist.jobs.replay\nfrom cvdist.jobs import replay",
-        "from cvdist.jobs.replay import ReplayResult\nfrom cvdist.jobs import replay",
-        "replay = cvdist.jobs.replay\nimport cvdist.jobs.replay\nassert cvdist.jobs.replay is replay",
-        "from cvdist.jobs import ReplayResult, replay\nimport cvdist.jobs.cli",
-    ]
-    done = python(
-        f"""
-import inspect, sys
-for imports in {ways!r}:
-    for name in [name for name in sys.modules if name.split(".")[0] == "cvdist"]:
-        del sys.modules[name]
-    import cvdist.jobs
-    assert not {{"torch", "ray", "mlflow"}} & set(sys.modules)
-    names = {{"cvdist": cvdist}}
-    exec(imports, names)
-    assert inspect.isfunction(names["replay"]), imports
-    assert sys.modules["cvdist.jobs.replay"].ReplayResult is cvdist.jobs.ReplayResult
-"""
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_all_jobs_are_exported():
     import cvdist.jobs
 
@@ -158,13 +125,3 @@ def test_all_jobs_are_exported():
         assert getattr(cvdist.jobs, f"{job.capitalize()}Result")
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         cvdist.jobs.trian  # noqa: B018
-
-
-def test_a_command_line_is_read_without_torch_ray_and_mlflow():
-    words = {name: SUBJECT[job.subject] or ["--data", "a"] for name, job in cli.JOBS.items()}
-    calls = [f"cli.parse({name!r}, {mine!r})" for name, mine in words.items()]
-    done = python(
-        f"import sys\nfrom cvdist.jobs import cli\n{chr(10).join(calls)}\n"
-        "assert not {'torch', 'ray', 'mlflow', 'matplotlib'} & set(sys.modules)"
-    )
-    assert done.returncode == 0, done.stderr
