@@ -147,7 +147,4 @@ def start_ray(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
         work_of(head.pid, log),
     )
     assert head.poll() is None, log.read_text()
-    return {
-        "RAY_ADDRESS": f"127.0.0.1:{ports['gcs']}",
-        "RAY_API_SERVER_ADDRESS": address,
-    }
+    return {"RAY_ADDRESS": f"127.0.0.1:{ports['gcs']}", "RAY_API_SERVER_ADDRESS": address}

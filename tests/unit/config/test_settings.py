@@ -109,21 +109,11 @@ def test_each_default_is_written_once():
 @pytest.mark.parametrize(
     ("kind", "flag", "value", "message"),
     [
-        (
-            configs.PredictConfig,
-            "max_bad_fraction",
-            2.0,
-            "--max-bad-fraction is 2.0: it takes a number",
-        ),
+        (configs.PredictConfig, "max_bad_fraction", 2.0, "--max-bad-fraction is 2.0: it takes a number"),
         (configs.EvaluateConfig, "tracking_timeout", 0.0, "--tracking-timeout is 0.0: it takes 0.1 or more"),
         (configs.PreprocessConfig, "extractors", -1, "--extractors is -1: it takes 0 or more"),
         (configs.TrainConfig, "checkpoint_timeout", 0.5, "--checkpoint-timeout is 0.5: it takes 1 or more"),
-        (
-            configs.TrainConfig,
-            "tracking_drain_timeout",
-            -1.0,
-            "--tracking-drain-timeout is -1.0: it takes 0",
-        ),
+        (configs.TrainConfig, "tracking_drain_timeout", -1.0, "--tracking-drain-timeout is -1.0: it takes 0"),
     ],
 )
 def test_bounds_name_the_flag(kind, flag, value, message):

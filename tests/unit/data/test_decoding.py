@@ -11,14 +11,7 @@ from PIL import Image
 
 from cvdist.data.images.decode import UndecodableError, decode, resize_to_square
 from tests.helpers import pictures
-from tests.helpers.quarters import (
-    BLUE,
-    RED,
-    assert_quarters,
-    close,
-    encoded,
-    quarters,
-)
+from tests.helpers.quarters import BLUE, RED, assert_quarters, close, encoded, quarters
 
 
 def test_huge_pictures_decode_small_and_too_huge_ones_are_refused():

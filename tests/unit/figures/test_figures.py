@@ -183,13 +183,7 @@ def test_cells_hold_counts_and_the_diagonal_recall():
     figure = confusion_matrix(torch.tensor([[188, 12], [0, 150]]), ["cat", "dog"])
     cells = {(text.get_position(), text.get_text()) for text in figure.axes[0].texts}
     # Positions are (column, row): 12 cats were taken for dogs. The cell without a sample is empty.
-    assert cells == {
-        ((0, 0), "188"),
-        ((0, 0), "94.0%"),
-        ((1, 0), "12"),
-        ((1, 1), "150"),
-        ((1, 1), "100.0%"),
-    }
+    assert cells == {((0, 0), "188"), ((0, 0), "94.0%"), ((1, 0), "12"), ((1, 1), "150"), ((1, 1), "100.0%")}
     assert "Confusion matrix: 338/350 (96.57%) correct" in says(figure)
     assert tick_labels(figure.axes[0].xaxis) == tick_labels(figure.axes[0].yaxis) == ["cat", "dog"]
 

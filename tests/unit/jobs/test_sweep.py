@@ -26,10 +26,7 @@ def running():
         (("--epochs", "3", "--trial-epochs", "4"), "--trial-epochs 4 is above --epochs 3"),
         (("--epochs", "3", "--grace-epochs", "4"), "--grace-epochs 4 is above --epochs 3"),
         (("--reduction-factor", "1"), "--reduction-factor is 1.0: it takes 1.1 or more"),
-        (
-            ("--runtime", "inline"),
-            "--runtime is a setting of train, preprocess, probe, inspect, predict",
-        ),
+        (("--runtime", "inline"), "--runtime is a setting of train, preprocess, probe, inspect, predict"),
         (("--register", "m", "--no-train-best"), "--register takes the best trial trained on"),
         (("--search", "lr=1"), "--search has one point alone"),
         (("--trial", "3"), "unknown flag --trial: did you mean --trials"),
