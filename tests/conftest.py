@@ -27,7 +27,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Its statistics cost an actor for each Ray Data job, and log tracebacks from a thread.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # How fast a busy machine is says nothing about the code.
-settings.register_profile("cvdist", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "cvdist", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("cvdist")
 
 

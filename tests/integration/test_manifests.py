@@ -488,8 +488,6 @@ def test_versions_are_one():
 
 def test_the_lock_is_divided_and_nothing_is_lost():
     """The image's awk programs, run on the lock."""
-    import subprocess
-
     text = (ROOT / "Dockerfile").read_text()
     torch, cpu, rest = re.findall(r"awk '([^']+)'", text)
 

@@ -10,7 +10,9 @@ import ray
 from cvdist import config as configs
 from cvdist.checkpoints import format as ckpt
 from cvdist.checkpoints.store import CheckpointStore
+from cvdist.config import SavedModelConfig
 from cvdist.jobs.train import train
+from cvdist.saved import open_model
 from tests.helpers import feature_caches
 from tests.helpers.multilabel import multilabel_table
 
@@ -41,13 +43,6 @@ def newest(config, name):
     return ckpt.load(Path(config.run.storage) / name / first.name)
 
 
-def same_history(one, other):
-    for mine, theirs in zip(one.progress.history, other.progress.history, strict=True):
-        for name in ("train_loss", "valid_loss", "valid_mean_average_precision", "valid_macro_f1"):
-            assert getattr(mine, name) == pytest.approx(getattr(theirs, name), rel=1e-4), name
-        assert (mine.train_correct, mine.valid_correct) == (theirs.train_correct, theirs.valid_correct)
-
-
 def test_epochs_that_end_below_the_baseline_are_followed_by_the_solution(cached):
     """The learning rate is too low for anything to be learned."""
     done = train(configs.replace(cached, fit="epochs", epochs=1, lr=0.0, name="below"))
@@ -66,4 +61,10 @@ def test_a_split_head_under_ray_has_the_results_of_one_worker(cached, ray_cluste
         train(configs.replace(alone, runtime="ray", num_workers=2, parallel="head", name="split"))
     finally:
         ray.shutdown()
-    same_history(newest(alone, "alone"), newest(alone, "split"))
+    first, second = newest(alone, "alone"), newest(alone, "split")
+    for mine, theirs in zip(first.progress.history, second.progress.history, strict=True):
+        for name in ("train_loss", "valid_loss", "valid_mean_average_precision", "valid_macro_f1"):
+            assert getattr(mine, name) == pytest.approx(getattr(theirs, name), rel=1e-4), name
+        assert (mine.train_correct, mine.valid_correct) == (theirs.train_correct, theirs.valid_correct)
+    saved = open_model(SavedModelConfig(source=f"{alone.run.storage}/split"))
+    assert (saved.identity.head, saved.identity.hidden_size) == ("mlp", 16)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from cvdist.data.images.ahead import DecodeAhead
-
 
 @pytest.fixture(autouse=True, scope="module")
 def threads_decode() -> Iterator[None]:
     """Processes take seconds to start: `tests/integration/test_odd_pictures.py` has them."""
+    from cvdist.data.images.ahead import DecodeAhead  # pytest's first process need not wait for PyTorch
+
     begin = DecodeAhead.__init__
 
     def without_processes(self: DecodeAhead, *arguments: Any, processes: bool = False, **more: Any) -> None:
