@@ -34,7 +34,7 @@ from tests.helpers.feature_caches import (
 # --------------------------------------------------------------------------------------------------- the format
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 9),
     views=st.integers(1, 3),

@@ -14,6 +14,7 @@ import threading
 import pytest
 from mlflow import MlflowClient
 
+from cvdist import config as configs
 from cvdist.jobs import trials as running
 from cvdist.sweep import space
 from cvdist.sweep.record import Trial, TrialEpoch, best_of
@@ -21,6 +22,7 @@ from tests.helpers import pictures
 from tests.helpers.feature_caches import config as tiny
 from tests.helpers.feature_caches import extract, write_weights
 from tests.helpers.jobs import ROOT, call, mlflow_store, on_ray, the_error
+from tests.helpers.sweeps import trial
 from tests.helpers.waiting import wait_until
 
 # --------------------------------------------------------------------------------- a trial, without a cluster
@@ -68,6 +70,30 @@ def test_a_trial_stops_when_told_and_goes_on_from_its_best_checkpoint(tmp_path):
     stopped.reset_config({"trial": 2})
     (ended,) = epochs(stopped)
     assert ended["state"] == "diverged" and re.match(r"the (loss became|weights are no)", ended["reason"])
+
+
+def test_early_stopping_remembers_what_earlier_jobs_have_reached():
+    sweep = configs.SweepConfig(grace_epochs=1, reduction_factor=2)
+    earlier = [trial(i, corrects=[60 + i, 70 + i, 80]) for i in range(4)]
+    scheduler = running.build_scheduler(sweep, 9, earlier)
+
+    class Weak:
+        trial_id = "weak"
+
+    scheduler.on_trial_add(None, Weak)
+    weak = {"epoch": 1, "score": 10.0}
+    assert scheduler.on_trial_result(None, Weak, weak) == "STOP"
+    forgetful = running.build_scheduler(sweep, 9, [])
+    forgetful.on_trial_add(None, Weak)
+    assert forgetful.on_trial_result(None, Weak, weak) == "CONTINUE"
+
+
+def test_progress_counts():
+    trials = [trial(1, corrects=[90], lr=0.1), trial(2, "stopped", [80]), trial(3, "running", [95], lr=0.2)]
+    trials += [trial(4, "waiting"), trial(5, "diverged")]
+    assert running.progress(trials, 1) == (
+        "trials 3/5 done, 1 running, 1 stopped early, 1 diverged or failed, best 95.00% (95/100) lr=0.2"
+    )
 
 
 # ------------------------------------------------------------------------------------ a real sweep, killed once

@@ -21,7 +21,7 @@ from cvdist.features.fingerprint import Fingerprint
 from cvdist.features.manifest import IndexEntry, Manifest, ShardEntry
 from cvdist.tracking import journal
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")

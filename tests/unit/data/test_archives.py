@@ -244,7 +244,7 @@ def whole(tmp_path_factory):
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_cut_tar_gives_whole_pictures_or_a_line_wherever_it_is_cut(tmp_path_factory, whole, data):
     content, digests = whole
     ends = [512 * block + more for block in range(len(content) // 512) for more in (-1, 0, 1)]

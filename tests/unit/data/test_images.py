@@ -291,7 +291,7 @@ def test_a_vanished_picture_in_a_later_epoch_is_named(tmp_path):
         epoch(loader)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     batch_size=st.integers(1, 13),
     world=st.integers(1, 4),

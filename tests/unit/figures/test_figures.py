@@ -156,7 +156,7 @@ def test_logarithmic_axis_has_labels_that_are_numbers(decades):
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 100)), min_size=1, max_size=5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_accuracy_axis_holds_the_values_and_little_else(counts):
     figure = accuracy_curves([record(e, 0, 0, t, v) for e, (t, v) in enumerate(counts, start=1)])
     low, high = figure.axes[0].get_ylim()
@@ -392,7 +392,7 @@ def test_another_number_of_images_than_of_titles_is_refused():
 
 
 @given(st.text(max_size=40), st.floats(0.2, 4.0))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 def test_elided_text_fits_and_is_a_beginning_of_the_whole(text, room):
     shown = style.elide(text, room, 10)

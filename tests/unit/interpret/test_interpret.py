@@ -189,7 +189,7 @@ def test_the_strongest_channels_are_shown_in_order():
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.integers(1, 6), st.booleans())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_top_pictures_of_any_batches_are_those_of_a_sort(sizes, count, some_equal):
     model = scratch()
     images = pictures(model, sum(sizes))

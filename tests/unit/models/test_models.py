@@ -136,7 +136,7 @@ def test_layers_have_the_books_order_and_names():
 # ---------------------------------------------------------------------------------- any input, any classes
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     channels=st.integers(1, 5),
     height=st.integers(16, 40),

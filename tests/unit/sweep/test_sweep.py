@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cvdist.errors import UserError
@@ -17,7 +17,6 @@ from tests.helpers.sweeps import parse, trial, tried
 # ------------------------------------------------------------------------------------------ what is searched
 
 
-@settings(deadline=None)
 @given(
     low=st.floats(1e-8, 1e3),
     factor=st.floats(1, 1e6),

@@ -30,7 +30,7 @@ NETWORK = "shufflenet_v2_x0_5"  # small, with batch norms and without dropout
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    return pictures.write(folder, {"train/a": 22, "train/b": 18, "valid/a": 4, "valid/b": 3})
+    return pictures.write(folder, {"train/a": 11, "train/b": 9, "valid/a": 2, "valid/b": 2})
 
 
 def settings(photos, storage, **changes):
@@ -38,7 +38,7 @@ def settings(photos, storage, **changes):
         recipes.find("transfer"),
         **{
             "data": str(photos), "cache": str(photos.parent / "cache"), "storage": str(storage), "name": "run",
-            "model": NETWORK, "weights": "none", "image_size": SIDE, "resize": "squash", "batch_size": 8,
+            "model": NETWORK, "weights": "none", "image_size": SIDE, "resize": "squash", "batch_size": 4,
             "epochs": 2, "lr": 0.01, "lr_scheduler": "constant", "lr_warmup_epochs": 0.0, "device": "cpu",
             "precision": "float32", "log_every_steps": 1, "visualize": False, "channels_last": False, **changes,
         },
@@ -72,7 +72,7 @@ def test_losses_are_those_of_torchvisions_reference(photos, tmp_path):
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (run.info.mean, run.info.std))
     losses = []
     for epoch in range(1, 5):
-        for rows in EpochOrder(40, 8, seed=0, epoch=epoch).order.split(8):
+        for rows in EpochOrder(20, 4, seed=0, epoch=epoch).order.split(4):
             pixels, names = run.loader.pictures("train", rows.tolist())
             target = torch.tensor([run.info.classes.index(name) for name in names])
             loss = criterion(model((pixels / 255 - mean) / std), target)
@@ -117,7 +117,7 @@ def test_the_head_alone_is_trained_in_the_first_epochs(photos, tmp_path):
 
 def test_float16_goes_on_with_the_scale_of_its_gradients(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "_SIDE", 8)  # products of matrices in float16 take a CPU seconds
-    changes = {"precision": "float16", "clip_grad_norm": 1.0, "batch_size": 20}
+    changes = {"precision": "float16", "clip_grad_norm": 1.0, "batch_size": 10}
     whole = make_run(photos, tmp_path / "whole", **changes)
     assert whole.precision.name == "float16" and whole.scaler.get_scale() == 65536
     whole.scaler.set_growth_interval(2)
