@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pickle
@@ -52,6 +53,9 @@ def end() -> None:
     _held.pop().close()
     with (folder() / "keepers.lock").open("w") as keepers:
         fcntl.flock(keepers, fcntl.LOCK_EX)  # granted when the servers are gone
+    for kept in Path(os.environ["PYTEST_DEBUG_TEMPROOT"]).glob("pytest-of-*"):
+        with contextlib.suppress(OSError):
+            kept.rmdir()  # if no test has failed
 
 
 def once(name: str, make: Callable[[Path], Made]) -> Made:
