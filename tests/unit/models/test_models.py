@@ -185,35 +185,3 @@ def test_bfloat16_autocast_returns_log_probabilities_in_float32():
 
 def test_float64_keeps_its_precision():
     assert build().double()(batch(2).double()).dtype == torch.float64
-
-
-def test_channels_last_computes_the_same():
-    model, images = build("scratch-cnn", InputSpec(3, 28, 28)).eval(), batch(4, InputSpec(3, 28, 28))
-    expected = model(images)
-    model.to(memory_format=torch.channels_last)
-    actual = model(images.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(actual, expected)
-
-
-def test_compiles_without_a_graph_break():
-    model, images = build().eval(), batch(4)
-    # The eager backend needs no C++ compiler; what fails here fails with any backend.
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(images), model(images))
-
-
-def test_a_worker_without_samples_has_zero_gradients():
-    model = build()
-    model(batch(0)).sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert not parameter.grad.any(), name
-
-
-def test_hooks_see_both_sides_of_a_relu():
-    model, images = build().eval(), batch(4)
-    before = outputs_of(model, "conv1_pool", images)
-    after = outputs_of(model, "conv1_relu", images)
-    assert before.min() < 0
-    assert after.min() == 0
-    assert torch.equal(after, before.clamp(min=0))

@@ -95,11 +95,6 @@ def test_channels_last_is_the_same_function():
     torch.testing.assert_close(modules.trained(modules.frozen(images)), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 70), (224, 224)])
-def test_any_size_from_32_on(height, width):
-    assert small().eval()(pictures(1, height, width)).shape == (1, 2)
-
-
 def test_an_average_of_the_trained_part_stands_in_its_place():
     model = small(trainable_stages=1).eval()
     modules = models.frozen_and_trained(model)
