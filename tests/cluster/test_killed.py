@@ -21,7 +21,7 @@ from cvdist.config import CheckpointConfig
 from cvdist.features import maintenance, manifest
 from cvdist.storage import Folder
 from tests.helpers import feature_caches, pictures
-from tests.helpers.feature_caches import flags, write_weights
+from tests.helpers.feature_caches import flags
 from tests.helpers.jobs import ROOT, call, on_ray, the_error
 from tests.helpers.stores import empty_store, the_run
 from tests.helpers.waiting import free_port, wait_for_exit, wait_until, work_of
@@ -42,10 +42,9 @@ def train_workers():
     return found
 
 
-def test_a_killed_worker_costs_neither_the_job_nor_its_run(bucket, tmp_path):
+def test_a_killed_worker_costs_neither_the_job_nor_its_run(bucket, weights, tmp_path):
     """On a Ray that the job starts itself, with a divided head, each of whose checkpoints two workers write."""
     photos = pictures.write(tmp_path / "photos", pictures.FOUR)
-    weights = feature_caches.write_weights(tmp_path / "vgg11.pth")
     features, cache = tmp_path / "features", tmp_path / "cache"
     feature_caches.extract(feature_caches.config(photos, features, weights, cache))
     words = [
@@ -196,13 +195,14 @@ def actors(cluster):
     return found
 
 
-def test_a_killed_job_and_a_killed_actor_cost_their_shards_and_no_more(s3, bucket, ray_cluster, tmp_path):
+def test_a_killed_job_and_a_killed_actor_cost_their_shards_and_no_more(
+    s3, bucket, weights, ray_cluster, tmp_path
+):
     """The job goes on where it was; a shard of an actor that is lost, as with its node, is another one's."""
     photos = pictures.write(tmp_path / "photos", {"train/a": 75, "train/b": 75, "valid/a": 5, "valid/b": 5})
-    features, weights = bucket, write_weights(tmp_path / "vgg11.pth")
-    arguments = (*flags(photos, features, weights), "--shard-size", "5", "--image-size", "96")
+    arguments = (*flags(photos, bucket, weights), "--shard-size", "5", "--image-size", "96")
     environment = {**os.environ, "CVDIST_STORAGE": str(tmp_path), **s3, **ray_cluster}
-    folder = Folder.open(features, "")
+    folder = Folder.open(bucket, "")
 
     def receipts():
         return sum(name.startswith("receipts/") for name in folder.sizes())
@@ -242,14 +242,14 @@ def test_a_killed_job_and_a_killed_actor_cost_their_shards_and_no_more(s3, bucke
     assert killed and done.returncode == 0, done.stderr[-3000:]
     assert f"{finished} of 32 shards are there already" in done.stderr
     assert f"computed  {5 * (32 - finished)} pictures" in done.stdout
-    assert "is whole: 32/32 shards, 160 pictures" in maintenance.check(features)
+    assert "is whole: 32/32 shards, 160 pictures" in maintenance.check(bucket)
 
 
-def test_a_server_that_restarts_while_shards_are_written(own_s3, ray_cluster, tmp_path, monkeypatch):
+def test_a_server_that_restarts_while_shards_are_written(own_s3, weights, ray_cluster, tmp_path, monkeypatch):
     for name, value in own_s3.environment.items():
         monkeypatch.setenv(name, value)
     photos = pictures.write(tmp_path / "photos", {"train/a": 30, "train/b": 30, "valid/a": 5, "valid/b": 5})
-    features, weights = "s3://bucket/restarted", write_weights(tmp_path / "vgg11.pth")
+    features = "s3://bucket/restarted"
     words = (*flags(photos, features, weights), "--shard-size", "5", "--image-size", "96")
     environment = {**own_s3.environment, **on_ray(own_s3.environment), **ray_cluster}
     folder = Folder.open(features, "")

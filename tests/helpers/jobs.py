@@ -168,10 +168,10 @@ def mlflow_store(store: str | Path) -> Iterator[None]:
             os.environ.pop("MLFLOW_TRACKING_URI", None)  # which set_tracking_uri has set
 
 
-def user_error(function: Callable[..., Any], *arguments: Any) -> str:
+def user_error(function: Callable[..., Any], *arguments: Any, **more: Any) -> str:
     """The message, which is one short line, of the `UserError` that a call ends with."""
     with pytest.raises(UserError) as caught:
-        function(*arguments)
+        function(*arguments, **more)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 400
     return message

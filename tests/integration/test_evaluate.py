@@ -14,7 +14,6 @@ from pyarrow import fs as arrow
 from cvdist import config as configs
 from cvdist import recipes
 from cvdist.config import EvaluateConfig
-from cvdist.errors import UserError
 from cvdist.jobs import cli
 from cvdist.jobs import evaluate as run_evaluation
 from cvdist.jobs.evaluate import table as evaluation_table
@@ -114,9 +113,7 @@ def test_training_registers_and_a_registry_that_fails_costs_nothing(trained, tmp
 
 def test_registering_is_checked_before_anything_is_trained():
     def error(**changes):
-        with pytest.raises(UserError) as caught:
-            configs.check(configs.replace(recipes.find("digits-cnn"), **changes))
-        return str(caught.value)
+        return user_error(configs.check, configs.replace(recipes.find("digits-cnn"), **changes))
 
     assert "--no-log-model logs none" in error(register="x", log_model=False)
     assert "--tracking none logs none" in error(register="x", tracking="none")

@@ -27,8 +27,7 @@ def uris(bucket, monkeypatch, tmp_path):
     return found | {f"{form}, in a bucket": uri.replace(str(here), bucket) for form, uri in found.items()}
 
 
-def test_pictures_in_any_form_are_the_same_data_set(uris, tmp_path):
-    weights = feature_caches.write_weights(tmp_path / "weights.pth")
+def test_pictures_in_any_form_are_the_same_data_set(uris, weights, tmp_path):
     chosen = feature_caches.config(uris["folder"], tmp_path / "features", weights, tmp_path / "cache")
     assert len(feature_caches.extract(chosen)[1]) == 24
     seen = []

@@ -47,11 +47,6 @@ def photographs(tmp_path_factory):
     return pictures.write(tmp_path_factory.mktemp("photographs"), counts)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return feature_caches.write_weights(tmp_path_factory.mktemp("weights") / "vgg11.pth")
-
-
 @pytest.fixture(autouse=True)
 def whole_card():
     """Each test begins with the card's memory to itself."""

@@ -18,11 +18,10 @@ from tests.helpers.multilabel import multilabel_table
 
 
 @pytest.fixture(scope="module")
-def cached(tmp_path_factory):
+def cached(tmp_path_factory, weights):
     """A cache of 96 pictures' features, and a configuration that solves a linear head on it."""
     root = tmp_path_factory.mktemp("cached")
     labels = multilabel_table(root / "pictures", 96)
-    weights = feature_caches.write_weights(root / "weights.pt")
     config = feature_caches.config(
         *(labels, root / "features", weights, root / "cache"),
         storage=str(root),

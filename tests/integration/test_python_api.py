@@ -31,10 +31,9 @@ def test_the_lines_of_the_readme(tmp_path, monkeypatch):
     assert (tmp_path / result.name).is_dir() and result.run is not None
 
 
-def test_an_extraction_in_this_process(tmp_path):
+def test_an_extraction_in_this_process(weights, tmp_path):
     counts = {f"{part}/{name}": 3 for part in ("train", "valid") for name in "ab"}
     photos = pictures.write(tmp_path / "photos", counts)
-    weights = feature_caches.write_weights(tmp_path / "weights.pth")
     chosen = feature_caches.config(photos, tmp_path / "features", weights, tmp_path / "cache")
     config = configs.replace(feature_caches.extraction(chosen), runtime="inline")
     result = preprocess(config)

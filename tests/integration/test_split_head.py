@@ -24,11 +24,10 @@ HIDDEN = 10  # over three workers: 4, 4 and 2 columns
 
 
 @pytest.fixture(scope="module")
-def place(module_path):
+def place(module_path, weights):
     """A cache of 17 + 7 pictures, and what all runs have in common."""
     root = module_path
     pictures.write(root / "pictures", {"train/cat": 8, "train/dog": 9, "valid/cat": 3, "valid/dog": 4})
-    weights = feature_caches.write_weights(root / "weights.pth")
     config = feature_caches.config(root / "pictures", root / "features", weights, root / "cache")
     feature_caches.extract(config)
     common = {

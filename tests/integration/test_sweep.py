@@ -20,7 +20,7 @@ from cvdist.sweep import space
 from cvdist.sweep.record import Trial, TrialEpoch, best_of
 from tests.helpers import pictures
 from tests.helpers.feature_caches import config as tiny
-from tests.helpers.feature_caches import extract, write_weights
+from tests.helpers.feature_caches import extract
 from tests.helpers.jobs import ROOT, call, mlflow_store, on_ray, the_error
 from tests.helpers.sweeps import trial
 from tests.helpers.waiting import wait_until
@@ -28,11 +28,10 @@ from tests.helpers.waiting import wait_until
 # --------------------------------------------------------------------------------- a trial, without a cluster
 
 
-def test_a_trial_stops_when_told_and_goes_on_from_its_best_checkpoint(tmp_path):
+def test_a_trial_stops_when_told_and_goes_on_from_its_best_checkpoint(weights, tmp_path):
     photos = pictures.write(
         tmp_path / "photos", {"train/cat": 6, "train/dog": 6, "valid/cat": 3, "valid/dog": 3}
     )
-    weights = write_weights(tmp_path / "vgg11.pth")
     chosen = tiny(
         *(photos, tmp_path / "features", weights, tmp_path / "cache"),
         epochs=3,
@@ -137,9 +136,8 @@ class CountingProxy:
 
 
 @pytest.fixture
-def cache(s3, bucket, tmp_path):
+def cache(s3, bucket, weights, tmp_path):
     """Features of 24 tiny pictures in a bucket: flags for a sweep over them, the proxy, the environment."""
-    weights = write_weights(tmp_path / "vgg11.pth")
     counts = {"train/cat": 8, "train/dog": 8, "valid/cat": 4, "valid/dog": 4}
     photos = pictures.write(tmp_path / "photos", counts)
     extract(tiny(photos, bucket, weights, tmp_path / "other", log_model=False))

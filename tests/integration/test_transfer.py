@@ -11,6 +11,7 @@ import torch
 import torchvision
 
 from tests.helpers import pictures
+from tests.helpers.feature_caches import write_weights
 from tests.helpers.jobs import call, the_error
 from tests.helpers.stores import the_run
 
@@ -26,16 +27,7 @@ def place(module_path):
     counts = {"train/cat": 8, "train/dog": 8, "valid/cat": 3, "valid/dog": 3}
     pictures.write(root / "pictures", counts)
     (root / "pictures" / "train" / "dog" / "damaged.jpg").write_bytes(pictures.jpeg(1)[:300])
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        vgg = torchvision.models.vgg11()
-    features = vgg.features.to_empty(device="cpu")
-    for layer in features:
-        if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            torch.nn.init.zeros_(layer.bias)
-    state = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
-    torch.save(state, root / "weights.pth")
+    write_weights(root / "weights.pth")
     return root
 
 

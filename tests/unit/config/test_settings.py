@@ -13,6 +13,7 @@ from cvdist import recipes
 from cvdist.errors import UserError
 from cvdist.jobs import cli
 from cvdist.sweep import space
+from tests.helpers.jobs import user_error
 
 KINDS = sorted({job.settings for job in cli.JOBS.values()}, key=lambda kind: kind.__name__)
 CONFIG = Path(configs.__file__).parent
@@ -117,6 +118,4 @@ def test_each_default_is_written_once():
     ],
 )
 def test_bounds_name_the_flag(kind, flag, value, message):
-    with pytest.raises(UserError) as caught:
-        configs.check_groups(configs.replace(kind(), **{flag: value}))
-    assert str(caught.value).startswith(message)
+    assert user_error(configs.check_groups, configs.replace(kind(), **{flag: value})).startswith(message)

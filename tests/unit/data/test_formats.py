@@ -14,8 +14,8 @@ from cvdist.data import formats
 from cvdist.data.forms import look_unlabeled
 from cvdist.data.images import listing
 from cvdist.data.images.decode import UndecodableError, decode
-from cvdist.errors import UserError
 from tests.helpers import pictures
+from tests.helpers.jobs import user_error
 from tests.helpers.odd_pictures import HAS_HEIC, with_extras
 
 HEIC = b"\0\0\0\x18ftypheic" + bytes(99)
@@ -59,9 +59,7 @@ CASES = [
 def test_a_folder_without_pictures_that_can_be_read(tmp_path, without_extras, names, text):
     root = folder(tmp_path / "x", *names)
     for look in (lambda: listing.list_pictures(config(root).data), lambda: look_unlabeled(str(root))):
-        with pytest.raises(UserError) as error:
-            look()
-        assert str(error.value) == f"--data {root} has no pictures that can be read: {text}"
+        assert user_error(look) == f"--data {root} has no pictures that can be read: {text}"
 
 
 @pytest.mark.parametrize(("names", "text"), CASES)

@@ -22,17 +22,11 @@ from tests.helpers.feature_caches import (
     manifest_of,
     opened,
     refusal,
-    write_weights,
 )
 from tests.helpers.jobs import user_error
 from tests.helpers.multilabel import multilabel_table
 
 CLASSES = ("blue", "green", "red")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("weights") / "vgg11.pth")
 
 
 @pytest.fixture

@@ -7,16 +7,14 @@ import sys
 import pytest
 
 from cvdist import config as configs
-from cvdist.errors import UserError
 from cvdist.jobs import cli
+from tests.helpers.jobs import user_error
 
 SUBJECT = {"RECIPE": ["digits-cnn"], "MODEL": ["a-run"], "RUN": ["a-run"], "JOURNAL": ["a-file"], "": []}
 
 
 def refusal(job, *words):
-    with pytest.raises(UserError) as caught:
-        cli.parse(job, [*SUBJECT[cli.JOBS[job].subject], *words])
-    return str(caught.value)
+    return user_error(cli.parse, job, [*SUBJECT[cli.JOBS[job].subject], *words])
 
 
 @pytest.mark.parametrize(

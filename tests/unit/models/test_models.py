@@ -8,8 +8,8 @@ from torch import nn
 
 from cvdist import models
 from cvdist.config import ModelConfig
-from cvdist.errors import UserError
 from cvdist.models import InputSpec, registry
+from tests.helpers.jobs import user_error
 
 DIGITS = InputSpec(channels=1, height=28, width=28)
 PHOTOS = InputSpec(channels=3, height=224, width=224)
@@ -54,15 +54,9 @@ def test_each_model_takes_the_input_that_it_names():
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(UserError) as error:
-        models.find("scrach-cnn")
-    assert str(error.value) == "unknown model 'scrach-cnn': did you mean scratch-cnn or scratch-cnn-photo?"
-
-
-def test_unknown_name_like_no_other_lists_all():
-    with pytest.raises(UserError) as error:
-        build("zzz")
-    assert str(error.value) == (
+    message = user_error(models.find, "scrach-cnn")
+    assert message == "unknown model 'scrach-cnn': did you mean scratch-cnn or scratch-cnn-photo?"
+    assert user_error(build, "zzz") == (
         "unknown model 'zzz': --model takes scratch-cnn, scratch-cnn-photo, and the classifiers of "
         "torchvision, such as resnet50"
     )
@@ -155,10 +149,7 @@ def test_any_size_channels_and_classes(channels, height, width, num_classes, n):
 @pytest.mark.parametrize("shape", [InputSpec(1, 15, 28), InputSpec(1, 28, 15), InputSpec(3, 4, 4)], ids=str)
 @pytest.mark.parametrize("name", ["scratch-cnn", "scratch-cnn-photo"])
 def test_a_picture_that_is_too_small_is_refused_with_the_smallest_that_works(name, shape):
-    with pytest.raises(UserError) as error:
-        build(name, shape)
-    message = str(error.value)
-    assert "\n" not in message
+    message = user_error(build, name, shape)
     assert message.startswith(f"--model {name} takes pictures of 16x16 pixels or more, ")
     assert f"these are {shape.height}x{shape.width}:" in message
 

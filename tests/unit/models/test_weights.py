@@ -16,8 +16,8 @@ from torch import nn
 
 from cvdist import models
 from cvdist.config import ModelConfig
-from cvdist.errors import UserError
 from cvdist.models import InputSpec, weights
+from tests.helpers.jobs import user_error
 from tests.helpers.networks import ALL, PHOTOS, without_memory
 
 # --------------------------------------------------------------------------------------------- normalisation
@@ -69,9 +69,7 @@ def test_each_set_of_weights_brings_its_normalization():
     ],
 )
 def test_an_unknown_or_contradictory_normalization_is_refused(settings, text):
-    with pytest.raises(UserError) as error:
-        needs(**{"model": "vgg16", **settings})
-    assert str(error.value) == text
+    assert user_error(needs, "vgg16", **settings) == text
 
 
 # ------------------------------------------------------------------------------------------------- the files
@@ -92,10 +90,7 @@ def load(path, model="vgg11"):
 
 def refused(path, model="vgg11"):
     """The message, less the file's name."""
-    with pytest.raises(UserError) as error:
-        load(path, model)
-    message = str(error.value)
-    assert "\n" not in message and len(message) < 400
+    message = user_error(load, path, model)
     assert message.startswith(f"--weights {path}")
     return message.removeprefix(f"--weights {path}")
 
