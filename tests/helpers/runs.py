@@ -45,8 +45,9 @@ def few_digits(
         train, valid = (
             LabeledImages(split.images[::5].contiguous(), labels_of(split.labels[::5])) for split in splits
         )
-        sizes = {"train_size": len(train.labels), "valid_size": len(valid.labels)}
-        return dataclasses.replace(info, **sizes, **described), train, valid
+        train_size, valid_size = len(train.labels), len(valid.labels)
+        info = dataclasses.replace(info, train_size=train_size, valid_size=valid_size, **described)
+        return info, train, valid
 
     with mock.patch.object(digits, "load", load):
         yield
