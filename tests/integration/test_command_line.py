@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from cvdist.jobs import cli
 from cvdist.runtime import ray_cluster
 from tests.helpers import pictures
 from tests.helpers.feature_caches import write_weights
-from tests.helpers.jobs import ROOT, call, run, the_error
+from tests.helpers.jobs import ROOT, call, the_error
 
 
 def test_the_job_says_it_in_one_line_before_anything_starts(tmp_path):
@@ -86,24 +85,12 @@ def test_what_the_driver_can_see_is_said_before_ray_starts(tmp_path, monkeypatch
     assert "has room for 0 MB, and one checkpoint takes about 0 MB" in error("--tracking", "none")
 
 
-def job(*words):
-    return run(sys.executable, "jobs/train.py", *words, storage=ROOT)
-
-
-def test_help_and_configuration_are_printed():
-    overview = job("--help")
-    assert overview.returncode == 0 and "digits-cnn" in overview.stdout
-    settings = job("mnist-cnn", "--help")
-    assert settings.returncode == 0 and "--lr-scheduler" in settings.stdout
-    shown = job("mnist-cnn", "--epochs", "7", "--show-config")
-    assert json.loads(shown.stdout)["loop"]["epochs"] == 7
-
-
-def test_an_error_is_one_line_and_debug_shows_where():
-    plain = job("mnist-cnn", "--epoch", "7")
+def test_an_error_is_one_line_and_debug_shows_where(tmp_path):
+    words = ("train", "mnist-cnn", "--epoch", "7")
+    plain = call(*words, storage=tmp_path)
     assert (plain.returncode, plain.stdout) == (2, "")
     assert plain.stderr.startswith("error: unknown flag --epoch") and plain.stderr.count("\n") == 1
-    assert "Traceback" in job("mnist-cnn", "--epoch", "7", "--debug").stderr
+    assert "Traceback" in call(*words, "--debug", storage=tmp_path).stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
