@@ -235,7 +235,6 @@ def test_a_killed_sweep_goes_on_to_a_registered_model(cache, ray_cluster, tmp_pa
             assert found.data.metrics["run/attempt"] == 1
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id, "figures")}
     assert artifacts == {f"figures/{name}.png" for name in ("parallel_coordinates", "trials")}
-    assert (tmp_path / "s" / f"trial-{best.number:02}").glob("epoch-*/checkpoint.json")
     kept = {path.parent.parent.name for path in (tmp_path / "s").glob("trial-*/*/checkpoint.json")}
     assert kept == {f"trial-{best.number:02}"}
 

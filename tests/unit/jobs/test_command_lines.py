@@ -96,7 +96,8 @@ def test_values_arrive_in_their_groups():
 
 def test_the_console_script_lists_jobs_and_names_its_mistakes(capsys, monkeypatch):
     assert cli.run([]) == 0
-    assert all(f"  {job} " in capsys.readouterr().out for job in ["train"])
+    overview = capsys.readouterr().out
+    assert all(f"  {job} " in overview for job in cli.JOBS)
     assert cli.run(["trian"]) == 2
     assert capsys.readouterr().err == "error: unknown job 'trian': did you mean train?\n"
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/cvdist", "train"])
