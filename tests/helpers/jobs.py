@@ -173,7 +173,7 @@ def user_error(function: Callable[..., Any], *arguments: Any, **more: Any) -> st
     with pytest.raises(UserError) as caught:
         function(*arguments, **more)
     message = str(caught.value)
-    assert "\n" not in message and len(message) < 400
+    assert "\n" not in message and len(message) < 600
     return message
 
 

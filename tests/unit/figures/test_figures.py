@@ -410,7 +410,6 @@ def test_a_text_is_not_cut_without_need():
 def draw_all():
     return [
         accuracy_curves(long_history(20)),
-        confusion_matrix(with_mistakes(10, (3, 5, 7)), DIGITS),
         confusion_matrix(with_mistakes(60, (3, 5, 7)), [str(n) for n in range(60)]),
         wrong_grid(images(6), LONG_NAMES * 2, LONG_NAMES[::-1] * 2, [0.9] * 6, title="wrong"),
     ]
