@@ -22,7 +22,7 @@ from cvdist.storage import Folder
 
 ZEROS = 0.86  # share of the values, as VGG16's last max pooling leaves of photographs
 
-_FLIPS: dict[str, float | str] = {"horizontal_flip": 0.5, "rotation": 0.0, "translation": 0.0, "seed": 0}
+_FLIPS: dict[str, float | str] = {"horizontal_flip": 0.5}
 
 
 def sparse(rows: int, views: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:

@@ -23,8 +23,8 @@ from cvdist.checkpoints.fence import Fence
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
-from cvdist.distributed.consensus import StopRequest
 from cvdist.distributed.ranks import RankInfo
+from cvdist.distributed.stop_request import StopRequest
 from cvdist.tracking import NoTracker
 from cvdist.training.setup import build_run
 from cvdist.training.train import train_epoch

@@ -46,7 +46,7 @@ def measure() -> Iterator[Comparison]:
         _ours,
         _minimal,
         unit="s",
-        target=1.3,
+        target=1.0,
         pairs=3,
         at_most=True,
     )

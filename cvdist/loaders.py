@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cvdist.config import DataConfig, LoopConfig, TrainConfig, storage_root
+from cvdist.config import DataConfig, MixingConfig, TrainConfig, storage_root
 from cvdist.data import digits, images, mnist
 from cvdist.data.augment import Augmentation
 from cvdist.data.dataset import Loader
@@ -34,8 +34,11 @@ def prepare(config: TrainConfig) -> None:
         prepare_in_memory(config.data, config.run.storage)
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig) -> bool:
     """Look whether the data is there and can be used, without decoding pictures.
+
+    Returns:
+        Whether a picture may have several classes.
 
     Raises:
         UserError: if the data is missing or can't be used.
@@ -48,6 +51,7 @@ def check(config: TrainConfig) -> None:
         prepare(config)
         multilabel = bool(config.features.uri) and features.open_manifest(config)[1].multilabel
     check_labels(config, multilabel=multilabel)
+    return multilabel
 
 
 def check_labels(config: TrainConfig, *, multilabel: bool) -> None:
@@ -105,7 +109,7 @@ def open_loader(
         config.run.storage,
         device,
         seed=config.run.seed,
-        loop=config.loop,
+        augmentation=config.augmentation,
         channels_last=config.loop.channels_last,
         normalization=normalization,
     )
@@ -117,18 +121,18 @@ def open_in_memory(
     device: torch.device,
     *,
     seed: int = 0,
-    loop: LoopConfig | None = None,
+    augmentation: MixingConfig | None = None,
     channels_last: bool = True,
     normalization: images.Normalization | None = None,
 ) -> InMemoryLoader:
     """Digits or MNIST on `device`.
 
     Args:
-        data: names the data set, its split and the augmentation.
+        data: names the data set and its split.
         storage: as `RunConfig.storage`.
         device: that the batches are on.
         seed: of the augmentation and of mixtures.
-        loop: names the mixtures of training pictures; None: none.
+        augmentation: of training pictures, and their mixtures; None: none.
         channels_last: memory layout NHWC for the batches.
         normalization: mean and standard deviation by channel, for pixels in [0, 1], instead of the data's own.
 
@@ -141,13 +145,14 @@ def open_in_memory(
         info, train, valid = digits.load(data)
     if normalization is not None and info.channels == len(normalization[0]):
         info = dataclasses.replace(info, mean=normalization[0], std=normalization[1])
+    changes = augmentation or MixingConfig()
     return InMemoryLoader(
         info,
         train,
         valid,
         device=device,
-        augmentation=Augmentation.from_config(data, seed),
-        mixing=Mixing.from_config(loop, len(info.classes), seed) if loop is not None else None,
+        augmentation=Augmentation.from_config(changes, seed),
+        mixing=Mixing.from_config(changes, len(info.classes), seed),
         channels_last=channels_last,
     )
 

@@ -1,13 +1,9 @@
 """Is all there that a training job needs? `python jobs/preflight.py RECIPE [the job's flags]`."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
-# The package beside this folder is the one that runs: in a clone, in the image, and in the folder that
-# `ray job submit --working-dir .` uploads, installed or not. In place of this folder, whose inspect.py would
-# hide the standard library's.
+# The package beside this folder runs, installed or not, and inspect.py does not hide the standard library's.
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

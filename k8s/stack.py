@@ -7,11 +7,9 @@ the same settings as in the Kubernetes manifests. All state is in one folder: da
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
-import math
 import os
 import pwd
 import secrets
@@ -23,65 +21,62 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import psutil  # noqa: E402
+import tyro  # noqa: E402
 
+from cvdist.config.bounds import Bounds, Count, at_least  # noqa: E402
+from cvdist.config.settings import check_values  # noqa: E402
 from cvdist.errors import UserError  # noqa: E402
 from cvdist.jobs import cli  # noqa: E402
+from k8s.services import LOOPBACK, SeaweedFS, answers, beside_python, free_port  # noqa: E402
 
 logger = logging.getLogger("cvdist.stack")
 
 BUCKET = "cvdist"
-_HOST = "127.0.0.1"
 _STOP_TIMEOUT = 20.0  # seconds that a process may take to end before it is killed
 _OBJECT_STORE = 200_000_000  # bytes of each Ray node
 
 
+Port = Annotated[int, Bounds(0, 65535)]
+
+
 @dataclass(frozen=True)
 class Options:
-    """The command line's options. A port of 0 means any free port; `timeout` is in seconds per service."""
+    """The command line's options."""
 
-    folder: Path
-    workers: int
-    cpus_per_worker: int
-    s3_port: int
-    mlflow_port: int
-    dashboard_port: int
-    timeout: float
+    what: Annotated[Literal["up", "down"], tyro.conf.Positional]
+    folder: Path = ROOT / "stack"
+    """Data, logs and state."""
+    workers: Count = 2
+    """Ray workers."""
+    cpus_per_worker: Count = 1
+    """CPUs of each."""
+    s3_port: Port = 8333
+    """Of SeaweedFS. 0: any free one."""
+    mlflow_port: Port = 5000
+    """Of MLflow. 0: any free one."""
+    dashboard_port: Port = 8265
+    """Of Ray. 0: any free one."""
+    timeout: Annotated[float, at_least(1)] = 120.0
+    """Seconds for each part to start."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line, and start or stop the stack."""
-    parser = argparse.ArgumentParser(prog="stack.py", description=(__doc__ or "").strip().splitlines()[0])
-    parser.add_argument("what", choices=["up", "down"])
-    parser.add_argument(
-        "--folder", type=Path, default=ROOT / "stack", help="data, logs and state (%(default)s)"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="Ray workers (%(default)s)")
-    parser.add_argument("--cpus-per-worker", type=int, default=1, help="CPUs of each (%(default)s)")
-    parser.add_argument("--s3-port", type=int, default=8333, help="%(default)s; 0: any free one")
-    parser.add_argument("--mlflow-port", type=int, default=5000, help="%(default)s; 0: any free one")
-    parser.add_argument("--dashboard-port", type=int, default=8265, help="Ray's, %(default)s; 0: any free one")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for each part (%(default)s)")
-    values = vars(parser.parse_args(arguments))
-    what = values.pop("what")
-    for name, least, most in (
-        *((name, 1, math.inf) for name in ("workers", "cpus_per_worker", "timeout")),
-        *((name, 0, 65535) for name in ("s3_port", "mlflow_port", "dashboard_port")),
-    ):
-        if not least <= values[name] <= most:
-            upper = f"{least} to {most}" if most < math.inf else f"{least} or more"
-            raise UserError(f"--{name.replace('_', '-')} is {values[name]}: it takes {upper}")
-    options = Options(**{**values, "folder": values["folder"].absolute()})
-    if what == "down":
+    about = (__doc__ or "").splitlines()[0]
+    options = tyro.cli(Options, prog="stack.py", description=about, args=list(arguments))
+    check_values(options)
+    options = replace(options, folder=options.folder.absolute())
+    if options.what == "down":
         down(options.folder)
     else:
         up(options)
@@ -161,25 +156,13 @@ class Stack:
     def start_s3(self) -> dict[str, str]:
         """Start SeaweedFS with the bucket. Returns the environment variables that clients need."""
         port = _port(self._options.s3_port, "--s3-port")
-        keys = {"AWS_ACCESS_KEY_ID": "stack", "AWS_SECRET_ACCESS_KEY": self._secret("bucket")}
         data = self._folder / "bucket"
         data.mkdir(exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix="stack-")  # it leaves logs and a socket, whose path has to be short
-        self._start(
-            "seaweedfs",
-            [
-                *(_beside_python("weed"), "mini", f"-dir={data}", f"-bucket={BUCKET}", f"-s3.port={port}"),
-                *(f"-ip={_HOST}", f"-ip.bind={_HOST}"),
-                *(f"-{part}.port={_free_port()}" for part in ("master", "volume", "filer", "admin")),
-                *("-master.telemetry=false", "-webdav=false", "-admin.ui=false"),
-                f"-s3.localSocket={temporary}/s3",
-            ],
-            keys | {"TMPDIR": temporary},
-            temporary=temporary,
-        )
-        there = {**keys, "AWS_ENDPOINT_URL": f"http://{_HOST}:{port}", "AWS_REGION": "us-east-1"}
-        self._wait("seaweedfs", lambda: _has_bucket(there), "the bucket is there")
-        return there
+        temporary = tempfile.mkdtemp(prefix="stack-")  # the path of a socket has to be short
+        server = SeaweedFS(data, BUCKET, "stack", self._secret("bucket"), sockets=temporary, port=port)
+        self._start("seaweedfs", server.command, server.keys, temporary=temporary)
+        self._wait("seaweedfs", server.has_bucket, "the bucket is there")
+        return server.environment
 
     def start_mlflow(self, s3: dict[str, str]) -> str:
         """Start the MLflow server, on PostgreSQL if that is possible, else on SQLite. Returns its address."""
@@ -198,7 +181,7 @@ class Stack:
         else:
             artifacts = str(self._folder / "artifacts")
             logger.info("artifacts  %s: boto3 is not installed beside MLflow", artifacts)
-        command = [str(bin_folder / "mlflow"), "server", f"--host={_HOST}", f"--port={port}", "--workers=1"]
+        command = [str(bin_folder / "mlflow"), "server", f"--host={LOOPBACK}", f"--port={port}", "--workers=1"]
         command += ["--serve-artifacts", f"--artifacts-destination={artifacts}"]
         # In the environment, not among the arguments, as in the manifests.
         self._start(
@@ -211,8 +194,8 @@ class Stack:
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes for jobs that nobody submits
             },
         )
-        address = f"http://{_HOST}:{port}"
-        self._wait("mlflow", lambda: _answers(f"{address}/health"), "MLflow answers")
+        address = f"http://{LOOPBACK}:{port}"
+        self._wait("mlflow", lambda: answers(f"{address}/health"), "MLflow answers")
         return address
 
     def start_ray(self, environment: dict[str, str]) -> dict[str, str]:
@@ -222,7 +205,7 @@ class Stack:
             The environment variables that `ray job submit` needs.
         """
         dashboard = _port(self._options.dashboard_port, "--dashboard-port")
-        gcs = _free_port()
+        gcs = free_port()
         token = self._folder / "ray-token"
         _write_private(token, self._secret("ray"))
         access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -241,20 +224,20 @@ class Stack:
         self._start(
             "ray-head",
             [
-                *(_beside_python("ray"), "start", "--head", "--block", "--num-cpus=0", f"--port={gcs}"),
-                *(f"--dashboard-host={_HOST}", f"--dashboard-port={dashboard}", f"--temp-dir={temporary}"),
-                *(f"--ray-client-server-port={_free_port()}", *_ports_of_a_node(_HOST)),
+                *(beside_python("ray"), "start", "--head", "--block", "--num-cpus=0", f"--port={gcs}"),
+                *(f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard}", f"--temp-dir={temporary}"),
+                *(f"--ray-client-server-port={free_port()}", *_ports_of_a_node(LOOPBACK)),
             ],
             inside,
             temporary=temporary,
         )
-        address = f"http://{_HOST}:{dashboard}"
-        self._wait("ray-head", lambda: _answers(f"{address}/api/version"), "Ray's dashboard answers")
+        address = f"http://{LOOPBACK}:{dashboard}"
+        self._wait("ray-head", lambda: answers(f"{address}/api/version"), "Ray's dashboard answers")
         for number in range(1, self._options.workers + 1):
             self._start(
                 f"ray-worker-{number}",
                 [
-                    *(_beside_python("ray"), "start", "--block", f"--address={_HOST}:{gcs}"),
+                    *(beside_python("ray"), "start", "--block", f"--address={LOOPBACK}:{gcs}"),
                     *(f"--num-cpus={self._options.cpus_per_worker}", *_ports_of_a_node(_own_host(number))),
                 ],
                 inside,
@@ -291,9 +274,8 @@ class Stack:
         if _run_as(user, ["test", "-w", str(data)]).returncode:
             return self._sqlite(f"PostgreSQL, as {user}, can't reach {data}"), {}
         if not (data / "PG_VERSION").exists():
-            with tempfile.NamedTemporaryFile(
-                "w", prefix="password-"
-            ) as password:  # readable by its owner alone
+            # Readable by its owner alone.
+            with tempfile.NamedTemporaryFile("w", prefix="password-") as password:
                 password.write(self._secret("postgres"))
                 password.flush()
                 if user is not None:
@@ -302,21 +284,21 @@ class Stack:
                 made = _run_as(user, [*command, "--auth=scram-sha-256", "--encoding=UTF8", "--no-sync"])
             if made.returncode:
                 raise UserError(f"initdb: {made.stderr.strip()[-300:]}")
-        port = _free_port()
+        port = free_port()
         self._start(
             "postgres",
             [
                 *(str(folder / "postgres"), "-D", str(data), "-p", str(port)),
-                *("-c", f"listen_addresses={_HOST}", "-c", "unix_socket_directories="),
+                *("-c", f"listen_addresses={LOOPBACK}", "-c", "unix_socket_directories="),
             ],
             {},
             user=user,
         )
-        ready = [str(folder / "pg_isready"), "-q", "-h", _HOST, "-p", str(port)]
+        ready = [str(folder / "pg_isready"), "-q", "-h", LOOPBACK, "-p", str(port)]
         self._wait("postgres", lambda: not subprocess.run(ready, check=False).returncode, "PostgreSQL answers")
         logger.info("database   PostgreSQL %s", folder.parent.name)
         # The database `postgres` is there from the beginning, and nobody else uses this server.
-        environment = {"PGHOST": _HOST, "PGPORT": str(port), "PGPASSWORD": self._secret("postgres")}
+        environment = {"PGHOST": LOOPBACK, "PGPORT": str(port), "PGPASSWORD": self._secret("postgres")}
         return "postgresql+psycopg2://mlflow@/postgres", environment
 
     def _sqlite(self, why: str) -> str:
@@ -350,9 +332,7 @@ class Stack:
                 env=inherited | environment,
                 cwd=self._folder if user is None else "/",
                 start_new_session=True,  # outlives this process, and has a group of its own
-                user=user,
-                group=pwd.getpwnam(user).pw_gid if user else None,
-                extra_groups=[] if user else None,
+                **_as(user),
             )
         started = psutil.Process(process.pid).create_time()
         self._started.append({"name": name, "pid": process.pid, "started": started, "temporary": temporary})
@@ -421,10 +401,13 @@ def _run_as(user: str | None, command: list[str]) -> subprocess.CompletedProcess
         timeout=120,
         check=False,
         cwd="/",
-        user=user,
-        group=pwd.getpwnam(user).pw_gid if user else None,
-        extra_groups=[] if user else None,
+        **_as(user),
     )
+
+
+def _as(user: str | None) -> dict[str, Any]:
+    """Return the arguments that start a process as another user, with that user's group alone."""
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
 
 
 def _exists(user: str) -> bool:
@@ -433,13 +416,6 @@ def _exists(user: str) -> bool:
     except KeyError:
         return False
     return True
-
-
-def _beside_python(program: str) -> str:
-    path = Path(sys.executable).parent / program
-    if not path.exists():
-        raise UserError(f"{program} is not installed beside {sys.executable}: start the stack by `make stack`")
-    return str(path)
 
 
 def _imports(python: Path, module: str) -> bool:
@@ -461,25 +437,19 @@ def _write_private(path: Path, content: str) -> None:
 
 def _port(wanted: int, flag: str) -> int:
     if wanted == 0:
-        return _free_port()
+        return free_port()
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((_HOST, wanted))
+            probe.bind((LOOPBACK, wanted))
         except OSError:
             raise UserError(f"port {wanted} is taken: {flag} names another one, 0 any free one") from None
     return wanted
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
-
-
 def _own_host(number: int) -> str:
     """Return a loopback address for a worker; on Linux each has its own, so Ray Train sees several nodes."""
-    return f"127.0.0.{number + 1}" if sys.platform == "linux" else _HOST
+    return f"127.0.0.{number + 1}" if sys.platform == "linux" else LOOPBACK
 
 
 def _ports_of_a_node(host: str) -> Iterator[str]:
@@ -487,41 +457,9 @@ def _ports_of_a_node(host: str) -> Iterator[str]:
     yield f"--node-ip-address={host}"
     yield f"--object-store-memory={_OBJECT_STORE}"
     for name in ("dashboard-agent-listen", "metrics-export"):
-        yield (
-            f"--{name}-port={_free_port()}"
-            if name != "metrics-export"
-            else f"--metrics-export-port={_free_port()}"
-        )
+        yield f"--{name}-port={free_port()}"
     # Any free ones: not each node from the same range.
     yield from ("--min-worker-port=0", "--max-worker-port=0")
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2):
-            return True
-    except urllib.error.HTTPError:
-        return True  # without the token, Ray says so
-    except OSError:
-        return False
-
-
-def _has_bucket(environment: dict[str, str]) -> bool:
-    from pyarrow import fs
-
-    client = fs.S3FileSystem(
-        access_key=environment["AWS_ACCESS_KEY_ID"],
-        secret_key=environment["AWS_SECRET_ACCESS_KEY"],
-        region=environment["AWS_REGION"],
-        endpoint_override=environment["AWS_ENDPOINT_URL"],
-        connect_timeout=2,
-        request_timeout=5,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(1),
-    )
-    try:
-        return bool(client.get_file_info(BUCKET).type == fs.FileType.Directory)
-    except OSError:
-        return False
 
 
 def _nodes(address: str, token: str) -> int:

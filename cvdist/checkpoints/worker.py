@@ -12,8 +12,9 @@ from cvdist.checkpoints.store import CheckpointStore
 from cvdist.checkpoints.uploads import Uploads
 from cvdist.config import CheckpointConfig, RuntimeConfig
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
-from cvdist.distributed.consensus import StopConsensus, StopRequest
+from cvdist.distributed.consensus import StopConsensus
 from cvdist.distributed.ranks import RankInfo
+from cvdist.distributed.stop_request import StopRequest
 from cvdist.errors import UserError
 
 _AGREE_SECONDS = 2.0  # between two exchanges of stop requests

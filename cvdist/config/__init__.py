@@ -6,18 +6,10 @@ that returns a `TrainConfig`; the command line and `replace` override single fie
 This package imports neither torch nor ray nor mlflow: reading a command line costs milliseconds.
 """
 
-from cvdist.config.evaluate import (
-    EvaluateConfig,
-    EvaluationConfig,
-)
-from cvdist.config.export import (
-    ExportConfig,
-    ExportFileConfig,
-    ExportFormat,
-)
 from cvdist.config.groups import (
     CUDA_GRAPHS,
     ActorsConfig,
+    AugmentationConfig,
     AutoAugment,
     BackboneConfig,
     CheckpointConfig,
@@ -27,16 +19,14 @@ from cvdist.config.groups import (
     DataConfig,
     Device,
     ExtractionConfig,
-    ExtractorsConfig,
-    FeatureCacheConfig,
     FeaturesAt,
     FeaturesConfig,
     Head,
     HeadSize,
     Launcher,
     LoopConfig,
+    MixingConfig,
     ModelConfig,
-    ModelPreprocessing,
     OptimizerConfig,
     ParallelConfig,
     PathsConfig,
@@ -47,49 +37,29 @@ from cvdist.config.groups import (
     SelectBy,
     TableConfig,
     TrackingConfig,
-    VisualizeConfig,
 )
-from cvdist.config.inspect import (
-    InspectConfig,
-    InspectionConfig,
-    check_inspect,
-)
-from cvdist.config.places import (
-    cache_folder,
-    require_outside,
-    storage_root,
-)
-from cvdist.config.predict import (
+from cvdist.config.inspect import InspectConfig, check_inspect
+from cvdist.config.places import cache_folder, require_outside, storage_root
+from cvdist.config.preprocess import PreprocessConfig, check_preprocess
+from cvdist.config.probe import NetworksConfig, ProbeConfig, check_probe
+from cvdist.config.saved import (
+    EvaluateConfig,
+    ExportConfig,
+    ExportFileConfig,
+    ExportFormat,
+    InferenceConfig,
+    LookConfig,
+    LookupConfig,
     PredictConfig,
     PredictionConfig,
-)
-from cvdist.config.preprocess import (
-    PreprocessConfig,
-    check_preprocess,
-)
-from cvdist.config.probe import (
-    NetworksConfig,
-    ProbeConfig,
-    check_probe,
-)
-from cvdist.config.replay import (
-    JournalConfig,
     ReplayConfig,
-)
-from cvdist.config.report import (
-    PageConfig,
     ReportConfig,
-)
-from cvdist.config.saved import (
-    InferenceConfig,
-    LookupConfig,
     SavedModelConfig,
+    VisualizeJobConfig,
 )
 from cvdist.config.settings import (
-    Flag,
     Setting,
     check_groups,
-    check_values,
     dashed,
     fields_of,
     flat,
@@ -101,25 +71,13 @@ from cvdist.config.settings import (
     settings_of,
     to_dict,
 )
-from cvdist.config.sweep import (
-    SweepConfig,
-    SweepJobConfig,
-    check_sweep,
-)
-from cvdist.config.train import (
-    TrainConfig,
-    check,
-    check_registration,
-    learning_settings,
-)
-from cvdist.config.visualize import (
-    LookConfig,
-    VisualizeJobConfig,
-)
+from cvdist.config.sweep import SweepConfig, SweepJobConfig, check_sweep
+from cvdist.config.train import TrainConfig, check, check_registration, learning_settings
 
 __all__ = [
     "CUDA_GRAPHS",
     "ActorsConfig",
+    "AugmentationConfig",
     "AutoAugment",
     "BackboneConfig",
     "CheckpointConfig",
@@ -129,31 +87,24 @@ __all__ = [
     "DataConfig",
     "Device",
     "EvaluateConfig",
-    "EvaluationConfig",
     "ExportConfig",
     "ExportFileConfig",
     "ExportFormat",
     "ExtractionConfig",
-    "ExtractorsConfig",
-    "FeatureCacheConfig",
     "FeaturesAt",
     "FeaturesConfig",
-    "Flag",
     "Head",
     "HeadSize",
     "InferenceConfig",
     "InspectConfig",
-    "InspectionConfig",
-    "JournalConfig",
     "Launcher",
     "LookConfig",
     "LookupConfig",
     "LoopConfig",
+    "MixingConfig",
     "ModelConfig",
-    "ModelPreprocessing",
     "NetworksConfig",
     "OptimizerConfig",
-    "PageConfig",
     "ParallelConfig",
     "PathsConfig",
     "PicturesConfig",
@@ -174,7 +125,6 @@ __all__ = [
     "TableConfig",
     "TrackingConfig",
     "TrainConfig",
-    "VisualizeConfig",
     "VisualizeJobConfig",
     "cache_folder",
     "check",
@@ -184,7 +134,6 @@ __all__ = [
     "check_probe",
     "check_registration",
     "check_sweep",
-    "check_values",
     "dashed",
     "fields_of",
     "flat",

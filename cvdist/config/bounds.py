@@ -67,13 +67,8 @@ def above(low: float) -> Bounds:
     return Bounds(low, brackets="(]")
 
 
-def between(low: float, high: float, brackets: str = "[]") -> Bounds:
-    """The numbers from `low` to `high`; `brackets` as in `Bounds`."""
-    return Bounds(low, high, brackets)
-
-
 # What several groups of settings have in common.
-Fraction = Annotated[float, between(0, 1)]
+Fraction = Annotated[float, Bounds(0, 1)]
 Count = Annotated[int, at_least(1)]
 CountOrZero = Annotated[int, at_least(0)]
 """A number of which 0 has a meaning of its own."""

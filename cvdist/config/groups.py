@@ -22,7 +22,6 @@ from cvdist.config.bounds import (
     WaitSeconds,
     above,
     at_least,
-    between,
 )
 from cvdist.config.settings import Flag
 from cvdist.errors import UserError
@@ -35,6 +34,7 @@ Head = Literal["vgg", "mlp", "linear"]
 FeaturesAt = Literal["", "pooled", "maps"]
 Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
 AutoAugment = Literal["none", "ra", "ta_wide", "augmix", "imagenet"]
+TrackingMode = Literal["required", "optional", "none"]
 SelectBy = Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "mean_average_precision", "loss"]
 _HIDDEN_SIZES: dict[Head, int] = {"vgg": 4096, "mlp": 256, "linear": 0}  # of each head where none is given
 CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes that replay kernels on a GPU
@@ -101,36 +101,6 @@ class PicturesConfig(TableConfig):
     table also: share that may have rows with different labels, which are left out."""
     decode_workers: CountOrZero = 0
     """Processes on each node that decode pictures. 0: one for each CPU core."""
-    horizontal_flip: Fraction = 0.0
-    """Training only: probability that a picture is mirrored."""
-    rotation: Annotated[float, at_least(0)] = 0.0
-    """Training only: each picture is turned by up to this many degrees to either side."""
-    translation: Fraction = 0.0
-    """Training only: each picture is moved by up to this fraction of its width and height."""
-    random_resized_crop: Annotated[float, between(0, 1, "(]")] = 1.0
-    """Training only: a random part of each picture, with at least this share of its area, is enlarged to the
-    whole. 1: no crops."""
-    crop_ratio: Annotated[float, at_least(1)] = 4 / 3
-    """Of --random-resized-crop: how many times as long as the shorter side the longer one may be."""
-    color_jitter: Fraction = 0.0
-    """Training only: brightness, contrast and saturation each change by up to this factor."""
-    auto_augment: AutoAugment = "none"
-    """Training only: torchvision's RandAugment (`ra`), TrivialAugmentWide, AugMix, or AutoAugment's policy for
-    ImageNet, as its reference script sets them. They are applied picture by picture."""
-    random_erase: Fraction = 0.0
-    """Training only: probability that a rectangle of a picture, 2% to 33% of it, gets the mean color."""
-
-    def require_crops(self) -> None:
-        """Refuse proportions of crops where nothing is cropped.
-
-        Raises:
-            UserError: one line that names both flags.
-        """
-        if self.random_resized_crop == 1 and self.crop_ratio != PicturesConfig.crop_ratio:
-            raise UserError(
-                f"--crop-ratio {self.crop_ratio:g} is for random crops, and there are none: set "
-                "--random-resized-crop, e.g. to 0.5, or leave it out"
-            )
 
 
 @dataclass(frozen=True)
@@ -151,7 +121,7 @@ class DataConfig(PicturesConfig):
     cache_fraction: Fraction = 0.8
     """Share of that disk's free space that decoded pictures may take. If they need more, they are decoded
     again in each epoch."""
-    valid_fraction: Annotated[float, between(0, 1, "()")] = 0.2
+    valid_fraction: Annotated[float, Bounds(0, 1, "()")] = 0.2
     """Share held back for validation, where a data set has no split of its own. Stratified: each class keeps a
     picture to learn from, and each of two or more has one to validate on."""
     split_seed: int = 0
@@ -160,6 +130,54 @@ class DataConfig(PicturesConfig):
     """CSV or Parquet file, or its URI, whose column `path` names pictures below `--data` that are left out of
     training and validation, such as `issues.csv` of `jobs/inspect.py`. Rows with `false` in a column
     `leave_out` do not count. Nothing is deleted."""
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """How training pictures are changed at random."""
+
+    horizontal_flip: Fraction = 0.0
+    """Probability that a picture is mirrored."""
+    rotation: Annotated[float, at_least(0)] = 0.0
+    """Each picture is turned by up to this many degrees to either side."""
+    translation: Fraction = 0.0
+    """Each picture is moved by up to this fraction of its width and height."""
+    random_resized_crop: Annotated[float, Bounds(0, 1, "(]")] = 1.0
+    """A random part of each picture, with at least this share of its area, is enlarged to the whole. 1: no
+    crops."""
+    crop_ratio: Annotated[float, at_least(1)] = 4 / 3
+    """Of --random-resized-crop: how many times as long as the shorter side the longer one may be."""
+    color_jitter: Fraction = 0.0
+    """Brightness, contrast and saturation each change by up to this factor."""
+    auto_augment: AutoAugment = "none"
+    """Torchvision's RandAugment (`ra`), TrivialAugmentWide, AugMix, or AutoAugment's policy for ImageNet, as
+    its reference script sets them. They are applied picture by picture."""
+    random_erase: Fraction = 0.0
+    """Probability that a rectangle of a picture, 2% to 33% of it, gets the mean color."""
+
+    def require_crops(self) -> None:
+        """Refuse proportions of crops where nothing is cropped.
+
+        Raises:
+            UserError: one line that names both flags.
+        """
+        if self.random_resized_crop == 1 and self.crop_ratio != AugmentationConfig.crop_ratio:
+            raise UserError(
+                f"--crop-ratio {self.crop_ratio:g} is for random crops, and there are none: set "
+                "--random-resized-crop, e.g. to 0.5, or leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class MixingConfig(AugmentationConfig):
+    """How training pictures are changed at random, and mixed with each other."""
+
+    mixup_alpha: Annotated[float, at_least(0)] = 0.0
+    """Blend each training picture and its label with another one of its batch, by a share from Beta(A, A).
+    Training accuracy is then that of the label with the larger share. 0: none."""
+    cutmix_alpha: Annotated[float, at_least(0)] = 0.0
+    """Put a rectangle of another picture of its batch into each training picture, of a size from Beta(A, A),
+    and share the label by area. 0: none. With --mixup-alpha, each batch takes one of both by chance."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +275,7 @@ class ModelConfig(BackboneConfig):
     each channel's mean. `vgg`: two hidden layers, of maps on 7x7 positions, as VGG has them."""
     hidden_size: CountOrZero = 0
     """Units of the head's hidden layers. 0: 4,096 for `vgg`, 256 for `mlp`; `linear` has none."""
-    dropout: Annotated[float, between(0, 1, "[)")] = 0.5
+    dropout: Annotated[float, Bounds(0, 1, "[)")] = 0.5
     """Probability that an activation is dropped in training; the `linear` head has no dropout."""
 
     @property
@@ -279,7 +297,7 @@ class OptimizerConfig:
     """`sgd` (with `--momentum`) or `adamw`."""
     lr: Annotated[float, at_least(0)] = 0.01
     """Peak learning rate."""
-    momentum: Annotated[float, between(0, 1, "[)")] = 0.5
+    momentum: Annotated[float, Bounds(0, 1, "[)")] = 0.5
     """Of SGD."""
     nesterov: bool = False
     """Nesterov's form of SGD's momentum."""
@@ -302,7 +320,7 @@ class OptimizerConfig:
     """Epochs (fractions allowed) in which the learning rate grows linearly to its peak."""
     backbone_lr_scale: Annotated[float, at_least(0)] = 1.0
     """Learning rate of a pretrained model's trained stages as a multiple of `--lr`."""
-    layer_decay: Annotated[float, between(0, 1, "(]")] = 1.0
+    layer_decay: Annotated[float, Bounds(0, 1, "(]")] = 1.0
     """Factor by which the learning rate of each trained stage is below that of the next one, or of the head."""
     freeze_epochs: CountOrZero = 0
     """Number of first epochs in which the stages that `--trainable-stages` names stay as they are."""
@@ -363,17 +381,11 @@ class LoopConfig(ComputeConfig):
     """Only operations that give the same bits each time, on GPUs; some are slower. CPUs need no such choice."""
     log_every_steps: Count = 50
     """Steps between two points of the `step/` metrics."""
-    label_smoothing: Annotated[float, between(0, 1, "[)")] = 0.0
+    label_smoothing: Annotated[float, Bounds(0, 1, "[)")] = 0.0
     """Share of each target spread evenly over all classes, in training only."""
-    mixup_alpha: Annotated[float, at_least(0)] = 0.0
-    """Blend each training picture and its label with another one of its batch, by a share from Beta(A, A).
-    Training accuracy is then that of the label with the larger share. 0: none."""
-    cutmix_alpha: Annotated[float, at_least(0)] = 0.0
-    """Put a rectangle of another picture of its batch into each training picture, of a size from Beta(A, A),
-    and share the label by area. 0: none. With --mixup-alpha, each batch takes one of both by chance."""
     clip_grad_norm: Annotated[float, at_least(0)] = 0.0
     """Largest L2 norm of all gradients together. 0: no clipping."""
-    model_ema_decay: Annotated[float, between(0, 1, "[)")] = 0.0
+    model_ema_decay: Annotated[float, Bounds(0, 1, "[)")] = 0.0
     """Decay a step of the weights' exponential moving average, which is then what is validated and logged.
     0: none."""
 
@@ -509,7 +521,7 @@ class ExtractorsConfig(ActorsConfig):
 class TrackingConfig:
     """Where metrics, figures and models are recorded, and which of them."""
 
-    mode: Annotated[Literal["required", "optional", "none"], Flag("tracking")] = "required"
+    mode: Annotated[TrackingMode, Flag("tracking")] = "required"
     """`optional`: train without MLflow if it can't be reached at the start. `none`: do not use it at all."""
     uri: Annotated[str, Flag("tracking_uri")] = ""
     """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cvdist.config.bounds import Count
 from cvdist.config.groups import (
@@ -12,9 +12,10 @@ from cvdist.config.groups import (
     ExtractionConfig,
     ExtractorsConfig,
     TrackingConfig,
+    TrackingMode,
 )
 from cvdist.config.places import cache_folder, folder_for, require_outside, storage_root
-from cvdist.config.probe import SamePicturesConfig
+from cvdist.config.probe import LabeledPicturesConfig
 from cvdist.config.saved import LookupConfig
 from cvdist.config.settings import Flag, check_groups
 from cvdist.errors import UserError
@@ -29,13 +30,8 @@ class InspectionConfig:
     output: str = ""
     """Folder or URI that `issues.csv`, `issues.parquet` and `inspection.html` are written to. Empty: a folder
     for `--data` in `<storage>/inspections`."""
-    tracking: Literal["required", "optional", "none"] = TrackingConfig.mode
+    tracking: TrackingMode = TrackingConfig.mode
     """`none`: leave out the MLflow run that holds the results. `optional`: if MLflow can't be reached."""
-
-
-@dataclass(frozen=True)
-class InspectedPicturesConfig(SamePicturesConfig):
-    """The pictures that are inspected. `--image-size` and `--resize` count where features are computed."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class InspectConfig:
     """One job of `jobs/inspect.py`."""
 
     inspection: InspectionConfig = field(default_factory=InspectionConfig)
-    data: InspectedPicturesConfig = field(default_factory=InspectedPicturesConfig)
+    data: LabeledPicturesConfig = field(default_factory=LabeledPicturesConfig)
     features: InspectedFeaturesConfig = field(default_factory=InspectedFeaturesConfig)
     model: SmallBackboneConfig = field(default_factory=SmallBackboneConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)

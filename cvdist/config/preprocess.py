@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from cvdist.config.groups import (
+    AugmentationConfig,
     BackboneConfig,
     ComputeConfig,
     ExtractionConfig,
@@ -23,6 +24,7 @@ class PreprocessConfig:
 
     recipe: str = ""
     data: PicturesConfig = field(default_factory=PicturesConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     features: ExtractionConfig = field(default_factory=ExtractionConfig)
     model: BackboneConfig = field(default_factory=BackboneConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -34,6 +36,7 @@ class PreprocessConfig:
         return cls(
             recipe=recipe.recipe,
             data=part_of(PicturesConfig, recipe.data),
+            augmentation=part_of(AugmentationConfig, recipe.augmentation),
             features=ExtractionConfig(uri=recipe.features.uri, views=recipe.features.views),
             model=replace(part_of(BackboneConfig, recipe.model), features_at=recipe.model.cut),
             compute=part_of(ComputeConfig, recipe.loop),
@@ -47,7 +50,7 @@ def check_preprocess(config: PreprocessConfig) -> None:
         UserError: one line that names the flag and what it takes.
     """
     check_groups(config)
-    config.data.require_crops()
+    config.augmentation.require_crops()
     if not config.data.uri:
         raise UserError("--data is needed: the folder or URI of the pictures")
     if not config.features.uri:

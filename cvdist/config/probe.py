@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 
 from cvdist.config.bounds import Bounds, CountOrZero, Resize
 from cvdist.config.groups import (
+    AugmentationConfig,
     ComputeConfig,
     DataConfig,
     ExtractionConfig,
     ExtractorsConfig,
     ModelPreprocessing,
     TrackingConfig,
+    TrackingMode,
 )
 from cvdist.config.places import cache_folder, folder_for, require_outside, storage_root
 from cvdist.config.saved import LookupConfig
@@ -34,7 +36,7 @@ class NetworksConfig:
     """Normalization that a file of weights for vgg16 was trained with, as in training; for no other network."""
     finalists: CountOrZero = 3
     """How many networks, those with the best leave-one-out accuracy, get a logistic regression as well."""
-    tracking: Literal["required", "optional", "none"] = TrackingConfig.mode
+    tracking: TrackingMode = TrackingConfig.mode
     """`none`: leave out the MLflow run that holds the results. `optional`: if MLflow can't be reached."""
 
 
@@ -48,8 +50,8 @@ class CachesConfig(ExtractionConfig):
 
 
 @dataclass(frozen=True)
-class SamePicturesConfig(DataConfig):
-    """The pictures that all networks are compared on."""
+class LabeledPicturesConfig(DataConfig):
+    """The labeled pictures. `--image-size` and `--resize` count where features are computed."""
 
     dataset: Literal["digits", "mnist", "images"] = "images"
     """`images`, whatever else there is."""
@@ -68,7 +70,8 @@ class ProbeConfig:
     """One job of `jobs/probe.py`."""
 
     networks: NetworksConfig = field(default_factory=NetworksConfig)
-    data: SamePicturesConfig = field(default_factory=SamePicturesConfig)
+    data: LabeledPicturesConfig = field(default_factory=LabeledPicturesConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     features: CachesConfig = field(default_factory=CachesConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     runtime: ExtractorsConfig = field(default_factory=ExtractorsConfig)

@@ -12,6 +12,7 @@ from cvdist.config.groups import (
     DataConfig,
     FeaturesConfig,
     LoopConfig,
+    MixingConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -32,6 +33,7 @@ class TrainConfig:
 
     recipe: str = ""
     data: DataConfig = field(default_factory=DataConfig)
+    augmentation: MixingConfig = field(default_factory=MixingConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -51,7 +53,7 @@ def check(config: TrainConfig) -> None:
         UserError: one line that names the flag and what it takes.
     """
     check_groups(config)
-    config.data.require_crops()
+    config.augmentation.require_crops()
     config.runtime.worker_range  # noqa: B018 (raises)
     if config.loop.fit == "logistic" and not config.features.uri:
         raise UserError(
@@ -62,8 +64,8 @@ def check(config: TrainConfig) -> None:
         raise UserError("--balanced-sampling is for batches, and --fit logistic has none: use --class-weights")
     if config.loop.balanced_sampling and config.loop.class_weights == "balanced":
         raise UserError("--balanced-sampling and --class-weights balanced do the same twice: choose one")
-    if config.loop.mixup_alpha or config.loop.cutmix_alpha:
-        flag = "--mixup-alpha" if config.loop.mixup_alpha else "--cutmix-alpha"
+    if config.augmentation.mixup_alpha or config.augmentation.cutmix_alpha:
+        flag = "--mixup-alpha" if config.augmentation.mixup_alpha else "--cutmix-alpha"
         if config.features.uri:
             raise UserError(
                 f"{flag} mixes pictures, and --features has what the network makes of each one alone: train "
@@ -122,7 +124,15 @@ def learning_settings(config: TrainConfig) -> dict[str, Any]:
         "--views": config.features.views,
         "--seed": config.run.seed,
     }
-    for group in (config.data, config.model, config.optimizer, config.loop, config.parallel):
+    groups = (
+        config.data,
+        config.augmentation,
+        config.model,
+        config.optimizer,
+        config.loop,
+        config.parallel,
+    )
+    for group in groups:
         for one in fields_of(type(group)):
             if one.flag not in _OF_THE_NODE:
                 found[dashed(one.flag)] = getattr(group, one.field)

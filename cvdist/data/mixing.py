@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch.nn.functional as F
 
-from cvdist.config import LoopConfig
+from cvdist.config import MixingConfig
 from cvdist.data.dataset import Batch
 from cvdist.seeding import derive_seed
 
@@ -57,7 +57,7 @@ class Mixing:
     seed: int
 
     @classmethod
-    def from_config(cls, config: LoopConfig, classes: int, seed: int) -> Mixing | None:
+    def from_config(cls, config: MixingConfig, classes: int, seed: int) -> Mixing | None:
         """Return the configured mixing; None if there is none."""
         if not (config.mixup_alpha or config.cutmix_alpha):
             return None

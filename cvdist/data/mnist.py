@@ -6,8 +6,6 @@ import re
 import socket
 from pathlib import Path
 
-from torchvision import datasets
-
 from cvdist.data.dataset import DatasetInfo
 from cvdist.data.in_memory import LabeledImages
 from cvdist.errors import UserError
@@ -32,6 +30,8 @@ def fetch(root: Path) -> None:
     """
     if _present(root):
         return
+    from torchvision import datasets  # takes long
+
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
@@ -93,6 +93,8 @@ def _present(root: Path) -> bool:
 
 def _part(root: Path, *, train: bool) -> LabeledImages:
     prefix = "train" if train else "t10k"
+    from torchvision import datasets  # takes long
+
     try:
         part = datasets.MNIST(str(root), train=train, download=False)
         return LabeledImages(part.data[:, None], part.targets.long())

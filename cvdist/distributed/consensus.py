@@ -9,31 +9,15 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from enum import IntEnum
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from cvdist.distributed.stop_request import StopRequest
 from cvdist.errors import superseded_by_another_job
 
 _MAX_STEPS = 4096  # between two exchanges
-
-
-class StopRequest(IntEnum):
-    """What a run is asked to do; a higher value is more urgent.
-
-    Attributes:
-        NONE: Go on.
-        CHECKPOINT: Save a checkpoint now, because some of the nodes may soon be gone.
-        EXIT: Save a checkpoint and end; the run will be started again.
-        ABORT: End, because a newer job has taken over the run. Workers see it as the error `Superseded`.
-    """
-
-    NONE = 0
-    CHECKPOINT = 1
-    EXIT = 2
-    ABORT = 3
 
 
 class StopConsensus:

@@ -81,7 +81,7 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
     """Choose the data set.
 
     Returns:
-        Its configuration without augmentation, and whether the model was trained on this data set.
+        Its configuration, and whether the model was trained on this data set.
 
     Raises:
         UserError: if neither the configuration nor the model names any pictures.
@@ -114,7 +114,6 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
             f"--data is needed: {saved.source} was trained without naming its pictures, or on something else"
         )
     inference = config.inference
-    plain = DataConfig()
     chosen = dataclasses.replace(
         chosen,
         image_size=saved.identity.height,
@@ -122,14 +121,6 @@ def _wanted(config: EvaluateConfig, saved: SavedModel) -> tuple[DataConfig, bool
         max_bad_fraction=inference.max_bad_fraction,
         decode_workers=inference.decode_workers,
         cache=asked.cache,
-        horizontal_flip=plain.horizontal_flip,
-        rotation=plain.rotation,
-        translation=plain.translation,
-        random_resized_crop=plain.random_resized_crop,
-        crop_ratio=plain.crop_ratio,
-        color_jitter=plain.color_jitter,
-        random_erase=plain.random_erase,
-        auto_augment=plain.auto_augment,
     )
     return chosen, learned is not None and (chosen.dataset, chosen.uri.rstrip("/")) == (
         learned.dataset,

@@ -16,17 +16,18 @@ from torch import Tensor
 
 from cvdist import models
 from cvdist.config import (
+    AugmentationConfig,
     BackboneConfig,
     ComputeConfig,
     ExtractionConfig,
-    FeatureCacheConfig,
     PicturesConfig,
     PreprocessConfig,
 )
-from cvdist.data.augment import Augmentation
 from cvdist.data.images.decode import decode_settings as decoding
 
-DEFAULT_VIEWS = 4  # of a recipe that augments
+_VIEWS_WITH_AUGMENTATION = 4
+# What photographs of most things may undergo: without any augmentation, views would all be alike.
+_USUAL_AUGMENTATION: dict[str, float | str] = {"horizontal_flip": 0.5, "rotation": 10.0}
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,12 @@ def for_extraction(config: PreprocessConfig) -> Fingerprint:
     Raises:
         UserError: if the model has no frozen layers, or its weights can't be used.
     """
-    views = stored_views(config.features, config.data)
+    augmentation = augmentation_of(config.augmentation)
+    views = config.features.views or (_VIEWS_WITH_AUGMENTATION if augmentation else 1)
     return Fingerprint(
         **_inputs(config.data, config.model),
         views=views,
-        augmentation=_augmentation_of_views(config.data) if views > 1 else None,
+        augmentation=augmentation or _USUAL_AUGMENTATION if views > 1 else None,
         dtype=config.features.dtype,
         precision=config.compute.precision,
         decoder=config.features.decoder,
@@ -157,26 +159,10 @@ def _inputs(data: PicturesConfig, model: BackboneConfig) -> dict[str, Any]:
     }
 
 
-def stored_views(features: FeatureCacheConfig, data: PicturesConfig) -> int:
-    """Return how many views of each training picture an extraction stores."""
-    return features.views or (1 if augmentation_of(data) is None else DEFAULT_VIEWS)
-
-
-def _augmentation_of_views(data: PicturesConfig) -> dict[str, float | str] | None:
-    """The configured augmentation; without one, for views that are alike would be of no use, a usual one."""
-    # What photographs of most things may undergo.
-    return augmentation_of(data) or augmentation_of(
-        dataclasses.replace(data, horizontal_flip=0.5, rotation=10.0)
-    )
-
-
-def augmentation_of(data: PicturesConfig) -> dict[str, float | str] | None:
+def augmentation_of(config: AugmentationConfig) -> dict[str, float | str] | None:
     """Return the settings of the configured augmentation, other than defaults, or None if there is none."""
-    augmentation = Augmentation.from_config(data, seed=0)
-    if augmentation is None:
-        return None
-    fields = dataclasses.fields(augmentation)
-    return {one.name: value for one in fields if (value := getattr(augmentation, one.name)) != one.default}
+    usual = vars(AugmentationConfig())
+    return {name: value for name in usual if (value := getattr(config, name)) != usual[name]} or None
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -139,7 +139,7 @@ def _used_views(config: TrainConfig, cache: Manifest) -> int:
     """
     mark, asked = cache.fingerprint, config.features.views
     uri = redact(config.features.uri)
-    wanted = fingerprint.augmentation_of(config.data)
+    wanted = fingerprint.augmentation_of(config.augmentation)
     if asked > mark.views:
         raise UserError(f"--views {asked}: --features {uri} has {mark.views}: extract more, or ask for fewer")
     if wanted is None:

@@ -38,12 +38,6 @@ _CACHE_COMMANDS = {
     "--describe": "URI: print what a cache holds",
     "--prune": "URI: delete what a cache no longer refers to, when nothing is being computed there",
 }
-_RENAMED = {
-    "--trainable-blocks": "--trainable-stages",
-    "--cache-share": "--cache-fraction",
-    "--max-bad-images": "--max-bad-fraction",
-    "--tracking-patience": "--tracking-drain-timeout",
-}
 
 
 @dataclass(frozen=True)
@@ -89,13 +83,6 @@ class Job:
 
 
 _MODEL = "a run's name or id, models:/NAME/VERSION, a checkpoint, or a file of weights (--help)"
-# Of the settings of a training, what changes nothing of the pictures as they are.
-_NOT_INSPECTED = frozenset(
-    {
-        *("dataset", "views", "trainable_stages", "horizontal_flip", "rotation", "translation"),
-        *("random_resized_crop", "crop_ratio", "color_jitter", "random_erase", "auto_augment"),
-    }
-)
 JOBS = {
     "train": Job(TrainConfig, "Train an image classifier."),
     "preprocess": Job(
@@ -114,7 +101,7 @@ JOBS = {
         configs.InspectConfig,
         "Find what is wrong with labeled pictures: copies, leaks, wrong labels, odd ones.",
         subject="",
-        without=_NOT_INSPECTED,
+        without=frozenset({"dataset", "views", "trainable_stages"}),
     ),
     "sweep": Job(
         configs.SweepJobConfig,
@@ -239,7 +226,10 @@ def run_job(name: str, words: Sequence[str] | None = None) -> int:
             return 0
         result = getattr(module, name)(settings)
         quiet.disconnect()
-        return module.present(result) if result is not None else 0
+        if result is None:
+            return 0
+        show(module.table(result))
+        return module.exit_code(result) if hasattr(module, "exit_code") else 0
 
     # With words, the job is a part of a process that goes on, as do the servers that libraries have started.
     if words is None:
@@ -427,20 +417,16 @@ def _require_known(job: str, words: Sequence[str]) -> None:
     """Refuse flags that the job does not take.
 
     Raises:
-        UserError: with the flag's new name, the jobs that have it, or the nearest names.
+        UserError: with the jobs that have it, or the nearest names.
     """
     known = {word for one in JOBS[job].flags() for word in one.words} | set(_GENERAL)
     for word in words:
         flag = word.partition("=")[0].replace("_", "-")
         if not flag.startswith("--") or flag in known:
             continue
-        if _RENAMED.get(flag) in known:
-            raise UserError(f"{flag} is called {_RENAMED[flag]} now")
-        now = _RENAMED.get(flag, flag)
-        others = [name for name, other in JOBS.items() if any(now in one.words for one in other.flags())]
+        others = [name for name, other in JOBS.items() if any(flag in one.words for one in other.flags())]
         if others:
-            once = f", once {flag}," if now != flag else ""
-            raise UserError(f"{now}{once} is a setting of {_and(others)}, not of {job}: leave it out")
+            raise UserError(f"{flag} is a setting of {_and(others)}, not of {job}: leave it out")
         raise UserError(f"unknown flag {flag}: {did_you_mean(flag, sorted(known), '--help lists all')}")
 
 

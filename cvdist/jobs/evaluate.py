@@ -13,7 +13,7 @@ import torch
 
 from cvdist import config as configs
 from cvdist import log, storage, tracking
-from cvdist.config import EvaluateConfig, TrackingConfig
+from cvdist.config import EvaluateConfig
 from cvdist.data.quarantine import QUARANTINE, quarantine_csv
 from cvdist.distributed import device as devices
 from cvdist.errors import UserError
@@ -74,25 +74,13 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
                 f"--register is for models that an MLflow run has logged, and {saved.source} is none: name "
                 "the run"
             )
-        store = _open_store(config)
+        store = tracking.open_tracking_store(config.saved.tracking(asked.tracking), config.saved.storage)
         evaluation = _measure(config, saved, device)
         if asked.output:
             _write(asked.output, evaluation)
         run = _log(store, evaluation) if store is not None else None
         registered = _register(config, evaluation) if asked.register else ""
     return EvaluateResult(config, evaluation, run, registered, time.monotonic() - began)
-
-
-def _open_store(config: EvaluateConfig) -> TrackingStore | None:
-    """The MLflow store to log to, asked before anything is computed."""
-    saved = config.saved
-    settings = TrackingConfig(
-        mode=config.evaluation.tracking,
-        uri=saved.tracking_uri,
-        experiment=saved.experiment,
-        timeout=saved.tracking_timeout,
-    )
-    return tracking.open_tracking_store(settings, saved.storage)
 
 
 def _measure(config: EvaluateConfig, saved: SavedModel, device: torch.device) -> Evaluations:
@@ -208,12 +196,6 @@ def _log(store: TrackingStore, evaluation: Evaluations) -> RunRef:
 
 
 # ------------------------------------------------------------------------------------------------- printing
-
-
-def present(result: EvaluateResult) -> int:
-    """Print what came of the evaluation; returns the exit code."""
-    cli.show(table(result))
-    return 0
 
 
 def table(result: EvaluateResult) -> str:

@@ -18,7 +18,7 @@ from cvdist import log, storage
 from cvdist.config import ExportConfig, ExportFileConfig, ExportFormat
 from cvdist.data.normalize import Normalizer
 from cvdist.errors import UserError
-from cvdist.jobs import cli, console
+from cvdist.jobs import console
 from cvdist.jobs.visualize import find_pictures
 from cvdist.log import redact
 from cvdist.models.servable import probabilities
@@ -177,12 +177,6 @@ def _write(files: dict[str, bytes]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- printing
-
-
-def present(result: ExportResult) -> int:
-    """Print what came of the export; returns the exit code."""
-    cli.show(table(result))
-    return 0
 
 
 def table(result: ExportResult) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -21,7 +21,6 @@ from cvdist.config import (
     PicturesConfig,
     PreprocessConfig,
     RuntimeConfig,
-    TrackingConfig,
     TrainConfig,
 )
 from cvdist.data.contents import Contents
@@ -38,7 +37,7 @@ from cvdist.inspection.alignment import SIDE as COMPARED_SIDE
 from cvdist.inspection.findings import Findings, find
 from cvdist.inspection.issues import COPY, KINDS, LABEL, LEAK
 from cvdist.inspection.pictures import InspectedPictures, Originals, name_of, read
-from cvdist.jobs import cli, console
+from cvdist.jobs import console
 from cvdist.jobs.preprocess import preprocess
 from cvdist.report_html.inspection import SIDE as SHOWN_SIDE
 from cvdist.report_html.inspection import render
@@ -99,7 +98,8 @@ def inspect(config: InspectConfig) -> InspectResult:
         if config.data.exclude:
             read_paths(config.data.exclude)
         require_one_class(config.data, "inspect.py")
-        store = _open_store(config)
+        logged_to = config.lookup.tracking(config.inspection.tracking)
+        store = tracking.open_tracking_store(logged_to, config.lookup.storage)
         cache = _cache(config)
         pictures, findings, files = _find(config)
         folder = Folder.open(config.output, "--output")
@@ -205,18 +205,6 @@ def _find(config: InspectConfig) -> tuple[InspectedPictures, Findings, dict[str,
 # ------------------------------------------------------------------------------------------------- MLflow
 
 
-def _open_store(config: InspectConfig) -> TrackingStore | None:
-    """The MLflow store to log to, asked before anything is computed."""
-    lookup = config.lookup
-    settings = TrackingConfig(
-        mode=config.inspection.tracking,
-        uri=lookup.tracking_uri,
-        experiment=lookup.experiment,
-        timeout=lookup.tracking_timeout,
-    )
-    return tracking.open_tracking_store(settings, lookup.storage)
-
-
 def _log(store: TrackingStore, result: InspectResult, files: dict[str, bytes]) -> RunRef:
     """Log the results as a run; returns it, ended."""
     config = result.config
@@ -227,15 +215,11 @@ def _log(store: TrackingStore, result: InspectResult, files: dict[str, bytes]) -
         tracker.log_params(dict(configs.flat(config)))
         tracker.log_metrics(metrics(result), step=0)
         for name, content in files.items():
-            tracker.log_artifact(name, _constant(content))
+            tracker.log_artifact(name, partial(bytes, content))
         tracker.close()
         lines = [f"`{environment.command()}`", "", *(f"- {name}: {value}" for name, value in _rows(result))]
         tracking.set_description(run, "\n".join(lines))
     return run
-
-
-def _constant(content: bytes) -> Callable[[], bytes]:
-    return lambda: content
 
 
 def metrics(result: InspectResult) -> dict[str, float]:
@@ -255,12 +239,6 @@ def metrics(result: InspectResult) -> dict[str, float]:
 
 
 # ----------------------------------------------------------------------------------------------- printing
-
-
-def present(result: InspectResult) -> int:
-    """Print what was found; returns the exit code."""
-    cli.show(table(result))
-    return 0
 
 
 def table(result: InspectResult) -> str:

@@ -16,7 +16,7 @@ from cvdist import log, storage
 from cvdist.config import PredictConfig
 from cvdist.data.labels import NO_CLASS
 from cvdist.errors import UserError
-from cvdist.jobs import cli, console
+from cvdist.jobs import console
 from cvdist.prediction import batch, results
 from cvdist.prediction.batch import PredictionPlan, Predictions
 from cvdist.prediction.pictures import find_pictures
@@ -108,18 +108,14 @@ def predict_planned(config: PredictConfig, saved: SavedModel, plan: PredictionPl
     return batch.predict(config, saved, plan, compute)
 
 
-def present(result: PredictResult) -> int:
-    """Print what came of the prediction; returns the exit code."""
-    cli.show(table(result))
-    return 0
-
-
 def table(result: PredictResult) -> str:
     """What was predicted, of a few pictures each by itself; where the results are, and how to read them."""
     done, saved = result.predictions, result.saved
     output = log.redact(result.config.prediction.output).rstrip("/")
     rate = f", {done.computed / done.seconds:,.1f} images/s" if done.computed else ""
-    most = sorted(done.counts.items(), key=lambda item: (-item[1], item[0]))
+    counts = dict(done.counts)
+    without = counts.pop("", 0)
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     named = ", ".join(f"{name} {count:,}" for name, count in most[:_SHOWN_CLASSES] if count)
     more = sum(count > 0 for _, count in most[_SHOWN_CLASSES:])
     stale = f", {done.removed} stale deleted" if done.removed else ""
@@ -129,6 +125,7 @@ def table(result: PredictResult) -> str:
         ("model", f"{saved.source}: {saved.identity}"),
         ("pictures", f"{done.rows:,} of {total:,}, {len(done.bad)} can't be decoded (quarantine.csv)"),
         ("classes", (named or "none") + (f" and {more} more" if more else "")),
+        *([("", f"{without:,} pictures of {NO_CLASS}")] if without else []),
         ("computed", f"{done.computed:,} pictures in {log.duration(done.seconds)}{rate}"),
         ("results", f"{output}/predictions: {len(done.files)} files, {size / 1e6:,.2f} MB{stale}"),
         ("time", f"{log.duration(result.seconds)} in all"),

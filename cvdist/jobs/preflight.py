@@ -6,6 +6,7 @@ measure the link as training does (`cvdist.parallel.measure`), by PyTorch's own 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -28,7 +29,6 @@ from cvdist import config as configs
 from cvdist import log, storage, tracking
 from cvdist.config import TrainConfig, cache_folder, storage_root
 from cvdist.errors import UserError
-from cvdist.jobs import cli
 from cvdist.runtime import ray_cluster
 from cvdist.runtime.ray_cluster import ResourceRequest
 
@@ -105,7 +105,7 @@ def _rows(config: TrainConfig) -> Iterator[Row]:
             yield Row("node", where, str(error).strip().splitlines()[-1][:100], "repair or remove this node")
             continue
         versions.setdefault(found, []).append(where)
-        yield from (Row(what, where, text, problem) for what, text, problem in rows)
+        yield from (dataclasses.replace(row, where=where) for row in rows)
     if len(versions) > 1:
         counts = "; ".join(f"{found} on {len(places)}" for found, places in versions.items())
         yield Row("versions", "all nodes", counts, "nodes differ: use one image for all of them")
@@ -116,8 +116,8 @@ def _rows(config: TrainConfig) -> Iterator[Row]:
     yield from _all_reduce(config)
 
 
-def _look_at_node(values: dict[str, Any]) -> tuple[str, list[tuple[str, str, str]]]:
-    """Versions, and (what, found, problem) of the node that this runs on."""
+def _look_at_node(values: dict[str, Any]) -> tuple[str, list[Row]]:
+    """Versions on the node that this runs on, and what was found there, without the node's name."""
     import torch
 
     config = configs.from_dict(TrainConfig, values)
@@ -126,44 +126,28 @@ def _look_at_node(values: dict[str, Any]) -> tuple[str, list[tuple[str, str, str
     )
     rows = []
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    memory = psutil.virtual_memory()
     if devices and config.runtime.device != "cpu":
         total = torch.cuda.get_device_properties(0).total_memory
-        row = _guarded("GPU memory", "", lambda: _gpu_memory(config, total))
-        rows.append((row.what, row.found, row.problem))
-    rows.append(
-        (
-            "machine",
-            f"{os.cpu_count()} cores, {', '.join(devices) or 'no GPU'}, {memory.available / 2**30:.1f} of "
-            f"{memory.total / 2**30:.1f} GiB memory free",
-            "" if memory.available > memory.total / 20 else "its memory is almost full",
-        )
+        rows.append(_guarded("GPU memory", "", lambda: _gpu_memory(config, total)))
+    memory = psutil.virtual_memory()
+    found = (
+        f"{os.cpu_count()} cores, {', '.join(devices) or 'no GPU'}, {memory.available / 2**30:.1f} of "
+        f"{memory.total / 2**30:.1f} GiB memory free"
     )
-    shm = shutil.disk_usage("/dev/shm") if Path("/dev/shm").exists() else None
-    if shm is not None:
-        small = shm.total < _SMALL_SHM
-        rows.append(
-            (
-                "/dev/shm",
-                f"{shm.total / 2**30:.2f} GiB",
-                "too small for Ray and PyTorch: mount a memory-backed volume there" if small else "",
-            )
-        )
+    full = memory.available <= memory.total / 20
+    rows.append(Row("machine", "", found, "its memory is almost full" if full else ""))
+    if Path("/dev/shm").exists():
+        size = shutil.disk_usage("/dev/shm").total
+        problem = "too small for Ray and PyTorch: mount a memory-backed volume there"
+        rows.append(Row("/dev/shm", "", f"{size / 2**30:.2f} GiB", problem if size < _SMALL_SHM else ""))
     cache = cache_folder(config.data.cache)
     there = next(path for path in (cache, *cache.parents) if path.exists())
     free = shutil.disk_usage(there).free
-    rows.append(
-        (
-            "cache",
-            f"{free / 2**30:.1f} GiB free in {cache}",
-            "" if free > 1 << 30 else "less than 1 GiB: see --cache",
-        )
-    )
-    for what, probe in (("storage", lambda: _storage(config)), ("MLflow", lambda: _health(config))):
-        row = _guarded(what, "", probe)
-        if row.found:
-            rows.append((row.what, row.found, row.problem))
-    return versions, rows
+    problem = "" if free > 1 << 30 else "less than 1 GiB: see --cache"
+    rows.append(Row("cache", "", f"{free / 2**30:.1f} GiB free in {cache}", problem))
+    rows.append(_guarded("storage", "", lambda: _storage(config)))
+    rows.append(_guarded("MLflow", "", lambda: _health(config)))
+    return versions, [row for row in rows if row.found]
 
 
 def _gpu_memory(config: TrainConfig, total: int) -> str:
@@ -220,17 +204,24 @@ def _mlflow(config: TrainConfig) -> str:
 
 def _samples(config: TrainConfig) -> str:
     """Decode some pictures, or what else the data set needs."""
+    from cvdist import loaders
+
     if config.features.uri:
         from cvdist.features import maintenance
+        from cvdist.features import open as features
 
+        loaders.check_labels(config, multilabel=features.open_manifest(config)[1].multilabel)
         return str(maintenance.describe(config.features.uri)).strip().splitlines()[0]
     if config.data.dataset != "images":
         return f"{config.data.dataset}: comes with the package, or is downloaded"
     from cvdist.data.forms import root_of
     from cvdist.data.images import listing
     from cvdist.data.images.ahead import Reader
+    from cvdist.data.labels import is_multilabel
 
     listed = listing.list_pictures(config.data)
+    multilabel = is_multilabel(listed.table)
+    loaders.check_labels(config, multilabel=multilabel)
     paths = listed.table.column("path").to_pylist()
     chosen = random.Random(0).sample(paths, min(_SAMPLES, len(paths)))
     reader = Reader(root_of(config.data), config.data.image_size, config.data.resize)
@@ -240,7 +231,8 @@ def _samples(config: TrainConfig) -> str:
     if bad:
         raise UserError(f"{len(bad)} of {len(chosen)} pictures can't be decoded: {bad[0]}")
     each = 1e3 * (time.monotonic() - began) / max(len(chosen), 1)
-    return f"{len(paths):,} pictures in {len(listed.classes)} classes, {each:.0f} ms to read and decode one"
+    classes = f"{len(listed.classes)} classes" + ", several a picture" * multilabel
+    return f"{len(paths):,} pictures in {classes}, {each:.0f} ms to read and decode one"
 
 
 def trained_parameters(config: TrainConfig) -> int:
@@ -357,9 +349,8 @@ def _version(package: str) -> str:
         return "from a folder" if package == "cvdist" else "missing"
 
 
-def present(result: PreflightResult) -> int:
-    """Print what was found; returns the exit code: 1 if something has to be done."""
-    cli.show(table(result))
+def exit_code(result: PreflightResult) -> int:
+    """1 if something has to be done, else 0."""
     return int(any(row.problem for row in result.rows))
 
 

@@ -88,12 +88,6 @@ def look_at_cache(how: str, uri: str) -> str:
     return f"deleted {pruned.files} files, {pruned.bytes / 1e6:,.1f} MB"
 
 
-def present(result: PreprocessResult) -> int:
-    """Print what came of the extraction; returns the exit code."""
-    cli.show(table(result))
-    return 0
-
-
 def table(result: PreprocessResult) -> str:
     """What was extracted, and the command that trains from it."""
     cache, built, config = result.built.manifest, result.built, result.config
@@ -120,4 +114,5 @@ def _flags(config: PreprocessConfig) -> str:
     prepared = models.with_preprocessing(dataclasses.replace(usual, model=config.model))
     flags = "" if recipe.data.dataset == "images" else " --dataset images"
     flags += cli.flags(config.data, prepared.data, leave_out=OF_THE_NODE)
+    flags += cli.flags(config.augmentation, usual.augmentation)
     return flags + cli.flags(config.model, usual.model)

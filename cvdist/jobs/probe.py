@@ -25,11 +25,11 @@ from cvdist.config import (
     ClusterConfig,
     DataConfig,
     ExtractionConfig,
+    MixingConfig,
     ModelConfig,
     PicturesConfig,
     PreprocessConfig,
     ProbeConfig,
-    TrackingConfig,
     TrainConfig,
 )
 from cvdist.data.images.ahead import BATCH
@@ -183,7 +183,8 @@ def probe(config: ProbeConfig) -> ProbeResult:
         # On a cluster, this process need not have the device of the extractors.
         device = devices.here(config.runtime.device if config.runtime.launcher == "inline" else "auto")
         networks = _prepare(config, _named(config))
-        store = _open_store(config)
+        logged_to = config.lookup.tracking(config.networks.tracking)
+        store = tracking.open_tracking_store(logged_to, config.lookup.storage)
         probed = [_probe(network, device) for network in networks]
         best = sorted(probed, key=lambda one: -one.left_out)[: config.networks.finalists]
         finalists = {one.name for one in best}
@@ -295,6 +296,7 @@ def network_of(config: ProbeConfig, name: str, model: BackboneConfig) -> Network
     extraction = PreprocessConfig(
         recipe=RECIPE,
         data=configs.part_of(PicturesConfig, config.data),
+        augmentation=config.augmentation,
         features=dataclasses.replace(configs.part_of(ExtractionConfig, config.features), uri=place),
         model=model,
         compute=config.compute,
@@ -311,23 +313,12 @@ def network_of(config: ProbeConfig, name: str, model: BackboneConfig) -> Network
         model=dataclasses.replace(recipe.model, **asked, features_at=at),
         features=dataclasses.replace(recipe.features, uri=place, views=config.features.views),
         data=configs.part_of(DataConfig, config.data),
+        augmentation=MixingConfig(**vars(config.augmentation)),
         runtime=dataclasses.replace(recipe.runtime, **runtime),
         run=dataclasses.replace(recipe.run, storage=lookup.storage),
-        tracking=_tracking(config, recipe.tracking),
+        tracking=lookup.tracking(config.networks.tracking),
     )
     return Network(name, extraction, training)
-
-
-def _tracking(config: ProbeConfig, usual: TrackingConfig) -> TrackingConfig:
-    """`usual` with the store and the experiment of the comparison."""
-    lookup = config.lookup
-    return dataclasses.replace(
-        usual,
-        mode=config.networks.tracking,
-        uri=lookup.tracking_uri,
-        experiment=lookup.experiment,
-        timeout=lookup.tracking_timeout,
-    )
 
 
 # ---------------------------------------------------------------------------------------------- measuring
@@ -387,17 +378,17 @@ def _pictures_per_second(made: PreprocessResult, loader: FeatureLoader, device: 
     paths = loader.names("valid", range(min(loader.info.valid_size, _TIMED_PICTURES)))
     paths += loader.names("train", range(min(loader.info.train_size, _TIMED_PICTURES - len(paths))))
     extractor = Extractor(config, mark, device, decode_threads=config.data.decode_workers)
+
+    def rate(some: list[str]) -> float:
+        began = time.monotonic()
+        extractor.compute(some, 1)
+        return len(some) / (time.monotonic() - began)
+
     few = paths[: BATCH[device.type]]
-    extractor.compute(few, 1)  # the first run of a network takes longer
-    began = time.monotonic()
-    extractor.compute(few, 1)
-    seconds = time.monotonic() - began
-    more = paths[: int(len(few) * _TIMED_SECONDS / seconds)]
-    if len(more) <= len(few):
-        return len(few) / seconds
-    began = time.monotonic()
-    extractor.compute(more, 1)
-    return len(more) / (time.monotonic() - began)
+    rate(few)  # the first run of a network takes longer
+    found = rate(few)
+    more = paths[: int(found * _TIMED_SECONDS)]
+    return rate(more) if len(more) > len(few) else found
 
 
 def _solved(probed: ProbedNetwork, device: torch.device) -> ProbedNetwork:
@@ -445,11 +436,6 @@ def compare(config: ProbeConfig, probed: Sequence[ProbedNetwork], hardware: str,
 
 
 # ------------------------------------------------------------------------------------------------- MLflow
-
-
-def _open_store(config: ProbeConfig) -> TrackingStore | None:
-    """The MLflow store to log to, asked before anything is computed."""
-    return tracking.open_tracking_store(_tracking(config, TrackingConfig()), config.lookup.storage)
 
 
 def _log(store: TrackingStore, result: ProbeResult) -> RunRef:
@@ -534,12 +520,6 @@ def figure(result: ProbeResult) -> Figure:
 # ----------------------------------------------------------------------------------------------- printing
 
 
-def present(result: ProbeResult) -> int:
-    """Print the table; returns the exit code."""
-    cli.show(table(result))
-    return 0
-
-
 def table(result: ProbeResult) -> str:
     """One row for each network, which of them are tied, and the command that trains the chosen one."""
     first, config = result.networks[0], result.config
@@ -612,6 +592,6 @@ def next_command(result: ProbeResult) -> str:
     flags = f" --model {mine.model.name}" + cli.flags(mine.model, usual.model, leave_out=("name",))
     flags += cli.flags(mine.features, usual.features)
     flags += cli.flags(mine.data, usual.data, leave_out=OF_THE_NODE)
-    for group in ("runtime", "run", "tracking"):
+    for group in ("augmentation", "runtime", "run", "tracking"):
         flags += cli.flags(getattr(mine, group), getattr(usual, group))
     return f"{cli.command('train')} {RECIPE}{flags}"

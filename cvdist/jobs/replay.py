@@ -9,7 +9,6 @@ from pathlib import PurePosixPath
 from cvdist import storage
 from cvdist.config import ReplayConfig
 from cvdist.errors import UserError
-from cvdist.jobs import cli
 from cvdist.log import redact
 from cvdist.tracking import journal
 from cvdist.tracking.run import first_line, mlflow_client, require_server
@@ -52,8 +51,7 @@ def replay(config: ReplayConfig) -> ReplayResult:
     return ReplayResult(kept.run_id, sum(len(item.values) for item in kept.metrics), ended)
 
 
-def present(result: ReplayResult) -> int:
-    """Print what was delivered; returns the exit code."""
+def table(result: ReplayResult) -> str:
+    """The line that says what was delivered."""
     ended = ", and is marked as finished" if result.ended else ""
-    cli.show(f"run {result.run_id} has all {result.values} values of the journal{ended}")
-    return 0
+    return f"run {result.run_id} has all {result.values} values of the journal{ended}"

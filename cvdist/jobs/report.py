@@ -16,7 +16,7 @@ from cvdist import log, recipes
 from cvdist.config import ReportConfig, SelectBy
 from cvdist.data.quarantine import QUARANTINE
 from cvdist.errors import UserError
-from cvdist.jobs import cli, console
+from cvdist.jobs import console
 from cvdist.report_html import figures
 from cvdist.report_html.content import FigureFile, Report, Setting
 from cvdist.report_html.embed import TYPES
@@ -97,18 +97,12 @@ def log_report_or_warn(ref: RunRef, *, ended: bool = True) -> None:
         logger.debug("", exc_info=True)
 
 
-def present(result: ReportResult) -> int:
-    """Print where the report is; returns the exit code."""
+def table(result: ReportResult) -> str:
+    """Where the report is, and how to see it."""
     if result.path is None:
-        cli.show(
-            f"{NAME} is among the artifacts of the run {result.run.run_id}\n"
-            f"next: open {console.page_after(result.run, f'/artifacts/{NAME}')}"
-        )
-    else:
-        cli.show(
-            f"{result.path}: {result.size / 1e6:.1f} MB\nnext: open it in a browser, or send it to someone"
-        )
-    return 0
+        page = console.page_after(result.run, f"/artifacts/{NAME}")
+        return f"{NAME} is among the artifacts of the run {result.run.run_id}\nnext: open {page}"
+    return f"{result.path}: {result.size / 1e6:.1f} MB\nnext: open it in a browser, or send it to someone"
 
 
 # ------------------------------------------------------------------------------------------------- content

@@ -7,10 +7,12 @@ import dataclasses
 import io
 import logging
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
 
 from cvdist import config as configs
 from cvdist import log, tracking
@@ -20,14 +22,18 @@ from cvdist.config import ModelConfig, SweepJobConfig, TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.jobs import cli, console
 from cvdist.jobs.train import ParentJob, TrainResult, absolute, check_here, named, open_all, train
+from cvdist.jobs.train import exit_code as train_exit_code
 from cvdist.log import redact
 from cvdist.runtime.environment import require_ray
 from cvdist.runtime.signals import sigterm_raises
 from cvdist.storage import Folder
 from cvdist.sweep import importance, space
-from cvdist.sweep.record import END_STATES, Trial, TrialState, TrialStore, best_of, folder_of
+from cvdist.sweep.record import END_STATES, ONE_CLASS_NEEDED, Trial, TrialState, TrialStore, best_of, folder_of
 from cvdist.sweep.space import Dimension, Settings
 from cvdist.tracking import RunRef, environment, open_tracker, sweep_runs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +93,7 @@ def sweep(job: SweepJobConfig) -> SweepResult:
             "jobs/train.py"
         )
     for settings in tries:
-        try:
-            space.apply_settings(config, settings)
-        except UserError as error:
-            raise UserError(f"--search: {space.format_settings(settings)}: {error}") from error
+        space.require_fit(config, settings, f"--search: {space.format_settings(settings)}")
     require_ray("try settings one by one with jobs/train.py --runtime inline")
     job = SweepJobConfig.of(config, job.sweep)
     try:
@@ -110,9 +113,8 @@ def _run(
     config, settings = job.train, job.sweep
     name, root = config.run.name, storage_root(config.run.storage)
     here = not ray_cluster.address()
-    _check_here(config, tries, data_is_here=here)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        opening = pool.submit(open_all, config, data_is_here=here)
+        opening = pool.submit(_check_and_open, config, tries, data_is_here=here)
         request = ResourceRequest.of_workers(config.runtime)
         nodes = ray_cluster.connect(request)
         store = opening.result()
@@ -198,7 +200,7 @@ class _Keeper:
         best = kept.best()
         return kept.uri(best.name) if best is not None else ""
 
-    def _clear(self, trials: Any) -> None:
+    def _clear(self, trials: Iterable[Trial]) -> None:
         for trial in trials:
             if trial.number not in self._cleared:
                 self._cleared.add(trial.number)
@@ -214,14 +216,18 @@ class _Keeper:
         )
 
 
-def _check_here(config: TrainConfig, tries: list[Settings], *, data_is_here: bool) -> None:
-    """As `check_here`, with all views that are tried."""
-    check_here(config, data_is_here=data_is_here)
+def _check_and_open(
+    config: TrainConfig, tries: list[Settings], *, data_is_here: bool
+) -> tracking.TrackingStore | None:
+    """As `check_here` and `open_all`, with all views that are tried, and for pictures with one class each."""
+    if check_here(config, data_is_here=data_is_here):
+        raise UserError(ONE_CLASS_NEEDED)
     if data_is_here and config.features.uri:
         from cvdist import loaders
 
         for views in {settings["views"] for settings in tries if "views" in settings}:
             loaders.check(configs.replace(config, views=views))
+    return open_all(config, data_is_here=data_is_here)
 
 
 def _plan(config: TrainConfig, search: tuple[Dimension, ...], seed: int, epochs: int) -> dict[str, Any]:
@@ -329,10 +335,13 @@ def _log_results(ref: RunRef, search: Sequence[Dimension], trials: Sequence[Tria
     """Log table, figures, numbers and description; `grace`: epochs that every trial was trained for."""
     tracker = open_tracker(ref, 0, 0, "")
     best = best_of(trials)
-    values = {f"trials/{state}": sum(t.state == state for t in trials) for state in ("finished", "stopped")}
-    values["trials/lost"] = sum(trial.state in ("diverged", "failed") for trial in trials)
-    values["trials/epochs"] = sum(len(trial.epochs) for trial in trials)
-    numbers: dict[str, float] = dict(values)
+    states = Counter(trial.state for trial in trials)
+    numbers: dict[str, float] = {
+        "trials/finished": states["finished"],
+        "trials/stopped": states["stopped"],
+        "trials/lost": states["diverged"] + states["failed"],
+        "trials/epochs": sum(len(trial.epochs) for trial in trials),
+    }
     if best is not None and best.best is not None:
         numbers |= {
             "best/correct": best.best.correct,
@@ -349,28 +358,24 @@ def _log_results(ref: RunRef, search: Sequence[Dimension], trials: Sequence[Tria
     tracking.set_description(ref, description(search, trials, environment.command(), set(drawn)))
 
 
-def _figures(search: Sequence[Dimension], trials: Sequence[Trial], grace: int) -> Mapping[str, Any]:
+def _figures(
+    search: Sequence[Dimension], trials: Sequence[Trial], grace: int
+) -> Mapping[str, Callable[[], Figure]]:
     """The function that draws each figure, by the figure's name."""
+    from cvdist.figures import sweep as figures
+
+    drawn = {
+        "parallel_coordinates": partial(figures.parallel_coordinates, search, trials),
+        "trials": partial(figures.trial_curves, trials),
+    }
     shares = importance.permutation_importance(search, trials, grace)
+    return drawn if shares is None else {**drawn, "importance": partial(figures.importance_bars, shares)}
 
-    def parallel() -> Any:
-        from cvdist.figures import sweep
 
-        return sweep.parallel_coordinates(search, trials)
-
-    def bars() -> Any:
-        from cvdist.figures import sweep
-
-        assert shares is not None
-        return sweep.importance_bars(shares)
-
-    def curves() -> Any:
-        from cvdist.figures import sweep
-
-        return sweep.trial_curves(trials)
-
-    drawn = {"parallel_coordinates": parallel, "trials": curves}
-    return {**drawn, "importance": bars} if shares is not None else drawn
+def _values(search: Sequence[Dimension], trial: Trial) -> list[str]:
+    """The trial's value of each searched setting; empty where it does not have the setting."""
+    known = {name: space.format_value(value) for name, value in trial.settings.items()}
+    return [known.get(dimension.name, "") for dimension in search]
 
 
 def trials_csv(search: Sequence[Dimension], trials: Sequence[Trial]) -> str:
@@ -386,11 +391,8 @@ def trials_csv(search: Sequence[Dimension], trials: Sequence[Trial]) -> str:
         if best is not None:
             accuracy = f"{best.correct / best.total:.6f}"
             measured = [str(best.correct), str(best.total), accuracy, f"{best.loss:.6f}", str(best.epoch)]
-        settings = [
-            space.format_value(trial.settings[name]) if name in trial.settings else "" for name in names
-        ]
         ends = [len(trial.epochs), f"{trial.seconds:.1f}", log.redact(trial.reason)]
-        writer.writerow([trial.number, trial.state, *settings, *measured, *ends])
+        writer.writerow([trial.number, trial.state, *_values(search, trial), *measured, *ends])
     return output.getvalue()
 
 
@@ -403,16 +405,12 @@ def description(
     title = "no trial has finished"
     if best is not None and best.best is not None:
         title = f"{log.percent(best.best.correct, best.best.total)} by trial {best.number}"
-    names = [dimension.name for dimension in search]
     header = ["trial", *(dimension.flag for dimension in search), "accuracy", "epochs", "state"]
     rows = [header, ["---"] * len(header)]
     ranked = sorted(trials, key=lambda trial: (trial is not best, -trial.score, trial.number))
     for trial in ranked[:_SHOWN]:
         result = log.percent(trial.best.correct, trial.best.total) if trial.best is not None else ""
-        settings = [
-            space.format_value(trial.settings[name]) if name in trial.settings else "" for name in names
-        ]
-        rows.append([str(trial.number), *settings, result, str(len(trial.epochs)), trial.state])
+        rows.append([str(trial.number), *_values(search, trial), result, str(len(trial.epochs)), trial.state])
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     more = f"\n\nand {len(trials) - _SHOWN} more in `trials.csv`" if len(trials) > _SHOWN else ""
     return f"""### {title}
@@ -432,24 +430,17 @@ Each trial is a run below this one; the best, trained on, has figures, a report 
 # ------------------------------------------------------------------------------------------------- printing
 
 
-def present(result: SweepResult) -> int:
-    """Print what came of the sweep; returns the exit code.
-
-    Raises:
-        UserError: if the best model should have been registered and is not.
-    """
-    cli.show(table(result))
-    if result.trained is not None and result.trained.not_registered:
-        raise UserError(result.trained.not_registered)
-    return 0
+def exit_code(result: SweepResult) -> int:
+    """As that of the best trial's training."""
+    return train_exit_code(result.trained) if result.trained is not None else 0
 
 
 def table(result: SweepResult) -> str:
     """What was tried and what came of it, and the next command below."""
     best, job, trained = result.best, result.job, result.trained
     name = job.run.name
-    count = {state: sum(trial.state == state for trial in result.trials) for state in get_args(TrialState)}
-    ends = ", ".join(f"{number} {state}" for state, number in count.items() if number)
+    count = Counter(trial.state for trial in result.trials)
+    ends = ", ".join(f"{count[state]} {state}" for state in get_args(TrialState) if count[state])
     epochs = sum(len(trial.epochs) for trial in result.trials)
     whole = len(result.trials) * (job.sweep.trial_epochs or job.loop.epochs)
     assert best.best is not None

@@ -18,7 +18,7 @@ from cvdist import log, startup, storage, tracking
 from cvdist.checkpoints.fence import Fence
 from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
-from cvdist.jobs import cli, console
+from cvdist.jobs import console
 from cvdist.log import redact
 from cvdist.runtime.environment import choose_launcher, require_ray
 from cvdist.runtime.signals import sigterm_raises
@@ -27,8 +27,8 @@ from cvdist.tracking import Attempt, RunRef, Tracker, environment, open_tracker
 
 if TYPE_CHECKING:
     from cvdist.checkpoints.worker import Worker
-    from cvdist.distributed.consensus import StopRequest
     from cvdist.distributed.ranks import RankInfo
+    from cvdist.distributed.stop_request import StopRequest
     from cvdist.results import Summary
 
 logger = logging.getLogger(__name__)
@@ -102,10 +102,9 @@ def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef 
     config, start = named(config), Waterfall()
     start.end("imports")
     here = not ray_cluster.address()
-    check_here(config, data_is_here=here)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        # Ray's processes take seconds to start, and so do MLflow and Ray Train to import: side by side.
-        opening = pool.submit(open_all, config, data_is_here=here)
+        # Ray takes seconds to start, and so do PyTorch, MLflow and Ray Train to import: side by side.
+        opening = pool.submit(_check_and_open, config, data_is_here=here)
         pool.submit(importlib.import_module, "cvdist.runtime.ray_train")
         nodes = ray_cluster.connect(ResourceRequest.of_workers(config.runtime))
         store = opening.result()
@@ -117,6 +116,8 @@ def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef 
         if run is not None:
             run.require_reachable_from(nodes)
         start.end("run")
+        where = "this machine" if here else f"a cluster of {nodes} node{'s' if nodes != 1 else ''}"
+        logger.info("ray        on %s, starting %s workers", where, config.runtime.num_workers)
         summary = ray_train.fit(config, functools.partial(_train, config, job, run, start))
         _describe(run, summary, part)
     return config.run.name, summary, run
@@ -133,8 +134,7 @@ def _in_processes(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, R
         started: tuple[RunRef | None, Fence] | None = None
         with raise_on_all_ranks():
             if ranks.rank == 0:
-                check_here(config, data_is_here=True)
-                started = _start(config, open_all(config, data_is_here=True), tags=part.tags)
+                started = _start(config, _check_and_open(config, data_is_here=True), tags=part.tags)
         started = gather(started)[0]
         assert started is not None
         run, job = started
@@ -248,12 +248,15 @@ def absolute(config: TrainConfig) -> TrainConfig:
     )
 
 
-def check_here(config: TrainConfig, *, data_is_here: bool) -> None:
-    """Check all that this process can check by itself in seconds, before anything is started.
+def check_here(config: TrainConfig, *, data_is_here: bool) -> bool:
+    """Check all that this process can check by itself in seconds, before any worker is started.
 
     Args:
         config: Of the run.
         data_is_here: Whether the workers are on this machine, with the data and the weights.
+
+    Returns:
+        Whether a picture may have several classes, if the data is here.
 
     Raises:
         UserError: If the storage, the MLflow store, the data or the weights can't be used.
@@ -265,8 +268,8 @@ def check_here(config: TrainConfig, *, data_is_here: bool) -> None:
     root = storage_root(config.run.storage)
     storage.check_writable(root)
     tracking.check_tracking_store(config.tracking, config.run.storage)
+    multilabel = data_is_here and loaders.check(config)
     if data_is_here:
-        loaders.check(config)
         models.prepare(config.model)
     free, needed = storage.free_bytes(root), memory.checkpoint_bytes(config)
     if free is not None and free < needed:
@@ -274,6 +277,7 @@ def check_here(config: TrainConfig, *, data_is_here: bool) -> None:
             f"--storage {root} has room for {free / 1e6:,.0f} MB, and one checkpoint takes about "
             f"{needed / 1e6:,.0f} MB: make room, or name another folder"
         )
+    return multilabel
 
 
 def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.TrackingStore | None:
@@ -283,6 +287,11 @@ def open_all(config: TrainConfig, *, data_is_here: bool) -> tracking.TrackingSto
     if data_is_here and not config.features.uri:
         loaders.prepare(config)
     return tracking.open_tracking_store(config.tracking, config.run.storage)
+
+
+def _check_and_open(config: TrainConfig, *, data_is_here: bool) -> tracking.TrackingStore | None:
+    check_here(config, data_is_here=data_is_here)
+    return open_all(config, data_is_here=data_is_here)
 
 
 def _start(
@@ -337,13 +346,12 @@ def _register(config: TrainConfig, summary: Summary, run: RunRef | None) -> tupl
     return f"{version} @{chosen.alias}", ""
 
 
-def present(result: TrainResult) -> int:
-    """Print what came of the training; returns the exit code.
+def exit_code(result: TrainResult) -> int:
+    """Return 0.
 
     Raises:
         UserError: if the model should have been registered and is not.
     """
-    cli.show(table(result))
     if result.not_registered:
         raise UserError(result.not_registered)
     return 0

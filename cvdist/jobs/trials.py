@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -29,12 +30,12 @@ from cvdist import config as configs
 from cvdist import log
 from cvdist.checkpoints.fence import Fence, FenceWatch
 from cvdist.config import SweepConfig, TrainConfig
-from cvdist.distributed.consensus import StopRequest
 from cvdist.distributed.ranks import RankInfo
+from cvdist.distributed.stop_request import StopRequest
 from cvdist.errors import Superseded, UserError, superseded_by_another_job
 from cvdist.jobs.train import open_worker
 from cvdist.sweep import space
-from cvdist.sweep.record import Trial, TrialEpoch, folder_of
+from cvdist.sweep.record import ONE_CLASS_NEEDED, Trial, TrialEpoch, folder_of
 from cvdist.tracking import NoTracker, RunRef, Tracker
 from cvdist.tracking.sweep_runs import show_running
 from cvdist.training.finite import NotFinite
@@ -181,10 +182,7 @@ class _Process(tune.Trainable):
                     config = space.apply_settings(config, task.settings[number])
                     run = build_run(config, worker, TrialTracker(tracker, self._epoch_done))
                     if run.info.multilabel:
-                        raise UserError(
-                            "a sweep compares trials by accuracy, and these pictures may have several classes: "
-                            "compare runs of python jobs/train.py"
-                        )
+                        raise UserError(ONE_CLASS_NEEDED)
                 except UserError as error:
                     # What a trial can't even begin with, the others can't either.
                     self._say(state="failed", reason=str(error), whole=True)
@@ -319,10 +317,10 @@ class Watch(tune.Callback, tune.Stopper):
 
 def progress(trials: Sequence[Trial], running: int) -> str:
     """`trials 7/20 done, 2 running, 4 stopped early, best 98.25% (393/400) lr=0.0002`."""
-    count = {state: sum(trial.state == state for trial in trials) for state in ("finished", "stopped")}
-    lost = sum(trial.state in ("diverged", "failed") for trial in trials)
+    count = Counter(trial.state for trial in trials)
+    lost = count["diverged"] + count["failed"]
     parts = [
-        f"trials {sum(count.values()) + lost}/{len(trials)} done",
+        f"trials {count['finished'] + count['stopped'] + lost}/{len(trials)} done",
         f"{running} running",
         f"{count['stopped']} stopped early",
     ]

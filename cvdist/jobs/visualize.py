@@ -38,7 +38,7 @@ from cvdist.figures import network
 from cvdist.hardware import usable_cores
 from cvdist.interpret.interpretation import Interpretation, Limits, PictureSource, interpret_model
 from cvdist.interpret.layers import ConvLayer, select_layers
-from cvdist.jobs import cli, console
+from cvdist.jobs import console
 from cvdist.jobs.report import log_report_or_warn
 from cvdist.log import redact
 from cvdist.saved import SavedModel, open_model
@@ -344,12 +344,6 @@ def _write(drawings: dict[str, Made], output: str, run: tracking.RunRef | None) 
 
 
 # ----------------------------------------------------------------------------------------------- printing
-
-
-def present(result: VisualizeResult) -> int:
-    """Print what came of the visualization; returns the exit code."""
-    cli.show(table(result))
-    return 0
 
 
 def table(result: VisualizeResult) -> str:

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from cvdist.errors import UserError, did_you_mean
 from cvdist.models.cutting import Cuts, WithoutValues, find_cuts
@@ -70,7 +68,7 @@ class _Build:
 
 def names() -> list[str]:
     """Return the names of all classifiers."""
-    return list(list_models(module=torchvision.models))
+    return list(_torchvision().list_models(module=_torchvision()))
 
 
 def create(name: str, num_classes: int, side: int) -> nn.Module:
@@ -106,7 +104,7 @@ def _new(name: str, **options: Any) -> nn.Module:
     if name.startswith(TIMM):
         network = _timm().create_model(name.removeprefix(TIMM), pretrained=False, **options)
     else:
-        network = get_model_builder(name)(weights=None, **options)
+        network = _torchvision().get_model_builder(name)(weights=None, **options)
     return network
 
 
@@ -120,6 +118,12 @@ def require(name: str) -> None:
     if word.split(".")[0] not in known:
         hint = did_you_mean(word, known, "timm.list_models() names all")
         raise UserError(f"--model {name}: timm has no such model: {hint}")
+
+
+def _torchvision() -> Any:
+    from torchvision import models  # takes long to import, and networks of this project do without it
+
+    return models
 
 
 def _timm() -> Any:
@@ -165,7 +169,7 @@ def named_weights(name: str) -> dict[str, NamedWeights]:
     if name.startswith(TIMM):
         return {"DEFAULT": _weights_of_timm(name)}
     found = {}
-    for key, weights in get_model_weights(name).__members__.items():
+    for key, weights in _torchvision().get_model_weights(name).__members__.items():
         given = weights.transforms()
         mean, std = tuple(given.mean), tuple(given.std)
         resize = f"crop:{given.resize_size[0]}:{given.interpolation.value}"
@@ -208,7 +212,7 @@ def problem(name: str, height: int, width: int) -> str:
             network(torch.zeros(1, 3, height, width, device="meta"))
     except Exception as error:  # whatever a network checks, and convolutions that have no output
         if not name.startswith(TIMM):
-            least = min(next(iter(get_model_weights(name))).meta["min_size"])
+            least = min(next(iter(_torchvision().get_model_weights(name))).meta["min_size"])
             if min(height, width) < least:
                 return f"takes pictures of {least}x{least} pixels or more, these are {height}x{width}"
         side = default_side(name)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import nn
 
@@ -106,8 +106,21 @@ class ModelSpec:
 
 
 MODELS: dict[str, ModelSpec] = {}
-# Those of a library, by name or by the prefix of all their names; each is described when it is used.
-_LATER: dict[str, Callable[[str], ModelSpec]] = {}
+
+
+class Library(NamedTuple):
+    """Models that are not registered one by one.
+
+    Attributes:
+        names: returns the names of those that the library lists.
+        describe: returns the entry of a model; None if the library has none of this name.
+    """
+
+    names: Callable[[], Collection[str]]
+    describe: Callable[[str], ModelSpec | None]
+
+
+_LIBRARIES: list[Library] = []
 
 
 def register(spec: ModelSpec) -> None:
@@ -121,14 +134,14 @@ def register(spec: ModelSpec) -> None:
     MODELS[spec.name] = spec
 
 
-def register_library(names: Iterable[str], describe: Callable[[str], ModelSpec]) -> None:
-    """Add the models of a library, each of which `describe` describes when it is used."""
-    _LATER.update(dict.fromkeys(names, describe))
+def register_library(library: Library) -> None:
+    """Add the models of a library, which is asked only for names that are not registered."""
+    _LIBRARIES.append(library)
 
 
 def names() -> list[str]:
     """Return the names of all models."""
-    return [*MODELS, *(name for name in _LATER if name not in MODELS and not name.endswith("/"))]
+    return [*MODELS, *(name for library in _LIBRARIES for name in library.names())]
 
 
 def find(name: str) -> ModelSpec:
@@ -137,16 +150,13 @@ def find(name: str) -> ModelSpec:
     Raises:
         UserError: if there is none; the message lists similar names, or all.
     """
-    describe = _LATER.get(name) or _LATER.get(name[: name.find("/") + 1])
-    if name not in MODELS and describe is not None:
-        MODELS[name] = describe(name)
-    if name not in MODELS:
-        own = ", ".join(known for known in MODELS if known not in _LATER and "/" not in known)
-        hint = did_you_mean(
-            name, names(), f"--model takes {own}, and the classifiers of torchvision, such as resnet50"
-        )
-        raise UserError(f"unknown model {name!r}: {hint}")
-    return MODELS[name]
+    if name in MODELS:
+        return MODELS[name]
+    for library in _LIBRARIES:
+        if (spec := library.describe(name)) is not None:
+            return spec
+    own = f"--model takes {', '.join(MODELS)}, and the classifiers of torchvision, such as resnet50"
+    raise UserError(f"unknown model {name!r}: {did_you_mean(name, names(), own)}")
 
 
 def build_model(

@@ -19,7 +19,7 @@ from cvdist.errors import UserError
 from cvdist.models import heads, library, weights
 from cvdist.models.cutting import Frozen, Layers, WithoutValues, label, operation_before, part, with_head
 from cvdist.models.frozen import FrozenAndTrained, FrozenBackbone
-from cvdist.models.registry import InputSpec, ModelSpec, register_library
+from cvdist.models.registry import InputSpec, Library, ModelSpec, register_library
 
 
 @dataclass(frozen=True)
@@ -207,9 +207,12 @@ def _build_frozen(name: str, side: int, settings: ModelConfig) -> FrozenBackbone
     return FrozenBackbone(frozen, label(cuts.graph, cut), pretrained.origin.source)
 
 
-def _spec(name: str) -> ModelSpec:
+@functools.cache
+def _describe(name: str) -> ModelSpec | None:
     if name.startswith(library.TIMM):
         library.require(name)
+    elif name not in library.names():
+        return None
     side = library.default_side(name)
     return ModelSpec(
         name=name,
@@ -222,4 +225,4 @@ def _spec(name: str) -> ModelSpec:
     )
 
 
-register_library([*library.names(), library.TIMM], _spec)
+register_library(Library(library.names, _describe))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import pickle
@@ -67,10 +68,10 @@ class PretrainedWeights:
     state: Mapping[str, Tensor]
 
 
-# By the names that --weights-preprocessing takes.
-PREPROCESSING = {
-    weights.preprocessing.name: weights.preprocessing for weights in named_weights("vgg16").values()
-}
+@functools.cache
+def normalizations() -> dict[str, Preprocessing]:
+    """Return what pretrained weights expect of pixels, by the names that `--weights-preprocessing` takes."""
+    return {weights.preprocessing.name: weights.preprocessing for weights in named_weights("vgg16").values()}
 
 
 def preprocessing(settings: BackboneConfig) -> Preprocessing | None:
@@ -98,13 +99,13 @@ def preprocessing(settings: BackboneConfig) -> Preprocessing | None:
         return known
     usual = next(iter(named.values())).preprocessing
     if settings.weights_preprocessing:
-        stated = PREPROCESSING[settings.weights_preprocessing]
+        stated = normalizations()[settings.weights_preprocessing]
         return dataclasses.replace(usual, name=stated.name, mean=stated.mean, std=stated.std)
     if needs_normalization(settings):
         raise UserError(
             f"--weights {redact(settings.weights)} is none of torchvision's for {settings.name} "
             f"({', '.join(named)}), so a file: set --weights-preprocessing to the normalization that it "
-            f"was trained with, {' or '.join(PREPROCESSING)}"
+            f"was trained with, {' or '.join(normalizations())}"
         )
     return usual
 

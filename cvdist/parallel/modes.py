@@ -22,7 +22,6 @@ from cvdist.distributed.ranks import RankInfo
 from cvdist.distributed.tensor_shard import TensorShard
 from cvdist.distributed.traffic import Traffic, ring_bytes
 from cvdist.models.frozen import FrozenAndTrained
-from cvdist.parallel.head import Workers, split_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +144,8 @@ class SplitHead:
         Raises:
             UserError: If the classifier can't be split.
         """
+        from cvdist.parallel.head import Workers, split_classifier  # PyTorch's DTensor takes long to import
+
         self.rank, self.world_size = (0, 1) if cached else (worker.rank, worker.world_size)
         self.random_rank = 0  # all workers draw what one process would draw
         self.counts = not cached or worker.rank == 0

@@ -17,7 +17,6 @@ from cvdist.errors import UserError
 from cvdist.models.frozen import FrozenAndTrained
 from cvdist.parallel import cost, measure
 from cvdist.parallel.cost import Cost, Machine, Work
-from cvdist.parallel.head import linear_layers
 from cvdist.parallel.modes import DataParallel, Mode, SplitHead, powersgd_bytes
 
 _MIN_SPEEDUP = (
@@ -188,6 +187,8 @@ def step_work(
 
 def can_split(modules: FrozenAndTrained, workers: int) -> tuple[nn.Linear, nn.Linear] | None:
     """Return the two linear layers of the head that can be split over `workers`, or None if there are none."""
+    from cvdist.parallel.head import linear_layers  # PyTorch's DTensor takes long to import
+
     try:
         (_, first), (_, second) = linear_layers(_head(modules), workers)
     except UserError:
@@ -251,6 +252,8 @@ def _require_use(settings: ParallelConfig, modules: FrozenAndTrained, workers: i
     """
     if settings.mode != "head":
         return
+    from cvdist.parallel.head import linear_layers  # PyTorch's DTensor takes long to import
+
     classifier = _head(modules)
     linear_layers(classifier, workers)
     others = set(modules.trained.parameters()) - set(classifier.parameters())

@@ -40,7 +40,8 @@ class Predictions:
     Attributes:
         files: receipts of all result files.
         bad: pictures that can't be decoded.
-        counts: number of pictures that were taken for each class; of several labels a picture counts for each.
+        counts: number of pictures that were taken for each class. With several labels, a picture counts for
+            each, and the empty name is for those without any.
         rows: number of pictures that have a prediction.
         computed: number of pictures that this job has predicted.
         seconds: time that they took.
@@ -150,7 +151,8 @@ def predict(config: PredictConfig, saved: SavedModel, todo: PredictionPlan, comp
     counts: Counter[str] = Counter()
     for receipt in mapped.receipts:
         counts.update(receipt.values["counts"])
-    named = {name: counts[name] for name in saved.identity.classes}
+    names = [*saved.identity.classes, *([""] if saved.identity.multilabel else [])]
+    named = {name: counts[name] for name in names}
     rows = pictures - len(mapped.bad)
     manifest = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

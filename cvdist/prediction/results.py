@@ -43,7 +43,8 @@ def dump(
         bad: pictures that can't be decoded.
 
     Returns:
-        The content of the file, and the number of pictures that were taken for each class.
+        The content of the file, and the number of pictures that were taken for each class; by the empty name
+        those without any label.
     """
     classes = identity.classes
     described = {_CLASSES: json.dumps(list(classes)).encode()}
@@ -61,7 +62,7 @@ def dump(
     columns["probabilities"] = pa.FixedSizeListArray.from_arrays(
         pa.array(probabilities.flatten().numpy()), len(classes)
     )
-    counts = dict(sorted(Counter(name for names in labels for name in names).items()))
+    counts = dict(sorted(Counter(name for names in labels for name in names or [""]).items()))
     summary = {"counts": counts, "bad": [[picture.path, picture.reason] for picture in bad]}
     table = pa.table(columns).replace_schema_metadata({**described, _SLICE: json.dumps(summary).encode()})
     file = io.BytesIO()

@@ -17,15 +17,19 @@ from typing import Any, TypeVar
 
 import ray
 import ray.train
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from cvdist import log, storage
 from cvdist.config import TrainConfig, storage_root
-from cvdist.distributed.consensus import StopRequest
 from cvdist.distributed.ranks import RankInfo
+from cvdist.distributed.stop_request import StopRequest
 from cvdist.errors import UserError
 from cvdist.runtime.ray_cluster import ResourceRequest, address, reconnect, require_resources
 
@@ -62,6 +66,10 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
     start_timeout = runtime.start_timeout if fewest == most else min(runtime.start_timeout, _TRIAL_SECONDS)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout))
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(runtime.collective_timeout))
+    # Nobody takes this machine away, and the watcher is a process that takes seconds to import.
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1" if address() else "0"
+    # Ray Train's controller waits for this actor, which so starts while the controller itself does.
+    get_or_create_autoscaling_coordinator()
     filesystem, root = storage.locate(storage_root(config.run.storage), patient=True)
     make = functools.partial(
         _Trainer,
@@ -97,13 +105,14 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
 
 
 class _Trainer(TorchTrainer):
-    """Without Ray's process that removes what a dead controller held, where the cluster ends with this job."""
+    """Without two of Ray's processes, each of which takes seconds to import, and which have nothing to do.
+
+    They divide Ray's own data sets, and remove what a dead controller held if the cluster ends with this job.
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        if address():
-            return callbacks
-        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+        idle = (DatasetsCallback,) if address() else (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, idle)]
 
 
 def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:

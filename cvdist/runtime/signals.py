@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-from cvdist.distributed.consensus import StopRequest
+from cvdist.distributed.stop_request import StopRequest
 
 logger = logging.getLogger(__name__)
 

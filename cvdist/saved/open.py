@@ -16,7 +16,7 @@ from cvdist.errors import UserError
 from cvdist.features.fingerprint import digest
 from cvdist.log import redact
 from cvdist.models import weights
-from cvdist.models.weights import PREPROCESSING
+from cvdist.models.weights import normalizations
 from cvdist.results import ModelIdentity
 from cvdist.saved.model import SavedModel, rebuild
 from cvdist.seeding import derive_seed
@@ -105,7 +105,7 @@ def _from_checkpoint(settings: SavedModelConfig, uri: str) -> SavedModel:
     saved, tensors = find.read(uri)
     normalization = saved.normalization
     if settings.weights_preprocessing:
-        stated = PREPROCESSING[settings.weights_preprocessing]
+        stated = normalizations()[settings.weights_preprocessing]
         normalization = Normalization(stated.mean, stated.std, normalization.resize)
     model = rebuild(saved.model, tensors, redact(uri))
     # A checkpoint from before the first validation has none yet.

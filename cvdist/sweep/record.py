@@ -20,6 +20,11 @@ from cvdist.sweep.space import Settings
 _PLAN = "sweep.json"
 _FORMAT = 1
 
+ONE_CLASS_NEEDED = (
+    "a sweep compares trials by accuracy, and these pictures may have several classes: compare runs of python "
+    "jobs/train.py"
+)
+
 TrialState = Literal["waiting", "running", "finished", "stopped", "diverged", "failed"]
 """`finished`: all epochs are done; `stopped`: stopped early for low accuracy; `diverged`: loss or weights
 became infinite or NaN; `failed`: failed for another reason, and retried when the sweep is resumed."""

@@ -102,7 +102,7 @@ def parse_search(words: Sequence[str], config: TrainConfig) -> tuple[Dimension, 
             raise UserError(f"--search names {name.replace('_', '-')} twice: give each setting one range")
     for dimension in space:
         for value in dimension.choices or (dimension.low, dimension.high):
-            _require_fit(config, {dimension.name: dimension.kind(value)}, f"--search {dimension}")
+            require_fit(config, {dimension.name: dimension.kind(value)}, f"--search {dimension}")
     return space
 
 
@@ -139,6 +139,18 @@ def apply_settings(config: TrainConfig, settings: Settings) -> TrainConfig:
     changed = configs.replace(config, **settings)
     configs.check(changed)
     return changed
+
+
+def require_fit(config: TrainConfig, settings: Settings, where: str) -> None:
+    """Refuse a trial's settings with which no run is possible.
+
+    Raises:
+        UserError: with a message that begins with `where`.
+    """
+    try:
+        apply_settings(config, settings)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def format_settings(settings: Settings) -> str:
@@ -233,11 +245,3 @@ def _fields() -> dict[str, tuple[type, tuple[str, ...]]]:
             options = typing.get_args(kind)
             found[one.flag] = (str, options) if options else (kind, ())
     return found
-
-
-def _require_fit(config: TrainConfig, settings: Settings, where: str) -> None:
-    """Raise a `UserError` that begins with `where` if no run is possible with `settings`."""
-    try:
-        apply_settings(config, settings)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error

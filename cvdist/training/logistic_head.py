@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cvdist import log
 from cvdist.distributed.collectives import annotate_collective_errors
-from cvdist.distributed.consensus import StopRequest
+from cvdist.distributed.stop_request import StopRequest
 from cvdist.errors import UserError
 from cvdist.features.loader import FeatureLoader
 from cvdist.hardware import available_memory

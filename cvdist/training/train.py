@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cvdist.data.dataset import Batch
 from cvdist.distributed.collectives import annotate_collective_errors
-from cvdist.distributed.consensus import StopRequest
+from cvdist.distributed.stop_request import StopRequest
 from cvdist.results import Summary
 from cvdist.training import (
     backbone,

@@ -24,10 +24,11 @@ from pathlib import Path
 
 import requests
 
+from k8s.services import answers, free_port
 from tests.helpers.jobs import run
 from tests.helpers.network import DIE_WITH_PARENT, Network
 from tests.helpers.servers import S3Server
-from tests.helpers.waiting import answers, free_port, wait_for_exit, wait_until
+from tests.helpers.waiting import wait_for_exit, wait_until
 
 BIN = Path(sys.executable).parent
 # Ray notices a dead node after about five seconds instead of half a minute.

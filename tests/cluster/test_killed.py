@@ -20,11 +20,12 @@ from cvdist.checkpoints.store import CheckpointStore
 from cvdist.config import CheckpointConfig
 from cvdist.features import maintenance, manifest
 from cvdist.storage import Folder
+from k8s.services import free_port
 from tests.helpers import feature_caches, pictures
 from tests.helpers.feature_caches import flags
 from tests.helpers.jobs import ROOT, call, on_ray, the_error
 from tests.helpers.stores import empty_store, the_run
-from tests.helpers.waiting import free_port, wait_for_exit, wait_until, work_of
+from tests.helpers.waiting import wait_for_exit, wait_until, work_of
 
 pytestmark = pytest.mark.timeout(3600)  # waits end by themselves when nothing moves
 

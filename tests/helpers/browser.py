@@ -13,7 +13,8 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Error, FrameLocator, Page, Request, expect, sync_playwright
 
-from tests.helpers.waiting import answers, free_port, kill_with_children, wait_until
+from k8s.services import answers, free_port
+from tests.helpers.waiting import kill_with_children, wait_until
 
 # Of one element to appear. MLflow's server reads its code again for the first page.
 SECONDS = 180

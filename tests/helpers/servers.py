@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
-from pyarrow import fs as arrow
 
+from k8s.services import SeaweedFS, answers, free_port
 from tests.helpers import session
-from tests.helpers.waiting import answers, free_port, wait_until, work_of
+from tests.helpers.waiting import wait_until, work_of
 
 _BIN = Path(sys.executable).parent
 
@@ -24,29 +24,23 @@ class S3Server:
 
     def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         """Keeps its files in `folder`; listens on `host`."""
-        self._folder, self._host, self._port = folder, host, free_port()
         folder.mkdir(exist_ok=True)
-        names = ("master.port", "volume.port", "filer.port", "admin.port")
-        self._ports = [f"-{name}={free_port()}" for name in names]
-        self._keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
+        self._log = folder / "log"
+        secret, sockets = secrets.token_hex(16), tempfile.gettempdir()
+        self._server = SeaweedFS(folder, "bucket", "tests", secret, sockets=sockets, host=host)
         self._process: subprocess.Popen[bytes] | None = None
-        self.environment = {
-            **self._keys,
-            "AWS_ENDPOINT_URL": f"http://{host}:{self._port}",
-            "AWS_REGION": "us-east-1",
-        }
+        self.environment = self._server.environment
 
     def start(self) -> None:
         """Returns when the bucket is there."""
+        command, environment = self._server.command, os.environ | self._server.keys
         with self._log.open("w") as output:
-            self._process = subprocess.Popen(
-                self._command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | self._keys
-            )
+            self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         self._wait(self._process)
 
     def start_for_session(self) -> None:
         """The same for all tests: it ends with their session."""
-        self._wait(session.serve(self._command, self._log, os.environ | self._keys))
+        self._wait(session.serve(self._server.command, self._log, os.environ | self._server.keys))
 
     def stop(self, *, kill: bool = False) -> None:
         """In order, or as a machine that loses power."""
@@ -67,40 +61,13 @@ class S3Server:
                 Path(socket.laddr).unlink(missing_ok=True)
         self._process = None
 
-    @property
-    def _log(self) -> Path:
-        return self._folder / "log"
-
-    @property
-    def _command(self) -> list[str]:
-        return [
-            *(str(_BIN / "weed"), "mini", f"-dir={self._folder}", "-bucket=bucket"),
-            *(f"-ip={self._host}", f"-ip.bind={self._host}", f"-s3.port={self._port}", *self._ports),
-            *("-master.telemetry=false", "-webdav=false", "-admin.ui=false"),
-            f"-s3.localSocket={tempfile.gettempdir()}/s3-{self._port}",  # its only socket that outlives it
-        ]
-
-    def _wait(self, server: subprocess.Popen[bytes]) -> None:
-        there = arrow.S3FileSystem(
-            access_key=self._keys["AWS_ACCESS_KEY_ID"],
-            secret_key=self._keys["AWS_SECRET_ACCESS_KEY"],
-            region="us-east-1",
-            endpoint_override=self.environment["AWS_ENDPOINT_URL"],
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        wait_until(
+            lambda: process.poll() is not None or self._server.has_bucket(),
+            "the S3 server has its bucket",
+            work_of(process.pid, self._log),
         )
-
-        def ready() -> bool:
-            if server.poll() is not None:
-                return True
-            try:
-                return (
-                    answers(self.environment["AWS_ENDPOINT_URL"])
-                    and there.get_file_info("bucket").type == arrow.FileType.Directory
-                )
-            except OSError:
-                return False
-
-        wait_until(ready, "the S3 server has its bucket", work_of(server.pid, self._log))
-        assert server.poll() is None, self._log.read_text()
+        assert process.poll() is None, self._log.read_text()
 
 
 def start_s3(folder: Path) -> dict[str, str]:

@@ -16,8 +16,8 @@ from cvdist import config as configs
 from cvdist import recipes
 from cvdist.checkpoints.fence import Fence
 from cvdist.distributed.collectives import gather, raise_on_all_ranks
-from cvdist.distributed.consensus import StopRequest
 from cvdist.distributed.ranks import RankInfo
+from cvdist.distributed.stop_request import StopRequest
 from cvdist.errors import UserError
 from cvdist.jobs.train import open_worker
 from cvdist.runtime import processes

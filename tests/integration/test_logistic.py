@@ -15,7 +15,7 @@ from cvdist import config as configs
 from cvdist.checkpoints import format as ckpt
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.checkpoints.worker import Worker
-from cvdist.distributed.consensus import StopRequest
+from cvdist.distributed.stop_request import StopRequest
 from cvdist.errors import UserError
 from cvdist.jobs.train import table, train
 from cvdist.results import RidgeResult

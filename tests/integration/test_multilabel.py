@@ -20,6 +20,7 @@ from cvdist import config as configs
 from cvdist import recipes
 from cvdist.jobs.train import train
 from cvdist.prediction.batch import identity_of
+from cvdist.runtime import ray_cluster as connection
 from cvdist.saved import open_model
 from tests.helpers import feature_caches, pictures
 from tests.helpers.jobs import call, the_error
@@ -101,9 +102,11 @@ def test_predictions_and_answers_of_the_server_are_the_model_s(squares, tmp_path
     assert [list(labels) for labels in found["labels"]] == expected
     assert len({tuple(labels) for labels in expected}) > 3, "the network tells pictures apart"
     manifest = json.loads((output / "manifest.json").read_text())
-    assert manifest["counts"] == {name: sum(name in labels for labels in expected) for name in NAMES}
+    without = expected.count([])
+    assert manifest["counts"] == {name: sum(name in row for row in expected) for name in NAMES} | {"": without}
+    assert without and f"{without} pictures of no class" in text
     assert manifest["identity"]["thresholds"] == list(thresholds)
-    assert all(f"{name} {count}" in text for name, count in manifest["counts"].items() if count)
+    assert all(f"{name} {count}" in text for name, count in manifest["counts"].items() if name and count)
     paths = found["path"].tolist()[:20]
     answers = trained.served(trained.good).predict([(table.parent / path).read_bytes() for path in paths])
     for answer, labels, row in zip(answers, expected, probabilities, strict=False):
@@ -228,3 +231,18 @@ def test_a_convex_head_from_cached_features_is_evaluated_and_reported(weights, t
     assert call("report", "convex", "--output", tmp_path / "r.html", storage=tmp_path / "runs").returncode == 0
     page = Parsed((tmp_path / "r.html").read_text())
     assert f"{summary.ridge.mean_average_precision:.4f} mAP of a ridge probe" in page.text
+
+
+def test_jobs_that_can_not_work_with_several_labels_say_so_at_once(ray_cluster, tmp_path, monkeypatch):
+    table = multilabel_table(tmp_path / "pictures", 24)
+    words = ("dogs-cats-cnn", "--data", table, "--label-separator", ";", "--image-size", "32")
+    words = (*words, "--cache", tmp_path / "cache", "--num-workers", "1")
+    done = call("preflight", *words, storage=tmp_path / "runs", **ray_cluster)
+    assert done.returncode == 0 and "24 pictures in 3 classes, several a picture" in done.stdout, done.stdout
+    done = call("preflight", *words, "--balanced-sampling", storage=tmp_path / "runs", **ray_cluster)
+    assert done.returncode == 1 and "--balanced-sampling is for pictures with one class each" in done.stdout
+    monkeypatch.setattr(connection, "connect", None)  # Ray is not even asked for
+    message = the_error(call("sweep", *words, storage=tmp_path / "runs"))
+    assert message.startswith(
+        "a sweep compares trials by accuracy, and these pictures may have several classes"
+    )

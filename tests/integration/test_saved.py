@@ -38,7 +38,7 @@ def test_every_name_of_a_model_gives_the_same_one(trained, bucket):
     assert {(one.mean, one.std) for one in opened} == {((0.1314,), (0.3087,))}
     assert all(one.run.run_id == run and one.data.dataset == "digits" for one in opened[:5])
     assert all(one.precision == "float32" and one.model_id for one in opened[:5])
-    assert opened[0].data.rotation == 10.0 and opened[0].name == "good"
+    assert opened[0].data == recipes.find("digits-cnn").data and opened[0].name == "good"
     arrow.copy_files(str(trained.storage / "good"), bucket)
     assert open_model(SavedModelConfig(source=bucket)).digest == opened[0].digest
 

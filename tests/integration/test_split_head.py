@@ -12,10 +12,10 @@ import torch
 from cvdist.checkpoints import find, shards
 from cvdist.checkpoints import format as ckpt
 from cvdist.distributed.ranks import RankInfo
+from k8s.services import free_port
 from tests.helpers import feature_caches, pictures
 from tests.helpers.jobs import run
 from tests.helpers.split_head import train_case
-from tests.helpers.waiting import free_port
 
 HIDDEN = 10  # over three workers: 4, 4 and 2 columns
 

@@ -31,10 +31,11 @@ from pyarrow import fs as arrow
 
 from cvdist import recipes
 from cvdist.loaders import open_loader
+from k8s.services import answers, free_port
 from tests.helpers import pictures
 from tests.helpers.feature_caches import write_weights
 from tests.helpers.jobs import ROOT, mlflow_store, run, the_error
-from tests.helpers.waiting import answers, free_port, wait_until
+from tests.helpers.waiting import wait_until
 
 RAY = Path(sys.executable).parent / "ray"
 SERVER = ROOT / ".venv-mlflow" / "bin"

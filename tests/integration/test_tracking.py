@@ -29,9 +29,10 @@ from cvdist.tracking import environment, mlflow_tracker
 from cvdist.tracking import run as tracking_run
 from cvdist.tracking.find import find_run
 from cvdist.tracking.mlflow_tracker import MlflowTracker
+from k8s.services import free_port
 from tests.helpers.jobs import ROOT, call, mlflow_store, run, the_error, user_error
 from tests.helpers.stores import empty_store
-from tests.helpers.waiting import free_port, wait_until, work_of
+from tests.helpers.waiting import wait_until, work_of
 
 INLINE = ["digits-cnn", "--runtime", "inline", "--no-visualize"]
 

@@ -98,8 +98,8 @@ def load(
         rows,
         info,
         device=device,
-        augmentation=Augmentation.from_config(data, config.run.seed),
-        mixing=Mixing.from_config(config.loop, len(pictures.classes), config.run.seed),
+        augmentation=Augmentation.from_config(config.augmentation, config.run.seed),
+        mixing=Mixing.from_config(config.augmentation, len(pictures.classes), config.run.seed),
         channels_last=config.loop.channels_last,
     )
 

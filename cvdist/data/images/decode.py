@@ -20,13 +20,12 @@ import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize as resize_pixels
 
 from cvdist.config import PicturesConfig
 from cvdist.data import formats
 from cvdist.data.augment import luma
 from cvdist.data.images.containers import Jpeg, orientation, png_data, split, split_jpeg
-from cvdist.data.images.resizing import crop_middle
+from cvdist.data.images.resizing import crop_middle, resize_pixels
 
 FORMAT = 3  # changes whenever the same file would give other pixels
 CUT = "truncated: ends within the picture"
@@ -263,7 +262,7 @@ def resize_to_square(pixels: Tensor, size: int, resize: str, whole: tuple[int, i
             return _resize_box(pixels, size, [edge / factor for edge in (left, top, left + side, top + side)])
         pixels = pixels[:, top : top + side, left : left + side]
     if pixels.shape[1:] != (size, size):
-        pixels = resize_pixels(pixels, [size, size], antialias=True)
+        pixels = resize_pixels(pixels, size, size)
     return pixels.permute(1, 2, 0).contiguous()
 
 

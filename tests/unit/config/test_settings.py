@@ -53,7 +53,8 @@ def test_changes_go_by_the_names_of_flags_and_their_aliases():
 def test_an_extraction_takes_from_a_recipe_what_it_uses():
     recipe = recipes.dogs_cats_vgg16_augmented(data="d", features="f", views=3, precision="tf32", image_size=64)
     config = configs.PreprocessConfig.of(recipe)
-    assert config.data == configs.part_of(configs.PicturesConfig, recipe.data) and config.data.rotation == 10.0
+    assert config.data == configs.part_of(configs.PicturesConfig, recipe.data)
+    assert config.augmentation == configs.AugmentationConfig(horizontal_flip=0.5, rotation=10.0)
     assert (config.features.uri, config.features.views, config.compute.precision) == ("f", 3, "tf32")
     assert (config.model.name, config.model.weights) == ("vgg16", "IMAGENET1K_V1")
     configs.check_preprocess(config)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from cvdist.config import DataConfig
 from cvdist.data.augment import Augmentation
 from cvdist.data.sampler import EpochOrder, LocalBatch
 
@@ -30,7 +29,7 @@ def test_crops_show_a_part_of_the_asked_size():
     x = torch.linspace(-1, 1, 101)[:-1] + 0.01
     columns, rows = x.expand(100, 100), x[:, None].expand(100, 100)
     images = torch.stack([columns, rows, columns]).repeat(500, 1, 1, 1)
-    augmentation = Augmentation(0, 0, 0, seed=0, smallest_crop=0.25)
+    augmentation = Augmentation(random_resized_crop=0.25)
     moved = augmentation.apply(images, draws_of(augmentation, 500))
     width = (moved[:, 0, 50, 75] - moved[:, 0, 50, 25]) / (x[75] - x[25])
     height = (moved[:, 1, 75, 50] - moved[:, 1, 25, 50]) / (x[75] - x[25])
@@ -44,7 +43,7 @@ def test_crops_show_a_part_of_the_asked_size():
 
 @pytest.mark.parametrize("ratio", [1.0, 1.2, 2.0])
 def test_crops_are_of_the_asked_proportions(ratio):
-    augmentation = Augmentation(0, 0, 0, seed=0, smallest_crop=0.1, crop_ratio=ratio)
+    augmentation = Augmentation(random_resized_crop=0.1, crop_ratio=ratio)
     width, height, *_ = augmentation._crops(torch.rand(2000, 4, generator=torch.Generator().manual_seed(0)))
     sides = width / height
     assert 1 / ratio - 1e-5 < sides.min() < 1 / ratio + 0.02 and ratio - 0.02 < sides.max() < ratio + 1e-5
@@ -53,7 +52,7 @@ def test_crops_are_of_the_asked_proportions(ratio):
 @pytest.mark.parametrize("size", [(24, 30), (224, 224)])
 def test_erasing_is_torchvisions(monkeypatch, size):
     """Given the numbers that it draws; torchvision draws again where ours is cut by the border."""
-    augmentation = Augmentation(0, 0, 0, seed=0, random_erase=0.7)
+    augmentation = Augmentation(random_erase=0.7)
     images, draws, compared = torch.rand(40, 3, *size) * 255, draws_of(augmentation, 40), 0
     erased = augmentation.apply(images.clone(), draws, (0.2, 0.4, 0.6))
     for image, mine, (chosen, *numbers) in zip(images, erased, draws[:, -6:-1].double().tolist(), strict=True):
@@ -88,7 +87,7 @@ def test_erasing_is_torchvisions(monkeypatch, size):
 )
 def test_policies_are_torchvisions(name, policy, channels):
     """Given the numbers that a seed of each picture gives; what is drawn afterwards, as by dropout, stays."""
-    augmentation = Augmentation(0, 0, 0, seed=0, auto_augment=name)
+    augmentation = Augmentation(auto_augment=name)
     images, draws = photo().round()[:, :channels], draws_of(augmentation)
     torch.manual_seed(5)
     found, after = augmentation.apply(images.clone(), draws), torch.rand(3)
@@ -106,14 +105,14 @@ def test_policies_are_torchvisions(name, policy, channels):
 
 
 def test_one_more_kind_of_augmentation_leaves_the_others_as_they_are():
-    plain, more = Augmentation(0.5, 10, 0.1, seed=0), Augmentation(0.5, 10, 0.1, seed=0, color_jitter=1e-6)
+    plain, more = Augmentation(0.5, 10, 0.1), Augmentation(0.5, 10, 0.1, color_jitter=1e-6)
     expected = plain.apply(photo(), draws_of(plain))
     torch.testing.assert_close(more.apply(photo(), draws_of(more)), expected, rtol=0, atol=1e-2)
 
 
 def test_color_changes_by_up_to_the_factor():
     gray = torch.full((400, 3, 4, 4), 100.0)
-    augmentation = Augmentation(0, 0, 0, seed=0, color_jitter=0.2)
+    augmentation = Augmentation(color_jitter=0.2)
     changed = augmentation.apply(gray, draws_of(augmentation, 400))
     # A picture of one gray has neither contrast nor color: only brightness changes it.
     assert 80 <= changed.min() < 82 and 118 < changed.max() <= 120.01
@@ -121,18 +120,15 @@ def test_color_changes_by_up_to_the_factor():
     changed = augmentation.apply(images, draws_of(augmentation))
     assert changed.shape == images.shape and changed.min() >= 0 and changed.max() <= 255
     assert not torch.equal(changed, images)
-    assert (
-        Augmentation(0, 0, 0, 0, color_jitter=0.2).apply(photo()[:0], draws_of(augmentation)[:0]).shape[0] == 0
-    )
+    assert Augmentation(color_jitter=0.2).apply(photo()[:0], draws_of(augmentation)[:0]).shape[0] == 0
 
 
 # --------------------------------------------------------------------------------------------- augmentation
 
 
 def augment(images, draws, **settings):
-    options = {"horizontal_flip": 0.0, "rotation": 0.0, "translation": 0.0, **settings}
     # The others, of crops and colors, must not matter.
-    return Augmentation(**options, seed=0).apply(images.clone(), torch.tensor([[*draws, *torch.rand(13)]]))
+    return Augmentation(**settings).apply(images.clone(), torch.tensor([[*draws, *torch.rand(13)]]))
 
 
 def test_flip_mirrors_exactly_with_and_without_resampling():
@@ -165,8 +161,19 @@ def test_translation_moves_by_the_fraction_and_fills_with_black():
 
 
 def test_flip_probability_is_met():
-    augmentation = Augmentation.from_config(DataConfig(horizontal_flip=0.3), seed=0)
+    augmentation = Augmentation(horizontal_flip=0.3)
     draws = augmentation.draw(LocalBatch(torch.arange(20_000), 0, 0, 20_000), epoch=1)
     images = torch.arange(2.0).repeat(20_000, 1)[:, None, None]
     flipped = (augmentation.apply(images, draws)[:, 0, 0, 0] == 1).float().mean()
     assert abs(flipped - 0.3) < 0.02
+
+
+def test_parts_of_a_large_batch_are_augmented_as_a_small_batch_is():
+    augmentation = Augmentation(
+        horizontal_flip=0.5, rotation=10.0, random_resized_crop=0.3, color_jitter=0.2, random_erase=0.5
+    )
+    images, draws = torch.rand(10, 3, 224, 224) * 255, draws_of(augmentation, 10)  # 6 MB
+    one_by_one = [
+        augmentation.apply(image, draw) for image, draw in zip(images.split(1), draws.split(1), strict=True)
+    ]
+    assert torch.equal(augmentation.apply(images.clone(), draws), torch.cat(one_by_one))

@@ -29,9 +29,6 @@ def refusal(job, *words):
         ("sweep", "--runtime", "--runtime is a setting of train, preprocess, probe, inspect, predict and"),
         ("evaluate", "--predictors", "--predictors is a setting of predict, not of evaluate"),
         ("report", "--lr", "--lr is a setting of train, sweep and preflight, not of report"),
-        ("train", "--cache-share", "--cache-share is called --cache-fraction now"),
-        ("evaluate", "--max-bad-images=0.1", "--max-bad-images is called --max-bad-fraction now"),
-        ("predict", "--tracking-patience", "--tracking-drain-timeout, once --tracking-patience, is a"),
     ],
 )  # fmt: skip
 def test_a_flag_of_another_job_is_refused_with_the_job_that_has_it(job, flag, message):
@@ -58,8 +55,7 @@ def test_preprocess_takes_what_an_extraction_depends_on_and_where_it_runs():
     assert flags == {
         *("data", "data_root", "path_column", "label_column", "label_separator", "split_column"),
         *("image_size", "resize", "max_bad_fraction", "decode_workers"),
-        *("horizontal_flip", "rotation", "translation", "random_resized_crop", "color_jitter"),
-        *("crop_ratio", "random_erase", "auto_augment"),
+        *(setting.flag for setting in configs.fields_of(configs.AugmentationConfig)),
         *("features", "views", "features_dtype", "decoder", "shard_size", "extractors", "replace"),
         *(
             "model",
