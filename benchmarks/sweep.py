@@ -35,16 +35,13 @@ from benchmarks.harness import Comparison, summarize
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
 from cvdist import recipes
-from cvdist.checkpoints.store import CheckpointStore
-from cvdist.checkpoints.worker import Worker
-from cvdist.distributed.ranks import RankInfo
 from cvdist.features import fingerprint, manifest
 from cvdist.storage import Folder
 from cvdist.tracking import NoTracker
 from cvdist.training.run import Run
-from cvdist.training.setup import build_run
 from cvdist.training.train import train_epoch
 from cvdist.training.validation import validate
+from tests.helpers.runs import build
 
 TRIALS, EPOCHS, TRAIN, VALID, BATCH = 20, 3, 1600, 400, 64
 TIMED_BATCHES, ROUNDS = 2, 2
@@ -127,10 +124,9 @@ def _from_pictures(root: Path, weights: Path) -> Run:
     config = configs.replace(
         recipes.find("dogs-cats-vgg16-dropout"),
         data=str(root / "pictures"), cache=str(root / "cache"), batch_size=BATCH, tracking="none",
-        weights=str(weights), weights_preprocessing="imagenet", name="bench",
+        weights=str(weights), weights_preprocessing="imagenet", name="none", storage=str(root),
     )  # fmt: skip
-    worker = Worker(RankInfo(), CheckpointStore.at(str(root / "none")))
-    return build_run(config, worker, NoTracker())
+    return build(config, NoTracker())
 
 
 def _epoch_from_pictures(run: Run) -> float:

@@ -25,15 +25,12 @@ from benchmarks.harness import Comparison, summarize
 from benchmarks.photographs import write_folder
 from cvdist import config as configs
 from cvdist import loaders, recipes
-from cvdist.checkpoints.store import CheckpointStore
-from cvdist.checkpoints.worker import Worker
 from cvdist.config import TrainConfig
-from cvdist.distributed.ranks import RankInfo
 from cvdist.tracking import NoTracker
 from cvdist.training.optimizer import build_optimizer, set_learning_rate
 from cvdist.training.run import Run
-from cvdist.training.setup import build_run
 from cvdist.training.train import train_epoch
+from tests.helpers.runs import build
 
 BATCH, STEPS, ROUNDS = 64, 2, 3
 
@@ -69,8 +66,7 @@ def measure() -> Iterator[Comparison]:
 
 
 def _run(config: TrainConfig, folder: Path) -> Run:
-    worker = Worker(RankInfo(), CheckpointStore.at(str(folder / "none")))
-    return build_run(config, worker, NoTracker())
+    return build(configs.replace(config, storage=str(folder), name="none"), NoTracker())
 
 
 def _through_the_loop(run: Run) -> Callable[[], float]:

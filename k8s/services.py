@@ -53,15 +53,24 @@ class SeaweedFS:
     """
 
     def __init__(
-        self, folder: Path, bucket: str, access_key: str, secret: str, *, host: str = LOOPBACK, port: int = 0
+        self,
+        folder: Path,
+        bucket: str,
+        access_key: str,
+        secret: str,
+        *,
+        sockets: str,
+        host: str = LOOPBACK,
+        port: int = 0,
     ) -> None:
         """Choose its other ports.
 
         Args:
-            folder: keeps its files; exists.
+            folder: keeps its files and logs; exists.
             bucket: name of the bucket.
             access_key: name of the key.
             secret: of the key.
+            sockets: folder with a short path, for a socket that outlives the server.
             host: that it listens on.
             port: 0: any free one.
         """
@@ -73,8 +82,8 @@ class SeaweedFS:
             "AWS_REGION": "us-east-1",
         }
         self.command = [
-            *(beside_python("weed"), "mini", f"-dir={folder}", f"-bucket={bucket}"),
-            *(f"-ip={host}", f"-ip.bind={host}", f"-s3.port={port}"),
+            *(beside_python("weed"), f"-logdir={folder}", "mini", f"-dir={folder}", f"-bucket={bucket}"),
+            *(f"-ip={host}", f"-ip.bind={host}", f"-s3.port={port}", f"-s3.localSocket={sockets}/s3-{port}"),
             *(f"-{part}.port={free_port()}" for part in ("master", "volume", "filer", "admin")),
             *("-master.telemetry=false", "-webdav=false", "-admin.ui=false"),
         ]

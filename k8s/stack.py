@@ -156,8 +156,9 @@ class Stack:
         port = _port(self._options.s3_port, "--s3-port")
         data = self._folder / "bucket"
         data.mkdir(exist_ok=True)
-        server = SeaweedFS(data, BUCKET, "stack", self._secret("bucket"), port=port)
-        self._start("seaweedfs", server.command, server.keys)
+        temporary = tempfile.mkdtemp(prefix="stack-")  # the path of a socket has to be short
+        server = SeaweedFS(data, BUCKET, "stack", self._secret("bucket"), sockets=temporary, port=port)
+        self._start("seaweedfs", server.command, server.keys, temporary=temporary)
         self._wait("seaweedfs", server.has_bucket, "the bucket is there")
         return server.environment
 

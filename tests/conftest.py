@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Its statistics cost an actor for each Ray Data job, and log tracebacks from a thread.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # How fast a busy machine is says nothing about the code.
-settings.register_profile("cvdist", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "cvdist", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("cvdist")
 
 
@@ -48,6 +51,7 @@ _FIRST = [
     "ray",
     *(f"tests/integration/test_{name}.py" for name in ("stack", "command_line", "split_head", "torchrun")),
     "tests/integration",
+    "tests/unit/training",
 ]
 
 
@@ -132,6 +136,20 @@ def ray_cluster(s3: dict[str, str]) -> dict[str, str]:
 def s3() -> dict[str, str]:
     """A real S3 server with a bucket named `bucket`: the environment variables that make a process use it."""
     return session.once("s3", start_s3)
+
+
+@pytest.fixture
+def bucket(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty place in the bucket; this process has the server's variables."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bucket/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder, and an empty place in a bucket."""
+    return str(tmp_path) if request.param == "folder" else request.getfixturevalue("bucket")
 
 
 @pytest.fixture

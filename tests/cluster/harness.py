@@ -306,6 +306,7 @@ class Cluster:
             **{k: v for k, v in self.environment.items() if k.startswith("RAY_AUTH")},
             **FAST_DETECTION,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "TMPDIR": "/tmp/ray",  # the node's own folder, which goes with it
             "GLOO_SOCKET_IFNAME": "eth0",
             "OMP_NUM_THREADS": "1",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",

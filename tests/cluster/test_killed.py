@@ -22,7 +22,7 @@ from cvdist.features import maintenance, manifest
 from cvdist.storage import Folder
 from k8s.services import free_port
 from tests.helpers import feature_caches, pictures
-from tests.helpers.feature_caches import flags, write_weights
+from tests.helpers.feature_caches import flags
 from tests.helpers.jobs import ROOT, call, on_ray, the_error
 from tests.helpers.stores import empty_store, the_run
 from tests.helpers.waiting import wait_for_exit, wait_until, work_of
@@ -43,22 +43,19 @@ def train_workers():
     return found
 
 
-def test_a_killed_worker_costs_neither_the_job_nor_its_run(s3, tmp_path, monkeypatch):
+def test_a_killed_worker_costs_neither_the_job_nor_its_run(bucket, weights, tmp_path):
     """On a Ray that the job starts itself, with a divided head, each of whose checkpoints two workers write."""
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
     photos = pictures.write(tmp_path / "photos", pictures.FOUR)
-    weights = feature_caches.write_weights(tmp_path / "vgg11.pth")
     features, cache = tmp_path / "features", tmp_path / "cache"
     feature_caches.extract(feature_caches.config(photos, features, weights, cache))
     words = [
         *("dogs-cats-vgg16-features", "--features", features, "--model", "vgg11", "--weights", weights),
         *("--weights-preprocessing", "imagenet", "--image-size", "32", "--batch-size", "4", "--cache", cache),
         *("--parallel", "head", "--hidden-size", "16", "--epochs", "12", "--workers", "2", "--device", "cpu"),
-        *("--name", "survivor", "--no-log-model", "--no-visualize", "--storage", "s3://bucket/killed"),
+        *("--name", "survivor", "--no-log-model", "--no-visualize", "--storage", bucket),
         *("--tracking-uri", f"sqlite:///{empty_store(tmp_path)}/mlflow.db"),
     ]
-    folder = Folder.open("s3://bucket/killed/survivor", "--storage")
+    folder = Folder.open(f"{bucket}/survivor", "--storage")
     checkpoints = lambda: [name for name in folder.sizes() if name.endswith("/checkpoint.json")]  # noqa: E731
     killed = []
 
@@ -85,7 +82,7 @@ def test_a_killed_worker_costs_neither_the_job_nor_its_run(s3, tmp_path, monkeyp
     epochs = [metric.step for metric in client.get_metric_history(found.info.run_id, "valid/correct")]
     assert sorted(epochs) == list(range(1, 13))  # none lost with the process, none twice
     name = next(name for name in checkpoints() if name.startswith("epoch-0012"))
-    with CheckpointStore.at("s3://bucket/killed/survivor").open(name.partition("/")[0]) as last:
+    with CheckpointStore.at(f"{bucket}/survivor").open(name.partition("/")[0]) as last:
         saved = ckpt.load(last)
     assert saved.workers == 2 and saved.state["model"]["classifier.0.weight"].shape == (16, 25088)
 
@@ -199,15 +196,14 @@ def actors(cluster):
     return found
 
 
-def test_a_killed_job_and_a_killed_actor_cost_their_shards_and_no_more(s3, ray_cluster, tmp_path, monkeypatch):
+def test_a_killed_job_and_a_killed_actor_cost_their_shards_and_no_more(
+    s3, bucket, weights, ray_cluster, tmp_path
+):
     """The job goes on where it was; a shard of an actor that is lost, as with its node, is another one's."""
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
     photos = pictures.write(tmp_path / "photos", {"train/a": 75, "train/b": 75, "valid/a": 5, "valid/b": 5})
-    features, weights = "s3://bucket/killed-features", write_weights(tmp_path / "vgg11.pth")
-    arguments = (*flags(photos, features, weights), "--shard-size", "5", "--image-size", "96")
+    arguments = (*flags(photos, bucket, weights), "--shard-size", "5", "--image-size", "96")
     environment = {**os.environ, "CVDIST_STORAGE": str(tmp_path), **s3, **ray_cluster}
-    folder = Folder.open(features, "")
+    folder = Folder.open(bucket, "")
 
     def receipts():
         return sum(name.startswith("receipts/") for name in folder.sizes())
@@ -247,14 +243,14 @@ def test_a_killed_job_and_a_killed_actor_cost_their_shards_and_no_more(s3, ray_c
     assert killed and done.returncode == 0, done.stderr[-3000:]
     assert f"{finished} of 32 shards are there already" in done.stderr
     assert f"computed  {5 * (32 - finished)} pictures" in done.stdout
-    assert "is whole: 32/32 shards, 160 pictures" in maintenance.check(features)
+    assert "is whole: 32/32 shards, 160 pictures" in maintenance.check(bucket)
 
 
-def test_a_server_that_restarts_while_shards_are_written(own_s3, ray_cluster, tmp_path, monkeypatch):
+def test_a_server_that_restarts_while_shards_are_written(own_s3, weights, ray_cluster, tmp_path, monkeypatch):
     for name, value in own_s3.environment.items():
         monkeypatch.setenv(name, value)
     photos = pictures.write(tmp_path / "photos", {"train/a": 30, "train/b": 30, "valid/a": 5, "valid/b": 5})
-    features, weights = "s3://bucket/restarted", write_weights(tmp_path / "vgg11.pth")
+    features = "s3://bucket/restarted"
     words = (*flags(photos, features, weights), "--shard-size", "5", "--image-size", "96")
     environment = {**own_s3.environment, **on_ray(own_s3.environment), **ray_cluster}
     folder = Folder.open(features, "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Error, FrameLocator, Page, Request, expect, sync_playwright
 
 from k8s.services import answers, free_port
-from tests.helpers.waiting import wait_until
+from tests.helpers.waiting import kill_with_children, wait_until
 
 # Of one element to appear. MLflow's server reads its code again for the first page.
 SECONDS = 180
@@ -59,17 +58,7 @@ def mlflow_server(folder: Path, store: str, *arguments: str | Path) -> Iterator[
         assert server.poll() is None, (folder / "mlflow-server.log").read_text()
         yield uri
     finally:
-        _stop(server)
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    """With its children. On a busy machine it may wait long for connections to end that nobody needs."""
-    for number, seconds in ((signal.SIGTERM, 3), (signal.SIGKILL, 30)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(seconds)
-            return
+        kill_with_children(server)
 
 
 @contextmanager

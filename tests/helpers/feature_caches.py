@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torchvision
 
@@ -16,7 +15,6 @@ from cvdist import config as configs
 from cvdist import loaders, recipes
 from cvdist.config import ExtractionConfig, FeaturesConfig, PreprocessConfig, TrainConfig
 from cvdist.data.dataset import Batch
-from cvdist.errors import UserError
 from cvdist.features import build, manifest
 from cvdist.features import open as open_cache
 from cvdist.features.build import BuiltCache, ExtractionPlan
@@ -26,6 +24,7 @@ from cvdist.features.manifest import Manifest
 from cvdist.resumable_map import Receipt, ResultStore, WorkUnit
 from cvdist.storage import Folder
 from tests.helpers import pictures as made_up
+from tests.helpers.jobs import user_error
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -169,8 +168,6 @@ def epoch(
 
 def refusal(chosen: TrainConfig, **changes: Any) -> str:
     """The line with which a job that trains from the cache refuses it."""
-    with pytest.raises(UserError) as error:
-        loaders.prepare(configs.replace(chosen, **changes))
-    text = str(error.value)
-    assert "\n" not in text and "--features" in text
+    text = user_error(loaders.prepare, configs.replace(chosen, **changes))
+    assert "--features" in text
     return text

@@ -26,7 +26,7 @@ def main() -> None:
         threading.Thread(target=_exit_with, args=(server,), daemon=True).start()
         fcntl.flock(lock, fcntl.LOCK_SH)  # granted when the session has ended
         _ending.set()
-        for number, seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, 10)):
+        for number, seconds in ((signal.SIGTERM, 15), (signal.SIGKILL, 10)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -40,11 +40,7 @@ def _kustomize(folder: Path) -> str:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed: nothing renders the manifests")
     done = subprocess.run(
-        ["kubectl", "kustomize", folder],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        ["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -2,56 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cvdist import config as configs
-from cvdist import recipes
-from cvdist.checkpoints.store import CheckpointStore
-from cvdist.checkpoints.worker import Worker
-from cvdist.config import DataConfig
-from cvdist.data import digits
-from cvdist.data.dataset import DatasetInfo
-from cvdist.data.in_memory import LabeledImages
 from cvdist.distributed.ranks import RankInfo
 from cvdist.results import Evaluation
-from cvdist.tracking import NoTracker
 from cvdist.tracking.tracker import Tracker
 from cvdist.training.logistic import Fit, fit
 from cvdist.training.run import Run
-from cvdist.training.setup import build_run
 from cvdist.training.train import train
+from tests.helpers import runs
 from tests.helpers.logistic_workers import CPU, INPUTS, made_up, parts
+from tests.helpers.runs import few_digits
 
 # The digits that each label is for. 1 has none of them.
 LABELS = {"even": (0, 2, 4, 6, 8), "loop": (0, 6, 8, 9), "prime": (2, 3, 5, 7)}
 
 
-@contextmanager
-def digits_with_labels(every: int = 5) -> Iterator[None]:
-    """The data set `digits` has some digits of each split, with several labels each."""
-    whole = digits.load
-
-    def load(config: DataConfig) -> tuple[DatasetInfo, LabeledImages, LabeledImages]:
-        info, *splits = whole(config)
-        train, valid = (
-            LabeledImages(split.images[::every].contiguous(), _labels(split.labels[::every]))
-            for split in splits
-        )
-        sizes = {"train_size": len(train.labels), "valid_size": len(valid.labels)}
-        info = dataclasses.replace(info, classes=tuple(LABELS), multilabel=True, **sizes)
-        return info, train, valid
-
-    with mock.patch.object(digits, "load", load):
-        yield
+def digits_with_labels() -> AbstractContextManager[None]:
+    """The data set `digits` has every fifth digit of each split, with several labels each."""
+    return few_digits(_labels, classes=tuple(LABELS), multilabel=True)
 
 
 def _labels(numbers: Tensor) -> Tensor:
@@ -62,17 +37,7 @@ def make_run(
     folder: Path, tracker: Tracker | None = None, ranks: RankInfo | None = None, **changes: Any
 ) -> Run:
     """A short run on `digits_with_labels`: 800 digits in 20 steps an epoch."""
-    defaults = {
-        "name": "run",
-        "storage": str(folder),
-        "batch_size": 40,
-        "epochs": 2,
-        "lr_scheduler": "constant",
-    }
-    plain = {"lr_warmup_epochs": 0.0, "rotation": 0.0, "translation": 0.0, "log_every_steps": 1, "lr": 0.05}
-    config = configs.replace(recipes.find("digits-cnn"), **{**defaults, **plain, **changes})
-    store = CheckpointStore.at(str(folder / config.run.name), config.checkpoint.keep)
-    return build_run(config, Worker(ranks or RankInfo(), store), tracker or NoTracker())
+    return runs.make_run(folder, tracker, ranks, **{"epochs": 2, "lr": 0.05, **changes})
 
 
 def trained(

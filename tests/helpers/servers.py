@@ -6,8 +6,11 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+import psutil
 
 from k8s.services import SeaweedFS, answers, free_port
 from tests.helpers import session
@@ -23,7 +26,8 @@ class S3Server:
         """Keeps its files in `folder`; listens on `host`."""
         folder.mkdir(exist_ok=True)
         self._log = folder / "log"
-        self._server = SeaweedFS(folder, "bucket", "tests", secrets.token_hex(16), host=host)
+        secret, sockets = secrets.token_hex(16), tempfile.gettempdir()
+        self._server = SeaweedFS(folder, "bucket", "tests", secret, sockets=sockets, host=host)
         self._process: subprocess.Popen[bytes] | None = None
         self.environment = self._server.environment
 
@@ -42,6 +46,7 @@ class S3Server:
         """In order, or as a machine that loses power."""
         if self._process is None:
             return
+        listening = psutil.Process(self._process.pid).net_connections("unix") if kill else ()
         if kill:
             self._process.kill()
         else:
@@ -51,6 +56,9 @@ class S3Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(10)
+        for socket in listening:  # in /tmp, whatever TMPDIR says
+            if socket.laddr:
+                Path(socket.laddr).unlink(missing_ok=True)
         self._process = None
 
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
@@ -106,7 +114,4 @@ def start_ray(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
         work_of(head.pid, log),
     )
     assert head.poll() is None, log.read_text()
-    return {
-        "RAY_ADDRESS": f"127.0.0.1:{ports['gcs']}",
-        "RAY_API_SERVER_ADDRESS": address,
-    }
+    return {"RAY_ADDRESS": f"127.0.0.1:{ports['gcs']}", "RAY_API_SERVER_ADDRESS": address}

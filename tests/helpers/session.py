@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pickle
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -22,11 +24,22 @@ _held: list[IO[str]] = []
 
 
 def begin() -> bool:
-    """Make the session's folder and hold it; False in the processes that pytest-xdist has started."""
+    """Make the session's folder and hold it; False in the processes that pytest-xdist has started.
+
+    All temporary files of tests and servers go into it, but pytest's own folders, which stay after a failure.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
         return False
-    os.environ[_VARIABLE] = tempfile.mkdtemp(prefix="cvdist-tests-")
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    os.environ[_VARIABLE] = tempfile.mkdtemp(prefix="cvt-", dir="/tmp")  # short: sockets lie in it
     os.environ.setdefault("CVDIST_CACHE", str(folder() / "cache"))
+    temporary = folder() / "t"
+    for made in (folder(), temporary):
+        made.mkdir(exist_ok=True)
+        made.chmod(0o711)  # PostgreSQL runs as another user
+    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+    # After multiprocessing has removed its own folder within this one, at -100.
+    Finalize(None, shutil.rmtree, (folder(), True), exitpriority=-200)
     lock = (folder() / "session.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     _held.append(lock)
@@ -34,13 +47,15 @@ def begin() -> bool:
 
 
 def end() -> None:
-    """End the servers and remove the folder, in the process that has begun."""
+    """End the servers, in the process that has begun; its folder goes when it exits."""
     if not _held:
         return
     _held.pop().close()
     with (folder() / "keepers.lock").open("w") as keepers:
         fcntl.flock(keepers, fcntl.LOCK_EX)  # granted when the servers are gone
-    shutil.rmtree(folder(), ignore_errors=True)
+    for kept in Path(os.environ["PYTEST_DEBUG_TEMPROOT"]).glob("pytest-of-*"):
+        with contextlib.suppress(OSError):
+            kept.rmdir()  # if no test has failed
 
 
 def once(name: str, make: Callable[[Path], Made]) -> Made:

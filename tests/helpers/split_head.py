@@ -21,24 +21,17 @@ from cvdist.distributed.stop_request import StopRequest
 from cvdist.errors import UserError
 from cvdist.jobs.train import open_worker
 from cvdist.runtime import processes
-from cvdist.tracking import NoTracker
 from cvdist.training.setup import build_run
 from cvdist.training.train import train
+from tests.helpers import runs
 
 
-class Recorder(NoTracker):
-    """Keeps step and epoch metrics, and says whether the logged model is an ordinary one."""
+class Recorder(runs.Recorder):
+    """Says whether the logged model is an ordinary one, too."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
-        self.steps: list[dict[str, float]] = []
-        self.epochs: list[dict[str, float]] = []
+        super().__init__()
         self.logged: dict[str, list[int]] = {}
-
-    def log_metrics(self, values: Any, step: int) -> None:
-        """See `Tracker`."""
-        if "start/first_step_seconds" not in values:
-            (self.steps if "step/loss" in values else self.epochs).append(dict(values))
 
     def log_model(self, model: torch.nn.Module, *_: Any, **__: Any) -> None:
         """See `Tracker`."""
@@ -63,7 +56,8 @@ def train_case(ranks: RankInfo, changes: dict[str, Any]) -> dict[str, Any]:
             found |= {"correct": summary.best_correct, "total": summary.valid_total}
     except UserError as error:
         found["error"] = str(error)
-    return {**found, "steps": recorder.steps, "epochs": recorder.epochs, "logged": recorder.logged}
+    steps, epochs = ([values for _, values in some] for some in (recorder.steps, recorder.epochs))
+    return {**found, "steps": steps, "epochs": epochs, "logged": recorder.logged}
 
 
 def main(groups: Path, results: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
@@ -47,15 +46,6 @@ def mark_of(store: CheckpointStore, name: str) -> float:
 def files(uri: str) -> set[str]:
     """All files of a run but those of its fence."""
     return {name for name in Folder.open(uri, "").sizes() if not name.startswith(("attempts/", ".lock"))}
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "folder":
-        return str(tmp_path)
-    for name, value in request.getfixturevalue("s3").items():
-        monkeypatch.setenv(name, value)
-    return f"s3://bucket/{uuid.uuid4().hex}"
 
 
 @pytest.fixture
@@ -106,27 +96,6 @@ def test_the_best_and_the_latest_are_kept(root: str, keep: int, correct: list[in
         best = {by_score[count] for count in sorted(by_score)[-keep:]}
         assert set(names(store)) == best | {by_score[count]}
     assert files(uri) == {f"{name}/{file}" for name in names(store) for file in (STATE, META)}
-
-
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_any_flipped_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, place: float, bit: int) -> None:
-    """A list puts a checkpoint whose description is damaged last; other damage is found when it is read."""
-    uri = str(tmp_path_factory.mktemp("run"))
-    store = CheckpointStore.at(uri, keep=9)
-    for epoch in (1, 2):
-        add(store, checkpoint(epoch))
-    for file in (META, STATE):
-        path = Path(uri, "epoch-0002", file)
-        content = path.read_bytes()
-        at = int(place * len(content))
-        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
-        with pytest.raises(UserError), CheckpointStore.at(uri).open("epoch-0002") as folder:
-            ckpt.load(folder)
-        listed = [(one.name, one.at) for one in CheckpointStore.at(uri).list()]
-        good = [("epoch-0002", 200), ("epoch-0001", 100)]
-        assert listed == (good if file == STATE else [("epoch-0001", 100), ("epoch-0002", -1)])
-        path.write_bytes(content)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_replaced(uri: str, caplog: pytest.LogCaptureFixture) -> None:

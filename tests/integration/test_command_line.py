@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +10,11 @@ from unittest.mock import Mock
 import pytest
 
 from cvdist import storage
+from cvdist.jobs import cli
 from cvdist.runtime import ray_cluster
 from tests.helpers import pictures
 from tests.helpers.feature_caches import write_weights
-from tests.helpers.jobs import ROOT, call, run, the_error
+from tests.helpers.jobs import ROOT, call, the_error
 
 
 def test_the_job_says_it_in_one_line_before_anything_starts(tmp_path):
@@ -85,24 +85,12 @@ def test_what_the_driver_can_see_is_said_before_ray_starts(tmp_path, monkeypatch
     assert "has room for 0 MB, and one checkpoint takes about 0 MB" in error("--tracking", "none")
 
 
-def job(*words):
-    return run(sys.executable, "jobs/train.py", *words, storage=ROOT)
-
-
-def test_help_and_configuration_are_printed():
-    overview = job("--help")
-    assert overview.returncode == 0 and "digits-cnn" in overview.stdout
-    settings = job("mnist-cnn", "--help")
-    assert settings.returncode == 0 and "--lr-scheduler" in settings.stdout
-    shown = job("mnist-cnn", "--epochs", "7", "--show-config")
-    assert json.loads(shown.stdout)["loop"]["epochs"] == 7
-
-
-def test_an_error_is_one_line_and_debug_shows_where():
-    plain = job("mnist-cnn", "--epoch", "7")
+def test_an_error_is_one_line_and_debug_shows_where(tmp_path):
+    words = ("train", "mnist-cnn", "--epoch", "7")
+    plain = call(*words, storage=tmp_path)
     assert (plain.returncode, plain.stdout) == (2, "")
     assert plain.stderr.startswith("error: unknown flag --epoch") and plain.stderr.count("\n") == 1
-    assert "Traceback" in job("mnist-cnn", "--epoch", "7", "--debug").stderr
+    assert "Traceback" in call(*words, "--debug", storage=tmp_path).stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
@@ -111,3 +99,45 @@ def test_a_log_on_a_full_disk_does_not_make_a_finished_job_a_failed_one():
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=full, cwd=ROOT, check=False)
     assert done.returncode == 0
+
+
+def python(script):
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_jobs_name_means_its_function_whatever_was_imported_first():
+    ways = [
+        "from cvdist.jobs import replay",
+        "import cvdist.jobs.replay\nfrom cvdist.jobs import replay",
+        "from cvdist.jobs.replay import ReplayResult\nfrom cvdist.jobs import replay",
+        "replay = cvdist.jobs.replay\nimport cvdist.jobs.replay\nassert cvdist.jobs.replay is replay",
+        "from cvdist.jobs import ReplayResult, replay\nimport cvdist.jobs.cli",
+    ]
+    done = python(
+        f"""
+import inspect, sys
+for imports in {ways!r}:
+    for name in [name for name in sys.modules if name.split(".")[0] == "cvdist"]:
+        del sys.modules[name]
+    import cvdist.jobs
+    assert not {{"torch", "ray", "mlflow"}} & set(sys.modules)
+    names = {{"cvdist": cvdist}}
+    exec(imports, names)
+    assert inspect.isfunction(names["replay"]), imports
+    assert sys.modules["cvdist.jobs.replay"].ReplayResult is cvdist.jobs.ReplayResult
+"""
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_command_line_is_read_without_torch_ray_and_mlflow():
+    subjects = {"RECIPE": ["digits-cnn"], "": ["--data", "a"]}
+    words = {name: subjects.get(job.subject, ["a"]) for name, job in cli.JOBS.items()}
+    calls = [f"cli.parse({name!r}, {mine!r})" for name, mine in words.items()]
+    done = python(
+        f"import sys\nfrom cvdist.jobs import cli\n{chr(10).join(calls)}\n"
+        "assert not {'torch', 'ray', 'mlflow', 'matplotlib'} & set(sys.modules)"
+    )
+    assert done.returncode == 0, done.stderr

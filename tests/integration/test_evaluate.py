@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from pyarrow import fs as arrow
 
 from cvdist import config as configs
 from cvdist import recipes
 from cvdist.config import EvaluateConfig
-from cvdist.errors import UserError
 from cvdist.jobs import cli
 from cvdist.jobs import evaluate as run_evaluation
 from cvdist.jobs.evaluate import table as evaluation_table
@@ -113,9 +113,7 @@ def test_training_registers_and_a_registry_that_fails_costs_nothing(trained, tmp
 
 def test_registering_is_checked_before_anything_is_trained():
     def error(**changes):
-        with pytest.raises(UserError) as caught:
-            configs.check(configs.replace(recipes.find("digits-cnn"), **changes))
-        return str(caught.value)
+        return user_error(configs.check, configs.replace(recipes.find("digits-cnn"), **changes))
 
     assert "--no-log-model logs none" in error(register="x", log_model=False)
     assert "--tracking none logs none" in error(register="x", tracking="none")
@@ -174,22 +172,16 @@ def test_the_split_of_training_is_found_again(trained, on_photos):
     )
 
 
-def test_other_pictures_are_matched_by_the_names_of_their_classes(
-    trained, on_photos, s3, monkeypatch, tmp_path
-):
+def test_other_pictures_are_matched_by_the_names_of_their_classes(trained, on_photos, bucket, tmp_path):
     """The folder has one class fewer, and so other numbers; it lies in a bucket, with a division of its own."""
-    from pyarrow import fs as arrow
-
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
     _, photos, _ = on_photos
     for part in ("train", "valid"):
         for name, count in (("bee", 3), ("cow", 9)):
             (tmp_path / part / name).mkdir(parents=True)
             for path in sorted((photos / name).glob("*.jpg"))[4 : 4 + count]:
                 (tmp_path / part / name / path.name).write_bytes(path.read_bytes())
-    arrow.copy_files(str(tmp_path), "s3://bucket/others")
-    found = evaluate(trained, "photos", "--data", "s3://bucket/others", "--tracking", "none").evaluation.first
+    arrow.copy_files(str(tmp_path), bucket)
+    found = evaluate(trained, "photos", "--data", bucket, "--tracking", "none").evaluation.first
     assert [(one.name, one.total) for one in found.metrics.by_class] == [("ant", 0), ("bee", 3), ("cow", 9)]
     assert found.absent == ("ant",)
     assert dataclasses.asdict(found.metrics.by_class[0])["correct"] == 0

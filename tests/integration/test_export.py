@@ -17,7 +17,7 @@ from cvdist.data.images.ahead import Reader
 from cvdist.errors import UserError
 from cvdist.jobs.export import export, table
 from cvdist.saved import exported, open_model
-from tests.helpers.jobs import call
+from tests.helpers.jobs import call, user_error
 from tests.helpers.pictures import jpeg
 
 CLASSES = 3
@@ -153,9 +153,7 @@ def test_a_file_that_predicts_otherwise_is_not_written(weights, tmp_path, monkey
     ],
 )
 def test_what_can_not_be_written_is_one_line(asked, message, weights):
-    with pytest.raises(UserError) as caught:
-        export(settings(weights, **asked))
-    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert user_error(export, settings(weights, **asked)).startswith(message)
 
 
 def test_missing_packages_are_one_line(weights, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,13 +10,9 @@ from cvdist.checkpoints.fence import Fence
 from cvdist.errors import Superseded
 
 
-@pytest.fixture(params=["folder", "bucket"])
-def run_uri(request, tmp_path, monkeypatch):
-    if request.param == "folder":
-        return str(tmp_path / "run")
-    for name, value in request.getfixturevalue("s3").items():
-        monkeypatch.setenv(name, value)
-    return f"s3://bucket/{uuid.uuid4().hex}/run"
+@pytest.fixture
+def run_uri(root):
+    return f"{root}/run"
 
 
 def test_the_newest_attempt_writes_and_no_other(run_uri):

@@ -14,25 +14,20 @@ from cvdist.jobs.train import train
 from cvdist.saved import open_model
 from tests.helpers import feature_caches, forms, pictures
 
-BUCKET = "s3://bucket/forms"
-
 
 @pytest.fixture
-def uris(s3, monkeypatch, tmp_path):
+def uris(bucket, monkeypatch, tmp_path):
     """`--data` by form and place."""
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("CVDIST_CACHE", str(tmp_path / "cache"))
     here = tmp_path / "here"
     root = pictures.write(here / "folder", {"train/cat": 9, "train/dog": 8, "val/cat": 4, "val/dog": 3})
     found = forms.write_all(root, here)
-    filesystem, path = storage.locate(BUCKET)
+    filesystem, path = storage.locate(bucket)
     arrow.copy_files(str(here), path, destination_filesystem=filesystem)
-    return found | {f"{form}, in a bucket": uri.replace(str(here), BUCKET) for form, uri in found.items()}
+    return found | {f"{form}, in a bucket": uri.replace(str(here), bucket) for form, uri in found.items()}
 
 
-def test_pictures_in_any_form_are_the_same_data_set(uris, tmp_path):
-    weights = feature_caches.write_weights(tmp_path / "weights.pth")
+def test_pictures_in_any_form_are_the_same_data_set(uris, weights, tmp_path):
     chosen = feature_caches.config(uris["folder"], tmp_path / "features", weights, tmp_path / "cache")
     assert len(feature_caches.extract(chosen)[1]) == 24
     seen = []

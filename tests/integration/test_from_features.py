@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from cvdist import config as configs
-from cvdist.checkpoints.store import CheckpointStore
 from cvdist.checkpoints.worker import Worker
 from cvdist.data.dataset import Shuffle
-from cvdist.distributed.ranks import RankInfo
 from cvdist.tracking import NoTracker
-from cvdist.training import setup
 from cvdist.training.train import train as train_run
 from tests.helpers.feature_caches import SIZE, extract, manifest_of
+from tests.helpers.runs import build
 
 
 @pytest.fixture
@@ -23,8 +21,7 @@ def chosen(chosen):
 
 
 def train(chosen, tmp_path, name):
-    worker = Worker(RankInfo(), CheckpointStore.at(str(tmp_path / name)))
-    run = setup.build_run(chosen, worker, NoTracker())
+    run = build(configs.replace(chosen, storage=str(tmp_path), name=name), NoTracker())
     train_run(run)
     return run
 

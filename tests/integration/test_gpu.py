@@ -8,14 +8,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -29,8 +27,9 @@ from cvdist.features.extract import Extractor
 from cvdist.jobs.train import train
 from cvdist.training import memory
 from tests.helpers import feature_caches, pictures
+from tests.helpers.jobs import ROOT, torchrun
+from tests.helpers.waiting import kill_with_children, wait_until, work_of
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZE = 64
 EPOCHS = 12  # of the job that is killed: it has to last longer than it takes to see its first checkpoint
 
@@ -48,11 +47,6 @@ def photographs(tmp_path_factory):
     return pictures.write(tmp_path_factory.mktemp("photographs"), counts)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return feature_caches.write_weights(tmp_path_factory.mktemp("weights") / "vgg11.pth")
-
-
 @pytest.fixture(autouse=True)
 def whole_card():
     """Each test begins with the card's memory to itself."""
@@ -64,20 +58,11 @@ def job(root: Path, recipe: str, **changes):
     return configs.replace(
         recipes.find(recipe),
         **{
-            "storage": str(root / "runs"),
-            "cache": str(root / "cache"),
-            "runtime": "inline",
-            "tracking": "none",
-            "device": "cuda",
-            "image_size": SIZE,
-            "epochs": 2,
-            "batch_size": 32,
-            "precision": "float32",
-            "name": "run",
-            "log_every_steps": 5,
-            **changes,
+            "storage": str(root / "runs"), "cache": str(root / "cache"), "runtime": "inline",
+            "tracking": "none", "device": "cuda", "image_size": SIZE, "epochs": 2, "batch_size": 32,
+            "precision": "float32", "name": "run", "log_every_steps": 5, **changes,
         },
-    )
+    )  # fmt: skip
 
 
 def transfer(root: Path, weights: Path, recipe: str = "dogs-cats-vgg16", **changes):
@@ -258,58 +243,34 @@ def test_a_full_card_is_one_line_with_what_to_change(tmp_path, photographs, weig
 @pytest.mark.parametrize("recipe", ["dogs-cats-cnn", "dogs-cats-vgg16"])
 def test_killed_in_mid_epoch_it_ends_with_the_same_bits(tmp_path, photographs, weights, recipe):
     """With --deterministic: SIGKILL after a checkpoint within an epoch, and the same command again."""
-    more = {
-        "weights": str(weights),
-        "weights-preprocessing": "imagenet",
-        "model": "vgg11",
-        "trainable-stages": 2,
-    }
     flags = {
-        "data": photographs,
-        "storage": tmp_path,
-        "cache": tmp_path / "cache",
-        "image-size": SIZE,
-        "batch-size": 4,
-        "epochs": EPOCHS,
-        "checkpoint-every": 30,
-        "tracking": "none",
-        "precision": "bfloat16",
+        "data": photographs, "storage": tmp_path, "cache": tmp_path / "cache", "image-size": SIZE,
+        "batch-size": 4, "epochs": EPOCHS, "checkpoint-every": 30, "tracking": "none", "precision": "bfloat16",
         "device": "cuda",
-        **(more if "vgg" in recipe else {}),
-    }
+    }  # fmt: skip
+    if "vgg" in recipe:
+        flags |= {"weights": weights, "weights-preprocessing": "imagenet", "model": "vgg11"}
+        flags |= {"trainable-stages": 2}
     words = [
         recipe,
         "--deterministic",
         *(str(w) for name, value in flags.items() for w in (f"--{name}", value)),
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "1",
-        "jobs/train.py",
-    ]
-    killed = subprocess.Popen([*command, *words, "--name", "killed"], cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    command += ["jobs/train.py", *words, "--name", "killed"]
+    killed = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
-        while not list(tmp_path.glob("killed/[!.]*-step-*/checkpoint.json")):
-            assert killed.poll() is None and time.monotonic() < deadline, "no checkpoint within an epoch"
-            time.sleep(0.01)
-    finally:
-        for process in [psutil.Process(killed.pid), *psutil.Process(killed.pid).children(recursive=True)]:
-            process.kill()
-        killed.wait(30)
-    for name in ("killed", "whole"):
-        done = subprocess.run(
-            [*command, *words, "--name", name],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
+        wait_until(
+            lambda: killed.poll() is not None or list(tmp_path.glob("killed/[!.]*-step-*/checkpoint.json")),
+            "there is a checkpoint within an epoch",
+            work_of(killed.pid),
+            poll_seconds=0.01,
         )
+        assert killed.poll() is None
+    finally:
+        kill_with_children(killed)
+    for name in ("killed", "whole"):
+        done = torchrun(1, *words, "--name", name, storage=tmp_path)
         assert done.returncode == 0, done.stderr
         assert ("resuming   at epoch" in done.stderr) == (name == "killed"), done.stderr
     ends = [next((tmp_path / name).glob(f"epoch-{EPOCHS:04}*/state.pt")) for name in ("killed", "whole")]

@@ -209,9 +209,8 @@ def test_predictions_of_other_thresholds_are_other_predictions(squares):
     assert identity_of(config, saved) != identity_of(config, other)
 
 
-def test_a_convex_head_from_cached_features_is_evaluated_and_reported(tmp_path):
-    table, weights = multilabel_table(tmp_path / "pictures", 64), tmp_path / "weights.pt"
-    feature_caches.write_weights(weights)
+def test_a_convex_head_from_cached_features_is_evaluated_and_reported(weights, tmp_path):
+    table = multilabel_table(tmp_path / "pictures", 64)
     config = feature_caches.config(
         *(table, tmp_path / "features", weights, tmp_path / "cache"),
         storage=str(tmp_path / "runs"), head="linear", hidden_size=0, fit="logistic", label_separator=";",

@@ -155,12 +155,10 @@ def test_bad_input_is_one_line(trained, tmp_path, shared_data):
     assert the_error(done).startswith("the first argument is MODEL, not --data")
 
 
-def test_ray_actors_compute_what_is_left_on_a_bucket(trained, ray_cluster, s3, monkeypatch, tmp_path):
+def test_ray_actors_compute_what_is_left_on_a_bucket(trained, ray_cluster, bucket, tmp_path):
     """They get the model through Ray, and no picture is predicted twice."""
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
     photos = pictures.write(tmp_path / "photos", {"a": 20, "b": 20})
-    output = "s3://bucket/predicted"
+    output = f"{bucket}/predicted"
     words = ("good", "--data", photos, "--output", output, "--slice-size", "5")
     first = predict(trained, *words).predictions
     folder = Folder.open(output, "")

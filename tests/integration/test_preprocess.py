@@ -21,21 +21,9 @@ from cvdist.features.local import LocalShards
 from cvdist.jobs import cli
 from cvdist.storage import Folder
 from tests.helpers import pictures
-from tests.helpers.feature_caches import flags, write_weights
-from tests.helpers.jobs import call, mlflow_store, the_error
+from tests.helpers.feature_caches import flags
+from tests.helpers.jobs import call, mlflow_store, the_error, user_error
 from tests.helpers.stores import empty_store
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("weights") / "vgg11.pth")
-
-
-@pytest.fixture
-def bucket(s3, monkeypatch):
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    return "s3://bucket"
 
 
 def subset(source, target, train, valid):
@@ -102,9 +90,7 @@ def test_errors_are_one_line(weights, s3, ray_cluster, tmp_path):
         return the_error(call("preprocess", *arguments, **{**common, **more}))
 
     def misread(*words):
-        with pytest.raises(UserError) as error:
-            configs.check_preprocess(cli.parse("preprocess", words))
-        return str(error.value)
+        return user_error(lambda: configs.check_preprocess(cli.parse("preprocess", words)))
 
     assert misread("dogs-cats-vgg16", "--data", "x").startswith("--features is needed")
     assert misread("--check").startswith("--check takes one folder or URI")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
+
+import ray
 
 from cvdist import config as configs
 from cvdist.features import maintenance
@@ -12,7 +13,7 @@ from cvdist.jobs import preprocess
 from cvdist.jobs.preprocess import table
 from cvdist.storage import Folder
 from tests.helpers import feature_caches, pictures
-from tests.helpers.jobs import ROOT, run
+from tests.helpers.jobs import ROOT
 
 
 def test_the_lines_of_the_readme(tmp_path, monkeypatch):
@@ -30,39 +31,16 @@ def test_the_lines_of_the_readme(tmp_path, monkeypatch):
     assert (tmp_path / result.name).is_dir() and result.run is not None
 
 
-def tiny(tmp_path):
-    photos = pictures.write(
-        tmp_path / "photos", {f"{part}/{n}": 3 for part in ("train", "valid") for n in "ab"}
-    )
-    weights = feature_caches.write_weights(tmp_path / "weights.pth")
-    return feature_caches.config(photos, tmp_path / "features", weights, tmp_path / "cache")
-
-
-def test_an_extraction_in_this_process(tmp_path):
-    chosen = tiny(tmp_path)
+def test_an_extraction_in_this_process(weights, tmp_path):
+    counts = {f"{part}/{name}": 3 for part in ("train", "valid") for name in "ab"}
+    photos = pictures.write(tmp_path / "photos", counts)
+    chosen = feature_caches.config(photos, tmp_path / "features", weights, tmp_path / "cache")
     config = configs.replace(feature_caches.extraction(chosen), runtime="inline")
     result = preprocess(config)
     assert result.built.computed == 12 and "computed  12 pictures" in table(result)
     assert "is whole: 4/4 shards, 12 pictures" in maintenance.check(chosen.features.uri)
-    assert preprocess(config).built.computed == 0
+    assert preprocess(config).built.computed == 0 and not ray.is_initialized()
     other = configs.replace(chosen, features=chosen.features.uri + "-2")
     feature_caches.extract(other)
     read = [manifests.read(Folder.open(uri, "")) for uri in (chosen.features.uri, other.features.uri)]
     assert [shard.raw_sha256 for shard in read[0].shards] == [shard.raw_sha256 for shard in read[1].shards]
-
-
-def test_the_command_does_the_same_and_starts_no_ray(tmp_path):
-    config = tiny(tmp_path)
-    words = [
-        *("dogs-cats-vgg16-features", "--data", config.data.uri, "--features", config.features.uri),
-        *("--model", "vgg11", "--weights", config.model.weights, "--weights-preprocessing", "imagenet"),
-        *("--image-size", "32", "--shard-size", "4", "--runtime", "inline"),
-    ]
-    script = (
-        "import sys\nfrom cvdist.jobs import cli\ncode = cli.run_job('preprocess', sys.argv[1:])\n"
-        "assert 'ray' not in sys.modules\nsys.exit(code)"
-    )
-    done = run(sys.executable, "-c", script, *words, storage=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "extracting on cpu in this process" in done.stderr
-    assert "12 of 12, 0 can't be decoded" in done.stdout

@@ -20,7 +20,6 @@ from cvdist.jobs import report as make_report
 from cvdist.jobs.report import log_report_or_warn
 from cvdist.tracking.mlflow_tracker import log_dataset_input
 from cvdist.training.reporting import epoch_metrics
-from tests.helpers.jobs import call, the_error
 from tests.helpers.report_pages import Parsed, png, record
 
 # ------------------------------------------------------------------------------------------- from MLflow
@@ -103,10 +102,5 @@ def test_a_report_made_again(finished, tmp_path):
         make_report(configs.replace(settings, run="0" * 32))
     with pytest.raises(UserError, match="there is no MLflow store"):
         make_report(configs.replace(settings, storage=str(tmp_path / "gone")))
-    with pytest.raises(UserError, match=r"--output /proc/none/x.html can't be written \("):
+    with pytest.raises(UserError, match=r"--output .* can't be written"):
         make_report(configs.replace(settings, output="/proc/none/x.html"))
-
-
-def test_the_command_names_its_mistakes(tmp_path):
-    done = call("report", "run", "--outptu", "x", storage=tmp_path)
-    assert the_error(done) == "unknown flag --outptu: did you mean --output?"

@@ -15,23 +15,14 @@ from pyarrow import fs as arrow
 from cvdist import recipes
 from cvdist.checkpoints import format as ckpt
 from cvdist.config import SavedModelConfig
-from cvdist.errors import UserError
 from cvdist.loaders import open_loader
 from cvdist.saved import open_model
 from tests.helpers import pictures
-from tests.helpers.jobs import mlflow_store
+from tests.helpers.jobs import mlflow_store, user_error
 from tests.helpers.trained import REGISTERED
 
 
-def open_error(settings):
-    with pytest.raises(UserError) as caught:
-        open_model(settings)
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 400
-    return message
-
-
-def test_every_name_of_a_model_gives_the_same_one(trained, s3, monkeypatch):
+def test_every_name_of_a_model_gives_the_same_one(trained, bucket):
     run = trained.good.run.run_id
     sources = [
         "good",
@@ -48,12 +39,8 @@ def test_every_name_of_a_model_gives_the_same_one(trained, s3, monkeypatch):
     assert all(one.run.run_id == run and one.data.dataset == "digits" for one in opened[:5])
     assert all(one.precision == "float32" and one.model_id for one in opened[:5])
     assert opened[0].data == recipes.find("digits-cnn").data and opened[0].name == "good"
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    bucket, _ = arrow.FileSystem.from_uri("s3://bucket/saved")
-    arrow.copy_files(str(trained.storage / "good"), "s3://bucket/saved")
-    assert bucket.get_file_info("bucket/saved").type == arrow.FileType.Directory
-    assert open_model(SavedModelConfig(source="s3://bucket/saved")).digest == opened[0].digest
+    arrow.copy_files(str(trained.storage / "good"), bucket)
+    assert open_model(SavedModelConfig(source=bucket)).digest == opened[0].digest
 
 
 def test_the_model_is_what_was_logged_with_its_layers_by_name(trained):
@@ -80,7 +67,7 @@ def test_the_average_is_used_where_there_is_one(trained):
 
 def test_what_is_not_there_is_one_line_with_the_nearest(trained, tmp_path):
     def error(source, **changes):
-        return open_error(trained.saved(source, **changes))
+        return user_error(open_model, trained.saved(source, **changes))
 
     assert "is called 'goood': did you mean good" in error("goood")
     assert f"no run has the id {'0' * 32}" in error("0" * 32)
@@ -104,10 +91,10 @@ def test_what_is_not_there_is_one_line_with_the_nearest(trained, tmp_path):
     assert text.startswith(f"MODEL {tmp_path}/text.pth is a text file, not weights")
     assert "torchvision's weights for vgg16 are IMAGENET1K_V1" in error("vgg16:IMAGENET1K_V7")
     assert "MODEL is needed" in error("")
-    no_store = open_error(SavedModelConfig(source="good", storage=str(tmp_path)))
+    no_store = user_error(open_model, SavedModelConfig(source="good", storage=str(tmp_path)))
     assert f"there is no MLflow store {tmp_path}/mlflow.db" in no_store and "--storage" in no_store
     secret = "http://me:hunter2@127.0.0.1:9"
-    assert "hunter2" not in open_error(SavedModelConfig(source="good", tracking_uri=secret))
+    assert "hunter2" not in user_error(open_model, SavedModelConfig(source="good", tracking_uri=secret))
 
 
 def test_a_damaged_or_foreign_checkpoint(trained, tmp_path):
@@ -117,11 +104,11 @@ def test_a_damaged_or_foreign_checkpoint(trained, tmp_path):
     meta = json.loads((newest / "checkpoint.json").read_text())
     write_meta(copy, meta)
     (copy / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:1000])
-    assert "is damaged" in open_error(SavedModelConfig(source=str(copy)))
+    assert "is damaged" in user_error(open_model, SavedModelConfig(source=str(copy)))
     (copy / "state.pt").write_bytes((newest / "state.pt").read_bytes())
     meta["model"]["classes"] = ["a", "b"]
     write_meta(copy, meta)
-    text = open_error(SavedModelConfig(source=str(copy), weights_preprocessing="imagenet"))
+    text = user_error(open_model, SavedModelConfig(source=str(copy), weights_preprocessing="imagenet"))
     assert "does not fit the model scratch-cnn (2 classes" in text
 
 
@@ -157,9 +144,10 @@ def test_a_model_that_another_tool_has_logged(trained):
             torch.nn.Linear(2, 1),
             name="model",
             serialization_format="pt2",
+            pip_requirements=[],  # which another process would find out
             input_example=torch.ones(1, 2).numpy(),
         )
-    assert "was not logged by cvdist" in open_error(trained.saved(run.info.run_id))
+    assert "was not logged by cvdist" in user_error(open_model, trained.saved(run.info.run_id))
 
 
 def write_meta(folder, meta):

@@ -24,11 +24,10 @@ HIDDEN = 10  # over three workers: 4, 4 and 2 columns
 
 
 @pytest.fixture(scope="module")
-def place(module_path):
+def place(module_path, weights):
     """A cache of 17 + 7 pictures, and what all runs have in common."""
     root = module_path
     pictures.write(root / "pictures", {"train/cat": 8, "train/dog": 9, "valid/cat": 3, "valid/dog": 4})
-    weights = feature_caches.write_weights(root / "weights.pth")
     config = feature_caches.config(root / "pictures", root / "features", weights, root / "cache")
     feature_caches.extract(config)
     common = {
@@ -47,45 +46,24 @@ def runs(place):
     root, common, cached = place
     head, data, plain = {"parallel": "head"}, {"parallel": "data"}, {"dropout": 0.0}
     more = {"clip_grad_norm": 0.5, "model_ema_decay": 0.5, "optimizer": "adamw", "lr": 0.001}
+    blocks = {
+        **plain, "trainable_stages": 1, "freeze_epochs": 1, "backbone_lr_scale": 0.5, "accumulate_steps": 2,
+        "cutmix_alpha": 1.0,
+    }  # fmt: skip
     compared = {
         "cached": {**cached, **head},
         "more": {**cached, **head, **more},
         "pictures": {**head, "mixup_alpha": 0.4},
-        "blocks": {
-            **head,
-            **plain,
-            "trainable_stages": 1,
-            "freeze_epochs": 1,
-            "backbone_lr_scale": 0.5,
-            "accumulate_steps": 2,
-            "cutmix_alpha": 1.0,
-        },
+        "blocks": {**head, **blocks},
     }
     # All that makes workers depend on each other: with it, they learn what one learns.
     whole = {
-        **data,
-        **plain,
-        "model": "resnet18",
-        "weights": "none",
-        "weights_preprocessing": "",
-        "head": "linear",
-        "hidden_size": 0,
-        "image_size": 64,
-        "lr": 0.0005,
-        "epochs": 3,
-        "patience": 1,
-        "sync_bn": True,
-        "grad_checkpointing": True,
-        "freeze_epochs": 1,
-        "layer_decay": 0.7,
-        "min_delta": 1.0,
-        "class_weights": "cat=3",
-        "label_smoothing": 0.1,
-        "mixup_alpha": 0.4,
-        "cutmix_alpha": 1.0,
-        "balanced_sampling": True,
-        "select_by": "macro_f1",
-    }
+        **data, **plain, "model": "resnet18", "weights": "none", "weights_preprocessing": "", "head": "linear",
+        "hidden_size": 0, "image_size": 64, "lr": 0.0005, "epochs": 3, "patience": 1, "min_delta": 1.0,
+        "sync_bn": True, "grad_checkpointing": True, "freeze_epochs": 1, "layer_decay": 0.7,
+        "class_weights": "cat=3", "label_smoothing": 0.1, "mixup_alpha": 0.4, "cutmix_alpha": 1.0,
+        "balanced_sampling": True, "select_by": "macro_f1",
+    }  # fmt: skip
     weighed = {**cached, **plain, "class_weights": "balanced", "select_by": "loss", "clip_grad_norm": 0.5}
     three = {
         **compared,
@@ -95,15 +73,7 @@ def runs(place):
         "half": {**cached, **head, "epochs": 1},
         "half-plain": {**cached, **head, **plain, "epochs": 1},
         "whole-plain": {**cached, **head, **plain},
-        "averaged": {
-            **data,
-            **plain,
-            "trainable_stages": 1,
-            "freeze_epochs": 1,
-            "backbone_lr_scale": 0.5,
-            "accumulate_steps": 2,
-            "cutmix_alpha": 1.0,
-        },
+        "averaged": {**data, **blocks},
         "compressed": {**cached, **data, **plain, "gradient_compression": "bf16"},
         "low-rank": {**cached, **data, **plain, "gradient_compression": "powersgd", "epochs": 6},
         "long-plain": {**cached, **head, **plain, "epochs": 6},

@@ -14,23 +14,24 @@ import threading
 import pytest
 from mlflow import MlflowClient
 
+from cvdist import config as configs
 from cvdist.jobs import trials as running
 from cvdist.sweep import space
 from cvdist.sweep.record import Trial, TrialEpoch, best_of
 from tests.helpers import pictures
 from tests.helpers.feature_caches import config as tiny
-from tests.helpers.feature_caches import extract, write_weights
+from tests.helpers.feature_caches import extract
 from tests.helpers.jobs import ROOT, call, mlflow_store, on_ray, the_error
+from tests.helpers.sweeps import trial
 from tests.helpers.waiting import wait_until
 
 # --------------------------------------------------------------------------------- a trial, without a cluster
 
 
-def test_a_trial_stops_when_told_and_goes_on_from_its_best_checkpoint(tmp_path):
+def test_a_trial_stops_when_told_and_goes_on_from_its_best_checkpoint(weights, tmp_path):
     photos = pictures.write(
         tmp_path / "photos", {"train/cat": 6, "train/dog": 6, "valid/cat": 3, "valid/dog": 3}
     )
-    weights = write_weights(tmp_path / "vgg11.pth")
     chosen = tiny(
         *(photos, tmp_path / "features", weights, tmp_path / "cache"),
         epochs=3,
@@ -68,6 +69,30 @@ def test_a_trial_stops_when_told_and_goes_on_from_its_best_checkpoint(tmp_path):
     stopped.reset_config({"trial": 2})
     (ended,) = epochs(stopped)
     assert ended["state"] == "diverged" and re.match(r"the (loss became|weights are no)", ended["reason"])
+
+
+def test_early_stopping_remembers_what_earlier_jobs_have_reached():
+    sweep = configs.SweepConfig(grace_epochs=1, reduction_factor=2)
+    earlier = [trial(i, corrects=[60 + i, 70 + i, 80]) for i in range(4)]
+    scheduler = running.build_scheduler(sweep, 9, earlier)
+
+    class Weak:
+        trial_id = "weak"
+
+    scheduler.on_trial_add(None, Weak)
+    weak = {"epoch": 1, "score": 10.0}
+    assert scheduler.on_trial_result(None, Weak, weak) == "STOP"
+    forgetful = running.build_scheduler(sweep, 9, [])
+    forgetful.on_trial_add(None, Weak)
+    assert forgetful.on_trial_result(None, Weak, weak) == "CONTINUE"
+
+
+def test_progress_counts():
+    trials = [trial(1, corrects=[90], lr=0.1), trial(2, "stopped", [80]), trial(3, "running", [95], lr=0.2)]
+    trials += [trial(4, "waiting"), trial(5, "diverged")]
+    assert running.progress(trials, 1) == (
+        "trials 3/5 done, 1 running, 1 stopped early, 1 diverged or failed, best 95.00% (95/100) lr=0.2"
+    )
 
 
 # ------------------------------------------------------------------------------------ a real sweep, killed once
@@ -111,17 +136,14 @@ class CountingProxy:
 
 
 @pytest.fixture
-def cache(s3, monkeypatch, tmp_path):
+def cache(s3, bucket, weights, tmp_path):
     """Features of 24 tiny pictures in a bucket: flags for a sweep over them, the proxy, the environment."""
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    weights = write_weights(tmp_path / "vgg11.pth")
     counts = {"train/cat": 8, "train/dog": 8, "valid/cat": 4, "valid/dog": 4}
     photos = pictures.write(tmp_path / "photos", counts)
-    extract(tiny(photos, "s3://bucket/sweep/features", weights, tmp_path / "other", log_model=False))
+    extract(tiny(photos, bucket, weights, tmp_path / "other", log_model=False))
     proxy = CountingProxy(s3["AWS_ENDPOINT_URL"], "/shards/")
     flags = [
-        *("dogs-cats-vgg16-features", "--features", "s3://bucket/sweep/features", "--model", "vgg11"),
+        *("dogs-cats-vgg16-features", "--features", bucket, "--model", "vgg11"),
         *(
             "--weights",
             weights,
@@ -213,7 +235,6 @@ def test_a_killed_sweep_goes_on_to_a_registered_model(cache, ray_cluster, tmp_pa
             assert found.data.metrics["run/attempt"] == 1
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id, "figures")}
     assert artifacts == {f"figures/{name}.png" for name in ("parallel_coordinates", "trials")}
-    assert (tmp_path / "s" / f"trial-{best.number:02}").glob("epoch-*/checkpoint.json")
     kept = {path.parent.parent.name for path in (tmp_path / "s").glob("trial-*/*/checkpoint.json")}
     assert kept == {f"trial-{best.number:02}"}
 

@@ -12,25 +12,21 @@ from cvdist.jobs.preflight import _samples
 from cvdist.jobs.train import train
 from tests.helpers import pictures
 
-BUCKET = "s3://bucket/tables"
-
 
 @pytest.fixture
-def table(s3, monkeypatch, tmp_path):
+def table(bucket, tmp_path):
     """A competition's table, with a row more than there are files; the pictures lie in a folder `train`."""
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
     photos = pictures.write(tmp_path / "photos", {"train": 40, "test": 3})
     rows = [f"{i:04},{'ant' if i % 2 else 'bee'},x" for i in range(41)]
     (photos / "labels.csv").write_text("\n".join(["number,insect,note", *rows]))
-    filesystem, path = storage.locate(BUCKET)
+    filesystem, path = storage.locate(bucket)
     arrow.copy_files(str(photos), path, destination_filesystem=filesystem)
     return photos
 
 
-def test_all_jobs_take_a_table_in_a_bucket(trained, table, tmp_path, caplog):
+def test_all_jobs_take_a_table_in_a_bucket(trained, table, bucket, tmp_path, caplog):
     caplog.set_level("INFO", "cvdist")
-    named = {"data": f"{BUCKET}/labels.csv", "path_column": "number", "label_column": "insect"}
+    named = {"data": f"{bucket}/labels.csv", "path_column": "number", "label_column": "insect"}
     config = configs.replace(
         recipes.find("dogs-cats-cnn"), **named, image_size=32, cache=str(tmp_path / "cache"), runtime="inline",
         storage=str(trained.storage), name="tabled", epochs=1, batch_size=20, system_metrics=False,
@@ -38,7 +34,7 @@ def test_all_jobs_take_a_table_in_a_bucket(trained, table, tmp_path, caplog):
     )  # fmt: skip
     finished = train(config)
     assert finished is not None and finished.summary.valid_total == 8
-    assert "1 of 41 rows named no file below s3://bucket/tables, e.g. 0040" in caplog.text
+    assert f"1 of 41 rows named no file below {bucket}, e.g. 0040" in caplog.text
     assert _samples(config).startswith("40 pictures in 2 classes")
 
     def job(kind, *words):

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import pytest
 import torch
 
 from cvdist.checkpoints.store import CheckpointStore
-from tests.helpers.jobs import ROOT, call, run, torchrun, train
+from tests.helpers.jobs import ROOT, call, run, torchrun
 from tests.helpers.stores import empty_store, the_run
 from tests.helpers.waiting import wait_until
 
@@ -72,21 +71,18 @@ def test_neither_ray_nor_mlflow_is_imported(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_job_with_its_checkpoints_in_a_bucket_is_killed_and_goes_on(workers, two, s3, tmp_path, monkeypatch):
+def test_a_job_with_its_checkpoints_in_a_bucket_is_killed_and_goes_on(workers, two, bucket, tmp_path):
     """One worker in this process, and two under torchrun: against a run that was left alone."""
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
     if workers == 1:  # with dropout, whose random numbers go on too
         words = ["digits-cnn", "--batch-size", "200", "--lr-scheduler", "constant", "--checkpoint-every", "7"]
         words += ["--runtime", "inline", "--tracking", "none"]
-        assert train(*words, "--epochs", "4", "--name", "whole", storage=tmp_path).returncode == 0
+        assert call("train", *words, "--epochs", "4", "--name", "whole", storage=tmp_path).returncode == 0
         whole = tmp_path / "whole"
     else:
         words, whole = [*COMMON, "--tracking", "none"], two[1] / "two"
 
-    root = f"s3://bucket/{uuid.uuid4().hex}"
-    words += ["--name", "killed", "--storage", root]
-    store = CheckpointStore.at(f"{root}/killed")
+    words += ["--name", "killed", "--storage", bucket]
+    store = CheckpointStore.at(f"{bucket}/killed")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if workers == 2 else []
     command = [sys.executable, *launcher, "jobs/train.py", *words, "--epochs", "400"]
     with (tmp_path / "log").open("w") as log:
@@ -99,7 +95,7 @@ def test_a_job_with_its_checkpoints_in_a_bucket_is_killed_and_goes_on(workers, t
         os.killpg(job.pid, signal.SIGKILL)
         job.wait(60)
     words += ["--epochs", "4"]
-    again = train(*words, storage=tmp_path) if workers == 1 else torchrun(2, *words, storage=tmp_path)
+    again = call("train", *words, storage=tmp_path) if workers == 1 else torchrun(2, *words, storage=tmp_path)
     assert again.returncode == 0 and "resuming   at epoch" in again.stderr, again.stderr
     (last,) = [one for one in store.list() if one.at == 4 * 4000]
     with store.open(last.name) as folder:

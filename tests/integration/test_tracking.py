@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import http.server
-import json
 import logging
 import os
 import re
@@ -248,7 +246,7 @@ def test_optional_tracking_trains_without_a_server(tmp_path):
     uri = f"http://127.0.0.1:{free_port()}"
     words = [*INLINE, "--tracking", "optional", "--tracking-uri", uri, "--epochs", "1", "--batch-size", "500"]
     done = call("train", *words, storage=tmp_path)
-    assert done.returncode == 0 and "goes on without MLflow (--tracking optional)" in done.stderr in done.stderr
+    assert done.returncode == 0 and "goes on without MLflow (--tracking optional)" in done.stderr
 
 
 def test_a_figure_that_can_not_be_drawn_costs_only_itself(storage, caplog):
@@ -347,17 +345,7 @@ def test_a_file_store_does_not_do_for_several_nodes(storage):
         ref.require_reachable_from(3)
 
 
-def test_checkpoint_of_another_model_and_missing_checkpoint(tmp_path):
-    common = ["--name", "one", "--epochs", "1", "--batch-size", "500", "--tracking", "none"]
-    assert call("train", *INLINE, *common, storage=tmp_path).returncode == 0
-    meta = tmp_path / "one" / "epoch-0001" / "checkpoint.json"
-    changed = json.loads(meta.read_text().replace('"scratch-cnn"', '"vgg16"'))
-    del changed["sha256"]
-    changed["sha256"] = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
-    meta.write_text(json.dumps(changed))
-    line = the_error(call("train", *INLINE, *common, "--epochs", "2", storage=tmp_path))
-    assert "is of model vgg16 (10 classes, 1x28x28), this run trains scratch-cnn" in line
-    gone = the_error(
-        call("train", *INLINE, "--resume", tmp_path / "gone", "--tracking", "none", storage=tmp_path)
-    )
-    assert gone == f"{tmp_path}/gone is no checkpoint: it has no checkpoint.json"
+def test_a_checkpoint_that_is_missing(tmp_path):
+    words = [*INLINE, "--resume", tmp_path / "gone", "--tracking", "none"]
+    line = the_error(call("train", *words, storage=tmp_path))
+    assert line == f"{tmp_path}/gone is no checkpoint: it has no checkpoint.json"

@@ -10,10 +10,8 @@ import pytest
 import torch
 import torchvision
 
-from cvdist import models
-from cvdist.config import ModelConfig
-from cvdist.errors import UserError
 from tests.helpers import pictures
+from tests.helpers.feature_caches import write_weights
 from tests.helpers.jobs import call, the_error
 from tests.helpers.stores import the_run
 
@@ -29,16 +27,7 @@ def place(module_path):
     counts = {"train/cat": 8, "train/dog": 8, "valid/cat": 3, "valid/dog": 3}
     pictures.write(root / "pictures", counts)
     (root / "pictures" / "train" / "dog" / "damaged.jpg").write_bytes(pictures.jpeg(1)[:300])
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        vgg = torchvision.models.vgg11()
-    features = vgg.features.to_empty(device="cpu")
-    for layer in features:
-        if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            torch.nn.init.zeros_(layer.bias)
-    state = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
-    torch.save(state, root / "weights.pth")
+    write_weights(root / "weights.pth")
     return root
 
 
@@ -137,32 +126,3 @@ def test_weights_that_do_not_fit_are_one_line_before_anything_starts(place):
     done = call("train", *arguments(place, "--runtime", "inline", "--model", "vgg16"), storage=place)
     assert "weights.pth is not of vgg16: features.2.weight, features.2.bias and" in the_error(done)
     assert "run  " not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        (
-            {"weights": "nowhere.pth"},
-            "--weights nowhere.pth: there is no such file; torchvision's names for vgg11",
-        ),
-        (
-            {"name": "vgg16", "weights_preprocessing": ""},
-            "set --weights-preprocessing to the normalization that it was trained",
-        ),
-        (
-            {"weights": "none", "trainable_stages": 5},
-            "--weights-preprocessing is for the file that --weights names",
-        ),
-        ({"name": "scratch-cnn-photo"}, "--weights is for models that go on from pretrained weights"),
-        (
-            {"weights": "", "weights_preprocessing": ""},
-            "would freeze layers that are random: name --weights",
-        ),
-    ],
-)
-def test_settings_of_weights_that_make_no_sense(place, settings, text):
-    named = {"name": "vgg11", "weights": str(place / "weights.pth"), "weights_preprocessing": "imagenet"}
-    with pytest.raises(UserError) as error:
-        models.prepare(ModelConfig(**{**named, **settings}))
-    assert text in str(error.value) and "\n" not in str(error.value)

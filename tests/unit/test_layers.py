@@ -55,6 +55,11 @@ def test_each_room_stands_in_the_table_once() -> None:
     assert sorted(listed) == sorted(there)
 
 
+def test_unit_tests_lie_in_the_folders_of_rooms() -> None:
+    folders = {path.parent.name for path in (ROOT / "tests" / "unit").glob("*/test_*.py")}
+    assert folders <= {name for rooms in floors() for name in rooms}
+
+
 def test_no_import_leads_upward_or_to_a_neighbor() -> None:
     level = {name: number for number, rooms in enumerate(floors()) for name in rooms}
     wrong = []

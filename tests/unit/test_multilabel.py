@@ -26,7 +26,7 @@ def scored(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return torch.tensor(scores, dtype=torch.float32), torch.tensor(truth)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=50)
 @given(scored())
 def test_average_precision_is_that_of_scikit_learn(case: tuple[Tensor, Tensor]) -> None:
     scores, truth = case
@@ -39,7 +39,7 @@ def test_average_precision_is_that_of_scikit_learn(case: tuple[Tensor, Tensor]) 
             assert found[number].isnan()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=50)
 @given(scored())
 def test_no_threshold_has_a_higher_f1_than_the_chosen_one(case: tuple[Tensor, Tensor]) -> None:
     scores, truth = case
@@ -60,7 +60,7 @@ def test_no_threshold_has_a_higher_f1_than_the_chosen_one(case: tuple[Tensor, Te
         assert ((tried < highest) <= (tried < thresholds[number])).all()  # no score between
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=50)
 @given(scored(), st.randoms(use_true_random=False))
 def test_the_order_of_the_pictures_changes_nothing(case: tuple[Tensor, Tensor], random: object) -> None:
     scores, truth = case
@@ -72,7 +72,7 @@ def test_the_order_of_the_pictures_changes_nothing(case: tuple[Tensor, Tensor], 
         )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=50)
 @given(scored(), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 def test_counts_are_those_of_scikit_learn(case: tuple[Tensor, Tensor], threshold: float) -> None:
     scores, truth = case
@@ -91,7 +91,7 @@ def test_counts_are_those_of_scikit_learn(case: tuple[Tensor, Tensor], threshold
     assert counts.macro_f1 == pytest.approx(float(np.mean(there)) if there else 0.0)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(scored())
 def test_the_curve_has_the_precision_of_the_first_threshold_with_that_recall(
     case: tuple[Tensor, Tensor],

@@ -21,7 +21,7 @@ from cvdist.storage import Folder
 
 # Pictures by path, with their sizes. Those of size 0 can't be decoded.
 LISTINGS = st.dictionaries(st.text("abc", min_size=1, max_size=4), st.integers(0, 9), min_size=1, max_size=16)
-some = settings(deadline=None, max_examples=25)
+some = settings(max_examples=15)
 
 
 def table_of(listing):

@@ -13,6 +13,7 @@ from cvdist import recipes
 from cvdist.errors import UserError
 from cvdist.jobs import cli
 from cvdist.sweep import space
+from tests.helpers.jobs import user_error
 
 KINDS = sorted({job.settings for job in cli.JOBS.values()}, key=lambda kind: kind.__name__)
 CONFIG = Path(configs.__file__).parent
@@ -110,24 +111,12 @@ def test_each_default_is_written_once():
 @pytest.mark.parametrize(
     ("kind", "flag", "value", "message"),
     [
-        (
-            configs.PredictConfig,
-            "max_bad_fraction",
-            2.0,
-            "--max-bad-fraction is 2.0: it takes a number",
-        ),
+        (configs.PredictConfig, "max_bad_fraction", 2.0, "--max-bad-fraction is 2.0: it takes a number"),
         (configs.EvaluateConfig, "tracking_timeout", 0.0, "--tracking-timeout is 0.0: it takes 0.1 or more"),
         (configs.PreprocessConfig, "extractors", -1, "--extractors is -1: it takes 0 or more"),
         (configs.TrainConfig, "checkpoint_timeout", 0.5, "--checkpoint-timeout is 0.5: it takes 1 or more"),
-        (
-            configs.TrainConfig,
-            "tracking_drain_timeout",
-            -1.0,
-            "--tracking-drain-timeout is -1.0: it takes 0",
-        ),
+        (configs.TrainConfig, "tracking_drain_timeout", -1.0, "--tracking-drain-timeout is -1.0: it takes 0"),
     ],
 )
 def test_bounds_name_the_flag(kind, flag, value, message):
-    with pytest.raises(UserError) as caught:
-        configs.check_groups(configs.replace(kind(), **{flag: value}))
-    assert str(caught.value).startswith(message)
+    assert user_error(configs.check_groups, configs.replace(kind(), **{flag: value})).startswith(message)

@@ -23,6 +23,7 @@ from cvdist.errors import UserError
 from cvdist.prediction.pictures import find_pictures
 from tests.helpers import forms as made
 from tests.helpers import pictures
+from tests.helpers.jobs import user_error
 
 
 @pytest.fixture(autouse=True)
@@ -46,12 +47,6 @@ def listed(uri, **settings):
 def summary(uri, **settings):
     found = listed(uri, **settings)
     return {key: sum(row[:2] == key for row in found) for key in {row[:2] for row in found}}
-
-
-def refused(uri, **settings):
-    with pytest.raises(UserError) as error:
-        listed(uri, **settings)
-    return str(error.value)
 
 
 def jpegs(*names, suffix=".jpg"):
@@ -223,7 +218,7 @@ REFUSED = {
 def test_what_can_not_be_used_is_refused_in_one_line(tmp_path, write, text):
     (tmp_path / "some").mkdir()
     write(tmp_path / "some")
-    found = refused(tmp_path / "some")
+    found = user_error(listed, tmp_path / "some")
     assert text in found and "\n" not in found and found.startswith(f"--data {tmp_path}/some"), found
 
 
@@ -244,7 +239,7 @@ def whole(tmp_path_factory):
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_cut_tar_gives_whole_pictures_or_a_line_wherever_it_is_cut(tmp_path_factory, whole, data):
     content, digests = whole
     ends = [512 * block + more for block in range(len(content) // 512) for more in (-1, 0, 1)]
@@ -272,10 +267,10 @@ def test_a_damaged_tar_is_named_and_what_is_whole_is_used(tmp_path, caplog, whol
     tar.write_bytes(content)
     assert summary(tar) == {("a", -1): 2, ("b", -1): 1}
     assert f"some.tar is damaged at byte {second:,}: its 3 whole pictures are used, how many are" in caplog.text
-    text = refused(tar, max_bad_fraction=0.0)
+    text = user_error(listed, tar, max_bad_fraction=0.0)
     assert text.endswith("--max-bad-fraction is 0: fetch or pack it again") and "some.tar is damaged" in text
     tar.write_bytes(whole[0][:1000])
-    assert "some.tar is cut at byte 1,000, and it has no whole picture" in refused(tar)
+    assert "some.tar is cut at byte 1,000, and it has no whole picture" in user_error(listed, tar)
 
 
 def test_tars_behind_one_another_are_read_as_one(tmp_path, caplog):
@@ -313,7 +308,7 @@ def test_classes_are_named_by_the_metadata_and_what_has_none_is_left_out(tmp_pat
     assert "left out: rows without a picture: 1" in caplog.text
     assert "left out: pictures without a label: 2" in caplog.text
     made.parquet(tmp_path / "data" / "train-0.parquet", content[:2], [0, 2], names=names)
-    assert "column label has class 2, and names of 2 classes" in refused(tmp_path)
+    assert "column label has class 2, and names of 2 classes" in user_error(listed, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -371,17 +366,19 @@ def test_patterns_name_archives_and_what_is_missing_is_said(tmp_path):
     assert len(everything) == 24
     for pattern in ("set-{00..11}.tar", "set-??.tar", "{set,}-{00..11}.tar", "../i?/set-*.tar"):
         if pattern.startswith("{"):
-            assert "12 of 24 files are missing: -00.tar, -01.tar, " in refused(f"{tmp_path}/{pattern}")
+            assert "12 of 24 files are missing: -00.tar, -01.tar, " in user_error(
+                listed, f"{tmp_path}/{pattern}"
+            )
         else:
             assert listed(f"{tmp_path}/{pattern}") == everything
     assert len(listed(f"file://{tmp_path}/set-{{03,05}}.tar")) == 4
-    assert "there is no such file" in refused(f"{tmp_path}/other-*.tar")
+    assert "there is no such file" in user_error(listed, f"{tmp_path}/other-*.tar")
     for i in range(2):  # folders, as Spark writes them
         content = [pictures.jpeg(10 * i + j) for j in range(2)]
         made.parquet(tmp_path / f"{i}.parquet" / "part-0.snappy.parquet", content, ["a", "b"])
     assert [len(listed(f"{tmp_path}/{name}.parquet")) for name in ("1", "*", "{0,1}")] == [2, 4, 4]
     assert len(listed(made.tar(tmp_path / "set [2].tar", jpegs("a/1", "b/1")))) == 2
-    assert "means more than 1,000,000 names" in refused(f"{tmp_path}/{{0..99999999}}.tar")
+    assert "means more than 1,000,000 names" in user_error(listed, f"{tmp_path}/{{0..99999999}}.tar")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cvdist import config as configs
@@ -12,7 +11,6 @@ from cvdist.data.dataset import DatasetInfo
 from cvdist.data.in_memory import InMemoryLoader, LabeledImages
 from cvdist.data.sampler import EpochOrder
 from cvdist.data.split import stratified_split
-from cvdist.errors import UserError
 from cvdist.loaders import open_loader
 
 CPU = torch.device("cpu")
@@ -43,7 +41,6 @@ def make_loader(train: int, valid: int, size: int = 6, channels: int = 1, **opti
 # ------------------------------------------------------------------------------------------------ in memory
 
 
-@settings(deadline=None)
 @given(st.integers(1, 90), st.integers(1, 40), st.integers(1, 5), st.integers(0, 80))
 def test_batches_are_the_order_normalized(train, batch_size, world, position):
     loader = make_loader(train, 5)
@@ -61,7 +58,6 @@ def test_batches_are_the_order_normalized(train, batch_size, world, position):
             assert batch.global_size == local.global_size
 
 
-@settings(deadline=None)
 @given(st.integers(0, 50), st.integers(1, 20), st.integers(1, 6))
 def test_validation_reads_each_sample_once(valid, batch_size, world):
     loader = make_loader(3, valid)
@@ -91,7 +87,6 @@ def test_digest_notices_a_changed_pixel_and_a_changed_label():
     assert len(set(digests)) == 3
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 3))
 def test_augmentation_does_not_depend_on_workers_or_interruptions(world, stopped_after):
     augmentation = Augmentation(0.5, 20.0, 0.1, seed=3)
@@ -138,31 +133,3 @@ def test_digits_are_balanced_real_and_split_by_their_own_seed():
     ones = next(i for i, name in enumerate(names) if name == "1")
     picture = loader.pictures("valid", [ones])[0][0, 0]
     assert picture.max() > 200 and (picture == 0).float().mean() > 0.5  # white ink on black
-
-
-# --------------------------------------------------------------------------------------------------- MNIST
-
-
-def mnist(folder):
-    return configs.replace(recipes.find("mnist-cnn"), data=str(folder))
-
-
-def test_mnist_is_complete_and_normalized_by_its_own_mean_and_deviation(shared_data):
-    loader = open_loader(mnist(shared_data / "mnist"), CPU)
-    assert (loader.info.train_size, loader.info.valid_size) == (60_000, 10_000)
-    pixels = loader.splits["train"].images.double() / 255
-    assert round(pixels.mean().item(), 4) == loader.info.mean[0] == 0.1307
-    assert round(pixels.std().item(), 4) == loader.info.std[0] == 0.3081
-
-
-@pytest.mark.parametrize("damage", ["truncated", "overwritten"])
-def test_damaged_mnist_is_named(shared_data, tmp_path, damage):
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for file in (shared_data / "mnist" / "MNIST" / "raw").glob("*ubyte"):
-        (raw / file.name).write_bytes(file.read_bytes())
-    images = raw / "train-images-idx3-ubyte"
-    content = images.read_bytes()
-    images.write_bytes(content[:1_000_000] if damage == "truncated" else bytes(len(content)))
-    with pytest.raises(UserError, match=r"MNIST/raw/train-\S+ is (truncated or )?damaged"):
-        open_loader(mnist(tmp_path), CPU)

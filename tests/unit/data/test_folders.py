@@ -20,6 +20,7 @@ from cvdist.data.images import versions
 from cvdist.data.images.listing import list_pictures
 from cvdist.data.split import held_back_counts
 from cvdist.errors import UserError
+from tests.helpers.jobs import user_error
 
 CATS_DOGS = ("cat", "dog")
 
@@ -168,9 +169,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("files", "text"), REFUSED.values(), ids=REFUSED)
 def test_layouts_that_may_be_meant_otherwise_are_refused(tmp_path, files, text):
-    with pytest.raises(UserError) as error:
-        listed(write(tmp_path / "some", files))
-    assert str(error.value).replace(str(tmp_path / "some"), "DIR") == text
+    message = user_error(listed, write(tmp_path / "some", files))
+    assert message.replace(str(tmp_path / "some"), "DIR") == text
 
 
 def test_classes_that_one_folder_lacks_and_classes_of_one_are_named(tmp_path, caplog):

@@ -13,11 +13,10 @@ from cvdist.config import TrainConfig
 from cvdist.data import formats
 from cvdist.data.forms import look_unlabeled
 from cvdist.data.images import listing
-from cvdist.data.images.ahead import Reader
 from cvdist.data.images.decode import UndecodableError, decode
-from cvdist.errors import UserError
 from tests.helpers import pictures
-from tests.helpers.odd_pictures import HAS_HEIC, share, with_extras
+from tests.helpers.jobs import user_error
+from tests.helpers.odd_pictures import HAS_HEIC, with_extras
 
 HEIC = b"\0\0\0\x18ftypheic" + bytes(99)
 
@@ -60,9 +59,7 @@ CASES = [
 def test_a_folder_without_pictures_that_can_be_read(tmp_path, without_extras, names, text):
     root = folder(tmp_path / "x", *names)
     for look in (lambda: listing.list_pictures(config(root).data), lambda: look_unlabeled(str(root))):
-        with pytest.raises(UserError) as error:
-            look()
-        assert str(error.value) == f"--data {root} has no pictures that can be read: {text}"
+        assert user_error(look) == f"--data {root} has no pictures that can be read: {text}"
 
 
 @pytest.mark.parametrize(("names", "text"), CASES)
@@ -98,19 +95,6 @@ def test_an_extra_that_is_installed_later(tmp_path, monkeypatch):
         (bad,) = opened().quarantine
         assert bad.reason == "a format that is not supported: HEIC without the extra heif"
     assert not opened().quarantine
-
-
-def test_what_the_decoder_said_is_for_debugging(tmp_path, caplog):
-    content = pictures.jpeg(0)
-    (tmp_path / "cut.jpg").write_bytes(share(content, 0.6))
-    (tmp_path / "whole.jpg").write_bytes(content)
-    reader = Reader(str(tmp_path), 32, "squash")
-    (one, _) = reader.decode(["cut.jpg", "whole.jpg"])
-    reason, detail = "truncated: ends within the picture", "Corrupt JPEG data: premature end of data segment"
-    assert one.reason == reason and not caplog.records
-    caplog.set_level(logging.DEBUG, "cvdist")
-    reader.decode(["cut.jpg", "whole.jpg"])
-    assert [record.getMessage() for record in caplog.records] == [f"data       cut.jpg: {reason} ({detail})"]
 
 
 def test_formats_that_are_not_listed_are_not_opened():

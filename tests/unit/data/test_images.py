@@ -24,6 +24,7 @@ from cvdist.data.sampler import EpochOrder
 from cvdist.errors import UserError
 from cvdist.training import run_figures
 from tests.helpers import pictures
+from tests.helpers.jobs import user_error
 
 CPU = torch.device("cpu")
 
@@ -40,11 +41,7 @@ def opened(root, tmp_path, **changes):
 
 
 def refused(root, tmp_path, **changes):
-    with pytest.raises(UserError) as error:
-        opened(root, tmp_path, **changes)
-    text = str(error.value).replace(str(root), "DIR")
-    assert "\n" not in text
-    return text
+    return user_error(opened, root, tmp_path, **changes).replace(str(root), "DIR")
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +288,7 @@ def test_a_vanished_picture_in_a_later_epoch_is_named(tmp_path):
         epoch(loader)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     batch_size=st.integers(1, 13),
     world=st.integers(1, 4),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
@@ -54,7 +54,6 @@ def test_cutmix_is_torchvisions(monkeypatch, share, x, y):
     torch.testing.assert_close(mixed.labels, labels)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(2, 20), st.integers(1, 5), st.integers(0, 3), st.booleans())
 def test_any_number_of_workers_makes_the_same_mixtures(size, batch_size, world, done, cut):
     loader = make_loader(size, 3, mixing=Mixing(0.4, 1.0 if cut else 0.0, 3, seed=1))

@@ -8,19 +8,17 @@ import logging
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
 from cvdist import config as configs
 from cvdist import loaders
 from cvdist.config import DataConfig, TrainConfig
-from cvdist.data.dataset import Batch, DatasetInfo
+from cvdist.data.dataset import Batch
 from cvdist.data.images.listing import list_pictures, require_one_class, split_rows
-from cvdist.data.in_memory import InMemoryLoader, LabeledImages
 from cvdist.data.labels import labels_of
 from cvdist.data.mixing import Mixing, Mixture
-from cvdist.data.sampler import EpochOrder
 from cvdist.data.split import multilabel_split, stratified_split
 from tests.helpers import forms
 from tests.helpers.jobs import user_error
@@ -311,35 +309,11 @@ def test_labels_are_rows_of_classes(loader):
     assert torch.equal(valid.labels, loader.labels("valid")[valid.indices].float())
 
 
-@settings(max_examples=15)
-@given(batch_size=st.integers(1, 13), world=st.integers(1, 4))
-def test_any_number_of_workers_sees_the_same_rows(loader, batch_size, world):
-    order = EpochOrder(loader.info.train_size, batch_size, seed=0, epoch=1)
-    shares = [list(loader.train_batches(order, rank, world)) for rank in range(world)]
-    for batches in zip(*shares, strict=True):
-        for batch in batches:
-            assert batch.labels.dtype == torch.float32
-            assert torch.equal(batch.labels.bool(), expected(loader, "train", batch.indices.tolist()))
-    seen = torch.cat([batch.indices for share in shares for batch in share])
-    assert sorted(seen.tolist()) == list(range(loader.info.train_size))
-
-
 def test_mixtures_have_the_shares_of_all_classes():
     labels = torch.tensor([[1, 0, 1], [0, 1, 1], [0, 0, 0]]).float()
     images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 4, 4)
     mixed = Mixing(1.0, 0.0, 3, seed=0).mix(Batch(images, labels, torch.arange(3), 2), Mixture(0.75, None))
     assert torch.equal(mixed.labels, torch.tensor([[0.25, 0.75, 1.0], [0.0, 0.25, 0.25]]))
-
-
-def test_in_memory(table):
-    labels = torch.tensor([[1, 0], [1, 1], [0, 0]], dtype=torch.bool)
-    images = LabeledImages(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), labels)
-    info = DatasetInfo("some", "", ("a", "b"), 1, 4, 4, (0.5,), (0.5,), 3, 3, multilabel=True)
-    loader = InMemoryLoader(info, images, images, device=CPU)
-    assert loader.labels("train").dtype == torch.bool
-    (batch,) = loader.valid_batches(0, 1, 3)
-    assert torch.equal(batch.labels, labels.float())
-    assert loader.pictures("train", [1, 2, 0])[1] == ["a, b", "no class", "a"]
 
 
 def test_bad_and_excluded_pictures_are_left_out(tmp_path):

@@ -16,6 +16,7 @@ from cvdist.data import forms
 from cvdist.data.forms.matching import match
 from cvdist.data.images.listing import list_pictures
 from cvdist.errors import UserError
+from tests.helpers.jobs import user_error
 
 FILES = ("train/a.jpg", "train/b.JPG", "train/c.x.png", "test/d.jpg", "test/e.jpg")
 
@@ -225,9 +226,8 @@ REFUSED = {
 def test_what_may_be_meant_otherwise_is_refused(root, content, text):
     if text.endswith("is meant with --data-root"):
         write(root, ["x/1.jpg", "y/1.jpg", "y/2.jpg"])
-    with pytest.raises(UserError) as error:
-        look(root / "l.csv", content)
-    assert str(error.value).replace(str(root), "DIR").replace(str(root.parent), "UP") == f"--data {text}"
+    message = user_error(look, root / "l.csv", content)
+    assert message.replace(str(root), "DIR").replace(str(root.parent), "UP") == f"--data {text}"
 
 
 def test_other_mistakes(root):
@@ -250,9 +250,8 @@ def test_other_mistakes(root):
 @pytest.mark.parametrize("layout", [["train/1.jpg"], ["train/1.jpg", "test/2.jpg"], ["1.jpg", "2.jpg"]])
 def test_a_table_beside_flat_pictures_is_named(tmp_path, layout):
     write(tmp_path, [*layout, "labels.csv"])
-    with pytest.raises(UserError) as error:
-        list_pictures(PicturesConfig(uri=str(tmp_path)))
-    assert str(error.value).endswith(f"; if labels.csv names the classes, give --data {tmp_path}/labels.csv")
+    message = user_error(list_pictures, PicturesConfig(uri=str(tmp_path)))
+    assert message.endswith(f"; if labels.csv names the classes, give --data {tmp_path}/labels.csv")
 
 
 # ------------------------------------------------------------------------------------------------ which file

@@ -22,17 +22,11 @@ from tests.helpers.feature_caches import (
     manifest_of,
     opened,
     refusal,
-    write_weights,
 )
 from tests.helpers.jobs import user_error
 from tests.helpers.multilabel import multilabel_table
 
 CLASSES = ("blue", "green", "red")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("weights") / "vgg11.pth")
 
 
 @pytest.fixture
@@ -155,12 +149,3 @@ def test_an_index_reads_back_as_it_was_written(sets, several):
         values["classes"] = pa.array([sorted(one) for one in sets], pa.list_(pa.int32()))
     table = pa.table(values)
     assert index.load(index.dump(table)).equals(table)
-
-
-def test_bad_pictures_are_left_out(chosen):
-    (Path(chosen.data.uri).parent / "00007.png").write_bytes(b"no picture")
-    built, _ = extract(configs.replace(chosen, max_bad_fraction=0.1))
-    assert [one.path for one in built.manifest.bad] == ["00007.png"]
-    expected = said_by(Path(chosen.data.uri))
-    del expected["00007.png"]
-    assert sets_of(configs.replace(chosen, max_bad_fraction=0.1)) == expected

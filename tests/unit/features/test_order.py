@@ -42,7 +42,7 @@ def loader_of(made_up, window=0, views=1):
     return loader
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     batch_size=st.integers(1, 25),
     world=st.integers(1, 5),
@@ -71,7 +71,7 @@ def test_all_workers_together_see_each_sample_once(made_up, batch_size, world, n
             assert torch.equal(row, features[path][0].float())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=9),
     batch_size=st.integers(1, 20),

@@ -119,7 +119,7 @@ def test_a_run_without_a_finite_loss_says_so():
 
 
 @pytest.mark.parametrize("draw", [loss_curves, accuracy_curves])
-@pytest.mark.parametrize("epochs", [1, 2, 7, 20, 300])
+@pytest.mark.parametrize("epochs", [1, 7, 300])
 def test_curves_are_readable_and_epochs_are_whole(draw, epochs):
     figure = draw(long_history(epochs))
     assert_readable(figure)
@@ -129,7 +129,7 @@ def test_curves_are_readable_and_epochs_are_whole(draw, epochs):
 
 
 @pytest.mark.parametrize("draw", [loss_curves, accuracy_curves])
-@pytest.mark.parametrize("best", [1, 6, 12])
+@pytest.mark.parametrize("best", [1, 12])
 def test_no_text_lies_on_the_lines(draw, best):
     history = [record(e, 0.5, 0.4 if e == best else 0.6, 950, 99 if e == best else 95) for e in range(1, 13)]
     figure = draw(history)
@@ -145,7 +145,7 @@ def test_loss_axis_is_logarithmic_only_for_losses_far_apart():
     assert loss_curves([record(1, 2.0, 2.0), record(2, 0.0, 0.0)]).axes[0].get_yscale() == "linear"
 
 
-@pytest.mark.parametrize("decades", [1.7, 2, 3, 4, 8, 20])
+@pytest.mark.parametrize("decades", [1.7, 4, 20])
 def test_logarithmic_axis_has_labels_that_are_numbers(decades):
     figure = loss_curves([record(1, 2.0, 2.0), record(2, 2 * 10**-decades, 1.0)])
     labels = tick_labels(figure.axes[0].yaxis)
@@ -156,7 +156,7 @@ def test_logarithmic_axis_has_labels_that_are_numbers(decades):
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 100)), min_size=1, max_size=5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_accuracy_axis_holds_the_values_and_little_else(counts):
     figure = accuracy_curves([record(e, 0, 0, t, v) for e, (t, v) in enumerate(counts, start=1)])
     low, high = figure.axes[0].get_ylim()
@@ -183,13 +183,7 @@ def test_cells_hold_counts_and_the_diagonal_recall():
     figure = confusion_matrix(torch.tensor([[188, 12], [0, 150]]), ["cat", "dog"])
     cells = {(text.get_position(), text.get_text()) for text in figure.axes[0].texts}
     # Positions are (column, row): 12 cats were taken for dogs. The cell without a sample is empty.
-    assert cells == {
-        ((0, 0), "188"),
-        ((0, 0), "94.0%"),
-        ((1, 0), "12"),
-        ((1, 1), "150"),
-        ((1, 1), "100.0%"),
-    }
+    assert cells == {((0, 0), "188"), ((0, 0), "94.0%"), ((1, 0), "12"), ((1, 1), "150"), ((1, 1), "100.0%")}
     assert "Confusion matrix: 338/350 (96.57%) correct" in says(figure)
     assert tick_labels(figure.axes[0].xaxis) == tick_labels(figure.axes[0].yaxis) == ["cat", "dog"]
 
@@ -227,9 +221,7 @@ def test_one_mistake_in_ten_thousand_is_colored_and_what_is_right_is_not():
     assert cell(5, 3).tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize(
-    ("names", "size"), [*((LONG_NAMES, size) for size in (1, 2, 10, 20, 30, 31)), (DIGITS, 10), (DIGITS, 30)]
-)
+@pytest.mark.parametrize(("names", "size"), [*((LONG_NAMES, size) for size in (1, 2, 20, 31)), (DIGITS, 30)])
 def test_confusion_matrix_is_readable(size, names):
     matrix = with_mistakes(size, *[(0, n, 12345) for n in range(1, size)], right=54321)
     figure = confusion_matrix(matrix, [names[n % len(names)] for n in range(size)])
@@ -400,7 +392,7 @@ def test_another_number_of_images_than_of_titles_is_refused():
 
 
 @given(st.text(max_size=40), st.floats(0.2, 4.0))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 def test_elided_text_fits_and_is_a_beginning_of_the_whole(text, room):
     shown = style.elide(text, room, 10)
@@ -418,14 +410,15 @@ def test_a_text_is_not_cut_without_need():
 def draw_all():
     return [
         accuracy_curves(long_history(20)),
-        confusion_matrix(with_mistakes(10, (3, 5, 7)), DIGITS),
         confusion_matrix(with_mistakes(60, (3, 5, 7)), [str(n) for n in range(60)]),
         wrong_grid(images(6), LONG_NAMES * 2, LONG_NAMES[::-1] * 2, [0.9] * 6, title="wrong"),
     ]
 
 
 def test_the_same_figures_are_the_same_files_from_any_thread(tmp_path):
-    expected = [png(figure, tmp_path) for figure in draw_all()]
+    figures = draw_all()
+    assert all(900 <= figure.get_size_inches()[0] * style.DPI <= 1200 for figure in figures)  # as previewed
+    expected = [png(figure, tmp_path) for figure in figures]
     found = {}
 
     def draw(thread):
@@ -438,11 +431,6 @@ def test_the_same_figures_are_the_same_files_from_any_thread(tmp_path):
         thread.join()
     assert found == {0: expected, 1: expected}
     assert all(b"Software" not in file and b"tIME" not in file for file in expected)
-
-
-def test_figures_are_as_wide_as_they_are_previewed(tmp_path):
-    for figure in draw_all():
-        assert 900 <= figure.get_size_inches()[0] * style.DPI <= 1200
 
 
 def test_pyplot_is_never_imported(monkeypatch):

@@ -88,9 +88,7 @@ def test_deep_layers_show_the_strongest_or_the_mean():
     assert len(drawn) == 40 + 1  # and the color bar
 
 
-@pytest.mark.parametrize(
-    ("outputs", "inputs"), [(1, 1), (63, 1), (10, 3), (512, 3), (1, 64), (10, 64), (512, 64)]
-)
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (63, 3), (1, 64), (512, 64)])
 def test_filters_are_readable_at_any_number_of_channels(outputs, inputs):
     weight = random(outputs, inputs, 3, 3)
     assert_tidy(filter_grid(weight, "features.28"))
@@ -153,7 +151,7 @@ def test_activations_are_readable_and_name_dead_channels(count, total):
     assert any(np.array_equal(values, before[0].numpy()) for _, values in tiles_of(figure))
 
 
-@pytest.mark.parametrize(("pictures", "field"), [(1, 3), (9, 5), (9, 500)])
+@pytest.mark.parametrize(("pictures", "field"), [(1, 3), (9, 500)])
 def test_top_activations_are_readable_and_marked(pictures, field):
     values = torch.arange(30.0, 0, -1).view(10, 3)[:, : min(3, pictures)].repeat(1, 3)[:, :pictures] - 3
     top_activations = TopActivations(
@@ -196,16 +194,3 @@ def test_grad_cam_beside_pictures():
     figure = explained_predictions(right, images(4, 1, 40, 90), "conv2", title="right", counts="396/400 right")
     assert_tidy(figure)
     assert len(tiles_of(figure)) == 8
-
-
-# ------------------------------------------------------------------------------------------- real weights
-
-
-def test_the_first_filters_of_vgg16_are_edges_and_colors(shared_data):
-    state = torch.load(shared_data / "weights" / "vgg16_features.pth", weights_only=True)
-    weight = state["features.0.weight"]
-    assert_tidy(filter_grid(weight, "features.0"))
-    # Some filters take all colors alike and differ over the kernel, others the other way round.
-    over_kernel = weight.mean(1).flatten(1).std(1)
-    over_colors = weight.mean((2, 3)).std(1)
-    assert (over_kernel > 5 * over_colors).sum() >= 10 and (over_colors > 5 * over_kernel).sum() >= 3

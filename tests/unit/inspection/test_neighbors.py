@@ -11,7 +11,7 @@ from cvdist.inspection.neighbors import nearest
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 50), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_blocks_give_what_one_product_gives(count, k, block, seed):
     random = torch.Generator().manual_seed(seed)
     features = torch.randn(count, 8, generator=random)

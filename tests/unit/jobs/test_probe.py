@@ -14,6 +14,7 @@ from cvdist.jobs import cli
 from cvdist.jobs.probe import ProbedNetwork, compare, file_of, network_of, probe, table
 from cvdist.models.library import TIMM
 from tests.helpers import pictures
+from tests.helpers.jobs import user_error
 
 
 def settings(root, **changes):
@@ -90,9 +91,7 @@ def test_pictures_that_changed_meanwhile_are_noticed():
     ],
 )
 def test_a_network_that_cannot_be_used_is_one_line_before_the_work(photos, names, message):
-    with pytest.raises(UserError) as caught:
-        probe(settings(photos, models=names))
-    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert user_error(probe, settings(photos, models=names)).startswith(message)
     assert not (photos / "runs").exists()
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from cvdist import config as configs
 from cvdist import models
 from cvdist.config import ModelConfig, SavedModelConfig
 from cvdist.errors import UserError
@@ -109,11 +108,6 @@ def test_a_new_model_begins_as_torchvisions():
 def test_settings_that_make_no_sense(settings, text):
     with pytest.raises(UserError, match=f"^{text}"):
         models.prepare(settings)
-
-
-def test_settings_out_of_range():
-    with pytest.raises(UserError, match="--hidden-size is -1: it takes 0 or more"):
-        configs.check(configs.replace(configs.TrainConfig(), hidden_size=-1))
 
 
 # --------------------------------------------------------------------------------------- files of weights

@@ -142,13 +142,7 @@ def test_what_the_user_or_the_checkpoint_says_needs_no_measurement():
         raise AssertionError("nothing is to be measured")
 
     def chosen(workers=2, work=VGG16, recorded="", **settings):
-        return plan.choose_mode(
-            ParallelConfig(**settings),
-            work,
-            workers,
-            measured,
-            recorded,
-        )
+        return plan.choose_mode(ParallelConfig(**settings), work, workers, measured, recorded)
 
     assert chosen(workers=1, mode="head")[0] == "data"
     assert chosen(mode="head") == ("head", "as set by --parallel")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torchvision
 
 from cvdist.checkpoints import find
 from cvdist.checkpoints.store import CheckpointStore
 from cvdist.config import SavedModelConfig
-from cvdist.errors import UserError
 from cvdist.saved import open_model
 from tests.helpers.checkpoints import add, checkpoint
 
@@ -48,13 +46,3 @@ def test_a_whole_state_dict_keeps_its_classifier(tmp_path):
         torch.testing.assert_close(saved.model(images), vgg(images))
     assert saved.has_classifier and saved.identity.classes == tuple("0123456")
     assert saved.mean == (0.485, 0.456, 0.406)
-
-
-def test_convolutions_alone_serve_for_all_but_answers(shared_data):
-    path = shared_data / "weights" / "vgg16_features.pth"
-    saved = open_model(SavedModelConfig(source=str(path), model="vgg16", weights_preprocessing="vgg-features"))
-    state = torch.load(path, weights_only=True)
-    assert torch.equal(saved.model.features[28].weight, state["features.28.weight"])
-    assert not saved.has_classifier and saved.std == (1 / 255,) * 3
-    with pytest.raises(UserError, match="has no classifier"):
-        saved.require_classifier()

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from cvdist.data.images.decode import decode, to_gray
-from cvdist.tracking import served
 from tests.helpers import pictures
 from tests.helpers.odd_pictures import app1, oriented, with_segments
 from tests.helpers.quarters import encoded, quarters
@@ -38,11 +37,18 @@ FILES = {
 }
 
 
+@pytest.fixture(scope="module")
+def served():
+    from cvdist.tracking import served  # MLflow comes with it, for which other tests need not wait
+
+    return served
+
+
 @pytest.mark.parametrize(
     "resize", ["squash", "crop", "crop:36:bilinear", "crop:40:bicubic", "crop:24:bilinear"]
 )
 @pytest.mark.parametrize("name", FILES)
-def test_the_pixels_are_those_of_jobs(name, resize):
+def test_the_pixels_are_those_of_jobs(served, name, resize):
     ours = decode(FILES[name], 32, resize).permute(2, 0, 1)
     theirs = served.decode(FILES[name], 32, resize)
     assert theirs.dtype == torch.uint8 and theirs.shape == (3, 32, 32)
@@ -50,7 +56,7 @@ def test_the_pixels_are_those_of_jobs(name, resize):
     assert (to_gray(ours[None])[0] - served.to_gray(theirs)).abs().max() <= 1
 
 
-def test_what_is_served_needs_no_package_but_those_it_names():
+def test_what_is_served_needs_no_package_but_those_it_names(served):
     tree = ast.parse(Path(served.__file__).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = {getattr(node, "module", None) or node.names[0].name for node in imports}

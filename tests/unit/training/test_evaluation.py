@@ -29,10 +29,7 @@ def batch(scores, labels, first=0):
 
 def test_counts_and_mistakes_by_hand():
     # Probabilities 1/4 and 3/4, 1/2 and 1/2 (the first class wins), and nearly 0 and 1.
-    data = [
-        batch([[0.0, 1.0986123], [0.0, 0.0]], [0, 0]),
-        batch([[-20.0, 20.0]], [0], first=2),
-    ]
+    data = [batch([[0.0, 1.0986123], [0.0, 0.0]], [0, 0]), batch([[-20.0, 20.0]], [0], first=2)]
     result = evaluate(Scores(), data, 2, CPU, FLOAT)
     assert (result.correct, result.total) == (1, 3)
     assert result.confusion.tolist() == [[1, 2], [0, 0]]

@@ -7,7 +7,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from cvdist.config import OptimizerConfig
-from cvdist.training.optimizer import build_optimizer, set_learning_rate
+from cvdist.training.optimizer import build_optimizer
 from cvdist.training.schedule import learning_rate
 
 # ----------------------------------------------------------------------------------------------- optimiser
@@ -57,15 +57,3 @@ def test_biases_are_not_decayed(name):
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decay[id(layer.weight)] == 0.5
     assert decay[id(layer.bias)] == 0.0
-
-
-def test_sgd_step_by_hand():
-    weight = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.constant_(weight.weight, 1.0)
-    optimizer = build_optimizer(weight, OptimizerConfig(lr=0.1, momentum=0.5))
-    set_learning_rate(optimizer, 0.1)
-    for _ in range(2):  # the gradient is 2 each time: 1 - 0.1 * 2 = 0.8, then 0.8 - 0.1 * (2 + 0.5 * 2)
-        optimizer.zero_grad()
-        weight(torch.tensor([[2.0]])).sum().backward()
-        optimizer.step()
-    assert weight.weight.item() == pytest.approx(0.5)

@@ -82,7 +82,7 @@ def test_leaving_one_out_is_fitting_without_each_picture(count, inputs, classes)
     assert found.penalty == best
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cuts=st.lists(st.integers(0, 60), max_size=4))
 def test_sums_over_parts_are_the_sums(cuts):
     x, labels = made_up(60, 7, 3)

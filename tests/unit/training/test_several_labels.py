@@ -26,6 +26,7 @@ from cvdist.training.train import train
 from cvdist.training.validation import evaluate_multilabel
 from tests.helpers import multilabel_workers as helper
 from tests.helpers.logistic_workers import CPU, INPUTS, parts
+from tests.helpers.runs import assert_same_weights, train_and_kill
 
 
 @pytest.fixture(autouse=True)
@@ -178,25 +179,12 @@ def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path):
     }
     whole = helper.make_run(tmp_path / "whole", **changes)
     train(whole)
-    run, polls = helper.make_run(tmp_path / "parts", **changes), []
-    poll = run.worker.poll_stop_request
-
-    def killed():
-        polls.append(1)
-        if len(polls) == 33:
-            raise KeyboardInterrupt
-        return poll()
-
-    run.worker.poll_stop_request = killed
-    with pytest.raises(KeyboardInterrupt):
-        train(run)
-    run.worker.wait_for_uploads()
+    train_and_kill(helper.make_run(tmp_path / "parts", **changes), 33)
     rest = helper.make_run(tmp_path / "parts", **changes)
     assert (rest.progress.epoch, rest.progress.position) == (1, 10 * 40)
     assert len(rest.progress.thresholds) == 3
     train(rest)
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, rest.model.state_dict()[name]), name
+    assert_same_weights(whole, rest)
     for one, other in zip(whole.progress.history, rest.progress.history, strict=True):
         fields = (
             "train_correct",

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.helpers.jobs import run
-from tests.helpers.waiting import STALL_VARIABLE, Stalled, wait_for_exit, wait_until
+from tests.helpers.waiting import STALL_VARIABLE, Stalled, wait_until
 
 
 def test_a_wait_lasts_longer_than_the_limit_while_something_moves():
@@ -58,8 +58,3 @@ def test_a_process_that_says_something_is_waited_for_and_a_silent_one_is_killed(
         run(sys.executable, "-c", child, storage=tmp_path, timeout=0.5)
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert " ".join(sleep) not in listed.splitlines()
-
-
-def test_the_exit_code_is_returned():
-    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
-    assert wait_for_exit(process, "the process") == 7
