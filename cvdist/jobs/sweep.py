@@ -113,8 +113,9 @@ def _run(
     config, settings = job.train, job.sweep
     name, root = config.run.name, storage_root(config.run.storage)
     here = not ray_cluster.address()
+    _check_here(config, tries, data_is_here=here)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        opening = pool.submit(_check_and_open, config, tries, data_is_here=here)
+        opening = pool.submit(open_all, config, data_is_here=here)
         request = ResourceRequest.of_workers(config.runtime)
         nodes = ray_cluster.connect(request)
         store = opening.result()
@@ -216,10 +217,8 @@ class _Keeper:
         )
 
 
-def _check_and_open(
-    config: TrainConfig, tries: list[Settings], *, data_is_here: bool
-) -> tracking.TrackingStore | None:
-    """As `check_here` and `open_all`, with all views that are tried, and for pictures with one class each."""
+def _check_here(config: TrainConfig, tries: list[Settings], *, data_is_here: bool) -> None:
+    """As `check_here`, with all views that are tried, and for pictures with one class each."""
     if check_here(config, data_is_here=data_is_here):
         raise UserError(ONE_CLASS_NEEDED)
     if data_is_here and config.features.uri:
@@ -227,7 +226,6 @@ def _check_and_open(
 
         for views in {settings["views"] for settings in tries if "views" in settings}:
             loaders.check(configs.replace(config, views=views))
-    return open_all(config, data_is_here=data_is_here)
 
 
 def _plan(config: TrainConfig, search: tuple[Dimension, ...], seed: int, epochs: int) -> dict[str, Any]:
