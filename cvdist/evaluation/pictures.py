@@ -72,7 +72,7 @@ def open_pictures(config: EvaluateConfig, saved: SavedModel) -> EvaluationPictur
     wanted, own = _wanted(config, saved)
     part = config.evaluation.part
     if wanted.dataset == "images":
-        return PictureFolder.open(config, wanted, part, own=own)
+        return PictureFolder(config, wanted, part, own=own)
     return InMemoryPictures(wanted, config.saved.storage, part or "valid")
 
 
@@ -172,27 +172,23 @@ class InMemoryPictures:
 
 
 class PictureFolder:
-    """Pictures that lie in one folder a class."""
+    """Photographs, in folders or in any other form of data."""
 
-    def __init__(
-        self, wanted: DataConfig, classes: tuple[str, ...], table: pa.Table, name: str, timeout: float
-    ) -> None:
-        """table: columns path, and those of labels; timeout: seconds that a picture may take."""
-        self._wanted, self._timeout = wanted, timeout
-        self._paths: list[str] = table.column("path").to_pylist()
-        self.name, self.classes = name, classes
-        self.labels = labels_of(table, len(classes))
-        self.quarantine: Sequence[BadPicture] = ()
-
-    @classmethod
-    def open(cls, config: EvaluateConfig, wanted: DataConfig, part: str, *, own: bool) -> PictureFolder:
+    def __init__(self, config: EvaluateConfig, wanted: DataConfig, part: str, *, own: bool) -> None:
         """List the pictures, and split those that have no division of their own, if one is asked for.
+
+        Args:
+            config: Of the job.
+            wanted: The pictures.
+            part: `valid`, `train` or `all`; empty: those that a model has not learned from, if that is known.
+            own: Whether the model has learned from these pictures.
 
         Raises:
             UserError: if they can't be read, or are no classes.
         """
         listing = list_pictures(wanted, fewest_classes=1)
         table, divided = listing.table, not (np.asarray(listing.table.column("part")) == NO_PART).all()
+        self._wanted = wanted
         part = part or ("valid" if own or divided else "all")
         if part != "all" and divided:
             value = VALID_PART if part == "valid" else TRAIN_PART
@@ -202,8 +198,10 @@ class PictureFolder:
             split = as_split_in_training(wanted, timeout=timeout, data_timeout=config.inference.data_timeout)
             table = split["valid" if part == "valid" else "train"]
         table = table.filter(pa.array(kept_rows(table, wanted)))
-        where = redact(wanted.uri)
-        return cls(wanted, listing.classes, table, f"{where} ({_PARTS[part]})", config.inference.data_timeout)
+        self._paths: list[str] = table.column("path").to_pylist()
+        self.name, self.classes = f"{redact(wanted.uri)} ({_PARTS[part]})", listing.classes
+        self.labels = labels_of(table, len(listing.classes))
+        self.quarantine: Sequence[BadPicture] = ()
 
     def log_probabilities(
         self, saved: SavedModel, inference: InferenceConfig, device: torch.device

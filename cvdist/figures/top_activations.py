@@ -21,10 +21,10 @@ _CONTEXT = 3
 _SMALLEST = 48
 
 
-def shown_channels(top_activations: TopActivations, most: int = _CHANNELS) -> list[int]:
-    """Return the numbers of the `most` channels with the greatest activations, without dead channels."""
+def shown_channels(top_activations: TopActivations) -> list[int]:
+    """Return the numbers of the 8 channels with the greatest activations, without dead channels."""
     peaks = top_activations.values[:, 0]
-    order = peaks.argsort(descending=True, stable=True)[:most].tolist()
+    order = peaks.argsort(descending=True, stable=True)[:_CHANNELS].tolist()
     return sorted(channel for channel in order if peaks[channel] > 0)
 
 

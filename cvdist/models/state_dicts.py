@@ -120,7 +120,7 @@ def fit(
     has_hidden = all(key in state and tuple(state[key].shape) == expected[key] for key in hidden)
     if has_hidden:
         taken |= {key: state[key] for key in hidden}
-    note = _left_out(state, taken.keys(), last, expected)
+    note = _left_out(state, taken.keys(), last)
     if last_layer and has_hidden and f"{last}weight" in state:
         taken |= _last_layer(state, last, expected, name, source)
     for key, tensor in taken.items():
@@ -186,9 +186,7 @@ def _last_layer(
     return taken
 
 
-def _left_out(
-    state: Mapping[str, Tensor], taken: Iterable[str], last: str, expected: Mapping[str, tuple[int, ...]]
-) -> str:
+def _left_out(state: Mapping[str, Tensor], taken: Iterable[str], last: str) -> str:
     """Say which layers of the file the model does not take, in a few words."""
     rest = [key for key in state if key not in set(taken) and not key.endswith(_COUNTERS)]
     if not rest:

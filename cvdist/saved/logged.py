@@ -45,7 +45,7 @@ def open_logged_model(settings: SavedModelConfig) -> SavedModel:
             model_id, location, run_id = *_of_run(client, run), run.info.run_id
         ref, data, named = _origin(client, uri, run_id)
     source = redact(settings.source if settings.source.startswith("models:/") else f"runs:/{run_id}")
-    values, state = _read(client, location, uri, f"the model {source}")
+    values, state = _read(location, uri, f"the model {source}")
     source += f" ({named})" if named else ""
     mean, std, resize = tuple(values.pop("mean")), tuple(values.pop("std")), values.pop("resize")
     precision, thresholds = values.pop("precision"), tuple(values.pop("thresholds", ()))
@@ -160,7 +160,7 @@ def _data(params: Mapping[str, str], tags: Mapping[str, str]) -> DataConfig | No
     return DataConfig(**values)
 
 
-def _read(client: MlflowClient, location: str, uri: str, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(location: str, uri: str, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read metadata and tensors of a model at `location`.
 
     Raises:

@@ -47,7 +47,8 @@ CROSS_VALIDATED = 10_000
 # Weights of all folds together, which are solved side by side: the optimizer takes 200 bytes for each.
 _MOST_WEIGHTS = 5_000_000
 # Losses of held-out pictures that are no further apart are equal, and so are all below it: at many penalties
-# those of separable samples are, and rounding would decide between them.
+# those of separable samples are, and rounding would decide between them. Of a few pictures with many thousand
+# inputs, rounding moves losses by as much, because solutions end at `_COARSE`: it may still decide there.
 _TIE = 1e-3
 # The path ends when held-out pictures had no lower loss this often in a row.
 _PATIENCE = 2
@@ -201,7 +202,6 @@ class Problems:
     def __init__(
         self,
         passes: Passes,
-        classes: int,
         rank: int,
         after_pass: Callable[[], None],
         having: Tensor | None = None,
@@ -210,12 +210,11 @@ class Problems:
 
         Args:
             passes: Begins a pass over this worker's samples, whose inputs are standardized.
-            classes: Number of classes.
             rank: This worker's rank.
             after_pass: Called on all workers after each evaluation of the objective.
             having: As in `objective`.
         """
-        self._passes, self._classes, self._having = passes, classes, having
+        self._passes, self._having = passes, having
         self._rank, self._after_pass = rank, after_pass
         self.passes = 0
 
@@ -399,7 +398,7 @@ def fit(
     if several:
         having = torch.ones(classes, dtype=torch.float64) if class_weights is None else class_weights
         having = having.to(device)
-    problems = Problems(standardized, classes, rank, tell, having)
+    problems = Problems(standardized, rank, tell, having)
     assigned = assign_folds(labels, seed).to(device)
     many = len(labels) > CROSS_VALIDATED or FOLDS * classes * inputs > _MOST_WEIGHTS
     folds = 1 if many else FOLDS
