@@ -31,7 +31,7 @@ def test_labels_are_the_classes_at_or_above_their_thresholds():
     assert table.schema.field("labels").type == pa.list_(pa.string())
     assert torch.equal(torch.tensor(table["probabilities"].to_pylist()), PROBABILITIES)
     assert json.loads(table.schema.metadata[b"cvdist.thresholds"]) == [at_least, 0.75, 0.5]
-    assert counts == {"cat": 1, "dog": 1, "sofa": 1}
+    assert counts == {"cat": 1, "dog": 1, "sofa": 1, "": 1}
     above, _ = dump((0.91, 0.75, 0.5))
     assert pq.read_table(io.BytesIO(above))["labels"].to_pylist()[0] == ["sofa"]
     shown = results.load(content)
