@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _WORKER = re.compile(
     r"(?:\x1b\[\d+m)?\((?:raylet|autoscaler|[^()\n]*\bpid=\d+)[^()\n]*\)(?:\x1b\[0m)? (?P<text>.*)", re.DOTALL
 )
-_OURS = re.compile(r"\d\d:\d\d:\d\d \S")  # as `log.setup` has it
+_OURS = re.compile(r"\d\d:\d\d:\d\d +\S")  # as `log.setup` has it
 _LIBRARY = re.compile(
     r"\d{4}[-/]\d\d[-/]\d\d \d\d:\d\d:\d\d[,.\d]*\s+(DEBUG|INFO|WARNING|ERROR)\b"  # Ray, MLflow
     r"|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ [DIWEFC] \d+ \d+\]"  # Ray's core

@@ -16,6 +16,7 @@ from cvdist.jobs import cli, quiet
 
 WORKER = "\x1b[36m(RayTrainWorker pid=16585, ip=10.0.0.7)\x1b[0m "
 FOR_PEOPLE = "18:15:11 data       digits: 4,000 training pictures\n"
+CONTINUED = "18:15:11            a picture may have several\n"
 CHATTER = [
     "\x1b[36m(TrainController pid=163)\x1b[0m [2026-11-28 18:14:52,628 E 16305 1639] core_worker.cc:2465: A\n",
     f"{WORKER}/site-packages/torch/x.py:3: FutureWarning: old\n",
@@ -44,11 +45,13 @@ def test_lines_for_people_are_shown_and_the_others_kept(tmp_path_factory, cuts):
     messages = quiet.LibraryMessages(tmp_path_factory.mktemp("logs") / "train.log")
     out = io.StringIO()
     console = quiet.Console(out, messages)
-    text = "".join([*CHATTER[:3], WORKER, FOR_PEOPLE, *CHATTER[3:], "error: no such folder\n"])
+    text = "".join(
+        [*CHATTER[:3], WORKER, FOR_PEOPLE, WORKER, CONTINUED, *CHATTER[3:], "error: no such folder\n"]
+    )
     places = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
     for start, stop in pairwise(places):
         console.write(text[start:stop])  # in any pieces
-    assert out.getvalue() == f"{FOR_PEOPLE}error: no such folder\n"
+    assert out.getvalue() == f"{FOR_PEOPLE}{CONTINUED}error: no such folder\n"
     kept = messages.path.read_text()
     assert "PreemptionWatcher" not in kept and kept.count("\n") == len(CHATTER) == len(messages.last)
 
