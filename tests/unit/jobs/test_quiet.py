@@ -17,6 +17,7 @@ from cvdist.jobs import cli, quiet
 WORKER = "\x1b[36m(RayTrainWorker pid=16585, ip=10.0.0.7)\x1b[0m "
 FOR_PEOPLE = "18:15:11 data       digits: 4,000 training pictures\n"
 CONTINUED = "18:15:11            a picture may have several\n"
+ERROR = "error: no such folder\n"
 CHATTER = [
     "\x1b[36m(TrainController pid=163)\x1b[0m [2026-11-28 18:14:52,628 E 16305 1639] core_worker.cc:2465: A\n",
     f"{WORKER}/site-packages/torch/x.py:3: FutureWarning: old\n",
@@ -51,7 +52,7 @@ def test_lines_for_people_are_shown_and_the_others_kept(tmp_path_factory, cuts):
     places = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
     for start, stop in pairwise(places):
         console.write(text[start:stop])  # in any pieces
-    assert out.getvalue() == f"{FOR_PEOPLE}{CONTINUED}error: no such folder\n"
+    assert out.getvalue() == f"{FOR_PEOPLE}{CONTINUED}{ERROR}"
     kept = messages.path.read_text()
     assert "PreemptionWatcher" not in kept and kept.count("\n") == len(CHATTER) == len(messages.last)
 
