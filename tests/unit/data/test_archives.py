@@ -254,7 +254,9 @@ def test_a_cut_tar_gives_whole_pictures_or_a_line_wherever_it_is_cut(tmp_path_fa
     read = list(Contents(str(folder)).read_all(table.column("path").to_pylist(), 1))
     cut = [one for one in read if digest_of(one).hex() not in digests]
     assert len(cut) <= 1 and read and len(read) > len(cut)
-    for one in cut:  # a bad picture, which is left out
+    for one in cut:  # a bad picture, which is left out, unless only the marker at its end is lost
+        if digest_of(one.removesuffix(b"\xff") + b"\xff\xd9").hex() in digests:
+            continue
         with pytest.raises(UndecodableError):
             decode(one, 32, "squash")
 
