@@ -34,10 +34,10 @@ KINDS: dict[str, tuple[dict[str, Any], float]] = {
     "erase": ({"random_erase": 0.5}, 1.2),
     "mixup": ({"mixup_alpha": 0.2}, 1.2),
     "cutmix": ({"cutmix_alpha": 1.0}, 1.2),
-    "ra": ({"auto_augment": "ra"}, 0.7),
-    "ta_wide": ({"auto_augment": "ta_wide"}, 0.7),
-    "augmix": ({"auto_augment": "augmix"}, 0.7),
-    "imagenet": ({"auto_augment": "imagenet"}, 0.7),
+    "ra": ({"auto_augment": "ra"}, 0.9),
+    "ta_wide": ({"auto_augment": "ta_wide"}, 0.9),
+    "augmix": ({"auto_augment": "augmix"}, 0.9),
+    "imagenet": ({"auto_augment": "imagenet"}, 0.9),
 }
 
 
