@@ -46,8 +46,10 @@ def main() -> int:
     if not database.exists():
         print(f"error: there is no {database}: make demo makes it", file=sys.stderr)
         return 2
+    from mlflow.artifacts import download_artifacts
+
     store = f"sqlite:///{database}"
-    experiment_id, run_id, name, figures = _find(store, chosen.run)
+    experiment_id, run_id, name = _find(store, chosen.run)
     with (
         tempfile.TemporaryDirectory(prefix="cvdist-screenshots-") as folder,
         mlflow_server(Path(folder), store) as uri,
@@ -64,8 +66,11 @@ def main() -> int:
         report = pages.report()
         expect(report.locator(".score")).to_be_visible()
         pages.page.screenshot(path=chosen.output / "report.png")
-    for picture, figure in FIGURES.items():
-        shutil.copyfile(figures / figure, chosen.output / picture)
+        figures = download_artifacts(
+            run_id=run_id, artifact_path="figures", tracking_uri=store, dst_path=folder
+        )
+        for picture, figure in FIGURES.items():
+            shutil.copyfile(Path(figures) / figure, chosen.output / picture)
     for picture in ("run.png", "report.png", *FIGURES):
         path = chosen.output / picture
         if picture not in FIGURES:
@@ -74,10 +79,8 @@ def main() -> int:
     return 0
 
 
-def _find(store: str, name: str) -> tuple[str, str, str, Path]:
-    """Return the ids of the run and its experiment, the run's name, and the folder of its figures."""
-    from mlflow.artifacts import download_artifacts
-
+def _find(store: str, name: str) -> tuple[str, str, str]:
+    """Return the ids of the run's experiment and of the run, and the run's name."""
     from cvdist import config as configs
     from cvdist.tracking.find import find_run
     from cvdist.tracking.run import mlflow_client
@@ -88,8 +91,7 @@ def _find(store: str, name: str) -> tuple[str, str, str, Path]:
     else:
         experiments = [found.experiment_id for found in client.search_experiments()]
         (run,) = client.search_runs(experiments, "attributes.status = 'FINISHED'", max_results=1)
-    figures = download_artifacts(run_id=run.info.run_id, artifact_path="figures", tracking_uri=store)
-    return run.info.experiment_id, run.info.run_id, str(run.info.run_name), Path(figures)
+    return run.info.experiment_id, run.info.run_id, str(run.info.run_name)
 
 
 def _make_small(path: Path) -> None:
