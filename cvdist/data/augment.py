@@ -76,7 +76,7 @@ class Augmentation(AugmentationConfig):
         """Augment a batch.
 
         Args:
-            images: float (n, C, H, W), from 0 (black) to 255 (white); is overwritten.
+            images: float (n, C, H, W), from 0 (black) to 255 (white). May be overwritten.
             draws: random numbers from `draw` or `draw_view`, float32 (n, 17), on the CPU.
             mean: color of what is erased, for pixels in [0, 1]: the mean, which is 0 after normalization.
         """
@@ -123,7 +123,10 @@ class Augmentation(AugmentationConfig):
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
     def _crops(self, crop: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Width and height of each crop as shares of the picture's, and its middle, from -1 to 1."""
+        """Width and height of each crop as shares of the picture's, and its middle, from -1 to 1.
+
+        As Szegedy et al. 2015 (arXiv:1409.4842) crop, with all proportions up to `crop_ratio`.
+        """
         area, proportions, x, y = crop.unbind(1)
         kept = self.random_resized_crop + (1 - self.random_resized_crop) * area
         side = kept.sqrt()

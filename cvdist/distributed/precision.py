@@ -74,6 +74,6 @@ def choose_precision(name: PrecisionName, device: torch.device, *, training: boo
 def _native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # What PyTorch uses, and what the processor has.
-    used = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    # What PyTorch uses, and what the processor has; a PyTorch that can't tell takes float32, which is safe.
+    used = "AVX512" in torch.backends.cpu.get_cpu_capability() and hasattr(torch.cpu, "get_capabilities")
     return used and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
