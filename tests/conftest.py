@@ -92,8 +92,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def log_reaches_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a job in this process has set up before, `caplog` sees the package's log."""
-    monkeypatch.setattr(logging.getLogger("cvdist"), "propagate", True)
+    """Each test begins with the package's log as it is before a job sets it up, and `caplog` sees it."""
+    logger = logging.getLogger("cvdist")
+    monkeypatch.setattr(logger, "propagate", True)
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session", autouse=True)

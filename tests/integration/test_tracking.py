@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import http.server
-import logging
 import os
 import re
 import shlex
@@ -183,7 +182,6 @@ def test_a_tracker_that_never_comes_back_leaves_a_journal_to_replay(storage, mon
     server.away = True
     monkeypatch.setattr(mlflow_tracker, "mlflow_client", lambda uri: server)
     monkeypatch.setattr(mlflow_tracker, "FLUSH_SECONDS", 0.1)
-    logging.getLogger("cvdist").propagate = True
     tracker = MlflowTracker(ref, "node", tracking.Attempt(1))
     for epoch in (1, 2, 3):
         tracker.log_metrics({"valid/loss": 1 / epoch}, epoch)

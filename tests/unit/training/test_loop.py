@@ -193,7 +193,6 @@ def test_the_newest_good_checkpoint_is_used(tmp_path, three_epochs, caplog, file
     content[at] ^= 1
     path.write_bytes(content)
     with caplog.at_level("WARNING", "cvdist"):
-        logging.getLogger("cvdist").propagate = True
         run = make_run(tmp_path, epochs=3)
     assert "epoch-0002 of this run is damaged" in caplog.text and "trying the one before" in caplog.text
     assert run.progress.epoch == 1
