@@ -71,6 +71,11 @@ class EpochRecord:
         return self.valid_correct / self.valid_total
 
     @property
+    def multilabel(self) -> bool:
+        """Whether a picture may have several classes."""
+        return self.valid_mean_average_precision is not None
+
+    @property
     def selected(self) -> float:
         """The value that the best epoch is chosen by: the higher, the better, so a loss is negative."""
         values = {
@@ -367,9 +372,7 @@ class Summary:
         workers: Number of workers.
         hardware: Hardware of a worker.
         epochs: Number of epochs.
-        best_epoch: The best epoch, by `select_by`.
-        best_correct: How many validation pictures were classified correctly after that epoch.
-        valid_total: How many validation pictures there are.
+        best: Results of the best epoch, by its `select_by`.
         samples_per_second: Training samples per second.
         train_seconds: Duration of all epochs.
         first_step_at: When the first step was done, in seconds since 1970. 0 if the run had nothing left to do.
@@ -378,12 +381,7 @@ class Summary:
         seconds_lost: Seconds that these requests cost, over all workers.
         ridge: Result of the ridge probe, if one was computed.
         logistic: How the head was fitted by logistic regression, if it was.
-        best_balanced_accuracy: Balanced accuracy after the best epoch.
-        best_macro_f1: Macro F1 after the best epoch.
-        select_by: What the best epoch is chosen by.
         stopped: Why the run ended before its last epoch. Empty if it did not.
-        best_mean_average_precision: The mean of the classes' average precisions after the best epoch. None
-            where a picture has one class.
     """
 
     data: str
@@ -391,9 +389,7 @@ class Summary:
     workers: int
     hardware: str
     epochs: int
-    best_epoch: int
-    best_correct: int
-    valid_total: int
+    best: EpochRecord
     samples_per_second: float
     train_seconds: float
     first_step_at: float
@@ -402,53 +398,53 @@ class Summary:
     seconds_lost: float = 0.0
     ridge: RidgeResult | None = None
     logistic: LogisticResult | None = None
-    best_balanced_accuracy: float = 0.0
-    best_macro_f1: float = 0.0
-    select_by: SelectBy = "accuracy"
     stopped: str = ""
-    best_mean_average_precision: float | None = None
 
     @property
     def multilabel(self) -> bool:
         """Whether a picture may have several classes."""
-        return self.best_mean_average_precision is not None
+        return self.best.multilabel
 
     @property
     def result(self) -> str:
         """What the best epoch reached, as `98.94% (9894/10000)`, or `mAP 0.8112, 61/100 exact matches`."""
-        precision = f"mAP {self.best_mean_average_precision:.4f}, " if self.multilabel else ""
-        return precision + correct_of(self.best_correct, self.valid_total, several=self.multilabel)
+        precision = self.best.valid_mean_average_precision
+        first = "" if precision is None else f"mAP {precision:.4f}, "
+        return first + correct_of(self.best.valid_correct, self.best.valid_total, several=self.multilabel)
 
     @property
-    def best_of(self) -> str:
+    def heading(self) -> str:
         """What to call the result: `best accuracy`, unless the best epoch is chosen by something else."""
-        name, usual = ("result", "mean_average_precision") if self.multilabel else ("accuracy", "accuracy")
-        return f"best {name}" if self.select_by == usual else name
+        name = "result" if self.multilabel else "accuracy"
+        return f"best {name}" if self.best.select_by == self._usual else name
 
     @property
-    def best(self) -> str:
+    def outcome(self) -> str:
         """The result with the epoch it is of, as `98.94% (9894/10000) at epoch 3`."""
-        fitted = self.logistic is not None and self.best_epoch == self.logistic.epoch
-        by = "by logistic regression" if fitted else f"at epoch {self.best_epoch}"
-        usual = "mean_average_precision" if self.multilabel else "accuracy"
-        chosen = "" if self.select_by == usual else f", the best {spoken(self.select_by)}"
+        fitted = self.logistic is not None and self.best.epoch == self.logistic.epoch
+        by = "by logistic regression" if fitted else f"at epoch {self.best.epoch}"
+        chosen = "" if self.best.select_by == self._usual else f", the best {spoken(self.best.select_by)}"
         return f"{self.result} {by}{chosen}"
+
+    @property
+    def _usual(self) -> SelectBy:
+        return "mean_average_precision" if self.multilabel else "accuracy"
 
     @property
     def by_class(self) -> str:
         """What the best epoch reached where all classes count alike, besides its result."""
         if self.multilabel:
-            return f"macro F1 {self.best_macro_f1:.4f} at the thresholds of the classes"
-        return by_class(self.best_balanced_accuracy, self.best_macro_f1)
+            return f"macro F1 {self.best.valid_macro_f1:.4f} at the thresholds of the classes"
+        return by_class(self.best.valid_balanced_accuracy, self.best.valid_macro_f1)
 
     @property
     def below_baseline(self) -> str:
         """What to try if the model is worse than its baseline; empty if it is not."""
-        if self.ridge is None or self.select_by != self.ridge.select_by:
+        if self.ridge is None or self.best.select_by != self.ridge.select_by:
             return ""
-        reached = self.best_mean_average_precision
+        reached = self.best.valid_mean_average_precision
         if reached is None:
-            more = self.ridge.correct - self.best_correct
+            more = self.ridge.correct - self.best.valid_correct
             worse = f"the model has {more} more mistake{'s' * (more > 1)} than the ridge probe"
         else:
             worse = f"the model's mAP {reached:.4f} is below the ridge probe's {self.ridge.value:.4f}"

@@ -450,8 +450,8 @@ def table(result: SweepResult) -> str:
     ]
     if trained is not None:
         summary = trained.summary
-        reached = log.percent(summary.best_correct, summary.valid_total)
-        rows.append(("trained on", f"{trained.name}: {reached} at epoch {summary.best_epoch}"))
+        reached = log.percent(summary.best.valid_correct, summary.best.valid_total)
+        rows.append(("trained on", f"{trained.name}: {reached} at epoch {summary.best.epoch}"))
     rows.append(("time", f"{log.duration(result.seconds)} in all"))
     if trained is not None:
         rows.append(("checkpoints", f"{trained.storage}/{trained.name}"))

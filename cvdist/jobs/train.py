@@ -348,7 +348,7 @@ def _register(config: TrainConfig, summary: Summary, run: RunRef | None) -> tupl
             registry.best_logged(run),
             chosen.register,
             chosen.alias,
-            description=f"{result} at epoch {summary.best_epoch}; {summary.model} on {summary.data}",
+            description=f"{result} at epoch {summary.best.epoch}; {summary.model} on {summary.data}",
             tags={"validation": result, "data": summary.data, "recipe": config.recipe or config.model.name},
         )
     except UserError as error:
@@ -376,7 +376,7 @@ def table(result: TrainResult) -> str:
         ("model", summary.model),
         ("workers", f"{summary.workers} on {summary.hardware}"),
         ("epochs", str(summary.epochs)),
-        (summary.best_of, summary.best),
+        (summary.heading, summary.outcome),
         ("", summary.by_class),
         *([("", summary.stopped)] if summary.stopped else []),
         *([("logistic", str(summary.logistic))] if summary.logistic else []),

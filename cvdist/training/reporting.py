@@ -218,14 +218,8 @@ def summarize(run: Run) -> Summary:
         workers=run.worker.world_size,
         hardware=describe(run.worker.device),
         epochs=run.progress.epoch,
-        best_epoch=best.epoch,
-        best_correct=best.valid_correct,
-        best_balanced_accuracy=best.valid_balanced_accuracy,
-        best_macro_f1=best.valid_macro_f1,
-        best_mean_average_precision=best.valid_mean_average_precision,
-        select_by=best.select_by,
+        best=best,
         stopped=early_stopping.reason(run.progress, run.config.loop),
-        valid_total=best.valid_total,
         samples_per_second=sum(record.samples_per_second for record in history) / len(history),
         train_seconds=run.progress.seconds,
         first_step_at=run.first_step_at,
@@ -313,7 +307,7 @@ def description(summary: Summary, command: str) -> str:
         baseline += f"\nThe training {summary.stopped}.\n"
     if summary.below_baseline:
         baseline += f"\nNote: {summary.below_baseline}.\n"
-    return f"""### {summary.best}
+    return f"""### {summary.outcome}
 
 `{command}`
 

@@ -53,7 +53,7 @@ def train_case(ranks: RankInfo, changes: dict[str, Any]) -> dict[str, Any]:
             run = build_run(config, worker, recorder)
             found = {"mode": run.mode.name, "note": run.plan.note, "kept": run.mode.shards != {}}
             summary = train(run)
-            found |= {"correct": summary.best_correct, "total": summary.valid_total}
+            found |= {"correct": summary.best.valid_correct, "total": summary.best.valid_total}
     except UserError as error:
         found["error"] = str(error)
     steps, epochs = ([values for _, values in some] for some in (recorder.steps, recorder.epochs))

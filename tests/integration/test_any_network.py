@@ -74,7 +74,7 @@ def test_from_pictures_to_a_network_of_torchvision(name, photos, tmp_path):
             cache=str(tmp_path / "cache"),
         )
     )
-    assert trained.summary.valid_total == 6
+    assert trained.summary.best.valid_total == 6
     saved = open_model(SavedModelConfig(source=str(tmp_path / "run")))
     assert (saved.identity.name, saved.identity.head, saved.learned_resize()) == (
         name,

@@ -39,12 +39,12 @@ def eval_error(trained, source, *words):
 def test_what_training_has_counted_is_counted_again_and_logged(trained, tmp_path):
     finished = evaluate(trained, "good", "--output", tmp_path / "e.json")
     measured, summary = finished.evaluation.first.metrics, trained.good.summary
-    assert (measured.correct, measured.total) == (summary.best_correct, 1000)
+    assert (measured.correct, measured.total) == (summary.best.valid_correct, 1000)
     client = MlflowClient(trained.good.run.tracking_uri)
     training = client.get_run(trained.good.run.run_id)
     history = client.get_metric_history(trained.good.run.run_id, "valid/loss")
     assert measured.loss == pytest.approx(
-        next(m.value for m in history if m.step == summary.best_epoch), rel=1e-4
+        next(m.value for m in history if m.step == summary.best.epoch), rel=1e-4
     )
     # By class, against the logged model as MLflow loads it.
     pixels, names = open_loader(recipes.find("digits-cnn"), torch.device("cpu")).pictures("valid", range(1000))
@@ -78,7 +78,7 @@ def test_two_models_side_by_side_and_the_better_one_is_promoted(trained):
     one, other = finished.evaluation.first.metrics, finished.evaluation.second.metrics
     found = finished.evaluation.comparison
     assert found.total == 1000 and found.both + found.only_first == one.correct
-    assert found.both + found.only_second == other.correct == trained.weak.summary.best_correct
+    assert found.both + found.only_second == other.correct == trained.weak.summary.best.valid_correct
     assert found.p < 1e-6
     text = evaluation_table(finished)
     assert (
@@ -160,13 +160,13 @@ def test_the_split_of_training_is_found_again(trained, on_photos):
     found = evaluate(trained, "photos", *words).evaluation
     summary = finished.summary
     assert (found.first.metrics.correct, found.first.metrics.total) == (
-        summary.best_correct, summary.valid_total,
+        summary.best.valid_correct, summary.best.valid_total,
     )  # fmt: skip
     rest = evaluate(trained, "photos", *words, "--part", "train").evaluation.first.metrics
     whole = evaluate(trained, "photos", *words, "--part", "all").evaluation
-    assert rest.total + summary.valid_total == whole.first.metrics.total == 59
+    assert rest.total + summary.best.valid_total == whole.first.metrics.total == 59
     assert [picture.path for picture in whole.pictures.quarantine] == ["bee/0003.jpg"]
-    assert whole.first.metrics.correct == rest.correct + summary.best_correct
+    assert whole.first.metrics.correct == rest.correct + summary.best.valid_correct
     assert "more than --max-bad-fraction 0.001 allows" in eval_error(
         trained, "photos", "--cache", cache, "--part", "all", "--tracking", "none"
     )

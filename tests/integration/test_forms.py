@@ -53,7 +53,7 @@ def test_a_training_has_the_same_result_and_all_jobs_take_all_forms(uris, tmp_pa
         )  # fmt: skip
         finished = train(config)
         model = open_model(SavedModelConfig(source=str(tmp_path / name))).model.state_dict()
-        trained[name] = finished.summary.best_correct, model
+        trained[name] = finished.summary.best.valid_correct, model
 
     correct, model = trained["one"]
     for other, state in trained.values():

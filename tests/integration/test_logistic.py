@@ -44,8 +44,8 @@ def test_a_solved_run_is_a_run_like_any_other(chosen):
     config = configs.replace(chosen, name="solved", tracking="required")
     done = train(config)
     summary = done.summary
-    assert summary.epochs == summary.best_epoch == 1 and summary.valid_total == 7
-    text, right = table(done), summary.best_correct
+    assert summary.epochs == summary.best.epoch == 1 and summary.best.valid_total == 7
+    text, right = table(done), summary.best.valid_correct
     assert f"({right}/7) by logistic regression" in text
     assert re.search(
         r"logistic +penalty \S+, [\d.]+% \(\d+/17\) of held-out training pictures \(5 folds\)", text
@@ -81,7 +81,7 @@ def test_work_goes_on_from_a_solved_head(chosen):
     changes = {"fit": "epochs", "epochs": 3, "lr": 1e-12, "resume": resume, "ridge_probe": False}
     more = train(configs.replace(chosen, name="more", **changes))
     history = ckpt.load(Path(checkpoint_of(chosen, "more"))).progress.history
-    assert [record.valid_correct for record in history] == [first.summary.best_correct] * 3
+    assert [record.valid_correct for record in history] == [first.summary.best.valid_correct] * 3
     assert more.summary.logistic is None and "at epoch 1" in table(more)
 
 
@@ -104,7 +104,7 @@ def test_epochs_that_end_below_the_baseline_are_followed_by_the_solution(chosen,
     assert done.summary.logistic.epoch == done.summary.epochs == 3
     history = ckpt.load(Path(checkpoint_of(chosen, head))).progress.history
     assert history[2].train_correct > history[1].train_correct
-    assert done.summary.best_correct == max(record.valid_correct for record in history)
+    assert done.summary.best.valid_correct == max(record.valid_correct for record in history)
 
 
 @pytest.mark.usefixtures("perfect_baseline")
@@ -112,7 +112,7 @@ def test_a_head_that_cannot_be_solved_says_what_may_be_better(chosen):
     """Three hidden units, where two classes need four."""
     narrow = configs.replace(chosen, name="narrow", head="mlp", hidden_size=3, fit="epochs", epochs=1, lr=0.0)
     done = train(narrow)
-    more = 7 - done.summary.best_correct
+    more = 7 - done.summary.best.valid_correct
     assert done.summary.logistic is None and more > 0
     assert f"the model has {more} more mistake" in table(done)
     assert "try --head linear --fit logistic" in table(done)

@@ -64,7 +64,7 @@ def test_an_evaluation_counts_what_the_training_has_counted(squares, tmp_path):
     text = job(squares, "evaluate", "squares", "--output", tmp_path / "e.json", "--cache", tmp_path / "cache")
     (found,) = json.loads((tmp_path / "e.json").read_text())["models"]
     client = MlflowClient(run.tracking_uri)
-    best = trained.good.summary.best_epoch
+    best = trained.good.summary.best.epoch
 
     def logged(name):
         return next(one.value for one in client.get_metric_history(run.run_id, name) if one.step == best)
@@ -141,7 +141,7 @@ def test_predictions_and_answers_of_the_server_are_the_model_s(squares, tmp_path
 def test_two_models_and_other_data(squares, tmp_path):
     trained = squares[0]
     folders = {path.parent for path in (trained.storage / "squares").rglob("checkpoint.json")}
-    other = next(one for one in folders if one.name != f"epoch-{trained.good.summary.best_epoch:04}")
+    other = next(one for one in folders if one.name != f"epoch-{trained.good.summary.best.epoch:04}")
     text = job(squares, "evaluate", "squares", "--compare", other, "--output", tmp_path / "e.json")
     written = json.loads((tmp_path / "e.json").read_text())
     found, (one, other) = written["comparison"], written["models"]
@@ -193,8 +193,8 @@ def test_a_run_of_several_labels_is_exported_visualized_and_reported(squares, tm
     job(squares, "report", "squares", "--output", tmp_path / "run.html")
     page = Parsed((tmp_path / "run.html").read_text())
     summary = trained.good.summary
-    assert f"{summary.best_mean_average_precision:.4f} mean average precision" in page.text
-    assert f"{summary.best_correct}/{summary.valid_total} exact matches" in page.text
+    assert f"{summary.best.valid_mean_average_precision:.4f} mean average precision" in page.text
+    assert f"{summary.best.valid_correct}/{summary.best.valid_total} exact matches" in page.text
     rows = {cells[0]: cells for cells in page.cells if cells}
     assert {name for name in NAMES if len(rows[name]) == 7} == set(NAMES)
     figures = [section["id"] for section in page.all("section") if "id" in section]
@@ -226,8 +226,8 @@ def test_a_convex_head_from_cached_features_is_evaluated_and_reported(weights, t
     assert done.returncode == 0, done.stderr
     (found,) = json.loads((tmp_path / "e.json").read_text())["models"]
     summary = result.summary
-    assert (found["correct"], found["total"]) == (summary.best_correct, summary.valid_total)
-    assert found["mean_average_precision"] == pytest.approx(summary.best_mean_average_precision, abs=1e-4)
+    assert (found["correct"], found["total"]) == (summary.best.valid_correct, summary.best.valid_total)
+    assert found["mean_average_precision"] == pytest.approx(summary.best.valid_mean_average_precision, abs=1e-4)
     assert call("report", "convex", "--output", tmp_path / "r.html", storage=tmp_path / "runs").returncode == 0
     page = Parsed((tmp_path / "r.html").read_text())
     assert f"{summary.ridge.mean_average_precision:.4f} mAP of a ridge probe" in page.text

@@ -92,7 +92,7 @@ def test_from_scratch_by_one_worker_and_by_two_under_ray(labels, tmp_path, caplo
     done = train(one)
     text = table(done)
     assert "mAP 0." in text and "exact matches" in text and "accuracy" not in text
-    assert done.summary.valid_total + newest(one, "one").order.train_size == 96
+    assert done.summary.best.valid_total + newest(one, "one").order.train_size == 96
     assert caplog.text.count(note) == 1
     train(configs.replace(one, runtime="ray", num_workers=2, name="two"))
     assert caplog.text.count(note) == 2 and note not in capfd.readouterr().err, "the workers repeat nothing"
@@ -107,7 +107,9 @@ def test_epochs_that_end_below_the_baseline_are_followed_by_the_solution(cached)
     done = train(configs.replace(cached, fit="epochs", epochs=1, lr=0.0, name="below"))
     assert done.summary.logistic is not None and done.summary.logistic.epoch == 2
     history = newest(cached, "below").progress.history
-    assert done.summary.best_mean_average_precision == max(one.valid_mean_average_precision for one in history)
+    assert done.summary.best.valid_mean_average_precision == max(
+        one.valid_mean_average_precision for one in history
+    )
 
 
 def test_a_split_head_under_ray_has_the_results_of_one_worker(cached, on_the_cluster):

@@ -27,7 +27,7 @@ def test_the_lines_of_the_readme(tmp_path, monkeypatch):
     names: dict = {}
     exec(code.replace("epochs=3", "epochs=1, batch_size=500, visualize=False, system_metrics=False"), names)
     result = names["result"]
-    assert result.summary.epochs == 1 and result.summary.valid_total == 1000
+    assert result.summary.epochs == 1 and result.summary.best.valid_total == 1000
     assert (tmp_path / result.name).is_dir() and result.run is not None
 
 

@@ -33,7 +33,7 @@ def test_all_jobs_take_a_table_in_a_bucket(trained, table, bucket, tmp_path, cap
         visualize=False,
     )  # fmt: skip
     finished = train(config)
-    assert finished is not None and finished.summary.valid_total == 8
+    assert finished is not None and finished.summary.best.valid_total == 8
     assert f"1 of 41 rows named no file below {bucket}, e.g. 0040" in caplog.text
     assert _samples(config).startswith("40 pictures in 2 classes")
 
@@ -43,7 +43,7 @@ def test_all_jobs_take_a_table_in_a_bucket(trained, table, bucket, tmp_path, cap
 
     # What was trained on, then the same pictures on a disk, then in folders, to which the columns mean nothing.
     own = job("evaluate", "--cache", tmp_path / "cache", "--tracking", "none").evaluation.first.metrics
-    assert (own.correct, own.total) == (finished.summary.best_correct, 8)
+    assert (own.correct, own.total) == (finished.summary.best.valid_correct, 8)
     flags = ("--path-column", "number", "--data-root", table / "train")
     data = (table / "labels.csv", *flags, "--label-column", "insect")
     same = job("evaluate", "--data", *data, "--tracking", "none").evaluation.first.metrics

@@ -54,7 +54,7 @@ def losses(folder, **changes):
 def test_learns_and_reports_exact_counts(tmp_path):
     recorder = Recorder()
     summary = train(make_run(tmp_path, recorder, epochs=3))
-    assert summary.best_correct > 160 and summary.valid_total == 200
+    assert summary.best.valid_correct > 160 and summary.best.valid_total == 200
     assert [step for step, _ in recorder.epochs] == [1, 2, 3]
     assert [step for step, _ in recorder.steps] == list(range(1, 61))
     for _, values in recorder.epochs:
@@ -109,7 +109,7 @@ def test_resumed_in_mid_epoch_ends_bit_identical(tmp_path):
 def test_a_finished_run_started_again_has_nothing_to_do(tmp_path):
     first = train(make_run(tmp_path))
     again = train(make_run(tmp_path))
-    assert (again.best_correct, again.epochs) == (first.best_correct, 1)
+    assert (again.best.valid_correct, again.epochs) == (first.best.valid_correct, 1)
     assert again.first_step_at == 0
     longer = train(make_run(tmp_path, epochs=2))
     assert longer.epochs == 2
@@ -242,7 +242,7 @@ def test_moving_average_is_validated_and_logged(tmp_path):
 
 def test_bfloat16_autocast_learns(tmp_path):
     run = make_run(tmp_path, precision="bfloat16", epochs=2, channels_last=True)
-    assert train(run).best_correct > 120
+    assert train(run).best.valid_correct > 120
     assert next(run.model.parameters()).dtype == torch.float32
 
 
@@ -395,9 +395,9 @@ def test_the_best_checkpoint_is_chosen_by_what_is_named(tmp_path, select_by):
     run = make_run(tmp_path, recorder, epochs=3, select_by=select_by, balanced_sampling=True, lr=0.1)
     summary = train(run)
     values = [(-1 if select_by == "loss" else 1) * step[f"valid/{select_by}"] for _, step in recorder.epochs]
-    assert summary.best_epoch == 1 + values.index(max(values))
-    assert CheckpointStore.at(str(tmp_path / "run")).best().name == f"epoch-{summary.best_epoch:04}"
-    record = run.progress.history[summary.best_epoch - 1]
+    assert summary.best.epoch == 1 + values.index(max(values))
+    assert CheckpointStore.at(str(tmp_path / "run")).best().name == f"epoch-{summary.best.epoch:04}"
+    record = run.progress.history[summary.best.epoch - 1]
     assert (
         summary.by_class
         == f"balanced accuracy {record.valid_balanced_accuracy:.2%}, macro F1 {record.valid_macro_f1:.4f}"

@@ -123,13 +123,13 @@ def test_a_run_learns_and_says_what_it_reached(tmp_path, caplog):
         run = helper.make_run(tmp_path, keeper)
         summary = train(run)
     record = run.progress.best
-    assert summary.best_mean_average_precision > 0.9 and record.select_by == "mean_average_precision"
+    assert summary.best.valid_mean_average_precision > 0.9 and record.select_by == "mean_average_precision"
     assert "several a picture" in str(run.identity) and not hasattr(run.model, "log_softmax")
     text = caplog.text
     assert "a picture, 80 pictures with none" in text and "binary cross-entropy" in text
     assert f"mAP {record.valid_mean_average_precision:.4f}" in text and "/200 exact matches" in text
     assert "accuracy" not in text
-    assert summary.best.startswith(
+    assert summary.outcome.startswith(
         f"mAP {record.valid_mean_average_precision:.4f}, {record.valid_correct}/200 exact"
     )
     assert (
