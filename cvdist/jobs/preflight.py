@@ -39,7 +39,6 @@ from cvdist.distributed.traffic import ring_bytes
 from cvdist.errors import UserError
 from cvdist.features import maintenance
 from cvdist.features import open as features
-from cvdist.models import FrozenAndTrained
 from cvdist.parallel import can_split, measure
 from cvdist.runtime import ray_cluster
 from cvdist.runtime.ray_cluster import ResourceRequest
@@ -120,8 +119,15 @@ def _rows(config: TrainConfig) -> Iterator[Row]:
     else:
         yield Row("versions", "all nodes", next(iter(versions), "unknown"))
     yield _guarded("MLflow", "the driver", lambda: _mlflow(config))
-    yield _guarded("data", "the driver", lambda: _samples(config))
-    yield from _all_reduce(config)
+    classes: int | None = None  # not known where the pictures can't be listed
+
+    def samples() -> str:
+        nonlocal classes
+        found, classes = _samples(config)
+        return found
+
+    yield _guarded("data", "the driver", samples)
+    yield from _all_reduce(config, classes)
 
 
 def _look_at_node(values: dict[str, Any]) -> tuple[str, list[Row]]:
@@ -199,13 +205,15 @@ def _mlflow(config: TrainConfig) -> str:
     )
 
 
-def _samples(config: TrainConfig) -> str:
-    """Decode some pictures, or what else the data set needs."""
+def _samples(config: TrainConfig) -> tuple[str, int]:
+    """Decode some pictures, or what else the data set needs; what was found, and the number of classes."""
     if config.features.uri:
-        loaders.check_labels(config, multilabel=features.open_manifest(config)[1].multilabel)
-        return str(maintenance.describe(config.features.uri)).strip().splitlines()[0]
+        manifest = features.open_manifest(config)[1]
+        loaders.check_labels(config, multilabel=manifest.multilabel)
+        first = str(maintenance.describe(config.features.uri)).strip().splitlines()[0]
+        return first, len(manifest.classes)
     if config.data.dataset != "images":
-        return f"{config.data.dataset}: comes with the package, or is downloaded"
+        return f"{config.data.dataset}: comes with the package, or is downloaded", 10
     listed = list_pictures(config.data)
     multilabel = is_multilabel(listed.table)
     loaders.check_labels(config, multilabel=multilabel)
@@ -213,34 +221,23 @@ def _samples(config: TrainConfig) -> str:
     chosen = random.Random(0).sample(paths, min(_SAMPLES, len(paths)))
     reader = Reader(root_of(config.data), config.data.image_size, config.data.resize)
     began = time.monotonic()
-    found = zip(chosen, reader.decode(chosen), strict=True)
-    bad = [f"{path} ({one.reason})" for path, one in found if one.pixels is None]
+    decoded = zip(chosen, reader.decode(chosen), strict=True)
+    bad = [f"{path} ({one.reason})" for path, one in decoded if one.pixels is None]
     if bad:
         raise UserError(f"{len(bad)} of {len(chosen)} pictures can't be decoded: {bad[0]}")
     each = 1e3 * (time.monotonic() - began) / max(len(chosen), 1)
     classes = f"{len(listed.classes)} classes" + ", several a picture" * multilabel
-    return f"{len(paths):,} pictures in {classes}, {each:.0f} ms to read and decode one"
+    found = f"{len(paths):,} pictures in {classes}, {each:.0f} ms to read and decode one"
+    return found, len(listed.classes)
 
 
-def trained_parameters(config: TrainConfig) -> int:
-    """How many of the model's parameters each step averages. Allocates nothing."""
-    return sum(p.numel() for p in _modules(config).trained.parameters() if p.requires_grad)
-
-
-def summed_bytes(config: TrainConfig, workers: int) -> int:
+def summed_bytes(config: TrainConfig, workers: int, classes: int | None = None) -> int:
     """Bytes of activations that each step sums with a split head and a cache; 0 if the head can't be split."""
-    layers = can_split(_modules(config), workers)
+    layers = can_split(memory.skeleton(config, classes), workers)
     return 4 * config.loop.batch_size * layers[1].out_features if layers else 0
 
 
-def _modules(config: TrainConfig) -> FrozenAndTrained:
-    """The frozen and the trained modules of the configured model, without values."""
-    size = config.data.image_size
-    shape = models.InputSpec(3, size, size) if config.data.dataset == "images" else models.InputSpec(1, 28, 28)
-    return models.frozen_and_trained(models.skeleton(config.model, 10, shape))
-
-
-def _all_reduce(config: TrainConfig) -> Iterator[Row]:
+def _all_reduce(config: TrainConfig, classes: int | None) -> Iterator[Row]:
     """Measured bandwidth between the workers, and what a step's gradients take of it."""
     count, _ = config.runtime.worker_range
     if count < 2:
@@ -277,8 +274,8 @@ def _all_reduce(config: TrainConfig) -> Iterator[Row]:
     def exchange(size: float) -> str:
         return f"{size / 1e6:,.1f} MB in {1e3 * ring_bytes(size, count) / rate:,.0f} ms"
 
-    needs = f"a step averages {exchange(4 * trained_parameters(config))}"
-    if summed := summed_bytes(config, count):
+    needs = f"a step averages {exchange(4 * memory.trained_parameters(config, classes))}"
+    if summed := summed_bytes(config, count, classes):
         needs += f", or sums {exchange(summed)} with --parallel head"
     yield Row("all-reduce", f"{count} workers", f"{rate / 1e6:,.0f} MB/s each way; {needs}")
 

@@ -264,7 +264,7 @@ def _memory(config: TrainConfig, tries: list[Settings]) -> int:
     """
     import ray
 
-    from cvdist.jobs.preflight import trained_parameters
+    from cvdist.training.memory import trained_parameters
 
     most = 0
     sizes: dict[ModelConfig, int] = {}

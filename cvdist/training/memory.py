@@ -104,7 +104,7 @@ def estimate_for_config(config: TrainConfig, *, bfloat16: bool) -> TrainingMemor
     """
     workers = config.runtime.worker_range[0]
     shape, data, classes = _inputs(config)
-    parts = _built(config, classes)
+    parts = skeleton(config, classes)
     features = bool(config.features.uri)
     return estimate(config, parts, shape, bfloat16=bfloat16, workers=workers, features=features, data=data)
 
@@ -115,14 +115,30 @@ def checkpoint_bytes(config: TrainConfig) -> int:
     Raises:
         UserError: if there is no such model, or the features can't be read.
     """
-    parts = _built(config, _inputs(config)[2])
+    parts = skeleton(config)
     frozen = sum(map(_rounded, _tensors(parts.frozen))) if parts.frozen is not None else 0
     weights, state = _weights_and_state(config, parts.trained)
     return frozen + weights + state
 
 
-def _built(config: TrainConfig, classes: int) -> FrozenAndTrained:
-    """The parts of the model, without values."""
+def trained_parameters(config: TrainConfig, classes: int | None = None) -> int:
+    """How many of the model's parameters a job trains. Allocates nothing; for `classes`, see `skeleton`."""
+    trained = skeleton(config, classes).trained
+    return sum(p.numel() for p in trained.parameters() if p.requires_grad)
+
+
+def skeleton(config: TrainConfig, classes: int | None = None) -> FrozenAndTrained:
+    """The frozen and the trained modules of a job's model, without values.
+
+    Args:
+        config: of the job.
+        classes: of the pictures. None: those of its cache or its digits, and two where pictures are not listed.
+
+    Raises:
+        UserError: if there is no such model, or the features can't be read.
+    """
+    if classes is None:
+        classes = _inputs(config)[2]
     input = models.InputSpec(3, config.data.image_size, config.data.image_size)
     if config.data.dataset != "images":
         input = models.InputSpec(1, 28, 28)
