@@ -68,7 +68,8 @@ def _ours(root: Path, folder: Path, settings: dict[str, Any]) -> Callable[[], fl
     return _rate(lambda: loader.train_batches(loader.epoch_order(BATCH, 0, 1, shuffle), 0, 1))
 
 
-def _reference(root: Path, settings: dict[str, Any]) -> Callable[[], float]:
+def reference_transform(settings: dict[str, Any]) -> nn.Module:
+    """What torchvision's reference script makes of a picture, with the flags of the same names."""
     policies = {"ra": v2.RandAugment, "ta_wide": v2.TrivialAugmentWide, "augmix": v2.AugMix,
                 "imagenet": v2.AutoAugment}  # fmt: skip
     steps: list[nn.Module] = [v2.RandomResizedCrop(224, interpolation=BILINEAR, antialias=True)]
@@ -78,6 +79,10 @@ def _reference(root: Path, settings: dict[str, Any]) -> Callable[[], float]:
     steps += [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     if "random_erase" in settings:
         steps.append(v2.RandomErasing(settings["random_erase"]))
+    return v2.Compose(steps)
+
+
+def _reference(root: Path, settings: dict[str, Any]) -> Callable[[], float]:
     mixtures = {"mixup_alpha": v2.MixUp, "cutmix_alpha": v2.CutMix}
     mix = next((kind(alpha=settings[a], num_classes=2) for a, kind in mixtures.items() if a in settings), None)
 
@@ -85,7 +90,7 @@ def _reference(root: Path, settings: dict[str, Any]) -> Callable[[], float]:
         batch = default_collate(samples)
         return batch if mix is None else mix(*batch)
 
-    pictures = ImageFolder(str(root), v2.Compose(steps))
+    pictures = ImageFolder(str(root), reference_transform(settings))
     batches = DataLoader(
         pictures, BATCH, shuffle=True, num_workers=usable_cores(), collate_fn=collate, persistent_workers=True
     )
