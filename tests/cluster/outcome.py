@@ -25,7 +25,7 @@ TRAINING = [
     *("--log-every-steps", "10", "--device", "cpu", "--precision", "float32", "--no-log-model"),
     *("--no-system-metrics", "--step-timeout", "120", "--connect-timeout", "120"),
 ]
-EPOCHS = 10
+EPOCHS = 14
 SAMPLES = 4000
 """Training samples of an epoch."""
 STEPS = 63
