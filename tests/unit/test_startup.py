@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 import time
-
-import pytest
 
 from cvdist import startup
 from cvdist.startup import Waterfall
@@ -30,17 +26,3 @@ def test_phases_follow_each_other_also_in_another_process(monkeypatch):
     fast.end("model")
     said = "7.0 s: imports 2.0, run 0.5, workers 3.0-4.5, model 0.0"
     assert startup.describe([fast.phases, slow.phases]) == said
-
-
-@pytest.mark.parametrize(
-    ("module", "slow"),
-    [
-        ("cvdist.jobs.train", ["torch", "ray", "mlflow"]),  # before Ray's processes are started
-        ("cvdist.training.setup", ["torchvision", "torch._dynamo", "torch.distributed.tensor", "mlflow"]),
-        ("cvdist.data.images.decode", ["torchvision"]),  # in each process that decodes
-    ],
-)
-def test_a_process_imports_what_takes_seconds_only_when_it_needs_it(module, slow):
-    script = f"import sys, {module}; print(*(name for name in {slow!r} if name in sys.modules))"
-    imported = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert imported.split() == []
