@@ -72,7 +72,7 @@ ui: $(STAMP)  ## the MLflow UI on the runs in ./runs, on port 5000 of this machi
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui \
 	  --backend-store-uri 'sqlite:///$(subst %,%25,$(CVDIST_STORAGE))/mlflow.db' --port 5000
 
-screenshots: $(STAMP)  ## the documents' pictures anew, from the newest run in ./runs (make demo); needs Chromium
+screenshots: $(STAMP)  ## take the documents' pictures again, from the newest run in ./runs (make demo); needs Chromium
 	$(PY) docs/screenshots.py
 
 SERVER := .venv-mlflow
@@ -96,7 +96,7 @@ VARIANT ?= cuda
 image:  ## the container images, with docker, podman or buildah; VARIANT=cpu for machines without GPUs
 	k8s/image.sh $(VARIANT)
 
-lock: $(STAMP)  ## write the lock files anew after a change of pyproject.toml
+lock: $(STAMP)  ## write the lock files again after a change of pyproject.toml
 	$(PY) -m pip install --quiet uv
 	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --extra demo pyproject.toml -o requirements.lock

@@ -70,7 +70,7 @@ class Mode:
         nn.utils.clip_grad_norm_(named.values(), max_norm)
 
     def wrap(self) -> None:
-        """Make the replica anew, after parameters were frozen or released. All workers must call this."""
+        """Make the replica again, after parameters were frozen or released. All workers must call this."""
         raise NotImplementedError
 
     def align(self) -> None:

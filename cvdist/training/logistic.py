@@ -253,7 +253,7 @@ class Problems:
                 max_iter=_MOST_STEPS,
                 history_size=10,
                 tolerance_grad=tolerance,
-                # In float32, steps that gain less than 1e-8 are noise, on which it would search in vain.
+                # In float32, steps that gain less than 1e-8 are noise, on which its search would find nothing.
                 tolerance_change=(1e-3 if self._having is None else 1e-5) * tolerance,
                 line_search_fn="strong_wolfe",
             )

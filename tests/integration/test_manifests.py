@@ -103,7 +103,7 @@ def test_jobs_and_their_commands(overlay):
     (preprocess,), (train,) = (
         [parse(w) for w in commands(objects, jobs[n])] for n in ("preprocess", "vgg16-features")
     )
-    # A cache is refused by whoever asks for another one.
+    # A cache is refused to those who ask for another one.
     wanted = PreprocessConfig.of(train)
     assert (preprocess.features, preprocess.model) == (wanted.features, wanted.model)
     assert preprocess.data.uri == "s3://cvdist/pictures" and preprocess.features.uri == "s3://cvdist/features"

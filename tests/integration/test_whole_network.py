@@ -83,7 +83,7 @@ def test_losses_are_those_of_torchvisions_reference(photos, tmp_path):
 
 
 def test_stages_that_are_computed_again_learn_bit_for_bit_the_same(photos, tmp_path):
-    """Batch norms collect their statistics once. It takes less memory, which is foretold."""
+    """Batch norms collect their statistics once. It takes less memory, as estimated."""
     runs = []
     for again in (False, True):
         run = make_run(photos, tmp_path / str(again), grad_checkpointing=again, sync_bn=again, dropout=0.5)
