@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cvdist import config as configs
 from cvdist import loaders
-from cvdist.features import index, maintenance
+from cvdist.features import maintenance
 from cvdist.features.copies import DeviceCopy
 from tests.helpers.feature_caches import (
     CPU,
@@ -136,16 +134,3 @@ def test_the_format_needs_nothing_of_ours(chosen):
     table = pq.read_table(root / about["index"]["object"])
     sets = [{about["classes"][i] for i in one} for one in table["classes"].to_pylist()]
     assert dict(zip(table["path"].to_pylist(), sets, strict=True)) == said_by(Path(chosen.data.uri))
-
-
-@given(st.lists(st.sets(st.integers(0, 9)), max_size=30), st.booleans())
-def test_an_index_reads_back_as_it_was_written(sets, several):
-    import pyarrow as pa
-
-    count = len(sets)
-    values = {field.name: pa.nulls(count, field.type) for field in index.SCHEMA}
-    values["label"] = pa.array(range(count), pa.int32())
-    if several:
-        values["classes"] = pa.array([sorted(one) for one in sets], pa.list_(pa.int32()))
-    table = pa.table(values)
-    assert index.load(index.dump(table)).equals(table)
