@@ -67,7 +67,7 @@ def above(low: float) -> Bounds:
     return Bounds(low, brackets="(]")
 
 
-# What several groups of settings have in common.
+# Types that several groups of settings use.
 Fraction = Annotated[float, Bounds(0, 1)]
 Count = Annotated[int, at_least(1)]
 CountOrZero = Annotated[int, at_least(0)]

@@ -36,11 +36,11 @@ Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
 AutoAugment = Literal["none", "ra", "ta_wide", "augmix", "imagenet"]
 TrackingMode = Literal["required", "optional", "none"]
 SelectBy = Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "mean_average_precision", "loss"]
-_HIDDEN_SIZES: dict[Head, int] = {"vgg": 4096, "mlp": 256, "linear": 0}  # of each head where none is given
+_HIDDEN_SIZES: dict[Head, int] = {"vgg": 4096, "mlp": 256, "linear": 0}  # defaults of each head
 CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes that replay kernels on a GPU
 
 
-_WEIGHT = r"[^=]+=(\d+\.?\d*|\.\d+)"  # of a class
+_WEIGHT = r"[^=]+=(\d+\.?\d*|\.\d+)"  # weight of one class
 _WEIGHTS = rf"none|balanced|{_WEIGHT}(,{_WEIGHT})*"
 
 
@@ -373,8 +373,7 @@ class LoopConfig(ComputeConfig):
     or `mean_average_precision` where a picture may have several classes. `balanced_accuracy`: the mean of the
     classes' recalls. `macro_f1`: the mean of their F1 scores."""
     patience: CountOrZero = 0
-    """End the training after this many epochs in which the value of `--select-by` did not get better. 0:
-    never."""
+    """End the training after this many epochs in a row without a better value of `--select-by`. 0: never."""
     min_delta: Annotated[float, at_least(0)] = 0.0
     """By how much the value of `--select-by` has to get better to count for `--patience`. An accuracy of 1% is
     0.01."""

@@ -72,8 +72,8 @@ class InferenceConfig:
     channels_last: bool = ComputeConfig.channels_last
     """Memory layout NHWC, which convolutions are fastest with."""
     resize: ResizeOrEmpty = ""
-    """How photographs are brought to the model's size; same values as in training. Empty: as in the
-    model's run."""
+    """How photographs are brought to the model's size; same values as in training. Empty: as in the model's
+    run."""
     max_bad_fraction: Fraction = PicturesConfig.max_bad_fraction
     """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`."""
     decode_workers: CountOrZero = PicturesConfig.decode_workers
@@ -90,8 +90,7 @@ class EvaluationConfig(TableConfig):
     """Folder or URI of pictures, `CLASS/picture.jpg` or `{train,valid}/CLASS/picture.jpg`, or a table of them.
     Empty: what the model's run was trained on."""
     dataset: Literal["", "digits", "mnist", "images"] = ""
-    """Data set; same values as in training. Empty: `images` with --data, else that of the model's
-    run."""
+    """Data set; same values as in training. Empty: `images` with --data, else that of the model's run."""
     part: Literal["", "valid", "train", "all"] = ""
     """Which of the pictures, split as in training. Empty: those to validate on; all of them if --data has no
     such division and is not what the model was trained on."""

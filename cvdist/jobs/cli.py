@@ -74,7 +74,7 @@ class Job:
     without: frozenset[str] = frozenset()
 
     def flags(self) -> list[Setting]:
-        """The settings that may be named on the command line."""
+        """Return the settings that may be named on the command line."""
         return [
             one
             for one in configs.settings_of(self.settings)
@@ -146,7 +146,7 @@ JOBS = {
         subject_field="page.run",
         subject_help="a run's name or id",
     ),
-    # It takes the flags of the training that it looks ahead to, and checks their values.
+    # `preflight` takes the flags of the training that it precedes, and checks their values.
     "preflight": Job(TrainConfig, "Check before a training whether all that it needs is there."),
     "replay": Job(
         configs.ReplayConfig,
@@ -394,7 +394,7 @@ def _shown(job: Job, name: str, group: Any) -> type[Any]:
 
     fields = []
     for one in configs.fields_of(type(group), name):
-        # Tyro shows what it calls aliases first.
+        # Tyro shows those that it calls aliases first.
         shown, *aliases = [one.alias, configs.dashed(one.flag)] if one.alias else [one.flag]
         marks: list[Any] = [tyro.conf.arg(name=shown.replace("_", "-"), aliases=aliases)]
         if f"{name}.{one.field}" == job.subject_field:

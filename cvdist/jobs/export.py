@@ -29,8 +29,8 @@ from cvdist.seeding import generator
 
 logger = logging.getLogger(__name__)
 
-_PICTURES = 16  # that the file is checked with
-_ALLOWED = 1e-4  # difference of a probability: float32 in another order of operations stays ten times below it
+_PICTURES = 16  # number of pictures that the file is checked with
+_ALLOWED = 1e-4  # difference of a probability; float32 in another order of operations stays below a tenth
 _WHERE_RESIZED = {
     "onnx": "normalization is inside; resizing is described in the metadata",
     "pt2": "normalization is inside; resizing is described in the metadata",

@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 _CHANCE = 0.05  # a p-value from which on a difference is taken as chance
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
-# Pictures and seconds, at the most, in which a network's speed is measured.
+# The most pictures, and the most seconds, with which a network's speed is measured.
 _TIMED_PICTURES, _TIMED_SECONDS = 512, 3.0
 _SHOWN_TIES = 10
 
@@ -202,7 +202,7 @@ def _named(config: ProbeConfig) -> list[tuple[str, BackboneConfig]]:
     found = []
     for word in words:
         name, _, weights = word.partition(":")
-        # A folder's name of the word, without what may be a long path.
+        # The label names a folder, so it has the weights' file name only, without a path.
         stem = PurePosixPath(weights).name.removesuffix(PurePosixPath(weights).suffix)
         label = "-".join(re.sub(r"[^\w.-]", "-", part) for part in (name, stem) if part)
         found.append((label, BackboneConfig(name=name, weights=weights)))
@@ -332,7 +332,7 @@ def _probe(network: Network, device: torch.device) -> ProbedNetwork:
         pictures_per_second=_pictures_per_second(made, loader, device),
         bytes_per_picture=cache.stored_bytes / max(cache.index.rows - len(cache.bad), 1),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        # Of which the counter has two for each multiply-add.
+        # The counter counts two operations for each multiply-add.
         gflop=flops(model.requires_grad_(False), (info.channels, info.height, info.width))[0] / 2e9,
     )
     loader.copy.close()

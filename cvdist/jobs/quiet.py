@@ -33,7 +33,7 @@ _LIBRARY = re.compile(
     r"|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ [DIWEFC] \d+ \d+\]"  # Ray's core
     r"|(INFO|WARNING) +\[alembic"
 )
-_KEPT_LINES = 20  # for an error
+_KEPT_LINES = 20  # lines that are shown after an unexpected error
 _KEPT_FILES = 20
 
 
@@ -153,7 +153,7 @@ def disconnect() -> None:
         sys.modules["ray"].shutdown()
 
 
-_joined_before = False  # by a process that this job is a part of
+_joined_before = False  # whether the process had joined a cluster before the job began
 
 
 def _in_cluster() -> bool:

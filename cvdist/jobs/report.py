@@ -33,7 +33,7 @@ _FIGURES = "figures"
 _ALL_SECONDS = 120.0
 _LARGEST_FILE = 100 * 2**20  # bytes of one figure
 _DEEPEST = 3  # folders below `figures`
-_MOST_CLASSES = 30  # that are named
+_MOST_CLASSES = 30  # most classes that the report names
 # Tags that `cvdist.tracking.environment` sets, by what the report calls them.
 _PLACES = {
     "mlflow.source.git.commit": "Commit",
@@ -81,7 +81,7 @@ def log_report_or_warn(ref: RunRef, *, ended: bool = True) -> None:
 
     Args:
         ref: the run.
-        ended: as in `build`.
+        ended: whether the run's owner is about to end it and nothing went wrong.
     """
     try:
         put_text(ref.tracking_uri, ref.run_id, NAME, build(ref.tracking_uri, ref.run_id, ended=ended))

@@ -163,12 +163,12 @@ def _train(
     """Train in a worker process, whichever runtime has started it.
 
     Args:
-        config: Of the run.
+        config: The settings of the run.
         job: The fence of the job.
         run: The MLflow run; None for none.
         start: The phases of the start so far.
         prepared: Whether data and weights are ready on the machine of rank 0.
-        ranks: Of this process.
+        ranks: Ranks of this process.
         poll: What this process is asked to do.
     """
     from cvdist.training.setup import build_run
@@ -193,10 +193,10 @@ def open_worker(
     """Begin the next attempt of `job`, with the worker and the tracker of this process. All workers call it.
 
     Args:
-        config: Of the run.
+        config: The settings of the run.
         job: The fence of the job that this process works for.
         run: The MLflow run to fill; None for none.
-        ranks: Of this process.
+        ranks: Ranks of this process.
         poll: What this process is asked to do, see `Worker`.
         min_interval: Seconds between two checkpoints, see `Worker`.
 
@@ -225,7 +225,7 @@ def open_worker(
     try:
         yield worker, tracker
     except UserError:
-        worker.finish()  # what is on its way may be what the user goes on from
+        worker.finish()  # the checkpoint that is being stored may be the one to resume from
         raise
     finally:
         tracker.close()
@@ -265,7 +265,7 @@ def check_here(config: TrainConfig, *, data_is_here: bool) -> bool:
     """Check all that this process can check by itself in seconds, before anything is started.
 
     Args:
-        config: Of the run.
+        config: The settings of the run.
         data_is_here: Whether the workers are on this machine, with the data and the weights.
 
     Returns:

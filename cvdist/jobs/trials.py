@@ -44,8 +44,8 @@ from cvdist.training.train import train
 
 logger = logging.getLogger(__name__)
 
-_STORE_SECONDS = 30.0  # a checkpoint that is not the best so far waits for so long after the one before
-_END_SECONDS = 120.0  # for the last results to reach MLflow, and a checkpoint the storage
+_STORE_SECONDS = 30.0  # least time after a checkpoint before the next, unless that is the best so far
+_END_SECONDS = 120.0  # time for the last results to reach MLflow, and for a checkpoint to reach the storage
 _SHOWN = 80  # letters of a reason
 _SCORE, _EPOCH = "score", "epoch"
 
@@ -64,7 +64,7 @@ class TrialTracker(NoTracker):
         """Wrap the tracker of the trial's run.
 
         Args:
-            inner: that tracker.
+            inner: the tracker of the trial's run.
             epoch_done: is called with the results of each epoch.
         """
         self._inner, self._epoch_done = inner, epoch_done
@@ -103,7 +103,7 @@ class _Process(tune.Trainable):
         """Prepare the process and its first trial; Tune calls it once."""
         self._task = task
         log.setup()
-        logging.getLogger("cvdist").setLevel(logging.WARNING)  # twenty trainings would tell the same
+        logging.getLogger("cvdist").setLevel(logging.WARNING)  # twenty trainings would log the same lines
         self._thread: threading.Thread | None = None
         self.reset_config(config)
 
@@ -192,11 +192,11 @@ class _Process(tune.Trainable):
                 worker.wait_for_uploads()
 
     def _epoch_done(self, epoch: TrialEpoch) -> None:
-        """Report an epoch to Ray Tune, and wait until it asks for the next. The last is reported in the end."""
+        """Report an epoch to Ray Tune, and wait for the next. The last is reported when all is delivered."""
         if self._stopping:
             raise _Stopped
         if self._best is None or epoch.correct > self._best.correct:
-            self._best = epoch  # what a run is judged by
+            self._best = epoch  # a run is judged by its best epoch
         result = {
             **dataclasses.asdict(epoch),
             _SCORE: self._best.score,
@@ -304,7 +304,7 @@ class Watch(tune.Callback, tune.Stopper):
         self._line.clear()
         logger.info("%s", ended_line(trial))
         self._ended(trial)
-        self._note(trial)  # last: what is noted as ended is not looked at again
+        self._note(trial)  # last, because a trial that is noted as ended is not looked at again
 
     def _note(self, trial: Trial) -> None:
         self.trials[trial.number] = trial

@@ -24,8 +24,8 @@ from cvdist.log import redact
 from cvdist.storage import Folder
 
 _LISTS = (".txt", ".lst")  # files that name pictures, one a line
-_REQUESTS = 32  # at a time
-_NAMED = 3  # words that are repeated in full
+_REQUESTS = 32  # requests to the storage at a time
+_NAMED = 3  # up to this many names are listed in full
 
 
 @dataclass(frozen=True)

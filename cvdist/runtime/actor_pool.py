@@ -28,7 +28,7 @@ from cvdist.runtime.ray_cluster import ResourceRequest
 
 T = TypeVar("T")
 
-_PAUSE = 5.0  # seconds after which a line says how far the work is
+_PAUSE = 5.0  # seconds after which a line shows the progress
 # A GPU's actor works on several units at a time: one is computed, others are decoded, uploaded or compressed.
 _UNITS_AT_A_TIME = {"cpu": 1, "cuda": 4}
 

@@ -112,7 +112,7 @@ def _join(timeout: float) -> None:
     ray.cloudpickle.register_pickle_by_value(proxy)
     try:
         if ray.is_initialized():
-            pass  # a part of a job that has connected
+            pass  # this is a part of a job that has connected already
         elif cluster:
             _require_listener(cluster, timeout)
             ray.init(address=cluster, **options)

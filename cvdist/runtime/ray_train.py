@@ -62,13 +62,13 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
     use_gpu = require_resources(ResourceRequest.of_workers(config.runtime))
     runtime = config.runtime
     fewest, most = runtime.worker_range
-    # Where the number may vary, Ray first tries with what it believes to have, a lost node included.
+    # Where the number of workers may vary, Ray first tries with all nodes it knows, even one that is lost.
     start_timeout = runtime.start_timeout if fewest == most else min(runtime.start_timeout, _TRIAL_SECONDS)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout))
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(runtime.collective_timeout))
     # A cluster of this machine alone is never preempted, and the watcher's process takes seconds to import.
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1" if address() else "0"
-    # Ray Train's controller waits for this actor, which so starts while the controller itself does.
+    # Ray Train's controller waits for this actor. Started here, the actor starts while the controller does.
     get_or_create_autoscaling_coordinator()
     filesystem, root = storage.locate(storage_root(config.run.storage), patient=True)
     make = functools.partial(
@@ -83,7 +83,7 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
         ),
         run_config=RunConfig(
             name=config.run.name,
-            storage_path=root,  # for what Ray notes of the run
+            storage_path=root,  # where Ray keeps its notes of the run
             storage_filesystem=filesystem,  # with this project's bounds and retries
             logging_config=LoggingConfig(log_level="WARNING"),
             callbacks=[FailureLines()],

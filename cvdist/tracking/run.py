@@ -40,7 +40,7 @@ _SQLITE = "sqlite:///"
 _UPLOAD_SECONDS = 60.0
 RETRY_SECONDS = 1.0  # between two attempts to reach a server
 _PARAMS_PER_CALL = 100  # limit of MLflow
-_TRAINING_VIEW = "?workflowType=machine_learning"  # of the UI; otherwise it may stand on that of chats
+_TRAINING_VIEW = "?workflowType=machine_learning"  # else the UI may show its view of chats
 _VIEW = "cvdist"
 # A view of the table of runs, in the form in which the UI stores one that somebody shares. It leaves out
 # columns that no run has.

@@ -82,7 +82,7 @@ class Tracker:
             precision: The precision that it was trained in.
             example: Input example, uint8 (n, C, H, W), n >= 2.
             step: The epoch that the model is from.
-            thresholds: Of a model with several labels a picture, the least probability of each class.
+            thresholds: With several labels per picture, the least probability of each class.
         """
 
     def close(self) -> None:
