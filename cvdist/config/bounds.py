@@ -25,13 +25,13 @@ class Bounds:
     or_zero: bool = False
 
     def __contains__(self, value: float) -> bool:
-        """Whether `value` lies in the interval."""
+        """Return whether `value` lies in the interval."""
         if self.or_zero and value == 0:
             return True
         return self.low < value < self.high or (value in (self.low, self.high) and self._includes(value))
 
     def __str__(self) -> str:
-        """The interval in words that follow `it takes`."""
+        """Return the interval in words that follow `it takes`."""
         if self.high == math.inf:
             zero = ", or 0" if self.or_zero else ""
             return f"{self.low:g} or more{zero}" if self._includes(self.low) else f"a number above {self.low:g}"
@@ -43,31 +43,31 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Pattern:
-    """Texts that match a regular expression. words: what they are, as they follow `it takes`."""
+    """Texts that match a regular expression. words: describe these texts, to follow `it takes`."""
 
     expression: str
     words: str
 
     def __contains__(self, value: str | int) -> bool:
-        """Whether all of `value` matches."""
+        """Return whether all of `value` matches."""
         return re.fullmatch(self.expression, str(value)) is not None
 
     def __str__(self) -> str:
-        """The texts in words that follow `it takes`."""
+        """Return the words that describe the texts and follow `it takes`."""
         return self.words
 
 
 def at_least(low: float) -> Bounds:
-    """The numbers from `low`, which is one of them, without an upper end."""
+    """Return the interval of the numbers from `low` on, `low` included, without an upper end."""
     return Bounds(low)
 
 
 def above(low: float) -> Bounds:
-    """The numbers above `low`, without an upper end."""
+    """Return the interval of the numbers above `low`, without an upper end."""
     return Bounds(low, brackets="(]")
 
 
-# What several groups of settings have in common.
+# Types that several groups of settings use.
 Fraction = Annotated[float, Bounds(0, 1)]
 Count = Annotated[int, at_least(1)]
 CountOrZero = Annotated[int, at_least(0)]

@@ -1,4 +1,4 @@
-"""The groups of settings of a training: what is learned from, what is trained, how, and where.
+"""The groups of settings of a training: its data, its model, how the model is trained, and where.
 
 A group that another job needs a part of extends a smaller group, which that job has: an extraction of features
 takes `PicturesConfig`, a training `DataConfig`.
@@ -36,11 +36,11 @@ Compile = Literal["none", "default", "reduce-overhead", "max-autotune"]
 AutoAugment = Literal["none", "ra", "ta_wide", "augmix", "imagenet"]
 TrackingMode = Literal["required", "optional", "none"]
 SelectBy = Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "mean_average_precision", "loss"]
-_HIDDEN_SIZES: dict[Head, int] = {"vgg": 4096, "mlp": 256, "linear": 0}  # of each head where none is given
+_HIDDEN_SIZES: dict[Head, int] = {"vgg": 4096, "mlp": 256, "linear": 0}  # defaults of each head
 CUDA_GRAPHS: tuple[Compile, ...] = ("reduce-overhead", "max-autotune")  # modes that replay kernels on a GPU
 
 
-_WEIGHT = r"[^=]+=(\d+\.?\d*|\.\d+)"  # of a class
+_WEIGHT = r"[^=]+=(\d+\.?\d*|\.\d+)"  # weight of one class
 _WEIGHTS = rf"none|balanced|{_WEIGHT}(,{_WEIGHT})*"
 
 
@@ -59,26 +59,26 @@ class PathsConfig:
     """Where a table in `--data` names its pictures."""
 
     root: Annotated[str, Flag("data_root")] = ""
-    """Of a table: folder or URI that relative paths in it begin at, with its pictures at any depth. Empty: the
-    table's own folder."""
+    """Folder or URI that relative paths in a table begin at, with its pictures at any depth. Empty: the table's
+    own folder."""
     path_column: str = ""
-    """Of a table: column with the pictures' paths, URIs or ids. Empty: the one that holds names of pictures'
+    """Column of a table with the pictures' paths, URIs or ids. Empty: the one that holds names of pictures'
     files, or has a usual name such as `path`, `image` or `id`."""
 
 
 @dataclass(frozen=True)
 class TableConfig(PathsConfig):
-    """What the columns of a table in `--data` are."""
+    """What the columns of a table in `--data` hold."""
 
     label_column: str = ""
-    """Of a table: column with the classes. Empty: the one with a usual name such as `label`, `class` or
+    """Column of a table with the classes. Empty: the one with a usual name such as `label`, `class` or
     `breed`, or the only one that is left. `cat,dog`: a column for each class, with 1 or 0, of which a picture
     may have several; `*`: all columns but those of paths and splits."""
     label_separator: str = ""
-    """Of a table: what stands between the classes of a picture that has several, as `;` or `|`. Empty: each
+    """Separator, in a table, between the classes of a picture that has several, such as `;` or `|`. Empty: each
     picture has one class."""
     split_column: str = ""
-    """Of a table: column whose values are `train`, `valid`, `test` or the like. Empty: the one with a usual
+    """Column of a table whose values are `train`, `valid`, `test` or the like. Empty: the one with a usual
     name such as `split`, if there is one. `none`: no column."""
 
 
@@ -91,14 +91,15 @@ class PicturesConfig(TableConfig):
     a table of paths and labels: .csv, .tsv, .jsonl or .parquet; or tars or Parquet files with pictures inside,
     as `'train-{000..099}.tar'` (docs/data.md)."""
     image_size: Annotated[int, Bounds(8, or_zero=True)] = 224
-    """Height and width, in pixels, that photographs are resized to. 0: as `--weights` were evaluated."""
+    """Height and width, in pixels, that photographs are resized to. 0: the size that `--weights` were evaluated
+    at."""
     resize: Resize = "squash"
     """`squash`: whole pictures, without regard to their proportions, as in the book. `crop`: the middle of
     them, in proportion. `crop:256:bilinear`: the middle after the shorter side was resized to 256 pixels, or by
     `bicubic`. `weights`: as `--weights` were evaluated."""
     max_bad_fraction: Fraction = 0.001
-    """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`. Of a
-    table also: share that may have rows with different labels, which are left out."""
+    """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`. For a
+    table, also the share that may have rows with different labels; these are left out."""
     decode_workers: CountOrZero = 0
     """Processes on each node that decode pictures. 0: one for each CPU core."""
 
@@ -119,13 +120,14 @@ class DataConfig(PicturesConfig):
     """Folder on each node for its decoded pictures, best on a fast local disk. Empty: $CVDIST_CACHE, else
     ~/.cache/cvdist."""
     cache_fraction: Fraction = 0.8
-    """Share of that disk's free space that decoded pictures may take. If they need more, they are decoded
-    again in each epoch."""
+    """Share of the free space on the disk of `--cache` that decoded pictures may take. If they need more, they
+    are decoded again in each epoch."""
     valid_fraction: Annotated[float, Bounds(0, 1, "()")] = 0.2
     """Share held back for validation, where a data set has no split of its own. Stratified: each class keeps a
     picture to learn from, and each of two or more has one to validate on."""
     split_seed: int = 0
-    """Seed of that split: apart from `--seed`, so that repeats with other seeds validate on the same data."""
+    """Seed of the split by `--valid-fraction`, apart from `--seed`: repeats with other seeds validate on the
+    same data."""
     exclude: str = ""
     """CSV or Parquet file, or its URI, whose column `path` names pictures below `--data` that are left out of
     training and validation, such as `issues.csv` of `jobs/inspect.py`. Rows with `false` in a column
@@ -146,7 +148,7 @@ class AugmentationConfig:
     """A random part of each picture, with at least this share of its area, is enlarged to the whole. 1: no
     crops."""
     crop_ratio: Annotated[float, at_least(1)] = 4 / 3
-    """Of --random-resized-crop: how many times as long as the shorter side the longer one may be."""
+    """Largest ratio of the longer side to the shorter one in the crops of `--random-resized-crop`."""
     color_jitter: Fraction = 0.0
     """Brightness, contrast and saturation each change by up to this factor."""
     auto_augment: AutoAugment = "none"
@@ -177,7 +179,7 @@ class MixingConfig(AugmentationConfig):
     Training accuracy is then that of the label with the larger share. 0: none."""
     cutmix_alpha: Annotated[float, at_least(0)] = 0.0
     """Put a rectangle of another picture of its batch into each training picture, of a size from Beta(A, A),
-    and share the label by area. 0: none. With --mixup-alpha, each batch takes one of both by chance."""
+    and share the label by area. 0: none. With --mixup-alpha, each batch takes one of the two at random."""
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,9 @@ class FeatureCacheConfig:
     """Folder or URI (s3://, gs://, file://) of the cache: `jobs/preprocess.py` makes it, `jobs/train.py` trains
     from it. Empty: none."""
     views: CountOrZero = 0
-    """How many views of each training picture are stored: the first as it is, the others augmented (mirrored by
-    half and turned by up to 10 degrees, if nothing else is named); each epoch draws one of them. 0: to store, 4
-    with augmentation, else 1; to train from, as many as the cache has."""
+    """How many views of each training picture are stored: the first as it is, the others augmented (each
+    mirrored with probability 0.5 and turned by up to 10 degrees, if nothing else is named); each epoch draws
+    one of them. 0: to store, 4 with augmentation, else 1; to train from, as many as the cache has."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class FeaturesConfig(FeatureCacheConfig):
 
     local_cache_gb: Annotated[float, at_least(0)] = 0.0
     """Gigabytes that a node's copy of the shards may take, in --cache. 0: --cache-fraction of that disk's free
-    space. Less than the whole cache: shards come and go, and are shuffled by window."""
+    space. Less than the whole cache: shards come and go, and are shuffled by `--shuffle-window`."""
     shuffle_window: Count = 16
     """Shards that are shuffled together where the cache does not fit the node."""
     fetch_threads: Count = 8
@@ -216,14 +218,15 @@ class ExtractionConfig(FeatureCacheConfig):
     """The feature cache: what the frozen layers make of the pictures, computed once and kept in storage."""
 
     dtype: Annotated[Literal["float16", "bfloat16", "float32"], Flag("features_dtype")] = "float16"
-    """What features are stored as."""
+    """Number format that features are stored in."""
     decoder: Literal["cpu", "nvjpeg"] = "cpu"
     """What decodes ordinary JPEGs for an extraction. `nvjpeg`: the GPU, where processors can't keep up
-    with it; its pixels differ a little, so that one of them makes and updates a cache."""
+    with it; its pixels differ a little, so that a cache is made and updated by the same decoder."""
     shard_size: Count = 128
-    """Pictures a shard: the unit of work, of retry and of resume."""
+    """Pictures per shard, which is the unit of work, of retry and of resume."""
     extractors: CountOrZero = 0
-    """Ray actors that compute features. 0: one a GPU or, without GPUs, one for each --cpus-per-worker cores."""
+    """Ray actors that compute features. 0: one per GPU or, without GPUs, one for each --cpus-per-worker
+    cores."""
     replace: bool = False
     """Replace a cache that was made with other weights or settings."""
 
@@ -247,8 +250,8 @@ class BackboneConfig:
     last maps of its convolutions. Empty: `maps` for `--head vgg`, else `pooled`."""
     trainable_stages: Annotated[int | str, Pattern(r"all|\d+", "all, or 0 or more")] = 0
     """How many of a pretrained model's stages are trained, counted from the last, or `all`; the others stay as
-    they are. Stages differ in the size of their maps; of a transformer each block is one, and what precedes
-    them."""
+    they are. Stages differ in the size of their maps; in a transformer each block is a stage, and what precedes
+    the blocks is one."""
 
     @property
     def cut(self) -> Literal["pooled", "maps"]:
@@ -291,22 +294,22 @@ class ModelConfig(BackboneConfig):
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How the weights move. The book's values: SGD, lr 0.01, momentum 0.5."""
+    """How the optimizer changes the weights. The book's values: SGD, lr 0.01, momentum 0.5."""
 
     name: Annotated[Literal["sgd", "adamw"], Flag("optimizer")] = "sgd"
     """`sgd` (with `--momentum`) or `adamw`."""
     lr: Annotated[float, at_least(0)] = 0.01
     """Peak learning rate."""
     momentum: Annotated[float, Bounds(0, 1, "[)")] = 0.5
-    """Of SGD."""
+    """Momentum of SGD."""
     nesterov: bool = False
     """Nesterov's form of SGD's momentum."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
     """L2 penalty for `sgd`, decoupled decay for `adamw`, of matrices and kernels."""
     norm_weight_decay: Annotated[float, at_least(0)] = 0.0
-    """The same for the weights and biases of norms."""
+    """Like `--weight-decay`, for the weights and biases of norms."""
     bias_weight_decay: Annotated[float, at_least(0)] = 0.0
-    """The same for all other biases and vectors."""
+    """Like `--weight-decay`, for all other biases and vectors."""
     lr_scheduler: Literal["constant", "cosine", "step", "exponential", "polynomial"] = "constant"
     """What the learning rate does after warm-up. `cosine` and `polynomial` end at 0. `step`: it is multiplied
     by `--lr-gamma` every `--lr-step-size` epochs. `exponential`: by `--lr-gamma` in each epoch, bit by bit."""
@@ -340,16 +343,17 @@ class ComputeConfig:
 
 @dataclass(frozen=True)
 class LoopConfig(ComputeConfig):
-    """How long, in which portions and with which arithmetic."""
+    """How long a model is trained, in which portions and with which arithmetic."""
 
     fit: Literal["epochs", "logistic"] = "epochs"
-    """How what is trained gets its weights. `epochs`: by steps of the optimizer. `logistic`: a linear head on
-    cached features is solved to its optimum as a logistic regression, whose L2 penalty is chosen on held-out
+    """How the trained layers get their weights. `epochs`: by steps of the optimizer. `logistic`: a linear head
+    on cached features is solved to its optimum as a logistic regression, whose L2 penalty is chosen on held-out
     training pictures. It has no use for epochs, batches, the optimizer and label smoothing."""
     epochs: Count = 20
     """Passes over the training data."""
     batch_size: Count = 32
-    """Pictures a step, over all workers together: the learning rate need not change with their number."""
+    """Pictures per step, over all workers together: the learning rate need not change with the number of
+    workers."""
     sync_bn: bool = False
     """Batch norms that are trained use the mean and variance of all workers' pictures, as one worker would.
     With --accumulate-steps, each portion has its own."""
@@ -361,19 +365,20 @@ class LoopConfig(ComputeConfig):
     class_weights: Annotated[str, Pattern(_WEIGHTS, "none, balanced, or such as cat=1,dog=3.5")] = "none"
     """Weights of the classes in the training loss, and in `--fit logistic`. `balanced`: inversely proportional
     to the number of pictures. `cat=1,dog=3.5`: as listed, and 1 for all others. Where a picture may have
-    several classes, it is what having the class weighs against not having it; `balanced`: both as much."""
+    several classes, the weight of having a class against not having it; `balanced`: both weigh as much."""
     balanced_sampling: bool = False
     """Draw the pictures of an epoch with replacement, so that each class is drawn about equally often."""
     select_by: SelectBy = "auto"
-    """What decides on validation pictures which checkpoint is the best. `auto`: `accuracy`, or
-    `mean_average_precision` where a picture may have several classes. `balanced_accuracy`: the mean of the
+    """Which value, measured on validation pictures, decides which checkpoint is the best. `auto`: `accuracy`,
+    or `mean_average_precision` where a picture may have several classes. `balanced_accuracy`: the mean of the
     classes' recalls. `macro_f1`: the mean of their F1 scores."""
     patience: CountOrZero = 0
-    """End the training after so many epochs without a better value of what `--select-by` names. 0: never."""
+    """End the training after this many epochs in a row without a better value of `--select-by`. 0: never."""
     min_delta: Annotated[float, at_least(0)] = 0.0
-    """By how much a value has to be better to count for `--patience`. An accuracy of 1% is 0.01."""
+    """By how much the value of `--select-by` has to get better to count for `--patience`. An accuracy of 1% is
+    0.01."""
     valid_batch_size: Count = 1000
-    """Pictures a forward pass in validation, on each worker."""
+    """Pictures per forward pass in validation, on each worker."""
     compile: Compile = "none"
     """Run the model through `torch.compile` (needs a C++ compiler on CPUs); `--compile` alone is `default`.
     `reduce-overhead`: replay CUDA graphs, for small heads on GPUs. `max-autotune`: also try out kernels."""
@@ -382,11 +387,11 @@ class LoopConfig(ComputeConfig):
     log_every_steps: Count = 50
     """Steps between two points of the `step/` metrics."""
     label_smoothing: Annotated[float, Bounds(0, 1, "[)")] = 0.0
-    """Share of each target spread evenly over all classes, in training only."""
+    """Share of each target that is spread evenly over all classes, in training only."""
     clip_grad_norm: Annotated[float, at_least(0)] = 0.0
     """Largest L2 norm of all gradients together. 0: no clipping."""
     model_ema_decay: Annotated[float, Bounds(0, 1, "[)")] = 0.0
-    """Decay a step of the weights' exponential moving average, which is then what is validated and logged.
+    """Decay per step of the weights' exponential moving average. The average is then validated and logged.
     0: none."""
 
 
@@ -397,12 +402,12 @@ class ParallelConfig:
     mode: Annotated[Literal["auto", "data", "head"], Flag("parallel")] = "auto"
     """`data`: each worker has all of the model and a share of the batch; gradients are averaged. `head`: the
     first two linear layers of the classifier are split over the workers, which exchange activations instead.
-    `auto`: what a model of both costs says is faster, on the measured link and a few steps."""
+    `auto`: the one that is faster by a cost model, from the measured link and a few steps."""
     gradient_compression: Literal["none", "bf16", "powersgd"] = "none"
-    """What gradients are averaged as. `bf16`: half the bytes. `powersgd`: approximated by matrices of a low
-    rank, few bytes; the losses differ."""
+    """Format that gradients are averaged in. `bf16`: half the bytes. `powersgd`: approximated by matrices of a
+    low rank, few bytes; the losses differ."""
     powersgd_rank: Count = 4
-    """Of those matrices."""
+    """Rank of the matrices of `--gradient-compression powersgd`."""
 
 
 @dataclass(frozen=True)
@@ -415,7 +420,7 @@ class RunConfig:
     """Folder or URI (s3://bucket/path) that holds each run's checkpoints and, by default, the MLflow store.
     Empty: $CVDIST_STORAGE, else ./runs."""
     seed: int = 0
-    """Of weights, order, augmentation and dropout."""
+    """Seed of first weights, order of pictures, augmentation and dropout."""
 
 
 @dataclass(frozen=True)
@@ -433,8 +438,9 @@ class CheckpointConfig:
     timeout: Annotated[Seconds, Flag("checkpoint_timeout")] = 600.0
     """Seconds that a checkpoint may take to be stored: the next one, or the run's end, waits that long."""
     grace_period: Seconds = 25.0
-    """Seconds in which a job that gets SIGTERM ends after a last checkpoint (torchrun waits 30, and Kubernetes
-    unless told otherwise), and before a preempted node's deadline in which the last checkpoint is begun."""
+    """Seconds in which a job that gets SIGTERM saves a last checkpoint and ends (torchrun waits 30, and
+    Kubernetes unless told otherwise). Also how long before a preempted node's deadline that checkpoint is
+    begun."""
 
 
 @dataclass(frozen=True)
@@ -460,13 +466,14 @@ class RuntimeConfig(ClusterConfig):
     """Ray workers, one process each. `2:8`: as many as the cluster has room for at any time, from 2 to 8.
     (torchrun's own --nproc-per-node counts instead, under torchrun.)"""
     resize_interval: Seconds = 60.0
-    """Seconds between two looks whether there is room for more workers, where their number is a range."""
+    """Seconds between checks for room for more workers, where `--num-workers` is a range."""
     device: Device = "auto"
     """`auto`: GPUs where every worker can have one, else CPUs."""
     max_failures: CountOrZero = 3
     """How often Ray restarts the workers from the last checkpoint before it gives up."""
     max_preemptions: Annotated[int, at_least(-1)] = -1
-    """The same for nodes that were preempted, which count apart. -1: without end."""
+    """How often Ray restarts the workers because nodes were preempted, apart from `--max-failures`. -1: without
+    end."""
     start_timeout: Seconds = 300.0
     """Seconds that the worker processes may take to start."""
     prepare_timeout: Seconds = 3600.0
@@ -476,7 +483,8 @@ class RuntimeConfig(ClusterConfig):
     collective_timeout: Seconds = 300.0
     """Seconds that one worker waits for the others before it fails, until the first step is done."""
     step_timeout: Seconds = 150.0
-    """The same from the second step on. Not below --data-timeout: one of the others may wait for its data."""
+    """Seconds that one worker waits for the others from the second step on. Not below --data-timeout: one of
+    the others may be waiting for its data."""
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -529,9 +537,9 @@ class TrackingConfig:
     mode: Annotated[TrackingMode, Flag("tracking")] = "required"
     """`optional`: train without MLflow if it can't be reached at the start. `none`: do not use it at all."""
     uri: Annotated[str, Flag("tracking_uri")] = ""
-    """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
+    """Address of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
     experiment: str = "cvdist"
-    """MLflow experiment."""
+    """Name of the MLflow experiment."""
     system_metrics: bool = True
     """Log CPU, memory, disk, network and GPU use of every node."""
     log_model: bool = True
@@ -539,7 +547,7 @@ class TrackingConfig:
     register: str = ""
     """Register the best model in MLflow under this name."""
     alias: str = "candidate"
-    """Alias that the registered version gets, in place of the one that had it."""
+    """Alias that the registered version gets; the version that had it loses it."""
     timeout: Annotated[AnswerSeconds, Flag("tracking_timeout")] = 10.0
     """Seconds that the MLflow server may take to answer at the start."""
     drain_timeout: Annotated[WaitSeconds, Flag("tracking_drain_timeout")] = 120.0
@@ -548,7 +556,7 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class VisualizeConfig:
-    """What a run shows of what the network has learned; all of it needs `--tracking`."""
+    """Which figures a run makes of what the network has learned; all of them need `--tracking`."""
 
     enabled: Annotated[bool, Flag("visualize")] = True
     """Show filters, activations, top activations and Grad-CAM among the run's figures."""

@@ -30,7 +30,7 @@ class InspectionConfig:
     """Folder or URI that `issues.csv`, `issues.parquet` and `inspection.html` are written to. Empty: a folder
     for `--data` in `<storage>/inspections`."""
     tracking: TrackingMode = TrackingConfig.mode
-    """`none`: leave out the MLflow run that holds the results. `optional`: if MLflow can't be reached."""
+    """`none`: make no MLflow run that holds the results. `optional`: make none if MLflow can't be reached."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class InspectedFeaturesConfig(ExtractionConfig):
     """The feature cache of the pictures."""
 
     uri: Annotated[str, Flag("features")] = ""
-    """Folder or URI (s3://, gs://, file://) of a cache of any network, which is used as it is; made where there
-    is none. Empty: a folder for `--data` in `<storage>/features`."""
+    """Folder or URI (s3://, gs://, file://) of a feature cache of any network, which is used as it is. If there
+    is none, it is made. Empty: a folder for `--data` in `<storage>/features`."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from cvdist.log import redact
 
 
 def storage_root(storage: str) -> str:
-    """Folder (absolute) or URI under which every run keeps its files; `storage` as `RunConfig.storage`.
+    """Return the folder (absolute) or URI below which every run keeps its files.
 
-    A job submitted with `ray job submit --working-dir` runs in a copy of that folder, which Ray deletes
-    afterwards; there the default is in the home folder instead.
+    `storage` is the value of `RunConfig.storage`. A job submitted with `ray job submit --working-dir` runs in a
+    copy of that folder, which Ray deletes afterwards; there the default is in the home folder instead.
     """
     root = storage or os.environ.get("CVDIST_STORAGE", "")
     if not root:
@@ -27,20 +27,20 @@ def storage_root(storage: str) -> str:
 
 
 def folder_for(data: str, kind: str, storage: str) -> str:
-    """Folder or URI in which what is made of the pictures at `data` is kept by default.
+    """Return the default folder or URI for what a job makes from the pictures at `data`.
 
     Args:
         data: Folder or URI of the pictures.
         kind: What is made, such as `features`.
-        storage: As `RunConfig.storage`.
+        storage: The value of `RunConfig.storage`.
     """
     uri = data.rstrip("/")
-    mark = hashlib.sha256(uri.encode()).hexdigest()[:8]  # of two folders with one name
+    mark = hashlib.sha256(uri.encode()).hexdigest()[:8]  # tells two folders with one name apart
     return f"{storage_root(storage)}/{kind}/{PurePosixPath(uri).name}-{mark}"
 
 
 def cache_folder(cache: str) -> Path:
-    """Folder (absolute) for what a node keeps of its data between runs; `cache` as `DataConfig.cache`."""
+    """Return the folder (absolute) for a node's data between runs; `cache` is `DataConfig.cache`."""
     named = cache or os.environ.get("CVDIST_CACHE", "")
     return Path(named or "~/.cache/cvdist").expanduser().resolve()
 
@@ -64,7 +64,7 @@ def require_outside(data: str, **places: str) -> None:
 
 
 def _whole(uri: str) -> str:
-    """`uri` as it is compared with others: absolute, without credentials, options or a slash at the end."""
+    """Return `uri` in a form to compare: absolute, without credentials, options or a slash at the end."""
     local = uri.removeprefix("file://")
     if "://" not in local:
         return str(Path(local).expanduser().resolve()).rstrip("/")

@@ -32,7 +32,7 @@ class PreprocessConfig:
 
     @classmethod
     def of(cls, recipe: TrainConfig) -> PreprocessConfig:
-        """What a training recipe says of the pictures, the network and the cache; the defaults for the rest."""
+        """Build the settings from a recipe's pictures, network and cache, with defaults for the rest."""
         return cls(
             recipe=recipe.recipe,
             data=part_of(PicturesConfig, recipe.data),

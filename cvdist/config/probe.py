@@ -33,11 +33,12 @@ class NetworksConfig:
     """Folder or URI with the networks' files of weights, named by the networks: `resnet50.pth`,
     `resnet50-11ad3fa6.pth`. Empty: torchvision's or timm's own weights, which are downloaded."""
     weights_preprocessing: ModelPreprocessing = ""
-    """Normalization that a file of weights for vgg16 was trained with, as in training; for no other network."""
+    """Normalization that a file of weights for vgg16 was trained with; same values as in training. For
+    no other network."""
     finalists: CountOrZero = 3
     """How many networks, those with the best leave-one-out accuracy, get a logistic regression as well."""
     tracking: TrackingMode = TrackingConfig.mode
-    """`none`: leave out the MLflow run that holds the results. `optional`: if MLflow can't be reached."""
+    """`none`: make no MLflow run that holds the results. `optional`: make none if MLflow can't be reached."""
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ class LookupConfig:
     """Where runs are searched by their names."""
 
     tracking_uri: str = TrackingConfig.uri
-    """Of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
+    """Address of the MLflow store. Empty: $MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
     experiment: str = TrackingConfig.experiment
-    """MLflow experiment that runs are looked for in by their names."""
+    """Name of the MLflow experiment in which runs are looked for by their names."""
     storage: str = RunConfig.storage
     """Folder of the runs, which by default holds the MLflow store. Empty: $CVDIST_STORAGE, else ./runs."""
     tracking_timeout: AnswerSeconds = TrackingConfig.timeout
@@ -57,7 +57,7 @@ class SavedModelConfig(LookupConfig):
     model: str = ""
     """Architecture of a state dict's file: a name in the registry, such as `vgg16`."""
     weights_preprocessing: ModelPreprocessing = ""
-    """Normalization that a state dict's file was trained with, as in training."""
+    """Normalization that a state dict's file was trained with; same values as in training."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,13 @@ class InferenceConfig:
     device: Device = RuntimeConfig.device
     """`auto`: a GPU where there is one."""
     precision: PrecisionName = ComputeConfig.precision
-    """`auto`: as in the model's run where that is known; else bfloat16 autocast where the processor computes
-    it natively."""
+    """`auto`: the precision of the model's run where that is known; else bfloat16 autocast where the processor
+    computes it natively."""
     channels_last: bool = ComputeConfig.channels_last
     """Memory layout NHWC, which convolutions are fastest with."""
     resize: ResizeOrEmpty = ""
-    """How photographs are brought to the model's size, as in training. Empty: as for the model's run."""
+    """How photographs are brought to the model's size; same values as in training. Empty: as in the model's
+    run."""
     max_bad_fraction: Fraction = PicturesConfig.max_bad_fraction
     """Share of the pictures that may be undecodable. They are left out and listed in `quarantine.csv`."""
     decode_workers: CountOrZero = PicturesConfig.decode_workers
@@ -89,10 +90,10 @@ class EvaluationConfig(TableConfig):
     """Folder or URI of pictures, `CLASS/picture.jpg` or `{train,valid}/CLASS/picture.jpg`, or a table of them.
     Empty: what the model's run was trained on."""
     dataset: Literal["", "digits", "mnist", "images"] = ""
-    """As in training. Empty: `images` with --data, else that of the model's run."""
+    """Data set; same values as in training. Empty: `images` with --data, else that of the model's run."""
     part: Literal["", "valid", "train", "all"] = ""
-    """Which of the pictures, split as in training. Empty: those to validate on; all of them in a --data that
-    has no such division and is not what the model was trained on."""
+    """Which of the pictures, split as in training. Empty: those to validate on; all of them if --data has no
+    such division and is not what the model was trained on."""
     compare: str = ""
     """A second model, named as the first: both see the same pictures."""
     calibration_bins: Count = 15
@@ -100,15 +101,17 @@ class EvaluationConfig(TableConfig):
     output: str = ""
     """File or URI that the results are written to, as JSON."""
     tracking: TrackingMode = TrackingConfig.mode
-    """`none`: leave out the MLflow run that holds the results. `optional`: if MLflow can't be reached."""
+    """`none`: make no MLflow run that holds the results. `optional`: make none if MLflow can't be reached."""
     register: str = ""
     """Register the evaluated model in MLflow under this name."""
     alias: str = "champion"
-    """Alias that the registered version gets, in place of the one that had it."""
+    """Alias that the registered version gets; the version that had it loses it."""
     cache: str = DataConfig.cache
-    """As in training: for pictures that have no division into training and validation."""
+    """Folder on each node for decoded pictures, as in training. Used if the pictures have no division into
+    training and validation."""
     prepare_timeout: Seconds = RuntimeConfig.prepare_timeout
-    """Seconds that downloading the data, or decoding it for such a division, may take."""
+    """Seconds that it may take to download the data, or to decode pictures that have no division into training
+    and validation."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,9 @@ class PredictionConfig(PathsConfig):
     replace: bool = False
     """Replace results of another model, other settings or other pictures."""
     slice_size: Count = 512
-    """Pictures a file of results, about: the unit of work, of retry and of resume."""
+    """About how many pictures a file of results has: the unit of work, of retry and of resume."""
     predictors: CountOrZero = 0
-    """Ray actors. 0: one a GPU or, without GPUs, one for each --cpus-per-worker cores."""
+    """Ray actors that predict. 0: one per GPU or, without GPUs, one for each --cpus-per-worker cores."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +161,14 @@ class LookConfig(TableConfig):
     """A picture, or a folder or URI of pictures, or a table of them, as in training; where they are split, the
     validation part. Empty: what the model's run was validated with, where that can be reached."""
     layers: str = ""
-    """As `--visualize-layers`: convolutions by name or number, or `first`, `fifth`, `last`, `all`."""
+    """Convolutions to look into, separated by commas: names, numbers, `first` to `tenth`, `last` or `all`.
+    Empty: the first, the fifth and the last."""
     pictures: CountOrZero = 1
     """Pictures whose activations are drawn."""
     most_pictures: Count = 500
     """Pictures, at most, that are run through the network for top activations and Grad-CAM."""
     channels: Literal["strongest", "mean"] = "strongest"
-    """What is shown of filters on many channels: the strongest of them, or their mean."""
+    """What is shown of filters on many channels: the strongest channels, or the mean of all."""
     output: str = ""
     """Folder or URI that the figures are written to. Empty: the artifacts of the model's run or, without one,
     the folder `figures`."""

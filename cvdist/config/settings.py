@@ -1,7 +1,7 @@
 """What all jobs' settings have in common: a dataclass of groups, whose fields are flags with flat names.
 
-Code reads a field below its group (`config.data.uri`), a person writes its flag (`--data`). `Flag` names the
-flag where it is called otherwise than the field.
+Code reads a field below its group (`config.data.uri`), a person writes its flag (`--data`). `Flag` gives the
+flag another name than the field's.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Setting:
     Args:
         group: name of the group in the job's settings.
         field: name of the field in the group.
-        flag: the field's flat name, with underscores; `alias` another one, empty where there is none.
+        flag: the field's flat name, with underscores.
+        alias: another name that the flag may be given by; empty: none.
         hint: the field's type, with its annotations.
     """
 
@@ -56,34 +57,34 @@ class Setting:
 
     @property
     def words(self) -> list[str]:
-        """All that a person may write on the command line for this setting, value aside."""
+        """All names that a person may write on the command line for this setting, without the value."""
         names = [name for name in (self.flag, self.alias) if name]
         return [dashed(name) for name in names] + ([dashed(f"no_{self.flag}")] if self.is_switch else [])
 
 
 def dashed(name: str) -> str:
-    """`--batch-size` for `batch_size`."""
+    """Return a flag as it is written on the command line: `--batch-size` for `batch_size`."""
     return "--" + name.replace("_", "-")
 
 
 def plain_type(hint: Any) -> Any:
-    """`float` for `Annotated[float, ...]`."""
+    """Return a type without its annotations: `float` for `Annotated[float, ...]`."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
 
 
 def groups_of(kind: type[Any]) -> dict[str, type[Any]]:
-    """Name and class of each group of a job's settings; fields that are no groups are left out."""
+    """Return name and class of each group of a job's settings; fields that are no groups are left out."""
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[f.name])}
 
 
 def settings_of(kind: type[Any]) -> list[Setting]:
-    """All fields of all groups of a job's settings, in the order of their definition."""
+    """List all fields of all groups of a job's settings, in the order of their definition."""
     return [one for name, group in groups_of(kind).items() for one in fields_of(group, name)]
 
 
 def fields_of(group: type[Any], name: str = "") -> list[Setting]:
-    """The fields of one group, which a job's settings call `name`."""
+    """List the fields of one group, which a job's settings call `name`."""
     hints = typing.get_type_hints(group, include_extras=True)
     found = []
     for field in dataclasses.fields(group):
@@ -94,7 +95,7 @@ def fields_of(group: type[Any], name: str = "") -> list[Setting]:
 
 
 def replace(settings: Settings, **changes: Any) -> Settings:
-    """A copy of a job's settings with fields changed by the names of their flags.
+    """Return a copy of a job's settings with fields changed by the names of their flags.
 
     For example `replace(config, lr=0.1, epochs=3)`.
 
@@ -116,7 +117,7 @@ def replace(settings: Settings, **changes: Any) -> Settings:
 
 
 def flat(settings: Any) -> Iterator[tuple[str, Any]]:
-    """Each field as (`group.field`, value), in the order of their definition."""
+    """Yield each field as (`group.field`, value), in the order of their definition."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
@@ -126,12 +127,12 @@ def flat(settings: Any) -> Iterator[tuple[str, Any]]:
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """A job's settings as a plain nested dictionary, for JSON and for other processes."""
+    """Return a job's settings as a plain nested dictionary, for JSON and for other processes."""
     return dataclasses.asdict(settings)
 
 
 def from_dict(kind: type[Settings], values: dict[str, Any]) -> Settings:
-    """The inverse of `to_dict` for settings of the class `kind`."""
+    """Build settings of the class `kind` from the dictionary that `to_dict` made of them."""
     groups = groups_of(kind)
 
     def plain(group: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def from_dict(kind: type[Settings], values: dict[str, Any]) -> Settings:
 
 
 def part_of(kind: type[Settings], whole: Any) -> Settings:
-    """The fields of the group `kind` out of a group that has all of them and more."""
+    """Return a group of the class `kind`, with its fields taken from a group that has all of them and more."""
     fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]
     return kind(**{field.name: getattr(whole, field.name) for field in fields})
 

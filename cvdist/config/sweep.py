@@ -13,7 +13,7 @@ from cvdist.errors import UserError
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Which settings a sweep tries, for how long, and what becomes of the best."""
+    """Which settings a sweep tries, for how long, and whether the best trial is trained on."""
 
     trials: Count = 20
     """Settings to try. The first ones stay the same when a sweep goes on with more."""
@@ -32,8 +32,8 @@ class SweepConfig:
     grace_epochs: Count = 1
     """Epochs that every trial is trained for, before it may be stopped."""
     reduction_factor: Annotated[float, at_least(1.1)] = 3.0
-    """One of so many trials goes on after `--grace-epochs`, and again after this multiple of them, and so
-    forth."""
+    """One in this many trials goes on after `--grace-epochs`, and one in this many of those after this multiple
+    of the epochs, and so on."""
     concurrent_trials: CountOrZero = 0
     """Trials that run side by side, each with `--cpus-per-worker` cores. 0: as many as there is room for."""
     gpus_per_trial: Annotated[float, above(0)] = 1.0

@@ -1,4 +1,4 @@
-"""The settings of one training job, and which of them no run can work with."""
+"""The settings of one training job, and the check that refuses those that no run can work with."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ def check(config: TrainConfig) -> None:
         )
 
 
-# Of the data, what a node may have otherwise without another result.
+# Flags of the data that may differ from node to node without changing the result.
 _OF_THE_NODE = ("cache", "cache_fraction", "decode_workers", "max_bad_fraction")
 
 
 def learning_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return what the result of a training depends on, by the flags' names, with credentials masked."""
+    """Return the settings that a training's result depends on, by the flags' names, with credentials masked."""
     found: dict[str, Any] = {
         "--features": config.features.uri,
         "--views": config.features.views,

@@ -14,11 +14,12 @@ from cvdist.evaluation.metrics import SampleResults
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """How many pictures both models got right, only one of them, or neither; of several labels, all of them.
+    """How many pictures both models classify correctly, only one does, or neither.
 
-    p: of McNemar's exact test; by_class: for each class its name, its pictures, and those of them that the
-    first and the second model recognized; most_different: int64 positions in the outcomes where the two models'
-    probabilities of the truth are furthest apart, furthest first, among those that only one got right.
+    With several labels per picture, all of them have to be right. p: p-value of McNemar's exact test; by_class:
+    for each class its name, the number of its pictures, and how many of these the first and the second model
+    recognized; most_different: int64 positions in the outcomes that only one model got right, those where the
+    two models' probabilities of the truth are furthest apart first.
     """
 
     both: int
@@ -35,7 +36,7 @@ class ModelComparison:
         return self.both + self.only_first + self.only_second + self.neither
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison as plain values, for JSON."""
+        """Return the comparison as plain values, for JSON."""
         return {
             "both_right": self.both,
             "only_first_right": self.only_first,
@@ -50,10 +51,10 @@ class ModelComparison:
 
 
 def compare_models(first: SampleResults, second: SampleResults, most: int) -> ModelComparison:
-    """`second` is brought to the classes' order of `first`; `most`: how many pictures to show at most.
+    """Compare the answers of two models to the same pictures; `most`: how many pictures to show at most.
 
     Raises:
-        ValueError: if the two are not of the same pictures.
+        ValueError: if the two have answers to different pictures.
     """
     second = second.in_order_of(first.classes)
     if not torch.equal(first.rows, second.rows) or not torch.equal(first.true, second.true):

@@ -1,4 +1,4 @@
-"""A model measured on labeled pictures."""
+"""Measure a model on labeled pictures."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class ModelEvaluation:
     Args:
         saved: the model.
         outcome: its answer to each picture.
-        metrics: what these come to.
+        metrics: the metrics of these answers.
         absent: classes of the model that the data has no pictures of.
         arithmetic: name of the precision that it was computed in.
-        seconds: that it took.
+        seconds: how long it took.
     """
 
     saved: SavedModel
@@ -59,7 +59,7 @@ class Evaluations:
     comparison: ModelComparison | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The results as plain values, for JSON."""
+        """Return the results as plain values, for JSON."""
         models = [self.first] if self.second is None else [self.first, self.second]
         return {
             "data": self.pictures.name,
@@ -92,7 +92,7 @@ def evaluate_model(
         pictures: each of them is seen once.
         inference: how the model is run.
         calibration_bins: bins of confidence, of equal width, for the calibration error.
-        device: that the model runs on.
+        device: the device that the model runs on.
 
     Raises:
         UserError: if no picture can be decoded, or the model does not know their classes.

@@ -24,22 +24,21 @@ _AT_ONCE = 2**22  # answers that are counted at a time, which bounds the memory
 class SampleResults:
     """A model's answers, a few numbers for each of N pictures, in the order of their rows.
 
-    Where pictures may have several labels, there are answers to each class, and these are what `true`,
-    `predicted` and `confidence` are about.
+    Where pictures may have several labels, `true`, `predicted` and `confidence` have a value for each class.
 
     Attributes:
         classes: Names of the classes.
-        rows: int64 (N,), of the data set.
-        true: int64 (N,) classes. Of several labels bool (N, classes).
-        predicted: As `true`.
-        log_true: float32 (N,), log-probability of the true class. Of several labels the mean over the classes
+        rows: int64 (N,), rows of the pictures in the data set.
+        true: int64 (N,), true classes. With several labels bool (N, classes).
+        predicted: Predicted classes, in the form of `true`.
+        log_true: float32 (N,), log-probability of the true class. With several labels the mean over the classes
             of the log-probability that the picture has the class, or that it does not, whichever is true.
-        confidence: float32 (N,), probability of the predicted class. Of several labels the probability of each
-            class, (N, classes).
-        brier: float32 (N,), sum over the classes of the squared distance to the truth. Of several labels the
+        confidence: float32 (N,), probability of the predicted class. With several labels the probability of
+            each class, (N, classes).
+        brier: float32 (N,), sum over the classes of the squared distance to the truth. With several labels the
             mean.
         in_top: bool (N,), whether the true class is among the five most probable, or all labels are right.
-        thresholds: Of several labels, the least probability of each class that is predicted.
+        thresholds: With several labels, the probability of each class from which on the class is predicted.
     """
 
     classes: tuple[str, ...]
@@ -59,11 +58,11 @@ class SampleResults:
 
     @property
     def right(self) -> Tensor:
-        """Whether each prediction is right, of several labels all of them: bool, (N,)."""
+        """Whether each prediction is right, with several labels all labels of the picture: bool (N,)."""
         return (self.true == self.predicted).view(len(self), -1).all(1)
 
     def in_order_of(self, classes: Sequence[str]) -> SampleResults:
-        """The same answers with the classes in another order."""
+        """Return the same answers with the classes in another order."""
         if self.multilabel:
             columns = [self.classes.index(name) for name in classes]
             moved = {name: getattr(self, name)[:, columns] for name in ("true", "predicted", "confidence")}
@@ -74,13 +73,13 @@ class SampleResults:
         return dataclasses.replace(self, classes=tuple(classes), **moved)
 
     def names(self, which: Tensor, row: int) -> list[str]:
-        """Names of the classes that `which`, as `true`, has of the picture `row`."""
+        """Return the names of the classes of picture `row` in `which`, such as `true` or `predicted`."""
         if self.multilabel:
             return list(compress(self.classes, which[row].tolist()))
         return [self.classes[int(which[row])]]
 
     def words(self, which: Tensor, row: int) -> str:
-        """The same in one line."""
+        """Join the names of the classes of picture `row` in `which`, as `names` returns them, in one line."""
         return ", ".join(self.names(which, row)) or NO_CLASS
 
     @property
@@ -95,7 +94,7 @@ class SampleResults:
 
     @property
     def hits(self) -> list[int]:
-        """Number of pictures that were rightly taken for each class."""
+        """Number of pictures that were correctly taken for each class."""
         return self._count(self.true & self.predicted if self.multilabel else self.true[self.right])
 
     def _count(self, which: Tensor) -> list[int]:
@@ -104,7 +103,7 @@ class SampleResults:
         return found
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """Return the number of pictures."""
         return len(self.rows)
 
 
@@ -115,7 +114,7 @@ def sample_results(
     log_probabilities: Tensor,
     thresholds: Sequence[float] = (),
 ) -> SampleResults:
-    """Of a batch: rows int64 (n,); true as in `SampleResults`; log_probabilities float32 (n, classes)."""
+    """Build the results of a batch: rows int64 (n,), true as in the results, log_probabilities (n, classes)."""
     probabilities = log_probabilities.exp()
     if true.dim() == 2:
         predicted = multilabel.at_or_above(probabilities, thresholds)
@@ -141,7 +140,7 @@ def _log_complement(logarithms: Tensor) -> Tensor:
 
 
 def concatenate(parts: Sequence[SampleResults]) -> SampleResults:
-    """All batches together, sorted by row; there is one at least."""
+    """Join the results of one batch or more, sorted by row."""
     names = ("rows", "true", "predicted", "log_true", "confidence", "brier", "in_top")
     whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     order = whole["rows"].argsort()
@@ -150,10 +149,11 @@ def concatenate(parts: Sequence[SampleResults]) -> SampleResults:
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Counts of one class: pictures of it, pictures taken for it, and both at once.
+    """Counts of one class: pictures of it, pictures that were taken for it, and pictures in both groups.
 
     average_precision: where pictures may have several labels; None if there is no picture of the class.
-    threshold: the least probability with which a picture is taken for it, there.
+    threshold: where pictures may have several labels, the least probability with which one is taken for the
+        class.
     """
 
     name: str
@@ -165,12 +165,12 @@ class ClassMetrics:
 
     @property
     def precision(self) -> float | None:
-        """Share of what was taken for the class that is of it; None if nothing was."""
+        """Share of the pictures taken for the class that are of the class; None if none was taken for it."""
         return self.correct / self.predicted if self.predicted else None
 
     @property
     def recall(self) -> float | None:
-        """Share of the class that was recognized; None if there is none of it."""
+        """Share of the class's pictures that were taken for it; None if there are no pictures of the class."""
         return self.correct / self.total if self.total else None
 
     @property
@@ -186,17 +186,19 @@ class Metrics:
 
     Attributes:
         total: number of pictures.
-        correct: number of pictures that are classified correctly; of several labels those with exactly theirs.
+        correct: number of pictures that are classified correctly; with several labels those that get exactly
+            theirs.
         top_correct: number of pictures whose class is among the five most probable ones; None if there are ten
             classes or fewer.
-        loss: mean cross-entropy; of several labels the mean binary cross-entropy over pictures and classes.
+        loss: mean cross-entropy; with several labels the mean binary cross-entropy over pictures and classes.
         brier: mean Brier score, summed over the classes, from 0 to 2 (Brier 1950, "Verification of forecasts
-            expressed in terms of probability"); of several labels the mean over the classes, from 0 to 1.
+            expressed in terms of probability"); with several labels the mean over the classes, from 0 to 1.
         calibration_error: expected calibration error, from `expected_calibration_error`.
-        bins: calibration, from `calibration`; of several labels that of the probabilities of all classes.
+        bins: calibration, from `calibration`; with several labels for the probabilities of all classes.
         by_class: metrics of each class.
-        confusion: confusion matrix, int64 (true classes, predicted classes); None of several labels.
-        precision_at_recall: of several labels `multilabel.precision_at_recall`, float32 (classes, levels).
+        confusion: confusion matrix, int64 (true classes, predicted classes); None with several labels.
+        precision_at_recall: with several labels from `multilabel.precision_at_recall`, float32 (classes,
+            levels).
     """
 
     total: int
@@ -211,7 +213,7 @@ class Metrics:
     precision_at_recall: Tensor | None = None
 
     def __str__(self) -> str:
-        """Format what a model is judged by, in a few words."""
+        """Format the main figures, in a few words."""
         right = correct_of(self.correct, self.total, several=self.confusion is None)
         return right if self.confusion is not None else f"mAP {self.mean_average_precision:.4f}, {right}"
 
@@ -231,7 +233,7 @@ class Metrics:
         return _mean([one.f1 for one in self.by_class if one.total])
 
     def summary(self) -> dict[str, float | None]:
-        """The numbers over all classes, by their names in JSON."""
+        """Return the numbers over all classes, by their names in JSON."""
         several = self.confusion is None
         counts = {"total": self.total, "correct": self.correct, "accuracy": self.correct / self.total}
         return {
@@ -246,7 +248,7 @@ class Metrics:
         }
 
     def class_rows(self) -> list[dict[str, Any]]:
-        """The numbers of each class, by their names in JSON."""
+        """Return the numbers of each class, by their names in JSON."""
         counts = ("name", "total", "predicted", "correct")
         ranking = ("average_precision", "threshold") if self.confusion is None else ()
         names = (*counts, *ranking, "precision", "recall", "f1")
@@ -268,7 +270,7 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def compute_metrics(found: SampleResults, bins: int) -> Metrics:
-    """The figures of `found`, with calibration over `bins` bins."""
+    """Compute all metrics of the results `found`, with calibration over `bins` bins."""
     classes, confusion, curves = len(found.classes), None, None
     more: tuple[Sequence[float | None], ...] = ()
     if found.multilabel:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def mlflow_metrics(measured: Metrics) -> dict[str, float]:
-    """Metrics by their names in MLflow."""
+    """Return the metrics by their names in MLflow."""
     found = {f"evaluation/{name}": value for name, value in measured.summary().items() if value is not None}
     if measured.top_correct is not None:
         found["evaluation/top5_accuracy"] = measured.top_correct / measured.total

@@ -39,8 +39,9 @@ Labeled = tuple[Tensor, Tensor]
 class EvaluationPictures(Protocol):
     """Labeled pictures.
 
-    name: for people; classes: their names; labels: int64 (N,), positions in `classes`, or bool (N, classes) if
-    pictures may have several; quarantine: what can't be decoded, known after a model has seen all.
+    name: name of the data for people; classes: names of the classes; labels: int64 (N,), positions in
+        `classes`, or bool (N, classes) if pictures may have several; quarantine: the pictures that can't be
+        decoded, known after a model has seen all.
     """
 
     name: str
@@ -59,7 +60,7 @@ class EvaluationPictures(Protocol):
         ...
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
-        """Return some pictures as uint8 (n, C, H, W), for people to look at; `size`: of photographs."""
+        """Return some pictures as uint8 (n, C, H, W), for people to look at; `size`: side of photographs."""
         ...
 
 
@@ -131,10 +132,10 @@ class InMemoryPictures:
     """Pictures of a data set that fits in memory: digits or MNIST."""
 
     def __init__(self, data: DataConfig, storage: str, part: str) -> None:
-        """`storage`: as `RunConfig.storage`; part: `valid`, `train` or `all`.
+        """Load the part `valid`, `train` or `all` of a data set; storage: the value of `RunConfig.storage`.
 
         Raises:
-            UserError: if the data set can't be had.
+            UserError: if the data set can't be loaded.
         """
         loaders.prepare_in_memory(data, storage)
         loader = loaders.open_in_memory(data, storage, torch.device("cpu"))
@@ -150,7 +151,7 @@ class InMemoryPictures:
     def log_probabilities(
         self, saved: SavedModel, inference: InferenceConfig, device: torch.device
     ) -> Iterator[Labeled]:
-        """Yield the log-probabilities of all pictures, as `EvaluationPictures.log_probabilities` says."""
+        """Yield the log-probabilities of all pictures (`EvaluationPictures.log_probabilities`)."""
         info, shape = self._info, saved.identity
         if (info.channels, info.height, info.width) != (shape.channels, shape.height, shape.width):
             raise UserError(
@@ -167,7 +168,7 @@ class InMemoryPictures:
             yield rows, log_probabilities(scores, multilabel=shape.multilabel).cpu()
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
-        """Return some pictures for people to look at, as `EvaluationPictures.pixels` says."""
+        """Return some pictures for people to look at (`EvaluationPictures.pixels`)."""
         return self._images[list(rows)]
 
 
@@ -178,13 +179,13 @@ class PictureFolder:
         """List the pictures, and split those that have no division of their own, if one is asked for.
 
         Args:
-            config: Of the job.
+            config: The settings of the job.
             wanted: The pictures.
             part: `valid`, `train` or `all`; empty: those that a model has not learned from, if that is known.
             own: Whether the model has learned from these pictures.
 
         Raises:
-            UserError: if they can't be read, or are no classes.
+            UserError: if the pictures can't be read, or have no classes.
         """
         listing = list_pictures(wanted, fewest_classes=1)
         table, divided = listing.table, not (np.asarray(listing.table.column("part")) == NO_PART).all()
@@ -206,7 +207,7 @@ class PictureFolder:
     def log_probabilities(
         self, saved: SavedModel, inference: InferenceConfig, device: torch.device
     ) -> Iterator[Labeled]:
-        """Yield the log-probabilities of all pictures, as `EvaluationPictures.log_probabilities` says."""
+        """Yield the log-probabilities of all pictures (`EvaluationPictures.log_probabilities`)."""
         threads = inference.decode_workers
         predictor = Predictor(root_of(self._wanted), inference, saved, device, decode_threads=threads)
         row_of = {path: row for row, path in enumerate(self._paths)}
@@ -221,7 +222,7 @@ class PictureFolder:
         self.quarantine = tuple(bad)
 
     def pixels(self, rows: Sequence[int], size: int) -> Tensor:
-        """Return some pictures for people to look at, as `EvaluationPictures.pixels` says."""
+        """Return some pictures for people to look at (`EvaluationPictures.pixels`)."""
         reader = Reader(root_of(self._wanted), size, self._wanted.resize)
         return reader.pixels([self._paths[row] for row in rows]).permute(0, 3, 1, 2)
 
@@ -244,11 +245,11 @@ class ClassMapping:
 def match_classes(pictures: EvaluationPictures, saved: SavedModel) -> ClassMapping:
     """Match a data set's classes with a model's by name. The data may lack some of the model's classes.
 
-    To a model with several labels a picture, the one class of other data is a picture's only label.
+    If the model gives a picture several labels and the data has one class per picture, this is its only label.
 
     Raises:
-        UserError: if the data has a class that the model does not know, or several labels a picture, of which
-            the model gives one.
+        UserError: if the data has a class that the model does not know, or several labels per picture while the
+            model gives one.
     """
     classes, labels = saved.identity.classes, pictures.labels
     if labels.dim() == 2 and not saved.identity.multilabel:

@@ -84,8 +84,8 @@ def wrong_labels_grid(
     Args:
         images: Pictures, uint8 (N, C, H, W), where C is 1 (gray) or 3 (RGB). With N = 0 the figure says that
             there are no mistakes.
-        missed: Of each picture, its labels that were not predicted.
-        wrong: Of each picture, the predicted labels that it does not have.
+        missed: For each picture, its labels that were not predicted.
+        wrong: For each picture, the predicted labels that it does not have.
         title: Title of the figure.
         total: How many pictures were classified.
 

@@ -1,4 +1,4 @@
-"""Draw precision by recall of classes of which a picture may have several."""
+"""Draw precision by recall for each class, where a picture may have several classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def precision_recall(curves: Tensor, average_precision: Tensor, classes: Sequenc
 
     Args:
         curves: Precision at a recall of 0, 0.01, ... 1, float (C, 101), from `multilabel.precision_at_recall`.
-        average_precision: Of each class, float (C,); NaN for a class without pictures, which is not drawn.
+        average_precision: Average precision of each class, float (C,); NaN for a class without pictures, which
+            is not drawn.
         classes: The C class names.
     """
     values = average_precision.tolist()

@@ -176,5 +176,5 @@ class _Fields(TorchFunctionMode):
 
 
 def _flat(values: Iterable[Any]) -> list[Any]:
-    """Return the values, with those of tuples and lists among them, as of `cat` and `chunk`."""
+    """Return the values, with tuples and lists, such as those of `cat` and `chunk`, replaced by their items."""
     return [one for value in values for one in (value if isinstance(value, (list, tuple)) else [value])]

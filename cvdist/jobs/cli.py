@@ -42,7 +42,7 @@ _CACHE_COMMANDS = {
 
 @dataclass(frozen=True)
 class CacheCommand:
-    """A feature cache to be looked at: `how` is `check`, `describe` or `prune`."""
+    """A feature cache to check, describe or prune: `how` is `check`, `describe` or `prune`."""
 
     how: str
     uri: str
@@ -59,7 +59,7 @@ class Job:
             Empty: there is none.
         subject_field: `group.field` that this value is kept in; empty for a recipe.
         subject_help: what the first argument may be, for an error.
-        from_recipe: makes the job's settings of a recipe's.
+        from_recipe: makes the job's settings from those of a recipe.
         example: flags for the help text.
         without: flags of the settings' class that have no use here.
     """
@@ -74,7 +74,7 @@ class Job:
     without: frozenset[str] = frozenset()
 
     def flags(self) -> list[Setting]:
-        """The settings that may be named on the command line."""
+        """Return the settings that may be named on the command line."""
         return [
             one
             for one in configs.settings_of(self.settings)
@@ -146,7 +146,7 @@ JOBS = {
         subject_field="page.run",
         subject_help="a run's name or id",
     ),
-    # It takes the flags of the training that it looks ahead to, and checks their values.
+    # `preflight` takes the flags of the training that it precedes, and checks their values.
     "preflight": Job(TrainConfig, "Check before a training whether all that it needs is there."),
     "replay": Job(
         configs.ReplayConfig,
@@ -159,17 +159,17 @@ JOBS = {
 
 
 def command(job: str) -> str:
-    """How a person starts `job`, in the way in which this process was started."""
+    """Return the command that starts `job`, in the way in which this process was started."""
     return f"cvdist {job}" if Path(sys.argv[0]).stem == "cvdist" else f"python jobs/{job}.py"
 
 
 def flags(group: Any, usual: Any, leave_out: Collection[str] = ()) -> str:
-    """The flags, each after a space, by which `usual` becomes `group`, another group of settings of its class.
+    """Return the flags, each after a space, that turn the settings `usual` into `group`.
 
     Args:
-        group: The settings.
-        usual: Those that a command has without flags.
-        leave_out: Fields that are left as they are.
+        group: The settings, a group of the class of `usual`.
+        usual: The settings that a command has without flags.
+        leave_out: Fields for which no flag is returned.
     """
     words = []
     for one in configs.fields_of(type(group)):
@@ -187,7 +187,7 @@ def flags(group: Any, usual: Any, leave_out: Collection[str] = ()) -> str:
 
 
 def run(words: Sequence[str] | None = None) -> int:
-    """The console script `cvdist JOB ...`; returns the exit code."""
+    """Run the console script `cvdist JOB ...`, and return the exit code."""
     words = list(sys.argv[1:] if words is None else words)
     if not words or words[0] in ("-h", "--help"):
         width = max(map(len, JOBS))
@@ -209,10 +209,10 @@ def run(words: Sequence[str] | None = None) -> int:
 
 
 def run_job(name: str, words: Sequence[str] | None = None) -> int:
-    """Read the job's command line, do the job and print what came of it; returns the exit code.
+    """Read the job's command line, do the job, print its result, and return the exit code.
 
     Args:
-        name: of the job, as in `JOBS`.
+        name: the job's name, a key of `JOBS`.
         words: its arguments; None: those of this process.
     """
 
@@ -247,7 +247,7 @@ def main(
     Args:
         job: gets the arguments.
         arguments: None: those of this process.
-        name: the job's, for the file of what libraries say.
+        name: the job's name, for the file with the messages of libraries.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -280,7 +280,7 @@ def main(
 
 
 def show(text: str) -> None:
-    """Print what a finished job reports, which a disk too full to keep its log does not make a failed one."""
+    """Print what a finished job reports. If the disk is too full for the output, the job does not fail."""
     for stream, words in ((sys.stdout, f"{text}\n"), (sys.stderr, "")):
         try:
             stream.write(words)
@@ -296,10 +296,10 @@ def show(text: str) -> None:
 
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
-    """The settings that a job's command line names; None if only help or the settings were asked for.
+    """Return the settings that a job's command line names; None if it asked for help or the settings only.
 
     Args:
-        name: the job's, as in `JOBS`.
+        name: the job's name, a key of `JOBS`.
         arguments: `RECIPE [--flag value ...]`, or another subject in place of the recipe; for `preprocess` also
             `--check URI` and the like, which give a `CacheCommand`.
 
@@ -346,12 +346,12 @@ def _cache_command(words: list[str]) -> CacheCommand | None:
 
 
 def _program(name: str) -> str:
-    """The name of the program in tyro's usage line."""
+    """Return the name of the program for tyro's usage line."""
     return f"{name}.py" if command(name).startswith("python") else command(name)
 
 
 def _with_values(words: Sequence[str]) -> list[str]:
-    """`--compile` without a value, and `--no-compile`, replaced by the values that they stand for."""
+    """Replace `--no-compile`, and `--compile` without a value, by `--compile` with the value they stand for."""
     found: list[str] = []
     for word, following in pairwise([*words, "--"]):
         if word == "--no-compile":
@@ -362,7 +362,7 @@ def _with_values(words: Sequence[str]) -> list[str]:
 
 
 def _ask_tyro(job: Job, base: Any, program: str, about: str, words: Sequence[str]) -> Any:
-    """`base`, settings of the job, with what `words` change; after `--help`, SystemExit is raised."""
+    """Return the job's settings `base` with the changes of `words`; for `--help`, raise SystemExit."""
     import tyro
 
     groups = {name: _shown(job, name, getattr(base, name)) for name in configs.groups_of(job.settings)}
@@ -386,7 +386,7 @@ def _ask_tyro(job: Job, base: Any, program: str, about: str, words: Sequence[str
 
 
 def _shown(job: Job, name: str, group: Any) -> type[Any]:
-    """The class of a group as tyro is to show it: the group's values, and only the flags that the job takes.
+    """Make the class of a group that tyro shows: with the group's values, and only the flags of the job.
 
     It is a subclass, so that the help has the fields' descriptions.
     """
@@ -394,7 +394,7 @@ def _shown(job: Job, name: str, group: Any) -> type[Any]:
 
     fields = []
     for one in configs.fields_of(type(group), name):
-        # Tyro shows what it calls aliases first.
+        # Tyro shows those that it calls aliases first.
         shown, *aliases = [one.alias, configs.dashed(one.flag)] if one.alias else [one.flag]
         marks: list[Any] = [tyro.conf.arg(name=shown.replace("_", "-"), aliases=aliases)]
         if f"{name}.{one.field}" == job.subject_field:
@@ -426,7 +426,7 @@ def _and(names: Sequence[str]) -> str:
 
 
 def _one_line(box: str) -> str:
-    """Tyro's message without its frame and the help below it."""
+    """Extract tyro's message, without its frame and the help below it."""
     lines = [re.sub(r"^[│|]|[│|]$", "", line.strip()).strip() for line in box.splitlines()]
     lines = [line for line in lines if line and line[0] not in "╭╰─┌└"]
     text = []

@@ -18,13 +18,13 @@ _OF_A_CLONE = ("Makefile", "jobs/train.py")
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Lines of a table of two columns, between empty lines."""
+    """Format a table of two columns as lines, between empty lines."""
     width = max(len(name) for name, _ in rows)
     return ["", *(f"  {name:{width}}  {value}" for name, value in rows), ""]
 
 
 def columns(header: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
+    """Format a table as lines: the first column aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(header, *table, strict=True)]
     return [
         "  " + "  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)).rstrip()
@@ -33,34 +33,34 @@ def columns(header: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def share(count: int, total: int) -> str:
-    """`75.00% (3/4)`, also where there is nothing to count."""
+    """Format a share as `75.00% (3/4)`, or `- (0/0)` where there is nothing to count."""
     return log.percent(count, total) if total else "- (0/0)"
 
 
 def mlflow_row(run: RunRef | None) -> list[tuple[str, str]]:
-    """The row that says where the run is in MLflow; none without a run."""
+    """Return a list of the row that says where the run is in MLflow; an empty list without a run."""
     if run is None:
         return []
     return [("MLflow", run.page() if _has_server(run) else redact(run.tracking_uri))]
 
 
 def open_run(run: RunRef) -> str:
-    """The line that tells how to see the run in MLflow."""
+    """Return the line that tells how to see the run in MLflow."""
     return f"open {run.page()}" if _has_server(run) else f"{_ui(run)}   then open {_LOCAL}{run.page()}"
 
 
 def all_runs(run: RunRef) -> str:
-    """The address of the table of all runs."""
+    """Return the address of the table of all runs."""
     return run.runs_page() if _has_server(run) else f"{_LOCAL}{run.runs_page()}"
 
 
 def page_after(run: RunRef, tab: str = "") -> str:
-    """The address of a tab of the run, and what starts a server where there is none."""
+    """Return the address of a tab of the run and, where there is no server, the command that starts one."""
     return run.page(tab) if _has_server(run) else f"{_LOCAL}{run.page(tab)} (after {_ui(run)})"
 
 
 def _ui(run: RunRef) -> str:
-    """The command that starts MLflow's UI on the run's store."""
+    """Return the command that starts MLflow's UI on the run's store."""
     here = Path.cwd()
     usual = f"{os.environ.get('CVDIST_STORAGE') or here / 'runs'}/mlflow.db"
     if run.tracking_uri == f"sqlite:///{usual}" and all((here / name).is_file() for name in _OF_A_CLONE):

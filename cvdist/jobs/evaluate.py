@@ -1,4 +1,4 @@
-"""Evaluation: a trained model, or two, measured on labeled pictures in this process."""
+"""Evaluate a trained model, or two, on labeled pictures in this process."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _register(config: EvaluateConfig, evaluation: Evaluations) -> str:
 
 
 def _log(store: TrackingStore, evaluation: Evaluations) -> RunRef:
-    """Log the results as a run of their own, below the run that trained the model; returns it, ended."""
+    """Log the results as a run of their own, below the run that trained the model. Returns it, ended."""
     saved = evaluation.first.saved
     trained_by = saved.run if saved.run is not None and saved.run.tracking_uri == store.tracking_uri else None
     tags = {
@@ -187,7 +187,7 @@ def _log(store: TrackingStore, evaluation: Evaluations) -> RunRef:
 
 
 def table(result: EvaluateResult) -> str:
-    """Figures, classes, and, with two models, where they differ; the next command below."""
+    """Format the figures, the classes, where two models differ, and the next command."""
     evaluation, config = result.evaluation, result.config
     models = [one for one in (evaluation.first, evaluation.second) if one is not None]
     names = ["model"] if len(models) == 1 else ["A", "B"]
@@ -228,7 +228,7 @@ def _verdict(p: float) -> str:
 
 
 def _figures(models: Sequence[ModelEvaluation]) -> list[list[str]]:
-    """One row for each figure, one column for each model."""
+    """Return one row for each figure, with one column for each model."""
     found = [one.metrics for one in models]
     right = [log.percent(one.correct, one.total) for one in found]
     balanced = []
@@ -251,9 +251,9 @@ def _figures(models: Sequence[ModelEvaluation]) -> list[list[str]]:
 
 
 def _by_class(models: Sequence[ModelEvaluation], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The classes, or of many those that are recognized worst; with two models side by side.
+    """Return head and rows of the table of classes; of many classes, only those that are recognized worst.
 
-    Two models' recalls are shown or, of several labels a picture, average precisions.
+    Two models are shown side by side, by recall or, with several labels per picture, by average precision.
     """
     several, first = models[0].outcome.multilabel, models[0].metrics.by_class
 

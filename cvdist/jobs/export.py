@@ -1,4 +1,4 @@
-"""Export: a trained model as a file for other programs, compared with the model before it is written."""
+"""Export a trained model to a file for other programs, and compare the two before the file is written."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from cvdist.seeding import generator
 
 logger = logging.getLogger(__name__)
 
-_PICTURES = 16  # that the file is checked with
-_ALLOWED = 1e-4  # difference of a probability: float32 in another order of operations stays ten times below it
+_PICTURES = 16  # number of pictures that the file is checked with
+_ALLOWED = 1e-4  # difference of a probability; float32 in another order of operations stays below a tenth
 _WHERE_RESIZED = {
     "onnx": "normalization is inside; resizing is described in the metadata",
     "pt2": "normalization is inside; resizing is described in the metadata",
@@ -44,11 +44,11 @@ class ExportResult:
 
     Args:
         model: the model in words.
-        format: of the file.
-        files: bytes of what was written, by file or URI; first the model.
+        format: the format of the file.
+        files: size in bytes of each written file, by its path or URI; first the model.
         description: what the file says about itself (`cvdist.saved.exported.describe`).
-        pictures: those that model and file have predicted, in words.
-        predicted: how many these were; both gave all of them the same class or labels.
+        pictures: the pictures that model and file have predicted, in words.
+        predicted: number of these pictures; model and file gave each of them the same class or labels.
         difference: the largest difference between a probability of the model and of the file.
         seconds: from start to end.
     """
@@ -115,7 +115,7 @@ def _format(asked: ExportFileConfig) -> ExportFormat:
 
 
 def _pictures(saved: SavedModel, config: ExportConfig) -> tuple[Tensor, str]:
-    """Pixels, uint8 (n, C, H, W), of a few pictures, and which they are."""
+    """Return pixels, uint8 (n, C, H, W), of a few pictures, and say which pictures they are."""
     asked = config.export
     found = find_pictures(saved, asked, asked.data, _PICTURES, config.saved.storage)
     if found is not None:
@@ -132,7 +132,7 @@ def _compare(saved: SavedModel, run: Callable[[Tensor], Tensor], pixels: Tensor)
     normalize = Normalizer(saved.mean, saved.std, torch.device("cpu"), channels_last=True)
     several = saved.identity.multilabel
     expected = probabilities(saved.model(normalize(pixels.float())), multilabel=several)
-    # In batches of two sizes, since it has to take any.
+    # In batches of two sizes, since the file has to take batches of any size.
     found = torch.cat([run(batch) for batch in (pixels[:1], pixels[1:]) if len(batch)])
     difference = float((found - expected).abs().max())
     if several:
@@ -149,7 +149,7 @@ def _compare(saved: SavedModel, run: Callable[[Tensor], Tensor], pixels: Tensor)
 
 
 def _beside(output: str) -> str:
-    """The file of the description, beside that of the weights."""
+    """Return the file of the description, beside the file of the weights."""
     options = storage.split(output)[2]
     return f"{output.removesuffix(options)}.json{options}"
 
@@ -158,7 +158,7 @@ def _beside(output: str) -> str:
 
 
 def table(result: ExportResult) -> str:
-    """What was written and how close it is to the model, and the lines that load it."""
+    """Format what was written and how close it is to the model, and the lines that load it."""
     same = "labels" if result.description["multilabel"] else "class"
     rows = [("model", result.model)]
     rows += [("written", f"{redact(name)}: {size / 1e6:,.3f} MB") for name, size in result.files.items()]
@@ -177,7 +177,7 @@ def table(result: ExportResult) -> str:
 
 
 def snippet(result: ExportResult) -> str:
-    """Python that classifies `photo.jpg` with the file, without this package."""
+    """Return Python code that classifies `photo.jpg` with the file, without this package."""
     about = result.description
     name, *beside = (PurePosixPath(uri).name if "://" in uri else uri for uri in result.files)
     lines = ["import json, numpy as np", *_picture(about)]
@@ -219,7 +219,7 @@ def snippet(result: ExportResult) -> str:
 
 
 def _picture(about: dict[str, Any]) -> list[str]:
-    """The lines that make `pixels` of a picture, as the model has learned from them."""
+    """Return lines of Python that read a picture into `pixels`, in the form that the model was trained with."""
     size, resize = (about["width"], about["height"]), about["resize"]
     mode = "RGB" if about["channels"] == 3 else "L"
     if resize == "squash":

@@ -108,7 +108,7 @@ def inspect(config: InspectConfig) -> InspectResult:
 
 
 def _cache(config: InspectConfig) -> Manifest:
-    """The feature cache as it is, compared with the pictures; or a new one."""
+    """Return the manifest of the cache in `--features`, checked against the pictures, or of a new cache."""
     folder = Folder.open(config.cache, "--features")
     if config.features.uri and folder.find(manifest.NAME) is not None:
         cache = manifest.read(folder)
@@ -121,7 +121,7 @@ def _cache(config: InspectConfig) -> Manifest:
 
 
 def _training(config: InspectConfig) -> TrainConfig:
-    """The settings that the cache is opened with."""
+    """Build the settings that the cache is opened with."""
     usual = recipes.find(FEATURES_RECIPE)
     return dataclasses.replace(
         usual,
@@ -132,7 +132,7 @@ def _training(config: InspectConfig) -> TrainConfig:
 
 
 def _root(config: InspectConfig, cache: Manifest, path: str) -> str:
-    """What the paths in a cache are relative to: its own source, if `--data` has no picture at `path`."""
+    """Return the root of a cache's paths: that of `--data`, or the cache's own if `--data` lacks `path`."""
     root = root_of(config.data)
     try:
         Contents(root).read(path)
@@ -142,7 +142,7 @@ def _root(config: InspectConfig, cache: Manifest, path: str) -> str:
 
 
 def _find(config: InspectConfig) -> tuple[InspectedPictures, Findings, dict[str, bytes]]:
-    """Look at the pictures. Returns them, what was found, and the files that tell it, by name."""
+    """Look at the pictures. Returns them, the findings, and the files with the findings by name."""
     line = log.ProgressLine(logger, enabled=True)
 
     def progress(doing: str) -> None:
@@ -188,7 +188,7 @@ def _find(config: InspectConfig) -> tuple[InspectedPictures, Findings, dict[str,
 
 
 def _log(store: TrackingStore, result: InspectResult, files: dict[str, bytes]) -> RunRef:
-    """Log the results as a run; returns it, ended."""
+    """Log the results as a run, end the run, and return it."""
     config = result.config
     tags = {"cvdist.kind": "inspection", **environment.run_tags()}
     run = tracking.create_run(store, f"inspection of {name_of(config.data.uri)}", tags)
@@ -205,7 +205,7 @@ def _log(store: TrackingStore, result: InspectResult, files: dict[str, bytes]) -
 
 
 def metrics(result: InspectResult) -> dict[str, float]:
-    """What was counted, by its names in MLflow."""
+    """Return the counts and rates of an inspection, by their names in MLflow."""
     found, total = result.findings, len(result.pictures)
     right, leaked = found.right, found.leaked
     rest = {"valid_accuracy_without_leaks": float(right[~leaked].mean())} if not leaked.all() else {}
@@ -224,7 +224,7 @@ def metrics(result: InspectResult) -> dict[str, float]:
 
 
 def table(result: InspectResult) -> str:
-    """What was found in a few lines, and what to do next."""
+    """Format what was found in a few lines, and what to do next."""
     output = log.redact(result.config.output)
     rows = [
         *_rows(result),
@@ -243,7 +243,7 @@ def table(result: InspectResult) -> str:
 
 
 def _rows(result: InspectResult) -> list[tuple[str, str]]:
-    """Names and values that tell what was found."""
+    """Return names and values that tell what was found."""
     pictures, found, cache = result.pictures, result.findings, result.cache
     valid = int(pictures.valid.sum())
     bad = f"; {len(cache.bad)} more can't be decoded" if cache.bad else ""

@@ -1,4 +1,4 @@
-"""Batch prediction in this process, or by Ray Data: actors on all GPUs or CPUs, one work unit a task."""
+"""Batch prediction in this process or by Ray Data, with actors on all GPUs or CPUs, one work unit per task."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def predict_planned(config: PredictConfig, saved: SavedModel, plan: PredictionPl
 
 
 def table(result: PredictResult) -> str:
-    """What was predicted, of a few pictures each by itself; where the results are, and how to read them."""
+    """Format what was predicted, for a few pictures one by one, where the results are, and how to read them."""
     done, saved = result.predictions, result.saved
     output = log.redact(result.config.prediction.output).rstrip("/")
     rate = f", {done.computed / done.seconds:,.1f} images/s" if done.computed else ""
@@ -142,7 +142,7 @@ def table(result: PredictResult) -> str:
 
 
 def _shown(shown: Sequence[PredictedPicture]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table: each picture with its class or its labels, and the likeliest of the others."""
+    """Return head and rows of a table: each picture with its class or labels, and the likeliest other class."""
     rows = []
     for one in shown:
         mine = one.likely[:1] if one.labels is None else [item for item in one.likely if item[0] in one.labels]

@@ -1,4 +1,4 @@
-"""Before GPUs are spent: is all that a job needs there, on every node, and how fast?
+"""Checks before GPUs are spent: is all that a job needs there, on every node, and how fast is it?
 
 Each node is looked at by a task of its own. The workers' places are then filled with short-lived actors that
 measure the link as training does (`cvdist.parallel.measure`), by PyTorch's own collectives and not by Ray's.
@@ -53,7 +53,7 @@ _SAMPLES = 8
 
 @dataclass(frozen=True)
 class Row:
-    """One line of what was found; `problem` says what to do about it, and is empty if all is well."""
+    """One finding: what was checked, where, what was found, and what to do about it (empty if all is well)."""
 
     what: str
     where: str
@@ -79,7 +79,7 @@ def preflight(config: TrainConfig) -> PreflightResult:
     began = time.monotonic()
     configs.check(config)
     config = models.with_preprocessing(config)
-    # What the environment says here, the nodes' processes may not know.
+    # The nodes' processes may not have the environment variables of this one.
     here = {
         "storage": storage_root(config.run.storage),
         "cache": str(cache_folder(config.data.cache)),
@@ -131,7 +131,7 @@ def _rows(config: TrainConfig) -> Iterator[Row]:
 
 
 def _look_at_node(values: dict[str, Any]) -> tuple[str, list[Row]]:
-    """Versions on the node that this runs on, and what was found there, without the node's name."""
+    """Check the node that this runs on. Returns its versions, and the findings without the node's name."""
     config = configs.from_dict(TrainConfig, values)
     versions = f"Python {platform.python_version()}, " + ", ".join(
         f"{name} {_version(name)}" for name in _PACKAGES
@@ -163,7 +163,7 @@ def _look_at_node(values: dict[str, Any]) -> tuple[str, list[Row]]:
 
 
 def _gpu_memory(config: TrainConfig, total: int) -> str:
-    """What a worker needs of a GPU with `total` bytes, if it has as many."""
+    """Say how much memory a worker needs of a GPU with `total` bytes, and refuse a GPU with too little."""
     half = choose_precision(config.loop.precision, torch.device("cuda", 0), training=True).half
     needed = memory.estimate_for_config(config, bfloat16=half is not None)
     found = f"a worker needs about {needed}, of {total / 1e9:,.1f} GB"
@@ -173,7 +173,7 @@ def _gpu_memory(config: TrainConfig, total: int) -> str:
 
 
 def _storage(config: TrainConfig) -> str:
-    """Write, read and delete a megabyte; milliseconds of each."""
+    """Write, read and delete a megabyte, and say how many milliseconds each took."""
     folder = storage.Folder.open(f"{storage_root(config.run.storage)}/.preflight", "--storage")
     name, content = f"{socket.gethostname()}-{os.getpid()}", random.randbytes(1 << 20)
     times = []
@@ -187,7 +187,7 @@ def _storage(config: TrainConfig) -> str:
 
 
 def _health(config: TrainConfig) -> str:
-    """Milliseconds until MLflow's server answers this node; empty where there is none to ask."""
+    """Say in how many milliseconds MLflow's server answers this node; empty if there is no server."""
     uri = config.tracking.uri
     if config.tracking.mode == "none" or not uri.startswith("http"):
         return ""
@@ -206,7 +206,7 @@ def _mlflow(config: TrainConfig) -> str:
 
 
 def _samples(config: TrainConfig) -> tuple[str, int]:
-    """Decode some pictures, or what else the data set needs; what was found, and the number of classes."""
+    """Decode some pictures, or check a feature cache. Returns what was found, and the number of classes."""
     if config.features.uri:
         manifest = features.open_manifest(config)[1]
         loaders.check_labels(config, multilabel=manifest.multilabel)
@@ -232,13 +232,13 @@ def _samples(config: TrainConfig) -> tuple[str, int]:
 
 
 def summed_bytes(config: TrainConfig, workers: int, classes: int | None = None) -> int:
-    """Bytes of activations that each step sums with a split head and a cache; 0 if the head can't be split."""
+    """Return the bytes of activations that a step sums with a split head; 0 if the head can't be split."""
     layers = can_split(memory.skeleton(config, classes), workers)
     return 4 * config.loop.batch_size * layers[1].out_features if layers else 0
 
 
 def _all_reduce(config: TrainConfig, classes: int | None) -> Iterator[Row]:
-    """Measured bandwidth between the workers, and what a step's gradients take of it."""
+    """Measure the bandwidth between the workers, and yield how long a step's exchange takes."""
     count, _ = config.runtime.worker_range
     if count < 2:
         yield Row("all-reduce", "workers", "one worker: nothing to exchange")
@@ -287,13 +287,13 @@ class _Reducer:
         self._rank, self._count, self._use_gpu = rank, count, use_gpu
 
     def address(self) -> str:
-        """Host and port at which the other workers reach rank 0."""
+        """Return the address, with a free port, at which the other workers reach rank 0."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
     def measure(self, address: str) -> float:
-        """Bytes/s that a worker sends in an all-reduce."""
+        """Measure how many bytes per second a worker sends in an all-reduce."""
         dist.init_process_group(
             "nccl" if self._use_gpu else "gloo",
             init_method=address,
@@ -323,12 +323,12 @@ def _version(package: str) -> str:
 
 
 def exit_code(result: PreflightResult) -> int:
-    """1 if something has to be done, else 0."""
+    """Return 1 if something has to be done, else 0."""
     return int(any(row.problem for row in result.rows))
 
 
 def table(result: PreflightResult) -> str:
-    """What was found, and below each problem what to do about it."""
+    """Format what was found, and below each problem what to do about it."""
     rows = result.rows
     widths = [max(len(getattr(row, name)) for row in rows) for name in ("what", "where")]
     lines = [""]

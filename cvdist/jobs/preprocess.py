@@ -1,4 +1,4 @@
-"""Extraction of features in this process, or by Ray Data: actors on all GPUs or CPUs, one shard a task."""
+"""Extract features in this process or by Ray Data, with actors on all GPUs or CPUs, one shard per task."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cvdist.runtime.signals import sigterm_raises
 
 FEATURES_RECIPE = "transfer-features"
 """What trains from the caches that other jobs than this one make."""
-# Of the data: no part of the features.
+# Fields of the data settings that features do not depend on.
 OF_THE_NODE = (
     *(field.name for field in dataclasses.fields(TableConfig)),
     "uri",
@@ -81,7 +81,7 @@ def preprocess(config: PreprocessConfig) -> PreprocessResult:
 
 
 def extraction_of(config: ProbeConfig | InspectConfig, model: BackboneConfig, uri: str) -> PreprocessConfig:
-    """The settings by which another job has a network's features stored at `uri`."""
+    """Build the settings with which another job has a network's features stored at `uri`."""
     return PreprocessConfig(
         recipe=FEATURES_RECIPE,
         data=configs.part_of(PicturesConfig, config.data),
@@ -93,7 +93,7 @@ def extraction_of(config: ProbeConfig | InspectConfig, model: BackboneConfig, ur
 
 
 def look_at_cache(how: str, uri: str) -> str:
-    """Look at the feature cache at `uri`, and say what was found.
+    """Check, describe or prune the feature cache at `uri`, and say what was found.
 
     Args:
         how: `check` reads all of it, `describe` says what it holds, `prune` deletes what it does not refer to.
@@ -111,7 +111,7 @@ def look_at_cache(how: str, uri: str) -> str:
 
 
 def table(result: PreprocessResult) -> str:
-    """What was extracted, and the command that trains from it."""
+    """Format what was extracted, and the command that trains from it."""
     cache, built, config = result.built.manifest, result.built, result.config
     uri = log.redact(config.features.uri)
     rate = f", {built.computed / built.seconds:,.1f} images/s" if built.computed else ""
@@ -129,10 +129,10 @@ def table(result: PreprocessResult) -> str:
 
 
 def _flags(config: PreprocessConfig) -> str:
-    """What the features depend on and the recipe has otherwise, for a command that trains from them."""
+    """Return the flags of a training from the features, for the settings that differ from the recipe's."""
     recipe = recipes.find(config.recipe)
     usual = PreprocessConfig.of(recipe)
-    # As this model's weights expect pictures, where the recipe leaves that to them.
+    # Where the recipe leaves size and resizing to the weights, take those of this model's weights.
     prepared = models.with_preprocessing(dataclasses.replace(usual, model=config.model))
     flags = "" if recipe.data.dataset == "images" else " --dataset images"
     flags += cli.flags(config.data, prepared.data, leave_out=OF_THE_NODE)

@@ -1,4 +1,4 @@
-"""Comparison of pretrained networks on one set of pictures: caches, linear classifiers, one table."""
+"""Compare pretrained networks on one set of pictures: caches, linear classifiers, one table."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 _CHANCE = 0.05  # a p-value from which on a difference is taken as chance
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
-# Pictures and seconds, at the most, in which a network's speed is measured.
+# The most pictures, and the most seconds, with which a network's speed is measured.
 _TIMED_PICTURES, _TIMED_SECONDS = 512, 3.0
 _SHOWN_TIES = 10
 
@@ -84,15 +84,17 @@ class ProbedNetwork:
 
     Attributes:
         network: The network.
-        ridge: Which validation pictures the ridge classifier has right, bool (n,).
-        logistic: The same of logistic regression; None if the network was not among the best.
-        left_out: How many training pictures are right when they are left out of the ridge classifier.
+        ridge: Which validation pictures the ridge classifier classifies correctly, bool (n,).
+        logistic: Which ones logistic regression classifies correctly, bool (n,); None if the network was not
+            among the best.
+        left_out: How many training pictures the ridge classifier classifies correctly when it is fit without
+            them.
         train_total: How many training pictures there are.
         pictures: Hexadecimal SHA-256 of the validation pictures' paths.
-        pictures_per_second: From files to features in this process; 0 if it can't be measured here.
-        bytes_per_picture: Of the cache, as stored.
-        parameters: Of the network with its new last layer.
-        gflop: Multiply-adds for a picture, in 1e9.
+        pictures_per_second: Speed from files to features in this process; 0 if it can't be measured here.
+        bytes_per_picture: Size of the cache, as stored, per picture.
+        parameters: Number of parameters of the network with its new last layer.
+        gflop: Multiply-adds per picture, in 1e9.
     """
 
     network: Network
@@ -113,18 +115,18 @@ class ProbedNetwork:
 
     @property
     def right(self) -> Tensor:
-        """Which validation pictures its best classifier has right: of logistic regression, if there is one."""
+        """Which validation pictures are right: those of logistic regression, if there is one, else of ridge."""
         return self.ridge if self.logistic is None else self.logistic
 
     @property
     def correct(self) -> int:
-        """How many these are."""
+        """How many validation pictures are classified correctly."""
         return int(self.right.sum())
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two networks on the same validation pictures, with the same kind of classifier. p: of McNemar's test."""
+    """Two networks with one kind of classifier on the same pictures. p: the p-value of McNemar's test."""
 
     first: str
     second: str
@@ -143,9 +145,9 @@ class ProbeResult:
     Attributes:
         config: Its settings.
         networks: The networks, the most accurate one first.
-        comparisons: All pairs of them, in the same order.
-        chosen: The cheapest one of those that are tied with the first, or that itself.
-        hardware: Where the pictures a second were measured.
+        comparisons: All pairs of networks, in the same order.
+        chosen: The cheapest network among the first one and those that are tied with it.
+        hardware: Where the pictures per second were measured.
         run: The MLflow run that holds the results; None without one.
         seconds: From start to end.
     """
@@ -195,12 +197,12 @@ def probe(config: ProbeConfig) -> ProbeResult:
 
 
 def _named(config: ProbeConfig) -> list[tuple[str, BackboneConfig]]:
-    """The networks of `--models` by what the comparison calls them, with the weights that they begin from."""
+    """Return the name of each network of `--models` in the comparison, and the network with its weights."""
     words = [word.strip() for word in config.networks.names.split(",") if word.strip()]
     found = []
     for word in words:
         name, _, weights = word.partition(":")
-        # A folder's name of the word, without what may be a long path.
+        # The label names a folder, so it has the weights' file name only, without a path.
         stem = PurePosixPath(weights).name.removesuffix(PurePosixPath(weights).suffix)
         label = "-".join(re.sub(r"[^\w.-]", "-", part) for part in (name, stem) if part)
         found.append((label, BackboneConfig(name=name, weights=weights)))
@@ -247,7 +249,7 @@ def _prepare(config: ProbeConfig, named: Sequence[tuple[str, BackboneConfig]]) -
 
 
 def _with_linear_head(model: BackboneConfig) -> BackboneConfig:
-    """`model`, or with its maps if its own last layer, such as a convolution, can't be solved for."""
+    """Return `model`, but with its maps if its own last layer, such as a convolution, can't be solved for."""
     whole = ModelConfig(name=model.name, features_at=model.features_at, head="linear")
     trained = models.frozen_and_trained(models.skeleton(whole)).trained
     linear = logistic_head.linear_layer(trained) is not None
@@ -255,7 +257,7 @@ def _with_linear_head(model: BackboneConfig) -> BackboneConfig:
 
 
 def file_of(name: str, files: dict[str, int], folder: str) -> str:
-    """The file of a network's weights in `--weights-dir`; without one, the name of the library's own weights.
+    """Return the file of a network's weights in `--weights-dir`, or the name of the library's own weights.
 
     Raises:
         UserError: if there is no such file, or several.
@@ -264,7 +266,7 @@ def file_of(name: str, files: dict[str, int], folder: str) -> str:
         return "DEFAULT"
     known = {other.replace("/", "-") for other in [*models.names(), name]}
 
-    def belongs_to(stem: str) -> str:  # vgg16_bn.pth is of vgg16_bn, though it begins with vgg16
+    def belongs_to(stem: str) -> str:  # vgg16_bn.pth belongs to vgg16_bn, though it begins with vgg16
         begins = [other for other in known if re.match(rf"{re.escape(other)}($|[-_.])", stem)]
         return max(begins, key=len, default="")
 
@@ -282,7 +284,7 @@ def file_of(name: str, files: dict[str, int], folder: str) -> str:
 
 
 def network_of(config: ProbeConfig, name: str, model: BackboneConfig) -> Network:
-    """The settings of the network's cache and of a training from it."""
+    """Build the settings of the network's cache and of a training from it."""
     place = f"{config.caches}/{name}"
     recipe = recipes.find(FEATURES_RECIPE)
     extraction = dataclasses.replace(extraction_of(config, model, place), augmentation=config.augmentation)
@@ -330,7 +332,7 @@ def _probe(network: Network, device: torch.device) -> ProbedNetwork:
         pictures_per_second=_pictures_per_second(made, loader, device),
         bytes_per_picture=cache.stored_bytes / max(cache.index.rows - len(cache.bad), 1),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        # Of which the counter has two for each multiply-add.
+        # The counter counts two operations for each multiply-add.
         gflop=flops(model.requires_grad_(False), (info.channels, info.height, info.width))[0] / 2e9,
     )
     loader.copy.close()
@@ -348,14 +350,14 @@ def _open(network: Network, device: torch.device) -> FeatureLoader:
 
 
 def _without_values(network: Network, loader: FeatureLoader) -> torch.nn.Module:
-    """The network with a linear layer for these classes, of which all layers have shapes only."""
+    """Build the network with a linear layer for these classes, with shapes only and no values."""
     info = loader.info
     input = InputSpec(info.channels, info.height, info.width)
     return models.skeleton(network.training.model, len(info.classes), input)
 
 
 def _pictures_per_second(made: PreprocessResult, loader: FeatureLoader, device: torch.device) -> float:
-    """Run some of the pictures again, from files to features, in this process."""
+    """Measure pictures per second, from files to features, on some of the pictures in this process."""
     config, mark = made.config, made.built.manifest.fingerprint
     if mark.decoder != "cpu" and device.type == "cpu":
         return 0.0
@@ -376,7 +378,7 @@ def _pictures_per_second(made: PreprocessResult, loader: FeatureLoader, device: 
 
 
 def _solved(probed: ProbedNetwork, device: torch.device) -> ProbedNetwork:
-    """Fit the logistic regression that a training from the cache would begin with and end with."""
+    """Fit the logistic regression that a training from the cache would result in."""
     network, loader = probed.network, _open(probed.network, device)
     line = log.ProgressLine(logger, enabled=True)
 
@@ -423,7 +425,7 @@ def compare(config: ProbeConfig, probed: Sequence[ProbedNetwork], hardware: str,
 
 
 def _log(store: TrackingStore, result: ProbeResult) -> RunRef:
-    """Log the results as a run; returns it, ended."""
+    """Log the results as a run, end the run, and return it."""
     config = result.config
     data = PurePosixPath(log.redact(config.data.uri)).name
     tags = {"cvdist.kind": "probe", "cvdist.chosen": result.chosen.name, **environment.run_tags()}
@@ -451,7 +453,7 @@ def _log(store: TrackingStore, result: ProbeResult) -> RunRef:
 
 
 def _values(one: ProbedNetwork) -> dict[str, str | float]:
-    """What was measured of a network, by name."""
+    """Return what was measured of a network, by name."""
     total = len(one.ridge)
     low, high = wilson_interval(one.correct, total)
     solved: dict[str, float] = {} if one.logistic is None else {"logistic_correct": int(one.logistic.sum())}
@@ -505,7 +507,7 @@ def figure(result: ProbeResult) -> Figure:
 
 
 def table(result: ProbeResult) -> str:
-    """One row for each network, which of them are tied, and the command that trains the chosen one."""
+    """Format a row for each network, which of them are tied, and the command that trains the chosen one."""
     first, config = result.networks[0], result.config
     rows = [
         ("data", f"{log.redact(config.data.uri)}: {first.train_total:,} pictures for training, "
@@ -522,7 +524,7 @@ def table(result: ProbeResult) -> str:
 
 
 def _networks(result: ProbeResult) -> list[str]:
-    """The lines of the table of networks."""
+    """Format the table of networks as lines."""
     header = [
         *("network", "logistic", "95% interval", "ridge", "95% interval", "leave-one-out"),
         *("pictures/s", "bytes", "parameters", "GFLOP"),
@@ -543,14 +545,14 @@ def _networks(result: ProbeResult) -> list[str]:
 
 
 def _counted(right: Tensor) -> list[str]:
-    """`99.00% (396/400)` and its interval."""
+    """Format an accuracy as `99.00% (396/400)`, with its interval."""
     correct, total = int(right.sum()), len(right)
     low, high = wilson_interval(correct, total)
     return [log.percent(correct, total), f"{100 * low:.2f}-{100 * high:.2f}%"]
 
 
 def _verdict(result: ProbeResult) -> list[str]:
-    """Which networks are tied, and why the chosen one was chosen."""
+    """Say which networks are tied, and why the chosen one was chosen."""
     best, pairs = result.networks[0].name, result.comparisons
     if not pairs:
         return []
@@ -571,7 +573,7 @@ def _verdict(result: ProbeResult) -> list[str]:
 
 
 def next_command(result: ProbeResult) -> str:
-    """The command that trains the chosen network from its cache."""
+    """Return the command that trains the chosen network from its cache."""
     mine, usual = result.chosen.network.training, recipes.find(FEATURES_RECIPE)
     flags = f" --model {mine.model.name}" + cli.flags(mine.model, usual.model, leave_out=("name",))
     flags += cli.flags(mine.features, usual.features)

@@ -33,21 +33,21 @@ _LIBRARY = re.compile(
     r"|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ [DIWEFC] \d+ \d+\]"  # Ray's core
     r"|(INFO|WARNING) +\[alembic"
 )
-_KEPT_LINES = 20  # for an error
+_KEPT_LINES = 20  # lines that are shown after an unexpected error
 _KEPT_FILES = 20
 
 
 class LibraryMessages:
-    """The file for what libraries say. It is made with the first line; old files of other jobs are deleted."""
+    """The file for messages of libraries. Its first line creates it and deletes old files of other jobs."""
 
     def __init__(self, path: Path) -> None:
-        """Nothing is written yet."""
+        """Prepare the file at `path`, without writing it yet."""
         self.path = path
         self.last: deque[str] = deque(maxlen=_KEPT_LINES)
         self._file: TextIO | None = None
 
     def add(self, line: str) -> None:
-        """Write a line. A disk that takes none must not cost a job."""
+        """Write a line. If the disk is full, the line is lost and the job goes on."""
         self.last.append(line)
         with suppress(OSError):
             if self._file is None:
@@ -69,7 +69,7 @@ class Console(io.TextIOBase):
         self._stream, self._messages, self._part = stream, messages, ""
 
     def write(self, text: str) -> int:
-        """Take a text. What follows its last line end waits for the rest, unless it is a line of progress."""
+        """Take a text. An incomplete last line waits for its rest, unless it is a line of progress."""
         *lines, self._part = (self._part + text).split("\n")
         for line in lines:
             self._line(f"{line}\n")
@@ -79,7 +79,7 @@ class Console(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Pass on what is there."""
+        """Flush the stream."""
         self._stream.flush()
 
     def isatty(self) -> bool:
@@ -124,7 +124,7 @@ def console(name: str, *, verbose: bool) -> Iterator[LibraryMessages]:
     """Show only lines for people until the context ends.
 
     Args:
-        name: the job's, for the file of messages.
+        name: the job's name, for the file of messages.
         verbose: show everything instead.
     """
     began = time.strftime("%Y%m%d-%H%M%S")
@@ -153,7 +153,7 @@ def disconnect() -> None:
         sys.modules["ray"].shutdown()
 
 
-_joined_before = False  # by a process that this job is a part of
+_joined_before = False  # whether the process had joined a cluster before the job began
 
 
 def _in_cluster() -> bool:

@@ -1,4 +1,4 @@
-"""Delivery of the metrics that a job kept in a journal while MLflow was away."""
+"""Deliver the metrics that a job kept in a journal while MLflow was away."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ReplayResult:
 
 
 def replay(config: ReplayConfig) -> ReplayResult:
-    """Deliver a journal to MLflow, in order; what the run has already is left out.
+    """Deliver a journal to MLflow, in order, without the values that the run has already.
 
     It goes to the store at $MLFLOW_TRACKING_URI, else to the job's own.
 
@@ -52,6 +52,6 @@ def replay(config: ReplayConfig) -> ReplayResult:
 
 
 def table(result: ReplayResult) -> str:
-    """The line that says what was delivered."""
+    """Format the line that says what was delivered."""
     ended = ", and is marked as finished" if result.ended else ""
     return f"run {result.run_id} has all {result.values} values of the journal{ended}"

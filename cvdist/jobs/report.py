@@ -1,4 +1,4 @@
-"""A run's `report.html`, from what MLflow has about the run and nothing else."""
+"""Make a run's `report.html` from what MLflow has about the run, and nothing else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FIGURES = "figures"
 _ALL_SECONDS = 120.0
 _LARGEST_FILE = 100 * 2**20  # bytes of one figure
 _DEEPEST = 3  # folders below `figures`
-_MOST_CLASSES = 30  # that are named
+_MOST_CLASSES = 30  # most classes that the report names
 # Tags that `cvdist.tracking.environment` sets, by what the report calls them.
 _PLACES = {
     "mlflow.source.git.commit": "Commit",
@@ -71,7 +71,7 @@ def report(config: ReportConfig) -> ReportResult:
 
 
 def build(tracking_uri: str, run_id: str, *, ended: bool = False) -> str:
-    """The page of a run; `ended` says that its owner is about to end it, and that nothing went wrong."""
+    """Build the page of a run; `ended`: whether its owner is about to end it and nothing went wrong."""
     with StoredRun(tracking_uri, run_id) as run:
         return render(_content(run, ended))
 
@@ -81,7 +81,7 @@ def log_report_or_warn(ref: RunRef, *, ended: bool = True) -> None:
 
     Args:
         ref: the run.
-        ended: as in `build`.
+        ended: whether the run's owner is about to end it and nothing went wrong.
     """
     try:
         put_text(ref.tracking_uri, ref.run_id, NAME, build(ref.tracking_uri, ref.run_id, ended=ended))
@@ -91,7 +91,7 @@ def log_report_or_warn(ref: RunRef, *, ended: bool = True) -> None:
 
 
 def table(result: ReportResult) -> str:
-    """Where the report is, and how to see it."""
+    """Say where the report is, and how to open it."""
     if not result.path:
         page = console.page_after(result.run, f"/artifacts/{NAME}")
         return f"{NAME} is among the artifacts of the run {result.run.run_id}\nnext: open {page}"
@@ -138,7 +138,7 @@ def _environment(run: StoredRun) -> dict[str, str]:
 
 
 def _settings(parameters: Mapping[str, str]) -> tuple[Setting, ...]:
-    """The configuration, in its own order and next to the recipe's; and all other parameters."""
+    """Return the configuration, in its own order and with the recipe's values, then all other parameters."""
     order = [name for name, _ in configs.flat(configs.TrainConfig()) if name != "recipe"]
     try:
         usual = {
@@ -146,7 +146,7 @@ def _settings(parameters: Mapping[str, str]) -> tuple[Setting, ...]:
         }
     except (KeyError, UserError):
         usual = {}
-    # A new name is not another configuration.
+    # A run's name is no change of the recipe.
     usual["run.name"] = parameters.get("run.name", "")
     settings = [
         Setting(group, field, parameters[name], usual.get(name) if len(usual) > 1 else None)
@@ -199,7 +199,7 @@ def _baseline(ridge: RidgeResult | None) -> dict[str, str]:
 
 
 def _ridge(metrics: Mapping[str, float]) -> RidgeResult | None:
-    """The linear baseline, if all its metrics have arrived in MLflow."""
+    """Return the linear baseline, or None until all its metrics have arrived in MLflow."""
     try:
         return RidgeResult(
             correct=int(metrics["ridge/valid_correct"]),
@@ -213,7 +213,7 @@ def _ridge(metrics: Mapping[str, float]) -> RidgeResult | None:
 
 
 def _epochs(run: StoredRun) -> tuple[EpochRecord, ...]:
-    """The epochs of which all metrics have arrived in MLflow."""
+    """Return the epochs whose metrics have all arrived in MLflow."""
     needed = {
         name: run.history(name)
         for name in (
@@ -250,7 +250,7 @@ def _epochs(run: StoredRun) -> tuple[EpochRecord, ...]:
 
 
 def _classes(run: StoredRun) -> tuple[tuple[str, ...], ...]:
-    """The results of each class, where a picture may have several."""
+    """Return the results of each class, as text. Empty unless a picture may have several classes."""
     return tuple(
         (name, pictures, *(f"{float(value):.4f}" if value else "-" for value in values))
         for name, pictures, *values in run.read_table("classes.csv")
@@ -258,7 +258,7 @@ def _classes(run: StoredRun) -> tuple[tuple[str, ...], ...]:
 
 
 def _pictures(run: StoredRun) -> tuple[tuple[FigureFile, ...], tuple[str, ...]]:
-    """The figures among the artifacts, and a line for each that is not taken."""
+    """Return the figures among the artifacts, and a line for each that is left out."""
     found = run.files(_FIGURES, _DEEPEST)
     sizes = {str(PurePosixPath(path).relative_to(_FIGURES)): size for path, size in found.items()}
     paths, left_out = figures.select_figures(

@@ -1,4 +1,4 @@
-"""A sweep from its settings to its best model: draw the trials, run them, train the best on."""
+"""Run a sweep from its settings to its best model: draw the trials, run them, train the best one further."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class SweepResult:
     Args:
         job: its settings.
         search: what was searched.
-        trials: all of them, in the order of their numbers.
-        best: the best of them.
-        checkpoint: the best trial's; empty if it is gone.
+        trials: all trials, in the order of their numbers.
+        best: the best trial.
+        checkpoint: URI of the best trial's best checkpoint; empty if it is gone.
         trained: the run of the best trial, trained on; None if that was not asked for.
         run: the sweep's MLflow run; None without one.
         storage: folder or URI of the runs.
@@ -175,7 +175,7 @@ def _run(
 
 
 class _Keeper:
-    """Ends the trials' runs, and keeps the checkpoints of none but the best: a large head's take gigabytes."""
+    """Ends the trials' runs, and keeps only the best trial's checkpoints: a large head's take gigabytes."""
 
     def __init__(self, folder: Folder, runs: dict[int, RunRef], known: list[Trial]) -> None:
         self._folder, self._runs = folder, runs
@@ -183,7 +183,10 @@ class _Keeper:
         self._cleared: set[int] = set()
 
     def ended(self, trial: Trial) -> None:
-        """A trial is over. It may still be storing a checkpoint; those that ended before it have done so."""
+        """End the run of a trial that is over, and delete the checkpoints of earlier ones, except the best.
+
+        The trial itself may still be storing a checkpoint; the earlier ones have stored theirs.
+        """
         if trial.number in self._runs:
             sweep_runs.end_trial(self._runs[trial.number], trial)
         before, self._ended = self._ended, [*self._ended, trial]
@@ -196,7 +199,7 @@ class _Keeper:
         self._clear(trial for trial in self._ended if trial.number != best.number)
 
     def checkpoint(self, trial: Trial) -> str:
-        """The trial's best one; empty if it is gone."""
+        """Return the URI of the trial's best checkpoint; empty if it is gone."""
         kept = self._of(trial)
         best = kept.best()
         return kept.uri(best.name) if best is not None else ""
@@ -218,7 +221,7 @@ class _Keeper:
 
 
 def _check_here(config: TrainConfig, tries: list[Settings], *, data_is_here: bool) -> None:
-    """As `check_here`, with all views that are tried, and for pictures with one class each."""
+    """Check like `check_here`, for all numbers of views to try, and refuse several classes per picture."""
     if check_here(config, data_is_here=data_is_here):
         raise UserError(ONE_CLASS_NEEDED)
     if data_is_here and config.features.uri:
@@ -229,7 +232,7 @@ def _check_here(config: TrainConfig, tries: list[Settings], *, data_is_here: boo
 
 
 def _plan(config: TrainConfig, search: tuple[Dimension, ...], seed: int, epochs: int) -> dict[str, Any]:
-    """What has to be the same when a sweep goes on, by the flags' names."""
+    """Return the values that must be the same when a sweep is continued, by the flags' names."""
     searched = {configs.dashed(dimension.name) for dimension in search}
     return {
         **{flag: value for flag, value in configs.learning_settings(config).items() if flag not in searched},
@@ -240,14 +243,14 @@ def _plan(config: TrainConfig, search: tuple[Dimension, ...], seed: int, epochs:
 
 
 def _of_a_trial(config: TrainConfig) -> TrainConfig:
-    """Without what is for the best run alone, or the same for all trials."""
+    """Return `config` without what only the best run makes, or what would be the same for all trials."""
     return configs.replace(
         config, register="", log_model=False, system_metrics=False, visualize=False, ridge_probe=False
     )
 
 
 def _trials_on_node(job: SweepJobConfig) -> int:
-    """How many trials may run on one node, at most."""
+    """Return how many trials may run on one node at most."""
     import ray
 
     cores = job.train.runtime.cpus_per_worker
@@ -258,9 +261,9 @@ def _trials_on_node(job: SweepJobConfig) -> int:
 
 
 def _memory(config: TrainConfig, tries: list[Settings]) -> int:
-    """Bytes that the largest trial needs, about; where no node has as many, all of a node's.
+    """Estimate the bytes that the largest trial needs; if no node has as many, return all that a node has.
 
-    Weights, their gradients and the optimizer's state, and the copy of them that is being stored.
+    Counts the weights, their gradients, the optimizer's state, and the copy of these that is being stored.
     """
     import ray
 
@@ -310,7 +313,7 @@ def _announce(
 
 
 def _train_best(job: SweepJobConfig, best: Trial, checkpoint: str, parent: RunRef | None) -> TrainResult | None:
-    """An ordinary training with the best trial's settings, from its best checkpoint on."""
+    """Run an ordinary training with the best trial's settings, from its best checkpoint on."""
     config = space.apply_settings(job.train, best.settings)
     assert best.best is not None
     logger.info(
@@ -359,7 +362,7 @@ def _log_results(ref: RunRef, search: Sequence[Dimension], trials: Sequence[Tria
 def _figures(
     search: Sequence[Dimension], trials: Sequence[Trial], grace: int
 ) -> Mapping[str, Callable[[], Figure]]:
-    """The function that draws each figure, by the figure's name."""
+    """Return the function that draws each figure, by the figure's name."""
     from cvdist.figures import sweep as figures
 
     drawn = {
@@ -371,13 +374,13 @@ def _figures(
 
 
 def _values(search: Sequence[Dimension], trial: Trial) -> list[str]:
-    """The trial's value of each searched setting; empty where it does not have the setting."""
+    """Return the trial's value of each searched setting; empty where it does not have the setting."""
     known = {name: space.format_value(value) for name, value in trial.settings.items()}
     return [known.get(dimension.name, "") for dimension in search]
 
 
 def trials_csv(search: Sequence[Dimension], trials: Sequence[Trial]) -> str:
-    """All trials as CSV, in the order of their numbers."""
+    """Format all trials as CSV, in the order of their numbers."""
     output = io.StringIO()
     writer = csv.writer(output)
     names = [dimension.name for dimension in search]
@@ -397,7 +400,7 @@ def trials_csv(search: Sequence[Dimension], trials: Sequence[Trial]) -> str:
 def description(
     search: Sequence[Dimension], trials: Sequence[Trial], command: str, drawn: Container[str]
 ) -> str:
-    """Markdown for the top of the run's page. drawn: names of the figures."""
+    """Return Markdown for the top of the run's page. `drawn`: names of the figures."""
     shown = "\n".join(f"- `figures/{name}.png`: {what}" for name, what in _FIGURES.items() if name in drawn)
     best = best_of(trials)
     title = "no trial has finished"
@@ -429,12 +432,12 @@ Each trial is a run below this one; the best, trained on, has figures, a report 
 
 
 def exit_code(result: SweepResult) -> int:
-    """As that of the best trial's training."""
+    """Return the exit code of the best trial's training, or 0 if it was not trained further."""
     return train_exit_code(result.trained) if result.trained is not None else 0
 
 
 def table(result: SweepResult) -> str:
-    """What was tried and what came of it, and the next command below."""
+    """Format what was tried, the results, and the next command."""
     best, job, trained = result.best, result.job, result.trained
     name = job.run.name
     count = Counter(trial.state for trial in result.trials)

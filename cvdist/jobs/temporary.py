@@ -34,7 +34,7 @@ def use_temporary_folder() -> None:
 
 
 def _remove(folder: Path, lock: TextIOBase) -> None:
-    with lock:  # until it is gone
+    with lock:  # held until the folder is gone
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -39,14 +39,14 @@ class TrainResult:
     """A finished training.
 
     Args:
-        name: of the run.
-        summary: what the training loop says of it.
+        name: name of the run.
+        summary: what the training loop says of the run.
         run: the MLflow run; None without one.
         storage: folder or URI of the runs.
         seconds: from the process's start to the end.
         seconds_to_first_step: from the process's start.
         registered: the version in MLflow's registry and its alias, if asked for.
-        not_registered: why there is none.
+        not_registered: why no version was registered, if one was asked for.
     """
 
     name: str
@@ -61,7 +61,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class ParentJob:
-    """A training as a part of a longer job. tags: for its MLflow run; began: seconds since 1970."""
+    """The longer job that a training is a part of. tags: for its MLflow run; began: seconds since 1970."""
 
     tags: Mapping[str, str]
     began: float
@@ -94,7 +94,7 @@ def train(config: TrainConfig, part: ParentJob | None = None) -> TrainResult | N
 
 
 def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef | None]:
-    """This process is the driver: it owns the MLflow run, the workers fill it."""
+    """Train with Ray workers. This process is the driver: it owns the MLflow run, which the workers fill."""
     require_ray("start with torchrun --nproc-per-node N jobs/train.py ... or use --runtime inline")
     from cvdist.runtime import ray_cluster
     from cvdist.runtime.ray_cluster import ResourceRequest
@@ -125,7 +125,7 @@ def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef 
 
 
 def _in_processes(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef | None] | None:
-    """This process is a worker; the first one owns the MLflow run as well."""
+    """Train with this process as a worker. The first worker also owns the MLflow run."""
     from cvdist.distributed.collectives import gather, raise_on_all_ranks
     from cvdist.runtime import processes
     from cvdist.runtime.signals import SigtermRequest
@@ -160,15 +160,15 @@ def _train(
     ranks: RankInfo,
     poll: Callable[[], StopRequest],
 ) -> Summary:
-    """What each worker of a training does, whichever runtime has started it.
+    """Train in a worker process, whichever runtime has started it.
 
     Args:
-        config: Of the run.
+        config: The settings of the run.
         job: The fence of the job.
         run: The MLflow run; None for none.
         start: The phases of the start so far.
         prepared: Whether data and weights are ready on the machine of rank 0.
-        ranks: Of this process.
+        ranks: Ranks of this process.
         poll: What this process is asked to do.
     """
     from cvdist.training.setup import build_run
@@ -193,10 +193,10 @@ def open_worker(
     """Begin the next attempt of `job`, with the worker and the tracker of this process. All workers call it.
 
     Args:
-        config: Of the run.
+        config: The settings of the run.
         job: The fence of the job that this process works for.
         run: The MLflow run to fill; None for none.
-        ranks: Of this process.
+        ranks: Ranks of this process.
         poll: What this process is asked to do, see `Worker`.
         min_interval: Seconds between two checkpoints, see `Worker`.
 
@@ -225,14 +225,14 @@ def open_worker(
     try:
         yield worker, tracker
     except UserError:
-        worker.finish()  # what is on its way may be what the user goes on from
+        worker.finish()  # the checkpoint that is being stored may be the one to resume from
         raise
     finally:
         tracker.close()
 
 
 def named(config: TrainConfig) -> TrainConfig:
-    """With a name of its own, where none is given."""
+    """Return `config` with a name: its own or, if it has none, a new one."""
     if config.run.name:
         return config
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -240,7 +240,7 @@ def named(config: TrainConfig) -> TrainConfig:
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
-    """`config` with absolute paths, for workers may run in another folder, and its weights' preprocessing.
+    """Return `config` with absolute paths, since workers may run in another folder, and known preprocessing.
 
     Raises:
         UserError: if the preprocessing isn't known.
@@ -265,7 +265,7 @@ def check_here(config: TrainConfig, *, data_is_here: bool) -> bool:
     """Check all that this process can check by itself in seconds, before anything is started.
 
     Args:
-        config: Of the run.
+        config: The settings of the run.
         data_is_here: Whether the workers are on this machine, with the data and the weights.
 
     Returns:
@@ -335,7 +335,7 @@ def _seconds_to_first_step(summary: Summary, part: ParentJob) -> float:
 
 
 def _register(config: TrainConfig, summary: Summary, run: RunRef | None) -> tuple[str, str]:
-    """The version in the registry; or why there is none, which must not cost the finished run."""
+    """Register the model. Returns the version, and an error's message, which must not cost the finished run."""
     chosen = config.tracking
     if run is None or not chosen.register:
         return "", ""
@@ -368,7 +368,7 @@ def exit_code(result: TrainResult) -> int:
 
 
 def table(result: TrainResult) -> str:
-    """What was trained and where it is, and the next command below."""
+    """Format what was trained and where it is, and the next command."""
     summary, run = result.summary, result.run
     rows = [
         ("run", result.name),

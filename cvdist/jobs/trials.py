@@ -44,36 +44,36 @@ from cvdist.training.train import train
 
 logger = logging.getLogger(__name__)
 
-_STORE_SECONDS = 30.0  # a checkpoint that is not the best so far waits for so long after the one before
-_END_SECONDS = 120.0  # for the last results to reach MLflow, and a checkpoint the storage
+_STORE_SECONDS = 30.0  # least time after a checkpoint before the next, unless that is the best so far
+_END_SECONDS = 120.0  # time for the last results to reach MLflow, and for a checkpoint to reach the storage
 _SHOWN = 80  # letters of a reason
 _SCORE, _EPOCH = "score", "epoch"
 
 
 class _Stopped(BaseException):
-    """The trial is not to go on. No error: nothing that catches errors is to hold it up."""
+    """Ends a trial that is not to go on. It is no `Exception`, so that no handler of errors catches it."""
 
 
 # --------------------------------------------------------------------------------------------------- a trial
 
 
 class TrialTracker(NoTracker):
-    """Passes on a trial's parameters and metrics, not its figures and files, and tells of each epoch."""
+    """Passes on a trial's parameters and metrics, but no figures and files, and reports each epoch."""
 
     def __init__(self, inner: Tracker, epoch_done: Callable[[TrialEpoch], None]) -> None:
         """Wrap the tracker of the trial's run.
 
         Args:
-            inner: that tracker.
+            inner: the tracker of the trial's run.
             epoch_done: is called with the results of each epoch.
         """
         self._inner, self._epoch_done = inner, epoch_done
         self.log_params, self.log_dataset, self.close = inner.log_params, inner.log_dataset, inner.close  # type: ignore[method-assign]
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics, and tell of the epoch if they are an epoch's.
+        """Log metrics, and report the epoch if they are the metrics of an epoch.
 
-        An epoch's come after its checkpoint; a resumed trial begins with those before.
+        They come after the epoch's checkpoint. A resumed trial begins with the epochs before.
         """
         self._inner.log_metrics(values, step)
         if "valid/correct" in values:
@@ -84,7 +84,7 @@ class TrialTracker(NoTracker):
 
 @dataclass(frozen=True)
 class Task:
-    """What a process needs for its trials. folder: of the sweep; memory: bytes; runs: by trial."""
+    """What a process needs for its trials. folder: the sweep's; memory: bytes; settings, runs: by trial."""
 
     config: TrainConfig
     folder: str
@@ -97,18 +97,18 @@ class Task:
 
 
 class _Process(tune.Trainable):
-    """A process of Ray Tune's: one trial after the other, each in a thread that waits after each epoch."""
+    """A process of Ray Tune that runs its trials one by one, each in a thread that waits after each epoch."""
 
     def setup(self, config: dict[str, Any], task: Task) -> None:
         """Prepare the process and its first trial; Tune calls it once."""
         self._task = task
         log.setup()
-        logging.getLogger("cvdist").setLevel(logging.WARNING)  # twenty trainings would tell the same
+        logging.getLogger("cvdist").setLevel(logging.WARNING)  # twenty trainings would log the same lines
         self._thread: threading.Thread | None = None
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Prepare the next trial. Returns False if the one before does not end: it needs another process."""
+        """Prepare the next trial. Returns False if the last one does not end; it then needs another process."""
         before = self._thread
         self.cleanup()
         if before is not None and before.is_alive():
@@ -184,7 +184,7 @@ class _Process(tune.Trainable):
                     if run.info.multilabel:
                         raise UserError(ONE_CLASS_NEEDED)
                 except UserError as error:
-                    # What a trial can't even begin with, the others can't either.
+                    # If one trial can't even begin, the others can't either.
                     self._say(state="failed", reason=str(error), whole=True)
                     return
                 train(run)
@@ -192,11 +192,11 @@ class _Process(tune.Trainable):
                 worker.wait_for_uploads()
 
     def _epoch_done(self, epoch: TrialEpoch) -> None:
-        """Tell Ray Tune, and wait until it wants the next one; the last is told when all is delivered."""
+        """Report an epoch to Ray Tune, and wait for the next. The last is reported when all is delivered."""
         if self._stopping:
             raise _Stopped
         if self._best is None or epoch.correct > self._best.correct:
-            self._best = epoch  # what a run is judged by
+            self._best = epoch  # a run is judged by its best epoch
         result = {
             **dataclasses.asdict(epoch),
             _SCORE: self._best.score,
@@ -219,7 +219,7 @@ class _Process(tune.Trainable):
 
 
 class Watch(tune.Callback, tune.Stopper):
-    """Keeps what the trials have reached, shows it, and ends the sweep where it can't go on."""
+    """Keeps the results of the trials, shows them, and ends a sweep that can't go on."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ class Watch(tune.Callback, tune.Stopper):
         ended: Callable[[Trial], None],
         fence: Fence,
     ) -> None:
-        """`keep`: stores a trial's state, called after each epoch; ended: called when a trial is over."""
+        """Watch `trials`. `keep` is called after each epoch, to store a trial; `ended` at the end of each."""
         self.trials = {trial.number: trial for trial in trials}
         self.error: UserError | None = None
         self._runs, self._keep, self._ended = runs, keep, ended
@@ -239,11 +239,11 @@ class Watch(tune.Callback, tune.Stopper):
         self._before = {trial.number: trial.seconds for trial in trials}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether to stop this trial: never here."""
+        """Return False: this is never what stops a single trial."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether to stop the sweep: after an error, or when a newer job has its name."""
+        """Return whether to stop the sweep: after an error, or when a newer job has its name."""
         if self._fence.superseded and self.error is None:
             self.error = superseded_by_another_job()
         return self.error is not None
@@ -262,7 +262,7 @@ class Watch(tune.Callback, tune.Stopper):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Keep what an epoch of the trial has reached."""
+        """Keep the results of an epoch of the trial."""
         mine = self.trials[trial.config["trial"]]
         if result.get("whole"):
             self.error = UserError(
@@ -304,7 +304,7 @@ class Watch(tune.Callback, tune.Stopper):
         self._line.clear()
         logger.info("%s", ended_line(trial))
         self._ended(trial)
-        self._note(trial)  # last: what is noted as ended is not looked at again
+        self._note(trial)  # last, because a trial that is noted as ended is not looked at again
 
     def _note(self, trial: Trial) -> None:
         self.trials[trial.number] = trial
@@ -315,7 +315,7 @@ class Watch(tune.Callback, tune.Stopper):
 
 
 def progress(trials: Sequence[Trial], running: int) -> str:
-    """`trials 7/20 done, 2 running, 4 stopped early, best 98.25% (393/400) lr=0.0002`."""
+    """Format `trials 7/20 done, 2 running, 4 stopped early, best 98.25% (393/400) lr=0.0002`."""
     count = Counter(trial.state for trial in trials)
     lost = count["diverged"] + count["failed"]
     parts = [
@@ -333,10 +333,10 @@ def progress(trials: Sequence[Trial], running: int) -> str:
 
 
 def ended_line(trial: Trial) -> str:
-    """The line that says how a trial has ended."""
+    """Format the line that says how a trial has ended."""
     result = f", {log.percent(trial.best.correct, trial.best.total)}" if trial.best is not None else ""
     after = f" after epoch {trial.epochs[-1].epoch}" if trial.state == "stopped" and trial.epochs else ""
-    # The whole of it is in the table.
+    # The table has the whole reason.
     reason = f"{trial.reason[:_SHOWN].rpartition(' ')[0]} ..." if len(trial.reason) > _SHOWN else trial.reason
     settings = space.format_settings(trial.settings) + (f": {reason}" if reason else "")
     return f"trial {trial.number:<4} {trial.state}{after}{result}  {settings}"
@@ -383,7 +383,7 @@ def run(sweep: SweepConfig, task: Task, watch: Watch, left: Sequence[int]) -> No
 
 
 def build_scheduler(sweep: SweepConfig, epochs: int, earlier: Sequence[Trial]) -> TrialScheduler:
-    """ASHA, which has seen what earlier jobs of this sweep have reached."""
+    """Build ASHA, with the results of this sweep's earlier jobs, or a scheduler without early stopping."""
     if not sweep.early_stopping:
         return FIFOScheduler()
     scheduler = ASHAScheduler(

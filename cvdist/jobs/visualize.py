@@ -1,4 +1,4 @@
-"""Figures of a trained model: opened, looked at with pictures, drawn, and put where they belong."""
+"""Draw the figures of a trained model, and write them to its run or a folder."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class VisualizeResult:
     Args:
         model: the model in words.
         layers: the convolutions that were looked into.
-        interpretation: what was found with pictures; None without any.
-        pictures: which they were, in words.
-        bad: those that can't be decoded.
+        interpretation: what was found with pictures; None without pictures.
+        pictures: which pictures these were, in words.
+        bad: the pictures that can't be decoded.
         files: names of the figures.
-        output: folder or URI of the figures; empty: the run's artifacts alone.
+        output: folder or URI of the figures; empty: they are only among the run's artifacts.
         run: the model's MLflow run; None without one.
         seconds: from start to end.
     """
@@ -121,7 +121,7 @@ def visualize(config: VisualizeJobConfig) -> VisualizeResult:
 
 @dataclass(frozen=True)
 class SamplePictures:
-    """Pictures to run a model over: what reads them, which they are in words, those that can't be decoded."""
+    """Pictures to run a model over: their source, which they are in words, and those that can't be decoded."""
 
     source: PictureSource
     words: str
@@ -132,12 +132,12 @@ class Decoded:
     """Pictures in memory (`cvdist.interpret.interpretation.PictureSource`)."""
 
     def __init__(self, pixels: Tensor, labels: Sequence[str], available: int) -> None:
-        """`pixels`: uint8 (n, C, H, W); available: how many these were chosen from."""
+        """Take pictures as `pixels`, uint8 (n, C, H, W); `available`: how many these were chosen from."""
         self.size, self.available = len(pixels), available
         self._pixels, self._labels = pixels, labels
 
     def read(self, rows: Sequence[int]) -> tuple[Tensor, list[str]]:
-        """Pixels uint8 (n, C, H, W) and labels of the pictures with these numbers."""
+        """Return pixels, uint8 (n, C, H, W), and labels of the pictures with these numbers."""
         return self._pixels[list(rows)], [self._labels[row] for row in rows]
 
 
@@ -174,14 +174,14 @@ def _interpret(
 def find_pictures(
     saved: SavedModel, columns: TableConfig, named: str, limit: int, run_storage: str
 ) -> SamplePictures | None:
-    """What `--data` names, else what the model's run was validated with, else none.
+    """Find the pictures that `--data` names, else those that the model's run was validated with, else None.
 
     Args:
         saved: the model.
-        columns: of a table in `--data`.
+        columns: what the columns of a table in `--data` hold.
         named: `--data`, or empty.
         limit: how many pictures are decoded at most.
-        run_storage: as `RunConfig.storage`.
+        run_storage: the value of `RunConfig.storage`.
 
     Raises:
         UserError: if `--data` has no pictures that can be decoded.
@@ -222,9 +222,9 @@ def _of_the_run(saved: SavedModel, data: DataConfig, limit: int, run_storage: st
 
 
 def _listed(data: PicturesConfig, classes: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Path below the root (empty: `--data` itself is the file) and class of each picture, empty where unknown.
+    """List each picture's path below the root (empty: `--data` is the file itself) and class (empty: unknown).
 
-    classes: what the model knows; None: it knows none, and the folders' names say what is shown.
+    `classes` are those of the model. None: it has none, and the folders' names say what a picture shows.
     """
     if is_table(data.uri) or archives.are_named(data.uri):
         table = forms.look(data)
@@ -245,13 +245,13 @@ def _listed(data: PicturesConfig, classes: Sequence[str] | None) -> list[tuple[s
 
 
 def _known(labels: Sequence[str], classes: Sequence[str] | None) -> str:
-    """The labels of a picture that the model knows, as `label_names` joins them, or empty."""
+    """Join the labels of a picture that the model knows, as `label_names` does; empty if it knows none."""
     known = [name for name in labels if classes is None or name in classes]
     return ", ".join(known) or ("" if labels else NO_CLASS)
 
 
 def _class_of(path: str, uri: str, classes: Sequence[str] | None) -> str:
-    """The innermost folder that is a class, or empty."""
+    """Return the name of the innermost folder that is a class, or an empty text."""
     parts = [*PurePosixPath(uri.partition("://")[2] or uri).parts[-1:], *PurePosixPath(path).parts[:-1]]
     if classes is None:
         return parts[-1]
@@ -261,7 +261,7 @@ def _class_of(path: str, uri: str, classes: Sequence[str] | None) -> str:
 def _decoded(
     uri: str, found: list[tuple[str, str]], limit: int, saved: SavedModel, size: int, resize: str
 ) -> SamplePictures:
-    """Up to `limit` of the pictures, by a fixed seed, in memory: 150 kB each at 224 pixels."""
+    """Decode up to `limit` pictures, chosen with a fixed seed, into memory: 150 kB each at 224 pixels."""
     order = torch.randperm(len(found), generator=generator("pictures of a folder")).tolist()[:limit]
     chosen = [found[row] for row in sorted(order)]
     reader = Reader(uri, size, resize)
@@ -301,7 +301,7 @@ def _drawings(
     pictures: SamplePictures | None,
     look: LookConfig,
 ) -> Iterator[tuple[str, Made]]:
-    """Each file's name below `figures/`, and what makes it."""
+    """Yield the name of each file below `figures/`, and the function that makes its content."""
     for layer in layers:
         grid = functools.partial(network.filter_figure, layer.name, layer.weight, look.channels)
         yield f"filters/{layer.name}.png", functools.partial(_png, grid)
@@ -321,7 +321,7 @@ def _png(draw: Callable[[], Figure]) -> bytes:
 
 
 def _write(drawings: dict[str, Made], output: str, run: tracking.RunRef | None) -> list[str]:
-    """Draw one after another; returns the files' names below the output folder or the run's artifacts."""
+    """Draw and write the figures one by one. Returns their names below `output` or the run's `figures/`."""
     folder = Folder.open(output, "--output") if output else None
     line = log.ProgressLine(logger, enabled=True)
     for number, (name, make) in enumerate(drawings.items(), start=1):
@@ -340,7 +340,7 @@ def _write(drawings: dict[str, Made], output: str, run: tracking.RunRef | None) 
 
 
 def table(result: VisualizeResult) -> str:
-    """What was looked at and where the figures are, and how to see them."""
+    """Format what was looked at, where the figures are, and how to see them."""
     found = result.interpretation
     rows = [
         ("model", result.model),
@@ -351,7 +351,7 @@ def table(result: VisualizeResult) -> str:
         rows.append(("left out", f"{len(result.bad)} can't be decoded, e.g. {redact(result.bad[0])}"))
     if found is not None:
         dead = [f"{len(gone)}/{_channels(result, name)} in {name}" for name, gone in found.dead.items() if gone]
-        if found.dead:  # of no other activation than ReLU
+        if found.dead:  # counted only for layers that ReLU or ReLU6 follows
             rows.append(("dead channels", f"{', '.join(dead) or 'none'}, over {found.seen} pictures"))
         if found.has_classifier and found.num_correct + found.num_wrong:
             total = found.num_correct + found.num_wrong
@@ -364,7 +364,7 @@ def table(result: VisualizeResult) -> str:
 
 
 def _next(result: VisualizeResult) -> str:
-    """The line that tells what to do next."""
+    """Return the line that tells what to do next."""
     if result.interpretation is None:
         return "the same with --data PICTURES, to see activations, top activations and Grad-CAM"
     if result.run is not None:

@@ -1,4 +1,4 @@
-"""A batch prediction from its plan to its manifest. How the model is run is up to the caller."""
+"""Plan a batch prediction, run it, and write its manifest. How the model is run is up to the caller."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PredictionPlan:
-    """What is to be done: the slices of the listing, and what their predictions depend on (`identity_of`)."""
+    """The plan of a prediction: its pictures, their slices, and what predictions depend on (`identity_of`)."""
 
     identity: dict[str, Any]
     pictures: NamedPictures
@@ -58,7 +58,7 @@ class Predictions:
 
 
 def resolved(inference: InferenceConfig, saved: SavedModel) -> InferenceConfig:
-    """`inference` with what it leaves to the model's run.
+    """Return `inference`, with the settings that it leaves open taken from the model's run.
 
     Raises:
         UserError: if the model can't classify pictures.
@@ -74,7 +74,7 @@ def resolved(inference: InferenceConfig, saved: SavedModel) -> InferenceConfig:
 
 
 def identity_of(config: PredictConfig, saved: SavedModel) -> dict[str, Any]:
-    """Everything that the predictions of a given picture depend on."""
+    """Return everything that the prediction of a given picture depends on."""
     return {
         "model": saved.digest,
         "architecture": {
@@ -91,10 +91,10 @@ def identity_of(config: PredictConfig, saved: SavedModel) -> dict[str, Any]:
 
 
 def make_plan(config: PredictConfig, saved: SavedModel, pictures: NamedPictures) -> PredictionPlan:
-    """Compare the pictures with what is at `--output`; `config` is resolved.
+    """Compare the pictures with the results at `--output`; the settings of inference are `resolved`.
 
     Raises:
-        UserError: if either can't be read or written, or there are results of something else.
+        UserError: if either can't be read or written, or the results are of other pictures, models or settings.
     """
     for word in (*config.prediction.data, config.prediction.root):
         require_outside(word, output=config.prediction.output)
@@ -111,7 +111,7 @@ def make_plan(config: PredictConfig, saved: SavedModel, pictures: NamedPictures)
 
 
 def _require_same(folder: Folder, config: PredictConfig, identity: dict[str, Any], data: str) -> None:
-    """Refuse to replace what was not asked to be replaced."""
+    """Refuse to replace results of other pictures, models or settings without `--replace`."""
     before = results.read_manifest(folder)
     if before is None or config.prediction.replace:
         return
@@ -133,7 +133,7 @@ def predict(config: PredictConfig, saved: SavedModel, todo: PredictionPlan, comp
     """Predict what is left, then write the manifest and delete files that it does not name.
 
     Raises:
-        UserError: for what `compute` raises, and if too many pictures are bad.
+        UserError: if `compute` raises one, or too many pictures can't be decoded.
     """
     slices, left, pictures = todo.slices, todo.slices.left, len(todo.pictures.table)
     if slices.done:

@@ -24,8 +24,8 @@ from cvdist.log import redact
 from cvdist.storage import Folder
 
 _LISTS = (".txt", ".lst")  # files that name pictures, one a line
-_REQUESTS = 32  # at a time
-_NAMED = 3  # words that are repeated in full
+_REQUESTS = 32  # requests to the storage at a time
+_NAMED = 3  # up to this many names are listed in full
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def find_pictures(named: str | Sequence[str], given: PathsConfig | None = None) 
 
 
 def _below(uri: str) -> dict[str, tuple[int, int]]:
-    """The pictures that a folder or an archive holds: size and time of the last change by absolute path."""
+    """Return size and time of the last change of each picture in a folder or an archive, by absolute path."""
     path = storage.split(root_of(PicturesConfig(uri=uri)))[1].rstrip("/")
     below = look_unlabeled(uri)
     states = zip(*(below[name].to_pylist() for name in ("path", "size", "modified")), strict=True)
@@ -112,7 +112,7 @@ def _below(uri: str) -> dict[str, tuple[int, int]]:
 
 
 def _lines(word: str) -> Iterator[str]:
-    """The words of a list, or `word` itself."""
+    """Yield the lines of the list of pictures that `word` names, or `word` itself if it is no list."""
     if word != "-" and PurePosixPath(word).suffix.lower() not in _LISTS:
         yield word
         return
@@ -129,7 +129,7 @@ def _lines(word: str) -> Iterator[str]:
 
 
 def _in_one_line(words: Sequence[str]) -> str:
-    """What the user named; of very many words the first one, and a digest that tells the others apart."""
+    """Format what the user named; very many words become the first word and a digest of all."""
     if len(words) <= _NAMED:
         return redact(" ".join(words))
     digest = hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Computes the result file of a work unit: decodes its pictures, and runs the model."""
+"""Compute the result file of a work unit: decode its pictures, and run the model."""
 
 from __future__ import annotations
 

@@ -38,13 +38,13 @@ def dump(
     Args:
         paths: paths of the n pictures that have a prediction.
         probabilities: float32 (n, classes).
-        identity: of the model.
-        thresholds: those of a model with several labels a picture (`SavedModel.thresholds`).
+        identity: architecture and classes of the model.
+        thresholds: thresholds of a model with several labels per picture (`SavedModel.thresholds`).
         bad: pictures that can't be decoded.
 
     Returns:
-        The content of the file, and the number of pictures that were taken for each class; by the empty name
-        those without any label.
+        The content of the file, and the number of pictures that were taken for each class; the empty name has
+        the number of those without any label.
     """
     classes = identity.classes
     described = {_CLASSES: json.dumps(list(classes)).encode()}
@@ -72,9 +72,9 @@ def dump(
 
 @dataclass(frozen=True)
 class PredictedPicture:
-    """Path and classes of a picture, the likeliest first with their probabilities.
+    """Path of a picture, and its classes with their probabilities, the likeliest first.
 
-    labels: those at or above their thresholds; None of a model that gives a picture one class.
+    labels: the classes at or above their thresholds; None from a model that gives a picture one class.
     """
 
     path: str

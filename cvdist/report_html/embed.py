@@ -107,7 +107,7 @@ def embed(pictures: Sequence[FigureFile], budget: int) -> tuple[list[EmbeddedFig
 def _webp(data: bytes, side: int, quality: int, every: int) -> bytes:
     """Scale an image down to at most `side` pixels in width and height, and encode it as WebP.
 
-    Of an animation, one of `every` frames stays, and the last one; each for the time of those it replaces.
+    An animation keeps one of `every` frames, and the last one. Each is shown for the time of those it replaces.
     """
     frames, durations = [], []
     with Image.open(io.BytesIO(data)) as image:

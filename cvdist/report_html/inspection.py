@@ -22,12 +22,12 @@ class Thumbnail:
     """A small picture.
 
     Attributes:
-        path: Of the whole picture.
-        label: Its class.
+        path: Path of the whole picture.
+        label: Class of the picture.
         split: The part of the data that it is in.
         uri: Data URI of a JPEG.
-        width: In pixels.
-        height: In pixels.
+        width: Width in pixels.
+        height: Height in pixels.
     """
 
     path: str
@@ -49,7 +49,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Section:
-    """Findings of one kind. total: how many there are; `findings` are the first of them."""
+    """Findings of one kind, of which `findings` are the first ones. total: how many there are."""
 
     title: str
     introduction: str
@@ -59,13 +59,13 @@ class Section:
 
 @dataclass(frozen=True)
 class InspectionPage:
-    """All that the page shows.
+    """All that the page of an inspection shows.
 
     Attributes:
         name: Title.
         subject: Data and features in a few words.
-        tiles: Numbers by what they count.
-        lines: Sentences below them.
+        tiles: Numbers, each with what it counts as its key.
+        lines: Sentences below the tiles.
         command: The command that made the page.
         sections: The findings.
     """
@@ -83,10 +83,10 @@ def thumbnail(pixels: Tensor, width: float, height: float, path: str, label: str
 
     Args:
         pixels: The picture as a square, uint8 (side, side, 3).
-        width: Of the whole picture in pixels.
-        height: The same.
-        path: Of the whole picture.
-        label: Its class.
+        width: Width of the whole picture in pixels.
+        height: Height of the whole picture in pixels.
+        path: Path of the whole picture.
+        label: Class of the picture.
         split: The part of the data that it is in.
     """
     scale = SIDE / max(width, height, 1)

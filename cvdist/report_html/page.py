@@ -55,7 +55,7 @@ def _page(report: Report, embedded: Sequence[EmbeddedFigure], lines: Sequence[st
 
 
 def environment() -> Environment:
-    """The templates of all pages."""
+    """Create the Jinja environment with the templates of all pages."""
     found = Environment(
         loader=PackageLoader("cvdist.report_html"),
         autoescape=True,

@@ -1,1 +1,1 @@
-"""How worker processes start, and what they offer to the loop."""
+"""How worker processes start, and what they offer to the training loop."""

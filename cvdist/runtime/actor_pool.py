@@ -1,4 +1,4 @@
-"""Ray Data actors on all GPUs or CPUs of the cluster, one work unit a task.
+"""Ray Data actors on all GPUs or CPUs of the cluster, one work unit per task.
 
 Ray starts the actors, hands out the units, and gives those of a lost actor or node to another one.
 """
@@ -28,7 +28,7 @@ from cvdist.runtime.ray_cluster import ResourceRequest
 
 T = TypeVar("T")
 
-_PAUSE = 5.0  # seconds after which a line says how far the work is
+_PAUSE = 5.0  # seconds after which a line shows the progress
 # A GPU's actor works on several units at a time: one is computed, others are decoded, uploaded or compressed.
 _UNITS_AT_A_TIME = {"cpu": 1, "cuda": 4}
 
@@ -43,7 +43,7 @@ class Pool:
     decode_threads: int
 
     def describe(self, units: int) -> str:
-        """`2 CPU actors`, for so many work units."""
+        """Say how many actors work on `units` work units, as `2 CPU actors`."""
         count = min(self.actors, units)
         return f"{count} {'GPU' if self.use_gpu else 'CPU'} actor{'s'[: count > 1]}"
 
@@ -52,9 +52,9 @@ def plan(request: ResourceRequest, actors: int, decode_workers: int) -> Pool:
     """Plan the pool of actors for the connected cluster.
 
     Args:
-        request: what the actors need at the least.
+        request: the least that the actors need.
         actors: how many there may be; 0: as many as there is room for.
-        decode_workers: threads of each that decode; 0: by the cores that it has.
+        decode_workers: number of threads of each actor that decode pictures; 0: one per core.
 
     Raises:
         UserError: if the cluster is too small.
@@ -114,11 +114,11 @@ def run(
 
 
 class _Actor:
-    """Applies the function in a process of Ray's. What the user can correct comes back as a row."""
+    """Applies the function in a process of Ray. Errors that the user can correct come back as rows."""
 
     def __init__(self, opening: bytes, use_gpu: bool, decode_threads: int) -> None:
         log.setup()
-        # How many threads PyTorch computes with, Ray has set by the cores of this actor.
+        # Ray has set PyTorch's number of threads to the cores of this actor.
         device = torch.device("cuda", 0) if use_gpu else torch.device("cpu")
         self._function, self._error = None, ""
         try:
@@ -139,7 +139,7 @@ class _Actor:
 
 
 def _with_pauses(items: Iterable[T], seconds: float) -> Iterator[T | None]:
-    """`items` as they come, and None whenever none has come for `seconds`."""
+    """Yield `items` as they come, and None whenever no item has come for `seconds`."""
     arrived: queue.Queue[tuple[str, Any]] = queue.Queue()
 
     def take() -> None:

@@ -1,4 +1,4 @@
-"""What this process was started by, and whether what a job runs on is there, without importing it."""
+"""Find out what this process was started by, and whether Ray is installed, without importing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who computes the work units of a map: this process, or actors on a Ray cluster."""
+"""Choose what computes the work units of a map: this process, or actors on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def open_workers(
     decode_workers: int,
     verb: str,
 ) -> Compute:
-    """Connect to the cluster if there is work for it, and return what computes work units, here or there.
+    """Connect to the cluster if there is work for it, and return the function that computes work units.
 
     Args:
-        plan: what has to be done.
+        plan: the work units.
         open_function: what is done with each unit.
-        runtime: where it is done.
+        runtime: whether this process or a cluster does it.
         device: device of each process.
         actors: number of actors; 0: as many as there is room for.
         flag: the flag that `actors` comes from, for messages.
-        decode_workers: threads of each process that decode pictures; 0: by its cores.
+        decode_workers: threads of each process that decode pictures; 0: one per core.
         verb: what the actors do, for the log, such as "extracting".
 
     Raises:
         UserError: if there is no such cluster, or it is too small.
     """
-    if runtime.launcher == "inline" or not plan.left:  # which needs no cluster
+    if runtime.launcher == "inline" or not plan.left:  # nothing left to compute needs no cluster
 
         def here(units: Sequence[WorkUnit], store: ResultStore) -> Iterator[Receipt]:
             where = devices.here(device)

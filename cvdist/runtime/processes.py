@@ -21,7 +21,7 @@ from cvdist.errors import UserError
 
 @contextmanager
 def init_distributed(runtime: RuntimeConfig) -> Iterator[RankInfo]:
-    """Join the process group that torchrun's environment describes, if it does, and leave it at the end.
+    """Join the process group that torchrun's environment describes, if there is one, and leave it at the end.
 
     The launcher `inline` is one process, whatever the environment says.
 
@@ -58,13 +58,13 @@ def init_distributed(runtime: RuntimeConfig) -> Iterator[RankInfo]:
 
 
 def require_same_devices(store: Store, rank: int, world_size: int, kind: str) -> None:
-    """Refuse a group in which only some have GPUs: they have no way to exchange anything.
+    """Refuse a group in which only some workers have GPUs: these have no way to exchange tensors with others.
 
     Args:
-        store: Where the workers tell each other.
-        rank: Of this worker.
+        store: Store through which the workers tell each other their devices.
+        rank: Rank of this worker.
         world_size: The number of workers.
-        kind: Of this worker's device, `cpu` or `cuda`.
+        kind: Type of this worker's device, `cpu` or `cuda`.
 
     Raises:
         UserError: On all workers.

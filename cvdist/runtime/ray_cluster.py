@@ -1,4 +1,4 @@
-"""The Ray cluster that a job runs on: reaching it, or starting one, and whether it is large enough.
+"""Join or start the Ray cluster that a job runs on, and check that it is large enough.
 
 Does not import torch: that takes seconds, in which Ray's processes can start.
 """
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """What a job needs of a cluster at the least.
+    """The least that a job needs of a cluster.
 
     Args:
-        count: the fewest processes.
-        device: whether each of them needs a GPU.
-        cluster: the CPU cores of each, and how long the job waits for the cluster.
+        count: the least number of processes.
+        device: whether each process needs a GPU.
+        cluster: the CPU cores of each process, and how long the job waits for the cluster.
         flag: the setting that `count` comes from.
         value: what the user gave that setting; empty: `count`.
     """
@@ -43,17 +43,17 @@ class ResourceRequest:
 
     @classmethod
     def of_workers(cls, runtime: RuntimeConfig) -> ResourceRequest:
-        """Build the demand of the workers of a training."""
+        """Build the request for the workers of a training."""
         fewest, _ = runtime.worker_range
         return cls(fewest, runtime.device, runtime, "--num-workers", str(runtime.num_workers))
 
     def __str__(self) -> str:
-        """`--num-workers 2:8`."""
+        """Format the setting that the request comes from, as `--num-workers 2:8`."""
         return f"{self.flag} {self.value or self.count}"
 
 
 def address() -> str:
-    """Return the address of the cluster to join, of RAY_ADDRESS; empty: Ray is started on this machine."""
+    """Return the address of the cluster to join, from RAY_ADDRESS; empty: Ray is started on this machine."""
     named = os.environ.get("RAY_ADDRESS", "")
     return "" if named == "local" else named
 
@@ -72,7 +72,7 @@ def connect(request: ResourceRequest) -> int:
 
 
 def reconnect(timeout: float) -> None:
-    """Join the cluster as a new job; Ray ends whatever is left of the old one, and frees what that holds.
+    """Join the cluster as a new job. Ray ends what is left of the old job, and frees the resources it holds.
 
     Args:
         timeout: seconds that the cluster may take to answer.
@@ -108,17 +108,17 @@ def _join(timeout: float) -> None:
             # Workers ask the head before their hook runs. Ray refuses what `ray job submit` has set as well.
             "env_vars": {k: v for k, v in passed.items() if k not in submitted.get("env_vars", {})},
         }
-    # By its content, for the same reason.
+    # Pickled by its content, for the same reason.
     ray.cloudpickle.register_pickle_by_value(proxy)
     try:
         if ray.is_initialized():
-            pass  # a part of a job that has connected
+            pass  # this is a part of a job that has connected already
         elif cluster:
             _require_listener(cluster, timeout)
             ray.init(address=cluster, **options)
         else:
-            # Its processes have this one's environment. The dashboard is eleven more of them, which import for
-            # seconds, and nobody looks at that of a single job.
+            # Ray's processes have the environment of this one. The dashboard would add eleven processes that
+            # take seconds to import, and nobody looks at the dashboard of a single job.
             ray.init(address="local", include_dashboard=False, **options)
         proxy.ask_directly(node["NodeManagerAddress"] for node in ray.nodes())
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -130,7 +130,7 @@ def _join(timeout: float) -> None:
 
 
 def require_resources(request: ResourceRequest) -> bool:
-    """Whether the processes use GPUs; waits `--resource-timeout` seconds for an autoscaler to bring what lacks.
+    """Return whether the processes use GPUs. Waits `--resource-timeout` seconds for missing CPUs and GPUs.
 
     Raises:
         UserError: if the cluster has too few CPUs or GPUs, saying how many it has.
@@ -160,7 +160,7 @@ def require_resources(request: ResourceRequest) -> bool:
 
 
 def _require_listener(cluster: str, timeout: float) -> None:
-    """Ray itself would try for minutes to reach a cluster that is not there.
+    """Refuse an address at which nothing listens: Ray would try for minutes to reach it.
 
     Raises:
         UserError: naming the address and the setting.
@@ -178,7 +178,7 @@ def _require_listener(cluster: str, timeout: float) -> None:
 
 
 def _lacking(request: ResourceRequest, cpus: float, gpus: float, use_gpu: bool) -> str:
-    """What the cluster has too little of, as one line; empty if it is large enough."""
+    """Say in one line what the cluster has too little of; empty if it is large enough."""
     nodes = sum(node["Alive"] for node in ray.nodes())
     has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs on {nodes} node{'s' if nodes != 1 else ''}"
     if use_gpu and gpus < request.count:

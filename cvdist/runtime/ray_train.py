@@ -1,4 +1,4 @@
-"""Workers started by Ray Train V2, which restarts them when some of them are lost.
+"""Workers that Ray Train V2 starts, and restarts when some of them are lost.
 
 Ray starts, watches and restarts processes, and tells of nodes that will be taken away. It is not told of
 checkpoints: `ray.train.report` makes all workers wait, up to two seconds, until Ray's controller has taken the
@@ -51,24 +51,24 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
 
     Args:
         config: Says how many workers, on which devices, and how long to wait for what.
-        work: Is sent to the workers. It reaches whatever it needs by itself.
+        work: The function that is sent to the workers. It opens all that it needs itself.
 
     Returns:
         What `work` returns on rank 0.
 
     Raises:
-        UserError: If the cluster is too small, or `work` raises one that a restart would not help.
+        UserError: If the cluster is too small, or `work` raises one that a restart would not cure.
     """
     use_gpu = require_resources(ResourceRequest.of_workers(config.runtime))
     runtime = config.runtime
     fewest, most = runtime.worker_range
-    # Where the number may vary, Ray first tries with what it believes to have, a lost node included.
+    # Where the number of workers may vary, Ray first tries with all nodes it knows, even one that is lost.
     start_timeout = runtime.start_timeout if fewest == most else min(runtime.start_timeout, _TRIAL_SECONDS)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout))
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(runtime.collective_timeout))
-    # Nobody takes this machine away, and the watcher is a process that takes seconds to import.
+    # A cluster of this machine alone is never preempted, and the watcher's process takes seconds to import.
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1" if address() else "0"
-    # Ray Train's controller waits for this actor, which so starts while the controller itself does.
+    # Ray Train's controller waits for this actor. Started here, the actor starts while the controller does.
     get_or_create_autoscaling_coordinator()
     filesystem, root = storage.locate(storage_root(config.run.storage), patient=True)
     make = functools.partial(
@@ -83,7 +83,7 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
         ),
         run_config=RunConfig(
             name=config.run.name,
-            storage_path=root,  # for what Ray notes of the run
+            storage_path=root,  # where Ray keeps its notes of the run
             storage_filesystem=filesystem,  # with this project's bounds and retries
             logging_config=LoggingConfig(log_level="WARNING"),
             callbacks=[FailureLines()],
@@ -105,9 +105,10 @@ def fit(config: TrainConfig, work: WorkerFunction[T]) -> T:
 
 
 class _Trainer(TorchTrainer):
-    """Without two of Ray's processes, each of which takes seconds to import, and which have nothing to do.
+    """A trainer without two of Ray's processes that take seconds to import and would have nothing to do.
 
-    They divide Ray's own data sets, and remove what a dead controller held if the cluster ends with this job.
+    One divides Ray's own data sets. The other frees what a dead controller held, and is left out only where the
+    cluster ends with this job.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -124,7 +125,7 @@ def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:
     held, goes on from the last checkpoint, up to `--max-failures` times.
 
     Raises:
-        TrainingFailedError: For all else.
+        TrainingFailedError: For all other failures.
     """
     failures = config.runtime.max_failures
     for failed in range(1, failures + 2):
@@ -148,19 +149,19 @@ class FailureLines(UserCallback):
     """Says in one line which worker failed and why, in Ray's controller, which then starts all again."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Log the failure that is not that of another worker's loss."""
+        """Log one failure: a worker's own, if there is one, and no lost connection to another worker."""
         log.setup()
         rank, error = min(
             worker_exceptions.items(), key=lambda item: (bool(re.search(_LOST_PEER, str(item[1]))), item[0])
         )
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        # Of a traceback, the last line is the error.
+        # The last line of a traceback is the error.
         why = lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
         logger.warning("failure    of worker %d: %s", rank, why[:300])
 
 
 def cause_of(error: ray.train.TrainingFailedError) -> Exception:
-    """The `UserError` behind a failed training, if there is one; else what a worker died of.
+    """Return the `UserError` behind a failed training, if there is one, else the error that a worker died of.
 
     When one worker dies, the others report lost connections: its own error is the one to show.
     """
@@ -173,7 +174,7 @@ def cause_of(error: ray.train.TrainingFailedError) -> Exception:
 
 
 def _run(work: WorkerFunction[T], grace_period: float) -> tuple[T | None, str]:
-    """What each Ray worker runs: what `work` returns, or the message of an error that would come again."""
+    """Run `work` in a Ray worker. Returns its result, or the message of an error that would come again."""
     log.setup()
     logging.getLogger().setLevel(logging.WARNING)  # Ray's own notes stay out of the job's log
     context = ray.train.get_context()
@@ -197,21 +198,21 @@ class PreemptionNotices:
     """Asks for a checkpoint when Ray tells that nodes will be taken away."""
 
     def __init__(self, rank: int, grace_period: float) -> None:
-        """Nothing has been told yet.
+        """Prepare to look for notices.
 
         Args:
-            rank: Of this worker; 0 logs what it is told.
-            grace_period: Seconds before the nodes go in which the last checkpoint is begun.
+            rank: Rank of this worker; rank 0 logs the notices.
+            grace_period: How many seconds before the nodes go the last checkpoint is begun.
         """
         self._rank, self._grace_period = rank, grace_period
         self._seen: set[tuple[str, ...]] = set()
         self._deadlines: dict[int, float] = {}
 
     def poll(self) -> StopRequest:
-        """CHECKPOINT, once when a notice arrives and once more shortly before the nodes go.
+        """Return CHECKPOINT once when a notice arrives and once more shortly before the nodes go, else NONE.
 
-        All workers call it. A run that returned would count as finished, and one that raised as failed: it
-        goes on until Ray restarts it on the nodes that are left.
+        All workers call it. The run goes on until Ray restarts it on the nodes that are left: if it returned,
+        it would count as finished, and if it raised, as failed.
         """
         info = ray.train.get_preemption_info()
         if info is None:

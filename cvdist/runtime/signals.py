@@ -1,4 +1,4 @@
-"""What SIGTERM does to a job: an end after a last checkpoint, or an exception."""
+"""Handlers of SIGTERM: a job ends after a last checkpoint, or by an exception."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class SigtermRequest:
     """In a `with` block, SIGTERM asks for an end after a checkpoint; a second one ends the process at once."""
 
     def __init__(self, grace_period: float) -> None:
-        """Do nothing yet.
+        """Prepare the handler, which `with` installs.
 
         Args:
-            grace_period: Seconds after the signal in which the block has to end, or the process does.
+            grace_period: Seconds after the signal in which the block has to end; then the process is ended.
         """
         self._grace_period = grace_period
         self._received = False
 
     def poll(self) -> StopRequest:
-        """EXIT if the signal has come."""
+        """Return EXIT if the signal has come, else NONE."""
         return StopRequest.EXIT if self._received else StopRequest.NONE
 
     def __enter__(self) -> SigtermRequest:
@@ -59,7 +59,7 @@ class SigtermRequest:
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """While this lasts, SIGTERM raises SystemExit, so that `finally` clauses run.
+    """Make SIGTERM raise SystemExit for the duration of the context, so that `finally` clauses run.
 
     Kubernetes, `ray job stop` and torchrun stop a job by this signal.
     """

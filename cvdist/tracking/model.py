@@ -52,7 +52,7 @@ def log_model(
         precision: The precision that it was trained in, which it is served in where that is fast.
         example: Example of pixels, uint8 (n, C, H, W), n >= 2.
         step: The epoch that the model is from.
-        thresholds: Of a model with several labels a picture, the least probability of each class.
+        thresholds: With several labels per picture, the least probability of each class.
     """
     client = mlflow_client(ref.tracking_uri)
     outputs = client.get_run(ref.run_id).outputs

@@ -40,9 +40,10 @@ _SQLITE = "sqlite:///"
 _UPLOAD_SECONDS = 60.0
 RETRY_SECONDS = 1.0  # between two attempts to reach a server
 _PARAMS_PER_CALL = 100  # limit of MLflow
-_TRAINING_VIEW = "?workflowType=machine_learning"  # of the UI; otherwise it may stand on that of chats
+_TRAINING_VIEW = "?workflowType=machine_learning"  # else the UI may show its view of chats
 _VIEW = "cvdist"
-# As the UI notes a view of the table of runs that somebody shares. It leaves out columns that no run has.
+# A view of the table of runs, in the form in which the UI stores one that somebody shares. It leaves out
+# columns that no run has.
 _RUNS_VIEW = {
     "orderByKey": "metrics.`valid/accuracy`",
     "orderByAsc": False,
@@ -84,14 +85,14 @@ class RunRef:
         return dataclasses.asdict(self)
 
     def page(self, tab: str = "") -> str:
-        """The address of the run in the MLflow UI, such as its tab `/artifacts`.
+        """Return the address of the run in the MLflow UI, with a tab such as `/artifacts`.
 
-        Without a server, only the part from `#` on.
+        Without a server, it is only the part from `#` on.
         """
         return self._address(f"/{self.run_id}{tab}")
 
     def runs_page(self) -> str:
-        """The address of the table of all runs in the MLflow UI, the most accurate first."""
+        """Return the address of the table of all runs in the MLflow UI, the most accurate first."""
         return self._address("", f"&viewStateShareKey={_VIEW}")
 
     def _address(self, path: str, more: str = "") -> str:
@@ -158,7 +159,7 @@ def open_tracking_store(settings: TrackingConfig, storage: str) -> TrackingStore
 
     Args:
         settings: Name the store and the experiment, and say whether they are needed.
-        storage: As `RunConfig.storage`. It has the store if none is named.
+        storage: The value of `RunConfig.storage`. It has the store if none is named.
 
     Returns:
         The store. None with `--tracking none`, or if the store can't be reached with `--tracking optional`.
@@ -218,7 +219,7 @@ def reached_store(uri: str, timeout: float, *, prefix: str = "", otherwise: str 
 def check_tracking_store(settings: TrackingConfig, storage: str) -> None:
     """Check what can be checked of the store without the seconds that MLflow takes to import.
 
-    The arguments are as those of `open_tracking_store`.
+    The arguments are those of `open_tracking_store`.
 
     Raises:
         UserError: If the store is required and no server answers, or there is no store to use.
@@ -280,7 +281,7 @@ def start_run(
 
 
 def create_run(store: TrackingStore, name: str, tags: Mapping[str, str]) -> RunRef:
-    """A new run that is no training: it has neither system metrics nor a model."""
+    """Create a run that is no training: it has neither system metrics nor a model."""
     made = mlflow_client(store.tracking_uri).create_run(store.experiment_id, run_name=name, tags=dict(tags))
     return RunRef(store.tracking_uri, store.experiment_id, made.info.run_id)
 
@@ -450,7 +451,7 @@ def upload_file(client: MlflowClient, run_id: str, name: str, content: bytes) ->
 def tracking_uri_of(tracking_uri: str, storage: str) -> str:
     """Return the address of the tracking store: the configured one, else a database in the storage folder.
 
-    The arguments are as `TrackingConfig.uri` and `RunConfig.storage`.
+    The arguments are the values of `TrackingConfig.uri` and `RunConfig.storage`.
 
     Raises:
         UserError: If no store is configured and the storage is not a local folder.
@@ -468,7 +469,7 @@ def tracking_uri_of(tracking_uri: str, storage: str) -> str:
 
 
 def _sqlite_uri(path: str) -> str:
-    """The address of the SQLite database at an absolute path."""
+    """Return the address of the SQLite database at an absolute path."""
     if "%" in path or "?" in path:
         # With its slashes, because MLflow makes the folder that the address names without decoding it.
         path = "/" + path[1:].replace("%", "%25").replace("?", "%3F").replace("/", "%2F")
@@ -476,7 +477,7 @@ def _sqlite_uri(path: str) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The path of the database behind the address of an SQLite store; None for any other store."""
+    """Return the path of the database behind the address of an SQLite store; None for any other store."""
     return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0])) if uri.startswith(_SQLITE) else None
 
 

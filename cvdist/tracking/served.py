@@ -139,7 +139,7 @@ def decode(content: bytes, size: int, resize: str) -> Tensor:
         resize: How it is brought to this size: `squash`, `crop`, or `crop:SHORTER:INTERPOLATION`.
 
     Raises:
-        Exception: Of many kinds, if the file can't be decoded.
+        Exception: An error of any type, if the file can't be decoded.
     """
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         width, height = image.size

@@ -23,7 +23,7 @@ REQUEST_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class LoggedDataset:
-    """The data set that a run has named as its input; `profile` and `schema` as the run has logged them."""
+    """The data set that a run has logged as its input, with its profile and schema."""
 
     name: str
     source: str
@@ -37,10 +37,10 @@ class StoredRun:
 
     Args:
         tracking_uri: address of the store.
-        run_id: of the run.
+        run_id: id of the run.
 
     Raises:
-        Exception: MLflow's own, where the store or the run is not there.
+        Exception: MLflow's own, if the store or the run does not exist.
     """
 
     def __init__(self, tracking_uri: str, run_id: str) -> None:
@@ -50,7 +50,7 @@ class StoredRun:
         self._client = mlflow_client(tracking_uri)
 
     def __enter__(self) -> StoredRun:
-        """Read what the run says of itself; from here on, MLflow does not retry for long."""
+        """Read names, tags, parameters and metrics of the run. From here on, MLflow does not retry for long."""
         self._open.enter_context(short_retries(REQUEST_SECONDS))
         try:
             self._folder = Path(
@@ -67,7 +67,7 @@ class StoredRun:
         self.tags: Mapping[str, str] = run.data.tags
         self.metrics: Mapping[str, float] = run.data.metrics
         self.first_step_seconds: float | None = run.data.metrics.get(FIRST_STEP)
-        # As they are now: a continued run keeps what it was continued with in tags.
+        # The newest values: a continued run keeps its changed parameters in tags.
         changed = {
             key.removeprefix("changed."): value
             for key, value in run.data.tags.items()
@@ -91,12 +91,12 @@ class StoredRun:
         self._open.close()
 
     def history(self, metric: str) -> dict[int, float]:
-        """The newest value of a metric by step."""
+        """Return the newest value of a metric by step."""
         points = self._client.get_metric_history(self.run_id, metric)
         return {point.step: point.value for point in sorted(points, key=lambda point: point.timestamp)}
 
     def files(self, folder: str = "", depth: int = 1) -> dict[str, int]:
-        """Path and bytes of each artifact below `folder`, in up to `depth` levels of folders."""
+        """Return size in bytes of each artifact below `folder` by path, in up to `depth` levels of folders."""
         found = {}
         for entry in self._client.list_artifacts(self.run_id, folder or None):
             if not entry.is_dir:
@@ -106,14 +106,14 @@ class StoredRun:
         return found
 
     def read(self, path: str) -> bytes:
-        """The content of an artifact."""
+        """Return the content of an artifact."""
         file = Path(self._client.download_artifacts(self.run_id, path, str(self._folder)))
         content = file.read_bytes()
         file.unlink()
         return content
 
     def read_table(self, path: str) -> list[list[str]]:
-        """The rows of a CSV file among the artifacts, without its header; none where there is no such file."""
+        """Return the rows of a CSV file among the artifacts, without its header; none without the file."""
         if path not in self.files():
             return []
         text = self.read(path).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""The MLflow runs of a sweep: one for all of it, and one below it for each trial."""
+"""The MLflow runs of a sweep: one for the sweep, and below it one for each trial."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STATE_TAG = "cvdist.trial_state"
 def start_sweep(
     job: SweepJobConfig, search: Sequence[Dimension], store: TrackingStore, *, continued: bool, owner: str
 ) -> RunRef:
-    """The run of the sweep, as `start_run`, with its own settings among the parameters."""
+    """Start the run of a sweep like `start_run`, with the sweep's settings among the parameters."""
     ref = start_run(job.train, store, continued=continued, job=owner, tags={"cvdist.kind": "sweep"})
     values = {f"sweep.{name}": value for name, value in dataclasses.asdict(job.sweep).items()}
     values["sweep.search"] = " ".join(map(str, search))
@@ -39,7 +39,7 @@ def start_sweep(
 def start_trials(
     base: TrainConfig, trials: Sequence[Trial], parent: RunRef, folder: str, *, continued: bool
 ) -> dict[int, RunRef]:
-    """A run for each trial, which waits. folder: of the sweep."""
+    """Create a run for each trial, with the status of one that waits. folder: the sweep's."""
     store = TrackingStore(parent.tracking_uri, parent.experiment_id)
     refs = {}
     for trial in trials:

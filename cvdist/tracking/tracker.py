@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _always_current() -> None:
-    """Accept: there is no other attempt."""
+    """Do nothing: there is no other attempt."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Attempt:
 
 
 class Tracker:
-    """Logs the results of a run. One process of a run does; in the others, nothing is logged, as here."""
+    """The interface of trackers, which log the results of a run. This one logs nothing."""
 
     def log_params(self, values: Mapping[str, object]) -> None:
         """Log parameters, which hold for the whole run."""
@@ -82,7 +82,7 @@ class Tracker:
             precision: The precision that it was trained in.
             example: Input example, uint8 (n, C, H, W), n >= 2.
             step: The epoch that the model is from.
-            thresholds: Of a model with several labels a picture, the least probability of each class.
+            thresholds: With several labels per picture, the least probability of each class.
         """
 
     def close(self) -> None:
