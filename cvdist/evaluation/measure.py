@@ -37,7 +37,7 @@ class ModelEvaluation:
         outcome: its answer to each picture.
         metrics: the metrics of these answers.
         absent: classes of the model that the data has no pictures of.
-        arithmetic: name of the precision that it was computed in.
+        precision: name of the precision that it was computed in.
         seconds: how long it took.
     """
 

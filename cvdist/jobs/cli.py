@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -365,7 +365,9 @@ def _ask_tyro(job: Job, base: Any, program: str, about: str, words: Sequence[str
     """Return the job's settings `base` with the changes of `words`; for `--help`, raise SystemExit."""
     import tyro
 
-    groups = {name: _shown(job, name, getattr(base, name)) for name in configs.groups_of(job.settings)}
+    texts = _help_texts if {"-h", "--help"} & set(words) else lambda _: {}
+    bases = {name: getattr(base, name) for name in configs.groups_of(job.settings)}
+    groups = {name: _shown(job, name, group, texts(type(group))) for name, group in bases.items()}
     fields = [(name, cls, dataclasses.field(default=cls())) for name, cls in groups.items()]
     output = io.StringIO()
     try:
@@ -385,20 +387,26 @@ def _ask_tyro(job: Job, base: Any, program: str, about: str, words: Sequence[str
     return dataclasses.replace(base, **changed)
 
 
-def _shown(job: Job, name: str, group: Any) -> type[Any]:
-    """Make the class of a group that tyro shows: with the group's values, and only the flags of the job.
+def _help_texts(group: type[Any]) -> dict[str, str]:
+    """Return each field's docstring as one paragraph, where tyro would keep the line breaks of the source."""
+    import docstring_parser
 
-    It is a subclass, so that the help has the fields' descriptions.
-    """
+    described = [docstring_parser.parse_from_object(cls).params for cls in reversed(group.__mro__[:-1])]
+    return {one.arg_name: " ".join((one.description or "").split()) for params in described for one in params}
+
+
+def _shown(job: Job, name: str, group: Any, texts: Mapping[str, str]) -> type[Any]:
+    """Make the class of a group that tyro shows: with its values, the job's flags, and their help texts."""
     import tyro
 
     fields = []
     for one in configs.fields_of(type(group), name):
         # Tyro shows those that it calls aliases first.
         shown, *aliases = [one.alias, configs.dashed(one.flag)] if one.alias else [one.flag]
-        marks: list[Any] = [tyro.conf.arg(name=shown.replace("_", "-"), aliases=aliases)]
+        text = texts.get(one.field)
+        marks: list[Any] = [tyro.conf.arg(name=shown.replace("_", "-"), aliases=aliases, help=text)]
         if f"{name}.{one.field}" == job.subject_field:
-            marks = [tyro.conf.Positional, tyro.conf.arg(metavar=job.subject)]
+            marks = [tyro.conf.Positional, tyro.conf.arg(metavar=job.subject, help=text)]
         elif one.flag in job.without:
             marks = [tyro.conf.Suppress]
         kind = Annotated[(configs.plain_type(one.hint), *marks)]  # type: ignore[valid-type]

@@ -50,6 +50,13 @@ def test_help_and_parser_have_the_same_flags(job, capsys):
         assert f"{configs.dashed(flag)} " not in shown
 
 
+def test_texts_of_the_help_fill_their_lines_whatever_the_breaks_in_the_source(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        cli.parse("train", ["digits-cnn", "--help"])
+    assert "Empty: each picture has one class." in capsys.readouterr().out
+
+
 def test_preprocess_takes_what_an_extraction_depends_on_and_where_it_runs():
     flags = {setting.flag for setting in cli.JOBS["preprocess"].flags()}
     assert flags == {
