@@ -39,10 +39,14 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True)
 class Packed:
-    """A shard as it is stored, with all that tells whether a copy is whole.
+    """A shard as it is stored, with sizes and checksums that tell whether a copy is whole.
 
-    content: compressed; raw_bytes: the size without compression; sha256 of the content, raw_sha256 of what is
-    compressed in it, both hexadecimal; zeros: how many values of the features are zero.
+    Attributes:
+        content: the compressed shard.
+        raw_bytes: size in bytes without compression.
+        sha256: hexadecimal checksum of the content.
+        raw_sha256: hexadecimal checksum without compression.
+        zeros: number of feature values that are zero.
     """
 
     content: bytes

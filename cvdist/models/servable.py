@@ -25,7 +25,7 @@ def probabilities(scores: Tensor, *, multilabel: bool) -> Tensor:
 
 
 def log_probabilities(scores: Tensor, *, multilabel: bool) -> Tensor:
-    """Compute the logarithms of `probabilities`, float32 (n, classes), which keep small values exact."""
+    """Compute the logarithms of `probabilities`, float32 (n, classes), which stay exact for small values."""
     scores = scores.float()
     return F.logsigmoid(scores) if multilabel else scores.log_softmax(1)
 

@@ -108,7 +108,7 @@ class TransferModel(Layers):
 
 
 def _new(name: str, input: InputSpec, num_classes: int, settings: ModelConfig) -> TransferModel:
-    """Build the model with random weights: those of the library in front of the head, PyTorch's in it."""
+    """Build the model with random weights: the library's in front of the head, PyTorch's in the head."""
     cuts, at = library.cuts(name), _cut(name, settings)
     network = library.create(name, num_classes, input.height)
     graph, head = cuts.graph, cuts.last
@@ -175,7 +175,7 @@ def _build(name: str, input: InputSpec, num_classes: int, settings: ModelConfig)
 
 
 def give_values(module: nn.Module) -> None:
-    """Give the layers of `module` that have no values PyTorch's default random ones, on the default device."""
+    """Initialize the layers of `module` without values by PyTorch's random default, on the default device."""
     for layer in module.modules():
         if any(parameter.is_meta for parameter in layer.parameters(recurse=False)):
             layer.to_empty(device=torch.get_default_device(), recurse=False)

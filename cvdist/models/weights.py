@@ -155,7 +155,7 @@ def prepare(settings: BackboneConfig) -> None:
 
 
 def prepare_with_cut(settings: BackboneConfig) -> BackboneConfig:
-    """Do as `prepare`, and return `settings` with the features that the weights are enough for.
+    """Do what `prepare` does, and return `settings` with the features that the weights suffice for.
 
     These are `pooled` or, of a network of convolutions whose other layers the file does not have, `maps`.
 
@@ -266,7 +266,7 @@ def _local_file(settings: BackboneConfig) -> Iterator[Path]:
 
 
 def _brought(uri: str) -> Path:
-    """The file behind `uri` in the cache, under a name that changes when the file does."""
+    """Copy the file at `uri` to the cache if necessary, and return its path, which changes with the file."""
     found = storage.file_state(uri, "--weights")
     folder = _cache()
     identity = hashlib.sha256(f"{uri} {found.size} {found.mtime_ns or 0}".encode()).hexdigest()
@@ -279,7 +279,7 @@ def _brought(uri: str) -> Path:
 
 
 def _once(path: Path, what: str, bring: Callable[[], None]) -> None:
-    """Bring a file to the cache, unless it is there; once for all processes of a node."""
+    """Call `bring` to get a file into the cache, unless it is there; once for all processes of a node."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock"), what, WAIT_TIMEOUT):
