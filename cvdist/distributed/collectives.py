@@ -1,4 +1,4 @@
-"""What the workers of a run tell each other. Every function also works alone, without a process group."""
+"""Exchanges between the workers of a run. Every function also works alone, without a process group."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class Scaling:
         return (inputs - self.mean.to(inputs.dtype)) * self.factor.to(inputs.dtype)
 
     def fold(self, coefficients: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weight (classes, d) and bias (classes,) that do on inputs what these do standardized.
+        """Return the weight (classes, d) and bias (classes,) that give the same scores for inputs as they are.
 
         Args:
             coefficients: float64 (d, classes).

@@ -223,7 +223,7 @@ def fit(run: Run, epoch: int) -> TrainedEpoch:
 
 
 def wanted(run: Run) -> bool:
-    """Return whether the head is yet to be fitted: by `--fit`, or since epochs ended below the baseline."""
+    """Return whether the head must still be fitted: by `--fit`, or because epochs ended below the baseline."""
     baseline, best = run.progress.ridge, run.best
     if run.progress.logistic is not None or run.config.loop.fit == "logistic":
         return run.progress.logistic is None

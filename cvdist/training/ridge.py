@@ -229,7 +229,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a penalty made of training pictures, each classified by what is learned from all others.
+    """The result of a penalty on training pictures, each classified by what is learned from all others.
 
     Attributes:
         penalty: The penalty on the squared weights.
