@@ -41,7 +41,7 @@ def measure() -> Iterator[Comparison]:
 
 
 def _epoch_seconds(every: int) -> float:
-    """Mean seconds of an epoch, from the end of the second one to the end of the last."""
+    """Return the mean seconds of an epoch, from the end of the second one to the end of the last."""
     words = ["digits-cnn", "--epochs", str(_EPOCHS), "--batch-size", "64", "--checkpoint-every", str(every)]
     words += ["--no-log-model", "--no-visualize", "--no-system-metrics", "--device", "cpu", "--name", "bench"]
     kept = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
