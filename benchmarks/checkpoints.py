@@ -1,4 +1,4 @@
-"""What a checkpoint costs the steps of a job with two Ray workers: seven an epoch beside one an epoch.
+"""Cost of checkpoints for the steps of a job with two Ray workers: seven an epoch against one an epoch.
 
 Both sides are whole jobs on a local Ray, with a small CNN whose checkpoint takes 0.9 MB: what remains is what
 the workers do and wait for at each checkpoint. Compared are the seconds from one epoch's end to the next one's.

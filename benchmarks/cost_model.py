@@ -1,4 +1,4 @@
-"""What VGG16 by transfer learning takes: the tables of docs/scaling.md (h100) and of docs/kubernetes.md (l4).
+"""Costs of transfer learning with VGG16: the tables of docs/scaling.md (h100) and of docs/kubernetes.md (l4).
 
     python benchmarks/cost_model.py h100 --matrix-share 0.4 --memory-share 0.7 --host-ms 1.0
     python benchmarks/cost_model.py l4 --gpu-hour 2.50
@@ -37,7 +37,7 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Assumptions about machines and jobs. Rates are from data sheets: eight H100 (SXM) in a node, or one L4."""
+    """Assumptions about machines and jobs. Rates are from data sheets: eight H100 (SXM) a node, or one L4."""
 
     matrix_tflops: float = 989.0
     """TFLOP/s of dense matrix products in bfloat16."""

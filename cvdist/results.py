@@ -202,7 +202,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class LogisticResult:
-    """How a head was fitted by logistic regression (`cvdist.training.logistic_head`).
+    """Result of fitting a head by logistic regression (`cvdist.training.logistic_head`).
 
     Attributes:
         epoch: The epoch that the fit counts as, from 1.

@@ -45,12 +45,12 @@ _AVERAGED = "module."  # where `torch.optim.swa_utils.AveragedModel` has the mod
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint is not what was written; an older one may be good."""
+    """Raised if a checkpoint is not what was written. An older one may be good."""
 
 
 @dataclass(frozen=True)
 class OrderIdentity:
-    """What has to be equal for a position within an epoch to mean the same samples."""
+    """Everything that has to be equal for a position within an epoch to mean the same samples."""
 
     train_size: int
     seed: int
@@ -58,7 +58,7 @@ class OrderIdentity:
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
         epoch: Epochs finished.
@@ -96,7 +96,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Normalization:
-    """How pictures are resized and normalized: (pixel in [0, 1] - mean) / std, by channel."""
+    """The way pictures are resized and normalized: (pixel in [0, 1] - mean) / std, by channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -115,7 +115,7 @@ class Checkpoint:
         made_with: Settings and data that the run depends on, by the names that people know.
         state: Tensors and numbers of the model, its moving average, the optimizer and the random streams.
         normalization: Normalization of the model's input.
-        parallel: How steps were divided over the workers, see `cvdist.parallel`.
+        parallel: How steps were divided over the workers (`cvdist.parallel`).
         workers: Number of workers with shards of the model in files of their own; 0 if one file has it all.
     """
 

@@ -72,7 +72,7 @@ def file_of(path: str) -> str:
 
 @dataclass
 class _Piece:
-    """What one request reads: a file, some bytes of a tar, or some rows of a Parquet file.
+    """The data that one request reads: a file, some bytes of a tar, or some rows of a Parquet file.
 
     Attributes:
         path: path of the first picture, for messages.

@@ -89,7 +89,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Shuffle:
-    """How an epoch is shuffled. A checkpoint in mid-epoch stores this, so that the epoch can be continued.
+    """The way an epoch is shuffled. A checkpoint in mid-epoch stores it, so that the epoch can be continued.
 
     Attributes:
         streams: 0 if all samples are shuffled together. Otherwise the number of workers that the shards were

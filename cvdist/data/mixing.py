@@ -20,7 +20,7 @@ from cvdist.seeding import derive_seed
 
 
 class Mixture(NamedTuple):
-    """How the samples of a global batch are mixed.
+    """The way the samples of a global batch are mixed.
 
     Attributes:
         share: share of its own pixels that a sample keeps, in [0, 1].

@@ -64,7 +64,7 @@ def set_group_timeout(timeout: float) -> None:
 
 
 class LostWorkers(RuntimeError):
-    """Another worker has died, hangs, or can't be reached."""
+    """Raised if another worker has died, hangs, or can't be reached."""
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class ExtractionPlan:
 
 @dataclass(frozen=True)
 class BuiltCache:
-    """What an extraction has done. `computed`: number of pictures; `seconds`: time to compute them."""
+    """The result of an extraction. `computed`: number of pictures; `seconds`: time to compute them."""
 
     manifest: Manifest
     computed: int

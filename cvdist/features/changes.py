@@ -27,7 +27,7 @@ _DIGEST = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 
 @dataclass(frozen=True)
 class Changes:
-    """How a listing differs from an index. Rows are int64.
+    """The differences between a listing and an index. Rows are int64.
 
     Attributes:
         kept: rows of the listing whose features are there.

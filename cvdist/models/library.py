@@ -24,7 +24,7 @@ _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pictures become what a network takes: (pixel in [0, 1] - mean) / std, for each channel.
+    """The preparation of pictures for a network: (pixel in [0, 1] - mean) / std, for each channel.
 
     Attributes:
         name: Name of the normalization: `imagenet`, `vgg-features`, or empty.

@@ -1,4 +1,4 @@
-"""A trained classifier together with its preprocessing, for serving: pixels in, probabilities out."""
+"""A trained classifier with its preprocessing, for serving: it takes pixels and returns probabilities."""
 
 from __future__ import annotations
 

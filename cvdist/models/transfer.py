@@ -24,7 +24,7 @@ from cvdist.models.registry import InputSpec, Library, ModelSpec, register_libra
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a network is divided. Copies of a model share it.
+    """The division of a network into frozen layers, trained stages and head. Copies of a model share it.
 
     Attributes:
         graph: From the pictures to the scores.

@@ -45,13 +45,13 @@ WAIT_TIMEOUT = 1800.0  # seconds for another process of this node to finish its 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where pretrained weights came from, for records.
+    """The origin of pretrained weights, for records.
 
     Attributes:
         source: torchvision's name, path or URI.
         digest: hexadecimal SHA-256 of the file.
         preprocessing: how pictures are prepared for them.
-        note: for people, what was taken out of the file and what was left out; or empty.
+        note: text for people on what was taken out of the file and what was left out, or empty.
     """
 
     source: str

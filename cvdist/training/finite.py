@@ -23,7 +23,7 @@ _ADVICE = "lower --lr, set --clip-grad-norm, or use --precision float32"
 
 
 class NotFinite(UserError):
-    """The training has diverged, and would diverge again if it were repeated."""
+    """Raised if training has diverged, and would diverge again if it were repeated."""
 
 
 class LossWatch:

@@ -89,7 +89,7 @@ Weigh = Callable[[Part], Tensor]
 
 @dataclass(frozen=True)
 class Scaling:
-    """How inputs are standardized: (inputs - mean) * factor.
+    """The standardization of inputs: (inputs - mean) * factor.
 
     Attributes:
         mean: float64 (d,).

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StepStats:
-    """What some steps measured, over all workers.
+    """Measurements of some steps, over all workers.
 
     Attributes:
         loss: Sum of the samples' losses.

@@ -151,7 +151,7 @@ def one_kind(paths: Sequence[str], uri: str) -> str:
 
 @dataclass(frozen=True)
 class Archive:
-    """What is in a tar or a Parquet file.
+    """The content of a tar or a Parquet file.
 
     Attributes:
         path: path of the file below the root.

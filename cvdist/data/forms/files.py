@@ -35,7 +35,7 @@ _PICTURES = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified",
 
 @dataclass
 class Files:
-    """What lies below a folder. All paths are relative to it.
+    """The content of a folder. All paths are relative to the folder.
 
     Attributes:
         pictures: sorted by path, with the columns path, size (bytes) and modified (ns since 1970).

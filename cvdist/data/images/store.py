@@ -200,7 +200,7 @@ def _reserve(path: Path, pictures: int, config: DataConfig) -> Path | None:
 
 @dataclass
 class CheckedChunk:
-    """What was found out about some pictures.
+    """The results of checking some pictures.
 
     Attributes:
         digests: 16 bytes for each picture (n,).
