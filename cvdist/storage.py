@@ -272,7 +272,7 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
             with filesystem.open_input_stream(path, compression=None) as stream:
                 content: bytes = stream.read()
         except OSError as error:
-            # Deleted after it was opened. A small file may have no room for the answer, which is said then.
+            # Deleted while open. The answer may not fit a small file's buffer, and that is the error then.
             gone = re.search("NO_SUCH_KEY|NOT_FOUND|Failed to flush response stream", str(error))
             if gone and filesystem.get_file_info(path).type == arrow.FileType.NotFound:
                 raise FileNotFoundError(path) from error

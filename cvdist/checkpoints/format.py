@@ -278,7 +278,7 @@ def trained_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Return the model's tensors by name, or the moving average's if there is one."""
     tensors: dict[str, Tensor] = dict(checkpoint.state["model"])
     for name, tensor in (checkpoint.state.get("ema") or {}).items():
-        if name.startswith(_AVERAGED):  # besides, it counts its updates
+        if name.startswith(_AVERAGED):  # the rest counts its updates
             tensors[name.removeprefix(_AVERAGED)] = tensor
     return tensors
 

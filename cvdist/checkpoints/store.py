@@ -213,7 +213,7 @@ class CheckpointStore:
         with TemporaryDirectory(prefix=_ARRIVING, dir=target) as private:
             fill(Path(private))
             files = {file.name: file for file in Path(private).iterdir()}
-            # What describes other files follows them.
+            # Files that describe others come after them.
             for file in sorted(files, key=lambda file: file.endswith(".json")):
                 if file != META:
                     self._put(files[file], f"{name}/{file}")
@@ -267,7 +267,7 @@ class CheckpointStore:
         path = f"{self.folder.root}/{name}"
         self._known.pop(name, None)
         try:
-            # First the file that makes it a checkpoint: half of one is not to be found.
+            # The file that makes it a checkpoint goes first, so that nobody finds half of one.
             if self.folder.size(f"{name}/{META}") is not None:
                 self.folder.delete(f"{name}/{META}")
             self.folder.filesystem.delete_dir(path)

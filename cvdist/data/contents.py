@@ -201,7 +201,7 @@ class Contents:
                 return [storage.read(self._filesystem, file)]
             first, (last, size) = piece.members[0][0], piece.members[-1]
             content = self._range(piece.file, first, last + size - first)
-        # Of a tar that was cut, what is there of the last picture: like a cut file, it can't be decoded.
+        # The last picture of a tar that was cut may be short. Like a cut file, it can't be decoded.
         return [content[start - first : start - first + size] for start, size in piece.members]
 
     def _range(self, path: str, start: int, size: int) -> bytes:

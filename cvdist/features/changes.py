@@ -20,7 +20,7 @@ from cvdist.data.contents import DIGEST_BYTES, Contents, digest_of
 from cvdist.data.images.listing import Listing
 from cvdist.data.labels import named_labels
 
-_LEAST_ALIVE = 0.5  # of a shard's rows; with fewer, those are computed again and the shard is dropped
+_LEAST_ALIVE = 0.5  # share of a shard's rows; if fewer are used, they are computed again, in a new shard
 
 _DIGEST = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 

@@ -59,7 +59,7 @@ class MappedCopy:
         self._gathering = ThreadPoolExecutor(1, thread_name_prefix="gather")
         self._lock = threading.Lock()
         self.arriving: dict[int, Future[memoryview]] = {}
-        # What has arrived, where all of it is kept; with a window, `values` has to see each use.
+        # Shards that have arrived, if all are kept. Empty with a window: `values` has to see each use.
         self._ready: list[memoryview | None] = [None] * len(self.cache.shards)
         self._sequence: list[int] = []
         self._place: dict[int, int] = {}

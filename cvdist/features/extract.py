@@ -142,7 +142,7 @@ class Extractor:
             contents = [one.digest.hex() for one in decoded if one.pixels is not None]
             sizes += [(one.width, one.height) for one in decoded if one.pixels is not None]
             images = stacked(pixels, self._device).to(self._device, non_blocking=True)
-            # Held while a GPU's work is handed over, not until it is done: another thread's comes next.
+            # Held while work is handed to the GPU, not until it is done, so that another thread can follow.
             with self._computing:
                 stored = self._compute(images, contents, views)
                 looks.append(measure(images).to("cpu", non_blocking=True))

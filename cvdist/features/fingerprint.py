@@ -26,7 +26,7 @@ from cvdist.config import (
 from cvdist.data.images.decode import decode_settings as decoding
 
 _VIEWS_WITH_AUGMENTATION = 4
-# What photographs of most things may undergo: without any augmentation, views would all be alike.
+# Harmless for photographs of most things. Without any augmentation, all views would be alike.
 _USUAL_AUGMENTATION: dict[str, float | str] = {"horizontal_flip": 0.5, "rotation": 10.0}
 
 

@@ -94,7 +94,7 @@ class LocalShards:
                         path.unlink(missing_ok=True)
                     return None
                 checked.write_text(mark)
-            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # used now, and changed when it was
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # used now; the time of change stays
             return shard.map_features(path)
         except FileNotFoundError:  # never there, or deleted to make room
             return None

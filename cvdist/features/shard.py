@@ -28,7 +28,7 @@ from cvdist.storage import file_digest
 SUFFIX = ".safetensors.zst"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _CODEC = "zstd"
-# What is unpacked without a doubt, and how many times its own size anything else may claim to be.
+# Bytes that are always unpacked. A larger content may claim at most so many times its stored size.
 _FREELY, _RATIO = 256 << 20, 1000
 _LEVEL = 1  # higher ones take several times as long and save a few percent
 

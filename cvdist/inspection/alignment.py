@@ -81,7 +81,7 @@ def _step(one: Tensor, other: Tensor, moved: Tensor) -> Tensor:
     x, y = _coordinates(*one.shape[2:])
     sampled, inside = _sample(other, moved)
     gray, across, down = sampled.unbind(1)
-    # What the first picture is explained by: four movements, contrast and brightness.
+    # The first picture is explained by these: four movements, contrast and brightness.
     causes = torch.stack([across * x, across, down * y, down, gray, torch.ones_like(gray)], 3)
     causes = (causes * inside[..., None]).flatten(1, 2)
     squares = causes.mT @ causes

@@ -59,7 +59,7 @@ class Layers(nn.Module):
         if not (self._again and self.training):
             return self._compute(self, images)
         for compute in self._again:
-            # Without what they compute in between; of random numbers, the second time draws the same.
+            # Values in between are not kept. The second computation draws the same random numbers.
             images = checkpoint(
                 compute,
                 self,
@@ -134,7 +134,7 @@ class _Tracer(fx.Tracer):
         return 2 * len(list(m.modules())) <= len(list(self.root.modules()))
 
 
-# What initializers call, in place, and norms: the result has the shape of the first argument.
+# Functions that initializers and norms call. The result has the shape of the first argument.
 _SAME_SHAPE = frozenset(
     (
         *(nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_),

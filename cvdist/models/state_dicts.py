@@ -219,7 +219,7 @@ def _some(names: list[str]) -> str:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # Of the sum: a NaN or an infinity stays one in it, and no second tensor of that size is needed.
+    # The sum keeps a NaN or an infinity, and needs no second tensor of that size.
     return bool(tensor.float().sum().isfinite())
 
 

@@ -55,7 +55,7 @@ class TransferModel(Layers):
         """
         super().__init__(network, plan.graph)
         graph, begin = plan.graph, plan.begin
-        # The library's own containers, so that `model.features[28]` is what it is there.
+        # The library's own containers, so that `model.features[28]` is the same layer as in the library.
         used = {
             str(node.target).split(".")[0] for node in graph.nodes if node.op in ("call_module", "get_attr")
         }

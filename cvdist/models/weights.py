@@ -204,7 +204,7 @@ def load(settings: BackboneConfig, model: nn.Module, *, last_layer: bool = False
         fitted = state_dicts.fit(
             opened.state, settings.name, source, file_shapes(settings.name), model, last_layer
         )
-        # Of the file, not of the tensors: `sha256sum` tells the same, and torchvision's file names begin it.
+        # Of the file, not of the tensors: `sha256sum` prints it, and torchvision file names have its start.
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     note = "; ".join(one for one in (opened.note, fitted.note) if one)

@@ -85,7 +85,7 @@ def assign(head: nn.Module, weight: Tensor, bias: Tensor) -> None:
     first, *middle, last = layers
     first.weight[:units].copy_(torch.cat([weight, -weight]))
     first.bias[:units].copy_(torch.cat([bias, -bias]))
-    for layer in middle:  # of what is not negative, ReLU changes nothing
+    for layer in middle:  # ReLU does not change values that are not negative
         layer.weight[:units].zero_()[:, :units].fill_diagonal_(1)
         layer.bias[:units].zero_()
     last.weight.zero_()

@@ -230,7 +230,7 @@ def _step(
                     features = before(lambda frozen: frozen(images))
                 scores = model(features)
             loss = F.cross_entropy(scores.float(), labels, reduction="sum")
-            # Not `backward`, which copies gradients that it can't be sure to own: here more are than on a GPU.
+            # Not `backward`, which copies gradients that it may not own, and here more of them than on a GPU.
             return torch.autograd.grad(loss, parameters)
 
         with counter:

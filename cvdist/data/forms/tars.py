@@ -32,7 +32,7 @@ from cvdist.log import redact, some
 
 logger = logging.getLogger(__name__)
 
-# Where a label may be, the first one that there is counts: of `.txt` files many are captions.
+# Files that may hold a label. The first one that exists counts, because many `.txt` files are captions.
 _SOURCES = ("cls", "json", "txt")
 _JSON_KEYS = ("label", "class", "class_name", "classname", "label_name", "cls", "category")
 _LONGEST_LABEL = 1 << 20  # bytes of a file with one

@@ -192,7 +192,7 @@ _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 _ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
 _END = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
-_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # but those that are part of a scan
+_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # except for those that are part of a scan
 # Start-of-frame markers, with the kinds of JPEG that most decoders don't know.
 _FRAMES = {
     **dict.fromkeys((0xC0, 0xC1, 0xC2, 0xC9, 0xCA), ""),

@@ -170,7 +170,7 @@ def _decode_jpeg(jpeg: Jpeg, size: int) -> Tensor:
 def _decode_rare_jpeg(jpeg: Jpeg) -> Tensor:
     """Decode a JPEG of a kind that libjpeg-turbo's simple interface does not know, if Pillow knows it."""
     try:
-        # Its own end: Pillow looks for nothing else that shows damage.
+        # Without the end marker: running out of data is the only damage that Pillow notices.
         with Image.open(io.BytesIO(jpeg.content.removesuffix(b"\xff\xd9")), formats=["JPEG"]) as image:
             return _decode_any(image)
     except Exception as error:
