@@ -69,7 +69,7 @@ def _ours(root: Path, folder: Path, settings: dict[str, Any]) -> Callable[[], fl
 
 
 def reference_transform(settings: dict[str, Any]) -> nn.Module:
-    """What torchvision's reference script makes of a picture, with the flags of the same names."""
+    """Return the transform of torchvision's reference script, with its flags of the same names."""
     policies = {"ra": v2.RandAugment, "ta_wide": v2.TrivialAugmentWide, "augmix": v2.AugMix,
                 "imagenet": v2.AutoAugment}  # fmt: skip
     steps: list[nn.Module] = [v2.RandomResizedCrop(224, interpolation=BILINEAR, antialias=True)]

@@ -1,4 +1,4 @@
-"""What a checkpoint costs the steps of a job with two Ray workers: seven an epoch beside one an epoch.
+"""Cost of checkpoints for the steps of a job with two Ray workers: seven an epoch against one an epoch.
 
 Both sides are whole jobs on a local Ray, with a small CNN whose checkpoint takes 0.9 MB: what remains is what
 the workers do and wait for at each checkpoint. Compared are the seconds from one epoch's end to the next one's.
@@ -41,7 +41,7 @@ def measure() -> Iterator[Comparison]:
 
 
 def _epoch_seconds(every: int) -> float:
-    """Mean seconds of an epoch, from the end of the second one to the end of the last."""
+    """Return the mean seconds of an epoch, from the end of the second one to the end of the last."""
     words = ["digits-cnn", "--epochs", str(_EPOCHS), "--batch-size", "64", "--checkpoint-every", str(every)]
     words += ["--no-log-model", "--no-visualize", "--no-system-metrics", "--device", "cpu", "--name", "bench"]
     kept = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}

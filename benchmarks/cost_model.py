@@ -1,4 +1,4 @@
-"""What VGG16 by transfer learning takes: the tables of docs/scaling.md (h100) and of docs/kubernetes.md (l4).
+"""Costs of transfer learning with VGG16: the tables of docs/scaling.md (h100) and of docs/kubernetes.md (l4).
 
     python benchmarks/cost_model.py h100 --matrix-share 0.4 --memory-share 0.7 --host-ms 1.0
     python benchmarks/cost_model.py l4 --gpu-hour 2.50
@@ -37,59 +37,59 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Assumptions:
-    """The assumptions. Hardware rates are those of the data sheet: eight H100 (SXM) in a node, or one L4."""
+    """Assumptions about machines and jobs. Rates are from data sheets: eight H100 (SXM) a node, or one L4."""
 
     matrix_tflops: float = 989.0
-    """Of bfloat16, dense."""
+    """TFLOP/s of dense matrix products in bfloat16."""
     memory_gb_s: float = 3350.0
-    """Of GPU memory, read and written."""
+    """GB/s of GPU memory, read and written."""
     memory_gb: float = 80.0
-    """Its size."""
+    """GB of GPU memory."""
     nvlink_gb_s: float = 450.0
-    """That a GPU sends to the others in its node."""
+    """GB/s that a GPU sends to the others in its node."""
     gpus_per_node: int = 8
-    """That share a node's link to other nodes."""
+    """GPUs of a node, which share its link to other nodes."""
     matrix_share: float = 0.4
-    """Of the matrix rate that is reached, in the convolutions and in the classifier."""
+    """Share of the matrix rate that is reached, in the convolutions and in the classifier."""
     memory_share: float = 0.7
-    """Of the memory's rate that is reached."""
+    """Share of the memory's rate that is reached."""
     link_share: float = 0.8
-    """Of a link's rate that is reached."""
+    """Share of a link's rate that is reached."""
     latency_us: float = 20.0
-    """Of the smallest all-reduce within a node."""
+    """Microseconds of the smallest all-reduce within a node."""
     hop_us: float = 10.0
-    """From node to node. A tree of nodes is climbed up and down."""
+    """Microseconds from node to node. A tree of nodes is climbed up and down."""
     host_ms: float = 1.0
-    """That Python and the launches of a step take: no step is shorter, whatever the GPU does."""
+    """Milliseconds that Python and the launches of a step take. No step is shorter, whatever the GPU does."""
     gathered_gb_s: float = 3.0
-    """At which a worker's thread collects a batch from the node's memory, where the features do not fit into
-    the GPU's."""
+    """GB/s at which a worker's thread collects a batch from the node's memory, where the features do not fit
+    into the GPU's."""
     device_share: float = 0.5
-    """Of the GPU's memory that features may take, as `cvdist.features.open` has it."""
+    """Share of the GPU's memory that features may take, as in `cvdist.features.open`."""
     cores_per_gpu: int = 16
-    """That decode and decompress."""
+    """CPU cores for each GPU, which decode and decompress."""
     decoded_per_core: float = 250.0
     """Pictures that a core decodes a second. Measured: 500 at 500x375 pixels; these are taken to be larger."""
     decompressed_gb_s_per_core: float = 1.0
-    """Measured: zstd, level 1, GB of features."""
+    """GB/s of features that a core decompresses. Measured with zstd, level 1."""
     picture_kb: float = 50.0
-    """Of a picture, as it is stored."""
+    """kB of a stored picture."""
     features_kb: float = 8.33
-    """Of its features in the bucket. Measured, on photographs of dogs and cats."""
+    """kB of a picture's features in the bucket. Measured on photographs of dogs and cats."""
     features_uncompressed_kb: float = 50.18
-    """The same on a node's disk: 512x7x7 values of 16 bits."""
+    """kB of a picture's features on a node's disk: 512x7x7 values of 16 bits."""
     forward_gflop: float = 30.7
-    """Of VGG16's convolutions, for a picture of 224x224; a multiplication and an addition are two."""
+    """GFLOP of VGG16's convolutions for a picture of 224x224. A multiplication and an addition are two."""
     batch_size: int = 1024
-    """Of training on all pictures. Small batches are bound by the weights' traffic."""
+    """Pictures in a batch when all pictures are trained on. Small batches are bound by the weights' traffic."""
     epochs: int = 5
-    """Of training, as in the recipe `dogs-cats-vgg16-features`."""
+    """Epochs of training, as in the recipe `dogs-cats-vgg16-features`."""
     network_gbit_s: float = 25.0
-    """Of a node to the bucket, in the table of costs."""
+    """Gbit/s from a node to the bucket, in the table of costs."""
     start_minutes: float = 6.0
-    """Until pods run and Ray has started: nodes that boot and pull the image. Paid for by all GPUs of a job."""
+    """Minutes until pods run and Ray has started: nodes boot and pull the image. Paid for all GPUs of a job."""
     deadline_hours: float = 4.0
-    """As many GPUs are taken as extraction needs to be over within this time."""
+    """Hours in which extraction has to end, which decides how many GPUs it takes."""
     gpu_hour: float = 3.0
     """Price of a GPU with its part of a node for an hour."""
     gb_month: float = 0.023
@@ -104,7 +104,7 @@ L4 = Assumptions(
 
 @dataclass(frozen=True)
 class JobCost:
-    """What a data set costs. Hours include the start of the pods; without "gpu", they are wall-clock time."""
+    """The cost of a data set. Hours include the start of the pods; without "gpu", they are wall-clock time."""
 
     extract_gpus: int
     extract_hours: float
@@ -173,7 +173,7 @@ def epoch(a: Assumptions, pictures: int, gpus: int, gbit: float, *, split: bool)
 
 
 def first_read(a: Assumptions, pictures: int, gbit: float) -> float:
-    """Return the seconds until a node has all features, limited by its link or by decompression."""
+    """Return the seconds until a node has all features, bound by its link or by decompression."""
     fetched = pictures * a.features_kb * 1e3 / (a.link_share * gbit / 8 * 1e9)
     cores = a.cores_per_gpu * a.gpus_per_node
     unpacked = pictures * a.features_uncompressed_kb * 1e3

@@ -1,8 +1,8 @@
 """Pictures a second from a table, from tars and from Parquet files, each against the same pictures in folders.
 
-Once as a job begins: they are listed, read and decoded into an empty cache. And as epochs go on where a node
-has no room for decoded pictures: in random order, by decoding processes. The pictures are the 2,000 photographs
-of dogs and cats if CVDIST_TEST_DATA is set, else made up.
+One comparison is of a job's start, where pictures are listed, read and decoded into an empty cache. The other
+is of epochs on a node without room for decoded pictures: processes decode them, in random order. The pictures
+are the 2,000 photographs of dogs and cats if CVDIST_TEST_DATA is set, else made up.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def measure() -> Iterator[Comparison]:
 
 
 def _ours() -> tuple[float, float]:
-    """Run our job. Returns the seconds lost, and the seconds between two checkpoints."""
+    """Run our job, and return the seconds lost and the seconds between two checkpoints."""
     with tempfile.TemporaryDirectory() as storage:
         words = [
             "digits-cnn",
@@ -109,7 +109,7 @@ def _ours() -> tuple[float, float]:
 
 
 def _minimal() -> float:
-    """Run the minimal TorchTrainer. Returns the seconds from the kill to the next first step."""
+    """Run the minimal TorchTrainer, and return the seconds from the kill to the next first step."""
     with tempfile.TemporaryDirectory() as storage:
         starts = Path(storage) / "starts"
         script = _MINIMAL.format(storage=storage, starts=str(starts))
@@ -146,7 +146,7 @@ def _job(command: list[str], storage: str, **variables: str) -> Iterator[tuple[s
 
 
 def _kill(job: subprocess.Popen[bytes], but: int = 0) -> float:
-    """Kill a worker, but not the one with process id `but`. Returns the time in seconds since 1970."""
+    """Kill a worker, but not the one with process id `but`, and return the time in seconds since 1970."""
     for process in psutil.Process(job.pid).children(recursive=True):
         words = " ".join(process.cmdline()[:1])
         if words.startswith("ray::") and "RayTrainWorker" in words and process.pid != but:

@@ -73,7 +73,7 @@ def _config(pictures: Path, features: Path, weights: Path, preprocessing: str) -
 
 
 def _extract(config: PreprocessConfig) -> tuple[build.BuiltCache, float]:
-    """Extract features. Returns the result, and the seconds without loading the weights."""
+    """Extract features, and return the result and the seconds without loading the weights."""
     todo = build.make_plan(config)
     extractor = Extractor(config, todo.fingerprint, CPU)
 
@@ -85,7 +85,7 @@ def _extract(config: PreprocessConfig) -> tuple[build.BuiltCache, float]:
 
 
 def extract_anew(config: PreprocessConfig) -> tuple[build.BuiltCache, float]:
-    """Extract features into an empty folder. Returns the result, and the pictures per second."""
+    """Extract features into an empty folder, and return the result and the pictures per second."""
     shutil.rmtree(config.features.uri, ignore_errors=True)
     built, seconds = _extract(config)
     return built, built.computed / seconds
@@ -93,7 +93,7 @@ def extract_anew(config: PreprocessConfig) -> tuple[build.BuiltCache, float]:
 
 @torch.inference_mode()
 def bare(config: PreprocessConfig, pictures: int) -> float:
-    """Pictures per second of the frozen layers alone, on batches in memory."""
+    """Return the pictures per second of the frozen layers alone, on batches in memory."""
     from cvdist.distributed.precision import choose_precision
 
     frozen = models.build_frozen(config.model, config.data.image_size).module.to(

@@ -92,7 +92,7 @@ def _from_the_cache(run: Run) -> Callable[[], float]:
 
 
 def _in_memory(run: Run) -> Callable[[], float]:
-    """The same computation on one batch, over and over."""
+    """Return a function that times the same computation on one batch, over and over."""
     head = run.trained
     optimizer = build_optimizer(head, run.config.optimizer)
     set_learning_rate(optimizer, run.config.optimizer.lr)

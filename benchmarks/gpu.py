@@ -67,7 +67,7 @@ _SECONDS = 0.5  # that an epoch may take on an H100
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured; tests run all of it with small ones."""
+    """The sizes of what is measured. Tests run all of it with small sizes."""
 
     model: str = "vgg16"
     hidden_size: int = 0
@@ -85,7 +85,7 @@ class Sizes:
 
 
 def tiny() -> Sizes:
-    """Work small enough for a CPU to finish in seconds."""
+    """Return sizes that are small enough for a CPU to finish in seconds."""
     return dataclasses.replace(
         Sizes(),
         model="vgg11",
@@ -106,7 +106,7 @@ def tiny() -> Sizes:
 
 @dataclass
 class Bench:
-    """A device, sizes, data and what has been found so far."""
+    """The device, sizes and data of the benchmarks, and what has been measured so far."""
 
     device: torch.device
     sizes: Sizes
@@ -120,7 +120,7 @@ class Bench:
     data: Path | None = field(init=False)
 
     def __post_init__(self) -> None:
-        """Real data where there is some and the sizes are real; else pictures and convolutions are made up."""
+        """Use real data if there is some and the sizes are real; else make up pictures and convolutions."""
         given = os.environ.get("CVDIST_TEST_DATA", "")
         self.data = Path(given) if given and self.sizes == Sizes() else None
         if self.data is not None:
@@ -147,7 +147,7 @@ class Bench:
                 file.write(json.dumps({"section": section, **values}) + "\n")
 
     def config(self, recipe: str = "dogs-cats-vgg16-features", **changes: Any) -> TrainConfig:
-        """A job without MLflow that keeps all it writes below `root`."""
+        """Return the settings of a job without MLflow that keeps everything it writes below `root`."""
         sizes = self.sizes
         return configs.replace(
             recipes.find(recipe),
@@ -170,13 +170,13 @@ class Bench:
         )
 
     def extraction(self, **changes: Any) -> PreprocessConfig:
-        """The settings of an extraction for the same model."""
+        """Return the settings of an extraction for the same model."""
         features = changes.pop("features", "")
         config = PreprocessConfig.of(self.config(**changes))
         return configs.replace(config, features=features) if features else config
 
     def repeated(self) -> Path:
-        """A folder of `sizes.cached` training pictures: those there are, repeated under new names."""
+        """Return a folder with `sizes.cached` training pictures, which are repeated under new names."""
         folder = self.root / "repeated"
         if folder.exists():
             return folder
@@ -193,7 +193,7 @@ class Bench:
         return folder
 
     def features(self) -> Path:
-        """A cache of `repeated`, computed on this device."""
+        """Compute a cache of `repeated` on this device, and return its path."""
         folder = self.root / "features"
         if not (folder / "manifest.json").exists():
             extract(self.extraction(data=str(self.repeated()), features=str(folder)), self.device)
@@ -201,7 +201,7 @@ class Bench:
 
 
 def measure() -> Iterator[Comparison]:
-    """Seconds of an epoch, pictures a second, and both as shares of what the GPU can do."""
+    """Measure seconds of an epoch, pictures a second, and both as shares of what the GPU can do."""
     if not torch.cuda.is_available():
         why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"
         print(f"  skipped: {why}", flush=True)
@@ -210,7 +210,7 @@ def measure() -> Iterator[Comparison]:
 
 
 def all_on(device: torch.device, sizes: Sizes, names: Sequence[str] = ()) -> Iterator[Comparison]:
-    """The comparisons of the named sections on a device; of all sections without names."""
+    """Yield the comparisons of the named sections on a device; of all sections if none is named."""
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(device, sizes, Path(temporary))
         for name in names or SECTIONS:
@@ -221,7 +221,7 @@ def all_on(device: torch.device, sizes: Sizes, names: Sequence[str] = ()) -> Ite
 
 
 def machine(bench: Bench) -> Iterator[Comparison]:
-    """What the card can do: memory, matrix products, the way to and from main memory."""
+    """Measure what the card can do: memory, matrix products, copies to and from main memory."""
     device = bench.device
     name = torch.cuda.get_device_name(device) if bench.cuda else "processor"
     bench.note(
@@ -240,7 +240,7 @@ def machine(bench: Bench) -> Iterator[Comparison]:
 
 
 def bandwidth(bench: Bench) -> float:
-    """Bytes a second, read and written, of a copy."""
+    """Return the bytes a second that a copy reads and writes."""
     source = torch.ones(bench.sizes.copied_bytes // 4, device=bench.device)
     target = torch.empty_like(source)
 
@@ -253,7 +253,7 @@ def bandwidth(bench: Bench) -> float:
 
 
 def matrix_rate(bench: Bench, kind: str = "bfloat16") -> float:
-    """Floating point operations a second of square matrices' products."""
+    """Return the floating point operations a second of products of square matrices."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
     dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
@@ -290,7 +290,7 @@ def _transfers(bench: Bench) -> dict[str, float]:
 
 
 def backbones(bench: Bench) -> Iterator[Comparison]:
-    """The convolutions of four models alone, on a batch that lies ready: the most that can be had."""
+    """Measure the convolutions of four models alone, on a batch that lies ready: the upper limit."""
     size, device = bench.sizes.image_size, bench.device
     for name in ("vgg16", "resnet50", "vit_b_16", "mobilenet_v2"):
         if not bench.cuda and name != "mobilenet_v2":
@@ -349,7 +349,7 @@ def _bare(module: Callable[[torch.Tensor], object], batch: int, size: int, devic
 
 
 def _operations(module: nn.Module, size: int) -> int:
-    """Floating point operations on one picture."""
+    """Return the number of floating point operations on one picture."""
     device = next(module.parameters()).device
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         module(torch.zeros(1, 3, size, size, device=device))
@@ -360,7 +360,7 @@ def _operations(module: nn.Module, size: int) -> int:
 
 
 def extraction(bench: Bench) -> Iterator[Comparison]:
-    """From JPEGs, or decoded pictures in memory, to a stored cache, against the bare backbone; stages alone."""
+    """Compare extraction, from JPEGs or pictures in memory, with the bare backbone, and time its stages."""
     device, cuda = bench.device, bench.cuda
     config = bench.extraction(data=str(bench.pictures if cuda else bench.repeated()))
     paths = [str(p.relative_to(config.data.uri)) for p in sorted(Path(config.data.uri).rglob("*.jpg"))]
@@ -434,7 +434,7 @@ class InMemory:
 def extract(
     config: PreprocessConfig, device: torch.device, slices: int = 4, pictures: InMemory | None = None
 ) -> float:
-    """Make a cache in this process, `slices` shards at a time; pictures a second."""
+    """Make a cache in this process, `slices` shards at a time, and return the pictures a second."""
     plan = build.make_plan(config)
     extractor = Extractor(config, plan.fingerprint, device, pictures=pictures)
     some = plan.shards.units[0].paths[:16]
@@ -447,7 +447,7 @@ def extract(
 
 
 def _decoding(config: PreprocessConfig, paths: list[str], workers: int, *, processes: bool) -> float:
-    """JPEGs a second that are read and decoded, and nothing else."""
+    """Return how many JPEGs a second are only read and decoded."""
     ahead = DecodeAhead(
         config.data.uri,
         config.data.image_size,
@@ -466,7 +466,7 @@ def _decoding(config: PreprocessConfig, paths: list[str], workers: int, *, proce
 
 
 def _nvjpeg(config: PreprocessConfig, paths: list[str], device: torch.device) -> dict[str, float]:
-    """JPEGs a second that lie in memory: decoded by the GPU, and then resized by it one after the other."""
+    """Return how many JPEGs a second from memory the GPU decodes, and then resizes one after the other."""
     from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms.v2.functional import resize
 
@@ -491,7 +491,7 @@ def _nvjpeg(config: PreprocessConfig, paths: list[str], device: torch.device) ->
 
 
 def epochs(bench: Bench) -> Iterator[Comparison]:
-    """The book's headline: the classifier on cached features, and smaller heads, through the whole job."""
+    """Measure whole jobs on cached features: the book's classifier, and smaller heads."""
     floor_bandwidth = bandwidth(bench)
     features = bench.features()
     steps = -(-bench.sizes.cached // bench.sizes.batch)
@@ -517,7 +517,7 @@ def epochs(bench: Bench) -> Iterator[Comparison]:
 
 
 def heads(bench: Bench) -> Iterator[Comparison]:
-    """Small heads, whose steps are bound by launches: eager, and with CUDA graphs."""
+    """Measure small heads, whose steps are bound by launches: without and with CUDA graphs."""
     features = bench.features()
     bytes_read = bench.sizes.cached * _values(bench) * 2
     for head in ("mlp", "linear"):
@@ -548,7 +548,7 @@ def _values(bench: Bench) -> int:
 def _trained(
     bench: Bench, name: str, recipe: str = "dogs-cats-vgg16-features", **changes: Any
 ) -> dict[str, Any]:
-    """A job in this process: what its newest checkpoint says of its epochs."""
+    """Run a job in this process, and return what its newest checkpoint says about its epochs."""
     config = bench.config(
         recipe, **{"name": name, "epochs": bench.sizes.epochs, "keep_checkpoints": 1, **changes}
     )
@@ -575,7 +575,7 @@ def _newest(run: Path) -> Path:
 
 
 def progress(run: Path) -> dict[str, Any]:
-    """`progress` of the newest checkpoint in a run's folder."""
+    """Return `progress` of the newest checkpoint in a run's folder."""
     found: dict[str, Any] = json.loads((_newest(run) / "checkpoint.json").read_text())["progress"]
     return found
 
@@ -604,7 +604,7 @@ def _note_job(bench: Bench, section: str, found: dict[str, Any], **more: Any) ->
 
 
 def jobs(bench: Bench) -> Iterator[Comparison]:
-    """Jobs as a user starts them: the CNN from scratch and the transfer model, in several arithmetics."""
+    """Run jobs as a user starts them: the CNN from scratch and the transfer model, in several precisions."""
     digits = ["--data", str(bench.data / "mnist")] if bench.data else []
     short = [] if bench.data is None else ["--epochs", "3"]
     some = ["--epochs", str(bench.sizes.job_epochs)] if bench.sizes.job_epochs else []
@@ -681,7 +681,7 @@ def _parsed(command: list[str]) -> TrainConfig:
 
 
 def torchrun(bench: Bench, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`torchrun --nproc-per-node 1 jobs/train.py ...`, to its end."""
+    """Run `torchrun --nproc-per-node 1 jobs/train.py ...` to its end."""
     return subprocess.run(
         _command(bench, *arguments), cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
@@ -701,7 +701,7 @@ def _command(bench: Bench, *arguments: str) -> list[str]:
 
 
 def _told(table: str) -> dict[str, str]:
-    """What the table at a job's end says of its time and baseline."""
+    """Return what the table at a job's end says about its time and baseline."""
     rows = {
         name: line.split(name, 1)[1].strip()
         for line in table.splitlines()
@@ -715,7 +715,7 @@ def _told(table: str) -> dict[str, str]:
 
 
 def killed(bench: Bench) -> Iterator[Comparison]:
-    """SIGKILL in mid-epoch and the same command again, against a run that nothing happened to."""
+    """Kill a job in mid-epoch, run its command again, and compare with a run that was not disturbed."""
     vgg = ["--weights", str(bench.weights), "--weights-preprocessing", bench.preprocessing]
     own = [] if bench.data else ["--model", bench.sizes.model, "--hidden-size", "8", "--image-size", "32"]
     digits = ["--data", str(bench.data / "mnist")] if bench.data else []
@@ -758,7 +758,7 @@ def killed(bench: Bench) -> Iterator[Comparison]:
 
 
 def full(bench: Bench) -> Iterator[Comparison]:
-    """A job that is too large for the card: what it says, and how it ends."""
+    """Run a job that is too large for the card, and note what it says and how it ends."""
     words = [
         "dogs-cats-vgg16",
         "--data",
@@ -789,7 +789,7 @@ def full(bench: Bench) -> Iterator[Comparison]:
 
 
 def _strike(bench: Bench, run: Path, words: list[str]) -> str:
-    """Start a job, and kill it as soon as it has a checkpoint from within an epoch."""
+    """Start a job, kill it as soon as it has a mid-epoch checkpoint, and return the checkpoint's name."""
     job = subprocess.Popen(
         _command(bench, *words),
         cwd=ROOT,
@@ -814,7 +814,7 @@ def _strike(bench: Bench, run: Path, words: list[str]) -> str:
 
 
 def _differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Whether two checkpoints hold the same bits."""
+    """Return which tensors of two checkpoints differ in their bits, and by how much."""
     pairs = [(k, v, other["model"][k]) for k, v in one["model"].items()]
     momentum = [
         (f"momentum {k}", v["momentum_buffer"], other["optimizer"]["state"][k]["momentum_buffer"])
@@ -831,7 +831,7 @@ def _differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def profile(bench: Bench) -> Iterator[Comparison]:
-    """Where the loop waits for the GPU, and how busy it keeps it."""
+    """Find out where the loop waits for the GPU, and how busy it keeps the GPU."""
     features = bench.features()
     cases = {
         "VGG16's classifier, tf32": {"features": str(features), "precision": "tf32"},
@@ -862,7 +862,7 @@ def profile(bench: Bench) -> Iterator[Comparison]:
 
 
 def _traced(bench: Bench, what: str, name: str, changes: dict[str, Any]) -> None:
-    """Share of the time between an epoch's kernels in which none ran, and which kernels take how long."""
+    """Note the share of an epoch's time in which no kernel ran, and how long each kernel takes."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
@@ -921,7 +921,7 @@ def _link(of: Path, to: Path) -> None:
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds until the device has done all of it."""
+    """Return the seconds until the device has finished a call of `run`."""
     _finish(device)
     started = time.perf_counter()
     run()
@@ -939,7 +939,7 @@ def _short(value: object) -> str:
 
 
 def main() -> int:
-    """Run sections one after the other; what fails does not end the others."""
+    """Run sections one after the other. A section that fails does not end the others."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--output", type=Path, default=Path())

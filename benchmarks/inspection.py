@@ -25,7 +25,7 @@ PICTURES, FEATURES, NEIGHBORS, CLASSES = 16_384, 1_280, 8, 10
 
 
 def made_up(count: int) -> tuple[Tensor, Tensor]:
-    """Features float16 (count, FEATURES) around a center for each class, and labels int64 (count,)."""
+    """Make features float16 (count, FEATURES) around a center for each class, and labels int64 (count,)."""
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % CLASSES
     centers = torch.randn(CLASSES, FEATURES, generator=random)
@@ -37,14 +37,14 @@ def made_up(count: int) -> tuple[Tensor, Tensor]:
 
 
 def search(features: Tensor, labels: Tensor) -> float:
-    """Find all neighbors. Returns the seconds that it took."""
+    """Find all neighbors, and return the seconds that it took."""
     began = time.monotonic()
     nearest(features, labels, NEIGHBORS)
     return time.monotonic() - began
 
 
 def products(features: Tensor) -> float:
-    """Multiply each pair of blocks, and do nothing with the result. Returns the seconds that it took."""
+    """Multiply each pair of blocks, do nothing with the result, and return the seconds that it took."""
     blocks = [block.float() for block in features.split(BLOCK)]
     began = time.monotonic()
     for number, block in enumerate(blocks):
@@ -68,7 +68,7 @@ def measure() -> Iterator[Comparison]:
 
 
 class _MadeUpPictures:
-    """Stands for decoding: pictures of random pixels."""
+    """Stands in for decoding: pictures of random pixels."""
 
     def __call__(self, rows: Sequence[int]) -> Tensor:
         random = torch.Generator().manual_seed(0)

@@ -63,7 +63,7 @@ def measure() -> Iterator[Comparison]:
 
 
 def _run(work: str, classes: int) -> tuple[float, float]:
-    """Seconds and MiB of a listing in a process of its own, from a server in another one."""
+    """Return the seconds and MiB of a listing in a separate process, from a server in another one."""
     server = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.listing", str(classes), str(OBJECTS)],
         stdout=subprocess.PIPE,

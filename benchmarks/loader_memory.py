@@ -46,7 +46,7 @@ print(highest / 2**20)
 
 
 def measure() -> Iterator[Comparison]:
-    """Measure MiB with four times the pictures, against MiB with one time."""
+    """Compare the MiB for four times the pictures with the MiB for the pictures."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         folders = {

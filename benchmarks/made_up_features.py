@@ -26,7 +26,7 @@ _FLIPS: dict[str, float | str] = {"horizontal_flip": 0.5}
 
 
 def sparse(rows: int, views: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    """Features as VGG16 makes them: positive, most of them zero, with the precision of bfloat16."""
+    """Make features like VGG16's: not negative, most of them zero, with the precision of bfloat16."""
     random = torch.Generator().manual_seed(seed)
     values = torch.rand(rows, views, *shape, generator=random) * 10 + 0.01
     kept = torch.rand(values.shape, generator=random) >= ZEROS
@@ -43,7 +43,7 @@ def write(
     shard_size: int = 128,
     views: int = 1,
 ) -> Manifest:
-    """A whole cache of two classes, without pictures behind it. Row i of a split has the label i % 2."""
+    """Write a whole cache of two classes, without pictures. Row i of a split has the label i % 2."""
     folder = Folder.open(str(uri), "--features")
     shards: list[ShardEntry] = []
     columns: dict[str, list[object]] = {name: [] for name in index.SCHEMA.names}
@@ -88,7 +88,7 @@ def write(
 
 
 def everything(made: Manifest, uri: str | Path) -> dict[str, Tensor]:
-    """All features of a cache in memory: by path, (views, ...)."""
+    """Read all features of a cache into memory: by path, (views, ...)."""
     folder = Folder.open(str(uri), "--features")
     found: dict[str, Tensor] = {}
     for entry in made.shards:

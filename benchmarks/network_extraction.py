@@ -66,9 +66,9 @@ def measure() -> Iterator[Comparison]:
 
 @torch.no_grad()
 def _network(name: str) -> nn.Module:
-    """A network with random weights, whose batch norms know its activations.
+    """Build a network with random weights, whose batch norms know the statistics of its activations.
 
-    Without that they would shrink from layer to layer, to numbers that a processor takes far longer to compute.
+    Otherwise activations would shrink from layer to layer, to numbers that take a processor far longer.
     """
     network = torchvision.models.get_model(name).train()
     for module in network.modules():
@@ -79,7 +79,7 @@ def _network(name: str) -> nn.Module:
 
 
 def _decode(config: PreprocessConfig) -> float:
-    """Pictures per second of decoding alone, on all cores."""
+    """Return the pictures per second of decoding alone, on all cores."""
     paths = sorted(str(path.relative_to(config.data.uri)) for path in Path(config.data.uri).rglob("*.jpg"))
     ahead = DecodeAhead(
         config.data.uri, config.data.image_size, config.data.resize,

@@ -23,7 +23,7 @@ def jpeg(seed: int, width: int = 500, height: int = 375) -> bytes:
 
 
 def write_folder(root: Path, count: int, *, width: int = 500, height: int = 375) -> Path:
-    """Write `count` training and 4 validation pictures of two classes: up to 100 different ones, repeated."""
+    """Write `count` training and 4 validation pictures of two classes. Up to 100 differ, and are repeated."""
     contents = [jpeg(seed, width, height) for seed in range(min(count, 100))]
     for part, number in (("train", count), ("valid", 4)):
         for i in range(number):

@@ -74,7 +74,7 @@ def _pictures(folder: Path) -> None:
 
 
 def _ours(config: PredictConfig, saved: SavedModel, root: Path) -> float:
-    """Run a whole prediction, from the listing to the manifest. Returns pictures per second."""
+    """Run a whole prediction, from the listing to the manifest, and return pictures per second."""
     shutil.rmtree(root / "output", ignore_errors=True)
     started = time.perf_counter()
     todo = batch.make_plan(config, saved, find_pictures(config.prediction.data))

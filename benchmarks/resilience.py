@@ -1,4 +1,4 @@
-"""What surviving costs a run that nothing happens to: its checks in each step, and checkpoints while it trains.
+"""Costs of resilience for a run that is not disturbed: its checks in each step, and its checkpoints.
 
 One process, one thread, the CNN for digits. The other side of the first comparison is the same loop without the
 watch over losses and the exchange about signals; that of the second one writes no checkpoints. One checkpoint

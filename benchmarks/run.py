@@ -20,7 +20,7 @@ _NOT_BENCHMARKS = {*("cost_model", "harness", "made_up_features", "photographs",
 
 
 def main() -> int:
-    """Run the benchmarks that the command line names, or all. Returns the exit code."""
+    """Run the benchmarks that the command line names, or all, and return the exit code."""
     known = sorted({module.name for module in pkgutil.iter_modules([str(FOLDER)])} - _NOT_BENCHMARKS)
     chosen = sys.argv[1:] or known
     if unknown := set(chosen) - set(known):

@@ -61,7 +61,7 @@ class Server:
         self.runs: dict[str, Run] = {}
 
     def build(self, name: str, steps: str, dropout: str, kind: str) -> None:
-        """Without `build_run`, which would refuse features that are made up."""
+        """Build a loop, without `build_run`, which would refuse made-up features."""
         config = configured(self.folder, self.place.rank, int(steps), float(dropout), kind)
         worker = Worker(self.place, CheckpointStore.at(f"{storage_root(config.run.storage)}/{config.run.name}"))
         self.runs[name] = open_run(config, worker, _Noting())
@@ -103,7 +103,7 @@ class Server:
         return found
 
     def work(self, name: str) -> dict[str, Any]:
-        """The sizes of a step, by the run's own cost model."""
+        """Return the sizes of a step, by the run's own cost model."""
         return dataclasses.asdict(self.runs[name].plan.work)
 
     def _barrier(self) -> None:

@@ -90,7 +90,7 @@ def _features(root: Path, weights: Path) -> None:
 
 
 def _sweep(root: Path, weights: Path) -> tuple[float, int]:
-    """Run the sweep. Returns its core-seconds, and the number of epochs that its trials trained."""
+    """Run the sweep, and return its core-seconds and the number of epochs that its trials trained."""
     run = ["jobs/sweep.py", "dogs-cats-vgg16-features", "--features", root / "features", "--weights", weights]
     run += ["--weights-preprocessing", "imagenet", "--epochs", EPOCHS, "--trials", TRIALS, "--num-workers", 1]
     run += ["--cache", root / "cache", "--storage", root / "runs", "--no-train-best"]

@@ -35,7 +35,7 @@ def prepare(config: TrainConfig) -> None:
 
 
 def check(config: TrainConfig) -> bool:
-    """Look whether the data is there and can be used, without decoding pictures.
+    """Check that the data is there and can be used, without decoding pictures.
 
     Returns:
         Whether a picture may have several classes.
@@ -55,7 +55,7 @@ def check(config: TrainConfig) -> bool:
 
 
 def check_labels(config: TrainConfig, *, multilabel: bool) -> None:
-    """Refuse what makes no sense for pictures with one class each, or for those that may have several.
+    """Refuse settings that make no sense for pictures with one class each, or with several.
 
     Raises:
         UserError: one line that names the flag.
@@ -73,7 +73,7 @@ def check_labels(config: TrainConfig, *, multilabel: bool) -> None:
 
 
 def prepare_in_memory(data: DataConfig, storage: str) -> None:
-    """Bring digits or MNIST onto this node; `storage` as `RunConfig.storage`.
+    """Bring digits or MNIST onto this node; `storage`: as `RunConfig.storage`.
 
     Raises:
         UserError: if they can't be downloaded.
@@ -89,12 +89,12 @@ def open_loader(
     workers_on_node: int = 1,
     normalization: images.Normalization | None = None,
 ) -> Loader:
-    """The configured data set, on `device`.
+    """Open the configured data set on `device`.
 
     Args:
-        config: names the data and how it is read.
-        device: that the batches are on.
-        workers_on_node: how many workers share this node's cores.
+        config: configuration that names the data and how it is read.
+        device: device of the batches.
+        workers_on_node: number of workers that share this node's cores.
         normalization: mean and standard deviation by channel, for pixels in [0, 1], instead of the data's own.
 
     Raises:
@@ -125,14 +125,14 @@ def open_in_memory(
     channels_last: bool = True,
     normalization: images.Normalization | None = None,
 ) -> InMemoryLoader:
-    """Digits or MNIST on `device`.
+    """Open digits or MNIST on `device`.
 
     Args:
-        data: names the data set and its split.
+        data: configuration that names the data set and its split.
         storage: as `RunConfig.storage`.
-        device: that the batches are on.
-        seed: of the augmentation and of mixtures.
-        augmentation: of training pictures, and their mixtures; None: none.
+        device: device of the batches.
+        seed: seed of the augmentation and of mixtures.
+        augmentation: settings of augmentation and mixtures of training pictures; None for neither.
         channels_last: memory layout NHWC for the batches.
         normalization: mean and standard deviation by channel, for pixels in [0, 1], instead of the data's own.
 

@@ -21,7 +21,7 @@ def setup(*, debug: bool | None = None) -> None:
     """Configure the log of this package: one line per message, with the time, on standard error.
 
     Args:
-        debug: whether to log more; None: as the process that started this one.
+        debug: whether to log more; None: as in the process that started this one.
     """
     if debug is not None:
         os.environ[_DEBUG] = "1" if debug else ""
@@ -49,7 +49,7 @@ def percent(correct: int, total: int) -> str:
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """Key that sorts names as people count: `2` before `10`."""
+    """Return a key that sorts names as people count: `2` before `10`."""
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
@@ -114,7 +114,7 @@ class ProgressLine:
 
 
 def some(names: Iterable[str]) -> str:
-    """Up to five names, in natural order, and how many more there are."""
+    """Format up to five names, in natural order, and how many more there are."""
     listed = sorted(names, key=natural)
     more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
     return (", ".join(listed[:5]) or "none") + more

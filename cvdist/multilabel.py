@@ -1,4 +1,4 @@
-"""Metrics where a picture may have several classes: average precision, thresholds, and counts by class.
+"""Metrics for pictures that may have several classes: average precision, thresholds, and counts by class.
 
 Scores are probabilities, or anything else that is higher the surer a model is. A picture is said to have a
 class if its score is at least the class's threshold. Results are the same in whatever order the pictures come.
@@ -21,14 +21,14 @@ LEVELS = 101  # of recall, at which `precision_at_recall` tells the precision
 
 @dataclass(frozen=True)
 class Counts:
-    """How well a picture's classes were told.
+    """How well the classes of pictures were predicted.
 
     Attributes:
         total: Number of pictures.
         exact: Number of pictures that were given exactly their classes, as scikit-learn's accuracy counts.
         true: How many pictures have each class, int64 (classes,).
-        predicted: How many pictures were said to have it.
-        correct: How many of these do have it.
+        predicted: How many pictures were said to have each class, int64 (classes,).
+        correct: How many of these do have the class, int64 (classes,).
     """
 
     total: int
@@ -39,22 +39,22 @@ class Counts:
 
     @property
     def precision(self) -> Tensor:
-        """The share of each class's predictions that are right, float64 (classes,); NaN if there are none."""
+        """Share of each class's predictions that are right, float64 (classes,); NaN if there are none."""
         return self.correct.double() / self.predicted
 
     @property
     def recall(self) -> Tensor:
-        """The share of each class's pictures that were found, float64 (classes,); NaN if there are none."""
+        """Share of each class's pictures that were found, float64 (classes,); NaN if there are none."""
         return self.correct.double() / self.true
 
     @property
     def f1(self) -> Tensor:
-        """The harmonic mean of both, float64 (classes,); NaN if a class is neither there nor predicted."""
+        """F1 score of each class, float64 (classes,); NaN if a class is neither there nor predicted."""
         return 2 * self.correct.double() / (self.predicted + self.true)
 
     @property
     def macro_f1(self) -> float:
-        """The mean F1 score of the classes that have pictures; 0 if none has."""
+        """Mean F1 score of the classes that have pictures; 0 if none has."""
         return mean(torch.where(self.true > 0, self.f1, torch.nan))
 
 
@@ -72,7 +72,7 @@ def at_or_above(scores: Tensor, thresholds: Tensor | Sequence[float] | float) ->
 
 
 def count(scores: Tensor, truth: Tensor, thresholds: Tensor | float = HALF) -> Counts:
-    """Count what is right if a picture is said to have the classes whose scores reach their thresholds.
+    """Count correct predictions if a picture is said to have the classes whose scores reach the thresholds.
 
     Args:
         scores: float (n, classes).
@@ -90,7 +90,7 @@ def mean(by_class: Tensor) -> float:
 
 
 def _some_classes_at_a_time(function: Measure) -> Measure:
-    """Apply a function to some classes after the others, which bounds its memory, and join what it returns."""
+    """Make a function run on a few classes at a time, which bounds its memory, and join the results."""
 
     @functools.wraps(function)
     def measure(scores: Tensor, truth: Tensor) -> Tensor:
@@ -125,9 +125,8 @@ def average_precision(scores: Tensor, truth: Tensor) -> Tensor:
 def best_thresholds(scores: Tensor, truth: Tensor) -> Tensor:
     """Choose the threshold of each class with which its F1 score is highest on these pictures.
 
-    It lies in the middle between two scores that follow each other, so that rounding decides nothing; below the
-    lowest score, between it and 0. Among equally good ones it is the highest. A class that no picture has gets
-    0.5.
+    It lies in the middle between two successive scores, so that rounding decides nothing, or between 0 and the
+    lowest score. Among equally good ones it is the highest. A class that no picture has gets 0.5.
 
     Args:
         scores: Probabilities, float (n, classes).
@@ -169,11 +168,16 @@ def precision_at_recall(scores: Tensor, truth: Tensor) -> Tensor:
 
 
 class _Cuts:
-    """The pictures by falling scores of each class, and what is right if those down to a place are taken.
+    """The pictures by falling scores of each class, and how many are right if those down to a place are taken.
 
-    All are (n, classes), or as broadcast to it: `scores` float64; `right` and `taken`, the number of pictures
-    down to a place that have the class, and of all of them; `precision`, their ratio; `possible`, whether a
-    threshold can be there, which is not the case between equal scores.
+    All attributes are (n, classes), or can be broadcast to it.
+
+    Attributes:
+        scores: the scores, float64.
+        right: number of pictures down to this place that have the class.
+        taken: number of pictures down to this place.
+        precision: ratio of `right` to `taken`.
+        possible: whether a threshold can be here, which is not the case between equal scores.
     """
 
     def __init__(self, scores: Tensor, truth: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Which hosts are asked directly, where the environment names a proxy (`http_proxy` and the like)."""
+"""Excludes hosts from the proxy that the environment names (`http_proxy` and the like)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import psutil
 
 
 def ask_directly(hosts: Iterable[str] = ()) -> dict[str, str]:
-    """Let requests of this process, and of those that it starts, to this machine and `hosts` pass by the proxy.
+    """Let this process and its children send requests to this machine and to `hosts` without the proxy.
 
-    They are added to `no_proxy`. Everything else, such as the storage and MLflow, keeps the proxy.
+    The hosts are added to `no_proxy`. Everything else, such as the storage and MLflow, keeps the proxy.
 
     Returns:
-        The environment variables that say so, with their values; none where there is no proxy.
+        The environment variables that were set, with their values; empty where there is no proxy.
     """
     names = ("no_proxy", "NO_PROXY")  # libraries read either of them
     present = {host.strip(): None for name in names for host in os.environ.get(name, "").split(",") if host}

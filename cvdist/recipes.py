@@ -15,7 +15,7 @@ from cvdist.errors import UserError, did_you_mean
 
 
 class Recipe(Protocol):
-    """Makes a configuration; `changes` override its fields by the names of their flags."""
+    """A function that returns a configuration; `changes` override its fields by the names of their flags."""
 
     __doc__: str | None
 
@@ -26,7 +26,7 @@ _RECIPES: dict[str, Recipe] = {}
 
 
 def recipe(function: Callable[[], TrainConfig]) -> Recipe:
-    """Make `function` known under its name, with hyphens for underscores, and let it take overrides."""
+    """Register `function` under its name, with hyphens for underscores, and let it take overrides."""
     name = function.__name__.replace("_", "-")
 
     @functools.wraps(function)
@@ -38,12 +38,12 @@ def recipe(function: Callable[[], TrainConfig]) -> Recipe:
 
 
 def names() -> dict[str, str]:
-    """Each recipe's name and the first line of its description."""
+    """Return each recipe's name and the first line of its description."""
     return {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in _RECIPES.items()}
 
 
 def find(name: str, **changes: Any) -> TrainConfig:
-    """The configuration of the recipe called `name`, with `changes` as the recipe itself takes them.
+    """Return the configuration of the recipe `name`, with the same `changes` as the recipe itself takes.
 
     Raises:
         UserError: if there is none; the message has the nearest names.
@@ -124,8 +124,8 @@ def dogs_cats_vgg16() -> TrainConfig:
     """The book's transfer learning: VGG16's pretrained convolutions, frozen, and a new classifier.
 
     Name the pictures with `--data`. SGD with momentum 0.9, a learning rate of 0.0002 that warms up and decays
-    by a cosine, batches of 64, dropout 0.5, 3 epochs. Large, because the classifier is: each step reads and
-    writes its 119 million weights, whatever the batch.
+    by a cosine, batches of 64, dropout 0.5, 3 epochs. The batches are large
+    because each step reads and writes the 119 million weights of the classifier, whatever the batch.
     """
     return replace(
         TrainConfig(),
@@ -158,8 +158,8 @@ def dogs_cats_vgg16_dropout() -> TrainConfig:
 def dogs_cats_vgg16_augmented() -> TrainConfig:
     """`dogs-cats-vgg16` with dropout 0.2, and pictures mirrored and turned at random.
 
-    By up to 10 degrees. The book turns them by up to 0.2 degrees, see `docs/book.md`, and reports 98.5% on
-    2,000 photographs.
+    They are turned by up to 10 degrees. The book turns them by up to 0.2 degrees, see `docs/book.md`, and
+    reports 98.5% on 2,000 photographs.
     """
     return dogs_cats_vgg16_dropout(horizontal_flip=0.5, rotation=10.0)
 
@@ -177,7 +177,7 @@ def dogs_cats_vgg16_features() -> TrainConfig:
 def dogs_cats_vgg16_mlp() -> TrainConfig:
     """`dogs-cats-vgg16-features` with a small head: one hidden layer of 256 units on each channel's mean.
 
-    A thousandth of the weights that the book's classifier has, so that an epoch takes a fraction of a second.
+    It has a thousandth of the weights of the book's classifier, so an epoch takes a fraction of a second.
     """
     return dogs_cats_vgg16_features(head="mlp", lr=0.001)
 
@@ -186,7 +186,7 @@ def dogs_cats_vgg16_mlp() -> TrainConfig:
 def dogs_cats_vgg16_probe() -> TrainConfig:
     """`dogs-cats-vgg16-features` with a linear probe, which tells how far the convolutions alone get.
 
-    The learning rate is that small because 25,088 inputs share each output.
+    The learning rate is so small because 25,088 inputs share each output.
     """
     return dogs_cats_vgg16_features(head="linear", lr=0.00001)
 

@@ -22,11 +22,11 @@ class EpochRecord:
         epoch: The epoch, from 1.
         train_loss: Mean training loss.
         train_correct: How many training pictures were classified correctly. Where a picture may have several
-            classes: with no class too few or too many, at a probability of 0.5.
+            classes: how many got exactly their classes, at a probability of 0.5.
         train_total: How many training pictures there were.
         valid_loss: Mean validation loss.
-        valid_correct: How many validation pictures were classified correctly; several classes are told at their
-            chosen thresholds.
+        valid_correct: How many validation pictures were classified correctly; where a picture may have several
+            classes, at their chosen thresholds.
         valid_total: How many validation pictures there were.
         learning_rate: Learning rate of the epoch.
         seconds: Duration of training and validation.
@@ -37,7 +37,7 @@ class EpochRecord:
         seconds_lost: Seconds that these requests cost, over all workers.
         valid_balanced_accuracy: `balanced_accuracy` of the validation pictures.
         valid_macro_f1: `macro_f1` of the validation pictures.
-        select_by: What the best epoch is chosen by (`--select-by`).
+        select_by: The value that the best epoch is chosen by (`--select-by`).
         valid_mean_average_precision: The mean of the classes' average precisions. None where a picture has one
             class.
     """
@@ -89,20 +89,20 @@ class EpochRecord:
 
     @property
     def score(self) -> float:
-        """What checkpoints are compared by, from 0 to 1: highest is best, and the first of equals."""
+        """Value from 0 to 1 that checkpoints are compared by: the highest is best, and the first of equals."""
         value = 1 / (1 + self.valid_loss) if self.select_by == "loss" else self.selected
         return (value if math.isfinite(value) else 0.0) - 1e-9 * self.epoch
 
 
 def spoken(select_by: SelectBy) -> str:
-    """Return what `--select-by` names, in words."""
+    """Return a value of `--select-by` in words."""
     return select_by.replace("_", " ").replace("f1", "F1")
 
 
 def by_class(balanced: float, f1: float, average_precision: float | None = None) -> str:
     """Format the values in which all classes count alike, as `balanced accuracy 81.12%, macro F1 0.8034`.
 
-    With an average precision, where a picture may have several classes: `mAP 0.8112, macro F1 0.8034`.
+    With an average precision, for pictures that may have several classes, it is `mAP 0.8112, macro F1 0.8034`.
     """
     first = f"balanced accuracy {balanced:.2%}" if average_precision is None else f"mAP {average_precision:.4f}"
     return f"{first}, macro F1 {f1:.4f}"
@@ -167,18 +167,18 @@ class RidgeResult:
 
     @property
     def select_by(self) -> SelectBy:
-        """What a model is compared with the probe by."""
+        """Kind of value by which a model is compared with the probe."""
         return "accuracy" if self.mean_average_precision is None else "mean_average_precision"
 
     @property
     def value(self) -> float:
-        """The value of that."""
+        """Value of the probe that `select_by` names."""
         return self.accuracy if self.mean_average_precision is None else self.mean_average_precision
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a penalty of logistic regression made of training pictures that were held out.
+    """The result of a penalty of logistic regression on training pictures that were held out.
 
     Attributes:
         penalty: The penalty on half the squared weights.
@@ -202,13 +202,13 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class LogisticResult:
-    """How a head was fitted by logistic regression (`cvdist.training.logistic_head`).
+    """Result of fitting a head by logistic regression (`cvdist.training.logistic_head`).
 
     Attributes:
         epoch: The epoch that the fit counts as, from 1.
         penalty: The chosen penalty.
         folds: How often training pictures were held out: 5 for cross-validation, 1, or 0 if no class has two.
-        path: What each penalty that was tried made of held-out pictures.
+        path: Result on held-out pictures of each penalty that was tried.
         seconds: Duration of the fit.
         multilabel: Whether a picture may have several classes, each with a regression of its own.
     """
@@ -232,7 +232,7 @@ class LogisticResult:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LogisticResult:
-        """Create a result from that of `dataclasses.asdict`."""
+        """Create a result from the dictionary that `dataclasses.asdict` returned."""
         return cls(**{**values, "path": tuple(HeldOut(**held) for held in values["path"])})
 
 
@@ -242,10 +242,10 @@ class Mistake:
 
     Attributes:
         index: Row of the picture in the data set.
-        true: Numbers of its classes: of the one, or of several, or of none.
+        true: Numbers of its classes: one, several or none.
         predicted: Numbers of the predicted classes.
-        confidence: Probability of the predicted class, in [0, 1]. Of several classes, the distance of the wrong
-            ones' probabilities from their thresholds, summed.
+        confidence: Probability of the predicted class, in [0, 1]. Where a picture may have several classes, the
+            sum over the wrong ones of the distance between probability and threshold.
     """
 
     index: int
@@ -256,12 +256,12 @@ class Mistake:
 
 @dataclass(frozen=True)
 class LabelResults:
-    """How well each class was told where a picture may have several. All tensors are on the CPU.
+    """How well each class was recognized where a picture may have several. All tensors are on the CPU.
 
     Attributes:
         average_precision: float64 (classes,); NaN for a class that no picture has.
         thresholds: The probability from which on a picture is said to have the class, float64 (classes,).
-        counts: What is right at these thresholds.
+        counts: Counts of predictions at these thresholds.
         curves: Precision by recall, float32 (classes, 101), from `multilabel.precision_at_recall`.
     """
 
@@ -272,7 +272,7 @@ class LabelResults:
 
     @property
     def mean_average_precision(self) -> float:
-        """The mean over the classes that have pictures."""
+        """Mean average precision of the classes that have pictures."""
         return multilabel.mean(self.average_precision)
 
 
@@ -287,7 +287,7 @@ class Evaluation:
         confusion: Confusion matrix, int64 (classes, classes) on the CPU. Rows are true classes. None where a
             picture may have several.
         mistakes: The mistakes with the highest confidence, most confident first; or the most wrong classes.
-        labels: How well each class was told where a picture may have several, else None.
+        labels: How well each class was recognized where a picture may have several, else None.
     """
 
     loss: float
@@ -407,20 +407,20 @@ class Summary:
 
     @property
     def result(self) -> str:
-        """What the best epoch reached, as `98.94% (9894/10000)`, or `mAP 0.8112, 61/100 exact matches`."""
+        """Result of the best epoch, such as `98.94% (9894/10000)`, or `mAP 0.8112, 61/100 exact matches`."""
         precision = self.best.valid_mean_average_precision
         first = "" if precision is None else f"mAP {precision:.4f}, "
         return first + correct_of(self.best.valid_correct, self.best.valid_total, several=self.multilabel)
 
     @property
     def heading(self) -> str:
-        """What to call the result: `best accuracy`, unless the best epoch is chosen by something else."""
+        """Name of the result: `best accuracy`, unless the best epoch is chosen by something else."""
         name = "result" if self.multilabel else "accuracy"
         return f"best {name}" if self.best.select_by == self._usual else name
 
     @property
     def outcome(self) -> str:
-        """The result with the epoch it is of, as `98.94% (9894/10000) at epoch 3`."""
+        """Result and its epoch, such as `98.94% (9894/10000) at epoch 3`."""
         fitted = self.logistic is not None and self.best.epoch == self.logistic.epoch
         by = "by logistic regression" if fitted else f"at epoch {self.best.epoch}"
         chosen = "" if self.best.select_by == self._usual else f", the best {spoken(self.best.select_by)}"
@@ -432,14 +432,14 @@ class Summary:
 
     @property
     def by_class(self) -> str:
-        """What the best epoch reached where all classes count alike, besides its result."""
+        """Further results of the best epoch in which all classes count alike."""
         if self.multilabel:
             return f"macro F1 {self.best.valid_macro_f1:.4f} at the thresholds of the classes"
         return by_class(self.best.valid_balanced_accuracy, self.best.valid_macro_f1)
 
     @property
     def below_baseline(self) -> str:
-        """What to try if the model is worse than its baseline; empty if it is not."""
+        """Advice on what to try if the model is worse than its baseline; empty if it is not."""
         if self.ridge is None or self.best.select_by != self.ridge.select_by:
             return ""
         reached = self.best.valid_mean_average_precision

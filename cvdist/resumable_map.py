@@ -47,16 +47,16 @@ class WorkUnit:
 
     @property
     def paths(self) -> list[str]:
-        """The paths of the pictures."""
+        """Paths of the pictures."""
         return self.pictures["path"]
 
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What a function makes of a work unit.
+    """The result of a work unit.
 
     Attributes:
-        content: Of the result file; None if there is nothing to store.
+        content: Content of the result file; None if there is nothing to store.
         bad: The pictures that can't be decoded.
         values: Plain values for the receipt, from which the manifest is made.
     """
@@ -75,8 +75,8 @@ class Receipt:
         object: Path of the result file below the folder; empty without one.
         size: Bytes of the result file.
         pictures: Number of pictures in the unit.
-        bad: Those that can't be decoded.
-        values: What the function has noted.
+        bad: Pictures that can't be decoded.
+        values: Values that the function has noted.
     """
 
     key: str
@@ -108,12 +108,12 @@ class Receipt:
 
 @dataclass(frozen=True)
 class ResultStore:
-    """A folder of result files and receipts. Sent to another process, it opens the folder there.
+    """A folder of result files and receipts. It can be sent to another process, which opens the folder itself.
 
     Attributes:
         folder: The folder.
         place: Name of the folder in it that holds the result files.
-        suffix: Of the result files' names.
+        suffix: Suffix of the result files' names.
     """
 
     folder: Folder
@@ -122,17 +122,17 @@ class ResultStore:
 
     @classmethod
     def open(cls, uri: str, flag: str, place: str, suffix: str) -> ResultStore:
-        """Open the folder at `uri`, which the user gave with `flag`, for a long job: requests are retried."""
+        """Open the folder at `uri`, which the user gave with `flag`. Requests are retried, for long jobs."""
         return cls(Folder.open(uri, flag, patient=True), place, suffix)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the names alone: the other process has its own way to the storage."""
+        """Pickle only the names, because the other process opens its own connection to the storage."""
         return ResultStore.open, (self.folder.uri, self.folder.flag, self.place, self.suffix)
 
     def find(self, key: str) -> Receipt | None:
         """Return the receipt of a work unit whose result file is stored in its full size, or None.
 
-        None as well if pictures of it were bad for want of a package that is installed now.
+        It also returns None if pictures were bad because a package was missing that is installed now.
 
         Raises:
             UserError: If the storage can't be read.
@@ -169,7 +169,7 @@ class ResultStore:
         return receipt
 
     def plan(self, units: Sequence[WorkUnit], files: Mapping[str, int]) -> MapPlan:
-        """Find out which units are finished. `files` are the folder's, with their sizes (`Folder.sizes`)."""
+        """Find out which units are finished. `files`: sizes of the folder's files by name (`Folder.sizes`)."""
         listed = [unit.key for unit in units if _receipt_name(unit.key) in files]
         with ThreadPoolExecutor(_READERS) as pool:
             receipts = [receipt for receipt in pool.map(self.find, listed) if receipt is not None]
@@ -183,12 +183,12 @@ class ResultStore:
 
 @dataclass(frozen=True)
 class MapPlan:
-    """What is to be done.
+    """The work that is to be done.
 
     Attributes:
-        store: Where the results are.
+        store: Folder of the results.
         units: All work units.
-        done: The receipts of those that earlier jobs have finished, by key.
+        done: Receipts of the units that earlier jobs have finished, by key.
         files: Names of all files that were in the folder.
     """
 
@@ -199,13 +199,13 @@ class MapPlan:
 
     @property
     def left(self) -> list[WorkUnit]:
-        """The work units that have to be computed."""
+        """Work units that have to be computed."""
         return [unit for unit in self.units if unit.key not in self.done]
 
     def remove_stale(self, receipts: Iterable[Receipt]) -> int:
         """Delete result files and receipts that were there before this job and do not belong to `receipts`.
 
-        Files with other kinds of names are left alone, and so are those of jobs that run at the same time.
+        Files with other kinds of names are kept, and so are those of jobs that run at the same time.
 
         Returns:
             The number of result files that were deleted.
@@ -235,7 +235,7 @@ class MapResult:
     """A finished map.
 
     Attributes:
-        receipts: Those of all units, in their order.
+        receipts: Receipts of all units, in their order.
         bad: All pictures that can't be decoded, sorted by path.
         computed: Number of pictures that this job has computed.
         seconds: Time that it took to compute them.
@@ -257,7 +257,7 @@ def run(
     max_bad_fraction: float,
     known_bad: Sequence[BadPicture] = (),
 ) -> MapResult:
-    """Compute what is left of a plan.
+    """Compute the work units of a plan that are left.
 
     Args:
         plan: What has to be done.
@@ -266,7 +266,7 @@ def run(
         data: The URI of the pictures, for messages.
         pictures: Number of pictures in the listing.
         max_bad_fraction: Largest part of them that may be bad.
-        known_bad: Those that are known to be bad and in no work unit.
+        known_bad: Pictures that are known to be bad, and are in no work unit.
 
     Raises:
         UserError: If `compute` raises it, too many pictures are bad, or others keep deleting the results.
@@ -366,5 +366,5 @@ def with_checksum(values: dict[str, Any], indent: int | None = None) -> bytes:
 
 
 def checksum(values: dict[str, Any]) -> str:
-    """The SHA-256 of values as JSON with sorted keys, whatever their order and type of list."""
+    """Return the SHA-256 of values as JSON with sorted keys, so that their order does not matter."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

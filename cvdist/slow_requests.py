@@ -1,4 +1,4 @@
-"""Notice slow and failed requests to the storage, and the time that they cost.
+"""Counts slow and failed requests to the storage, and the time that they cost.
 
 The storage libraries retry throttled, reset and timed out requests themselves, with growing pauses, and do not
 report how often. From outside, only the duration of a request is visible: a request that takes a second longer

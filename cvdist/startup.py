@@ -1,4 +1,4 @@
-"""How long a job takes from its command, or from a restart of its workers, to the first step, by phase."""
+"""Measures the phases of a job's start, from its command or a restart of its workers to the first step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Waterfall:
     """
 
     def __init__(self, attempt: int = 1) -> None:
-        """Begin when this process did."""
+        """Start the first phase at the time when this process began."""
         self.phases: dict[str, float] = {}
         self.attempt = attempt
         self._last = BEGAN_AT

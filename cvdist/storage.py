@@ -1,4 +1,4 @@
-"""Read and write files by path or URI (`/folder`, `file://`, `s3://`, `gs://`), through pyarrow.
+"""Reads and writes files by path or URI (`/folder`, `file://`, `s3://`, `gs://`), through pyarrow.
 
 The names of objects are taken as they are, as by the tools of Amazon and Google: `s3://bucket/100% #1` is the
 object `100% #1`. In a `file://` URI, `%20` is a space.
@@ -99,12 +99,12 @@ def list_entries(uri: str, flag: str) -> Iterator[pa.RecordBatch]:
 def walk(filesystem: arrow.FileSystem, folder: str) -> Iterator[pa.RecordBatch]:
     """List all files and folders below a folder that exists, in memory that grows little with their number.
 
-    Links count as what they lead to, but for those that lead nowhere or back to a folder above them. In object
-    storage, folders are listed side by side.
+    Links count as what they lead to, except for those that lead nowhere or back to a folder above them. In
+    object storage, folders are listed in parallel.
 
     Args:
-        filesystem: Has the folder.
-        folder: Its path.
+        filesystem: File system of the folder.
+        folder: Path of the folder.
 
     Yields:
         Many at a time (`ENTRIES`), with paths below `folder`. There is an empty batch for each second in which
@@ -128,7 +128,7 @@ def walk(filesystem: arrow.FileSystem, folder: str) -> Iterator[pa.RecordBatch]:
 def _walk_disk(
     filesystem: arrow.FileSystem, folder: str, above: frozenset[str]
 ) -> Iterator[list[arrow.FileInfo]]:
-    """The same, one folder at a time; above: real paths of the folders that have been walked through."""
+    """List as `walk` does, one folder at a time; `above`: real paths of the folders above this one."""
     above |= {os.path.realpath(folder)}
     found = filesystem.get_file_info(arrow.FileSelector(folder))
     folders = [info.path for info in found if info.type == arrow.FileType.Directory]
@@ -141,7 +141,7 @@ def _walk_disk(
 
 
 def _walk_bucket(filesystem: arrow.FileSystem, folder: str, start: int) -> Iterator[pa.RecordBatch]:
-    """The same, level by level down to where there are enough folders, then all that is below these at once."""
+    """List as `walk` does, level by level until there are enough folders, then all below these in parallel."""
 
     def listed(path: str, recursive: bool) -> list[pa.RecordBatch]:
         found = filesystem.get_file_info(arrow.FileSelector(path, recursive=recursive))
@@ -165,7 +165,7 @@ def _walk_bucket(filesystem: arrow.FileSystem, folder: str, start: int) -> Itera
 
 
 def _arriving(futures: Iterable[Future[list[pa.RecordBatch]]]) -> Iterator[pa.RecordBatch]:
-    """The results in order, and an empty batch for each second of waiting."""
+    """Yield the results in order, and an empty batch for each second of waiting."""
     left = deque(futures)
     try:
         while left:
@@ -177,7 +177,7 @@ def _arriving(futures: Iterable[Future[list[pa.RecordBatch]]]) -> Iterator[pa.Re
 
 
 def _batches(infos: list[arrow.FileInfo], start: int) -> Iterator[pa.RecordBatch]:
-    """The same as columns; takes them out of the list, for they need several times as much memory."""
+    """Convert entries to columns. This empties the list, because its entries take several times the memory."""
     while infos:
         yield _batch(infos[-_BATCH:], start)
         del infos[-_BATCH:]
@@ -196,7 +196,7 @@ def _batch(infos: Sequence[arrow.FileInfo], start: int) -> pa.RecordBatch:
 
 
 State = tuple[int, int] | None
-"""Of a file its size in bytes and the time of its last change in ns since 1970; None of a folder."""
+"""A file's size in bytes and time of last change in ns since 1970; None for a folder."""
 
 
 def state_of(info: arrow.FileInfo) -> State:
@@ -207,13 +207,13 @@ def state_of(info: arrow.FileInfo) -> State:
 def match(
     filesystem: arrow.FileSystem, folder: str, parts: Sequence[str], wanted: Callable[[str], bool]
 ) -> Iterator[tuple[str, State]]:
-    """Find the folders and files that a pattern with `*`, `?`, `[...]` and `**` matches; nothing hidden.
+    """Find the folders and files that match a pattern with `*`, `?`, `[...]` and `**`, except for hidden ones.
 
     Args:
-        filesystem: Has the folder.
-        folder: Its path.
-        parts: The pattern below it, cut at slashes.
-        wanted: Whether a file of this name counts that isn't named in full.
+        filesystem: File system of the folder.
+        folder: Path of the folder.
+        parts: Pattern below the folder, cut at slashes.
+        wanted: Returns whether a file of this name counts, if the pattern does not name it in full.
 
     Raises:
         OSError: If a folder can't be read.
@@ -248,7 +248,7 @@ def match(
 
 
 def _lies_in(path: list[str], pattern: list[str]) -> bool:
-    """Whether a pattern with `**`, which is any number of folders, matches `path` or a folder above it."""
+    """Return whether a pattern, in which `**` is any number of folders, matches `path` or a folder above it."""
     if not pattern:
         return True
     first, rest = pattern[0], pattern[1:]
@@ -272,7 +272,7 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
             with filesystem.open_input_stream(path, compression=None) as stream:
                 content: bytes = stream.read()
         except OSError as error:
-            # Deleted after it was opened. A small file may have no room for the answer, which is said then.
+            # Deleted while open. The answer may not fit a small file's buffer, and that is the error then.
             gone = re.search("NO_SUCH_KEY|NOT_FOUND|Failed to flush response stream", str(error))
             if gone and filesystem.get_file_info(path).type == arrow.FileType.NotFound:
                 raise FileNotFoundError(path) from error
@@ -282,7 +282,7 @@ def read(filesystem: arrow.FileSystem, path: str) -> bytes:
 
 
 def etag_of(file: pa.NativeFile) -> str:
-    """Return the ETag of an object that is open, empty where the storage has none."""
+    """Return the ETag of an open object; empty where the storage has none."""
     found = file.metadata() or {}
     return str(found.get(b"ETag", found.get("ETag", b"")).decode().strip('"'))
 
@@ -446,7 +446,7 @@ class Folder:
 
     @contextmanager
     def _reading(self, name: str = "") -> Iterator[None]:
-        """Raise the UserError of what can't be read, a file or the folder itself."""
+        """Raise a UserError if the file `name`, or the folder itself, can't be read in the block."""
         try:
             yield
         except OSError as error:
@@ -507,26 +507,26 @@ def split(uri: str) -> tuple[str, str, str]:
 
 
 def parent(uri: str) -> str:
-    """The folder that a file lies in, by path or URI."""
+    """Return the path or URI of the folder that a file lies in."""
     place, path, options = split(uri)
     return f"{place}{PurePosixPath(path).parent}{options}"
 
 
 def joined(uri: str, path: str) -> str:
-    """`path` below the folder `uri`, whose options it keeps."""
+    """Return the path or URI of `path` below the folder `uri`, with the options of `uri`."""
     place, root, options = split(uri)
     return f"{place}{root.rstrip('/')}/{path}{options}" if path else uri
 
 
 def absolute(uri: str) -> str:
-    """`uri` for processes that run in another folder than the one that a relative path was meant for."""
+    """Make a relative path absolute, so that it holds in other working folders. URIs stay as they are."""
     return uri if not uri or "://" in uri else str(Path(uri).expanduser().absolute())
 
 
 def absolute_if_there(name: str) -> str:
-    """As `absolute`, of what may be a path, a pattern or another name: unchanged where there is no such file.
+    """Make `name` absolute if it is a path or a pattern of files that exist; else return it unchanged.
 
-    Of a pattern, the folder counts that is named before its signs.
+    A pattern counts as existing if the folder before its first special character exists.
     """
     start = re.split(r"[*?{]", name, maxsplit=1)[0]
     there = name if start == name else start.rpartition("/")[0] or "."
@@ -567,7 +567,7 @@ def check_writable(uri: str, flag: str = "--storage") -> None:
 
 @contextmanager
 def local_copy(uri: str) -> Iterator[Path]:
-    """Provide a folder locally: itself if it is local, else a copy that is deleted when the context ends.
+    """Provide a local folder: the folder itself if it is local, else a copy that is deleted at the end.
 
     Raises:
         UserError: If the folder can't be read.
@@ -603,7 +603,7 @@ def may_recover(error: OSError | UserError) -> bool:
 
 
 def free_bytes(uri: str) -> int | None:
-    """Return how much room there is for the folder `uri`, which need not exist; None if it is not on a disk."""
+    """Return the free bytes for the folder `uri`, which need not exist; None if it is not on a disk."""
     filesystem, path = locate(uri)
     if not isinstance(filesystem, arrow.LocalFileSystem):
         return None
@@ -680,7 +680,7 @@ def _gcs(uri: str) -> tuple[arrow.FileSystem, str]:
 
 
 def _parts(uri: str) -> tuple[str, str, str]:
-    """The user with its @, the bucket, and the path with its slash, each of them as it is or empty."""
+    """Cut a URI into the user with its @, the bucket, and the path with its slash; any may be empty."""
     place, slash, path = uri.partition("://")[2].partition("/")
     user, at, bucket = place.rpartition("@")
     return user + at, bucket, f"{slash}{path}".rstrip("/")

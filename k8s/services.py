@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    """Return whether a server says anything at all at `url`, be it that it wants a token."""
+    """Return whether a server answers at `url`, even if only that it wants a token."""
     try:
         urllib.request.urlopen(url, timeout=2).close()
     except urllib.error.HTTPError:
@@ -35,7 +35,7 @@ def beside_python(program: str) -> str:
     """Return the path of a program that is installed in the same environment as this Python.
 
     Raises:
-        UserError: if it is not.
+        UserError: if it is not installed there.
     """
     path = Path(sys.executable).with_name(program)
     if not path.exists():
@@ -44,10 +44,10 @@ def beside_python(program: str) -> str:
 
 
 class SeaweedFS:
-    """An S3 server with one bucket, which is yet to be started.
+    """An S3 server with one bucket. It has to be started with `command`.
 
     Attributes:
-        command: starts it in the foreground, with `keys` in its environment.
+        command: command that starts it in the foreground, with `keys` in its environment.
         keys: environment variables with the access key and the secret.
         environment: environment variables that make a process use it.
     """
@@ -63,16 +63,16 @@ class SeaweedFS:
         host: str = LOOPBACK,
         port: int = 0,
     ) -> None:
-        """Choose its other ports.
+        """Choose the server's other ports.
 
         Args:
-            folder: keeps its files and logs; exists.
+            folder: existing folder for its files and logs.
             bucket: name of the bucket.
             access_key: name of the key.
-            secret: of the key.
+            secret: secret of the key.
             sockets: folder with a short path, for a socket that outlives the server.
-            host: that it listens on.
-            port: 0: any free one.
+            host: address that it listens on.
+            port: port that it listens on; 0: any free one.
         """
         port = port or free_port()
         self.keys = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret}
@@ -90,7 +90,7 @@ class SeaweedFS:
         self._bucket = bucket
 
     def has_bucket(self) -> bool:
-        """Return whether it answers and has its bucket."""
+        """Return whether the server answers and has its bucket."""
         from pyarrow import fs
 
         client = fs.S3FileSystem(

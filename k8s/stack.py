@@ -55,19 +55,19 @@ class Options:
 
     what: Annotated[Literal["up", "down"], tyro.conf.Positional]
     folder: Path = ROOT / "stack"
-    """Data, logs and state."""
+    """Folder for data, logs and state."""
     workers: Count = 2
-    """Ray workers."""
+    """Number of Ray workers."""
     cpus_per_worker: Count = 1
-    """CPUs of each."""
+    """CPUs of each Ray worker."""
     s3_port: Port = 8333
-    """Of SeaweedFS. 0: any free one."""
+    """Port of SeaweedFS. 0: any free one."""
     mlflow_port: Port = 5000
-    """Of MLflow. 0: any free one."""
+    """Port of MLflow. 0: any free one."""
     dashboard_port: Port = 8265
-    """Of Ray. 0: any free one."""
+    """Port of Ray's dashboard. 0: any free one."""
     timeout: Annotated[float, at_least(1)] = 120.0
-    """Seconds for each part to start."""
+    """Seconds to wait for each service to start."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -152,7 +152,7 @@ class Stack:
             _write_private(self._secrets, json.dumps(made))
 
     def start_s3(self) -> dict[str, str]:
-        """Start SeaweedFS with the bucket. Returns the environment variables that clients need."""
+        """Start SeaweedFS with the bucket, and return the environment variables that clients need."""
         port = _port(self._options.s3_port, "--s3-port")
         data = self._folder / "bucket"
         data.mkdir(exist_ok=True)
@@ -163,7 +163,7 @@ class Stack:
         return server.environment
 
     def start_mlflow(self, s3: dict[str, str]) -> str:
-        """Start the MLflow server, on PostgreSQL if that is possible, else on SQLite. Returns its address."""
+        """Start the MLflow server, on PostgreSQL if possible, else on SQLite, and return its address."""
         port = _port(self._options.mlflow_port, "--mlflow-port")
         bin_folder = ROOT / ".venv-mlflow" / "bin"
         if not (bin_folder / "mlflow").exists():

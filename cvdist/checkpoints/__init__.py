@@ -1,1 +1,1 @@
-"""What a run needs to continue: its format, and one store for folders and buckets."""
+"""Checkpoints, from which a run continues: their format, and a store for folders and buckets."""

@@ -1,4 +1,4 @@
-"""Which attempt of a run may write: the newest, and no other.
+"""Makes sure that only the newest attempt of a run writes to its folder.
 
 A run's folder holds `attempts/JOB.ATTEMPT-ID.json`, one small file for each job of this name (ATTEMPT is 0) and
 one for each start of its workers: JOB counts the jobs, ATTEMPT the starts within a job. The highest name is the
@@ -50,10 +50,10 @@ class Fence:
     """One attempt's place in the order of all attempts of a run. It can be sent to other processes.
 
     Attributes:
-        folder: Of the run.
-        name: Of this attempt's file, or of the job's.
-        number: Of this attempt, counted over all jobs of this name, from 1. A job has that of the last attempt
-            before it, or 0.
+        folder: Folder of the run.
+        name: Name of this attempt's file, or of the job's.
+        number: Number of this attempt, counted over all jobs of this name, from 1. A job has the number of the
+            last attempt before it, or 0.
     """
 
     folder: Folder
@@ -102,7 +102,7 @@ class Fence:
         )
 
     def require_newest(self) -> None:
-        """Return if there is no newer attempt.
+        """Check that there is no newer attempt.
 
         Raises:
             Superseded: If there is one.
@@ -118,7 +118,7 @@ class Fence:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Be the newest attempt and, where the storage is a folder, remain so within the block.
+        """Require that this is the newest attempt and, where the storage is a folder, keep it so in the block.
 
         Raises:
             Superseded: If there is a newer one.
@@ -129,18 +129,18 @@ class Fence:
 
     @property
     def attempt(self) -> tuple[int, int]:
-        """The number of the job, and that of the attempt within the job."""
+        """Number of the job, and number of the attempt within the job."""
         return _order(self.name)
 
     @property
     def suffix(self) -> str:
-        """What the names of this attempt's checkpoints end with; nothing for the very first attempt."""
+        """End of the names of this attempt's checkpoints; empty for the very first attempt."""
         job, attempt = self.attempt
         return "" if (job, attempt) == _FIRST else f"-attempt-{job}.{attempt}"
 
 
 def attempt_of(name: str) -> tuple[int, int]:
-    """The job and the attempt that have written the checkpoint of this name."""
+    """Return the numbers of the job and the attempt that wrote the checkpoint of this name."""
     found = _SUFFIX.search(name)
     return (int(found[1]), int(found[2])) if found else _FIRST
 
@@ -187,7 +187,7 @@ def _names(folder: Folder) -> list[str]:
 
 
 def _order(name: str) -> tuple[int, int]:
-    """The number of the job, and that of the attempt within it, 0 for the job itself."""
+    """Return the number of the job, and the number of the attempt within it, 0 for the job itself."""
     return int(name[:6]), int(name[7:13])
 
 
@@ -213,7 +213,7 @@ def _require_newest_job(folder: Folder, names: Sequence[str], mine: str) -> None
 
 @contextmanager
 def _exclusive(folder: Folder) -> Iterator[None]:
-    """Let no other attempt in meanwhile, where the file system has locks."""
+    """Keep other attempts out of the block, where the file system has locks."""
     if not isinstance(folder.filesystem, arrow.LocalFileSystem):
         yield
         return

@@ -1,4 +1,4 @@
-"""A model's tensors from a checkpoint, or from the best checkpoint of a run's folder."""
+"""Finds a checkpoint, or the best one of a run's folder, and reads its model's tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cvdist.storage import Folder
 
 
 def find(uri: str) -> str:
-    """The URI of the checkpoint at `uri`: itself, or the best one of a run's folder.
+    """Return the URI of the checkpoint at `uri`: `uri` itself, or the best checkpoint of a run's folder.
 
     Raises:
         UserError: If there is none.
@@ -40,7 +40,7 @@ def find(uri: str) -> str:
 
 
 def read(uri: str) -> tuple[Checkpoint, Mapping[str, Tensor]]:
-    """A checkpoint, and its model's tensors: of the moving average where there is one.
+    """Read a checkpoint, and return it with its model's tensors: the moving average's if there is one.
 
     Raises:
         UserError: If it is incomplete, damaged or of an unknown format.

@@ -1,4 +1,4 @@
-"""What a run needs to go on as if it had never stopped: a folder of two files, or of more for a split model.
+"""The format of checkpoints: a folder of two files, or of more for a split model, from which a run continues.
 
 `state.pt` holds tensors and numbers (weights, their moving average, optimizer state, random states) and is read
 with `weights_only=True`; `checkpoint.json` holds the rest and can be read by a person. A folder without
@@ -45,12 +45,12 @@ _AVERAGED = "module."  # where `torch.optim.swa_utils.AveragedModel` has the mod
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint is not what was written; an older one may be good."""
+    """Raised if a checkpoint is not what was written. An older one may be good."""
 
 
 @dataclass(frozen=True)
 class OrderIdentity:
-    """What has to be equal for a position within an epoch to mean the same samples."""
+    """Everything that has to be equal for a position within an epoch to mean the same samples."""
 
     train_size: int
     seed: int
@@ -58,17 +58,17 @@ class OrderIdentity:
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
         epoch: Epochs finished.
         position: Samples of the next epoch already trained on, over all workers.
         shuffle: How that epoch is shuffled.
-        loss_sum: Summed over those samples.
+        loss_sum: Sum of the losses of those samples.
         correct: How many of them were classified correctly.
-        best_epoch: From 1; 0 before the first validation.
-        seconds: Of training so far, in all attempts.
-        history: What each finished epoch reached.
+        best_epoch: Number of the best epoch, from 1; 0 before the first validation.
+        seconds: Seconds of training so far, in all attempts.
+        history: Results of each finished epoch.
         logged: The last step metrics, each with its step: a lost machine may not have delivered them.
         ridge: The baseline, if one was computed.
         logistic: How the head was fitted by logistic regression, if it was.
@@ -96,7 +96,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Normalization:
-    """How pictures are normalized: (pixel in [0, 1] - mean) / std, by channel; and how they were resized."""
+    """The way pictures are resized and normalized: (pixel in [0, 1] - mean) / std, by channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -108,15 +108,15 @@ class Checkpoint:
     """The content of a checkpoint's files.
 
     Attributes:
-        model: What the weights fit.
-        order: What `progress.position` refers to.
+        model: Identity of the model that the weights fit.
+        order: Identity of the order of samples that `progress.position` refers to.
         progress: How far the run has come.
         best: The evaluation of the best epoch so far.
-        made_with: Settings and data that the run depends on, by what people call them.
+        made_with: Settings and data that the run depends on, by the names that people know.
         state: Tensors and numbers of the model, its moving average, the optimizer and the random streams.
-        normalization: Of the model's input.
-        parallel: How steps were divided over the workers, see `cvdist.parallel`.
-        workers: How many workers have shards of the model in files of their own; 0 if it is all in one file.
+        normalization: Normalization of the model's input.
+        parallel: How steps were divided over the workers (`cvdist.parallel`).
+        workers: Number of workers with shards of the model in files of their own; 0 if one file has it all.
     """
 
     model: ModelIdentity
@@ -131,7 +131,7 @@ class Checkpoint:
 
 
 def snapshot(checkpoint: Checkpoint) -> Checkpoint:
-    """A copy in main memory, which can be written while training changes the original."""
+    """Copy a checkpoint to main memory, so that it can be written while training changes the original."""
     return dataclasses.replace(
         checkpoint, progress=copy.deepcopy(checkpoint.progress), state=_copied(checkpoint.state)
     )
@@ -217,7 +217,7 @@ def load(
 
 
 def read_meta(folder: Path, name: str = "") -> dict[str, Any]:
-    """The content of `checkpoint.json` in `folder`.
+    """Read the content of `checkpoint.json` in `folder`.
 
     Raises:
         DamagedCheckpoint: If it is missing, unreadable or not what was written.
@@ -234,7 +234,7 @@ def read_meta(folder: Path, name: str = "") -> dict[str, Any]:
 
 
 def parse_meta(content: bytes, name: str) -> dict[str, Any]:
-    """The content of a `checkpoint.json` from its bytes.
+    """Parse the content of a `checkpoint.json` from its bytes.
 
     Raises:
         DamagedCheckpoint: If it is not what was written.
@@ -254,7 +254,7 @@ def parse_meta(content: bytes, name: str) -> dict[str, Any]:
 
 
 def progress_of(meta: dict[str, Any]) -> tuple[float, int]:
-    """The score of the checkpoint that `meta` describes, and the samples trained on until then."""
+    """Return the score of the checkpoint that `meta` describes, and the number of samples trained on so far."""
     progress = _progress(meta["progress"], [])
     ends_epoch = progress.history and not progress.position
     at = progress.epoch * int(meta["order"]["train_size"]) + progress.position
@@ -265,7 +265,7 @@ def require_fit(checkpoint: Checkpoint, model: ModelIdentity, name: str) -> None
     """Refuse a checkpoint of another model.
 
     Raises:
-        UserError: If it does not fit; says what differs and what to do.
+        UserError: If it does not fit; the message says what differs and what to do.
     """
     if checkpoint.model != model:
         raise UserError(
@@ -275,21 +275,21 @@ def require_fit(checkpoint: Checkpoint, model: ModelIdentity, name: str) -> None
 
 
 def trained_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The model's tensors by name: those of the moving average where there is one."""
+    """Return the model's tensors by name, or the moving average's if there is one."""
     tensors: dict[str, Tensor] = dict(checkpoint.state["model"])
     for name, tensor in (checkpoint.state.get("ema") or {}).items():
-        if name.startswith(_AVERAGED):  # besides, it counts its updates
+        if name.startswith(_AVERAGED):  # the rest counts its updates
             tensors[name.removeprefix(_AVERAGED)] = tensor
     return tensors
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors under their own names, without those that wrappers add."""
+    """Return the model's tensors by name, without the prefixes that wrappers add."""
     return {name.removeprefix("module."): tensor for name, tensor in model.state_dict().items()}
 
 
 def _copied(state: Any) -> Any:
-    """`state` with each tensor in it copied to main memory."""
+    """Return `state` with each tensor in it copied to main memory."""
 
     def copied(path: str, value: Any) -> Any:
         return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
@@ -302,7 +302,7 @@ def _digest(meta: dict[str, Any]) -> str:
 
 
 def _why(error: Exception) -> str:
-    """One short line: errors about hostile bytes fill pages."""
+    """Return the reason of an error in one short line, because errors about hostile bytes fill pages."""
     first = (str(error).strip().splitlines() or [""])[0]
     return first[:100] if isinstance(error, ValueError | OSError) and first else type(error).__name__
 

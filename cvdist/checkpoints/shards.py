@@ -35,9 +35,9 @@ class Pieces:
     """A tensor that lies in several files.
 
     Attributes:
-        path: Of the tensor in the state, as `model/classifier.0.weight`.
+        path: Path of the tensor in the state, such as `model/classifier.0.weight`.
         dim: The dimension that it is split along. Its indices are called rows here.
-        pieces: Of each file (first row, one past the last row, file), in the order of their rows.
+        pieces: (First row, one past the last row, file) for each file, in the order of their rows.
     """
 
     path: str
@@ -71,15 +71,15 @@ class Pieces:
 
 
 def names(count: int, rank: int) -> tuple[str, str]:
-    """Names of the two files of worker `rank` of `count`: of the tensors, and of what describes them."""
+    """Return the names of the two files of worker `rank` of `count`: tensors, and their description."""
     stem = f"{PREFIX}{rank:05}-of-{count:05}"
     return f"{stem}.safetensors", f"{stem}.json"
 
 
 def map_leaves(function: Callable[[str, Any], Any], state: Any, path: str = "") -> Any:
-    """Return `state` with `function(path, value)` for all in it but dictionaries, lists and tuples.
+    """Replace each value in `state` but dictionaries, lists and tuples by `function(path, value)`.
 
-    A path is as `optimizer/state/0`. A mark of a split tensor counts as one value.
+    A path is, for example, `optimizer/state/0`. A mark of a split tensor counts as one value.
     """
     if not isinstance(state, dict | list | tuple) or (isinstance(state, dict) and _MARK in state):
         return function(path, state)
@@ -150,7 +150,7 @@ def _pieces(path: str, dim: int, rows: list[tuple[int, int, Path]]) -> Pieces:
 
 
 def take_shards(state: Any, slice_of: TensorShardOf, device: str | torch.device) -> Any:
-    """Return `state` as this worker needs it: of split tensors its shard on `device`, of others all."""
+    """Return `state` as this worker needs it: its shards of split tensors on `device`, and whole others."""
 
     def taken(path: str, value: Any) -> Any:
         if not isinstance(value, Pieces | Tensor):
@@ -169,7 +169,7 @@ def whole(state: Any, device: str | torch.device) -> Any:
 
 
 def slices_by_path(slices: Mapping[str, TensorShard], parameters: Sequence[str]) -> TensorShardOf:
-    """This worker's shards of a training state of `model`, `ema` and `optimizer`.
+    """Return a function from a path to this worker's shard, in a state of `model`, `ema` and `optimizer`.
 
     Args:
         slices: This worker's shard of each split parameter, by the parameter's name.

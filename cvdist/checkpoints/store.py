@@ -38,9 +38,9 @@ class StoredCheckpoint:
     """A complete checkpoint.
 
     Attributes:
-        name: Of its folder.
-        score: The higher, the better: of the epoch that it ends, `UNSCORED` within one, -inf if it is damaged.
-        at: Samples trained on until then, over all epochs; -1 if it is damaged.
+        name: Name of its folder.
+        score: Score of the epoch that it ends, higher is better; `UNSCORED` within an epoch, -inf if damaged.
+        at: Number of samples trained on so far, over all epochs; -1 if it is damaged.
     """
 
     name: str
@@ -49,7 +49,7 @@ class StoredCheckpoint:
 
     @property
     def age(self) -> tuple[tuple[int, int], int]:
-        """Sorts from the oldest to the newest: by attempt, then by progress; a damaged one comes first."""
+        """Key that sorts from oldest to newest: by attempt, then by progress; damaged ones come first."""
         return (attempt_of(self.name) if self.at >= 0 else (0, 0)), self.at
 
 
@@ -60,9 +60,9 @@ class CheckpointStore:
         """Use the run in `folder`, which need not exist yet.
 
         Args:
-            folder: Of the run.
+            folder: Folder of the run.
             keep: How many of the best checkpoints are kept, besides the latest.
-            fence: Of the attempt that adds checkpoints. Without one, anybody may.
+            fence: Fence of the attempt that adds checkpoints. Without one, anybody may add.
         """
         self.folder, self.keep, self.fence = folder, keep, fence
         self._local = isinstance(folder.filesystem, arrow.LocalFileSystem)
@@ -70,7 +70,7 @@ class CheckpointStore:
 
     @classmethod
     def at(cls, uri: str, keep: int = 1) -> CheckpointStore:
-        """The store of the run at `uri`, without a fence.
+        """Open the store of the run at `uri`, without a fence.
 
         Raises:
             UserError: If the URI can't be understood.
@@ -79,15 +79,15 @@ class CheckpointStore:
 
     @property
     def suffix(self) -> str:
-        """What the names of this attempt's checkpoints end with, so that attempts never share one."""
+        """End of the names of this attempt's checkpoints, so that attempts never share a name."""
         return self.fence.suffix if self.fence is not None else ""
 
     def uri(self, name: str) -> str:
-        """The folder or URI of a checkpoint."""
+        """Return the path or URI of a checkpoint's folder."""
         return f"{self.folder.uri.rstrip('/')}/{name}"
 
     def list(self) -> Sequence[StoredCheckpoint]:
-        """All complete checkpoints, the newest first, damaged ones last.
+        """List all complete checkpoints, the newest first, damaged ones last.
 
         Raises:
             UserError: If the storage can't be read.
@@ -95,7 +95,7 @@ class CheckpointStore:
         return self._complete(self.folder.sizes())
 
     def best(self) -> StoredCheckpoint | None:
-        """The checkpoint with the highest score, of equal ones the newest; None if there is none.
+        """Return the checkpoint with the highest score, the newest of equal ones; None if there is none.
 
         Raises:
             UserError: If the storage can't be read.
@@ -134,11 +134,11 @@ class CheckpointStore:
         """Store a checkpoint, then delete those that are no longer to be kept.
 
         Args:
-            name: Of the checkpoint, without this attempt's suffix.
-            score: See `StoredCheckpoint`.
-            at: See `StoredCheckpoint`.
+            name: Name of the checkpoint, without this attempt's suffix.
+            score: As in `StoredCheckpoint`.
+            at: As in `StoredCheckpoint`.
             fill: Writes the files, `checkpoint.json` among them, into an empty local folder.
-            shards: Files that other workers store with `add_shard`, without which it is not complete.
+            shards: Files that other workers store with `add_shard`, which the checkpoint needs to be complete.
             timeout: Seconds to wait for them.
 
         Raises:
@@ -166,7 +166,7 @@ class CheckpointStore:
         """Store one worker's files of a checkpoint that another worker adds.
 
         Args:
-            name: Of the checkpoint, with the suffix of that worker's attempt.
+            name: Name of the checkpoint, with the suffix of that worker's attempt.
             fill: Writes the files into an empty local folder.
 
         Raises:
@@ -205,7 +205,7 @@ class CheckpointStore:
 
     @contextmanager
     def _filled(self, name: str, fill: Callable[[Path], None]) -> Iterator[dict[str, Path]]:
-        """Store what `fill` writes, but for `checkpoint.json`; yield all files by their names."""
+        """Store what `fill` writes, except for `checkpoint.json`, and yield all files by their names."""
         target = Path(self.folder.root, name) if self._local else None
         if target is not None:
             target.mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ class CheckpointStore:
         with TemporaryDirectory(prefix=_ARRIVING, dir=target) as private:
             fill(Path(private))
             files = {file.name: file for file in Path(private).iterdir()}
-            # What describes other files follows them.
+            # Files that describe others come after them.
             for file in sorted(files, key=lambda file: file.endswith(".json")):
                 if file != META:
                     self._put(files[file], f"{name}/{file}")
@@ -251,7 +251,7 @@ class CheckpointStore:
             time.sleep(_POLL_SECONDS)
 
     def _not_kept_beside(self, newest: StoredCheckpoint) -> set[str]:
-        """Names of what `newest` replaces, and of what killed writers have left incomplete."""
+        """Return the names of checkpoints that `newest` replaces, and of incomplete ones of killed writers."""
         files = self.folder.sizes()
         self._known[newest.name] = newest
         complete = self._complete({**files, f"{newest.name}/{META}": 0})
@@ -267,7 +267,7 @@ class CheckpointStore:
         path = f"{self.folder.root}/{name}"
         self._known.pop(name, None)
         try:
-            # First the file that makes it a checkpoint: half of one is not to be found.
+            # The file that makes it a checkpoint goes first, so that nobody finds half of one.
             if self.folder.size(f"{name}/{META}") is not None:
                 self.folder.delete(f"{name}/{META}")
             self.folder.filesystem.delete_dir(path)
@@ -282,5 +282,5 @@ class CheckpointStore:
 
 
 def _is_data(file: str) -> bool:
-    """Whether a file of this name belongs to a checkpoint, complete or not; False for `checkpoint.json`."""
+    """Return whether a file of this name is part of a checkpoint, but not its `checkpoint.json`."""
     return file == STATE or file.startswith((PREFIX, _ARRIVING))

@@ -1,4 +1,4 @@
-"""Checkpoints are stored in a thread while training goes on, at most one at a time."""
+"""Stores checkpoints in a thread while training goes on, at most one at a time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SLOW = 30.0  # seconds after which a wait for the storage is worth a line
 
 
 class Uploads:
-    """The upload on its way, if there is one."""
+    """The upload that is under way, if there is one."""
 
     def __init__(self, timeout: float) -> None:
-        """Nothing is on its way yet.
+        """Start without an upload.
 
         Args:
             timeout: Seconds that `wait` waits, `--checkpoint-timeout`.
@@ -44,7 +44,7 @@ class Uploads:
         threading.Thread(target=run, name="checkpoint", daemon=True).start()
 
     def wait(self) -> None:
-        """Return when nothing is on its way.
+        """Wait until no upload is under way.
 
         Raises:
             UserError: If that takes too long, or the checkpoint could not be stored.

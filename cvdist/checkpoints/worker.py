@@ -37,14 +37,14 @@ class Worker(RankInfo):
         poll: Callable[[], StopRequest] = lambda: StopRequest.NONE,
         min_interval: float = 0.0,
     ) -> None:
-        """Every worker of the run makes one, at the same time.
+        """Join the other workers of the run, which create theirs at the same time.
 
         Args:
-            ranks: Of this process.
-            store: Of the run's checkpoints. Rank 0's has the fence of the attempt.
+            ranks: Ranks of this process.
+            store: Store of the run's checkpoints. Rank 0's has the fence of the attempt.
             settings: How checkpoints are stored.
             step_timeout: Seconds that one worker waits for the others before it fails.
-            poll: What this process alone is asked to do. Called on all workers after the same steps.
+            poll: Returns what this process alone is asked to do. Called on all workers after the same steps.
             min_interval: Seconds within which a checkpoint that is not the best so far is left out.
         """
         super().__init__(**vars(ranks))
@@ -59,7 +59,7 @@ class Worker(RankInfo):
         self._watch = FenceWatch(store.fence) if store.fence is not None else None
 
     def checkpoints(self) -> Sequence[str]:
-        """Names of the run's checkpoints, in the order in which they are to be tried. Every worker calls it.
+        """List the names of the run's checkpoints in the order to try them. All workers must call this.
 
         Raises:
             UserError: On all workers, if the storage can't be read.
@@ -72,7 +72,7 @@ class Worker(RankInfo):
     def open_checkpoint(self, name: str) -> Iterator[Path]:
         """Yield a checkpoint as a local folder, which lacks files if the checkpoint is gone.
 
-        Every worker calls it; those of a node read one copy.
+        All workers must call this. Those of a node read one copy.
 
         Raises:
             UserError: On all workers, if the storage can't be read.
@@ -91,7 +91,7 @@ class Worker(RankInfo):
             gather(None)  # nobody reads it any more
 
     def open_best_checkpoint(self) -> AbstractContextManager[Path | None]:
-        """The checkpoint with the highest score as `open_checkpoint` has it, or None. Rank 0 alone calls it.
+        """Open the checkpoint with the highest score as a local folder, or None. Only rank 0 calls this.
 
         Raises:
             UserError: If the storage can't be read.
@@ -107,18 +107,18 @@ class Worker(RankInfo):
         fill: Callable[[Path], None] | None,
         awaited: Sequence[str] = (),
     ) -> None:
-        """Begin to store a checkpoint. Every worker calls it.
+        """Begin to store a checkpoint. All workers must call this.
 
-        At most one checkpoint is on its way: this waits for the one before. The best `--keep-checkpoints` by
+        At most one checkpoint is being stored: this waits for the one before. The best `--keep-checkpoints` by
         score are kept, and the latest.
 
         Args:
-            name: Of the checkpoint.
-            score: The higher, the better.
-            at: Samples trained on so far.
+            name: Name of the checkpoint.
+            score: Score of the checkpoint, higher is better.
+            at: Number of samples trained on so far.
             fill: Writes this worker's files into an empty local folder, perhaps later and in another thread;
                 None on a worker that has none. Rank 0 always has some.
-            awaited: Files that the other workers write, without which the checkpoint is not complete.
+            awaited: Files that the other workers write. Without them the checkpoint is not complete.
 
         Raises:
             UserError: On all workers, if the one before could not be stored.
@@ -136,7 +136,7 @@ class Worker(RankInfo):
                 self._uploads.wait()
 
     def wait_for_uploads(self) -> None:
-        """Wait until what was saved is stored. Every worker calls it.
+        """Wait until what was saved is stored. All workers must call this.
 
         Raises:
             UserError: On all workers, if it could not be stored.
@@ -145,12 +145,12 @@ class Worker(RankInfo):
             self._uploads.wait()
 
     def finish(self) -> None:
-        """Let the checkpoint on its way arrive, after an error, without the other workers."""
+        """Wait, after an error, for the checkpoint that is being stored, without the other workers."""
         with suppress(UserError):
             self._uploads.wait()
 
     def poll_stop_request(self) -> StopRequest:
-        """What the run is asked to do. Every worker calls it after each step, and all get the same answer.
+        """Return what the run is asked to do, the same on all workers. All must call this after each step.
 
         Raises:
             Superseded: On all workers, if a newer job of this name has begun.

@@ -54,7 +54,7 @@ class Augmentation(AugmentationConfig):
         return None if chosen == AugmentationConfig() else cls(**vars(chosen), seed=seed)
 
     def draw(self, local: LocalBatch, epoch: int) -> Tensor:
-        """Uniform numbers in [0, 1) for the pictures of a local batch, float32 (n, 17), on the CPU."""
+        """Draw uniform numbers in [0, 1) for the pictures of a local batch, float32 (n, 17), on the CPU."""
         # Drawn for the whole global batch, so that the draws do not depend on the number of workers;
         # each kind from its own stream, so that one more kind leaves the others as they are.
         kinds = {"augment": _PLACE, "crop": _CROP, "color": _COLOR, "erase": _ERASE, "auto": _AUTO}
@@ -123,9 +123,9 @@ class Augmentation(AugmentationConfig):
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
     def _crops(self, crop: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Width and height of each crop as shares of the picture's, and its middle, from -1 to 1.
+        """Return each crop's width and height as shares of the picture's, and its middle, from -1 to 1.
 
-        As Szegedy et al. 2015 (arXiv:1409.4842) crop, with all proportions up to `crop_ratio`.
+        The crops are those of Szegedy et al. 2015 (arXiv:1409.4842), with all proportions up to `crop_ratio`.
         """
         area, proportions, x, y = crop.unbind(1)
         kept = self.random_resized_crop + (1 - self.random_resized_crop) * area
@@ -160,11 +160,11 @@ class Augmentation(AugmentationConfig):
 
 
 def _span(length: Tensor, place: Tensor, size: int) -> Tensor:
-    """Mark which of `size` positions are in a stretch, bool (n, size); some are always left.
+    """Return which of `size` positions lie in a stretch, bool (n, size). At least one lies outside.
 
     Args:
-        length: of the stretch, float (n,).
-        place: where it lies, from 0 (at the beginning) to 1 (at the end), float (n,).
+        length: length of the stretch in positions, float (n,).
+        place: where the stretch lies, from 0 (at the beginning) to 1 (at the end), float (n,).
         size: number of positions.
     """
     length = length.round().clamp(max=size - 1)

@@ -1,6 +1,6 @@
-"""The bytes of pictures, by their paths below the root of a data set (`cvdist.data.forms`).
+"""Reads the bytes of pictures by their paths below the root of a data set (`cvdist.data.forms`).
 
-A path is that of a file, or says where in a file the picture lies:
+A path names a file, or says where in a file the picture lies:
 
     train-000003.tar@1536+20480/cat.12.jpg    20480 bytes of a tar from byte 1536 on, and the member's name
     train-00000-of-00002.parquet@17/cat.jpg   row 17 of a Parquet file, and the picture's own name, if any
@@ -45,7 +45,7 @@ R = TypeVar("R")
 
 
 def archive_kind(name: str) -> str:
-    """Return whether a file holds several pictures by its name: TAR, PARQUET or, empty, not."""
+    """Return which kind of archive a file is, by its name: TAR or PARQUET; empty for any other file."""
     return next((one for one in (TAR, PARQUET) if name.lower().endswith(one)), "")
 
 
@@ -66,19 +66,19 @@ def map_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], co
 
 
 def file_of(path: str) -> str:
-    """Return the file that a picture is, or that holds it."""
+    """Return the path of the file that a picture is, or of the archive that holds it."""
     return _Piece.of(path).file
 
 
 @dataclass
 class _Piece:
-    """What is read at once: a file, bytes of a tar, or rows of a Parquet file.
+    """The data that one request reads: a file, some bytes of a tar, or some rows of a Parquet file.
 
     Attributes:
-        path: of the first picture, for messages.
-        file: that holds the pictures.
-        members: of a tar, first byte and size of each.
-        rows: of a Parquet file.
+        path: path of the first picture, for messages.
+        file: path of the file that holds the pictures.
+        members: first byte and size of each picture in a tar.
+        rows: rows of the pictures in a Parquet file.
     """
 
     path: str
@@ -88,7 +88,7 @@ class _Piece:
 
     @classmethod
     def of(cls, path: str) -> _Piece:
-        """What one picture needs."""
+        """Create the piece that holds one picture."""
         found = _WITHIN.fullmatch(path) if "@" in path else None
         if found is None:
             return cls(path, path)
@@ -98,7 +98,7 @@ class _Piece:
         return cls(path, file, members=[(int(found["start"]), int(found["size"]))])
 
     def takes(self, other: _Piece) -> bool:
-        """Add another piece if it is of the same file and near. Returns whether it was added."""
+        """Add another piece if it is near in the same file, and return whether it was added."""
         if self.file != other.file:
             return False
         if self.rows and other.rows and len(self.rows) < _PIECE_ROWS:
@@ -122,7 +122,7 @@ class Contents:
     """
 
     def __init__(self, root: str, *, patient: bool = False) -> None:
-        """Nothing is read yet.
+        """Note the root. Nothing is read yet.
 
         Args:
             root: folder or URI that paths are relative to.
@@ -148,7 +148,7 @@ class Contents:
         return self._read(_Piece.of(path))[0]
 
     def open(self, path: str) -> pa.NativeFile:
-        """Open a file for reading at any place, by several threads.
+        """Open a file for several threads to read at any place.
 
         Raises:
             OSError: if it can't be read.
@@ -158,8 +158,8 @@ class Contents:
     def changed(self, path: str) -> int:
         """Return when a file last changed, in ns since 1970; 0 if unknown.
 
-        On a disk of this machine it is not the modification time, which may be set to an old one, as by an
-        archive that is unpacked.
+        On a disk of this machine it is not the modification time, because programs that unpack archives set
+        that to an old one.
         """
         if not self.local:
             return self._filesystem.get_file_info(f"{self.folder}/{path}").mtime_ns or 0
@@ -169,7 +169,7 @@ class Contents:
             return 0  # reading it will say why
 
     def etag(self, path: str) -> str:
-        """Return the ETag of the object that a picture is, by one request; empty where the storage has none.
+        """Ask the storage for the ETag of a picture's object, and return it; empty where there are none.
 
         Raises:
             UserError: if it can't be read.
@@ -181,8 +181,8 @@ class Contents:
         """Yield the bytes of several pictures in order. Neighbors in a tar are read by one request.
 
         Args:
-            paths: of the pictures.
-            threads: that read ahead; 1: none, each picture is read when it is asked for.
+            paths: paths of the pictures.
+            threads: number of threads that read ahead; 1: each picture is read when it is asked for.
 
         Raises:
             UserError: if one can't be read.
@@ -201,7 +201,7 @@ class Contents:
                 return [storage.read(self._filesystem, file)]
             first, (last, size) = piece.members[0][0], piece.members[-1]
             content = self._range(piece.file, first, last + size - first)
-        # Of a tar that was cut, what is there of the last picture: like a cut file, it can't be decoded.
+        # The last picture of a tar that was cut may be short. Like a cut file, it can't be decoded.
         return [content[start - first : start - first + size] for start, size in piece.members]
 
     def _range(self, path: str, start: int, size: int) -> bytes:
@@ -229,7 +229,7 @@ class Contents:
 
 
 def _pieces(paths: Sequence[str]) -> Iterator[_Piece]:
-    """Join paths that lie side by side."""
+    """Yield the pieces to read, in which pictures that lie side by side are joined."""
     piece: _Piece | None = None
     for path in paths:
         one = _Piece.of(path)

@@ -65,8 +65,8 @@ class Batch:
     Attributes:
         images: float32 (n, C, H, W), normalized and, in training, augmented; n may be 0. A loader of cached
             features puts features here instead.
-        labels: int64 (n,). Of mixed samples the shares of the classes, float32 (n, classes). Where pictures may
-            have several classes (`DatasetInfo.multilabel`), float32 (n, classes), 1 for those of the picture.
+        labels: int64 (n,). For mixed samples, the shares of the classes, float32 (n, classes). Where pictures
+            may have several classes (`DatasetInfo.multilabel`), float32 (n, classes), 1 for a picture's own.
         indices: int64 (n,) on the CPU, the samples' row numbers in the split.
         global_size: number of samples in this step over all workers.
     """
@@ -89,7 +89,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Shuffle:
-    """How an epoch is shuffled. A checkpoint in mid-epoch stores this, so that the epoch can be continued.
+    """The way an epoch is shuffled. A checkpoint in mid-epoch stores it, so that the epoch can be continued.
 
     Attributes:
         streams: 0 if all samples are shuffled together. Otherwise the number of workers that the shards were

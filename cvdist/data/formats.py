@@ -1,4 +1,4 @@
-"""Which formats of pictures are read.
+"""The formats of pictures, and which of them can be read here.
 
 Files are listed by the suffixes of their names, and decoded by their first bytes.
 """
@@ -17,12 +17,12 @@ RAW = "camera raw"
 
 @dataclass(frozen=True)
 class Extra:
-    """A package without which a format is not read.
+    """An optional package without which a format can't be read.
 
     Attributes:
-        name: of the extra in pyproject.toml.
-        module: that it brings.
-        package: that has the module.
+        name: name of the extra in pyproject.toml.
+        module: module that it installs.
+        package: package that has the module.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Extra:
 
     @property
     def hint(self) -> str:
-        """What to do about such files."""
+        """What to do to read such files."""
         return f"read with the extra {self.name} (pip install {self.package})"
 
     @property
     def installed(self) -> bool:
-        """Whether the package is there."""
+        """Whether the package is installed."""
         return _is_installed(self.module)
 
 
@@ -97,19 +97,19 @@ _NO_PICTURES = [
 
 
 def format_by_name(path: str) -> str:
-    """Return the format that a file's name speaks of, whether or not it is read here; empty without any."""
+    """Return the format that a file's suffix names, whether or not it is read here; empty if none."""
     suffix = PurePosixPath(path).suffix
     return next((format for format, pattern in _SUFFIXES.items() if pattern.fullmatch(suffix)), "")
 
 
 def is_read(path: str) -> bool:
-    """Return whether files of this name are pictures, of a format that is read here."""
+    """Return whether a file is, by its name, a picture of a format that is read here."""
     format = format_by_name(path)
     return EXTRAS[format].installed if format in EXTRAS else format == _ALWAYS
 
 
 def unread_formats(counts: Mapping[str, int]) -> str:
-    """Say in one line what to do about files of formats that are not read; counts: by `format_by_name`."""
+    """Return one line on what to do about files of unread formats; `counts`: files by `format_by_name`."""
     return "; ".join(
         f"{counts[format]:,} {'files are' if counts[format] > 1 else 'file is'} {format}, "
         + (EXTRAS[format].hint if format in EXTRAS else "which is not supported: convert to JPEG or TIFF")
@@ -119,12 +119,12 @@ def unread_formats(counts: Mapping[str, int]) -> str:
 
 
 def identify(content: bytes) -> str:
-    """Return the format of a file as its first bytes say, whatever its name; empty if they don't."""
+    """Return the format that a file's first bytes tell, whatever its name; empty if they tell none."""
     return next((format for pattern, format in _MAGIC if pattern.match(content[:64])), "")
 
 
 def not_read(content: bytes, format: str) -> str:
-    """Say why a file of this format, or of none (`identify`), isn't read here; empty if it may be read."""
+    """Return why a file of this format, or of none (`identify`), isn't read here; empty if it may be read."""
     if format == RAW or (format in EXTRAS and not EXTRAS[format].installed):
         return not_supported(format)
     if format or not content:
@@ -134,11 +134,11 @@ def not_read(content: bytes, format: str) -> str:
 
 
 def not_supported(format: str) -> str:
-    """Say that a format isn't read here."""
+    """Return the message that a format isn't read here."""
     extra = EXTRAS.get(format)
     return f"a format that is not supported: {format}" + (f" without the extra {extra.name}" if extra else "")
 
 
 def became_readable(reason: str) -> bool:
-    """Return whether a file wasn't read for `reason` because an extra was missing that is here now."""
+    """Return whether `reason` says that an extra was missing, which is installed now."""
     return any(reason == not_supported(format) and extra.installed for format, extra in EXTRAS.items())

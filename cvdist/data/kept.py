@@ -24,8 +24,8 @@ def load(cache: Path, uri: str, state: str = "") -> pa.Table | None:
 
     Args:
         cache: the node's cache folder.
-        uri: of the file or folder.
-        state: what tells whether it has changed since.
+        uri: path or URI of the file or folder.
+        state: text that changes when the file or folder changes.
     """
     try:
         table = feather.read_table(_path(cache, uri))

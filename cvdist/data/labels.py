@@ -25,7 +25,7 @@ def is_multilabel(table: pa.Table) -> bool:
 
 
 def label_column(table: pa.Table) -> str:
-    """Return the column that says all about the labels of a table's pictures."""
+    """Return the name of the column that alone determines the labels of a table's pictures."""
     return CLASSES if is_multilabel(table) else "label"
 
 
@@ -41,17 +41,17 @@ def labels_of(table: pa.Table, classes: int) -> Tensor:
 
 
 def targets_of(labels: Tensor) -> Tensor:
-    """Return labels as batches have them: int64 (n,) as they are, bool (n, classes) as float32."""
+    """Return labels as batches have them: int64 (n,) unchanged, bool (n, classes) as float32."""
     return labels.float() if labels.dtype == torch.bool else labels
 
 
 def class_counts(labels: Tensor, classes: int) -> Tensor:
-    """Return the number of pictures of each class, int64 (classes,), of labels as in `labels_of`."""
+    """Return the number of pictures of each class, int64 (classes,), from labels as in `labels_of`."""
     return labels.sum(0) if labels.dtype == torch.bool else labels.bincount(minlength=classes)
 
 
 def label_names(labels: Tensor, classes: Sequence[str]) -> list[str]:
-    """Return the name of each picture's class, or the names of its classes, of labels as in `labels_of`."""
+    """Return the name of each picture's class, or the names of its classes, from labels as in `labels_of`."""
     if labels.dtype != torch.bool:
         return [classes[label] for label in labels.tolist()]
     return [", ".join(classes[i] for i in row.nonzero().flatten().tolist()) or NO_CLASS for row in labels]

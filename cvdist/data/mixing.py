@@ -20,10 +20,10 @@ from cvdist.seeding import derive_seed
 
 
 class Mixture(NamedTuple):
-    """How the samples of a global batch are mixed.
+    """The way the samples of a global batch are mixed.
 
     Attributes:
-        share: in [0, 1], what a sample keeps of its own pixels.
+        share: share of its own pixels that a sample keeps, in [0, 1].
         cut: middle of the rectangle that CutMix takes from the other picture, x and y as fractions of width and
             height in [0, 1). None: mixup.
     """
@@ -46,7 +46,7 @@ class Mixing:
 
     Attributes:
         mixup: strengths of mixup are drawn from Beta(mixup, mixup); 0: no mixup.
-        cutmix: the same of CutMix. If both are above 0, each batch takes one of them by chance.
+        cutmix: the same for CutMix. If both are above 0, each batch takes one of them by chance.
         classes: number of classes.
         seed: seed of the random numbers.
     """

@@ -80,7 +80,7 @@ def describe(
 
 
 def _present(root: Path) -> bool:
-    """Return whether all files are there."""
+    """Return whether all files of MNIST are there."""
     for name, size in _FILES.items():
         path = root / "MNIST" / "raw" / name
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""Pictures that lie in the rows of Parquet files."""
+"""Reads pictures that lie in the rows of Parquet files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def features_of(schema: pa.Schema) -> dict[str, dict[str, object]]:
 
 
 def batch_rows(metadata: pq.FileMetaData, column: str, group: int) -> int:
-    """Return how many pictures are read at a time: a bounded number of bytes, if the pictures are no giants."""
+    """Return how many pictures are read at a time, so that ordinary ones take a bounded number of bytes."""
     row_group = metadata.row_group(group)
     sizes = [row_group.column(i) for i in range(row_group.num_columns)]
     size = sum(one.total_uncompressed_size for one in sizes if one.path_in_schema == column)
@@ -60,12 +60,12 @@ def open_file(source: pa.NativeFile, metadata: pq.FileMetaData | None = None) ->
 
 
 def bytes_of(pictures: pa.Array) -> pa.Array:
-    """The bytes of a column of pictures, which may be a field of its structs."""
+    """Return the bytes of a column of pictures, which may be a field of its structs."""
     return field_of(pictures, "bytes") if pa.types.is_struct(pictures.type) else pictures
 
 
 def field_of(column: pa.Array, name: str) -> pa.Array | None:
-    """A field of a column of structs, null where the struct is; None if there is no such field."""
+    """Return a field of a column of structs, null where the struct is; None if there is no such field."""
     index = column.type.get_field_index(name) if pa.types.is_struct(column.type) else -1
     return column.flatten()[index] if index >= 0 else None
 
@@ -74,7 +74,7 @@ class PictureRows:
     """Reads pictures by file and row, and keeps what it has read last. Safe to use from several threads."""
 
     def __init__(self, open_source: Callable[[str], pa.NativeFile]) -> None:
-        """Nothing is read yet; `open_source` opens a file by its path."""
+        """Note `open_source`, which opens a file by its path. Nothing is read yet."""
         self._open = open_source
         self._files: OrderedDict[str, tuple[pq.FileMetaData, str, list[int]]] = OrderedDict()
         self._groups: OrderedDict[tuple[str, int], _RowGroup] = OrderedDict()
@@ -100,7 +100,7 @@ class PictureRows:
             raise OSError(str(error)) from error
 
     def _layout(self, file: str) -> tuple[pq.FileMetaData, str, list[int]]:
-        """The metadata of a file, its column with pictures, and where each row group ends."""
+        """Return the metadata of a file, its column with pictures, and the row after each row group's last."""
         with self._lock:
             known = self._files.get(file)
         if known is None:
@@ -128,7 +128,7 @@ class PictureRows:
 
 
 class _RowGroup:
-    """A row group that is read from its start on, in batches of which the last ones are kept."""
+    """A row group, which is read in batches from its start on. The last few batches are kept."""
 
     def __init__(self, reopen: Callable[[], pq.ParquetFile], number: int, column: str) -> None:
         self._reopen, self._number, self._column = reopen, number, column

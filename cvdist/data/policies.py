@@ -13,7 +13,7 @@ from cvdist.config import AutoAugment
 
 
 def apply(name: AutoAugment, images: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Augment each picture by itself, with random numbers from a seed of its own.
+    """Augment each picture separately, with random numbers from a seed of its own.
 
     Args:
         name: the policy, but not `none`.
@@ -33,7 +33,7 @@ def apply(name: AutoAugment, images: Tensor, seeds: Sequence[int]) -> Tensor:
 
 @contextmanager
 def _restored() -> Iterator[torch.Generator]:
-    """Lend the CPU's generator, which the policies draw from, and which dropout draws from afterwards."""
+    """Provide the CPU's generator for the policies to draw from, and restore its state for dropout."""
     random = torch.default_generator
     state = random.get_state()
     try:
@@ -44,11 +44,11 @@ def _restored() -> Iterator[torch.Generator]:
 
 @functools.cache
 def _policy(name: AutoAugment) -> torch.nn.Module:
-    """The policy with the values of torchvision's reference script."""
+    """Build the policy with the values of torchvision's reference script."""
     from torchvision.transforms import v2  # takes long to import
 
     class AugMix(v2.AugMix):
-        """Draws its weights on the CPU, as everything else is drawn."""
+        """AugMix that draws its weights on the CPU, as everything else is drawn."""
 
         def _sample_dirichlet(self, params: Tensor) -> Tensor:
             return super()._sample_dirichlet(params.cpu()).to(params.device)

@@ -49,7 +49,7 @@ def require_few_bad(
 
 
 def quarantine_csv(bad: Sequence[BadPicture]) -> str:
-    """The table of bad pictures, as CSV with the columns `path` and `reason`."""
+    """Format the bad pictures as CSV with the columns `path` and `reason`."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["path", "reason"])

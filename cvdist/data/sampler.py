@@ -1,4 +1,4 @@
-"""Which worker sees which sample in which step.
+"""Decides which worker sees which sample in which step.
 
 Each epoch has one global order of samples, which depends on the seed and the epoch alone. It is cut into global
 batches, and each global batch is partitioned over the workers into contiguous local batches whose sizes differ
@@ -90,7 +90,9 @@ class EpochOrder:
 
 
 def draw_balanced(labels: Tensor, *, seed: int, epoch: int) -> Tensor:
-    """Draw as many samples as there are, with replacement: a class, all of which are as likely, and one of it.
+    """Draw as many samples as there are, with replacement: each time a class, then one of its samples.
+
+    All classes are equally likely, and so are all samples of a class.
 
     Args:
         labels: int64 (n,), the samples' classes.

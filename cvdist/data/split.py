@@ -1,4 +1,4 @@
-"""Stratified split of a data set that does not come with a validation split."""
+"""Stratified splits of data sets that do not come with a validation split."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from cvdist.seeding import generator
 
 
 def stratified_split(labels: Tensor, valid_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of the training part and of the validation part, each class in about the same proportion.
+    """Return the rows for training and for validation, with each class in about the same proportion.
 
-    labels: int64 (N,). Returns two sorted int64 tensors that share no row and together hold them all. Training
-    has at least one row of each class, and validation at least one of each class of two or more.
+    Training has at least one row of each class, and validation at least one of each class of two or more.
+
+    Args:
+        labels: int64 (N,).
+        valid_fraction: share of the pictures to validate on.
+        seed: seed of the choice.
+
+    Returns:
+        Two sorted int64 tensors that share no row and together hold them all.
     """
     train, valid = [], []
     classes, sizes = (values.tolist() for values in labels.unique(return_counts=True))
@@ -27,16 +34,16 @@ def stratified_split(labels: Tensor, valid_fraction: float, seed: int) -> tuple[
 
 
 def multilabel_split(labels: Tensor, valid_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of the training part and of the validation part where a picture may have several classes.
+    """Return the rows for training and for validation where a picture may have several classes.
 
-    Pictures are divided by their rarest class as in `stratified_split`, those of no class by themselves. Then
-    single pictures change sides, so that training has each class that there is, and validation each class of
-    which training can give a picture without losing a class.
+    Pictures are divided by their rarest class as in `stratified_split`; pictures without a class are a class
+    of their own here. Then single pictures change sides, so that training has every class, and validation has
+    each class of which training can give a picture away without losing a class.
 
     Args:
         labels: bool (N, classes).
         valid_fraction: share of the pictures to validate on.
-        seed: of the choice.
+        seed: seed of the choice.
 
     Returns:
         Two sorted int64 tensors that share no row and together hold them all.
@@ -70,11 +77,11 @@ def multilabel_split(labels: Tensor, valid_fraction: float, seed: int) -> tuple[
 
 
 def held_back_counts(sizes: list[int], valid_fraction: float) -> list[int]:
-    """How many pictures of each class to validate on, by the largest remainder method.
+    """Return how many pictures of each class to validate on, by the largest remainder method.
 
-    Each class gets its exact share rounded down or up, but at least 1 and at most all but 1 of its pictures;
-    one of one picture gets none. Those with the largest remainders are rounded up, until the sum is the share
-    of all pictures.
+    Each class gets its exact share rounded down or up, but at least 1 and at most all but 1 of its pictures.
+    A class of one picture gets none. The classes with the largest remainders are rounded up, until the sum is
+    the share of all pictures.
     """
     fraction = Fraction(str(valid_fraction))  # as the user wrote it: 0.1 is a tenth
 

@@ -1,4 +1,4 @@
-"""What the workers of a run tell each other. Every function also works alone, without a process group."""
+"""Exchanges between the workers of a run. Every function also works alone, without a process group."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def set_group_timeout(timeout: float) -> None:
 
 
 class LostWorkers(RuntimeError):
-    """Another worker has died, hangs, or can't be reached."""
+    """Raised if another worker has died, hangs, or can't be reached."""
 
 
 @contextmanager

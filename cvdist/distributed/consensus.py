@@ -1,4 +1,4 @@
-"""How workers agree, every second or two, on what only one of them may know: that it is time to stop.
+"""Lets workers agree, every second or two, that it is time to stop, which only one of them may know.
 
 A signal reaches one process, at any moment; workers that stop at different steps would wait for each other
 forever. So they exchange requests after steps that all of them reach, and all act on the most urgent one. The
@@ -21,13 +21,13 @@ _MAX_STEPS = 4096  # between two exchanges
 
 
 class StopConsensus:
-    """One worker's side of the exchanges. Every worker makes one, at the same time."""
+    """One worker's side of the exchanges. All workers must create theirs at the same time."""
 
     def __init__(self, seconds: float, timeout: float) -> None:
         """Join the group in which the exchanges happen.
 
         Args:
-            seconds: Time between two exchanges, about; a slow step is followed by one each time.
+            seconds: Approximate time between two exchanges. Each slow step is followed by one.
             timeout: Seconds that one worker waits for the others in an exchange.
         """
         self._seconds = seconds
@@ -40,13 +40,13 @@ class StopConsensus:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
     def due(self) -> bool:
-        """Whether the workers exchange their requests after this step. Called once a step."""
+        """Return whether the workers exchange their requests after this step. Call this once a step."""
         self._steps_left -= 1
         self._steps_taken += 1
         return self._steps_left <= 0
 
     def agree(self, request: StopRequest) -> StopRequest:
-        """Exchange requests. Every worker calls it when it is `due`.
+        """Exchange requests. All workers must call this when it is `due`.
 
         Returns:
             The most urgent request of all workers, the same on all of them.

@@ -15,7 +15,7 @@ from cvdist.errors import UserError
 
 
 def here(wanted: str) -> torch.device:
-    """The device of a process that computes alone; `wanted` is `auto`, `cpu` or `cuda`.
+    """Return the device of a process that computes alone; `wanted` is `auto`, `cpu` or `cuda`.
 
     Raises:
         UserError: if a GPU is asked for that is not there.

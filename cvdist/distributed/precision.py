@@ -40,7 +40,7 @@ class Precision:
         return torch.autocast(self.device_type, dtype=self.half) if self.half is not None else nullcontext()
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Return what scales the losses so that gradients fit float16; otherwise it does nothing."""
+        """Return a scaler of losses, so that gradients fit float16. In other precisions it does nothing."""
         return torch.amp.GradScaler(self.device_type, enabled=self.half is torch.float16)
 
 
@@ -54,7 +54,7 @@ def choose_precision(name: PrecisionName, device: torch.device, *, training: boo
     Args:
         name: The value of `--precision`.
         device: The device that computes.
-        training: Whether it is to train.
+        training: Whether the device is to train.
     """
     tf32 = name == "tf32" and device.type == "cuda"
     if device.type == "cuda":

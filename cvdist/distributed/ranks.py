@@ -12,12 +12,12 @@ class RankInfo:
     """Ranks of one process. The defaults are those of a process that trains alone, on the CPU.
 
     Attributes:
-        rank: Of this process among all, from 0.
-        world_size: The number of processes.
-        local_rank: Of this process among those of its node, from 0.
-        local_world_size: The number of processes on its node.
-        node: The node's name in metrics.
-        device: What this process computes on.
+        rank: Number of this process among all, from 0.
+        world_size: Number of processes.
+        local_rank: Number of this process among those of its node, from 0.
+        local_world_size: Number of processes on its node.
+        node: Name of the node in metrics.
+        device: Device that this process computes on.
     """
 
     rank: int = 0

@@ -1,4 +1,4 @@
-"""What a run may be asked to do between two steps."""
+"""The requests that a run may get between two steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class StopRequest(IntEnum):
-    """What a run is asked to do; a higher value is more urgent.
+    """A request to a run. A higher value is more urgent.
 
     Attributes:
         NONE: Go on.

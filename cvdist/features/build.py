@@ -1,4 +1,4 @@
-"""An extraction from its plan to its manifest. How the shards are computed is up to the caller."""
+"""Carries out an extraction, from its plan to its manifest. The caller decides how shards are computed."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class ExtractionPlan:
     """The plan of an extraction.
 
     Attributes:
-        fingerprint: what was asked for.
+        fingerprint: fingerprint of the features that are asked for.
         listing: the pictures.
-        before: the manifest of the cache that is there, if any.
-        known: its index, or an empty one.
-        changes: from the index to the listing.
+        before: manifest of the existing cache; None if there is none.
+        known: index of the existing cache, or an empty one.
+        changes: differences between the index and the listing.
         shards: the work units, one per new shard, and which of them earlier attempts have finished.
     """
 
@@ -58,7 +58,7 @@ class ExtractionPlan:
 
 @dataclass(frozen=True)
 class BuiltCache:
-    """What an extraction has done. computed: pictures; seconds: that it took to compute them."""
+    """The result of an extraction. `computed`: number of pictures; `seconds`: time to compute them."""
 
     manifest: Manifest
     computed: int
@@ -66,7 +66,7 @@ class BuiltCache:
 
 
 def check(config: PreprocessConfig) -> None:
-    """Check that the cache at `--features` can be made or updated. The pictures are not looked at.
+    """Check that the cache at `--features` can be made or updated, without looking at the pictures.
 
     Raises:
         UserError: if it can't be written, or holds features that were made with other settings.
@@ -104,7 +104,7 @@ def make_plan(config: PreprocessConfig) -> ExtractionPlan:
 def _work_units(
     listing: pa.Table, rows: np.ndarray, fingerprint: Fingerprint, shard_size: int
 ) -> list[WorkUnit]:
-    """Cut `rows` of the listing into shards, validation pictures apart, of which only one view is needed."""
+    """Cut `rows` of the listing into shards. Validation pictures, which need one view, get their own shards."""
     valid = np.asarray(listing.column("part"))[rows] == VALID_PART
     units = []
     for mine, views in ((rows[~valid], fingerprint.views), (rows[valid], 1)):
@@ -200,7 +200,7 @@ def _announce(todo: ExtractionPlan) -> None:
 
 
 def _known_bad(todo: ExtractionPlan) -> list[BadPicture]:
-    """The pictures that could not be decoded when the cache was written, and have not changed."""
+    """Return the pictures that could not be decoded when the cache was written, and have not changed."""
     if todo.before is None:
         return []
     now = todo.listing.table.column("path").take(pa.array(todo.changes.kept)).to_pylist()

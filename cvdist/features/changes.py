@@ -20,18 +20,23 @@ from cvdist.data.contents import DIGEST_BYTES, Contents, digest_of
 from cvdist.data.images.listing import Listing
 from cvdist.data.labels import named_labels
 
-_LEAST_ALIVE = 0.5  # of a shard's rows; with fewer, those are computed again and the shard is dropped
+_LEAST_ALIVE = 0.5  # share of a shard's rows; if fewer are used, they are computed again, in a new shard
 
 _DIGEST = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 
 
 @dataclass(frozen=True)
 class Changes:
-    """How a listing differs from an index.
+    """The differences between a listing and an index. Rows are int64.
 
-    kept: int64 rows of the listing whose features are there; of: int64, the same pictures in the index;
-    relabeled: those of `kept` whose label is another one; added, changed: int64 rows of the listing; lost: the
-    same, of pictures whose shard is gone or mostly dead; removed: paths.
+    Attributes:
+        kept: rows of the listing whose features are there.
+        of: rows of the same pictures in the index.
+        relabeled: rows of `kept` whose label is another one.
+        added: rows of the listing that are new.
+        changed: rows of the listing whose content has changed.
+        lost: rows of the listing whose shard is gone or mostly unused.
+        removed: paths of pictures that are no longer listed.
     """
 
     kept: np.ndarray
@@ -85,10 +90,10 @@ def with_labels_as_in(listing: Listing, known: pa.Table, classes: Sequence[str])
 
 
 def find_changes(listing: pa.Table, known: pa.Table, root: str) -> Changes:
-    """Find out what has become of the pictures since an index was written.
+    """Find the differences between a listing and an index that was written earlier.
 
-    A file with the same version is the same; where only that differs, its contents decide: objects have another
-    version than the files that they were copied from.
+    A file with the same version is the same. Where only the version differs, the contents decide, because
+    objects have another version than the files that they were copied from.
 
     Args:
         listing: the pictures as they are now, with versions.
@@ -129,13 +134,13 @@ def find_changes(listing: pa.Table, known: pa.Table, root: str) -> Changes:
 
 
 def _find_moved(listing: pa.Table, known: pa.Table, root: str, found: np.ndarray, gone: np.ndarray) -> None:
-    """Find pictures that are there under another path, or in another form of the data, by their contents.
+    """Find pictures that now have another path, or lie in another form of the data, by their contents.
 
     Args:
         listing: as in `find_changes`.
         known: as in `find_changes`.
         root: as in `find_changes`.
-        found: int64, the row of each listed picture in `known`, or -1. What is found is put there.
+        found: int64, the row of each listed picture in `known`, or -1. Rows that are found are written to it.
         gone: int64, the rows of `known` whose paths are not listed.
     """
     fields = ("part", "size")

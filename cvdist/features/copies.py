@@ -27,7 +27,7 @@ _AHEAD = 2  # batches that are gathered while a GPU computes
 
 @dataclass(frozen=True)
 class FeatureRows:
-    """Which features: int64 (n,) each; numbers of shards, rows in them, and views."""
+    """Places of features: numbers of shards, rows in them, and views, each int64 (n,)."""
 
     shard: np.ndarray
     row: np.ndarray
@@ -59,7 +59,7 @@ class MappedCopy:
         self._gathering = ThreadPoolExecutor(1, thread_name_prefix="gather")
         self._lock = threading.Lock()
         self.arriving: dict[int, Future[memoryview]] = {}
-        # What has arrived, where all of it is kept; with a window, `values` has to see each use.
+        # Shards that have arrived, if all are kept. Empty with a window: `values` has to see each use.
         self._ready: list[memoryview | None] = [None] * len(self.cache.shards)
         self._sequence: list[int] = []
         self._place: dict[int, int] = {}
@@ -179,12 +179,12 @@ class DeviceCopy:
             self._source.expect(range(len(self._views)))
 
     def places(self, rows: FeatureRows) -> Tensor:
-        """Where some rows are, int64 (n,) on the device: for `at`."""
+        """Return where some rows are, int64 (n,) on the device, for `at`."""
         flat = torch.from_numpy(self._first[rows.shard] + rows.row * self._views[rows.shard] + rows.view)
         return to_device(flat, self._device)
 
     def at(self, places: Tensor) -> Tensor:
-        """Features (n, ...) on the device; loads all of them at the first call."""
+        """Return features (n, ...) on the device. The first call loads all features."""
         if self._all is None:
             self._all = self._load()
         return self._all.index_select(0, places)

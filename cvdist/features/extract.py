@@ -45,14 +45,14 @@ class Extractor:
 
         Args:
             config: All settings.
-            fingerprint: What was asked for.
+            fingerprint: Fingerprint of the features that are asked for.
             device: Where to compute.
             decode_threads: Threads that decode pictures. 0: one for each core.
             backbone: The frozen layers, if they need not be built from the weights that `config` names.
             pictures: The pictures, if they are not to be read from the files below `--data`.
 
         Raises:
-            UserError: if the weights here are others than those of the fingerprint.
+            UserError: if the weights on this machine differ from those of the fingerprint.
         """
         self._device, self._views = device, fingerprint.views
         backbone = backbone or models.build_frozen(config.model, fingerprint.size)
@@ -142,7 +142,7 @@ class Extractor:
             contents = [one.digest.hex() for one in decoded if one.pixels is not None]
             sizes += [(one.width, one.height) for one in decoded if one.pixels is not None]
             images = stacked(pixels, self._device).to(self._device, non_blocking=True)
-            # Held while a GPU's work is handed over, not until it is done: another thread's comes next.
+            # Held while work is handed to the GPU, not until it is done, so that another thread can follow.
             with self._computing:
                 stored = self._compute(images, contents, views)
                 looks.append(measure(images).to("cpu", non_blocking=True))
@@ -166,7 +166,7 @@ class Extractor:
         return features, digests, bad, measured
 
     def _compute(self, pixels: Tensor, digests: list[str], views: int) -> Tensor:
-        """uint8 (n, H, W, C) to features (n, views, ...), on the device, in the stored dtype."""
+        """Compute features (n, views, ...) from uint8 (n, H, W, C), on the device, in the stored dtype."""
         plain = pixels.permute(0, 3, 1, 2).float()
         computed = []
         for view in range(views):

@@ -26,7 +26,7 @@ from cvdist.config import (
 from cvdist.data.images.decode import decode_settings as decoding
 
 _VIEWS_WITH_AUGMENTATION = 4
-# What photographs of most things may undergo: without any augmentation, views would all be alike.
+# Harmless for photographs of most things. Without any augmentation, all views would be alike.
 _USUAL_AUGMENTATION: dict[str, float | str] = {"horizontal_flip": 0.5, "rotation": 10.0}
 
 
@@ -78,7 +78,7 @@ class Fingerprint:
         return cls(**{**values, **lists})
 
     def differences(self, asked: Fingerprint, leave_out: Collection[str] = ()) -> list[str]:
-        """What `asked` has otherwise, each as `flag: the cache has ..., asked for is ...`."""
+        """Return what differs in `asked`, each as `flag: the cache has ..., asked for is ...`."""
         lines = []
         for field in dataclasses.fields(self):
             mine, theirs = getattr(self, field.name), getattr(asked, field.name)
@@ -106,7 +106,7 @@ _FLAGS = {
 
 
 def for_extraction(config: PreprocessConfig) -> Fingerprint:
-    """The fingerprint of the features that an extraction is asked for. Reads the weights.
+    """Compute the fingerprint of the features that an extraction is asked for. This reads the weights.
 
     Raises:
         UserError: if the model has no frozen layers, or its weights can't be used.
@@ -124,12 +124,12 @@ def for_extraction(config: PreprocessConfig) -> Fingerprint:
 
 
 def for_training(data: PicturesConfig, model: BackboneConfig) -> Fingerprint:
-    """The fingerprint of the features that a training asks a cache for.
+    """Compute the fingerprint of the features that a training asks a cache for.
 
-    It takes the views, dtype, precision and decoder of the cache as they are: these are arbitrary here.
+    Training accepts any views, dtype, precision and decoder of a cache, so these are arbitrary here.
 
     Raises:
-        UserError: as `of`.
+        UserError: as `for_extraction`.
     """
     usual = ExtractionConfig()
     return Fingerprint(
@@ -143,7 +143,7 @@ def for_training(data: PicturesConfig, model: BackboneConfig) -> Fingerprint:
 
 
 def _inputs(data: PicturesConfig, model: BackboneConfig) -> dict[str, Any]:
-    """The fields that say what is computed from what."""
+    """Return the fields that identify the frozen layers, their weights and their input."""
     frozen = models.build_frozen(model, data.image_size)
     preprocessing = models.preprocessing(model)
     assert preprocessing is not None, "frozen layers have weights"

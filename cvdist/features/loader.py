@@ -77,7 +77,7 @@ class FeatureLoader(Loader):
         self._labels = labels
         self._paths, self._pictures, self._digest = paths, pictures, digest
         self.views, self._seed, self._window = views, seed, window
-        # By shard: validation then reads each of them once, whatever has become of the listing since.
+        # Sorted by shard, so that validation reads each shard once, even if the listing has changed since.
         self._by_shard = {split: np.lexsort((rows.row, rows.shard)) for split, rows in splits.items()}
 
     def shuffle(self, world_size: int, *, balanced: bool = False) -> Shuffle:
@@ -173,7 +173,7 @@ class FeatureLoader(Loader):
         wanted = (self._rows(split, local.indices, views) for local in local_batches)
         for features, local in zip(self.copy.batches(wanted), local_batches, strict=True):
             yield Batch(
-                # As they are stored, half as many bytes cross to a GPU; what computes is float32 or autocast.
+                # Converted on the GPU, because in the stored dtype half as many bytes are copied to it.
                 features.to(self.device, non_blocking=True).float(),
                 targets_of(to_device(labels[local.indices], self.device)),
                 local.indices,

@@ -94,7 +94,7 @@ class LocalShards:
                         path.unlink(missing_ok=True)
                     return None
                 checked.write_text(mark)
-            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # used now, and changed when it was
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # used now; the time of change stays
             return shard.map_features(path)
         except FileNotFoundError:  # never there, or deleted to make room
             return None
@@ -160,7 +160,7 @@ def shards_folder(root: Path) -> Path:
 
 
 def shard_budget(root: Path, share: float) -> int:
-    """Bytes that shards may take: `share` of what is free on the disk, and of what they have there already."""
+    """Return how many bytes shards may take: `share` of the sum of free space and what they take already."""
     folder = shards_folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     mine = sum(state.st_size for _, state in _copies(folder))

@@ -89,7 +89,7 @@ def check(uri: str) -> str:
 
 @dataclass(frozen=True)
 class Pruned:
-    """How many files were deleted, and their bytes."""
+    """The number of files that were deleted, and their bytes."""
 
     files: int
     bytes: int
@@ -117,7 +117,7 @@ def prune(uri: str) -> Pruned:
 
 
 def _damage(folder: Folder, cache: Manifest, table: pa.Table, number: int) -> str:
-    """Check a shard. Returns what is wrong with it, or an empty text."""
+    """Check a shard, and return what is wrong with it; empty if nothing is."""
     entry = cache.shards[number]
     content = folder.find(entry.object)
     if content is None:

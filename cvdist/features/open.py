@@ -34,7 +34,7 @@ from cvdist.storage import Folder
 logger = logging.getLogger(__name__)
 
 _AS_IT_IS = ("views", "augmentation", "dtype", "precision", "decoder")  # a run takes them as the cache has them
-_WINDOWS = 3  # of shards that a worker keeps where not all fit: one in use, one before and one ahead of it
+_WINDOWS = 3  # windows of shards that a worker keeps if not all fit: one in use, one before, one ahead
 _DEVICE_SHARE = 0.5  # of a GPU's free memory that features may take
 
 

@@ -28,7 +28,7 @@ from cvdist.storage import file_digest
 SUFFIX = ".safetensors.zst"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _CODEC = "zstd"
-# What is unpacked without a doubt, and how many times its own size anything else may claim to be.
+# Bytes that are always unpacked. A larger content may claim at most so many times its stored size.
 _FREELY, _RATIO = 256 << 20, 1000
 _LEVEL = 1  # higher ones take several times as long and save a few percent
 
@@ -39,10 +39,14 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True)
 class Packed:
-    """A shard as it is stored, with all that tells whether a copy is whole.
+    """A shard as it is stored, with sizes and checksums that tell whether a copy is whole.
 
-    content: compressed; raw_bytes: the size without compression; sha256 of the content, raw_sha256 of what is
-    compressed in it, both hexadecimal; zeros: how many values of the features are zero.
+    Attributes:
+        content: the compressed shard.
+        raw_bytes: size in bytes without compression.
+        sha256: hexadecimal checksum of the content.
+        raw_sha256: hexadecimal checksum without compression.
+        zeros: number of feature values that are zero.
     """
 
     content: bytes

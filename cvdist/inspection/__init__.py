@@ -1,1 +1,1 @@
-"""What is wrong with a labeled set of pictures: copies, wrong labels and odd pictures, from its features."""
+"""Finds what is wrong with a labeled set of pictures, from its features: copies, wrong labels, odd pictures."""

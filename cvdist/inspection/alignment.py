@@ -1,4 +1,4 @@
-"""Compares pictures that may be parts of each other: they are aligned, and their details correlated.
+"""Compares pictures that may show parts of each other: aligns them, and correlates their details.
 
 The second picture is moved and stretched, in both directions apart, until its gray values explain those of the
 first one best: least squares by Gauss-Newton (Lucas and Kanade 1981, "An Iterative Image Registration
@@ -26,11 +26,11 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 
     Args:
         first: Gray values, float32 (n, SIDE, SIDE) in [0, 1].
-        second: The same of the other pictures.
+        second: Gray values of the other pictures, likewise.
 
     Returns:
         Correlation where the aligned pictures overlap, float32 (n,), at most 1. 0 for pictures that do not
-        match coarsely, or of which one is of one color.
+        match coarsely, or if one of the two has only one color.
     """
     found = torch.zeros(len(first))
     left = torch.arange(len(first))
@@ -52,23 +52,23 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _blurred(pictures: Tensor) -> Tensor:
-    """Means of the surroundings of each pixel, of pictures (n, 1, h, w)."""
+    """Return the mean of the surroundings of each pixel of pictures (n, 1, h, w)."""
     return functional.avg_pool2d(functional.pad(pictures, [_DETAIL // 2] * 4, mode="replicate"), _DETAIL, 1)
 
 
 def _slope(gray: Tensor, dim: int) -> Tensor:
-    """Central differences, for a coordinate that runs from -1 to 1 over the picture."""
+    """Return the slopes of gray values, for a coordinate that runs from -1 to 1 over the picture."""
     return torch.gradient(gray, dim=dim)[0] * (gray.shape[dim] / 2)
 
 
 def _coordinates(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Coordinates of the pixels' middles, x (1, w) and y (h, 1), from -1 to 1."""
+    """Return the coordinates of the pixels' middles, x (1, w) and y (h, 1), from -1 to 1."""
     across, down = ((2 * torch.arange(count) + 1) / count - 1 for count in (width, height))
     return across[None], down[:, None]
 
 
 def _sample(pictures: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures (n, c, h, w) as they are moved, and which pixels lie inside of them, (n, h, w) of 0 and 1."""
+    """Return moved pictures (n, c, h, w), and which pixels lie inside of them, (n, h, w) of 0 and 1."""
     x, y = _coordinates(*pictures.shape[2:])
     stretch_x, move_x, stretch_y, move_y = (moved[:, i, None, None] for i in range(4))
     grid = torch.stack(torch.broadcast_tensors(stretch_x * x + move_x, stretch_y * y + move_y), 3)
@@ -77,11 +77,11 @@ def _sample(pictures: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _step(one: Tensor, other: Tensor, moved: Tensor) -> Tensor:
-    """Improve the alignment by one step. other: gray values and their two slopes, (n, 3, h, w)."""
+    """Improve the alignment by one step; `other`: gray values and their two slopes, (n, 3, h, w)."""
     x, y = _coordinates(*one.shape[2:])
     sampled, inside = _sample(other, moved)
     gray, across, down = sampled.unbind(1)
-    # What the first picture is explained by: four movements, contrast and brightness.
+    # The first picture is explained by these: four movements, contrast and brightness.
     causes = torch.stack([across * x, across, down * y, down, gray, torch.ones_like(gray)], 3)
     causes = (causes * inside[..., None]).flatten(1, 2)
     squares = causes.mT @ causes
@@ -96,7 +96,7 @@ def _step(one: Tensor, other: Tensor, moved: Tensor) -> Tensor:
 
 
 def _correlate(one: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-    """Correlation (n,) of values (n, 1, h, w) with weights of 0 and 1."""
+    """Return the correlation (n,) of values (n, 1, h, w), with weights of 0 and 1."""
     weight = weight.flatten(1)
     total = weight.sum(1).clamp(min=1)
     centered = []

@@ -1,4 +1,4 @@
-"""Pictures that are there more than once: the same bytes, the same pixels, or nearly so.
+"""Finds pictures that are there more than once: with the same bytes, the same pixels, or nearly so.
 
 Neighbors by features are only candidates, for pictures of the same thing may have the same features. A pair
 counts if the pictures themselves match, as they are or mirrored, once they are aligned.
@@ -26,7 +26,14 @@ _PATIENCE, _PATIENCE_SHARE = 256, 0.02  # pairs, or as a share of the pictures
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures that are one. first, second: rows; how: in which respect; score: 1 for equal pixels."""
+    """Two copies of one picture.
+
+    Attributes:
+        first: row of one picture.
+        second: row of the other picture.
+        how: in which respect they are equal.
+        score: how alike they are, 1 for equal pixels.
+    """
 
     first: int
     second: int
@@ -36,7 +43,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Copy:
-    """A picture that is there again: its row, the row of the one to keep, how they are equal, and how much."""
+    """A copy of a picture.
+
+    Attributes:
+        row: row of the copy.
+        twin: row of the picture to keep.
+        how: in which respect they are equal.
+        score: how alike they are, 1 for equal pixels.
+    """
 
     row: int
     twin: int
@@ -52,7 +66,7 @@ def same_bytes(digests: Sequence[bytes]) -> list[Pair]:
 
 
 def candidates(neighbors: Neighbors) -> np.ndarray:
-    """Pairs of neighbors, int64 (m, 2), each pair once, the most similar first."""
+    """Return the pairs of neighbors, int64 (m, 2), each pair once, the most similar first."""
     count, k = neighbors.index.shape
     rows, others = np.repeat(np.arange(count), k), neighbors.index.flatten().numpy()
     similarity = neighbors.similarity.flatten().numpy()
@@ -71,8 +85,8 @@ def verify(
     """Find out which candidates are copies, by looking at the pictures.
 
     Args:
-        pairs: Rows of two pictures each, int64 (m, 2), the likeliest first. What follows many that are no
-            copies is not looked at.
+        pairs: Rows of two pictures each, int64 (m, 2), the likeliest first. After many pairs in a row that are
+            no copies, the others are not looked at.
         pictures: Decodes rows to uint8 (n, SIDE, SIDE, 3), with `cvdist.inspection.alignment.SIDE`.
         after_batch: Called with the number of pairs that were looked at, and of the copies among them.
     """
@@ -108,7 +122,7 @@ def compare(pairs: Sequence[Sequence[int]], first: Tensor, second: Tensor) -> li
 
 
 def groups(pairs: Sequence[Pair]) -> list[list[int]]:
-    """Rows of pictures that are one, directly or by others between them; each group sorted."""
+    """Return the groups of rows that are copies, directly or by others between them; each group is sorted."""
     parent: dict[int, int] = {}
 
     def root(row: int) -> int:
@@ -127,12 +141,12 @@ def groups(pairs: Sequence[Pair]) -> list[list[int]]:
 def to_leave_out(pairs: Sequence[Pair], valid: np.ndarray, pixels: np.ndarray) -> list[Copy]:
     """Choose the picture of each group to keep, and list the others.
 
-    A validation picture is kept, so that validation stays as it is, and of several the one with most pixels.
+    A validation picture is kept, so that validation does not change; of several, the one with most pixels.
 
     Args:
-        pairs: Of pictures that are one.
+        pairs: Pairs of copies.
         valid: Whether a picture is one to validate on, bool (n,).
-        pixels: Of each picture, (n,).
+        pixels: Number of pixels of each picture, (n,).
     """
     by_row: defaultdict[int, list[Pair]] = defaultdict(list)
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""Finds all that may be wrong with the pictures of a feature cache."""
+"""Finds everything that may be wrong with the pictures of a feature cache."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ _NEIGHBORS = 8
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found.
+    """The findings of an inspection.
 
     Attributes:
         issues: What may be wrong, by kind in the order of `KINDS`, the surest first.
-        right: Which validation pictures a ridge classifier of the training pictures has right, bool (n,).
+        right: Which validation pictures a ridge classifier of the training pictures classifies correctly, bool
+            (n,).
         leaked: Which validation pictures have a copy among those for training, bool (n,).
-        left_out_correct: How many of all pictures are classified as they are labeled by all others.
-        wrong_rate: Share of all labels that is wrong, by estimate.
+        left_out_correct: Number of pictures that a classifier of all others classifies as they are labeled.
+        wrong_rate: Estimated share of all labels that are wrong.
         usual: What many pictures have in common, one line each.
         shortcuts: Measures that alone tell a class.
     """
@@ -41,12 +42,12 @@ class Findings:
     shortcuts: tuple[Shortcut, ...]
 
     def of(self, *kinds: str) -> list[Issue]:
-        """The issues of some kinds."""
+        """Return the issues of some kinds."""
         return [issue for issue in self.issues if issue.kind in kinds]
 
     @property
     def wrong_labels(self) -> float:
-        """How many of the labels that are listed are wrong, by estimate."""
+        """Estimated number of listed labels that are wrong."""
         return sum(issue.score for issue in self.of(LABEL))
 
 
@@ -61,7 +62,7 @@ def find(
 
     Args:
         pictures: The pictures with their features.
-        originals: Decodes candidates for copies, as `Originals` of `cvdist.inspection.alignment.SIDE`.
+        originals: Decodes candidates for copies, such as `Originals` of `cvdist.inspection.alignment.SIDE`.
         first: How many likely wrong labels are listed at most.
         device: Where neighbors are computed.
         progress: Called now and then with what is being done.
@@ -155,7 +156,7 @@ def _wrong_labels(pictures: InspectedPictures, checked: labels.CheckedLabels, fi
 
 
 def _validated(pictures: InspectedPictures) -> np.ndarray:
-    """Which validation pictures a ridge classifier of the training pictures has right."""
+    """Return which validation pictures a ridge classifier of the training pictures classifies correctly."""
     valid = torch.from_numpy(pictures.valid)
     fit = ridge.solve(labels.sums_of(pictures.features, pictures.labels, len(pictures.classes), ~valid))
     predicted: list[Tensor] = [
@@ -166,7 +167,7 @@ def _validated(pictures: InspectedPictures) -> np.ndarray:
 
 
 def _leaked(pictures: InspectedPictures, same: list[copies.Pair]) -> np.ndarray:
-    """Which validation pictures have a copy among those for training."""
+    """Return which validation pictures have a copy among those for training."""
     leaked = np.zeros(len(pictures), dtype=bool)
     for group in copies.groups(same):
         sides = pictures.valid[group]

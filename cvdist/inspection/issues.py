@@ -1,4 +1,4 @@
-"""What an inspection has found, as a table: one row for each picture and what is wrong with it."""
+"""The issues that an inspection has found, as a table: one row for each picture and issue."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class Issue:
     """Something that is wrong with a picture.
 
     Attributes:
-        path: Of the picture that may be left out.
+        path: Path of the picture that may be left out.
         kind: One of `KINDS`.
-        score: How sure it is. Of copies: 1 for equal pixels. Of labels: the probability that it is wrong.
+        score: How sure it is. For copies: 1 for equal pixels. For labels: the probability that it is wrong.
         label: The picture's class.
-        suggested: Another class, or empty.
+        suggested: Suggested class, or empty.
         twin: Path of the picture that it is a copy of, or empty.
-        note: A few words on it.
+        note: A few words on the issue.
         leave_out: Whether it is so sure that `--exclude` leaves the picture out.
-        row: Of the picture in the inspection.
-        twin_row: Of the twin; -1 if there is none.
+        row: Row of the picture in the inspection.
+        twin_row: Row of the twin; -1 if there is none.
     """
 
     path: str
@@ -69,7 +69,7 @@ class Issue:
 
 
 def table(issues: Sequence[Issue]) -> pa.Table:
-    """The issues as a table with the columns path, kind, score, class, suggested, twin, note and leave_out."""
+    """Return a table of the issues: path, kind, score, class, suggested, twin, note and leave_out."""
     columns = list(zip(*(astuple(one)[: len(_SCHEMA)] for one in issues), strict=True)) or [()] * len(_SCHEMA)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
     return pa.table(arrays, schema=_SCHEMA)

@@ -1,4 +1,4 @@
-"""Likely wrong labels: what a picture is by all others, and how sure they are.
+"""Finds labels that are likely wrong, because all other pictures tell another class.
 
 Each picture is classified by a ridge classifier of all others, exactly and without fitting again
 (`cvdist.training.ridge`). Scores become probabilities by a model of how labels come about: the true class is
@@ -24,7 +24,7 @@ _GRID, _ROUNDS = 29, 3  # points for each number, and how often the grid is made
 
 @dataclass(frozen=True)
 class LabelModel:
-    """How labels come about. scale: of the scores; rate: share of the labels that are wrong."""
+    """A model of how labels come about; `scale`: factor of the scores; `rate`: share of wrong labels."""
 
     scale: float
     rate: float
@@ -39,14 +39,14 @@ class LabelModel:
 
 @dataclass(frozen=True)
 class CheckedLabels:
-    """What was found out about all labels.
+    """The results of checking all labels.
 
     Attributes:
         log_odds: Logarithm of the odds that a label is wrong, float64 (n,).
         suggested: The likeliest other class, int64 (n,).
-        otherwise: Whether the others give the picture that class rather than its own, bool (n,).
-        rate: Share of all labels that is wrong, by estimate.
-        correct: How many pictures the others classify as they are labeled.
+        otherwise: Whether the other pictures suggest that class rather than the picture's own, bool (n,).
+        rate: Estimated share of all labels that are wrong.
+        correct: Number of pictures that a classifier of all others classifies as they are labeled.
     """
 
     log_odds: Tensor
@@ -69,7 +69,7 @@ def check_labels(
     Args:
         features: (n, d).
         labels: int64 (n,).
-        classes: How many there are.
+        classes: Number of classes.
         after_block: Called now and then with what is being done.
     """
 
@@ -109,7 +109,7 @@ def fit_label_model(scores: Tensor, labels: Tensor) -> LabelModel:
     """Return the model under which the labels are likeliest.
 
     Args:
-        scores: Of pictures that are left out, float64 (n, classes).
+        scores: Scores of each picture by a classifier of all others, float64 (n, classes).
         labels: int64 (n,).
     """
     classes = scores.shape[1]
@@ -137,6 +137,6 @@ def _around(grid: Tensor, place: int) -> Tensor:
 
 
 def _against(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithm of the sum over all other classes, and of the own class, float64 (n,) each."""
+    """Return the logarithm of the sum over all other classes, and that of the label's, float64 (n,) each."""
     own = logits.gather(1, labels[:, None])[:, 0]
     return logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1), own

@@ -41,7 +41,7 @@ def nearest(
     Args:
         features: (n, d) of any floating dtype; computed in float32, on their device.
         labels: int64 (n,).
-        k: How many neighbors.
+        k: Number of neighbors.
         block: Rows of a block.
         after_block: Called after each product with the number of products done and of all.
 
@@ -72,7 +72,7 @@ def nearest(
 
 
 def _unit(features: Tensor, mean: Tensor) -> Tensor:
-    """Features of length 1, float32; zeros where they equal the mean."""
+    """Return features minus their mean, scaled to length 1, float32; zeros where they equal the mean."""
     return torch.nn.functional.normalize(features.float() - mean)
 
 
@@ -98,6 +98,6 @@ class _Best:
         self._similarity[rows], self._index[rows] = values, places.gather(1, order)
 
     def found(self) -> Neighbors:
-        """The neighbors, on the CPU."""
+        """Return the neighbors, on the CPU."""
         self._index[self._similarity == -torch.inf] = -1
         return Neighbors(self._similarity.cpu(), self._index.cpu())

@@ -1,4 +1,4 @@
-"""Odd pictures: far from all others of their class, or unlike the others in size, brightness or borders."""
+"""Finds odd pictures: far from their class, or unlike the others in size, brightness or borders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ _LEAST = 10  # pictures of a class
 
 @dataclass(frozen=True)
 class Oddity:
-    """What is odd about some pictures. kind: its name; rows: which; scores: how much; notes: in words."""
+    """Something that is odd about some pictures.
+
+    Attributes:
+        kind: name of what is odd.
+        rows: rows of the pictures.
+        scores: how odd each picture is.
+        notes: what is odd about each picture, in words.
+    """
 
     kind: str
     rows: list[int]
@@ -27,13 +34,13 @@ class Oddity:
     notes: list[str]
 
     def of_rows(self, rows: Sequence[int]) -> Oddity:
-        """The same with other row numbers: row i becomes `rows[i]`."""
+        """Return a copy with other row numbers: row i becomes `rows[i]`."""
         return replace(self, rows=[rows[row] for row in self.rows])
 
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A measure that alone tells a class from the others. area: under the curve, 0.5 for chance."""
+    """A measure that alone tells a class from the others; `area`: area under the curve, 0.5 for chance."""
 
     measure: str
     label: int
@@ -44,8 +51,8 @@ class Shortcut:
 def far_from_class(own: Neighbors, labels: Tensor) -> Oddity:
     """Find pictures that are farther than usual from the k-th nearest one of their class.
 
-    Not from the nearest one: a few strange pictures may be like each other. k is the number of neighbors that
-    are known or, in small classes, half of their pictures.
+    The nearest one does not count, because a few strange pictures may be like each other. k is the number of
+    known neighbors or, in small classes, half of the class's pictures.
 
     Args:
         own: Neighbors of the same class.
@@ -70,13 +77,13 @@ def far_from_class(own: Neighbors, labels: Tensor) -> Oddity:
 
 
 def measured(measures: Mapping[str, np.ndarray]) -> tuple[list[Oddity], list[str]]:
-    """Find pictures that are odd by what was measured of them.
+    """Find pictures that are odd in one of their measures.
 
     Args:
-        measures: float (n,) of each of `cvdist.data.images.measures.MEASURES`.
+        measures: float (n,) for each of `cvdist.data.images.measures.MEASURES`.
 
     Returns:
-        What is odd, and one line for each kind that so many pictures have that it is usual.
+        Odd pictures by kind, and one line for each kind that is usual because so many pictures have it.
     """
     width, height = measures["width"], measures["height"]
     bright, contrast, border = (measures[name] for name in ("brightness", "contrast", "border"))

@@ -1,4 +1,4 @@
-"""The content of the page of an inspection, with thumbnails of what was found."""
+"""Builds the content of an inspection's page, with thumbnails of what was found."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _INTRODUCTIONS = {
 def page_of(
     pictures: InspectedPictures, findings: Findings, originals: Originals, name: str, subject: str, command: str
 ) -> InspectionPage:
-    """Describe what was found, and decode what is shown.
+    """Describe what was found, and decode the pictures to show.
 
     Args:
         pictures: The pictures.
@@ -62,7 +62,7 @@ def page_of(
 
 
 def sentences(pictures: InspectedPictures, findings: Findings) -> list[str]:
-    """What was found out about the set as a whole."""
+    """Return sentences on what was found out about the set as a whole."""
     lines = []
     right, leaked = findings.right, findings.leaked
     if leaked.any():
@@ -81,7 +81,7 @@ def sentences(pictures: InspectedPictures, findings: Findings) -> list[str]:
 
 
 def text_of(issue: Issue) -> str:
-    """What is wrong with a picture, in a few words."""
+    """Return what is wrong with a picture, in a few words."""
     if issue.kind == LABEL:
         chance = f"{100 * issue.score:.0f}%" if issue.score >= 0.01 else "below 1%"
         return f"{issue.suggested} rather than {issue.label}? Probability {chance}"

@@ -1,4 +1,4 @@
-"""The pictures of a feature cache as arrays, and the pictures themselves where they have to be looked at."""
+"""The pictures of a feature cache as arrays, and their pixels where they have to be looked at."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class InspectedPictures:
         classes: Names of the classes.
         paths: Paths below `--data`.
         labels: int64 (n,).
-        valid: Whether a picture is one to validate on, bool (n,).
+        valid: Whether a picture is for validation, bool (n,).
         features: Pooled features, float16 or float32 (n, d).
         digests: First bytes of the files' SHA-256.
-        measures: What was measured of each picture, float (n,), by the names in `MEASURES`.
+        measures: Measures of each picture, float (n,), by the names in `MEASURES`.
     """
 
     classes: tuple[str, ...]
@@ -45,11 +45,11 @@ class InspectedPictures:
     measures: dict[str, np.ndarray]
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """Return the number of pictures."""
         return len(self.paths)
 
     def class_of(self, row: int) -> str:
-        """The name of a picture's class."""
+        """Return the name of a picture's class."""
         return self.classes[int(self.labels[row])]
 
     @property
@@ -91,7 +91,7 @@ def read(loader: FeatureLoader, index: pa.Table, after_batch: Callable[[int], No
 
 
 class Originals:
-    """Decodes pictures of an inspection, side by side, to squares of one size."""
+    """Decodes pictures of an inspection in parallel, to squares of one size."""
 
     def __init__(
         self, uri: str, pictures: InspectedPictures, side: int, *, workers: int, timeout: float
@@ -132,5 +132,5 @@ class Originals:
 
 
 def name_of(uri: str) -> str:
-    """What a set of pictures is called: the name of its folder."""
+    """Return the name of a set of pictures, which is that of its folder."""
     return PurePosixPath(redact(uri).rstrip("/")).name

@@ -59,7 +59,7 @@ class Layers(nn.Module):
         if not (self._again and self.training):
             return self._compute(self, images)
         for compute in self._again:
-            # Without what they compute in between; of random numbers, the second time draws the same.
+            # Values in between are not kept. The second computation draws the same random numbers.
             images = checkpoint(
                 compute,
                 self,
@@ -74,7 +74,7 @@ class Layers(nn.Module):
 
         Args:
             parts: Layers of this module that follow each other.
-            then: What follows them, if they are not all of it.
+            then: Layers that follow the parts, if the parts are not all of this module.
         """
         self._again = tuple(part._compute for part in parts)
         self._then = then._compute if then is not None else None
@@ -118,7 +118,7 @@ class Frozen(Layers):
 
 
 class _Tracer(fx.Tracer):
-    """Descends as far as blocks, which stay one operation each with their own code, and to the last layer."""
+    """Traces down to blocks, each of which stays one operation with its own code, and to the last layer."""
 
     def __init__(self, last: str) -> None:
         """Note the name of the last layer."""
@@ -134,7 +134,7 @@ class _Tracer(fx.Tracer):
         return 2 * len(list(m.modules())) <= len(list(self.root.modules()))
 
 
-# What initializers call, in place, and norms: the result has the shape of the first argument.
+# Functions that initializers and norms call. The result has the shape of the first argument.
 _SAME_SHAPE = frozenset(
     (
         *(nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_),
@@ -146,10 +146,10 @@ _SAME_SHAPE = frozenset(
 
 
 class WithoutValues(TorchFunctionMode):
-    """In this context new layers get weights on the meta device: shapes, no values. Buffers are ordinary.
+    """A context in which new layers get weights on the meta device, with shapes but no values.
 
-    What changes only values takes most of the time on the meta device, and is skipped: initializing weights,
-    and norms.
+    Buffers are ordinary. Operations that only change values, such as initializing weights and norms, take most
+    of the time on the meta device, so they are skipped.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -280,8 +280,8 @@ def part(graph: fx.Graph, begin: str, end: str = "") -> fx.Graph:
 
     Args:
         graph: The whole graph.
-        begin: Empty: the pictures.
-        end: Empty: the last operation.
+        begin: Name of the operation whose output the part reads; empty: the part reads the pictures.
+        end: Name of the part's last operation; empty: that of the graph.
     """
     copied, last = _copy(graph, begin, end)
     copied.output(last)
@@ -295,7 +295,7 @@ def operation_before(graph: fx.Graph, layer: str) -> str:
 
 
 def label(graph: fx.Graph, name: str) -> str:
-    """Return a name of an operation for people: its layer's, such as `features.30`, if it alone runs it."""
+    """Return a name of an operation for people: its layer's, such as `features.30`, if no other runs it."""
     named = {node.name: node for node in graph.nodes}[name]
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == named.target]
     return str(named.target) if calls == [named] else name

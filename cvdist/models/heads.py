@@ -24,7 +24,7 @@ def build(
         size: The kind of head, and the size of its hidden layers.
         dropout: Probability that training drops a hidden activation.
         num_classes: Number of outputs.
-        shape: Of what the head reads of one picture: maps (C, H, W), or a vector (d,).
+        shape: Shape of what the head reads of one picture: maps (C, H, W), or a vector (d,).
 
     Returns:
         The pooling, which a head on a vector does not need, and the classifier, from (n, inputs) to (n,
@@ -43,7 +43,7 @@ def build(
 
 
 def init_like_torchvision(classifier: nn.Module) -> None:
-    """Weights as a new VGG of torchvision has them: normally distributed with deviation 0.01, biases 0."""
+    """Initialize weights as torchvision's VGG does: normally distributed with deviation 0.01, biases 0."""
     for layer in classifier.modules():
         if isinstance(layer, nn.Linear):
             torch.nn.init.normal_(layer.weight, 0, 0.01)

@@ -1,6 +1,6 @@
-"""The classifiers of torchvision and timm: their networks, and weights with the preprocessing for these.
+"""The classifiers of torchvision and timm: their networks, and their weights with preprocessing.
 
-The names of timm's begin with `timm/`.
+Names of timm's networks begin with `timm/`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pictures become what a network takes: (pixel in [0, 1] - mean) / std, for each channel.
+    """The preparation of pictures for a network: (pixel in [0, 1] - mean) / std, for each channel.
 
     Attributes:
         name: Name of the normalization: `imagenet`, `vgg-features`, or empty.
@@ -46,10 +46,10 @@ class NamedWeights:
     """Pretrained weights that have a name.
 
     Attributes:
-        url: Where they are.
-        preprocessing: What they expect.
-        classes: Their classes; empty if these are not known.
-        file: Name of the downloaded file; empty: that in the URL.
+        url: Address of the weights.
+        preprocessing: The preprocessing of pictures that the weights expect.
+        classes: Names of the classes; empty if they are not known.
+        file: Name of the downloaded file; empty: the name in the URL.
     """
 
     url: str
@@ -60,7 +60,7 @@ class NamedWeights:
 
 @dataclass(frozen=True)
 class _Build:
-    """What the class of a network takes: its parameters, and the shapes of the network with all its outputs."""
+    """The parameters of a network's class, and the shapes of the network's tensors with all its outputs."""
 
     options: frozenset[str]
     shapes: Mapping[str, tuple[int, ...]]

@@ -182,7 +182,7 @@ def build_model(
 
 
 def _scoring(model: nn.Module, multilabel: bool) -> nn.Module:
-    """Take away a last layer that has the classes share one probability, if each is to have its own."""
+    """Remove a last layer that makes probabilities add up to 1, if each class is to have its own."""
     if multilabel and isinstance(model, nn.Sequential) and hasattr(model, "log_softmax"):
         del model.log_softmax
     return model
@@ -191,7 +191,7 @@ def _scoring(model: nn.Module, multilabel: bool) -> nn.Module:
 def identity_of(
     settings: ModelConfig, classes: tuple[str, ...], input: InputSpec, *, multilabel: bool = False
 ) -> ModelIdentity:
-    """Return all that has to be equal for weights to fit the model that `settings` describe."""
+    """Return everything that has to be equal for weights to fit the model that `settings` describe."""
     identity = ModelIdentity(
         settings.name, classes, input.channels, input.height, input.width, multilabel=multilabel
     )
@@ -202,7 +202,7 @@ def identity_of(
 
 
 def settings_of(identity: ModelIdentity) -> ModelConfig:
-    """Return the settings of a model without pretrained weights, of which nothing is frozen."""
+    """Return the settings of a model without pretrained weights or frozen layers."""
     stages = find(identity.name).stages
     if stages is None:
         return ModelConfig(name=identity.name)
@@ -230,7 +230,7 @@ def skeleton(
 
 
 def with_head(settings: BackboneConfig) -> ModelConfig:
-    """`settings` as those of a whole model: with a linear head where they name none."""
+    """Return `settings` as those of a whole model, with a linear head if they name none."""
     return settings if isinstance(settings, ModelConfig) else ModelConfig(**vars(settings), head="linear")
 
 

@@ -1,4 +1,4 @@
-"""A trained classifier together with its preprocessing, for serving: pixels in, probabilities out."""
+"""A trained classifier with its preprocessing, for serving: it takes pixels and returns probabilities."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def probabilities(scores: Tensor, *, multilabel: bool) -> Tensor:
 
 
 def log_probabilities(scores: Tensor, *, multilabel: bool) -> Tensor:
-    """Compute the logarithms of `probabilities`, float32 (n, classes), which keep small values exact."""
+    """Compute the logarithms of `probabilities`, float32 (n, classes), which stay exact for small values."""
     scores = scores.float()
     return F.logsigmoid(scores) if multilabel else scores.log_softmax(1)
 

@@ -1,4 +1,4 @@
-"""State dicts as other tools write them: found inside of checkpoints, renamed, and compared with a model."""
+"""Takes state dicts that other tools wrote out of checkpoints, renames them, and fits them to a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN = 2  # names in a message
 
 @dataclass(frozen=True)
 class Taken:
-    """Tensors by name, and for people what was taken out of where and left out, if that is worth saying."""
+    """Tensors by name, and a note for people on where they were and what was left out, if worth saying."""
 
     state: dict[str, Tensor]
     note: str = ""
@@ -72,10 +72,10 @@ def fit(
     """Select the entries of `state` that a model takes over.
 
     Args:
-        state: Of the file.
+        state: State dict of the file.
         name: Name of the model, for messages.
         source: The file, for messages.
-        shapes: Of the tensors that the whole network of the library has.
+        shapes: Shapes of the tensors of the library's whole network.
         model: A `TransferModel`.
         last_layer: Whether to include the last layer, for as many classes as the file has.
 
@@ -187,7 +187,7 @@ def _last_layer(
 
 
 def _left_out(state: Mapping[str, Tensor], taken: Iterable[str], last: str) -> str:
-    """Say which layers of the file the model does not take, in a few words."""
+    """Return in a few words which layers of the file the model does not take."""
     rest = [key for key in state if key not in set(taken) and not key.endswith(_COUNTERS)]
     if not rest:
         return ""
@@ -219,7 +219,7 @@ def _some(names: list[str]) -> str:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # Of the sum: a NaN or an infinity stays one in it, and no second tensor of that size is needed.
+    # The sum keeps a NaN or an infinity, and needs no second tensor of that size.
     return bool(tensor.float().sum().isfinite())
 
 

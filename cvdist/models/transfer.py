@@ -24,7 +24,7 @@ from cvdist.models.registry import InputSpec, Library, ModelSpec, register_libra
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a network is divided. Copies of a model share it.
+    """The division of a network into frozen layers, trained stages and head. Copies of a model share it.
 
     Attributes:
         graph: From the pictures to the scores.
@@ -55,7 +55,7 @@ class TransferModel(Layers):
         """
         super().__init__(network, plan.graph)
         graph, begin = plan.graph, plan.begin
-        # The library's own containers, so that `model.features[28]` is what it is there.
+        # The library's own containers, so that `model.features[28]` is the same layer as in the library.
         used = {
             str(node.target).split(".")[0] for node in graph.nodes if node.op in ("call_module", "get_attr")
         }
@@ -108,7 +108,7 @@ class TransferModel(Layers):
 
 
 def _new(name: str, input: InputSpec, num_classes: int, settings: ModelConfig) -> TransferModel:
-    """Build the model with random weights: those of the library in front of the head, PyTorch's in it."""
+    """Build the model with random weights: the library's in front of the head, PyTorch's in the head."""
     cuts, at = library.cuts(name), _cut(name, settings)
     network = library.create(name, num_classes, input.height)
     graph, head = cuts.graph, cuts.last
@@ -175,7 +175,7 @@ def _build(name: str, input: InputSpec, num_classes: int, settings: ModelConfig)
 
 
 def give_values(module: nn.Module) -> None:
-    """Give the layers of `module` that have no values PyTorch's default random ones, on the default device."""
+    """Initialize the layers of `module` without values by PyTorch's random default, on the default device."""
     for layer in module.modules():
         if any(parameter.is_meta for parameter in layer.parameters(recurse=False)):
             layer.to_empty(device=torch.get_default_device(), recurse=False)

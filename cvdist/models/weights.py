@@ -45,13 +45,13 @@ WAIT_TIMEOUT = 1800.0  # seconds for another process of this node to finish its 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where pretrained weights came from, for records.
+    """The origin of pretrained weights, for records.
 
     Attributes:
         source: torchvision's name, path or URI.
         digest: hexadecimal SHA-256 of the file.
         preprocessing: how pictures are prepared for them.
-        note: for people, what was taken out of the file and what was left out; or empty.
+        note: text for people on what was taken out of the file and what was left out, or empty.
     """
 
     source: str
@@ -155,7 +155,7 @@ def prepare(settings: BackboneConfig) -> None:
 
 
 def prepare_with_cut(settings: BackboneConfig) -> BackboneConfig:
-    """Do as `prepare`, and return `settings` with the features that the weights are enough for.
+    """Do what `prepare` does, and return `settings` with the features that the weights suffice for.
 
     These are `pooled` or, of a network of convolutions whose other layers the file does not have, `maps`.
 
@@ -204,7 +204,7 @@ def load(settings: BackboneConfig, model: nn.Module, *, last_layer: bool = False
         fitted = state_dicts.fit(
             opened.state, settings.name, source, file_shapes(settings.name), model, last_layer
         )
-        # Of the file, not of the tensors: `sha256sum` tells the same, and torchvision's file names begin it.
+        # Of the file, not of the tensors: `sha256sum` prints it, and torchvision file names have its start.
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     note = "; ".join(one for one in (opened.note, fitted.note) if one)
@@ -266,7 +266,7 @@ def _local_file(settings: BackboneConfig) -> Iterator[Path]:
 
 
 def _brought(uri: str) -> Path:
-    """The file behind `uri` in the cache, under a name that changes when the file does."""
+    """Copy the file at `uri` to the cache if necessary, and return its path, which changes with the file."""
     found = storage.file_state(uri, "--weights")
     folder = _cache()
     identity = hashlib.sha256(f"{uri} {found.size} {found.mtime_ns or 0}".encode()).hexdigest()
@@ -279,7 +279,7 @@ def _brought(uri: str) -> Path:
 
 
 def _once(path: Path, what: str, bring: Callable[[], None]) -> None:
-    """Bring a file to the cache, unless it is there; once for all processes of a node."""
+    """Call `bring` to get a file into the cache, unless it is there; once for all processes of a node."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock"), what, WAIT_TIMEOUT):

@@ -54,7 +54,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """What each worker can do while all others do the same.
+    """The rates that each worker reaches while all others do the same.
 
     Attributes:
         matrix_rate: FLOP/s of matrix products.

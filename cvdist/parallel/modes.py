@@ -28,7 +28,7 @@ POWERSGD_START = 10  # steps whose gradients are averaged exactly, before PowerS
 
 
 class Mode:
-    """How the steps of a run are divided over the workers.
+    """The division of a run's steps over the workers.
 
     Attributes:
         name: The mode's name, as `--parallel` takes it.

@@ -1,4 +1,4 @@
-"""Which of the two parallel modes a run uses, and why."""
+"""Chooses which of the two parallel modes a run uses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MIN_SPEEDUP = (
 
 @dataclass(frozen=True)
 class ParallelPlan:
-    """How a run divides its steps over the workers, and what is known about the cost of a step.
+    """The division of a run's steps over the workers, and what is known about the cost of a step.
 
     Attributes:
         mode: The parallel mode.

@@ -1,4 +1,4 @@
-"""The trained stages of a pretrained model: what needs them, how they are computed, when they are trained."""
+"""The trained stages of a pretrained model: which settings need them, and how and when they train."""
 
 from __future__ import annotations
 

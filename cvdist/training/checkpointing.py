@@ -40,7 +40,7 @@ class FoundCheckpoint:
     Attributes:
         checkpoint: Its contents. Tensors of a split model are read only when they are needed.
         name: How messages name it.
-        adopted: Whether it is of another run (`--resume`).
+        adopted: Whether it belongs to another run (`--resume`).
     """
 
     checkpoint: Checkpoint
@@ -131,7 +131,7 @@ def restore(run: Run, found: FoundCheckpoint) -> None:
 
 
 def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return what differs between two of `Run.made_with`, as `--lr 0.1 (was 0.01), ...`; empty for nothing."""
+    """Return the differences between two `Run.made_with`, as `--lr 0.1 (was 0.01), ...`; empty if none."""
     changed = [name for name, value in now.items() if before.get(name) != value]
     return ", ".join(f"{name} {now[name]} (was {before.get(name)})" for name in changed)
 
@@ -249,7 +249,7 @@ def _restore_random_state(run: Run, saved: Checkpoint, states: list[dict[str, Te
 
 
 def _shard_of(run: Run) -> ckpt_shards.TensorShardOf:
-    """Return the function that tells this worker's shard of each tensor of the training state."""
+    """Return a function from a tensor of the training state to this worker's shard of it."""
     names = {id(p): name for name, p in run.trained.named_parameters()}
     order = [names[id(p)] for group in run.optimizer.param_groups for p in group["params"]]
     return ckpt_shards.slices_by_path(run.mode.shards, order)

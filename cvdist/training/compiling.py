@@ -23,6 +23,6 @@ def compile_modules(mode: Compile, *modules: nn.Module | None) -> None:
 
 
 def begin_step(mode: Compile) -> None:
-    """Tell CUDA graphs that they may now overwrite the results of the last step."""
+    """Allow CUDA graphs to overwrite the results of the last step from now on."""
     if mode in CUDA_GRAPHS:
         torch.compiler.cudagraph_mark_step_begin()

@@ -1,4 +1,4 @@
-"""When a training ends before its last epoch, because it gets no better any more."""
+"""Decides whether a training ends before its last epoch, because it no longer improves."""
 
 from __future__ import annotations
 

@@ -23,14 +23,14 @@ _ADVICE = "lower --lr, set --clip-grad-norm, or use --precision float32"
 
 
 class NotFinite(UserError):
-    """The training has diverged, and would diverge again if it were repeated."""
+    """Raised if training has diverged, and would diverge again if it were repeated."""
 
 
 class LossWatch:
     """Remembers this worker's losses and samples of the steps since the last check."""
 
     def __init__(self, names: Callable[[Sequence[int]], list[str]]) -> None:
-        """Start without any steps. `names` returns what a person knows rows of the training data by."""
+        """Start without any steps. `names` returns what people call some rows of the training data."""
         self._names = names
         self._steps: list[tuple[Tensor, Tensor]] = []
 

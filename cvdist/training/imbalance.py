@@ -1,4 +1,4 @@
-"""What a run does about classes that have more pictures than others: it counts, weighs and tells them."""
+"""Handles classes that have more pictures than others: counts and weighs them, and warns about them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _counts(classes: Sequence[str], counts: Tensor) -> str:
 
 
 def warning(settings: LoopConfig, classes: Sequence[str], labels: Tensor) -> str:
-    """Return what to do if a class has ten times the pictures of another; empty if none has, or it is done."""
+    """Return advice for when a class has ten times the pictures of another; empty if it is not needed."""
     counts = class_counts(labels, len(classes))
     most, least = int(counts.argmax()), int(counts.argmin())
     done = settings.class_weights != "none" or settings.balanced_sampling

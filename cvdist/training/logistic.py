@@ -46,17 +46,17 @@ FOLDS = 5  # each holds out a fifth of the pictures
 CROSS_VALIDATED = 10_000
 # Weights of all folds together, which are solved side by side: the optimizer takes 200 bytes for each.
 _MOST_WEIGHTS = 5_000_000
-# Losses of held-out pictures that are no further apart are equal, and so are all below it: at many penalties
-# those of separable samples are, and rounding would decide between them. Of a few pictures with many thousand
-# inputs, rounding moves losses by as much, because solutions end at `_COARSE`: it may still decide there.
+# Losses of held-out pictures count as equal if they differ by no more than this, or are all below it. Separable
+# samples have such losses at many penalties, and rounding would decide between them. It may still decide with
+# few pictures and many thousand inputs, where it moves losses by as much, because solutions end at `_COARSE`.
 _TIE = 1e-3
 # The path ends when held-out pictures had no lower loss this often in a row.
 _PATIENCE = 2
 # Largest derivative of the solution, while penalties are compared and at the end. scikit-learn stops at 1e-4.
-# Of one label a picture, it is larger where steps in float32 no longer lower the objective.
+# With one label a picture, it is larger where steps in float32 no longer lower the objective.
 _COARSE, _FINE = 3e-4, 1e-5
 _MOST_STEPS = 1000  # for each penalty
-_SCORES = 2**22  # that are computed at a time
+_SCORES = 2**22  # computed at a time
 # A feature whose standard deviation is a smaller fraction of its mean is taken as constant: the weight of so
 # small a difference could not be expressed for the feature as it is, in float32.
 _CONSTANT = 1e-4
@@ -89,7 +89,7 @@ Weigh = Callable[[Part], Tensor]
 
 @dataclass(frozen=True)
 class Scaling:
-    """How inputs are standardized: (inputs - mean) * factor.
+    """The standardization of inputs: (inputs - mean) * factor.
 
     Attributes:
         mean: float64 (d,).
@@ -106,7 +106,7 @@ class Scaling:
         return (inputs - self.mean.to(inputs.dtype)) * self.factor.to(inputs.dtype)
 
     def fold(self, coefficients: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weight (classes, d) and bias (classes,) that do on inputs what these do standardized.
+        """Return the weight (classes, d) and bias (classes,) that give the same scores for inputs as they are.
 
         Args:
             coefficients: float64 (d, classes).
@@ -417,7 +417,7 @@ def fit(
     def weigh(part: Part) -> Tensor:
         return of_picture[part.rows, None]
 
-    # Views are as many for each picture, so this is what the samples outside each fold weigh, and what all do.
+    # The weights of the samples outside each fold, and of all samples. Each picture has as many views.
     views = scaling.count // len(labels)
     outside = views * torch.stack([of_picture[assigned != fold].sum() for fold in range(max(folds, 1))])
     whole = views * of_picture.sum()

@@ -85,7 +85,7 @@ def assign(head: nn.Module, weight: Tensor, bias: Tensor) -> None:
     first, *middle, last = layers
     first.weight[:units].copy_(torch.cat([weight, -weight]))
     first.bias[:units].copy_(torch.cat([bias, -bias]))
-    for layer in middle:  # of what is not negative, ReLU changes nothing
+    for layer in middle:  # ReLU does not change values that are not negative
         layer.weight[:units].zero_()[:, :units].fill_diagonal_(1)
         layer.bias[:units].zero_()
     last.weight.zero_()
@@ -223,7 +223,7 @@ def fit(run: Run, epoch: int) -> TrainedEpoch:
 
 
 def wanted(run: Run) -> bool:
-    """Return whether the head is yet to be fitted: by `--fit`, or since epochs ended below the baseline."""
+    """Return whether the head must still be fitted: by `--fit`, or because epochs ended below the baseline."""
     baseline, best = run.progress.ridge, run.best
     if run.progress.logistic is not None or run.config.loop.fit == "logistic":
         return run.progress.logistic is None

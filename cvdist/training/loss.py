@@ -1,4 +1,4 @@
-"""The loss, and which pictures are right: where each picture has one class, and where it may have several."""
+"""The loss, and which predictions are right, for pictures with one class each or with several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory of a GPU a training takes, found without a GPU; and what to change where it is not enough.
+"""Estimates, without a GPU, how much of a GPU's memory a training takes, and advises what to change.
 
 A step's forward and backward pass run on tensors that have shapes but no values, while every storage that comes
 and goes is counted. What else lies in memory all the time, such as the optimizer's state, is counted from the
@@ -37,8 +37,11 @@ _BLOCK = 512  # bytes: what PyTorch rounds the sizes of its allocations up to
 class TrainingMemory:
     """Bytes that one worker has on its GPU.
 
-    weights: of the whole model that lies there; state: momentum and the like, and a moving average; step: the
-    most that a forward and a backward pass add, gradients included; data: features or pictures that stay there.
+    Attributes:
+        weights: bytes of the whole model.
+        state: bytes of the optimizer's state, such as momentum, and of a moving average.
+        step: most bytes that a forward and a backward pass add, gradients included.
+        data: bytes of features or pictures that stay on the GPU.
     """
 
     weights: int
@@ -48,11 +51,11 @@ class TrainingMemory:
 
     @property
     def peak(self) -> int:
-        """The largest number of bytes at any time."""
+        """Largest number of bytes at any time."""
         return self.weights + self.state + self.step + self.data
 
     def __str__(self) -> str:
-        """One line for logs and reports."""
+        """Describe the bytes in one line, for logs and reports."""
         parts = {
             "weights": self.weights,
             "optimizer": self.state,
@@ -73,14 +76,14 @@ def estimate(
     features: bool = False,
     data: int = 0,
 ) -> TrainingMemory:
-    """The memory that training `parts` as configured takes on each of `workers` GPUs. Nothing is computed.
+    """Estimate the memory that training `parts` takes on each of `workers` GPUs. Nothing is computed.
 
     Args:
-        config: of the job.
-        parts: of the model, on any device; the meta device will do.
-        shape: of one picture, or of one picture's features.
-        bfloat16: whether forward passes are cast to it, or to float16, which is as large.
-        workers: that share a batch.
+        config: configuration of the job.
+        parts: parts of the model, on any device; the meta device will do.
+        shape: shape of one picture, or of one picture's features.
+        bfloat16: whether forward passes are cast to bfloat16, or to float16, which takes as much memory.
+        workers: number of workers that share a batch.
         features: whether batches are what the frozen layers have made of the pictures.
         data: bytes of the data that stays on the GPU.
     """
@@ -97,7 +100,7 @@ def estimate(
 
 
 def estimate_for_config(config: TrainConfig, *, bfloat16: bool) -> TrainingMemory:
-    """The memory that each GPU of a job takes, from its configuration alone.
+    """Estimate the memory that a job takes on each GPU, from its configuration alone.
 
     Raises:
         UserError: if there is no such model, or the features can't be read.
@@ -110,7 +113,7 @@ def estimate_for_config(config: TrainConfig, *, bfloat16: bool) -> TrainingMemor
 
 
 def checkpoint_bytes(config: TrainConfig) -> int:
-    """The size of one checkpoint of a job, about, from its configuration alone.
+    """Estimate the bytes of one checkpoint of a job, from its configuration alone.
 
     Raises:
         UserError: if there is no such model, or the features can't be read.
@@ -122,17 +125,22 @@ def checkpoint_bytes(config: TrainConfig) -> int:
 
 
 def trained_parameters(config: TrainConfig, classes: int | None = None) -> int:
-    """How many of the model's parameters a job trains. Allocates nothing; for `classes`, see `skeleton`."""
+    """Return how many of the model's parameters a job trains, without allocating any.
+
+    Args:
+        config: as in `skeleton`.
+        classes: as in `skeleton`.
+    """
     trained = skeleton(config, classes).trained
     return sum(p.numel() for p in trained.parameters() if p.requires_grad)
 
 
 def skeleton(config: TrainConfig, classes: int | None = None) -> FrozenAndTrained:
-    """The frozen and the trained modules of a job's model, without values.
+    """Build the frozen and the trained modules of a job's model, without values.
 
     Args:
-        config: of the job.
-        classes: of the pictures. None: those of its cache or its digits, and two where pictures are not listed.
+        config: configuration of the job.
+        classes: number of classes. None: that of the job's cache or digits; 2 where pictures are not listed.
 
     Raises:
         UserError: if there is no such model, or the features can't be read.
@@ -148,7 +156,7 @@ def skeleton(config: TrainConfig, classes: int | None = None) -> FrozenAndTraine
 
 
 def _weights_and_state(config: TrainConfig, trained: nn.Module) -> tuple[int, int]:
-    """Bytes of what is trained, and of the optimizer's state and a moving average."""
+    """Return the bytes of the trained modules, and those of the optimizer's state and a moving average."""
     weights = sum(map(_rounded, _tensors(trained)))
     size = sum(_rounded(p) for p in trained.parameters() if p.requires_grad)
     moments = 2 if config.optimizer.name == "adamw" else int(config.optimizer.momentum > 0)
@@ -156,7 +164,7 @@ def _weights_and_state(config: TrainConfig, trained: nn.Module) -> tuple[int, in
 
 
 def _inputs(config: TrainConfig) -> tuple[tuple[int, ...], int, int]:
-    """Shape of what a batch has of a picture, bytes of the data set where it lies on the GPU, classes."""
+    """Return the shape of one picture in a batch, the data's bytes on the GPU, and the number of classes."""
     size = config.data.image_size
     if config.features.uri:
         from cvdist.features import manifest
@@ -169,12 +177,12 @@ def _inputs(config: TrainConfig) -> tuple[tuple[int, ...], int, int]:
 
 
 def validation_advice(config: TrainConfig) -> str:
-    """What makes a forward pass of the validation smaller, with the present value."""
+    """Return advice on how a forward pass of validation takes less memory, with the present value."""
     return f"lower --valid-batch-size ({config.loop.valid_batch_size})"
 
 
 def advice(config: TrainConfig) -> str:
-    """What makes a training step smaller, with the present values."""
+    """Return advice on how a training step takes less memory, with the present values."""
     smaller = f"lower --batch-size ({config.loop.batch_size})"
     if config.loop.compile in CUDA_GRAPHS:
         return smaller
@@ -193,7 +201,7 @@ SETUP_ADVICE = (
 
 @contextmanager
 def explain_full_memory(device: torch.device, advice: str) -> Iterator[None]:
-    """A GPU's memory that is full in the block becomes a `UserError` with `advice` on what to change."""
+    """Raise a `UserError` with `advice` on what to change if the GPU's memory gets full in the block."""
     try:
         yield
     except RuntimeError as error:  # cuBLAS and cuDNN have words of their own for it
@@ -210,7 +218,7 @@ def explain_full_memory(device: torch.device, advice: str) -> Iterator[None]:
 def _step(
     frozen: nn.Module | None, trained: nn.Module, batch: int, shape: tuple[int, ...], *, bfloat16: bool
 ) -> int:
-    """Most bytes that a training step adds to the weights, its gradients among them."""
+    """Return the most bytes that a training step takes besides the weights, gradients included."""
     with _without_values(bfloat16) as (counter, autocast, imitate):
         images = torch.empty(batch, *shape)
         labels = torch.zeros(batch, dtype=torch.int64)
@@ -222,7 +230,7 @@ def _step(
                     features = before(lambda frozen: frozen(images))
                 scores = model(features)
             loss = F.cross_entropy(scores.float(), labels, reduction="sum")
-            # Not `backward`, which copies gradients that it can't be sure to own: here more are than on a GPU.
+            # Not `backward`, which copies gradients that it may not own, and here more of them than on a GPU.
             return torch.autograd.grad(loss, parameters)
 
         with counter:
@@ -245,9 +253,10 @@ def _validation(
 
 @contextmanager
 def _without_values(bfloat16: bool) -> Iterator[tuple[_Counter, Any, Any]]:
-    """A counter, the context of a forward pass, and what takes the values from a module.
+    """Provide a counter of bytes, the context of a forward pass, and a function that imitates a module.
 
-    The last returns a function, which calls another one with the module, and the module's parameters.
+    The function takes a module and returns the parameters of an imitation without values, and a function that
+    calls another one with the imitation.
     """
 
     def autocast() -> AbstractContextManager[object]:
@@ -270,19 +279,19 @@ def _without_values(bfloat16: bool) -> Iterator[tuple[_Counter, Any, Any]]:
 
 
 class _Holder(nn.Module):
-    """Has a module, and calls functions with it."""
+    """A module that holds another one, and calls functions with it."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, use: Callable[[nn.Module], Any]) -> Any:
-        """What `use` makes of the module."""
+        """Return `use(module)`."""
         return use(self.module)
 
 
 class _Counter(TorchDispatchMode):
-    """Bytes of all storages that operations in its context have made, as long as they live."""
+    """Counts the bytes of all storages that operations in its context have made, as long as they live."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,7 +301,7 @@ class _Counter(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def leave_out(self, tensor: Tensor) -> None:
-        """Let a tensor's storage, and views of it, not count."""
+        """Do not count a tensor's storage, or views of it."""
         self._known.append(tensor.untyped_storage())  # kept, so that no other one gets its address
         self._sizes[self._known[-1]._cdata] = 0
 

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StepStats:
-    """What some steps measured, over all workers.
+    """Measurements of some steps, over all workers.
 
     Attributes:
         loss: Sum of the samples' losses.
@@ -43,7 +43,7 @@ class StepStats:
 
     @property
     def compute_seconds(self) -> float:
-        """The rest of a step's seconds: computing and, with a GPU, waiting for it."""
+        """Seconds of a step without data and communication: computing and, with a GPU, waiting for it."""
         each = self.seconds / max(self.steps, 1)
         return max(each - self.data_seconds - self.communication_seconds, 0.0)
 
@@ -93,7 +93,7 @@ class Meter:
             yield batch
 
     def so_far(self) -> tuple[float, float]:
-        """Return the mean loss and the accuracy of this epoch, of what is not taken yet only this worker's."""
+        """Return the mean loss and accuracy of this epoch; after the last `take`, of this worker alone."""
         loss, correct = self._taken_loss + float(self._loss), self._taken_correct + int(self._correct)
         count = max(self._taken + self._count, 1)
         return loss / count, correct / count

@@ -75,7 +75,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], n
 
 
 def _weight_decays(model: nn.Module, settings: OptimizerConfig) -> dict[nn.Parameter, tuple[str, float]]:
-    """Return of which kind each parameter is, and the weight decay of that kind."""
+    """Return the kind of each parameter, and the weight decay of that kind."""
     found = {
         p: ("weight", settings.weight_decay) if p.ndim > 1 else ("bias", settings.bias_weight_decay)
         for p in model.parameters()

@@ -14,7 +14,7 @@ from cvdist.training.run import Run
 
 @dataclass(frozen=True)
 class TrainedEpoch:
-    """What the training of one epoch measured, over all workers.
+    """Measurements of the training of one epoch, over all workers.
 
     Attributes:
         loss: Mean loss.
@@ -37,7 +37,7 @@ def record_epoch(
     Args:
         run: The run, whose progress then stands at the beginning of the next epoch.
         epoch: The epoch, counted from 1.
-        trained: What its training measured.
+        trained: The measurements of its training.
         evaluation: The results on the validation data.
         seconds: How long training and validation took.
     """

@@ -1,4 +1,4 @@
-"""What is told about a run: lines in the log, and parameters, metrics, figures and the model in MLflow."""
+"""Reports on a run: lines in the log, and parameters, metrics, figures and the model in MLflow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REMEMBERED = 500  # step metrics that a checkpoint keeps, to be logged again af
 
 
 def first_step_done(run: Run) -> None:
-    """Tell how long each phase of the start took. All workers must call this, after their first step."""
+    """Log how long each phase of the start took. All workers must call this, after their first step."""
     run.first_step_at = time.time()
     set_group_timeout(run.config.runtime.step_timeout)  # the slow work of the first step is done
     run.start.end("first step")
@@ -41,7 +41,7 @@ def first_step_done(run: Run) -> None:
 
 
 def announce(run: Run) -> None:
-    """Log what the run trains, on what, and how. Only rank 0 does so."""
+    """Log the model, the data and the settings of the run. Only rank 0 does so."""
     if not run.main:
         return
     config, worker = run.config, run.worker
@@ -127,7 +127,7 @@ def log_history(run: Run) -> None:
 
 
 def log_logistic(run: Run) -> None:
-    """Log what each penalty of logistic regression made of held-out pictures, if the head was fitted by it."""
+    """Log the result of each penalty of logistic regression on held-out pictures, if that fitted the head."""
     for number, held in enumerate(run.progress.logistic.path if run.progress.logistic else (), start=1):
         values = {
             "logistic/penalty": held.penalty,
@@ -258,7 +258,7 @@ def epoch_metrics(record: EpochRecord) -> dict[str, float]:
 
 
 def classes_csv(classes: Sequence[str], found: LabelResults) -> str:
-    """Return a table with a line for each class: how well it is told, and its threshold."""
+    """Return a table with a line for each class: how well it is recognized, and its threshold."""
     counts = found.counts
     columns = {
         "pictures": counts.true,

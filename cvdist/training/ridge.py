@@ -229,7 +229,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a penalty made of training pictures, each classified by what is learned from all others.
+    """The result of a penalty on training pictures, each classified by what is learned from all others.
 
     Attributes:
         penalty: The penalty on the squared weights.
@@ -290,11 +290,11 @@ class Equations:
     def generalized_scores(self) -> Tensor:
         """Return the generalized cross-validation score of each penalty."""
         values, kind = self.values, torch.finfo(self.values.dtype)
-        # Targets are 0 or 1, so their squares sum up to what they do.
+        # Targets are 0 or 1, so their squares have the same sum as they.
         spread = self.count * (self.base - self.base.square()).sum()
         explained = self.along.square().sum(1)
         shrunk = values / (values + self.penalties[:, None])  # (penalties, d): eigenvalues of the hat matrix
-        # The squared error is what no weights could explain, plus what the penalty leaves unexplained.
+        # The squared error is the part that no weights can explain, plus the part that the penalty leaves.
         large = values > values.amax() * kind.eps * len(values)
         whole = torch.where(large, explained / values.where(large, torch.ones_like(values)), 0)
         error = (spread - whole.sum()).clamp(min=0) + ((1 - shrunk).square() * whole).sum(1)

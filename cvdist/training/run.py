@@ -59,9 +59,9 @@ class Run:
         progress: How far the run has come.
         best: The evaluation of the best epoch so far. None before the first one.
         resumed_at: Where the run continues, for the log. Empty if it starts at the beginning.
-        made_with: Settings and data that the results depend on, by what people call them.
-        changed: How these differ from those of the checkpoint that it continues from, for the log.
-        adopted: Whether it continues from the checkpoint of another run (`--resume`).
+        made_with: Settings and data that the results depend on, by the names that people know.
+        changed: How `made_with` differs from that of the checkpoint that the run continues from, for the log.
+        adopted: Whether the run continues from the checkpoint of another run (`--resume`).
         first_step_at: Seconds since 1970 when this process finished its first step. 0 before that.
     """
 
@@ -127,7 +127,7 @@ class Run:
         return models.with_trained(self.model, self.ema.module) if self.ema is not None else self.model
 
     def evaluated_module(self) -> nn.Module:
-        """Return the modules of it that take the loader's batches, which may be features."""
+        """Return the modules of `evaluated_model` that take the loader's batches, which may be features."""
         if not self.loader.features:
             return self.evaluated_model()
         return self.ema.module if self.ema is not None else self.trained

@@ -32,7 +32,7 @@ FIGURES = {
     "confusion_matrix": "which class was taken for which, at the best epoch",
     "most_wrong": "the validation pictures that were wrong with most confidence",
 }
-# What takes the place of two of them where a picture may have several classes; and what these show then.
+# Figures that replace two of those above where a picture may have several classes, and what they show.
 _MULTILABEL = {
     "accuracy": ("average_precision", "mean average precision on the validation pictures by epoch"),
     "confusion_matrix": ("precision_recall", "precision by recall of the classes, at the best epoch"),

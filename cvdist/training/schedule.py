@@ -1,4 +1,4 @@
-"""How the learning rate changes in the course of a run."""
+"""The learning rate in the course of a run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The forms in which people keep labeled pictures, each in one file of this folder.
 
-A form says which pictures there are, with class and split (`Found`), from names, tables and the headers of
+A form finds the pictures with their classes and splits (`Found`), from names, tables and the headers of
 archives. `look` chooses the form of a `--data`. A picture's path is relative to `root_of` the data, and says
 all that is needed to read it (`cvdist.data.contents`), so nothing but this folder knows about forms.
 """
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def root_of(config: PicturesConfig) -> str:
-    """The folder or URI that the paths of the pictures of `--data` are relative to."""
+    """Return the folder or URI to which the paths of the pictures of `--data` are relative."""
     if archives.are_named(config.uri):
         return config.root or archives.root_of(config.uri)
     return table.root_of(config.uri, config.root) if table.is_table(config.uri) else config.uri
@@ -43,7 +43,7 @@ def look(config: PicturesConfig) -> Found:
     """Find the labeled pictures of `--data`.
 
     Raises:
-        UserError: if it can't be read, or may be taken in two ways.
+        UserError: if it can't be read, or can be understood in two ways.
     """
     uri, cache = config.uri, cache_folder(config.cache if isinstance(config, DataConfig) else "")
     there = _what_is_there(uri)
@@ -62,8 +62,8 @@ def look_unlabeled(uri: str, given: PathsConfig | None = None) -> pa.Table:
     """Find all pictures of `--data`, whatever their classes, in any folders.
 
     Args:
-        uri: of the data.
-        given: how a table is read, where it isn't found out.
+        uri: path or URI of the data.
+        given: settings that say how to read a table; None: found out from the table.
 
     Returns:
         The columns path, size and modified (and version) of `Found.table`.
@@ -82,7 +82,7 @@ def look_unlabeled(uri: str, given: PathsConfig | None = None) -> pa.Table:
 
 
 def _what_is_there(uri: str) -> list[str] | Files | None:
-    """The archives that `--data` names or holds, else the files of its folder; None if it is a table."""
+    """Return the archives that `--data` names or holds, or the files of its folder; None if it is a table."""
     if archives.are_named(uri):
         found = archives.find(uri)
         if len(found) > 1 or archive_kind(found[0]) != PARQUET:

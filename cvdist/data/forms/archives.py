@@ -1,4 +1,4 @@
-"""Tars and Parquet files, which hold many pictures each: which ones `--data` names, and reading them once."""
+"""Finds the tars and Parquet files that `--data` names, which hold many pictures each, and reads each once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SIGN = re.compile(rf"[*?]|{_BRACES.pattern}")
 _MOST_NAMES = 1_000_000  # of a pattern with braces
 _REQUESTS = 32  # at a time
 _READERS = 8  # archives that are read side by side where they are not on a disk here
-_FORMAT = 1  # of what is kept about an archive
+_FORMAT = 1  # version of what is kept about an archive
 _FACTS = b"facts"
 _PROGRESS_SECONDS = 0.2
 REPACK = "unpack it, or pack it again without compression"
@@ -42,7 +42,7 @@ REPACK = "unpack it, or pack it again without compression"
 
 
 def are_named(uri: str) -> bool:
-    """Return whether `uri` names tars or Parquet files, one or by a pattern, rather than a folder."""
+    """Return whether `uri` names tars or Parquet files, a single one or a pattern, rather than a folder."""
     return _is_one(storage.split(uri)[1])
 
 
@@ -51,7 +51,7 @@ def _is_one(name: str) -> bool:
 
 
 def root_of(uri: str) -> str:
-    """The folder of the archives that `uri` names: all that comes before the signs of a pattern."""
+    """Return the folder of the archives that `uri` names: all before the special characters of a pattern."""
     head, above, _, tail = _cut(uri)
     return f"{head}{above or ('' if head else '/')}{tail}"
 
@@ -63,7 +63,7 @@ def find(uri: str) -> list[str]:
         Their paths below `root_of`, in natural order.
 
     Raises:
-        UserError: if one that is named, or of a range, is missing or can't be read.
+        UserError: if one that is named, alone or in a range, is missing or can't be read.
     """
     root, names = root_of(uri), expand(_cut(uri)[2])
     filesystem, top = storage.locate(root, "--data")
@@ -97,10 +97,10 @@ def find(uri: str) -> list[str]:
 
 
 def expand(text: str) -> list[str]:
-    """Return the names that a pattern with braces means, such as `{08..10}` and `{train,val}`, as in bash.
+    """Return the names that a pattern with braces stands for, such as `{08..10}` and `{train,val}` in bash.
 
     Raises:
-        UserError: if they are too many.
+        UserError: if there are too many.
     """
     pieces, count = [], 1
     for i, piece in enumerate(_BRACES.split(text)):
@@ -124,7 +124,7 @@ def _alternatives(inside: str) -> Sequence[str]:
 
 
 def _cut(uri: str) -> tuple[str, str, str, str]:
-    """The place, the folder of the archives, their names or pattern in it, and options of a URI."""
+    """Cut a URI into its place, the folder of the archives, their names or pattern there, and its options."""
     head, path, tail = storage.split(uri)
     sign = _SIGN.search(path)
     above = path[: sign.start() if sign else len(path)].rpartition("/")[0]
@@ -151,14 +151,14 @@ def one_kind(paths: Sequence[str], uri: str) -> str:
 
 @dataclass(frozen=True)
 class Archive:
-    """What is in a tar or a Parquet file.
+    """The content of a tar or a Parquet file.
 
     Attributes:
-        path: of the file, below the root.
-        pictures: one row each, with the columns path (how it goes on behind the file's), size (bytes), version
-            (digest in hexadecimal), and others of the form.
-        modified: when it was written, in ns since 1970.
-        facts: what else the form has found, as values of JSON.
+        path: path of the file below the root.
+        pictures: one row each, with the columns path (what follows the file's path), size (bytes), version
+            (digest in hexadecimal), and others that the form adds.
+        modified: time when the file was written, in ns since 1970.
+        facts: what else the form has found, as JSON values.
     """
 
     path: str
@@ -167,7 +167,7 @@ class Archive:
     facts: Mapping[str, Any]
 
     def as_found(self, role: str = "") -> pa.Table:
-        """The pictures with paths below the root, and the columns modified and split (the role)."""
+        """Return the pictures with paths below the root, and with the columns modified and split (the role)."""
         table, count = self.pictures.replace_schema_metadata(), len(self.pictures)
         table = table.set_column(0, "path", pc.binary_join_element_wise(self.path, table["path"], ""))
         table = table.append_column("modified", pa.array([self.modified] * count, pa.int64()))
@@ -183,14 +183,14 @@ Scan = Callable[[pa.NativeFile, Callable[[int], None]], tuple[pa.Table, dict[str
 
 
 def scanned(paths: Sequence[str], root: str, uri: str, cache: Path, scan: Scan) -> list[Archive]:
-    """Read archives side by side; those that this node has read before, and that are the same, are known.
+    """Read archives side by side, except for unchanged ones that this node has read before.
 
     Args:
-        paths: of the archives below `root`.
+        paths: paths of the archives below `root`.
         root: folder or URI.
         uri: what the user named, for messages.
         cache: the node's cache folder.
-        scan: reads one.
+        scan: reads one archive.
 
     Raises:
         UserError: if one can't be read, or `scan` raises it.
@@ -234,17 +234,17 @@ def scanned(paths: Sequence[str], root: str, uri: str, cache: Path, scan: Scan) 
 
 
 def roles_of(paths: Sequence[str], uri: str) -> dict[str, str]:
-    """Which split each archive is of by its name or, if that says nothing, by its folders'.
+    """Return the split of each archive, by its name or, if that says nothing, by the names of its folders.
 
     Args:
-        paths: of the archives.
+        paths: paths of the archives.
         uri: what the user named, for messages.
 
     Returns:
-        The roles, as of `found.role`, by path; all empty if no two of them differ.
+        The roles by path, as `found.role` returns them; all empty if no two of them differ.
 
     Raises:
-        UserError: if the names of some say nothing.
+        UserError: if only some of the names tell a split.
     """
     roles = {
         path: next((role for part in reversed(path.split("/")) if (role := role_in(part))), "")
@@ -263,10 +263,10 @@ def roles_of(paths: Sequence[str], uri: str) -> dict[str, str]:
 
 
 def by_splits(table: pa.Table, uri: str) -> Found:
-    """The labeled pictures of archives whose names say of which split they are, or don't.
+    """Return the labeled pictures of archives, whose names may tell their splits.
 
     Args:
-        table: the columns of `Found.table`; split is of `roles_of`.
+        table: the columns of `Found.table`; split has the roles that `roles_of` returned.
         uri: what the user named, for messages.
 
     Raises:

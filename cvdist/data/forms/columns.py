@@ -1,4 +1,4 @@
-"""Which columns of a table are the pictures' paths, labels and splits, and their values as text."""
+"""Finds the columns of a table that hold the pictures' paths, labels and splits, and reads them as text."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class LabelColumns:
     """The columns of a table that hold the labels.
 
     Attributes:
-        names: of the columns.
-        one_a_class: whether each column is a class, and its values say whether a picture has it.
+        names: names of the columns.
+        one_a_class: whether each column stands for a class, and its values say whether a picture has the class.
         lists: whether the values of the only column are lists of classes.
     """
 
@@ -44,7 +44,7 @@ class LabelColumns:
 
 
 def path_column(name: str, table: pa.Table, given: PathsConfig) -> str:
-    """The column that names files; where none or several do, the one with a usual name."""
+    """Find the column that names files; where none or several do, the one with a usual name."""
     if given.path_column:
         return _there(name, table, "--path-column", given.path_column)
     taken = {getattr(given, "split_column", ""), *_given_labels(table, getattr(given, "label_column", ""))}
@@ -62,7 +62,7 @@ def _names_files(column: pa.ChunkedArray) -> bool:
 
 
 def label_column(name: str, table: pa.Table, given: TableConfig, taken: set[str]) -> str:
-    """The column with a usual name; where there is none, the only one that is left."""
+    """Find the column of labels by its usual name; where there is none, the only column that is left."""
     if given.label_column:
         return _there(name, table, "--label-column", given.label_column)
     columns = [one for one in table.column_names if one not in taken]
@@ -74,7 +74,10 @@ def label_column(name: str, table: pa.Table, given: TableConfig, taken: set[str]
 
 
 def label_columns(name: str, table: pa.Table, given: TableConfig, taken: set[str]) -> LabelColumns:
-    """The column with the labels, or one for each class: `*` is all others, and commas stand between names."""
+    """Find the column with the labels, or one for each class.
+
+    `--label-column` may name them, with commas between the names; `*` stands for all other columns.
+    """
     named = _given_labels(table, given.label_column)
     left = _named_by_people(one for one in table.column_names if one not in taken)
     if given.label_column == _ALL and not named:
@@ -97,19 +100,19 @@ def label_columns(name: str, table: pa.Table, given: TableConfig, taken: set[str
 
 
 def _given_labels(table: pa.Table, text: str) -> list[str]:
-    """The columns that `--label-column` names one by one. A name with commas in it may be quoted."""
+    """Return the columns that `--label-column` names one by one. A name with commas in it may be quoted."""
     if not text or text in table.column_names:
         return [text] if text else []
     return [] if text == _ALL else [one for one in map(str.strip, next(csv.reader([text]))) if one]
 
 
 def _named_by_people(columns: Iterable[str]) -> list[str]:
-    """Columns without those of row numbers, which tools write without a name."""
+    """Return the columns without those of row numbers, which tools write without a name."""
     return [one for one in columns if one.strip() and not one.startswith("Unnamed: ")]
 
 
 def _are_flags(columns: pa.Table) -> bool:
-    """Whether there are several columns, whose first values are all 0 and 1, or true and false."""
+    """Return whether there are several columns, whose first values are all 0 and 1, or true and false."""
     rows = columns.slice(0, _LOOKED_AT).to_pylist()
     values = {str(one).strip().lower() for row in rows for one in row.values()}
     known = {"0", "1", "0.0", "1.0", "true", "false", "none", ""}
@@ -117,7 +120,7 @@ def _are_flags(columns: pa.Table) -> bool:
 
 
 def split_column(name: str, table: pa.Table, given: TableConfig, paths: str) -> str:
-    """The column with a usual name; empty if there is none."""
+    """Find the column of splits by its usual name; empty if there is none."""
     if given.split_column:
         asked = given.split_column
         return "" if asked == "none" else _there(name, table, "--split-column", asked)
@@ -146,7 +149,10 @@ def _there(name: str, table: pa.Table, flag: str, column: str) -> str:
 
 
 def text_of(name: str, table: pa.Table, column: str) -> pa.ChunkedArray:
-    """A column's values as text without spaces around it, null where there is none; whole numbers as such."""
+    """Return a column's values as text without spaces around it, null where there is none.
+
+    Whole numbers are written without a decimal point.
+    """
     values = table[column]
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
@@ -164,10 +170,10 @@ def text_of(name: str, table: pa.Table, column: str) -> pa.ChunkedArray:
 
 
 def roles_of(name: str, column: str, values: pa.ChunkedArray) -> pa.Array:
-    """The splits that a column names.
+    """Return the splits that a column names.
 
     Raises:
-        UserError: if a value is none.
+        UserError: if a value names no split.
     """
     encoded = values.fill_null("").combine_chunks().dictionary_encode()
     there = encoded.dictionary.to_pylist()

@@ -1,6 +1,6 @@
-"""The pictures below a folder, at any depth, without what systems, tools and jobs leave there.
+"""Lists the pictures below a folder, at any depth, without what systems, tools and jobs leave there.
 
-There may be millions: they are columns, and what is decided is decided for each folder and each suffix.
+There may be millions of files, so they are columns, and decisions are made once for each folder and suffix.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _PICTURES = pa.schema([("path", pa.string()), ("size", pa.int64()), ("modified",
 
 @dataclass
 class Files:
-    """What lies below a folder. All paths are relative to it.
+    """The content of a folder. All paths are relative to the folder.
 
     Attributes:
         pictures: sorted by path, with the columns path, size (bytes) and modified (ns since 1970).
         folders: paths of the folders, also of empty ones where the storage has such.
-        others: how many files are no pictures by their names.
-        example: one of these.
-        tables: those of them that may name pictures.
-        archives: those of them that may hold pictures, or are compressed tars.
+        others: number of files that are no pictures by their names.
+        example: path of one of these files.
+        tables: paths of those files that may be tables of pictures.
+        archives: paths of those files that may hold pictures, or are compressed tars.
     """
 
     pictures: pa.Table
@@ -55,7 +55,7 @@ class Files:
 
 
 def parents_of(paths: pa.Array | pa.ChunkedArray) -> pa.DictionaryArray:
-    """The folder that each file lies in, empty for the listed one."""
+    """Return the folder of each file; empty for the folder that was listed."""
     parents = pc.replace_substring_regex(paths, "(?s)/?[^/]*$", "")
     return (parents.combine_chunks() if isinstance(parents, pa.ChunkedArray) else parents).dictionary_encode()
 
@@ -98,7 +98,7 @@ def list_files(uri: str) -> Files:
 
 
 def is_litter(path: str) -> bool:
-    """Return whether a file is hidden, or what systems and tools leave behind, or lies in such a folder."""
+    """Return whether a file, or a folder that it lies in, is hidden or left behind by systems and tools."""
     folder, _, name = path.rpartition("/")
     return _is_litter(folder) or name.startswith(".") or name.lower() in _LITTER_FILES
 
@@ -108,7 +108,7 @@ def _is_litter(folder: str) -> bool:
 
 
 def _is_kept(paths: pa.Array) -> pa.Array:
-    """Whether files are neither hidden nor what systems leave behind."""
+    """Return which files are neither hidden nor left behind by systems and tools."""
     parents = parents_of(paths)
     inside = pa.array([not _is_litter(one) for one in parents.dictionary.to_pylist()], pa.bool_())
     names = pc.ascii_lower(pc.extract_regex(paths, r"(?s)(?P<name>[^/]*)$").field(0))
@@ -117,7 +117,7 @@ def _is_kept(paths: pa.Array) -> pa.Array:
 
 
 def _sort_out(uri: str, found: Files, others: pa.ChunkedArray) -> None:
-    """Note what the files are that are no pictures, and pass over the results of jobs."""
+    """Note what the other files are, which are no pictures, and leave out the results of jobs."""
     manifests = others.filter(pc.match_substring_regex(others, rf"(?s)(^|/){_RESULTS}$")).to_pylist()
     results = _results_of_jobs(uri, manifests, found)
     if results:
@@ -133,7 +133,7 @@ def _sort_out(uri: str, found: Files, others: pa.ChunkedArray) -> None:
 
 
 def _results_of_jobs(uri: str, manifests: list[str], found: Files) -> set[str]:
-    """The folders without pictures that lie beside a manifest of this program."""
+    """Return the folders without pictures that lie beside a manifest of this program."""
     results: set[str] = set()
     filesystem, root = storage.locate(uri, "--data")
     bases = [
@@ -154,7 +154,7 @@ def _results_of_jobs(uri: str, manifests: list[str], found: Files) -> set[str]:
 
 
 def look_unlabeled(found: Files, uri: str) -> pa.Table:
-    """All pictures that lie below the folder `uri`, sorted by path.
+    """Return all pictures below the folder `uri`, sorted by path.
 
     Returns:
         A table with the columns path, size and modified of `Found.table`.
@@ -169,6 +169,6 @@ def look_unlabeled(found: Files, uri: str) -> pa.Table:
 
 
 def unlabeled_table(files: Mapping[str, tuple[int, int]]) -> pa.Table:
-    """The table of `look_unlabeled` with these pictures: size and time of the last change by path."""
+    """Return a table as `look_unlabeled` does, from the size and time of change of each file by path."""
     rows = [dict(zip(_PICTURES.names, (path, *state), strict=True)) for path, state in sorted(files.items())]
     return pa.Table.from_pylist(rows, _PICTURES)

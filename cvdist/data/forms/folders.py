@@ -1,4 +1,4 @@
-"""Pictures in folders, one for each class, also within folders for the splits: found by names alone."""
+"""Finds pictures in folders, one for each class, perhaps within folders for the splits, by names alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Folder:
-    """A folder directly below `--data`: how many pictures lie in it, not deeper, and its folders' names."""
+    """A folder directly below `--data`: the number of pictures directly in it, and its folders' names."""
 
     pictures: int = 0
     folders: set[str] = field(default_factory=set)
@@ -31,7 +31,7 @@ def look(files: Files, uri: str) -> Found:
     """Find the pictures below a folder that has one folder per class, either directly or in train/ and valid/.
 
     Raises:
-        UserError: if its folders are no classes or may be taken in two ways.
+        UserError: if its folders are no classes or can be understood in two ways.
     """
     root = redact(uri).rstrip("/")
     say("files that are no pictures by their names", files.others, files.example)
@@ -42,13 +42,13 @@ def by_folders(pictures: pa.Table, folders: set[str], root: str, hint: str = "")
     """Find the class and the split of each picture by the folders in its path.
 
     Args:
-        pictures: with a column path; pictures in no class folder are left out, other columns stay.
-        folders: all that there are, with those in which no picture lies.
+        pictures: table with a column path; pictures in no class folder are left out, other columns stay.
+        folders: all folders, also those in which no picture lies.
         root: what the user named, for messages.
-        hint: the end of an error that there are no folders for classes, or but one.
+        hint: the end of an error that there are no folders for classes, or only one.
 
     Raises:
-        UserError: if the folders are no classes or may be taken in two ways.
+        UserError: if the folders are no classes or can be understood in two ways.
     """
     counts = _counts(pictures["path"])
     parts = _find_parts(counts, folders, root)
@@ -65,7 +65,7 @@ def by_folders(pictures: pa.Table, folders: set[str], root: str, hint: str = "")
 
 
 def _with_classes(pictures: pa.Table, parts: Mapping[str, int]) -> pa.Table:
-    """The pictures that lie in folders of classes, with the columns label and split."""
+    """Return the pictures that lie in folders of classes, with the columns label and split."""
     parents = parents_of(pictures["path"])
     places = [_place(folder, parts) for folder in parents.dictionary.to_pylist()]
     label = pa.array([names[0] if names else None for _, names in places], pa.string()).take(parents.indices)
@@ -91,13 +91,13 @@ def _require_filled(there: Mapping[str, Mapping[str, bool]], root: str, hint: st
 
 
 def _table_hint(tables: list[str], root: str) -> str:
-    """What may have been meant where pictures lie in no folders of classes, but beside tables."""
+    """Return a hint that a table may have been meant; empty unless one lies beside the pictures."""
     first = sorted(tables, key=lambda path: (path.count("/"), path))[:3]
     return f"; if {' or '.join(first)} names the classes, give --data {root}/{first[0]}" if first else ""
 
 
 def _hint(there: Mapping[str, Mapping[str, bool]], folders: set[str], root: str) -> str:
-    """What may have been meant where a folder has but one class, which has folders itself."""
+    """Return a hint on what may have been meant where there is only one class, which has folders itself."""
     prefix, classes = next(iter(there.items()))
     if len(classes) > 1:
         return ""
@@ -109,19 +109,19 @@ def _hint(there: Mapping[str, Mapping[str, bool]], folders: set[str], root: str)
 def split_folders(paths: pa.ChunkedArray) -> dict[str, int]:
     """Find the folders that hold the splits of a data set, by usual names such as `Train` or `test_set`.
 
-    Without a folder for validation, one for tests serves.
+    If there is no folder for validation, one for tests is used.
 
     Args:
-        paths: of the pictures, below the data set's folder.
+        paths: paths of the pictures below the data set's folder.
 
     Returns:
-        The part of each split's folder; empty if there are no splits.
+        The part (0: training, 1: validation) of each split's folder; empty if there are no splits.
     """
     return _splits_of(_top(_counts(paths), ()))
 
 
 def _counts(paths: pa.ChunkedArray) -> Counter[str]:
-    """How many files lie in each folder, not deeper."""
+    """Count the files that lie directly in each folder."""
     found = parents_of(paths).value_counts()
     return Counter(dict(zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True)))
 
@@ -138,7 +138,7 @@ def _splits_of(top: Mapping[str, _Folder]) -> dict[str, int]:
 
 
 def _top(counts: Mapping[str, int], folders: Iterable[str]) -> dict[str, _Folder]:
-    """The folders directly below `--data`; counts: of the pictures in each folder."""
+    """Return the folders directly below `--data`; `counts`: number of pictures in each folder."""
     top: defaultdict[str, _Folder] = defaultdict(_Folder)
     for path in (*folders, *counts):
         if path:
@@ -150,7 +150,7 @@ def _top(counts: Mapping[str, int], folders: Iterable[str]) -> dict[str, _Folder
 
 
 def _find_parts(counts: Mapping[str, int], folders: set[str], root: str) -> dict[str, int]:
-    """The part of each folder that holds classes, by its path; {"": NO_PART} if `--data` itself holds them."""
+    """Return the part of each folder of classes by its path; {"": NO_PART} if `--data` itself holds them."""
     top = _top(counts, folders)
     parts = _splits_of(top)
     if not parts:
@@ -197,7 +197,7 @@ def _require_classes_at_top(top: Mapping[str, _Folder], root: str) -> None:
 
 
 def _place(folder: str, parts: Mapping[str, int]) -> tuple[str, list[str]]:
-    """The prefix among `parts` that `folder` lies below, and the names below it; none outside of all."""
+    """Return the folder of `parts` that `folder` lies below, and the names below it; no names if none."""
     for prefix in parts:
         if folder and (not prefix or folder.startswith(f"{prefix}/")):
             return prefix, folder[len(prefix) :].lstrip("/").split("/")

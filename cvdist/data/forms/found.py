@@ -1,4 +1,4 @@
-"""What every form of a data set tells about its pictures, and the usual names of splits."""
+"""What every form of a data set finds out about its pictures, and the usual names of splits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Found:
             classes in natural order with `BETWEEN_CLASSES` between them, and empty for none.
         parts: the part of each split, training first: 0 for training, 1 for validation. If the data has no
             splits, the only key is empty or the name of the one split, and its part is -1.
-        hint: the end of an error that there is but one class, such as what else may be named.
+        hint: the end of an error that there is only one class, such as what else may be named.
         multilabel: whether a picture may have several classes, or none.
     """
 
@@ -43,13 +43,13 @@ class Found:
 
 
 def role(name: str) -> str:
-    """Which split a folder, a column's value or a file is by its name: train, valid, test or, empty, none."""
+    """Return the split that a folder, a column's value or a file names: train, valid or test; empty if none."""
     found = _SPLIT.fullmatch(name)
     return _role_of(found) if found else ""
 
 
 def role_in(name: str) -> str:
-    """Which split a longer name speaks of, such as `imagenet-train-000017.tar`; empty for none."""
+    """Return the split that is part of a longer name, such as `imagenet-train-000017.tar`; empty if none."""
     found = SPLIT_IN_NAME.search(name)
     return _role_of(found) if found else ""
 
@@ -59,13 +59,13 @@ def _role_of(found: re.Match[str]) -> str:
 
 
 def parts_of(splits: Iterable[str]) -> dict[str, int]:
-    """The part of each of some splits by their roles. Without one for validation, one for tests serves.
+    """Return the part of each split by its role. If there is none for validation, one for tests is used.
 
     Args:
-        splits: roles: train, valid and test. There may be more; those are left out.
+        splits: roles, such as train, valid and test. Others are left out.
 
     Returns:
-        The parts of train and of what is validated on; train alone is to be split.
+        The parts of the training split and of the one to validate on; of train alone if it is to be split.
     """
     there = set(splits)
     held_back = "valid" if "valid" in there else "test" if "test" in there else ""
@@ -75,6 +75,6 @@ def parts_of(splits: Iterable[str]) -> dict[str, int]:
 
 
 def say(what: str, count: int, example: str = "") -> None:
-    """Log how many rows or pictures there are of a kind that a user may not expect, if there are any."""
+    """Log the number of rows or pictures of a kind that a user may not expect, unless it is 0."""
     if count:
         logger.info("data       %s: %s%s", what, f"{count:,}", f", e.g. {example}" if example else "")

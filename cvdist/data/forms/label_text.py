@@ -1,4 +1,4 @@
-"""The labels of a table's rows as one text each: a class, or several classes in natural order."""
+"""Reads the labels of a table's rows as one text each: a class, or several classes in natural order."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SEPARATORS = ";|,"  # that are looked for in labels
 
 
 def classes_in(label: str, *, multilabel: bool) -> list[str]:
-    """The classes that a label of `Found.table` names."""
+    """Return the classes that a label of `Found.table` names."""
     if not multilabel:
         return [label]
     return label.split(BETWEEN_CLASSES) if label else []
 
 
 def label_for_people(label: str) -> str:
-    """A label of `Found.table` for people."""
+    """Format a label of `Found.table` for people."""
     return label.replace(BETWEEN_CLASSES, " + ") or "no class"
 
 
@@ -35,10 +35,10 @@ def labels_in(name: str, table: pa.Table, columns: LabelColumns, separator: str)
     """Read the labels of a table's rows.
 
     Args:
-        name: of the table, for messages.
-        table: as it was read.
-        columns: that hold the labels.
-        separator: between the classes in a cell; empty: a cell is one class.
+        name: name of the table, for messages.
+        table: the table as it was read.
+        columns: the columns that hold the labels.
+        separator: text between the classes in a cell; empty: a cell is one class.
 
     Returns:
         The labels as in `Found.table`; null where a row has none.
@@ -73,7 +73,7 @@ def labels_in(name: str, table: pa.Table, columns: LabelColumns, separator: str)
 
 
 def _of_columns(name: str, table: pa.Table, columns: LabelColumns) -> pa.ChunkedArray:
-    """Join the names of the columns that say yes."""
+    """Join, for each row, the names of the columns whose values say that the picture has the class."""
     named, unused = [], []
     for column in sorted(columns.names, key=natural):
         values = pc.utf8_lower(text_of(name, table, column).fill_null(""))
@@ -102,7 +102,7 @@ def _of_columns(name: str, table: pa.Table, columns: LabelColumns) -> pa.Chunked
 
 
 def _of_lists(where: str, lists: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Join the texts of each list; whole numbers are texts, too."""
+    """Join the texts of each list. Whole numbers count as texts, too."""
     kind = lists.type.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
             or pa.types.is_null(kind)):  # fmt: skip
@@ -112,7 +112,7 @@ def _of_lists(where: str, lists: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _sorted(labels: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
-    """Labels with each of their classes once, in natural order and without spaces around it."""
+    """Return the labels with each of their classes once, in natural order and without spaces around it."""
     encoded = labels.combine_chunks().dictionary_encode()
     cells = [{one.strip() for one in f" {label} ".split(separator)} for label in encoded.dictionary.to_pylist()]
     place = {name: i for i, name in enumerate(sorted(set().union(*cells), key=natural))}
@@ -121,10 +121,10 @@ def _sorted(labels: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
 
 
 def warn_of_several(columns: LabelColumns, counts: dict[str, int]) -> None:
-    """Say if labels that are taken as one class each look like several.
+    """Log a warning if labels that are taken as one class each look like several.
 
     Args:
-        columns: that they are from.
+        columns: the columns that the labels are from.
         counts: number of rows by label.
     """
     for separator in _SEPARATORS:

@@ -1,4 +1,4 @@
-"""Which file a name in a table means: a path, with or without a picture's suffix, or the end of one."""
+"""Finds the file that a name in a table means: a path, with or without a suffix, or the end of a path."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _NONE, _SEVERAL = -1, -2  # instead of a file's number
 
 @dataclass(frozen=True)
 class Matches:
-    """Which files names mean.
+    """The files that names mean.
 
     Attributes:
         files: number of the file that each name means, int64; null for none.
-        unclear: how many names may mean several files.
-        example: the first of these, and two files that it may mean.
+        unclear: number of names that may mean several files.
+        example: the first of these names, and two files that it may mean.
     """
 
     files: pa.Array
@@ -34,13 +34,14 @@ class Matches:
 def match(names: pa.Array, paths: pa.Array) -> Matches:
     """Find which file each name means.
 
-    It is the file of that path, or else, without regard to the case of the suffix and the kind of slashes, the
-    file whose path is the name with or without a picture's suffix; or else the only one whose path ends so. Of
-    several files, it is the only one in a folder `train`.
+    A name means the file with that path. If there is none, it means the file whose path is the name with or
+    without a picture's suffix, where the case of the suffix and the kind of slashes do not count. If there is
+    none either, it means the only file whose path ends with the name; of several, the only one in a folder
+    `train`.
 
     Args:
-        names: of pictures, with or without suffix, null for none.
-        paths: of the files, each once.
+        names: names of pictures, with or without suffix; null for none.
+        paths: paths of the files, each once.
     """
     found = np.array(pc.index_in(names, value_set=paths).cast(pa.int64()).fill_null(_NONE))
     stems = pc.replace_substring_regex(paths, _SUFFIX, "")
@@ -73,18 +74,21 @@ def match(names: pa.Array, paths: pa.Array) -> Matches:
 
 
 def _lower_suffix(paths: pa.Array) -> pa.DictionaryArray:
-    """The suffixes in lower case, empty where there are none."""
+    """Return the suffixes of paths in lower case, empty where there are none."""
     found = pc.extract_regex(paths, r"(?s)(?P<suffix>\.[^./]*)?$").field(0)
     return pc.ascii_lower(found).fill_null("").dictionary_encode()
 
 
 def _last(paths: pa.Array, parts: int) -> pa.Array:
-    """The last parts of paths; null for shorter ones."""
+    """Return the last `parts` parts of each path; null for shorter paths."""
     return pc.extract_regex(paths, rf"(?s)(?:^|/)(?P<last>(?:[^/]+/){{{parts - 1}}}[^/]+)$").field(0)
 
 
 def _only(names: pa.Array, keys: pa.Array, preferred: np.ndarray) -> np.ndarray:
-    """The number of the only key that each name is, or the only preferred one; else `_NONE` or `_SEVERAL`."""
+    """Return the number of the only key that equals each name, or of the only preferred one of several.
+
+    It is `_NONE` if no key equals the name, and `_SEVERAL` if several do.
+    """
     encoded = keys.dictionary_encode()
     count = len(encoded.dictionary)
     indices = np.array(encoded.indices.fill_null(count))

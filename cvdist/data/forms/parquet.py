@@ -1,4 +1,4 @@
-"""Pictures in Parquet files, with their classes, as Hugging Face writes them: a row for each picture."""
+"""Finds pictures in Parquet files, with their classes, as Hugging Face writes them: a row for each picture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def has_pictures(path: str, root: str) -> bool:
-    """Return whether a Parquet file has a column with pictures' bytes, rather than their paths.
+    """Return whether a Parquet file has a column with the bytes of pictures, rather than their paths.
 
     Raises:
         UserError: if it can't be read.
@@ -43,11 +43,12 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, label_column: s
     """Find the labeled pictures of Parquet files.
 
     Args:
-        paths: of the files, below `root`.
+        paths: paths of the files below `root`.
         root: folder or URI.
         uri: what the user named, for messages.
         cache: the node's cache folder.
-        label_column: with the classes; empty: the one that is marked as such, or has a usual name.
+        label_column: name of the column with the classes; empty: the one that is marked as such, or has a usual
+            name.
 
     Raises:
         UserError: if one can't be read, or has no column with pictures or with classes.
@@ -66,7 +67,7 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, label_column: s
 
 
 def look_unlabeled(paths: Sequence[str], root: str, uri: str, cache: Path) -> pa.Table:
-    """Find all pictures of Parquet files; arguments and errors as of `look`.
+    """Find all pictures of Parquet files, with the same arguments and errors as `look`.
 
     Returns:
         The columns path, size, modified and version of `Found.table`.
@@ -76,7 +77,7 @@ def look_unlabeled(paths: Sequence[str], root: str, uri: str, cache: Path) -> pa
 
 
 def _read(paths: Sequence[str], root: str, uri: str, cache: Path) -> list[Archive]:
-    """Read the files, and say what they lack."""
+    """Read the files, and log how many rows have no picture."""
     archives = scanned(paths, root, uri, cache, _scan)
     if not any(len(archive.pictures) for archive in archives):
         raise UserError(f"--data {redact(uri)} has no pictures: its rows are empty")
@@ -126,7 +127,7 @@ _SCHEMA = pa.schema(
 
 
 def _labels(contents: Contents, archive: Archive, label_column: str, uri: str) -> pa.ChunkedArray:
-    """The class of each row of a file, null where it has none: string (rows)."""
+    """Return the class of each row of a file, string (rows,); null where it has none."""
     where = f"{redact(uri)}: {archive.path}"
     try:
         with contents.open(archive.path) as source:
@@ -149,7 +150,7 @@ def _labels(contents: Contents, archive: Archive, label_column: str, uri: str) -
 
 
 def _label_column(where: str, schema: pa.Schema, given: str) -> str:
-    """The column of classes: what the user says, or the one that is marked as such, or has a usual name."""
+    """Return the column of classes: the one that the user names, is marked as such, or has a usual name."""
     marked = [name for name, one in features_of(schema).items() if one.get("_type") == "ClassLabel"]
     if len(marked) == 1 and not given:
         return marked[0]

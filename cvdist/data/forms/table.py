@@ -1,7 +1,7 @@
-"""Pictures that a table names: CSV, JSON Lines or Parquet with columns for path, label and, optionally, split.
+"""Finds pictures that a CSV, JSON Lines or Parquet table names, by path, label and, optionally, split.
 
-Which column is which, and which file a row means, is decided by rules that can't be taken in two ways; where
-they don't decide, an error names the flag that does.
+Fixed rules decide which column is which, and which file a row means. Where they don't decide, an error names
+the flag that does.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _SEPARATORS = ",;\t|"
 
 
 def is_table(uri: str) -> bool:
-    """Whether `--data` names a table, by its suffix."""
+    """Return whether `--data` names a table, by its suffix."""
     return storage.split(uri)[1].lower().endswith((*TABLES, *_UNREAD))
 
 
 def root_of(uri: str, root: str) -> str:
-    """The folder that the paths in the table are relative to; root: `--data-root`."""
+    """Return the folder to which the paths in the table are relative; `root`: `--data-root`."""
     return root or storage.parent(uri)
 
 
 def require_unused(uri: str, given: PathsConfig) -> None:
-    """Refuse settings of tables for other data.
+    """Refuse settings that are only for tables, if `--data` is no table.
 
     Raises:
         UserError: if there are any.
@@ -64,7 +64,7 @@ def look(config: PicturesConfig) -> Found:
     """Find the labeled pictures that a table names.
 
     Raises:
-        UserError: if it can't be read, or may be taken in two ways.
+        UserError: if it can't be read, or can be understood in two ways.
     """
     name, table = redact(config.uri), _read(config.uri)
     paths = path_column(name, table, config)
@@ -120,7 +120,7 @@ def look_unlabeled(uri: str, given: PathsConfig) -> pa.Table:
 
 
 def _read(uri: str) -> pa.Table:
-    """Read a table as it is; what is not text in it stays a number, only CSV is all text."""
+    """Read a table as it is. Numbers stay numbers, but the values of a CSV file are all text."""
     path = storage.split(uri)[1]
     suffix = PurePosixPath(path).suffix.lower()
     if suffix in _UNREAD:
@@ -148,7 +148,7 @@ def _read(uri: str) -> pa.Table:
 
 
 def _csv(content: bytes) -> pa.Table:
-    """All values as text, as they are. Between them is what divides the first line into most cells."""
+    """Read a CSV file with all values as text. Its separator is the one that cuts line 1 into most cells."""
     if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         content = content.decode("utf-16").encode()
     content, separators = content.removeprefix(codecs.BOM_UTF8).lstrip(b"\r\n"), _SEPARATORS
@@ -205,7 +205,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _with_labels(name: str, columns: LabelColumns, rows: pa.Table, *, multilabel: bool) -> pa.Table:
-    """The rows that have a label; tells about labels that may be meant to be one, or to be several."""
+    """Return the rows that have a label. Log a warning if labels look like one class, or like several."""
     say(f"rows without a label in {columns}, left out", rows["label"].null_count)
     rows = rows.filter(pc.is_valid(rows["label"]))
     if not len(rows):
@@ -237,13 +237,13 @@ def _with_files(uri: str, root: str, rows: pa.Table) -> tuple[pa.Table, pa.Table
     """Find the file that each row names.
 
     Args:
-        uri: the table.
+        uri: path or URI of the table.
         root: `--data-root`.
-        rows: with the column name.
+        rows: table with the column name.
 
     Returns:
-        The rows that name a file, with its number in the column file; the pictures there are, with the columns
-        path (below the root), size and modified, sorted by path.
+        The rows that name a file, with the file's number in the column file; and all pictures below the root,
+        with the columns path (below the root), size and modified, sorted by path.
     """
     name, below, total = redact(uri), root_of(uri, root), len(rows)
     rows = rows.set_column(0, "name", _relative(uri, below, rows["name"]))
@@ -288,7 +288,7 @@ def _with_files(uri: str, root: str, rows: pa.Table) -> tuple[pa.Table, pa.Table
 
 
 def _relative(uri: str, root: str, names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The rows' names below the root."""
+    """Return the names in the rows as paths below the root."""
     place, folder, _ = storage.split(root)
     plain = re.sub(r"://.*@", "://", place)  # credentials are no part of a name
     starts = {f"{place}{folder}", f"{plain}{folder}"}
@@ -310,7 +310,7 @@ def _relative(uri: str, root: str, names: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _resolved(folder: str, name: str | None) -> str | None:
-    """A name that leads up, as a whole path: what is beside the table's folder may lie below `--data-root`."""
+    """Return a name that begins with `../` as a whole path, which may lie below `--data-root`."""
     if name is None or not re.search(r"(^|[/\\])\.\.[/\\]", name) or re.match(r"\w[\w+.-]*:", name):
         return name
     place, path, _ = storage.split(folder)
@@ -339,7 +339,7 @@ def _elsewhere(name: str, root: str, names: pa.ChunkedArray) -> UserError:
 
 
 def _once_each(name: str, rows: pa.Table, files: pa.Table, fraction: float) -> pa.Table:
-    """One row for each file, by number; without files whose rows have different labels."""
+    """Return one row for each file, sorted by its number, without files whose rows have different labels."""
     others = [column for column in ("label", "split") if column in rows.column_names]
     asked = [(column, how) for column in others for how in ("first", "count_distinct")]
     groups = rows.group_by("file", use_threads=False).aggregate([*asked, ("label", "count")]).sort_by("file")
@@ -374,9 +374,9 @@ def _once_each(name: str, rows: pa.Table, files: pa.Table, fraction: float) -> p
 
 
 def _roles_of_folders(paths: pa.ChunkedArray) -> pa.Array | None:
-    """The splits that folders such as `train` and `valid` stand for, if all pictures lie in such; else None.
+    """Return each picture's split by its folder, such as `train`; None unless all pictures lie in such folders.
 
-    They lie directly below the folder that all pictures share.
+    These folders lie directly below the folder that all pictures share.
     """
     parents = parents_of(paths)
     folders = parents.dictionary.to_pylist()

@@ -1,6 +1,6 @@
-"""Pictures in tars: by WebDataset's rule, with labels in files beside them, or in folders for the classes.
+"""Finds pictures in tars: by WebDataset's rule, with labels in files beside them, or in folders of classes.
 
-Files of a sample share their path up to the first dot of the name: `7.jpg` and `7.cls` are of the sample `7`.
+Files of a sample share their path up to the first dot of the name: `7.jpg` and `7.cls` belong to sample `7`.
 If no picture has a label beside it, the folders within the tars say the class, by the rules of `folders`.
 """
 
@@ -32,7 +32,7 @@ from cvdist.log import redact, some
 
 logger = logging.getLogger(__name__)
 
-# Where a label may be, the first one that there is counts: of `.txt` files many are captions.
+# Files that may hold a label. The first one that exists counts, because many `.txt` files are captions.
 _SOURCES = ("cls", "json", "txt")
 _JSON_KEYS = ("label", "class", "class_name", "classname", "label_name", "cls", "category")
 _LONGEST_LABEL = 1 << 20  # bytes of a file with one
@@ -56,11 +56,11 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, max_bad_fractio
     """Find the labeled pictures of tars.
 
     Args:
-        paths: of the tars, below `root`.
+        paths: paths of the tars below `root`.
         root: folder or URI.
         uri: what the user named, for messages.
         cache: the node's cache folder.
-        max_bad_fraction: 0: damaged tars are refused.
+        max_bad_fraction: largest part of the pictures that may be bad; 0: damaged tars are refused.
 
     Raises:
         UserError: if one can't be read or has no whole picture, or the labels can't be found.
@@ -95,7 +95,7 @@ def look(paths: Sequence[str], root: str, uri: str, cache: Path, max_bad_fractio
 
 
 def look_unlabeled(paths: Sequence[str], root: str, uri: str, cache: Path) -> pa.Table:
-    """Find all pictures of tars; arguments and errors as of `look`.
+    """Find all pictures of tars, with the same arguments and errors as `look`.
 
     Returns:
         The columns path, size, modified and version of `Found.table`.
@@ -105,7 +105,7 @@ def look_unlabeled(paths: Sequence[str], root: str, uri: str, cache: Path) -> pa
 
 
 def _read(paths: Sequence[str], root: str, uri: str, cache: Path, *, refuse_damage: bool) -> list[Archive]:
-    """Read the tars, and say what is wrong with them."""
+    """Read the tars. Log what is wrong with them, or refuse them."""
     archives = scanned(paths, root, uri, cache, _scan)
     where = f"--data {redact(uri)}"
     unread, links = Counter[str](), 0
@@ -140,9 +140,9 @@ def _read(paths: Sequence[str], root: str, uri: str, cache: Path, *, refuse_dama
 
 
 def _by_folders(pictures: pa.Table, uri: str) -> Found:
-    """The pictures with class and split by their folders within the tars.
+    """Return the pictures with their classes and splits, which the folders within the tars tell.
 
-    A tar's own role is as a folder around its members; folders around all classes count for nothing.
+    A tar's own role counts as a folder around its members. Folders that hold all classes are left out.
     """
     names, roles = pictures.column("name").to_pylist(), pictures.column("split").to_pylist()
     if not any("/" in name for name in names):
@@ -163,7 +163,7 @@ def _by_folders(pictures: pa.Table, uri: str) -> Found:
 
 
 def _around(names: Sequence[str]) -> int:
-    """The length of the folders that hold all of some files, if there are folders in them."""
+    """Return the length of the path of the innermost folder that holds all files in folders of their own."""
     shared = posixpath.commonpath([min(names), max(names)])
     while shared and not all("/" in name[len(shared) + 1 :] for name in names):
         shared = shared.rpartition("/")[0]
@@ -175,7 +175,7 @@ def _around(names: Sequence[str]) -> int:
 
 @dataclass
 class _Sample:
-    """The files of one key: rows of pictures, and labels by where they are."""
+    """The files of one sample: rows of its pictures, and its labels by the kind of file that holds them."""
 
     rows: list[int] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
@@ -233,7 +233,7 @@ def _scan(source: pa.NativeFile, advance: Callable[[int], None]) -> tuple[pa.Tab
 
 
 def _members(file: BufferedReader, facts: dict[str, Any]) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar, also behind damaged ones; where it is damaged or cut is put into `facts`."""
+    """Yield the members of a tar, also behind damaged ones. Notes in `facts` where it is damaged or cut."""
     size, start, end, broken = file.seek(0, 2), _at(file, 0), 0, False
     packed = next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), "")
     if packed:
@@ -262,7 +262,7 @@ def _members(file: BufferedReader, facts: dict[str, Any]) -> Iterator[tarfile.Ta
 
 
 def _is_padding(block: bytes) -> bool:
-    """Return whether a block is no damage between members: zeros, or the global header of `git archive`."""
+    """Return whether a block between members is harmless: zeros, or the global header of `git archive`."""
     return not block.strip(b"\0") or (_is_header(block) and block[156:157] == b"g")
 
 
@@ -280,14 +280,14 @@ def _at(file: BufferedReader, start: int, size: int = _BLOCK) -> bytes:
 
 
 def _key(name: str) -> tuple[str, str]:
-    """The sample that a file is of, and what is behind the first dot of its name."""
+    """Return the sample that a file belongs to, and what follows the first dot of its name."""
     folder, slash, last = name.rpartition("/")
     stem, _, extension = last.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()
 
 
 def _label(content: bytes, source: str, json_keys: set[str]) -> str:
-    """The label in a file, or empty."""
+    """Return the label that a file holds; empty if it holds none."""
     try:
         text = content.decode("utf-8-sig").strip()
         found: object = text

@@ -40,7 +40,7 @@ def prepare(config: TrainConfig) -> None:
 
 
 def as_split_in_training(config: DataConfig, *, timeout: float, data_timeout: float) -> dict[Split, pa.Table]:
-    """Return the pictures, with the columns path and label, of both splits of data that has none of its own.
+    """Split data that has no splits of its own, and return the pictures of both, as columns path and label.
 
     The split depends on the contents of all pictures that can be decoded, so all of them are decoded, unless
     this node has done so before.

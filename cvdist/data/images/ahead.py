@@ -1,8 +1,8 @@
-"""Reading and decoding of lists of picture files, in this thread or ahead of it in other threads or processes.
+"""Reads and decodes lists of picture files, in this thread or ahead of it in other threads or processes.
 
-By threads for a CPU, which has little to decode in the time that a batch takes; by processes for a GPU. Python
-lets one thread of a process run at a time, and a third of the work on a picture is Python: on 16 cores, 16
-threads decoded twice as many pictures as one.
+Threads are for a CPU, which has little to decode in the time that a batch takes, and processes for a GPU.
+Python lets one thread of a process run at a time, and a third of the work on a picture is Python: on 16 cores,
+16 threads decoded twice as many pictures as one.
 """
 
 from __future__ import annotations
@@ -46,11 +46,16 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Decoded:
-    """digest: 16 bytes of the file's SHA-256; pixels: uint8 (size, size, 3), or None with the reason.
+    """A decoded picture, or the reason why it could not be decoded.
 
-    detail: the reason in the words of the decoder, for `--debug`.
-    encoded: the file's content instead, where a GPU is to decode it (`cvdist.data.images.on_gpu`).
-    width, height: of the whole picture, upright, in pixels; 0 if it is not decoded.
+    Attributes:
+        digest: 16 bytes of the file's SHA-256.
+        pixels: uint8 (size, size, 3); None if it is not decoded.
+        reason: why it can't be decoded; or empty.
+        detail: the reason in the words of the decoder, for `--debug`.
+        encoded: the file's content, where a GPU is to decode it (`cvdist.data.images.on_gpu`).
+        width: width of the whole picture, upright, in pixels; 0 if it is not decoded.
+        height: height of the whole picture, upright, in pixels; 0 if it is not decoded.
     """
 
     digest: bytes
@@ -63,7 +68,7 @@ class Decoded:
 
 
 def stacked(pixels: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Pictures of one size as a batch, where they are; for a GPU in memory that it copies from by itself."""
+    """Join pictures of one size to a batch, where they are; in pinned memory if a GPU is to copy it."""
     if pixels[0].device.type != "cpu" or device.type == "cpu":
         return torch.stack(list(pixels))
     batch = torch.empty(len(pixels), *pixels[0].shape, dtype=pixels[0].dtype, pin_memory=True)
@@ -74,7 +79,7 @@ class Pictures(Protocol):
     """A source of decoded pictures."""
 
     def batches(self, paths: Sequence[str], size: int) -> Iterator[tuple[int, list[Decoded]]]:
-        """`size` pictures at a time, with the position of the first one."""
+        """Yield `size` decoded pictures at a time, with the position of the first one."""
         ...
 
 
@@ -82,7 +87,7 @@ class Reader:
     """Reads and decodes picture files below a folder or URI, one after the other, in this thread."""
 
     def __init__(self, root: str, size: int, resize: str, *, for_gpu: bool = False) -> None:
-        """Of pictures below `root`, as `cvdist.data.images.decode.decode` makes them.
+        """Prepare to read pictures below `root`, which are decoded as by `cvdist.data.images.decode.decode`.
 
         Args:
             root: folder or URI (`cvdist.data.forms.root_of`).
@@ -101,7 +106,7 @@ class Reader:
         """Decode pictures.
 
         Args:
-            paths: below the root; empty for the root itself.
+            paths: paths below the root; an empty one is the root itself.
 
         Raises:
             UserError: if a file can't be read.
@@ -136,7 +141,7 @@ class Reader:
 
 
 class DecodeAhead:
-    """Does a `Reader`'s work in threads or processes, ahead (`Pictures`). Safe to use from several threads."""
+    """Does a `Reader`'s work ahead, in threads or processes (`Pictures`). Several threads may use it."""
 
     def __init__(
         self,
@@ -152,13 +157,13 @@ class DecodeAhead:
         """Set up the threads or processes, which start with the first task.
 
         Args:
-            root: as of `Reader`.
-            size: as of `Reader`.
-            resize: as of `Reader`.
-            threads: that decode, or processes; 0: one a core.
+            root: as in `Reader`.
+            size: as in `Reader`.
+            resize: as in `Reader`.
+            threads: number of threads or processes that decode; 0: one for each core.
             timeout: seconds that a task may take.
-            for_gpu: as of `Reader`.
-            processes: decode in processes of their own.
+            for_gpu: as in `Reader`.
+            processes: whether to decode in processes rather than threads.
 
         Raises:
             UserError: if the URI can't be understood.
@@ -193,7 +198,7 @@ class DecodeAhead:
         return [paths[i : i + self._task] for i in range(0, len(paths), self._task)]
 
     def map(self, function: Callable[[Reader, T], R], batches: Iterable[Sequence[T]]) -> Iterator[list[R]]:
-        """Yield `function(reader, task)` of the tasks of each batch, in order, while the next ones are done.
+        """Yield the list of `function(reader, task)` for each batch of tasks, in order, and work ahead.
 
         Raises:
             UserError: if the function raises it, or a task takes too long.
@@ -211,7 +216,7 @@ class DecodeAhead:
                 future.cancel()
 
     def close(self) -> None:
-        """End the threads or processes, without what has not begun."""
+        """End the threads or processes. Tasks that have not begun are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self, function: Callable[[Reader, T], R], task: T) -> Future[R]:
@@ -247,7 +252,7 @@ _reader_here: Reader | None = None
 
 
 def _begin(root: str, size: int, resize: str, for_gpu: bool, environment: dict[str, str]) -> None:
-    """In each decoding process: one thread computes, and it ends with the process that it works for."""
+    """Set up a decoding process: it computes in one thread, and ends with the process that it works for."""
     global _reader_here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the job may have to save first
     os.environ.update(environment)  # credentials as they are now: the server may have older ones
@@ -265,13 +270,13 @@ def _begin(root: str, size: int, resize: str, for_gpu: bool, environment: dict[s
 
 
 def _run_here(function: Callable[[Reader, T], R], task: T) -> R:
-    """In a decoding process."""
+    """Call a function with this decoding process's reader."""
     assert _reader_here is not None
     return function(_reader_here, task)
 
 
 def _decode(reader: Reader, paths: Sequence[str]) -> list[Decoded]:
-    """Decode pictures. Of several, the pixels lie in one piece of memory, which processes can share."""
+    """Decode pictures. The pixels of several lie in one piece of memory, which processes can share."""
     found = reader.decode(paths)
     pixels = [one.pixels for one in found if one.pixels is not None]
     if len(pixels) < 2:

@@ -1,7 +1,7 @@
-"""What a picture file consists of: the bytes that its pixels depend on, and its EXIF orientation.
+"""Takes picture files apart, into the bytes that the pixels depend on and the EXIF orientation.
 
-Decoders get a file without its metadata, so that no metadata can keep a picture from being decoded, and no
-decoder has an opinion of its own on the orientation.
+Decoders get a file without its metadata. So no metadata can keep a picture from being decoded, and no decoder
+turns the picture by rules of its own.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _directory(tiff: bytes) -> tuple[str, Iterator[tuple[int, int, int, bytes]],
 
 @dataclass(frozen=True)
 class Parts:
-    """What a file consists of.
+    """The parts of a file.
 
     Attributes:
         content: the file without its metadata.
@@ -192,7 +192,7 @@ _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 _ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
 _END = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
-_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # but those that are part of a scan
+_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # except for those that are part of a scan
 # Start-of-frame markers, with the kinds of JPEG that most decoders don't know.
 _FRAMES = {
     **dict.fromkeys((0xC0, 0xC1, 0xC2, 0xC9, 0xCA), ""),
@@ -206,14 +206,14 @@ _ARITHMETIC = (0xC9, 0xCA, 0xCB)
 
 @dataclass(frozen=True)
 class Jpeg:
-    """What a JPEG file consists of.
+    """The parts of a JPEG file.
 
     Attributes:
         content: the picture without metadata, and with an end marker if the file has none.
         exif: the EXIF metadata; empty without any.
         height: in pixels.
         width: in pixels.
-        channels: number of them.
+        channels: number of channels.
         kind: name of the kind of JPEG, if it is one that many decoders don't know; else empty.
         is_cut: whether scans are missing.
     """
@@ -275,7 +275,7 @@ def split_jpeg(content: bytes) -> Jpeg:
 def _has_all_scans(content: bytes, place: int, frame: bytes, *, progressive: bool) -> bool:
     """Return whether the scans from `place` on have all bits of all coefficients.
 
-    Decoders take it for granted, and show what there is: gray without the scans of the colors, or blurred.
+    Decoders do not check this: without the scans of the colors they show a gray picture, or else a blurred one.
     """
     left = {component: set(range(64)) for component in frame[10 : 10 + 3 * frame[9] : 3]}
     while place >= 0:

@@ -1,4 +1,4 @@
-"""The one rule of decoding: picture files of any format become upright, square RGB pictures of one size.
+"""Decodes picture files of any format, all by one rule, to upright, square RGB pictures of one size.
 
 JPEGs are decoded by libjpeg-turbo (simplejpeg), which notices damage, and decodes very large pictures at a
 fraction of their size. Pillow decodes all other formats, with packages for HEIC and JPEG XL where they are
@@ -38,33 +38,33 @@ _CROP = 8 / 7  # torchvision evaluates its weights on the inner 224 of 256 pixel
 
 
 class UndecodableError(Exception):
-    """One line that says why a file can't be decoded. `detail`: what the decoder said, for `--debug`."""
+    """Raised with one line on why a file can't be decoded; `detail`: what the decoder said, for `--debug`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
-        """Note both."""
+        """Create the error."""
         super().__init__(reason)
         self.detail = detail
 
 
 def decode(content: bytes, size: int, resize: str) -> Tensor:
-    """The picture in `content`, upright, as uint8 RGB (size, size, 3): the first part of `decode_with_size`."""
+    """Decode a file to upright uint8 RGB (size, size, 3): the first part of `decode_with_size`."""
     return decode_with_size(content, size, resize)[0]
 
 
 def decode_with_size(content: bytes, size: int, resize: str) -> tuple[Tensor, tuple[int, int]]:
-    """The picture in `content`, upright, as uint8 RGB (size, size, 3), and its own width and height in pixels.
+    """Decode a file to upright uint8 RGB (size, size, 3), and return its own width and height in pixels.
 
-    Gray, palette, 16-bit and CMYK pictures become RGB, transparent ones lie on white, animated ones show their
-    first frame, and the orientation that a camera noted in EXIF is applied. Resizing is bilinear and
-    antialiased.
+    Gray, palette, 16-bit and CMYK pictures become RGB, and transparent ones get a white background. Only the
+    first frame of animated ones is taken. The orientation that a camera noted in EXIF is applied. Resizing is
+    bilinear and antialiased.
 
     Args:
-        content: of the file.
+        content: content of the file.
         size: height and width in pixels.
         resize: as `PicturesConfig.resize`.
 
     Raises:
-        UndecodableError: if it is damaged or no picture.
+        UndecodableError: if the file is damaged or no picture.
     """
     try:
         with warnings.catch_warnings():
@@ -99,7 +99,7 @@ def is_gpu_decodable(content: bytes, size: int) -> bool:
 
 
 def _decode(content: bytes, format: str, size: int, resize: str) -> tuple[Tensor, tuple[int, int]]:
-    """Decode a file of a known format, or of none: `decode_with_size`."""
+    """Decode a file of a known format, or of none, as `decode_with_size` does."""
     if format == "JPEG":
         jpeg = split_jpeg(content)
         whole = (jpeg.height, jpeg.width)
@@ -143,9 +143,9 @@ def _decode(content: bytes, format: str, size: int, resize: str) -> tuple[Tensor
 
 
 def _reduction(jpeg: Jpeg, size: int) -> int:
-    """The fraction of its size at which a JPEG is decoded, as its denominator.
+    """Return by how much a JPEG is reduced while it is decoded: 2 for half its size, and so on.
 
-    At least twice the pixels that are needed remain, so that resizing has what to average.
+    At least twice the pixels that are needed remain, so that resizing has enough to average.
     """
     return next((factor for factor in (8, 4, 2) if min(jpeg.height, jpeg.width) >= 2 * size * factor), 1)
 
@@ -170,7 +170,7 @@ def _decode_jpeg(jpeg: Jpeg, size: int) -> Tensor:
 def _decode_rare_jpeg(jpeg: Jpeg) -> Tensor:
     """Decode a JPEG of a kind that libjpeg-turbo's simple interface does not know, if Pillow knows it."""
     try:
-        # Its own end: Pillow looks for nothing else that shows damage.
+        # Without the end marker: running out of data is the only damage that Pillow notices.
         with Image.open(io.BytesIO(jpeg.content.removesuffix(b"\xff\xd9")), formats=["JPEG"]) as image:
             return _decode_any(image)
     except Exception as error:
@@ -212,7 +212,7 @@ def _upright(pixels: Tensor, whole: tuple[int, int], orientation: int) -> tuple[
 
     Args:
         pixels: the picture.
-        whole: its own height and width, as stored.
+        whole: the picture's own height and width, as stored.
         orientation: from 1, which is upright, to 8.
 
     Returns:
@@ -236,7 +236,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def resize_to_square(pixels: Tensor, size: int, resize: str, whole: tuple[int, int] | None = None) -> Tensor:
-    """Resize a picture, on any device; one that was decoded at a reduced size, on the CPU.
+    """Resize a picture, on any device, or on the CPU if it was decoded at a reduced size.
 
     Args:
         pixels: uint8 (3, H, W).
@@ -283,7 +283,7 @@ def to_gray(pixels: Tensor) -> Tensor:
 
 
 def decode_settings(config: PicturesConfig) -> dict[str, object]:
-    """All that the pixels of a file depend on, besides the file."""
+    """Return all settings and versions that the pixels of a file depend on, besides the file."""
     return {"decode": FORMAT, "size": config.image_size, "resize": config.resize}
 
 

@@ -1,4 +1,4 @@
-"""The pictures that `--exclude` names: left out of training and validation, and nothing is deleted."""
+"""Leaves the pictures that `--exclude` names out of training and validation. Nothing is deleted."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_paths(uri: str) -> pa.Array:
 
 
 def describe(table: pa.Table, config: DataConfig) -> str:
-    """Say how many pictures are left out, to be appended to where the data come from.
+    """Return how many pictures are left out, as text to append to the name of the data.
 
     Raises:
         UserError: If the file can't be read.

@@ -1,4 +1,4 @@
-"""The pictures of `--data`, in whichever form they are kept, with the number of their class and their split."""
+"""Lists the pictures of `--data`, in whatever form they are kept, with their classes' numbers and splits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def list_pictures(config: PicturesConfig, fewest_classes: int = 2) -> Listing:
         fewest_classes: smallest number of classes that is accepted.
 
     Raises:
-        UserError: if the data can't be read, or its classes can't be learned or may be taken in two ways.
+        UserError: if the data can't be read, or its classes can't be learned or can be understood in two ways.
     """
     found = forms.look(config)
     label, split = (found.table.column(name) for name in ("label", "split"))
@@ -80,7 +80,7 @@ def list_pictures(config: PicturesConfig, fewest_classes: int = 2) -> Listing:
 
 @contextmanager
 def without_notes() -> Iterator[None]:
-    """Log nothing of what is left out or taken otherwise when pictures are listed: they were listed before."""
+    """Log nothing about pictures that are left out or changed by listing, because they were listed before."""
     loggers = (logger, logging.getLogger(forms.__name__))
     for one in loggers:
         one.setLevel(logging.ERROR)
@@ -96,7 +96,7 @@ def require_one_class(config: PicturesConfig, job: str) -> None:
 
     Args:
         config: configuration that names the pictures.
-        job: that takes pictures with one class each, for the message.
+        job: name of the job that takes pictures with one class each, for the message.
 
     Raises:
         UserError: as `list_pictures`, or if they may have several classes.
@@ -111,11 +111,11 @@ def require_one_class(config: PicturesConfig, job: str) -> None:
 def _require_classes(
     counts: Mapping[str, Mapping[str, int]], found: forms.Found, root: str, fewest: int
 ) -> tuple[str, ...]:
-    """Check that there are at least `fewest` classes, and all to be learned.
+    """Check that there are at least `fewest` classes, and that all of them can be learned.
 
     Args:
         counts: number of pictures by class, for each split.
-        found: what the form says.
+        found: the pictures that were found.
         root: the data's name, for messages.
         fewest: smallest number of classes that is accepted.
 
@@ -146,9 +146,9 @@ def _require_classes(
 
 
 def split_rows(table: pa.Table, config: DataConfig, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `table` for training and for validation, int64 each, in order, without those of `--exclude`.
+    """Return the rows of `table` for training and for validation, int64, in order, without `--exclude`'s.
 
-    Leaving pictures out moves no other one to the other side.
+    Excluding pictures does not move any other picture between training and validation.
 
     Raises:
         UserError: if a class would be missing in training, or validation would have no picture.

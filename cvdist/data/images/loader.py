@@ -38,14 +38,14 @@ _AHEAD = 2  # batches that are read while the device computes
 
 
 class PixelSource(Protocol):
-    """Pixels by row."""
+    """A source of pixels by row."""
 
     def batches(self, rows: Iterable[Rows]) -> Iterator[Tensor]:
-        """For each list of rows uint8 (n, size, size, 3) on the CPU, in order."""
+        """Yield the pixels of each list of rows, uint8 (n, size, size, 3) on the CPU, in order."""
         ...
 
     def pictures(self, rows: Rows) -> Tensor:
-        """Some rows; may be called by another thread than `batches`."""
+        """Return the pixels of some rows. Another thread than that of `batches` may call this."""
         ...
 
 
@@ -91,7 +91,7 @@ class DecodingSource:
 
         Args:
             config: configuration that names the pictures.
-            paths: of all rows, below `--data`.
+            paths: paths of all rows, below `--data`.
             processes: number of processes.
             timeout: seconds that a few pictures may take.
             pinned: whether batches are put into pinned memory, for copies to a GPU.

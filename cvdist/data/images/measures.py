@@ -1,4 +1,4 @@
-"""Measures how pictures look: size, brightness, contrast and borders, where they are decoded anyway."""
+"""Measures size, brightness, contrast and borders of pictures when they are decoded anyway."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def measure(pixels: Tensor) -> Tensor:
 
 
 def _band(gray: Tensor, dim: int) -> Tensor:
-    """Share (n,) of the rows (`dim` 2) or columns (`dim` 1), from the first one on, that have its one color."""
+    """Return the share (n,) of rows (`dim` 2) or columns (`dim` 1), from the first one on, in one color."""
     low, high = gray.amin(dim), gray.amax(dim)
     alike = (high <= low[:, :1] + _ALIKE) & (low >= high[:, :1] - _ALIKE)
     return alike.float().cumprod(1).mean(1)

@@ -70,7 +70,7 @@ class GpuDecoder:
             height, width = pixels.shape[1:]
             square = resize_to_square(pixels, self._size, self._resize)
             return Decoded(one.digest, square, width=width, height=height)
-        if one.encoded is not None:  # refused, so the processor's to judge
+        if one.encoded is not None:  # nvJPEG refused it, so the CPU decides
             one = decoded(one.encoded, one.digest, self._size, self._resize)
         return dataclasses.replace(
             one, pixels=None if one.pixels is None else to_device(one.pixels, self._device)
@@ -80,7 +80,7 @@ class GpuDecoder:
         """Decode files to uint8 (3, H, W) each, or None for files that nvJPEG rejects."""
         try:
             return list(self._decode(encoded))
-        except RuntimeError:  # of one of them, which is not named
+        except RuntimeError:  # one of the files failed, but not which
             pass
         found: list[Tensor | None] = []
         for one in encoded:

@@ -12,8 +12,8 @@ def resize_pixels(pixels: Tensor, height: int, width: int, interpolation: str = 
 
     Args:
         pixels: uint8 (3, H, W), on any device.
-        height: of the result in pixels.
-        width: of the result in pixels.
+        height: height of the result in pixels.
+        width: width of the result in pixels.
         interpolation: `bilinear` or `bicubic`.
 
     Returns:

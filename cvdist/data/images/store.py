@@ -58,9 +58,11 @@ _INDEX, _PIXELS, _META = "index.arrow", "pixels.u8", "meta.json"
 class PictureStore:
     """The decoded pictures that `prepare` has written on this node.
 
-    table: the good pictures, memory-mapped: the columns of `Listing` and row (int64, in the pixel file), digest
-    (16 bytes of SHA-256), moments (6 float32: means of the three channels in [0, 1], means of their squares).
-    pixels: the pixel file, or None.
+    Attributes:
+        table: the good pictures, memory-mapped: the columns of `Listing` and row (int64, in the pixel file),
+            digest (16 bytes of SHA-256), moments (6 float32: means of the three channels in [0, 1], means of
+            their squares).
+        pixels: path of the pixel file, or None.
     """
 
     classes: tuple[str, ...]
@@ -198,10 +200,12 @@ def _reserve(path: Path, pictures: int, config: DataConfig) -> Path | None:
 
 @dataclass
 class CheckedChunk:
-    """What was found out about some pictures.
+    """The results of checking some pictures.
 
-    digests: 16 bytes each (n,); moments: float32 (n, 6), means and means of squares by channel; bad: position
-    and reason of what can't be decoded.
+    Attributes:
+        digests: 16 bytes for each picture (n,).
+        moments: float32 (n, 6), means and means of squares by channel.
+        bad: position and reason for each picture that can't be decoded.
     """
 
     digests: np.ndarray
@@ -215,7 +219,7 @@ def check_all(
     """Check all pictures and log the progress.
 
     Args:
-        paths: of the pictures, below `--data`.
+        paths: paths of the pictures below `--data`.
         config: configuration that names the pictures.
         pixels: file for uint8 (pictures, size, size, 3), or None to keep none.
         data_timeout: seconds that a chunk of pictures may take.
@@ -280,7 +284,7 @@ def _check(reader: Reader, chunk: tuple[int, list[str]], pixels: Path | None) ->
 
 
 def _require_few_bad(folder: Path, config: DataConfig) -> None:
-    """Refuse a data set with too many bad pictures; name what is left out."""
+    """Refuse a data set with too many bad pictures, or log which ones are left out."""
     bad, listed = _read_bad(folder), folder / QUARANTINE
     if not bad:
         return

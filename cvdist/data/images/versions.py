@@ -29,10 +29,10 @@ _REQUESTS = 64  # objects at a time
 
 
 def with_versions(listing: pa.Table, root: str, cache: Path) -> pa.Table:
-    """Replace the column modified of a listing by version (string), which is that of a picture's content.
+    """Replace the column modified of a listing by version (string), the version of each picture's content.
 
-    It is the digest of a file's content, and an object's ETag. The ETag is another one after a copy that cuts
-    the object into other parts or encrypts it otherwise. In storage without ETags it is the modification time.
+    For a file it is the digest of its content, for an object its ETag. A copy of an object has another ETag if
+    it was cut into other parts or encrypted otherwise. In storage without ETags it is the modification time.
 
     Args:
         listing: pictures, with the columns path, size and modified; a column version stays as it is.
@@ -78,7 +78,7 @@ def _without_times(listing: pa.Table) -> pa.Table:
 
 
 def _warn_of_twins(listing: pa.Table) -> None:
-    """Say which pictures lie in two classes, or have two lists of classes."""
+    """Log a warning with the pictures that lie in two classes, or have two lists of classes."""
     labels = listing.group_by("version").aggregate([("label", "count_distinct")])
     several = labels.filter(pc.greater(labels.column("label_count_distinct"), 1)).column("version")
     if len(several):
@@ -93,13 +93,13 @@ def by_content(table: pa.Table) -> pa.Table:
     """Sort pictures by their contents, so that neither names nor the form of the data decide their order.
 
     Args:
-        table: pictures, with the columns digest, part, label and path. Copies of one picture go by the others.
+        table: pictures, with the columns digest, part, label and path. The last three order equal pictures.
     """
     return table.sort_by([(name, "ascending") for name in ("digest", "part", "label", "path")])
 
 
 def digest_of_rows(table: pa.Table, rows: Iterable[np.ndarray], columns: Sequence[str]) -> str:
-    """Return a hexadecimal SHA-256 of columns of fixed size, or of lists of such, of several lists of rows."""
+    """Return a hexadecimal SHA-256 of rows and columns, with values of fixed size or lists of such values."""
     sha = hashlib.sha256()
     for mine in rows:
         for name in columns:
@@ -114,7 +114,7 @@ def digest_of_rows(table: pa.Table, rows: Iterable[np.ndarray], columns: Sequenc
 
 
 def digest(listing: pa.Table) -> str:
-    """Return a hexadecimal SHA-256 of all of a listing, from the names and contents of its pictures."""
+    """Return a hexadecimal SHA-256 of a whole listing, from the names and contents of its pictures."""
     sha = hashlib.sha256()
     for batch in listing.to_batches(max_chunksize=1 << 16):
         for column in batch.columns:
@@ -123,7 +123,7 @@ def digest(listing: pa.Table) -> str:
 
 
 def _shown(versions: Iterator[str], count: int) -> Iterator[str]:
-    """The same versions, with a line of progress if they take long."""
+    """Yield the same versions, and show a line of progress if they take long."""
     line = log.ProgressLine(logger, enabled=True)
     for i, version in enumerate(versions):
         yield version
