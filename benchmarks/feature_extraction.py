@@ -47,7 +47,13 @@ def measure() -> Iterator[Comparison]:
         config = _config(root / "pictures", root / "features", weights, "imagenet")
         rounds = []
         for _ in range(ROUNDS + 1):
-            rounds.append((extract_anew(config)[1], bare(config, PICTURES), _the_books(vgg, root / "pictures")))
+            rounds.append(
+                (
+                    extract_into_empty_folder(config)[1],
+                    bare(config, PICTURES),
+                    _the_books(vgg, root / "pictures"),
+                )
+            )
         rounds = rounds[1:]
     yield summarize(
         "extraction / the bare backbone", [(ours, plain) for ours, plain, _ in rounds],
@@ -84,7 +90,7 @@ def _extract(config: PreprocessConfig) -> tuple[build.BuiltCache, float]:
     return built, built.seconds
 
 
-def extract_anew(config: PreprocessConfig) -> tuple[build.BuiltCache, float]:
+def extract_into_empty_folder(config: PreprocessConfig) -> tuple[build.BuiltCache, float]:
     """Extract features into an empty folder, and return the result and the pictures per second."""
     shutil.rmtree(config.features.uri, ignore_errors=True)
     built, seconds = _extract(config)

@@ -668,7 +668,7 @@ def jobs(bench: Bench) -> Iterator[Comparison]:
         config = _parsed(_command(bench, *arguments))
         bfloat16 = config.loop.precision in ("bfloat16", "auto")
         found = progress(run) | {"estimated": memory.estimate_for_config(config, bfloat16=bfloat16).peak}
-        _note_job(bench, "job", found, what=what, **_told(table))
+        _note_job(bench, "job", found, what=what, **_in_table(table))
         shutil.rmtree(run)
     return
     yield
@@ -700,7 +700,7 @@ def _command(bench: Bench, *arguments: str) -> list[str]:
     return [*launcher, "jobs/train.py", *words, *(w for pair in common.items() for w in pair)]
 
 
-def _told(table: str) -> dict[str, str]:
+def _in_table(table: str) -> dict[str, str]:
     """Return what the table at a job's end says about its time and baseline."""
     rows = {
         name: line.split(name, 1)[1].strip()

@@ -47,7 +47,7 @@ def measure() -> Iterator[Comparison]:
             )  # fmt: skip
             rounds, stored = [], 0.0
             for _ in range(ROUNDS + 1):
-                built, ours = feature_extraction.extract_anew(config)
+                built, ours = feature_extraction.extract_into_empty_folder(config)
                 bare = feature_extraction.bare(config, count)
                 if name == DECODING_COUNTS:
                     bare = 1 / (1 / bare + 1 / _decode(config))

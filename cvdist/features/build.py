@@ -204,7 +204,7 @@ def _known_bad(todo: ExtractionPlan) -> list[BadPicture]:
     if todo.before is None:
         return []
     now = todo.listing.table.column("path").take(pa.array(todo.changes.kept)).to_pylist()
-    then = todo.known.column("path").take(pa.array(todo.changes.of)).to_pylist()
+    then = todo.known.column("path").take(pa.array(todo.changes.index_rows)).to_pylist()
     path = dict(zip(then, now, strict=True))
     return [BadPicture(path[one.path], one.reason) for one in todo.before.bad if one.path in path]
 
@@ -242,7 +242,7 @@ def _finish(
 
 def _table(todo: ExtractionPlan, receipts: Sequence[Receipt]) -> tuple[pa.Table, list[ShardEntry]]:
     """Build the new index and the list of shards that it refers to."""
-    kept = todo.known.select(_PLACE).take(pa.array(todo.changes.of)).to_pydict()
+    kept = todo.known.select(_PLACE).take(pa.array(todo.changes.index_rows)).to_pydict()
     kept["path"] = todo.listing.table.column("path").take(pa.array(todo.changes.kept)).to_pylist()
     used = sorted(set(kept["shard"]) - {-1})
     shards = [todo.before.shards[number] for number in used] if todo.before else []

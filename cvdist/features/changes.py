@@ -31,7 +31,7 @@ class Changes:
 
     Attributes:
         kept: rows of the listing whose features are there.
-        of: rows of the same pictures in the index.
+        index_rows: rows of the same pictures in the index.
         relabeled: rows of `kept` whose label is another one.
         added: rows of the listing that are new.
         changed: rows of the listing whose content has changed.
@@ -40,7 +40,7 @@ class Changes:
     """
 
     kept: np.ndarray
-    of: np.ndarray
+    index_rows: np.ndarray
     added: np.ndarray
     changed: np.ndarray
     removed: list[str]
@@ -53,7 +53,7 @@ class Changes:
         return np.sort(np.concatenate([self.added, self.changed, self.lost]))
 
     @property
-    def any(self) -> bool:
+    def differs(self) -> bool:
         """Whether the listing differs from the index."""
         return bool(len(self.added) or len(self.changed) or len(self.relabeled) or self.removed)
 
@@ -121,12 +121,12 @@ def find_changes(listing: pa.Table, known: pa.Table, root: str) -> Changes:
     for position, digest in zip(doubtful, now, strict=True):
         same[position] = digest == before[int(found[there[position]])].as_py()
     gone[found[there[moved]]] = False
-    kept, of = there[same], found[there[same]]
+    kept, index_rows = there[same], found[there[same]]
     label, before_label = (np.asarray(table.column("label")) for table in (listing, known))
     return Changes(
         kept=kept,
-        of=of,
-        relabeled=kept[label[kept] != before_label[of]],
+        index_rows=index_rows,
+        relabeled=kept[label[kept] != before_label[index_rows]],
         added=(found < 0).nonzero()[0],
         changed=there[~same],
         removed=known.column("path").filter(pa.array(gone)).to_pylist(),
@@ -172,8 +172,10 @@ def without_sparse_shards(changes: Changes, known: pa.Table, shard_rows: Sequenc
         known: the index.
         shard_rows: number of rows of each shard, 0 for a missing one.
     """
-    shard = np.asarray(known.column("shard"))[changes.of]
+    shard = np.asarray(known.column("shard"))[changes.index_rows]
     alive = np.bincount(shard[shard >= 0], minlength=len(shard_rows))
     enough = (alive >= _LEAST_ALIVE * np.array(shard_rows, dtype=np.int64)) & (np.array(shard_rows) > 0)
     keep = np.array([number < 0 or enough[number] for number in shard], dtype=bool)
-    return replace(changes, kept=changes.kept[keep], of=changes.of[keep], lost=changes.kept[~keep])
+    return replace(
+        changes, kept=changes.kept[keep], index_rows=changes.index_rows[keep], lost=changes.kept[~keep]
+    )

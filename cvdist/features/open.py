@@ -180,7 +180,7 @@ def require_same_pictures(config: TrainConfig, folder: Folder, cache: Manifest) 
     table = with_versions(listing.table, root_of(config.data), cache_folder(config.data.cache))
     known = changes.with_labels_as_in(listing, known, cache.classes)
     found = changes.find_changes(table, known, root_of(config.data))
-    if found.any:
+    if found.differs:
         raise UserError(
             f"--features {redact(folder.uri)} is out of date for --data {redact(config.data.uri)} "
             f"({found.describe(listing.table)}): run jobs/preprocess.py again, which computes only what has "

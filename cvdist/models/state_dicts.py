@@ -20,7 +20,7 @@ _SHOWN = 2  # names in a message
 
 
 @dataclass(frozen=True)
-class Taken:
+class OpenedState:
     """Tensors by name, and a note for people on where they were and what was left out, if worth saying."""
 
     state: dict[str, Tensor]
@@ -33,7 +33,7 @@ def is_safetensors(path: Path) -> bool:
         return file.read(10)[8:] == b'{"'
 
 
-def open_state(content: Any, source: str, *known: Iterable[str]) -> Taken:
+def open_state(content: Any, source: str, *known: Iterable[str]) -> OpenedState:
     """Return the state dict in the content of a file, with the names of the network.
 
     Args:
@@ -58,7 +58,7 @@ def open_state(content: Any, source: str, *known: Iterable[str]) -> Taken:
             "name): save the model with torch.save(model.state_dict(), FILE)"
         )
     state = {_renamed(name, names): tensor for name, tensor in content.items()}
-    return Taken(state, "; ".join(notes))
+    return OpenedState(state, "; ".join(notes))
 
 
 def fit(
@@ -68,7 +68,7 @@ def fit(
     shapes: Mapping[str, tuple[int, ...]],
     model: nn.Module,
     last_layer: bool,
-) -> Taken:
+) -> OpenedState:
     """Select the entries of `state` that a model takes over.
 
     Args:
@@ -126,7 +126,7 @@ def fit(
     for key, tensor in taken.items():
         if not _is_finite(tensor):
             raise UserError(f"--weights {source} is damaged: {key} has values that are not finite")
-    return Taken({key: tensor.to(model.state_dict()[key].dtype) for key, tensor in taken.items()}, note)
+    return OpenedState({key: tensor.to(model.state_dict()[key].dtype) for key, tensor in taken.items()}, note)
 
 
 def has_head(state: Mapping[str, Tensor], model: nn.Module) -> bool:

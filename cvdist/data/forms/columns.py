@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from cvdist.config import PathsConfig, TableConfig
 from cvdist.data.formats import format_by_name
-from cvdist.data.forms.found import role, say
+from cvdist.data.forms.found import log_count, role
 from cvdist.errors import UserError
 from cvdist.log import some
 
@@ -165,7 +165,7 @@ def text_of(name: str, table: pa.Table, column: str) -> pa.ChunkedArray:
     given, values = values.cast(pa.string()), pc.utf8_trim_whitespace(values.cast(pa.string()))
     padded = given.filter(pc.not_equal(given, values).fill_null(False))
     quoted = ", ".join(map(repr, padded.unique()[:3].to_pylist()))
-    say(f"values of column {column} with spaces around them, taken without", len(padded), quoted)
+    log_count(f"values of column {column} with spaces around them, taken without", len(padded), quoted)
     return pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
 
 

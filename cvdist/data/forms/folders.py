@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from cvdist import log
 from cvdist.data.forms.files import Files, parents_of
-from cvdist.data.forms.found import NO_PART, SPLIT_IN_NAME, TRAIN_PART, VALID_PART, Found, role, say
+from cvdist.data.forms.found import NO_PART, SPLIT_IN_NAME, TRAIN_PART, VALID_PART, Found, log_count, role
 from cvdist.errors import UserError
 from cvdist.log import redact, some
 
@@ -34,7 +34,7 @@ def look(files: Files, uri: str) -> Found:
         UserError: if its folders are no classes or can be understood in two ways.
     """
     root = redact(uri).rstrip("/")
-    say("files that are no pictures by their names", files.others, files.example)
+    log_count("files that are no pictures by their names", files.others, files.example)
     return by_folders(files.pictures, files.folders, root, _table_hint(files.tables, root))
 
 
@@ -72,7 +72,7 @@ def _with_classes(pictures: pa.Table, parts: Mapping[str, int]) -> pa.Table:
     split = pa.array([prefix for prefix, _ in places], pa.string()).take(parents.indices)
     if label.null_count:
         example = pictures["path"].filter(pc.is_null(label))[0].as_py()
-        say("pictures in no class folder, left out", label.null_count, example)
+        log_count("pictures in no class folder, left out", label.null_count, example)
     table = pictures.append_column("label", label).append_column("split", split)
     return table.filter(pc.is_valid(label)) if label.null_count else table
 

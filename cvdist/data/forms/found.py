@@ -74,7 +74,7 @@ def parts_of(splits: Iterable[str]) -> dict[str, int]:
     return {"train": NO_PART}
 
 
-def say(what: str, count: int, example: str = "") -> None:
+def log_count(what: str, count: int, example: str = "") -> None:
     """Log the number of rows or pictures of a kind that a user may not expect, unless it is 0."""
     if count:
         logger.info("data       %s: %s%s", what, f"{count:,}", f", e.g. {example}" if example else "")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cvdist.data.forms.columns import LabelColumns, text_of
-from cvdist.data.forms.found import BETWEEN_CLASSES, say
+from cvdist.data.forms.found import BETWEEN_CLASSES, log_count
 from cvdist.errors import UserError
 from cvdist.log import natural, some
 
@@ -68,7 +68,7 @@ def labels_in(name: str, table: pa.Table, columns: LabelColumns, separator: str)
     empty = pc.sum(pc.equal(labels, "")).as_py() or 0
     if empty == len(labels):
         raise UserError(f"{where} names no class in any row: name another one with --label-column")
-    say(f"rows without a class in {columns}, kept as pictures of no class", empty)
+    log_count(f"rows without a class in {columns}, kept as pictures of no class", empty)
     return labels
 
 

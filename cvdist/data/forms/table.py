@@ -27,7 +27,7 @@ from cvdist.config import PathsConfig, PicturesConfig, TableConfig, dashed, fiel
 from cvdist.data.formats import format_by_name
 from cvdist.data.forms.columns import LabelColumns, label_columns, path_column, roles_of, split_column, text_of
 from cvdist.data.forms.files import TABLES, list_files, parents_of
-from cvdist.data.forms.found import NO_PART, Found, parts_of, role, say
+from cvdist.data.forms.found import NO_PART, Found, log_count, parts_of, role
 from cvdist.data.forms.label_text import classes_in, label_for_people, labels_in, warn_of_several
 from cvdist.data.forms.matching import match
 from cvdist.errors import UserError
@@ -81,7 +81,7 @@ def look(config: PicturesConfig) -> Found:
             raise UserError(f"--data {name}: column {split} has no train: {some(there)}")
         parts, rows = parts_of(there), rows.append_column("split", roles)
         used = pc.is_in(rows["split"], value_set=pa.array(list(parts)))
-        say(f"rows of other splits in column {split}, left out", len(rows) - pc.sum(used).as_py())
+        log_count(f"rows of other splits in column {split}, left out", len(rows) - pc.sum(used).as_py())
         rows = rows.filter(used)
     rows = _with_labels(name, label, rows, multilabel=multilabel)
     rows, files = _with_files(config.uri, config.root, rows)
@@ -95,7 +95,7 @@ def look(config: PicturesConfig) -> Found:
             parts = parts_of(roles.unique().to_pylist())
         found = found.append_column("split", roles if roles is not None else pa.array([""] * len(found)))
         kept = pc.is_in(found["split"], value_set=pa.array(list(parts)))
-        say("pictures in folders of other splits, left out", len(found) - pc.sum(kept).as_py())
+        log_count("pictures in folders of other splits, left out", len(found) - pc.sum(kept).as_py())
         found = found.filter(kept)
     hint = f" in {label}; --label-column names another one"
     return Found(found.select(["path", "label", "split", "size", "modified"]), parts, hint, multilabel)
@@ -206,7 +206,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 def _with_labels(name: str, columns: LabelColumns, rows: pa.Table, *, multilabel: bool) -> pa.Table:
     """Return the rows that have a label. Log a warning if labels look like one class, or like several."""
-    say(f"rows without a label in {columns}, left out", rows["label"].null_count)
+    log_count(f"rows without a label in {columns}, left out", rows["label"].null_count)
     rows = rows.filter(pc.is_valid(rows["label"]))
     if not len(rows):
         raise UserError(f"--data {name}: {columns} is empty: name another one with --label-column")
@@ -283,7 +283,7 @@ def _with_files(uri: str, root: str, rows: pa.Table) -> tuple[pa.Table, pa.Table
     unnamed[number.files.drop_null()] = False
     if unnamed.any():
         where, example = redact(storage.joined(below, common)), files["path"][int(unnamed.argmax())].as_py()
-        say(f"pictures below {where} that no row names", int(unnamed.sum()), example)
+        log_count(f"pictures below {where} that no row names", int(unnamed.sum()), example)
     return rows.append_column("file", number.files).filter(there), files
 
 
@@ -369,7 +369,7 @@ def _once_each(name: str, rows: pa.Table, files: pa.Table, fraction: float) -> p
         logger.warning("data       %s, and are left out: %s", text, shown(unclear, "label"))
         groups = groups.filter(pc.invert(unclear))
     repeated = pc.sum(groups["label_count"]).as_py() - len(groups)
-    say("rows that name a picture again, with the same label", repeated)
+    log_count("rows that name a picture again, with the same label", repeated)
     return pa.table({"file": groups["file"]} | {column: groups[f"{column}_first"] for column in others})
 
 
