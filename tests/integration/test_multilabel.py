@@ -87,6 +87,17 @@ def test_an_evaluation_counts_what_the_training_has_counted(squares, tmp_path):
     assert figures == {f"figures/{name}.png" for name in ("precision_recall", "reliability", "wrong_labels")}
 
 
+def test_the_table_of_runs_has_the_metrics_that_such_a_run_has(squares):
+    run = squares[0].good.run
+    client = MlflowClient(run.tracking_uri)
+    view = json.loads(client.get_experiment(run.experiment_id).tags["mlflow.sharedViewState.cvdist"])
+    data = client.get_run(run.run_id).data
+    for column in view["selectedColumns"]:
+        kind, name = column.replace("`", "").split(".", 1)
+        assert kind == "attributes" or name in {"metrics": data.metrics, "params": data.params}[kind], column
+    assert "metrics.`valid/mean_average_precision`" in view["selectedColumns"]
+
+
 def test_predictions_and_answers_of_the_server_are_the_model_s(squares, tmp_path):
     trained, table = squares
     output = tmp_path / "out"
