@@ -90,7 +90,7 @@ def show_progress(run: Run, epoch: int, step: int, steps: int, rate: float, mete
     left = (steps - step) * loop.batch_size + (loop.epochs - epoch) * run.info.train_size
     right = "exact matches" if run.info.multilabel else "accuracy"
     run.line.show(
-        f"epoch {epoch}/{loop.epochs}  step {step}/{steps}  loss {loss:.4f}  {right} {accuracy:.1%}  "
-        f"{rate:,.0f} samples/s  about {log.duration(left / rate)} left",
+        f"epoch {epoch}/{loop.epochs}  step {step}/{steps}  {log.duration(left / rate)} left  loss {loss:.4f}  "
+        f"{right} {accuracy:.1%}  {rate:,.0f} samples/s",
         done=step / steps,
     )
