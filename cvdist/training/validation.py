@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cvdist import multilabel
 from cvdist.data.dataset import Batch
+from cvdist.data.sampler import partition
 from cvdist.distributed.collectives import from_rank_zero, gather, sum_over_workers
 from cvdist.distributed.precision import Precision
 from cvdist.results import Evaluation, LabelResults, Mistake
@@ -21,7 +22,7 @@ _MISTAKES = 16  # that an evaluation keeps
 def validate(run: Run) -> Evaluation:
     """Evaluate the model, or its moving average, on all validation samples. All workers must call this."""
     model, device, counts = run.evaluated_module(), run.worker.device, run.mode.counts
-    batches = run.mode.valid_batches(run.loader, run.config.loop.valid_batch_size)
+    batches = _shown(run, run.mode.valid_batches(run.loader, run.config.loop.valid_batch_size))
     if run.info.multilabel:
         truth = run.loader.labels("valid")
         result = evaluate_multilabel(model, batches, truth, device, run.precision, counts=counts)
@@ -30,6 +31,18 @@ def validate(run: Run) -> Evaluation:
     if result.total != run.info.valid_size:
         raise RuntimeError(f"validated {result.total} of {run.info.valid_size} samples")
     return result
+
+
+def _shown(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield this worker's batches, and show which part of its pictures they are so far."""
+    size, seen = run.info.valid_size, 0
+    mine = len(partition(size, run.mode.rank, run.mode.world_size))
+    for batch in batches:
+        yield batch
+        seen += len(batch.indices)
+        if run.line.due():
+            run.line.show(f"validation of {size:,} pictures  {seen / mine:.0%}", done=seen / mine)
+    run.line.clear()
 
 
 @torch.inference_mode()

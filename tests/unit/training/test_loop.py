@@ -240,6 +240,18 @@ def test_moving_average_is_validated_and_logged(tmp_path):
     assert run.best.correct == validate(run).correct
 
 
+def test_validation_shows_how_far_it_is(tmp_path, monkeypatch):
+    run, shown = make_run(tmp_path), []
+    size = run.info.valid_size
+    batches = list(run.loader.valid_batches(0, 1, size // 4))
+    monkeypatch.setattr(run.loader, "valid_batches", lambda *_: iter(batches))
+    monkeypatch.setattr(run.line, "due", lambda: True)
+    monkeypatch.setattr(run.line, "show", lambda text, done: shown.append((text, done)))
+    validate(run)
+    parts = [0.25, 0.5, 0.75, 1.0]
+    assert shown == [(f"validation of {size} pictures  {part:.0%}", part) for part in parts]
+
+
 def test_bfloat16_autocast_learns(tmp_path):
     run = make_run(tmp_path, precision="bfloat16", epochs=2, channels_last=True)
     assert train(run).best.valid_correct > 120
