@@ -13,6 +13,7 @@ from typing import TextIO
 
 _DEBUG = "CVDIST_DEBUG"  # set while --debug is, for the processes that this one starts
 RELAYED = "CVDIST_RELAYED"  # set where a process that this one works for shows its lines on a terminal
+CLEAR = "\r\x1b[K"  # empties the line of a terminal that the cursor is on
 LIVE = "\x1e"  # begins a line of progress for such a process
 _BAR = 12  # characters: with it, the time left of a training is within 80 columns
 
@@ -69,7 +70,7 @@ def overwrite(stream: TextIO, text: str) -> None:
     if len(text) > width:
         whole = re.match(r".{20,}(?=  |, )", text[: width + 2])
         text = whole[0] if whole else text[:width]
-    stream.write(f"\r\x1b[K{text}")
+    stream.write(f"{CLEAR}{text}")
     stream.flush()
 
 
@@ -116,7 +117,7 @@ class ProgressLine:
     def clear(self) -> None:
         """Clear the line on a terminal, so that an ordinary line can be printed."""
         if self._enabled and self._terminal:
-            sys.stderr.write("\r\x1b[K")
+            sys.stderr.write(CLEAR)
             sys.stderr.flush()
 
 

@@ -74,6 +74,7 @@ class Console(io.TextIOBase):
         for line in lines:
             self._line(f"{line}\n")
         if self._part.startswith("\r"):
+            Console._live = self._part.removeprefix(log.CLEAR)
             self._stream.write(self._part)
             self._part = ""
         return len(text)

@@ -69,6 +69,16 @@ def test_progress_of_a_worker_is_one_line_on_a_terminal(messages, monkeypatch):
     assert max(map(len, progress)) <= 39 and rest == FOR_PEOPLE
 
 
+def test_a_warning_takes_the_place_of_the_progress_of_this_process(messages, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = Terminal()
+    progress, warnings = (quiet.Console(shown, messages) for _ in range(2))
+    log.overwrite(progress, "epoch 1/2")
+    warnings.write(FOR_PEOPLE)
+    warnings.write(FOR_PEOPLE)
+    assert shown.getvalue() == f"{log.CLEAR}epoch 1/2{log.CLEAR}{FOR_PEOPLE}{FOR_PEOPLE}"
+
+
 @pytest.mark.parametrize("relayed", [True, False])
 def test_an_error_takes_the_place_of_the_progress(monkeypatch, relayed):
     shown = Terminal()
