@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -113,7 +113,7 @@ def _on_ray(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, RunRef 
 
     start.end("ray and data" if here else "ray")
     run, job = _start(config, store, tags=part.tags)
-    with tracking.end_run_on_exit(run):
+    with _told_on_interrupt(config.run.name, part), tracking.end_run_on_exit(run):
         if run is not None:
             run.require_reachable_from(nodes)
         start.end("run")
@@ -141,6 +141,7 @@ def _in_processes(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, R
         assert started is not None
         run, job = started
         with (
+            _told_on_interrupt(config.run.name, part) if ranks.rank == 0 else nullcontext(),
             tracking.end_run_on_exit(run if ranks.rank == 0 else None),
             SigtermRequest(config.checkpoint.grace_period) as sigterm,
         ):
@@ -149,6 +150,17 @@ def _in_processes(config: TrainConfig, part: ParentJob) -> tuple[str, Summary, R
             if ranks.rank == 0:
                 _describe(run, summary, part)
     return (config.run.name, summary, run) if ranks.rank == 0 else None
+
+
+@contextmanager
+def _told_on_interrupt(name: str, part: ParentJob) -> Iterator[None]:
+    """On Ctrl-C, say how the run `name` goes on, unless it is a part of a longer job, which says so itself."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not part.tags:
+            logger.warning("stopped: the same command with --name %s goes on from the last checkpoint", name)
+        raise
 
 
 def _train(

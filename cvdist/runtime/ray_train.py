@@ -115,6 +115,9 @@ class _Trainer(TorchTrainer):
         idle = (DatasetsCallback,) if address() else (DatasetsCallback, PlacementGroupCleanerCallback)
         return [one for one in super()._create_default_callbacks() if not isinstance(one, idle)]
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C to Python, which raises KeyboardInterrupt: Ray's handler ends a job without a word."""
+
 
 def _fit(config: TrainConfig, make: Callable[[], TorchTrainer]) -> Any:
     """Run Ray Train and return what the workers return.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -104,6 +105,25 @@ def test_preflight_looks_at_all_that_a_job_needs(ray_cluster, tmp_path):
     ):
         assert re.search(found, done.stdout), (found, done.stdout)
     assert not list((tmp_path / "runs" / ".preflight").iterdir())
+
+
+# -------------------------------------------------------------------------------------------------- Ctrl-C
+
+
+def test_a_training_that_is_interrupted_says_how_it_goes_on(ray_cluster, tmp_path):
+    def interrupt():
+        wait_until(lambda: list(tmp_path.glob("run/epoch-*")), "an epoch is done", poll_seconds=0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    words = ("digits-cnn", "--epochs", "1000", "--name", "run", "--no-system-metrics", "--no-log-model")
+    done = call("train", *words, storage=empty_store(tmp_path), **ray_cluster)
+    interrupting.join()
+    assert done.returncode == 130
+    assert done.stderr.endswith("--name run goes on from the last checkpoint\nstopped\n")
+    _, found = the_run(tmp_path)
+    assert found.info.status == "KILLED"
 
 
 # ----------------------------------------------------------------------------------------------- bad input
