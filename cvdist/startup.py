@@ -37,6 +37,8 @@ class Waterfall:
 def describe(workers: Sequence[Mapping[str, float]]) -> str:
     """Describe a start in one line: `8.3 s: imports 2.0, ray 3.1, data 0.9-1.2, ...`.
 
+    Phases that took no time are left out.
+
     Args:
         workers: the phases of each worker. Where these differ, the fastest's and the slowest's are given.
     """
@@ -44,5 +46,6 @@ def describe(workers: Sequence[Mapping[str, float]]) -> str:
     for phase in workers[0]:
         seconds = sorted(worker.get(phase, 0.0) for worker in workers)
         low, high = f"{seconds[0]:.1f}", f"{seconds[-1]:.1f}"
-        parts.append(f"{phase} {high if low == high else f'{low}-{high}'}")
+        if high != "0.0":
+            parts.append(f"{phase} {high if low == high else f'{low}-{high}'}")
     return f"{max(sum(worker.values()) for worker in workers):.1f} s: {', '.join(parts)}"

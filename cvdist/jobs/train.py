@@ -19,7 +19,6 @@ from cvdist.checkpoints.fence import Fence
 from cvdist.config import TrainConfig, storage_root
 from cvdist.errors import UserError
 from cvdist.jobs import console
-from cvdist.log import redact
 from cvdist.runtime.environment import choose_launcher, require_ray
 from cvdist.runtime.signals import sigterm_raises
 from cvdist.startup import Waterfall
@@ -327,7 +326,7 @@ def _start(
     if store is None:
         return None, job
     run = tracking.start_run(config, store, continued=continued, job=job.name, tags=tags)
-    logger.info("tracking   %s, %s", redact(run.tracking_uri), run.page())
+    logger.info("tracking   %s", console.mlflow_row(run)[0][1])
     return run, job
 
 

@@ -118,6 +118,7 @@ class MlflowTracker(Tracker):
     ) -> None:
         """Log the model if the run wants it, and wait until it is delivered or the drain timeout is over."""
         self._finished = True  # the model is logged when training is finished
+        logger.info("results    go to MLflow: figures%s", " and the best model" if self._ref.log_model else "")
         if not self._ref.log_model:
             return
         from cvdist.tracking.model import log_model

@@ -24,5 +24,5 @@ def test_phases_follow_each_other_also_in_another_process(monkeypatch):
     clock -= 60  # on another node
     slow.end("model")
     fast.end("model")
-    said = "7.0 s: imports 2.0, run 0.5, workers 3.0-4.5, model 0.0"
+    said = "7.0 s: imports 2.0, run 0.5, workers 3.0-4.5"
     assert startup.describe([fast.phases, slow.phases]) == said
