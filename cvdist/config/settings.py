@@ -7,6 +7,7 @@ flag another name than the field's.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Iterator
@@ -72,9 +73,15 @@ def plain_type(hint: Any) -> Any:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
 
 
+@functools.cache
+def _hints(cls: type[object]) -> dict[str, Any]:
+    """Return the types of a dataclass's fields. They are strings in the source, which take time to evaluate."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
 def groups_of(kind: type[Any]) -> dict[str, type[Any]]:
     """Return name and class of each group of a job's settings; fields that are no groups are left out."""
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]  # to mypy, a class has no hash
     return {f.name: hints[f.name] for f in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[f.name])}
 
 
@@ -85,7 +92,7 @@ def settings_of(kind: type[Any]) -> list[Setting]:
 
 def fields_of(group: type[Any], name: str = "") -> list[Setting]:
     """List the fields of one group, which a job's settings call `name`."""
-    hints = typing.get_type_hints(group, include_extras=True)
+    hints = _hints(group)  # type: ignore[arg-type]
     found = []
     for field in dataclasses.fields(group):
         marks = [mark for mark in getattr(hints[field.name], "__metadata__", ()) if isinstance(mark, Flag)]

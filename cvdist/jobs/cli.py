@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import importlib
 import io
 import json
@@ -365,9 +366,11 @@ def _ask_tyro(job: Job, base: Any, program: str, about: str, words: Sequence[str
     """Return the job's settings `base` with the changes of `words`; for `--help`, raise SystemExit."""
     import tyro
 
-    texts = _help_texts if {"-h", "--help"} & set(words) else lambda _: {}
-    bases = {name: getattr(base, name) for name in configs.groups_of(job.settings)}
-    groups = {name: _shown(job, name, group, texts(type(group))) for name, group in bases.items()}
+    shows_help = not {"-h", "--help"}.isdisjoint(words)
+    groups: dict[str, type[Any]] = {}
+    for name, cls in configs.groups_of(job.settings).items():
+        texts = _help_texts(cls) if shows_help else {}  # type: ignore[arg-type]
+        groups[name] = _shown(job, name, getattr(base, name), texts)
     fields = [(name, cls, dataclasses.field(default=cls())) for name, cls in groups.items()]
     output = io.StringIO()
     try:
@@ -387,7 +390,8 @@ def _ask_tyro(job: Job, base: Any, program: str, about: str, words: Sequence[str
     return dataclasses.replace(base, **changed)
 
 
-def _help_texts(group: type[Any]) -> dict[str, str]:
+@functools.cache
+def _help_texts(group: type[object]) -> dict[str, str]:
     """Return each field's docstring as one paragraph, where tyro would keep the line breaks of the source."""
     import docstring_parser
 
