@@ -27,6 +27,7 @@ from cvdist.config import Setting, TrainConfig
 from cvdist.errors import EXIT_USER_ERROR, UserError, did_you_mean
 from cvdist.jobs import quiet
 from cvdist.jobs.temporary import use_temporary_folder
+from cvdist.runtime.environment import choose_launcher
 
 _GENERAL = {
     "--help": "this text; after a recipe's name, all its settings",
@@ -225,6 +226,8 @@ def run_job(name: str, words: Sequence[str] | None = None) -> int:
         if isinstance(settings, CacheCommand):
             show(module.look_at_cache(settings.how, settings.uri))
             return 0
+        if _runs_on_ray(settings):
+            quiet.expect_ray()
         result = getattr(module, name)(settings)
         quiet.disconnect()
         if result is None:
@@ -236,6 +239,12 @@ def run_job(name: str, words: Sequence[str] | None = None) -> int:
     if words is None:
         use_temporary_folder()
     return main(act, words, name)
+
+
+def _runs_on_ray(settings: Any) -> bool:
+    """Return whether a job's work is done by Ray's processes, not by this one."""
+    group = getattr(settings, "runtime", None)
+    return group is not None and choose_launcher(group.launcher) == "ray"
 
 
 def main(
@@ -273,8 +282,8 @@ def main(
     except Exception as error:
         if debug:
             traceback.print_exc()
-        elif messages is not None and messages.last:
-            sys.stderr.writelines(["the last of what Ray and MLflow said:\n", *messages.last])
+        elif messages is not None and (last := messages.last()):
+            sys.stderr.writelines(["the last of what Ray and MLflow said:\n", *last])
         first = next(iter(str(error).strip().splitlines()), "")
         print(f"error: {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
         return 1

@@ -35,28 +35,41 @@ _LIBRARY = re.compile(
 )
 _KEPT_LINES = 20  # lines that are shown after an unexpected error
 _KEPT_FILES = 20
+_STDERR = 2  # file descriptor
 
 
 class LibraryMessages:
-    """The file for messages of libraries. Its first line creates it and deletes old files of other jobs."""
+    """The file for messages of libraries. The first of them creates it and deletes old files of other jobs."""
 
     def __init__(self, path: Path) -> None:
         """Prepare the file at `path`, without writing it yet."""
         self.path = path
-        self.last: deque[str] = deque(maxlen=_KEPT_LINES)
         self._file: TextIO | None = None
+
+    def open(self) -> TextIO:
+        """Return the file, opened to write at its end; the first time, log where it is.
+
+        Raises:
+            OSError: if it can't be written.
+        """
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for old in sorted(self.path.parent.glob("*.log"), key=os.path.getmtime)[: -_KEPT_FILES + 1]:
+                old.unlink(missing_ok=True)
+            self._file = self.path.open("a", encoding="utf-8", errors="replace", buffering=1)
+            logger.info("messages   of Ray and MLflow are in %s (--verbose shows them)", self.path)
+        return self._file
 
     def add(self, line: str) -> None:
         """Write a line. If the disk is full, the line is lost and the job goes on."""
-        self.last.append(line)
         with suppress(OSError):
-            if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                for old in sorted(self.path.parent.glob("*.log"), key=os.path.getmtime)[: -_KEPT_FILES + 1]:
-                    old.unlink(missing_ok=True)
-                self._file = self.path.open("a", encoding="utf-8", errors="replace", buffering=1)
-                logger.info("messages   of Ray and MLflow are in %s (--verbose shows them)", self.path)
-            self._file.write(line)
+            self.open().write(line)
+
+    def last(self) -> list[str]:
+        """Return the last lines of the file."""
+        with suppress(OSError), self.path.open(encoding="utf-8", errors="replace") as file:
+            return list(deque(file, maxlen=_KEPT_LINES))
+        return []
 
 
 class Console(io.TextIOBase):
@@ -67,6 +80,7 @@ class Console(io.TextIOBase):
     def __init__(self, stream: TextIO, messages: LibraryMessages) -> None:
         """Pass on to `stream`."""
         self._stream, self._messages, self._part = stream, messages, ""
+        self._before: TextIO | None = None
 
     def write(self, text: str) -> int:
         """Take a text. An incomplete last line waits for its rest, unless it is a line of progress."""
@@ -90,6 +104,30 @@ class Console(io.TextIOBase):
     def fileno(self) -> int:
         """Return the stream's file descriptor."""
         return self._stream.fileno()
+
+    def divert(self) -> None:
+        """Send to the file of messages what is written past Python, as Ray's core does: to the file descriptor.
+
+        This stream goes on writing where it did. Nothing is done where that is not the standard error that the
+        process was started with.
+        """
+        with suppress(OSError):
+            if self._before is None and self._stream.fileno() == _STDERR:
+                file = self._messages.open()
+                self._stream.flush()
+                self._before = self._stream
+                self._stream = os.fdopen(
+                    os.dup(_STDERR), "w", buffering=1, encoding=self.encoding, errors="replace"
+                )
+                os.dup2(file.fileno(), _STDERR)
+
+    def restore(self) -> None:
+        """Undo `divert`."""
+        if self._before is not None:
+            self._stream.flush()
+            os.dup2(self._stream.fileno(), _STDERR)
+            self._stream.close()
+            self._stream, self._before = self._before, None
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -148,10 +186,18 @@ def console(name: str, *, verbose: bool) -> Iterator[LibraryMessages]:
             log.overwrite(sys.stderr, "")
 
 
+def expect_ray() -> None:
+    """Keep what Ray's core writes to the standard error of this process off the console."""
+    if isinstance(sys.stderr, Console):
+        sys.stderr.divert()
+
+
 def disconnect() -> None:
     """Leave the cluster that the job has joined, so that no line of Ray's comes after the job's result."""
     if _in_cluster() and not _joined_before:
         sys.modules["ray"].shutdown()
+    if isinstance(sys.stderr, Console):
+        sys.stderr.restore()
 
 
 _joined_before = False  # whether the process had joined a cluster before the job began

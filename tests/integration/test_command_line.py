@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,34 @@ def test_the_job_says_it_in_one_line_before_anything_starts(tmp_path):
     assert "workers" not in done.stderr
     done = call("train", "dogs-cats-cnn", storage=tmp_path)
     assert the_error(done).startswith("--data is needed: the folder or URI of the pictures")
+
+
+def test_what_is_written_past_python_is_among_the_messages_of_libraries(tmp_path):
+    """Ray's core writes to the process's standard error itself."""
+    script = """
+import os, sys
+from cvdist import log
+from cvdist.jobs import quiet
+with quiet.console("train", verbose=sys.argv[1] == "verbose"):
+    log.setup()
+    quiet.expect_ray()
+    os.write(2, b"core_worker.cc: one\\n")
+    sys.stderr.write("for people\\n")
+    quiet.disconnect()
+    os.write(2, b"after it\\n")
+"""
+    for how in ("quiet", "verbose"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, how],
+            env={**os.environ, "CVDIST_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        shown = done.stderr.splitlines()
+        assert shown[-2:] == ["for people", "after it"]
+        assert ("core_worker.cc: one" in shown) == (how == "verbose")
+        if how == "quiet":
+            (file,) = (tmp_path / "logs").iterdir()
+            assert file.read_text() == "core_worker.cc: one\n" and str(file) in shown[0]
 
 
 def test_every_job_reads_a_folder_the_same_way(tmp_path):

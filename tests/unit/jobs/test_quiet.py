@@ -54,7 +54,7 @@ def test_lines_for_people_are_shown_and_the_others_kept(tmp_path_factory, cuts):
         console.write(text[start:stop])  # in any pieces
     assert out.getvalue() == f"{FOR_PEOPLE}{CONTINUED}{ERROR}"
     kept = messages.path.read_text()
-    assert "PreemptionWatcher" not in kept and kept.count("\n") == len(CHATTER) == len(messages.last)
+    assert "PreemptionWatcher" not in kept and kept.count("\n") == len(CHATTER) == len(messages.last())
 
 
 def test_progress_of_a_worker_is_one_line_on_a_terminal(messages, monkeypatch):
