@@ -121,12 +121,12 @@ def _rows(config: TrainConfig) -> Iterator[Row]:
     yield _guarded("MLflow", "the driver", lambda: _mlflow(config))
     classes: int | None = None  # not known where the pictures can't be listed
 
-    def samples() -> str:
+    def data() -> str:
         nonlocal classes
-        found, classes = _samples(config)
+        found, classes = look_at_data(config)
         return found
 
-    yield _guarded("data", "the driver", samples)
+    yield _guarded("data", "the driver", data)
     yield from _all_reduce(config, classes)
 
 
@@ -205,7 +205,7 @@ def _mlflow(config: TrainConfig) -> str:
     )
 
 
-def _samples(config: TrainConfig) -> tuple[str, int]:
+def look_at_data(config: TrainConfig) -> tuple[str, int]:
     """Decode some pictures, or check a feature cache. Returns what was found, and the number of classes."""
     if config.features.uri:
         manifest = features.open_manifest(config)[1]

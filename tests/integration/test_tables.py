@@ -8,7 +8,7 @@ from pyarrow import fs as arrow
 from cvdist import config as configs
 from cvdist import recipes, storage
 from cvdist.jobs import cli, evaluate, predict, visualize
-from cvdist.jobs.preflight import _samples
+from cvdist.jobs.preflight import look_at_data
 from cvdist.jobs.train import train
 from tests.helpers import pictures
 
@@ -35,7 +35,7 @@ def test_all_jobs_take_a_table_in_a_bucket(trained, table, bucket, tmp_path, cap
     finished = train(config)
     assert finished is not None and finished.summary.best.valid_total == 8
     assert f"1 of 41 rows named no file below {bucket}, e.g. 0040" in caplog.text
-    assert _samples(config).startswith("40 pictures in 2 classes")
+    assert look_at_data(config)[0].startswith("40 pictures in 2 classes")
 
     def job(kind, *words):
         flags = ["tabled", "--storage", str(trained.storage), *map(str, words)]
