@@ -21,11 +21,11 @@ from torchvision.datasets import ImageFolder
 from benchmarks.augmentation import reference_transform
 from benchmarks.harness import Comparison, compare
 from benchmarks.photographs import write_folder
+from benchmarks.transfer_steps import through_the_loop
 from cvdist import config as configs
 from cvdist import loaders, models, recipes
 from cvdist.hardware import usable_cores
 from cvdist.tracking import NoTracker
-from cvdist.training.train import train_epoch
 from tests.helpers.runs import build
 
 BATCH, STEPS = 32, 4
@@ -57,15 +57,7 @@ def _ours(root: Path, folder: Path, precision: str) -> Callable[[], float]:
     )  # fmt: skip
     config = models.with_preprocessing(config)
     loaders.prepare(config)
-    run = build(config, NoTracker())
-
-    def epoch() -> float:
-        run.progress.position = 0
-        started = time.perf_counter()
-        train_epoch(run, 1)
-        return BATCH * STEPS / (time.perf_counter() - started)
-
-    return epoch
+    return through_the_loop(build(config, NoTracker()), BATCH * STEPS)
 
 
 def _reference(pictures: Path) -> Callable[[], float]:

@@ -45,9 +45,10 @@ class LibraryMessages:
         """Prepare the file at `path`, without writing it yet."""
         self.path = path
         self._file: TextIO | None = None
+        self._told = False
 
     def open(self) -> TextIO:
-        """Return the file, opened to write at its end; the first time, log where it is.
+        """Return the file, opened to write at its end.
 
         Raises:
             OSError: if it can't be written.
@@ -57,19 +58,32 @@ class LibraryMessages:
             for old in sorted(self.path.parent.glob("*.log"), key=os.path.getmtime)[: -_KEPT_FILES + 1]:
                 old.unlink(missing_ok=True)
             self._file = self.path.open("a", encoding="utf-8", errors="replace", buffering=1)
-            logger.info("messages   of Ray and MLflow are in %s (--verbose shows them)", self.path)
         return self._file
 
     def add(self, line: str) -> None:
         """Write a line. If the disk is full, the line is lost and the job goes on."""
         with suppress(OSError):
             self.open().write(line)
+            self.tell()
+
+    def tell(self) -> None:
+        """Log where the file is, once."""
+        if not self._told:
+            self._told = True
+            logger.info("messages   of Ray and MLflow are in %s (--verbose shows them)", self.path)
 
     def last(self) -> list[str]:
         """Return the last lines of the file."""
         with suppress(OSError), self.path.open(encoding="utf-8", errors="replace") as file:
             return list(deque(file, maxlen=_KEPT_LINES))
         return []
+
+    def close(self) -> None:
+        """Close the file, and delete it if nobody was told of it and nothing is in it."""
+        if self._file is not None:
+            self._file.close()
+            if not self._told and not self.path.stat().st_size:
+                self.path.unlink()
 
 
 class Console(io.TextIOBase):
@@ -151,6 +165,8 @@ class Console(io.TextIOBase):
             self._messages.add(found["text"])
 
     def _pass_on(self, text: str) -> None:
+        if self._before is not None and _in_cluster():
+            self._messages.tell()  # before anything can end this process without a word on the console
         if Console._live and self._stream.isatty():
             log.overwrite(self._stream, "")
         self._stream.write(text)
@@ -181,6 +197,8 @@ def console(name: str, *, verbose: bool) -> Iterator[LibraryMessages]:
         yield messages
     finally:
         disconnect()
+        with suppress(OSError):
+            messages.close()
         sys.stdout, sys.stderr = before
         if sys.stderr.isatty():  # an error must not stand behind a line of progress
             log.overwrite(sys.stderr, "")

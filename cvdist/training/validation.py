@@ -22,7 +22,7 @@ _MISTAKES = 16  # that an evaluation keeps
 def validate(run: Run) -> Evaluation:
     """Evaluate the model, or its moving average, on all validation samples. All workers must call this."""
     model, device, counts = run.evaluated_module(), run.worker.device, run.mode.counts
-    batches = _shown(run, run.mode.valid_batches(run.loader, run.config.loop.valid_batch_size))
+    batches = _with_progress(run, run.mode.valid_batches(run.loader, run.config.loop.valid_batch_size))
     if run.info.multilabel:
         truth = run.loader.labels("valid")
         result = evaluate_multilabel(model, batches, truth, device, run.precision, counts=counts)
@@ -33,7 +33,7 @@ def validate(run: Run) -> Evaluation:
     return result
 
 
-def _shown(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
+def _with_progress(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
     """Yield this worker's batches, and show which part of its pictures they are so far."""
     size, seen = run.info.valid_size, 0
     mine = len(partition(size, run.mode.rank, run.mode.world_size))
