@@ -107,6 +107,21 @@ def test_preflight_looks_at_all_that_a_job_needs(ray_cluster, tmp_path):
     assert not list((tmp_path / "runs" / ".preflight").iterdir())
 
 
+def test_a_cache_that_is_not_there_is_one_row_of_a_preflight(ray_cluster, tmp_path):
+    words = (
+        "dogs-cats-vgg16-mlp",
+        "--features",
+        tmp_path / "nowhere",
+        "--weights",
+        "none",
+        "--num-workers",
+        "2",
+    )
+    done = call("preflight", *words, storage=tmp_path / "runs", **ray_cluster)
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"data .*FAILED", done.stdout) and re.search(r"all-reduce  2 workers .*MB/s", done.stdout)
+
+
 # -------------------------------------------------------------------------------------------------- Ctrl-C
 
 
